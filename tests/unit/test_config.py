@@ -1,0 +1,361 @@
+"""Configuration: a good one is read as written, a bad one is refused with the field's name and without secrets."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shopflow.config import Config, MongoDB, load, variables
+from shopflow.errors import Refused
+
+ROOT = Path(__file__).parents[2]
+SECRET = "geheim-7f3a"  # noqa: S105 - looked for in messages
+
+Read = Callable[..., Config]
+
+
+@pytest.fixture
+def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Read:
+    """Loads a file with this text, and an environment with these variables and nothing else."""
+    monkeypatch.chdir(tmp_path)
+
+    def read(text: str | bytes | None = None, **environ: str) -> Config:
+        if text is not None:
+            (tmp_path / "config.yaml").write_bytes(text.encode() if isinstance(text, str) else text)
+        return load(environ)
+
+    return read
+
+
+def refusal(read: Read, text: str | bytes | None = None, **environ: str) -> str:
+    with pytest.raises(Refused) as caught:
+        read(text, **environ)
+    assert "\n" not in caught.value.message
+    return caught.value.message
+
+
+def leaves(values: dict[str, Any], at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from leaves(value, (*at, name))
+        else:
+            yield (*at, name), value
+
+
+def test_no_file_and_no_variable_gives_the_contracts_defaults(read: Read) -> None:
+    config = read()
+    assert config == Config()
+    assert (config.app_id, config.broker, config.data_dir) == ("shopflow", "embedded", "./data")
+    assert (config.mongodb.uri, config.mongodb.database) == ("embedded", "shopflow")
+    assert (config.topics.prefix, config.topics.partitions, config.topics.replication) == ("shop.", 4, 1)
+    assert config.embeds_kafka
+    assert config.embeds_mongodb
+
+
+def test_an_empty_file_is_the_defaults(read: Read) -> None:
+    assert read("# nothing\n") == Config()
+
+
+def test_the_example_file_has_every_field_with_its_default_and_its_variable() -> None:
+    text = (ROOT / "config.yaml").read_text(encoding="utf-8")
+    assert dict(leaves(yaml.safe_load(text))) == dict(leaves(msgspec.to_builtins(Config())))
+    assert load({"SHOPFLOW_CONFIG": str(ROOT / "config.yaml")}) == Config()
+    beside = {line.split("#")[1].strip() for line in text.splitlines() if "# SHOPFLOW_" in line and ":" in line}
+    assert beside == set(variables())
+
+
+def test_each_variable_stands_beside_its_own_field() -> None:
+    """A variable that stands beside its neighbour's field would mislead."""
+    for line in (ROOT / "config.yaml").read_text(encoding="utf-8").splitlines():
+        if "# SHOPFLOW_" in line and not line.lstrip().startswith("#"):
+            field, variable = line.split(":")[0].strip(), line.rpartition("#")[2].strip()
+            assert variables()[variable][-1] == field
+
+
+def test_every_field_has_a_variable_of_its_own() -> None:
+    assert sorted(variables().values()) == sorted(path for path, _ in leaves(msgspec.to_builtins(Config())))
+
+
+@pytest.mark.parametrize("variable", sorted(variables()))
+def test_every_variable_overrides_its_field_and_no_other(variable: str, read: Read) -> None:
+    path = variables()[variable]
+    defaults = dict(leaves(msgspec.to_builtins(Config())))
+    others = {
+        "SHOPFLOW_BROKER": "kafka://one:9092",
+        "SHOPFLOW_MONGODB_URI": "mongodb://one:27017",
+        "SHOPFLOW_EMBEDDED_KAFKA_VERSION": "4.0.0",
+        "SHOPFLOW_TOPICS_RETENTION_HOURS": "24",
+        "SHOPFLOW_EMBEDDED_KAFKA_PORT": "1024",
+        "SHOPFLOW_EMBEDDED_MONGODB_PORT": "1024",
+    }
+    default = defaults[path]
+    text = others.get(variable, "other" if isinstance(default, str) else str(default * 2))
+    found = dict(leaves(msgspec.to_builtins(read(**{variable: text}))))
+    assert found.pop(path) == type(default)(text)
+    del defaults[path]
+    assert found == defaults
+
+
+def test_the_environment_wins_over_the_file_field_by_field(read: Read) -> None:
+    config = read("topics: {prefix: file., partitions: 7}\napp_id: file", SHOPFLOW_TOPICS_PARTITIONS="9")
+    assert (config.topics.prefix, config.topics.partitions, config.app_id) == ("file.", 9, "file")
+
+
+def test_a_whole_number_is_a_good_number_of_seconds(read: Read) -> None:
+    assert read("batching: {product_wait_seconds: 3}").batching.product_wait_seconds == 3.0
+
+
+def test_a_path_in_the_environment_is_read_instead_of_the_file_here(read: Read, tmp_path: Path) -> None:
+    (tmp_path / "other.yaml").write_text("app_id: other")
+    assert read("app_id: here", SHOPFLOW_CONFIG=str(tmp_path / "other.yaml")).app_id == "other"
+
+
+def test_a_missing_file_is_refused_when_it_was_asked_for(read: Read, tmp_path: Path) -> None:
+    path = str(tmp_path / "missing.yaml")
+    assert refusal(read, SHOPFLOW_CONFIG=path) == f"{path}: can't be read: No such file or directory"
+
+
+def test_a_folder_instead_of_a_file_is_refused(read: Read, tmp_path: Path) -> None:
+    assert "can't be read: Is a directory" in refusal(read, SHOPFLOW_CONFIG=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("brokr: x", "config.yaml: brokr: no such field"),
+        ("topics: {retention: 1}", "config.yaml: topics.retention: no such field"),
+        ("mongodb.uri: embedded", "config.yaml: mongodb.uri: no such field"),
+        ("app_id: 3", "config.yaml: app_id: expected `str`, got `int`"),
+        ("app_id: 2024-01-01", "config.yaml: app_id: expected `str`, got `date`"),
+        ("data_dir: ~", "config.yaml: data_dir: expected `str`, got `null`"),
+        ("mongodb:", "config.yaml: mongodb: expected `object`, got `null`"),
+        ("mongodb: 3", "config.yaml: mongodb: expected `object`, got `int`"),
+        ("topics: {partitions: true}", "config.yaml: topics.partitions: expected `int`, got `bool`"),
+        ("topics: {partitions: 4.0}", "config.yaml: topics.partitions: expected `int`, got `float`"),
+        ("topics: {partitions: '4'}", "config.yaml: topics.partitions: expected `int`, got `str`"),
+        ("'': x", "config.yaml: '': no such field"),
+        ("3: x", "config.yaml: (a field's name): expected `str`"),
+        ("mongodb: {3: x}", "config.yaml: mongodb.(a field's name): expected `str`"),
+        ("just text", "config.yaml: must be fields and values, found str"),
+        ("[app_id]", "config.yaml: must be fields and values, found list"),
+        ("app_id: a\napp_id: b", "config.yaml: not YAML: line 2, column 1: app_id stands there twice"),
+        ("topics: {partitions: 1, partitions: 2}", "not YAML: line 1, column 25: partitions stands there twice"),
+        ("app_id: 'open", "config.yaml: not YAML: line 1, column 14: found unexpected end of stream"),
+        ("app_id: !!python/object/apply:os.getcwd []", "config.yaml: not YAML: line 1, column 9: could not determine"),
+        ("app_id: 2024-99-99", "config.yaml: not YAML: month must be in 1..12"),
+        ("app_id: " + "9" * 5000, "config.yaml: "),
+        ("[" * 5000, "config.yaml: not YAML: maximum recursion depth exceeded"),
+        ("? [1]\n: 2", "config.yaml: not YAML: line 1, column 3: found unhashable key"),
+        (b"app_id: \xff", "config.yaml: not YAML: 'utf-8' codec can't decode"),
+        ("\0", "config.yaml: not YAML: unacceptable character #x0000"),
+    ],
+)
+def test_a_bad_file_is_refused_with_the_fields_name(text: str | bytes, message: str, read: Read) -> None:
+    assert message in refusal(read, text)
+
+
+BAD_VALUES = [
+    ("app_id", "", "must be 1 to 180 letters"),
+    ("app_id", "a b", "must be 1 to 180 letters"),
+    ("app_id", "a" * 181, "must be 1 to 180 letters"),
+    ("broker", "", "must be 'embedded' or kafka://host:port"),
+    ("broker", "localhost:9092", "must be 'embedded' or kafka://host:port"),
+    ("broker", "kafka://localhost", "must be 'embedded' or kafka://host:port"),
+    ("broker", "kafka://a:9092,b:9092", "must be 'embedded' or kafka://host:port"),
+    ("broker", "kafka://a:9092;", "must be 'embedded' or kafka://host:port"),
+    ("broker", "kafka://a:99999", "must be 'embedded' or kafka://host:port"),
+    ("broker", "kafka://a:0", "must be 'embedded' or kafka://host:port"),
+    ("broker", "http://a:9092", "must be 'embedded' or kafka://host:port"),
+    ("mongodb.uri", "", "must be 'embedded', mongodb://host"),
+    ("mongodb.uri", "localhost:27017", "must be 'embedded', mongodb://host"),
+    ("mongodb.uri", "mongodb://", "must be 'embedded', mongodb://host"),
+    ("mongodb.uri", "mongodb://?x=y", "must be 'embedded', mongodb://host"),
+    ("mongodb.database", "", "must be 1 to 63 characters"),
+    ("mongodb.database", "a" * 64, "must be 1 to 63 characters"),
+    ("mongodb.database", "a.b", "must be 1 to 63 characters"),
+    ("topics.prefix", "a/", "must be at most 180"),
+    ("topics.partitions", 0, "must be 1 to 10000"),
+    ("topics.partitions", 10**30, "must be 1 to 10000"),
+    ("topics.replication", 0, "must be 1 to 100"),
+    ("topics.retention_hours", 0, "must be -1 (for ever) or 1 to"),
+    ("topics.retention_hours", -2, "must be -1 (for ever) or 1 to"),
+    ("data_dir", "", "must be a folder"),
+    ("embedded.kafka_port", 65536, "must be 0 to 65535"),
+    ("embedded.mongodb_port", -1, "must be 0 to 65535"),
+    ("embedded.kafka_version", "latest", "must be like 4.1.1"),
+    ("embedded.kafka_heap_mb", 1, "must be at least 128"),
+    ("embedded.start_seconds", 0, "must be more than 0"),
+    ("embedded.start_seconds", float("nan"), "must be more than 0"),
+    ("embedded.start_seconds", float("inf"), "must be more than 0"),
+    ("web.bind", "", "must be an address"),
+    ("web.port", 0, "must be 1 to 65535"),
+    ("batching.max_records", 0, "must be 1 to 100000"),
+    ("batching.max_event_bytes", 1, "must be 1024 to 8388608"),
+    ("batching.product_wait_seconds", -1, "must be 0 to 3600"),
+    ("batching.commit_interval_seconds", 0, "must be 0.05 to 60"),
+    ("batching.session_timeout_seconds", 0, "must be 1 to 300"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "must"), BAD_VALUES)
+def test_a_bad_value_is_refused_with_its_field_in_the_file(field: str, value: Any, must: str, read: Read) -> None:
+    section, _, name = field.rpartition(".")
+    text = yaml.safe_dump({section: {name: value}} if section else {name: value})
+    assert refusal(read, text).startswith(f"config.yaml: {field}: {must}")
+
+
+@pytest.mark.parametrize(("field", "value", "must"), BAD_VALUES)
+def test_a_bad_value_is_refused_with_its_variable(field: str, value: Any, must: str, read: Read) -> None:
+    """The variable at fault is named, whatever else is set."""
+    variable = "SHOPFLOW_" + field.replace(".", "_").upper()
+    environ = {"SHOPFLOW_APP_ID": "good", "SHOPFLOW_WEB_HOST": "good", variable: str(value)}
+    assert refusal(read, **environ).startswith(f"{variable} ({field}): {must}")
+
+
+def test_every_field_but_the_free_ones_has_a_bad_value_here() -> None:
+    """A new field must come with a value that it refuses."""
+    free = {"web.host"}
+    assert {field for field, _, _ in BAD_VALUES} == {".".join(path) for path in variables().values()} - free
+
+
+@pytest.mark.parametrize("text", ["many", "1.5", " 8", "1_0", "", "true", "null"])
+def test_a_variable_that_is_not_a_number_is_refused(text: str, read: Read) -> None:
+    message = refusal(read, SHOPFLOW_TOPICS_PARTITIONS=text)
+    assert message.startswith("SHOPFLOW_TOPICS_PARTITIONS (topics.partitions): expected `int`")
+
+
+def test_a_text_that_looks_like_something_else_stays_a_text(read: Read) -> None:
+    assert read(SHOPFLOW_APP_ID="123").app_id == "123"
+    assert read(SHOPFLOW_APP_ID="null").app_id == "null"
+
+
+@pytest.mark.parametrize("variable", ["SHOPFLOW_BROKR", "SHOPFLOW_MONGODB", "SHOPFLOW_", "SHOPFLOW_mongodb_uri"])
+def test_an_unknown_variable_is_refused_and_the_known_ones_are_told(variable: str, read: Read) -> None:
+    message = refusal(read, **{variable: "x"})
+    assert message.startswith(f"{variable}: no such setting; known are SHOPFLOW_APP_ID, ")
+    assert "SHOPFLOW_BROKER" in message
+
+
+def test_a_fault_of_the_file_is_not_blamed_on_the_environment(read: Read) -> None:
+    assert refusal(read, "topics: {partitions: 0}", SHOPFLOW_APP_ID="x").startswith("config.yaml: topics.partitions: ")
+
+
+def test_variables_of_others_are_left_alone(read: Read) -> None:
+    others = {"PATH": "/bin", "SHOPFLOWER": "x", "shopflow_app_id": "x", "MY_SHOPFLOW_APP_ID": "x"}
+    assert read(**others) == Config()
+
+
+def test_the_test_suites_own_variables_are_left_alone(read: Read) -> None:
+    """`SHOPFLOW_TEST_BROKER` names servers for the tests; every worker that they start inherits it."""
+    assert read(SHOPFLOW_TEST_BROKER="kafka://x:1", SHOPFLOW_TEST_MONGODB_URI="mongodb://x") == Config()
+
+
+def test_kubernetes_variables_of_services_named_like_shopflow_are_left_alone(read: Read) -> None:
+    """Kubernetes puts these into every container; `SHOPFLOW_WEB_PORT` even has the name of a setting."""
+    environ = {}
+    for service in ("SHOPFLOW", "SHOPFLOW_WEB", "SHOPFLOW_MONGODB", "SHOPFLOW_KAFKA_CONTROLLER"):
+        environ |= {
+            f"{service}_SERVICE_HOST": "10.0.0.7",
+            f"{service}_SERVICE_PORT": "6066",
+            f"{service}_SERVICE_PORT_HTTP": "6066",
+            f"{service}_PORT": "tcp://10.0.0.7:6066",
+            f"{service}_PORT_6066_TCP": "tcp://10.0.0.7:6066",
+            f"{service}_PORT_6066_TCP_PROTO": "tcp",
+            f"{service}_PORT_6066_TCP_PORT": "6066",
+            f"{service}_PORT_6066_TCP_ADDR": "10.0.0.7",
+        }
+    assert read(**environ) == Config()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"mongodb: {{uri: 'http://user:{SECRET}@host'}}",
+        f"mongodb: {{uri: 'mongodb://user:{SECRET}@host",
+        f"mongodb:\n  uri: mongodb://user:{SECRET}@host: x",
+        f"mongodb:\n  uri: mongodb://user:{SECRET}@host\n  uri: mongodb://host",
+        f"mongodb:\n  uri: [mongodb://user:{SECRET}@host]",
+        f"mongodb: mongodb://user:{SECRET}@host",
+        f"mongodb://user:{SECRET}@host",
+        f"broker: kafka://user:{SECRET}@host:9092",
+        f"mongodb:\n\turi: mongodb://user:{SECRET}@host",
+    ],
+)
+def test_no_refusal_shows_a_secret_of_the_file(text: str, read: Read) -> None:
+    """Neither in the message nor in a traceback that somebody may log."""
+    with pytest.raises(Refused) as caught:
+        read(text)
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        ("SHOPFLOW_MONGODB_URI", f"http://user:{SECRET}@host"),
+        ("SHOPFLOW_MONGODB_URI", f"mongodb://user:{SECRET} @host"),
+        ("SHOPFLOW_BROKER", f"kafka://user:{SECRET}@host:9092"),
+        ("SHOPFLOW_TOPICS_PARTITIONS", SECRET),
+        ("SHOPFLOW_MONGODB_PASSWORD", SECRET),
+    ],
+)
+def test_no_refusal_shows_a_secret_of_the_environment(variable: str, text: str, read: Read) -> None:
+    with pytest.raises(Refused) as caught:
+        read(**{variable: text})
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_printed_configuration_shows_no_secret() -> None:
+    config = Config(mongodb=MongoDB(uri=f"mongodb://user:{SECRET}@host"))
+    assert SECRET not in repr(config)
+    assert SECRET not in str(config)
+    assert "embedded" in repr(Config().mongodb)
+
+
+def test_servers_elsewhere_are_accepted(read: Read) -> None:
+    uri = "mongodb+srv://user:p%40ss@cluster.example.net/?retryWrites=true&tls=true"
+    config = read(SHOPFLOW_BROKER="kafka://one:9092;kafka://two:9092;three:9093", SHOPFLOW_MONGODB_URI=uri)
+    assert (config.broker, config.mongodb.uri) == ("kafka://one:9092;kafka://two:9092;three:9093", uri)
+    assert not config.embeds_kafka
+    assert not config.embeds_mongodb
+
+
+def test_the_data_folder_is_absolute(read: Read, tmp_path: Path) -> None:
+    """The tables must not move when something changes the working directory."""
+    assert read().data_path == tmp_path / "data"
+    assert read(SHOPFLOW_DATA_DIR="~/shop").data_path == Path.home() / "shop"
+    assert read(SHOPFLOW_DATA_DIR="/shop").data_path == Path("/shop")
+
+
+def test_a_configuration_cant_be_changed() -> None:
+    with pytest.raises(AttributeError):
+        Config().app_id = "other"  # type: ignore[misc]
+
+
+VALUES: Any = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.dates() | st.binary(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text() | st.integers(), inner, max_size=3),
+    max_leaves=8,
+)
+NAMES = st.sampled_from(sorted({name for path in variables().values() for name in path})) | st.text()
+
+
+@given(values=st.dictionaries(NAMES, VALUES | st.dictionaries(NAMES, VALUES, max_size=3), max_size=3))
+def test_any_file_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    message = ""
+    try:
+        load({"SHOPFLOW_CONFIG": str(path)})
+    except Refused as refused:
+        message = refused.message
+    assert not message or message.startswith(f"{path}: ")
+    assert ": : " not in message
+    assert "\n" not in message

@@ -1,0 +1,53 @@
+"""Errors: each says how to react, and reads well where it ends up."""
+
+from __future__ import annotations
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from shopflow import errors
+from shopflow.errors import PartitionLost, Refused, Rejected, ShopflowError, Unavailable
+
+
+def test_every_error_of_ours_is_caught_as_one() -> None:
+    for name in errors.__all__:
+        assert issubclass(getattr(errors, name), ShopflowError)
+
+
+def test_no_error_is_caught_where_another_reaction_is_meant() -> None:
+    """Each reaction is its own branch of the tree: a retry must never swallow a refusal."""
+    reactions = (Refused, Unavailable, Rejected, PartitionLost)
+    for one in reactions:
+        assert not any(issubclass(one, other) for other in reactions if other is not one)
+
+
+def test_a_refusal_in_a_command_is_one_line_on_stderr_and_status_2() -> None:
+    @click.command()
+    def refuse() -> None:
+        raise Refused("config.yaml: app_id: no such field")
+
+    result = CliRunner().invoke(refuse)
+    assert result.exit_code == 2
+    assert result.stderr == "Error: config.yaml: app_id: no such field\n"
+    assert result.stdout == ""
+    assert str(Refused("why")) == "why"
+
+
+def test_an_unavailable_server_is_named() -> None:
+    error = Unavailable("MongoDB", ConnectionRefusedError("connection refused"))
+    assert str(error) == "MongoDB: connection refused"
+    assert error.service == "MongoDB"
+
+
+def test_a_rejection_has_a_reason_that_can_be_counted_and_a_detail_for_reading() -> None:
+    error = Rejected("invalid event", "price: Expected `int` >= 0")
+    assert (error.reason, error.detail) == ("invalid event", "price: Expected `int` >= 0")
+    assert str(error) == "invalid event: price: Expected `int` >= 0"
+    assert str(Rejected("no value")) == "no value"
+    with pytest.raises(ShopflowError, match="no value"):
+        raise Rejected("no value")
+
+
+def test_a_partition_lost_says_which() -> None:
+    assert str(PartitionLost("shop.purchases, partition 3")) == "shop.purchases, partition 3"
