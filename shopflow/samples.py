@@ -1,0 +1,178 @@
+"""Pure generators of example events: Polish groceries, Polish customers, and who buys what."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime, timezone
+from functools import cache
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from faker import Faker
+
+__all__ = ["PRODUCTS", "SampleProduct", "customers", "products", "purchases"]
+
+MAX_QUANTITY = 5
+
+
+class SampleProduct(NamedTuple):
+    """An example product. Its price is drawn near `base_price`, in grosze."""
+
+    product_id: str
+    name: str
+    type: str
+    base_price: int
+
+
+#: The shop's assortment. The ids stay, so that seeding again gives the same products new prices.
+PRODUCTS = (
+    SampleProduct("mleko-laciate-2", "Mleko Łaciate 2% 1 l", "mleko", 389),
+    SampleProduct("mleko-laciate-3-2", "Mleko Łaciate 3,2% 1 l", "mleko", 419),
+    SampleProduct("mleko-mlekovita-2", "Mleko Mlekovita 2% 1 l", "mleko", 369),
+    SampleProduct("mleko-mlekovita-3-2", "Mleko Mlekovita 3,2% 1 l", "mleko", 399),
+    SampleProduct("mleko-bez-laktozy", "Mleko bez laktozy 1,5% 1 l", "mleko", 499),
+    SampleProduct("cukier-bialy", "Cukier biały 1 kg", "cukier", 399),
+    SampleProduct("cukier-trzcinowy", "Cukier trzcinowy 500 g", "cukier", 749),
+    SampleProduct("czekolada-mleczna", "Czekolada mleczna 100 g", "czekolada", 599),
+    SampleProduct("czekolada-gorzka", "Czekolada gorzka 100 g", "czekolada", 649),
+    SampleProduct("chleb-zytni", "Chleb żytni 500 g", "pieczywo", 629),
+    SampleProduct("chleb-pszenny", "Chleb pszenny 400 g", "pieczywo", 479),
+    SampleProduct("maslo-ekstra", "Masło ekstra 200 g", "masło", 799),
+    SampleProduct("maslo-klarowane", "Masło klarowane 500 g", "masło", 2199),
+)
+
+
+def products(rng: random.Random, at: datetime) -> list[dict[str, Any]]:
+    """The example products as offered from `at` on, each at most a fifth above or below its base price."""
+    updated_at = _utc(at)
+    return [
+        {
+            "product_id": product.product_id,
+            "name": product.name,
+            "type": product.type,
+            "price": round(product.base_price * rng.uniform(0.8, 1.2)),
+            "updated_at": updated_at,
+        }
+        for product in PRODUCTS
+    ]
+
+
+def customers(count: int, seed: int | None, at: datetime) -> Iterator[dict[str, Any]]:
+    """`count` customers who registered at `at`.
+
+    With a seed the same ones each time, ids included, and more of them begin with the same; two seeds share no id.
+    Without one: new ones.
+    """
+    rng = random.Random() if seed is None else random.Random(seed)  # noqa: S311 - examples, not secrets
+    new_id = _new_id if seed is None else _ids_from(rng)
+    registered_at = _utc(at)
+    pools = _pools()
+    for _ in range(count):
+        first_names, last_names = rng.choice(pools.people)
+        city = rng.choice(pools.cities)
+        yield {
+            "customer_id": new_id(),
+            "first_name": rng.choice(first_names),
+            "last_name": rng.choice(last_names),
+            "address": _address(rng, rng.choice(pools.streets), city),
+            "city": city,
+            "registered_at": registered_at,
+        }
+
+
+def purchases(
+    rng: random.Random,
+    customer_ids: Sequence[str],
+    product_ids: Sequence[str],
+    at: Callable[[], datetime],
+    prices: Mapping[str, int] | None = None,
+    *,
+    repeatable: bool = False,
+) -> Iterator[dict[str, Any]]:
+    """Endless purchases: some customer buys 1 to 5 of some product, now.
+
+    Arguments:
+        rng: Chooses who buys what.
+        customer_ids: Who may buy.
+        product_ids: What may be bought.
+        at: Tells the time of each purchase.
+        prices: Prices in grosze by product_id; a product that is not in it is bought without a price.
+        repeatable: Draw the purchase_ids from `rng` too. Otherwise two runs never have one in common, whatever `rng`.
+
+    Raises:
+        ValueError: There is no customer or no product.
+    """
+    if not customer_ids or not product_ids:
+        raise ValueError("purchases need at least one customer and one product")
+    new_id = _ids_from(rng) if repeatable else _new_id
+    return _purchases(rng, customer_ids, product_ids, at, prices=prices or {}, new_id=new_id)
+
+
+def _purchases(
+    rng: random.Random,
+    customer_ids: Sequence[str],
+    product_ids: Sequence[str],
+    at: Callable[[], datetime],
+    *,
+    prices: Mapping[str, int],
+    new_id: Callable[[], str],
+) -> Iterator[dict[str, Any]]:
+    while True:
+        product_id = rng.choice(product_ids)
+        purchase = {
+            "purchase_id": new_id(),
+            "customer_id": rng.choice(customer_ids),
+            "product_id": product_id,
+            "quantity": rng.randint(1, MAX_QUANTITY),
+            "purchased_at": _utc(at()),
+        }
+        price = prices.get(product_id)
+        yield purchase if price is None else {**purchase, "price": price}
+
+
+class _Pools(NamedTuple):
+    people: tuple[tuple[list[str], list[str]], ...]
+    """First and last names that go together: in Polish they have a gender."""
+
+    streets: list[str]
+    cities: list[str]
+
+
+@cache
+def _pools() -> _Pools:
+    """What customers are put together from. Drawing from it is several times faster than asking Faker for each."""
+    fake = Faker("pl_PL")
+    fake.seed_instance(0)  # the same pools each time, or a seed would not give the same customers
+    women = _drawn(fake.first_name_female, 100), _drawn(fake.last_name_female, 300)
+    men = _drawn(fake.first_name_male, 100), _drawn(fake.last_name_male, 300)
+    streets = _drawn(lambda: fake.street_address().rpartition(" ")[0], 300)  # without the number
+    return _Pools((women, men), streets, _drawn(fake.city, 150))
+
+
+def _drawn(draw: Callable[[], str], times: int) -> list[str]:
+    return sorted({draw() for _ in range(times)})
+
+
+def _address(rng: random.Random, street: str, city: str) -> str:
+    flat = f"/{rng.randint(1, 90)}" if rng.random() < 0.4 else ""
+    return f"{street} {rng.randint(1, 150)}{flat}, {rng.randrange(100):02}-{rng.randrange(1000):03} {city}"
+
+
+def _new_id() -> str:
+    return _as_id(os.urandom(16))
+
+
+def _ids_from(rng: random.Random) -> Callable[[], str]:
+    return lambda: _as_id(rng.getrandbits(128).to_bytes(16, "big"))
+
+
+def _as_id(random_bytes: bytes) -> str:
+    return UUID(bytes=random_bytes, version=4).hex
+
+
+def _utc(time: datetime) -> datetime:
+    if time.tzinfo is None:
+        raise ValueError(f"a time needs a time zone: {time.isoformat()}")
+    return time.astimezone(timezone.utc)
