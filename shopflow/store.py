@@ -1,0 +1,732 @@
+"""MongoDB: what the events become there, and how it is read. The only module that imports pymongo.
+
+Times: MongoDB keeps milliseconds, Python microseconds. `milliseconds` cuts the rest off wherever Python compares times,
+as the driver does on the way to the server, so that both come to the same answer. Two changes within one millisecond
+are simultaneous to shopflow: their place in the topic decides, and a price counts from the start of its millisecond.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from bisect import bisect_right
+from collections.abc import AsyncIterator, Awaitable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from operator import itemgetter
+from typing import Any, Protocol
+
+import bson
+import pymongo
+from bson.errors import BSONError
+from pymongo import AsyncMongoClient, DeleteOne, ReadPreference, UpdateOne, WriteConcern
+from pymongo.asynchronous.collection import AsyncCollection
+from pymongo.errors import BulkWriteError, OperationFailure, PyMongoError
+from pymongo.read_concern import ReadConcern
+
+from .errors import Refused, Unavailable
+
+__all__ = ["Deletion", "Document", "Inserted", "MongoStore", "PriceHistory", "Store", "Totals"]
+
+Document = dict[str, Any]
+
+PRODUCTS, CUSTOMERS, PURCHASES, PRICES = "products", "customers", "purchases", "prices"
+
+#: The field that says which of two documents with one `_id` is the newer.
+TIME = {PRODUCTS: "updated_at", CUSTOMERS: "registered_at", PRICES: "since"}
+
+INDEXES = (
+    (PURCHASES, [("customer_id", 1), ("purchased_at", 1)]),
+    (PURCHASES, [("product_id", 1), ("purchased_at", 1)]),
+    (PRICES, [("product_id", 1), ("since", 1)]),
+)
+
+MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
+#: Ids asked for at once: some servers compare every document with every id of a `$in`.
+IDS_AT_ONCE = 100
+CUSTOMERS_AT_ONCE = 100
+#: A sum over all purchases sends nothing until it is done, so the socket's timeout is too short for it.
+SUM_SECONDS = 3_600.0
+
+#: What the URI may set otherwise.
+_DEFAULTS = {
+    "appname": "shopflow",
+    "serverSelectionTimeoutMS": 5_000,
+    "connectTimeoutMS": 5_000,
+    "socketTimeoutMS": 30_000,
+}
+
+_DUPLICATE_KEY = 11000
+_AUTHENTICATION = {18, 8000}
+_OTHER_INDEX = {85, 86}
+#: Errors of single documents that say nothing about the document: no rights, timeouts, conflicts, elections, shutdowns,
+#: a full disk, no memory. Anything else that the server says about one document, it will say again.
+_NOT_THE_DOCUMENT = {
+    *(
+        6,
+        7,
+        13,
+        18,
+        24,
+        43,
+        46,
+        50,
+        64,
+        74,
+        79,
+        89,
+        91,
+        100,
+        112,
+        133,
+        134,
+        136,
+        146,
+        175,
+        189,
+        202,
+        225,
+        234,
+        237,
+        246,
+    ),
+    *(251, 262, 290, 317, 358, 391, 402, 463, 9001, 10058, 10107, 11600, 11601, 11602, 13388, 13435, 13436, 14031),
+}
+
+
+@dataclass(frozen=True)
+class Inserted:
+    """What became of the purchases of one call; the rest of them are stored, now or by an earlier try of the same."""
+
+    duplicates: frozenset[int] = frozenset()
+    """Indexes of those whose `_id` is taken by another event: sent twice, or written by `--direct`."""
+
+    refused: dict[int, str] = field(default_factory=dict)
+    """Indexes of those that MongoDB will never take, each with the reason."""
+
+
+@dataclass(frozen=True)
+class Deletion:
+    """A product or customer that is no more since `at` (UTC); `source` is where that was said."""
+
+    id: str
+    at: datetime
+    source: Document
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over the purchases that came from Kafka."""
+
+    purchases: int = 0
+    items: int = 0
+    spent: int = 0
+    """Grosze."""
+
+    customers: int = 0
+    """Those who bought something."""
+
+
+@dataclass(frozen=True)
+class PriceHistory:
+    """Every price that a product ever had."""
+
+    prices: tuple[tuple[datetime, int | None], ...]
+    """`(since, grosze)`, oldest first; None: from then on it was not for sale."""
+
+    def at(self, time: datetime) -> int | None:
+        """The price in grosze in force at `time`; None if it was deleted then, or never had one.
+
+        Before the first one, the first known price counts: events may come a little late.
+        """
+        position = bisect_right(self.prices, milliseconds(time), key=itemgetter(0))
+        if position:
+            return self.prices[position - 1][1]
+        return next((price for _, price in self.prices if price is not None), None)
+
+
+class Store(Protocol):
+    """What shopflow needs of its database.
+
+    Every coroutine and iterator raises `Unavailable` when the server is away, refuses the login or could not confirm a
+    write. The same call can be made again, any number of times: all writes are idempotent. When a write returns, its
+    documents are in the journal of a majority of the servers. Documents are those of the contract, times in UTC;
+    they are not changed.
+    """
+
+    async def prepare(self) -> None:
+        """Create the indexes that are missing.
+
+        Raises:
+            Refused: An index of that name exists, and it is another.
+        """
+
+    async def ping(self) -> None:
+        """Return when the server answers."""
+
+    async def close(self) -> None:
+        """Close the connections. May be called twice."""
+
+    async def insert_purchases(self, documents: Sequence[Document]) -> Inserted:
+        """Store purchases. One whose `_id` is stored already changes nothing; one that is refused stops no other.
+
+        Of several with one `_id` in a call the first is stored, the others are duplicates.
+        """
+
+    async def upsert_products(self, documents: Sequence[Document]) -> dict[int, str]:
+        """Store products, and every price that they bring. Returns what was refused, by index, with the reason.
+
+        The newest `updated_at` wins, whatever the order of the calls and however many workers make them; of equal ones
+        the later, except that one partition's smaller offset never wins over its larger.
+        """
+
+    async def upsert_customers(self, documents: Sequence[Document]) -> dict[int, str]:
+        """Store customers; as `upsert_products`, the time being `registered_at`."""
+
+    async def delete_products(self, deletions: Sequence[Deletion]) -> None:
+        """Delete products, unless what is stored came later in the same partition. They have no price from `at` on."""
+
+    async def delete_customers(self, deletions: Sequence[Deletion]) -> None:
+        """Delete customers, unless what is stored came later in the same partition. Their purchases stay."""
+
+    async def price_history(self, product_ids: Collection[str]) -> dict[str, PriceHistory]:
+        """The prices of those products that are known.
+
+        A product that another program put there, without a history, has the price that it has.
+        """
+
+    async def purchase_prices(self, purchase_ids: Collection[str]) -> dict[str, int]:
+        """The prices, in grosze, of those purchases that are stored."""
+
+    async def products(self) -> list[Document]:
+        """All products, by name."""
+
+    async def product_ids(self, limit: int) -> list[str]:
+        """At most `limit` ids, in their order."""
+
+    async def customer_ids(self, limit: int) -> list[str]:
+        """At most `limit` ids, in their order."""
+
+    def customers(self, limit: int | None = None) -> AsyncIterator[Document]:
+        """Customers by id, each with `purchases`, oldest first, each of these with `product_name` if it is known.
+
+        No more than 100 customers are in memory at once.
+        """
+
+    async def totals(self) -> Totals:
+        """Sums over all purchases that came from Kafka. Takes long when there are many."""
+
+    def counts(self) -> AsyncIterator[tuple[str, int, int, int]]:
+        """`(customer_id, purchases, items, spent)` of the purchases that came from Kafka, in no order."""
+
+    async def sizes(self) -> dict[str, int]:
+        """How many documents each collection has: products, customers, purchases, prices."""
+
+
+class MongoStore:
+    """The Store in a MongoDB database. `connect` comes first.
+
+    Arguments:
+        database: The database's name.
+    """
+
+    def __init__(self, database: str) -> None:
+        self._database = database
+        self._client: AsyncMongoClient[Document] | None = None
+
+    def connect(self, uri: str) -> None:
+        """Say where MongoDB is. Does no I/O: the first call of another method does.
+
+        Raises:
+            Refused: The URI is malformed; the message names `mongodb.uri` and never holds a password.
+        """
+        self._client = _client(uri)
+
+    async def prepare(self) -> None:
+        for name, keys in INDEXES:
+            collection = self._collection(name)
+            with _translated():
+                if any(index["key"] == keys for index in (await collection.index_information()).values()):
+                    continue
+                try:
+                    await collection.create_index(keys)
+                except OperationFailure as error:
+                    if error.code in _OTHER_INDEX:
+                        raise Refused(f"MongoDB: collection {name}: {_reason(error)}") from error
+                    raise
+
+    async def ping(self) -> None:
+        with _translated():
+            await self._connected.admin.command("ping")
+
+    async def close(self) -> None:
+        if self._client is not None:
+            await self._client.close()
+
+    # -- writing
+
+    async def insert_purchases(self, documents: Sequence[Document]) -> Inserted:
+        refused, existing = await self._insert(documents, range(len(documents)))
+        if not existing:
+            return Inserted(frozenset(), refused)
+        sources = await self._sources(documents[index]["_id"] for index in existing)
+        if vanished := [index for index in existing if documents[index]["_id"] not in sources]:
+            # Deleted since the insert met them: then they are not there, and have to be.
+            refused_now, existing_now = await self._insert(documents, vanished)
+            refused |= refused_now
+            existing = [index for index in existing if index not in set(vanished)] + existing_now
+            sources |= await self._sources(documents[index]["_id"] for index in existing_now)
+            if any(documents[index]["_id"] not in sources for index in existing_now):
+                raise Unavailable("MongoDB", "purchases are deleted while they are written")
+        return Inserted(duplicates(documents, existing, refused, sources), refused)
+
+    async def upsert_products(self, documents: Sequence[Document]) -> dict[int, str]:
+        # The prices first: a product without its price history would be taken for one that always had its newest price.
+        refused = await self._upsert(PRICES, [price_document(product) for product in documents])
+        kept = [index for index in range(len(documents)) if index not in refused]
+        refused_products = await self._upsert(PRODUCTS, [documents[index] for index in kept])
+        return refused | {kept[position]: reason for position, reason in refused_products.items()}
+
+    async def upsert_customers(self, documents: Sequence[Document]) -> dict[int, str]:
+        return await self._upsert(CUSTOMERS, documents)
+
+    async def delete_products(self, deletions: Sequence[Deletion]) -> None:
+        refused = await self._upsert(PRICES, [no_price_document(deletion) for deletion in deletions])
+        if refused:  # not the event's fault: somebody else's rules for our collection
+            raise Unavailable("MongoDB", f"collection {PRICES}: {next(iter(refused.values()))}")
+        await self._delete(PRODUCTS, deletions)
+
+    async def delete_customers(self, deletions: Sequence[Deletion]) -> None:
+        await self._delete(CUSTOMERS, deletions)
+
+    # -- reading
+
+    async def price_history(self, product_ids: Collection[str]) -> dict[str, PriceHistory]:
+        prices: dict[str, list[tuple[datetime, int | None]]] = {}
+        fields = {"_id": 0, "product_id": 1, "since": 1, "price": 1}
+        async for document in self._find(PRICES, "product_id", product_ids, fields):
+            prices.setdefault(document["product_id"], []).append((document["since"], document["price"]))
+        without = [product_id for product_id in product_ids if product_id not in prices]
+        async for product in self._find(PRODUCTS, "_id", without, {"price": 1, "updated_at": 1}):
+            prices[product["_id"]] = [(product["updated_at"], product["price"])]
+        return {name: PriceHistory(tuple(sorted(known, key=itemgetter(0)))) for name, known in prices.items()}
+
+    async def purchase_prices(self, purchase_ids: Collection[str]) -> dict[str, int]:
+        found = self._find(PURCHASES, "_id", purchase_ids, {"price": 1})
+        return {purchase["_id"]: purchase["price"] async for purchase in found}
+
+    async def products(self) -> list[Document]:
+        with _translated():
+            found = await self._collection(PRODUCTS).find().to_list()
+        return sorted(found, key=lambda product: (str(product.get("name", "")), product["_id"]))
+
+    async def product_ids(self, limit: int) -> list[str]:
+        return await self._ids(PRODUCTS, limit)
+
+    async def customer_ids(self, limit: int) -> list[str]:
+        return await self._ids(CUSTOMERS, limit)
+
+    async def customers(self, limit: int | None = None) -> AsyncIterator[Document]:
+        # By ranges of ids, not by one cursor: that would be gone when the reader pauses for some minutes.
+        condition: Document = {}
+        while limit is None or limit > 0:
+            size = CUSTOMERS_AT_ONCE if limit is None else min(limit, CUSTOMERS_AT_ONCE)
+            with _translated():
+                page = await self._collection(CUSTOMERS).find(condition).sort("_id", 1).limit(size).to_list()
+            purchases = await self._purchases_of([customer["_id"] for customer in page])
+            for customer in page:
+                yield {**customer, "purchases": purchases.get(customer["_id"], [])}
+            if len(page) < size:
+                return
+            condition = {"_id": {"$gt": page[-1]["_id"]}}
+            limit = None if limit is None else limit - size
+
+    async def totals(self) -> Totals:
+        by_customer = {"$group": {"_id": "$customer_id", **_SUMS}}
+        altogether = {"$group": {"_id": None, "customers": {"$sum": 1}, **_SUMS_OF_SUMS}}
+        async for sums in self._aggregate([_FROM_KAFKA, by_customer, altogether]):
+            return Totals(int(sums["purchases"]), int(sums["items"]), int(sums["spent"]), int(sums["customers"]))
+        return Totals()
+
+    async def counts(self) -> AsyncIterator[tuple[str, int, int, int]]:
+        async for sums in self._aggregate([_FROM_KAFKA, {"$group": {"_id": "$customer_id", **_SUMS}}]):
+            yield sums["_id"], int(sums["purchases"]), int(sums["items"]), int(sums["spent"])
+
+    async def sizes(self) -> dict[str, int]:
+        found = {}
+        for name in (PRODUCTS, CUSTOMERS, PURCHASES, PRICES):
+            with _translated(), pymongo.timeout(SUM_SECONDS):
+                found[name] = await self._collection(name).count_documents({})  # the estimate is wrong after a crash
+        return found
+
+    # -- how
+
+    @property
+    def _connected(self) -> AsyncMongoClient[Document]:
+        if self._client is None:
+            raise RuntimeError("MongoStore.connect has not been called")
+        return self._client
+
+    def _collection(self, name: str) -> AsyncCollection[Document]:
+        # The guarantee doesn't depend on what the URI says. Majority: what a primary has alone may be taken back when
+        # another server is elected, and what rests on it (a duplicate isn't counted, a price is kept) could not be.
+        # The primary: a secondary may not have yet what was written a moment ago.
+        database = self._connected.get_database(
+            self._database,
+            read_preference=ReadPreference.PRIMARY,
+            write_concern=WriteConcern("majority", j=True),
+            read_concern=ReadConcern("majority"),
+        )
+        return database[name]
+
+    async def _insert(self, documents: Sequence[Document], indexes: Sequence[int]) -> tuple[dict[int, str], list[int]]:
+        """Insert these; returns which were refused and why, and which met a document with their `_id`."""
+        refused: dict[int, str] = {}
+        if not indexes:
+            return refused, []
+        chosen = [documents[index] for index in indexes]
+        try:
+            errors = await _written(self._collection(PURCHASES).insert_many(chosen, ordered=False))
+        except _UNENCODABLE:
+            if not (refused := unencodable(documents, indexes)):
+                raise
+            # Some may be stored by now; these are met again as their own.
+            good = [index for index in indexes if index not in refused]
+            more, existing = await self._insert(documents, good)
+            return refused | more, existing
+        existing = []
+        for error in errors:
+            if _is_taken(error):
+                existing.append(indexes[error["index"]])
+            else:
+                refused[indexes[error["index"]]] = _said(error)
+        return refused, existing
+
+    async def _sources(self, ids: Iterable[str]) -> dict[str, Document | None]:
+        """Where the stored purchases with these ids came from.
+
+        A majority has what is read here. The server confirmed the insert, failed as it was, only when a majority had
+        all that it met. So the read sees it, and no election takes it back after we called a purchase a duplicate
+        and didn't count it.
+        """
+        found = self._find(PURCHASES, "_id", set(ids), {"source": 1})
+        return {document["_id"]: document.get("source") async for document in found}
+
+    async def _upsert(self, name: str, documents: Sequence[Document]) -> dict[int, str]:
+        """Put each document there unless there is a newer one; returns which were refused and why."""
+        refused: dict[int, str] = {}
+        waiting = list(range(len(documents)))
+        while waiting:
+            chosen = newest(documents, waiting, TIME[name])
+            refused_now = await self._replace(name, documents, chosen)
+            refused |= refused_now
+            # What was outdone by a document that is refused gets its turn.
+            open_ids = {documents[index]["_id"] for index in refused_now}
+            waiting = [index for index in waiting if documents[index]["_id"] in open_ids and index not in refused]
+        return refused
+
+    async def _replace(self, name: str, documents: Sequence[Document], indexes: Sequence[int]) -> dict[int, str]:
+        refused: dict[int, str] = {}
+        for _ in range(3):
+            if not indexes:
+                return refused
+            operations = [replacement(documents[index], TIME[name]) for index in indexes]
+            try:
+                errors = await _written(self._collection(name).bulk_write(operations, ordered=False))
+            except _UNENCODABLE:
+                if not (found := unencodable(documents, indexes)):
+                    raise
+                refused |= found
+                indexes = [index for index in indexes if index not in found]
+                continue
+            refused |= {indexes[error["index"]]: _said(error) for error in errors if not _is_taken(error)}
+            # Two workers may put a new id there at the same moment; the one that lost compares again.
+            indexes = [indexes[error["index"]] for error in errors if _is_taken(error)]
+        if indexes:
+            raise Unavailable("MongoDB", f"collection {name}: others keep writing the same documents")
+        return refused
+
+    async def _delete(self, name: str, deletions: Sequence[Deletion]) -> None:
+        if not deletions:
+            return
+        operations = [operation for deletion in deletions for operation in removals(deletion)]
+        errors = await _written(self._collection(name).bulk_write(operations, ordered=False))
+        if errors:
+            raise Unavailable("MongoDB", f"collection {name}: {_said(errors[0])}")
+
+    async def _find(
+        self, name: str, key: str, values: Collection[str], fields: Mapping[str, int]
+    ) -> AsyncIterator[Document]:
+        wanted = list(values)
+        for start in range(0, len(wanted), IDS_AT_ONCE):
+            some = wanted[start : start + IDS_AT_ONCE]
+            with _translated():
+                found = await self._collection(name).find({key: {"$in": some}}, fields).to_list()
+            for document in found:
+                yield document
+
+    async def _ids(self, name: str, limit: int) -> list[str]:
+        if limit < 1:
+            return []
+        with _translated():
+            found = await self._collection(name).find({}, {"_id": 1}).sort("_id", 1).limit(limit).to_list()
+        return [document["_id"] for document in found]
+
+    async def _purchases_of(self, customer_ids: Sequence[str]) -> dict[str, list[Document]]:
+        """The purchases of each, oldest first, with the products' names."""
+        purchases: dict[str, list[Document]] = {}
+        every = []
+        async for purchase in self._find(PURCHASES, "customer_id", customer_ids, {}):
+            purchases.setdefault(purchase["customer_id"], []).append(purchase)
+            every.append(purchase)
+        product_ids = {purchase["product_id"] for purchase in every}
+        names = {
+            product["_id"]: product.get("name")
+            async for product in self._find(PRODUCTS, "_id", product_ids, {"name": 1})
+        }
+        for purchase in every:
+            purchase["product_name"] = names.get(purchase["product_id"])
+        for of_one in purchases.values():
+            of_one.sort(key=itemgetter("purchased_at", "_id"))
+        return purchases
+
+    async def _aggregate(self, stages: Sequence[Document]) -> AsyncIterator[Document]:
+        with _translated(), pymongo.timeout(SUM_SECONDS):
+            cursor = await self._collection(PURCHASES).aggregate(stages, allowDiskUse=True)
+        async with cursor:
+            while True:
+                with _translated():
+                    try:
+                        document = await cursor.next()
+                    except StopAsyncIteration:
+                        return
+                yield document
+
+
+_FROM_KAFKA: Document = {"$match": {"source.origin": "kafka"}}
+_SUMS: Document = {"purchases": {"$sum": 1}, "items": {"$sum": "$quantity"}, "spent": {"$sum": "$value"}}
+_SUMS_OF_SUMS: Document = {name: {"$sum": f"${name}"} for name in _SUMS}
+
+
+# -- the rules, without a server
+
+
+def milliseconds(time: datetime) -> datetime:
+    """The time as MongoDB keeps it."""
+    return time.replace(microsecond=time.microsecond // 1000 * 1000)
+
+
+def outdoes(new: Document, stored: Document, time: str) -> bool:
+    """Does `new` replace `stored`? The same rule that `replacement` gives to the server.
+
+    Arguments:
+        time: The field that says which is newer.
+    """
+    then = stored.get(time)
+    if not isinstance(then, datetime):
+        return True
+    now, then = milliseconds(new[time]), milliseconds(then)
+    return now > then or (now == then and not _came_later(stored.get("source"), new["source"]))
+
+
+def _came_later(stored: Any, than: Document) -> bool:
+    """Is the stored source behind the other in one and the same partition?"""
+    if not isinstance(stored, dict) or "offset" not in than or "offset" not in stored:
+        return False
+    same = (stored["topic"], stored["partition"]) == (than["topic"], than["partition"])
+    return bool(same and stored["offset"] > than["offset"])
+
+
+def newest(documents: Sequence[Document], indexes: Iterable[int], time: str) -> list[int]:
+    """Of these documents, the one of each `_id` that outdoes the others."""
+    chosen: dict[str, int] = {}
+    for index in indexes:
+        name = documents[index]["_id"]
+        if name not in chosen or outdoes(documents[index], documents[chosen[name]], time):
+            chosen[name] = index
+    return list(chosen.values())
+
+
+def replacement(document: Document, time: str) -> UpdateOne:
+    """The update that puts the document there, unless one that it doesn't outdo is there; atomic.
+
+    The condition is in the update, not in the filter: nothing has to be concluded from a failed upsert, and the server
+    finds the document by its `_id` alone (some look through the whole collection for a filter with `$or` or `$nor`).
+    """
+    newer: Document = {"$gt": [f"${time}", document[time]]}
+    if "offset" in document["source"]:
+        later = {"$and": [{"$eq": [f"${time}", document[time]]}, _later_than(document["source"])]}
+        newer = {"$or": [newer, later]}
+    keep_or_replace = {"$cond": [newer, "$$ROOT", {"$literal": document}]}
+    return UpdateOne({"_id": document["_id"]}, [{"$replaceWith": keep_or_replace}], upsert=True)
+
+
+def _later_than(source: Document) -> Document:
+    return {
+        "$and": [
+            {"$eq": ["$source.topic", {"$literal": source["topic"]}]},
+            {"$eq": ["$source.partition", source["partition"]]},
+            {"$gt": ["$source.offset", source["offset"]]},
+        ]
+    }
+
+
+def removals(deletion: Deletion) -> list[DeleteOne]:
+    """The operations that delete the document, unless it came later in the same partition.
+
+    One for each of the three ways not to have: another topic, another partition, an offset that isn't larger.
+    """
+    source = deletion.source
+    if "offset" not in source:
+        return [DeleteOne({"_id": deletion.id})]
+    return [
+        DeleteOne({"_id": deletion.id, "source.topic": {"$ne": source["topic"]}}),
+        DeleteOne({"_id": deletion.id, "source.partition": {"$ne": source["partition"]}}),
+        DeleteOne({"_id": deletion.id, "source.offset": {"$not": {"$gt": source["offset"]}}}),
+    ]
+
+
+def price_document(product: Document) -> Document:
+    """The price that a product brings."""
+    return _price(product["_id"], product["price"], product["updated_at"], product["source"])
+
+
+def no_price_document(deletion: Deletion) -> Document:
+    """The end of a product's prices."""
+    return _price(deletion.id, None, deletion.at, deletion.source)
+
+
+def _price(product_id: str, price: int | None, since: datetime, source: Document) -> Document:
+    # The `_id` makes (product_id, since) unique without a second unique index. A string, because documents as `_id` are
+    # equal only with their fields in the same order; the time has a fixed width, so no two pairs give the same string.
+    since = milliseconds(since.astimezone(timezone.utc))
+    name = f"{product_id}@{since.isoformat(timespec='milliseconds')}"
+    return {"_id": name, "product_id": product_id, "price": price, "since": since, "source": source}
+
+
+def duplicates(
+    documents: Sequence[Document],
+    existing: Collection[int],
+    refused: Collection[int],
+    sources: Mapping[str, Document | None],
+) -> frozenset[int]:
+    """Which of the purchases that met their `_id` are not what is stored under it.
+
+    Arguments:
+        existing: Indexes of those that met their `_id`.
+        refused: Indexes of those that are not stored at all.
+        sources: The stored documents' `source` by `_id`.
+    """
+    met = set(existing)
+    taken = {document["_id"] for index, document in enumerate(documents) if index not in met and index not in refused}
+    found = set()
+    for index in sorted(met):
+        name = documents[index]["_id"]
+        if name in taken or sources[name] != documents[index]["source"]:
+            found.add(index)
+        else:
+            taken.add(name)
+    return frozenset(found)
+
+
+# -- errors
+
+_UNENCODABLE = (BSONError, OverflowError, UnicodeError)
+
+
+def unencodable(documents: Sequence[Document], indexes: Iterable[int]) -> dict[int, str]:
+    """Which of these documents can't be sent to any MongoDB, and why."""
+    faults = ((index, _fault(documents[index])) for index in indexes)
+    return {index: fault for index, fault in faults if fault is not None}
+
+
+def _fault(document: Document) -> str | None:
+    try:
+        size = len(bson.encode(document))
+    except _UNENCODABLE as error:
+        return _one_line(str(error))
+    return f"too large: {size} bytes, MongoDB takes {MAX_DOCUMENT_BYTES}" if size > MAX_DOCUMENT_BYTES else None
+
+
+async def _written(writing: Awaitable[object]) -> list[Document]:
+    """Wait for a bulk write; returns the errors that are single documents' own.
+
+    Raises:
+        Unavailable: The others may be written or not.
+    """
+    with _translated():
+        try:
+            await writing
+        except BulkWriteError as error:
+            details = error.details
+            if trouble := details.get("writeConcernErrors"):
+                raise Unavailable("MongoDB", f"could not confirm the write: {_said(trouble[0])}") from error
+            errors: list[Document] = details["writeErrors"]
+            if trouble := [one for one in errors if one.get("code") in _NOT_THE_DOCUMENT]:
+                raise Unavailable("MongoDB", _said(trouble[0])) from error
+            return errors
+    return []
+
+
+def _is_taken(error: Document) -> bool:
+    """Is there a document with this `_id`? (A unique index that somebody else made gives the same code.)"""
+    return error.get("code") == _DUPLICATE_KEY and list(error.get("keyPattern") or ["_id"]) == ["_id"]
+
+
+def _said(error: Document) -> str:
+    return f"{_one_line(str(error.get('errmsg', 'no reason given')))} (code {error.get('code')})"
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except PyMongoError as error:
+        raise Unavailable("MongoDB", _reason(error)) from error
+
+
+def _reason(error: PyMongoError) -> str:
+    """Why, in one line. The driver's messages name servers and commands, never the URI or the password."""
+    code = error.code if isinstance(error, OperationFailure) else None
+    if code in _AUTHENTICATION:
+        return "authentication failed: check the user and the password in mongodb.uri"
+    # What follows are the topology, the timeouts, the reply and the command, which holds whole documents.
+    text = re.split(r" \(configured timeouts|, Timeout: |, full error: | to execute command", str(error), maxsplit=1)[0]
+    return _one_line(text) or type(error).__name__
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 300 else line[:297] + "..."
+
+
+# -- the URI
+
+_PART = r"(?:[^:/?#\[\]@%]|%[0-9A-Fa-f]{2})*"
+_URI = re.compile(rf"(?P<scheme>mongodb(?:\+srv)?://)(?:(?P<user>{_PART})(?P<password>:{_PART})?@)?(?P<rest>[^@]*)")
+_SECRET_OPTION = re.compile(r"(?i)[?&;](authMechanismProperties|[a-z]*password)=")
+
+
+def _client(uri: str) -> AsyncMongoClient[Document]:
+    parts = _URI.fullmatch(uri)
+    if parts is None:
+        raise Refused(
+            "mongodb.uri: must be mongodb://[user:password@]host[:port]/..., with %XX for : / ? # [ ] @ % in a part"
+        )
+    if parts["user"] is not None:
+        # First without the secrets: what is wrong with this one can be told.
+        _constructed(f"{parts['scheme']}user{':password' if parts['password'] else ''}@{parts['rest']}")
+    return _constructed(uri)
+
+
+def _constructed(uri: str) -> AsyncMongoClient[Document]:
+    given = {option.partition("=")[0].lower() for option in re.split("[&;]", uri.partition("?")[2])}
+    defaults: dict[str, Any] = {name: value for name, value in _DEFAULTS.items() if name.lower() not in given}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # of an option that doesn't exist
+            return AsyncMongoClient(uri, tz_aware=True, tzinfo=timezone.utc, **defaults)
+    except (PyMongoError, UserWarning, ValueError, TypeError, OSError) as error:
+        reason = "an option in it is wrong" if _SECRET_OPTION.search(uri) else _one_line(str(error))
+        raise Refused(f"mongodb.uri: {reason}") from None  # the cause may hold what the message must not
