@@ -1,0 +1,112 @@
+"""Keeps one embedded server running for as long as the process that wanted it lives.
+
+Run as a file of its own (`python -IS keeper.py SPEC`), so that it needs neither the application nor its memory. `SPEC`
+is JSON: see `Spec`. Standard input is a pipe from the process that wanted the server: its end, however that process
+ended, is the order to stop. Standard output gets the server's process id. The exit status is the server's; 128 and
+the signal's number when a signal ended it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypedDict
+
+PR_SET_PDEATHSIG = 1
+LOG_CHECK_SECONDS = 30.0
+
+
+class Spec(TypedDict):
+    """What to keep."""
+
+    commands: list[list[str]]  # run one after the other; the last is the server
+    log: str  # gets what they print
+    log_bytes: int  # a longer log is moved to `<log>.1`
+    lock: int  # an open, locked file: locked until both the keeper and the server are gone
+    stop_seconds: float  # from SIGTERM to SIGKILL
+
+
+def main(spec: Spec) -> int:
+    """Run the commands until one fails, or until the order to stop."""
+    woken, waker = os.pipe()
+    os.set_blocking(waker, False)
+    signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+    for ignored in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(ignored, signal.SIG_IGN)
+    orders: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: orders.append(number))
+    signal.signal(signal.SIGCHLD, lambda *_: None)  # only to be woken
+    status = 0
+    for command in spec["commands"]:
+        status = _run(command, spec, woken, orders, last=command is spec["commands"][-1])
+        if status or orders:
+            break
+    return status
+
+
+def _run(command: list[str], spec: Spec, woken: int, orders: list[int], *, last: bool) -> int:
+    with Path(spec["log"]).open("ab") as log:  # appending, so that the log can be cut while the server writes to it
+        server = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            pass_fds=(spec["lock"],),
+            preexec_fn=_die_with(os.getpid()),  # noqa: PLW1509 - the keeper has one thread
+        )
+    if last:
+        with contextlib.suppress(OSError):  # whoever wanted to know may be gone
+            os.write(1, f"{server.pid}\n".encode())
+    while server.poll() is None and not orders:
+        ready, _, _ = select.select([0, woken], [], [], LOG_CHECK_SECONDS)
+        if woken in ready:
+            os.read(woken, 4096)
+        if 0 in ready and not os.read(0, 4096):
+            orders.append(0)
+        cut(Path(spec["log"]), spec["log_bytes"])
+    return _stop(server, spec["stop_seconds"])
+
+
+def _stop(server: subprocess.Popen[bytes], seconds: float) -> int:
+    server.terminate()  # does nothing to one that has ended
+    try:
+        status = server.wait(seconds)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        status = server.wait()
+    return status if status >= 0 else 128 - status
+
+
+def _die_with(keeper: int) -> Callable[[], None] | None:
+    """For the server, before it is itself: be killed when the keeper is."""
+    if not sys.platform.startswith("linux"):
+        return None
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def prepare() -> None:
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != keeper:  # it was killed meanwhile
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return prepare
+
+
+def cut(log: Path, most: int) -> None:
+    """Move a log longer than `most` bytes to `<log>.1`; whoever appends to it goes on at its beginning."""
+    with contextlib.suppress(OSError):  # a full disk is no reason to stop the server
+        if log.stat().st_size > most:
+            shutil.copyfile(log, log.with_name(log.name + ".1"))
+            os.truncate(log, 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(json.loads(sys.argv[1])))
