@@ -1,0 +1,383 @@
+"""The batch transport: agents get a whole fetched run of records as one event; nothing unfinished is committed past.
+
+The only module, with `changelog`, that touches Faust's internals.
+
+Faust 0.15 loses records in rebalances: a run can be fetched before the seek to the committed offsets and be dropped
+after it, a suspended flow cuts off a delivery, a cancelled actor acknowledges what it never finished, and what was
+dropped then counts as a hole of the log, so that the next commit passes it. Here every run must start where the last
+one ended or a seek went (`Cursor`), every batch knows where it starts, and only the end of an unbroken chain of
+finished batches is committed (`Chain`). See docs/ARCHITECTURE.md for the whole argument.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Protocol
+
+import faust
+from aiokafka.errors import IllegalStateError
+from faust.exceptions import AlreadyConfiguredWarning
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
+from faust.types.tuples import ConsumerMessage
+
+from .errors import PartitionLost
+
+__all__ = ["App", "Batch", "Chain", "Cursor", "Reader", "each_batch"]
+
+#: Pause before a batch is tried again whose handler raised what it should have handled.
+RETRY_SECONDS = 1.0
+
+
+class Cursor:
+    """Where the next run of a partition must start. Pure."""
+
+    __slots__ = ("_doubted", "next")
+
+    def __init__(self, offset: int) -> None:
+        self.next = offset
+        self._doubted: int | None = None
+
+    def admits(self, first: int) -> bool:
+        """May a run that starts at this offset pass? If not, fetch again from `next`.
+
+        A run from elsewhere was fetched before a seek, or one before it was lost on the way. When the fetch from `next`
+        brings the same run again, there is nothing before it: a hole that compaction, retention or a transaction left.
+        """
+        if first in {self.next, self._doubted}:
+            self._doubted = None
+            return True
+        self._doubted = first if first > self.next else None
+        return False
+
+
+class Chain:
+    """How far a partition is done: the end of an unbroken chain of finished batches. Pure."""
+
+    __slots__ = ("done", "epoch")
+
+    def __init__(self, committed: int, epoch: int) -> None:
+        self.done = committed  #: everything before this offset is finished: the only offset that is ever committed
+        self.epoch = epoch  #: how often the consumer went back; batches of an earlier epoch no longer count
+
+    def continues(self, start: int) -> bool:
+        """Does a batch that starts here continue the chain?"""
+        return start == self.done
+
+    def finish(self, start: int, end: int) -> None:
+        """A batch is finished: the chain ends where it ends.
+
+        Raises:
+            PartitionLost: It did not continue the chain; nothing changed.
+        """
+        if not self.continues(start):
+            raise PartitionLost(f"a batch from {start} does not continue the chain, which ends at {self.done}")
+        self.done = end
+
+
+class Batch:
+    """A run of records of one partition: everything from offset `start` up to, not including, `end`."""
+
+    __slots__ = ("_consumer", "end", "epoch", "generation", "records", "start", "tp")
+
+    def __init__(self, consumer: BatchConsumer, records: list[Any], tp: TP, start: int, epoch: int) -> None:
+        self._consumer = consumer
+        self.records = records  #: aiokafka's `ConsumerRecord`s, in order: `key`, `value`, `offset`, `timestamp` (ms)
+        self.tp = tp
+        self.start = start
+        self.end: int = records[-1].offset + 1
+        self.generation = consumer.app.consumer_generation_id
+        self.epoch = epoch
+
+    @property
+    def owned(self) -> bool:
+        """Is this batch still ours? False after a rebalance or a step back: the partition's owner gets it again."""
+        return self._consumer.owns(self)
+
+    def check_owned(self) -> None:
+        """Raises:
+        PartitionLost: It is no longer ours.
+        """
+        if not self.owned:
+            raise PartitionLost(f"{self.tp} went to another worker, or back to a place before {self.start}")
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Alone with the partition's table, once this batch is next in the chain; finished when the body ends well.
+
+        Raises:
+            PartitionLost: It isn't next, or not ours. What is missing before it is fetched again.
+        """
+        async with self._consumer.lock(self.tp):
+            await self._consumer.require_next(self)
+            yield
+            self._consumer.finish(self)
+
+
+class Reader(Protocol):
+    """What the consumer needs of a table whose changelog it reads."""
+
+    def recover(self, partition: int, records: list[Any]) -> None:
+        """Take in a run of changelog records, all or nothing."""
+
+
+class BatchConsumer(driver.Consumer):
+    """Faust's consumer, with one event per fetched run and the chain instead of acknowledgements."""
+
+    app: App
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._chains: dict[TP, Chain] = {}
+        self._cursors: dict[TP, Cursor] = {}
+        self._epochs: dict[TP, int] = {}
+        self._locks: dict[TP, asyncio.Lock] = {}
+
+    # -- where to read
+
+    async def perform_seek(self) -> None:
+        """Seek every partition to what is committed, and start its chain there."""
+        mine = [tp for tp in self.assignment() if tp.topic in self.app.batched_topics]
+        for tp in mine:
+            self._forget(tp)
+        await super().perform_seek()
+        starts, fresh = {}, []
+        for tp in mine:
+            committed = await self._thread.call_thread(self._thread._ensure_consumer().committed, tp)
+            if committed:
+                starts[tp] = committed
+            else:
+                fresh.append(tp)
+        if fresh:
+            for found, offset in (await self.earliest_offsets(*fresh)).items():
+                starts[TP(found.topic, found.partition)] = offset
+        for tp, offset in starts.items():
+            self._chains[tp] = Chain(offset, self._epochs[tp])
+            self._cursors[tp] = Cursor(offset)
+
+    async def seek_wait(self, partitions: Mapping[TP, int]) -> None:
+        """Seek, as the recovery of tables does; what was fetched before no longer passes."""
+        await super().seek_wait(partitions)
+        for tp, offset in partitions.items():
+            self._cursors[tp] = Cursor(offset)
+
+    async def on_partitions_revoked(self, revoked: set[TP]) -> None:
+        """Commit what is done, then forget where these partitions stand: another worker may carry on from there."""
+        await super().on_partitions_revoked(revoked)
+        for tp in revoked:
+            self._forget(tp)
+
+    def _forget(self, tp: TP) -> None:
+        self._chains.pop(tp, None)
+        self._cursors.pop(tp, None)
+        self._epochs[tp] = self._epochs.get(tp, 0) + 1
+
+    async def _fetch_again(self, tp: TP, offset: int) -> None:
+        try:
+            await self.seek(tp, offset)
+        except IllegalStateError:  # revoked meanwhile: its next owner starts at the committed offset
+            self._forget(tp)
+
+    async def _go_back(self, tp: TP, chain: Chain) -> None:
+        """Fetch again from the end of the chain; batches that are under way no longer count."""
+        chain.epoch = self._epochs[tp] = self._epochs.get(tp, 0) + 1
+        self._cursors[tp] = Cursor(chain.done)
+        await self._fetch_again(tp, chain.done)
+
+    # -- what is read
+
+    async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, Any]]:
+        """Yield one message per fetched run: a `Batch`, or for a changelog, already taken in, its last record."""
+        records, active = await self._wait_next_records(timeout)
+        generation = self.app.consumer_generation_id
+        if records is None or self.should_stop:
+            return
+        if not self.flow_active:
+            await self.perform_seek()
+            return
+        for tp, run in records.items():
+            if not self.flow_active or self.app.consumer_generation_id != generation:
+                return
+            if not run or not (active is None or tp in active or tp in self._buffered_partitions):
+                continue
+            self.app.monitor.track_tp_end_offset(tp, self.highwater(tp))
+            async for message in self._messages(tp, run):
+                yield tp, message
+
+    async def _messages(self, tp: TP, run: list[Any]) -> AsyncIterator[Any]:
+        batched, reader = tp.topic in self.app.batched_topics, self.app.readers.get(tp.topic)
+        if not batched and reader is None:
+            for record in run:
+                yield self._to_message(tp, record)
+            return
+        cursor = self._cursors.get(tp)
+        if cursor is None:
+            return  # fetched before we knew where to start: the seek to come brings it back
+        start = cursor.next
+        if not cursor.admits(run[0].offset):
+            await self._fetch_again(tp, start)
+            return
+        cursor.next = run[-1].offset + 1
+        if reader is not None:
+            reader.recover(tp.partition, run)
+            yield self._to_message(tp, run[-1])
+        else:
+            yield self._batch_message(Batch(self, run, tp, start, self._epochs.setdefault(tp, 0)))
+
+    def _batch_message(self, batch: Any) -> ConsumerMessage:
+        last, unknown_size = batch.records[-1], 0
+        return ConsumerMessage(
+            last.topic,
+            last.partition,
+            last.offset,
+            (last.timestamp or 0) / 1000,
+            last.timestamp_type,
+            None,
+            None,
+            batch,
+            None,
+            unknown_size,
+            unknown_size,
+            batch.tp,
+            generation_id=batch.generation,
+        )
+
+    # -- what is done
+
+    def owns(self, batch: Batch) -> bool:
+        """Is the batch's partition ours, and was it not fetched again since?"""
+        chain = self._chains.get(batch.tp)
+        return (
+            self.flow_active
+            and chain is not None
+            and batch.epoch == chain.epoch
+            and batch.generation == self.app.consumer_generation_id
+        )
+
+    def lock(self, tp: TP) -> asyncio.Lock:
+        """After a crash Faust may start an actor beside its predecessor; only one may touch the table."""
+        return self._locks.setdefault(tp, asyncio.Lock())
+
+    async def require_next(self, batch: Batch) -> None:
+        """Let only the batch pass that continues the chain; if something before it is missing, fetch that again.
+
+        Raises:
+            PartitionLost: It may not pass.
+        """
+        batch.check_owned()
+        chain = self._chains[batch.tp]
+        if chain.continues(batch.start):
+            return
+        if batch.start > chain.done:
+            await self._go_back(batch.tp, chain)
+        raise PartitionLost(f"{batch.tp}: a batch from {batch.start} does not continue the chain at {chain.done}")
+
+    def finish(self, batch: Batch) -> None:
+        """The batch is finished: its end may be committed.
+
+        Raises:
+            PartitionLost: The partition went while it was worked on.
+        """
+        batch.check_owned()
+        self._chains[batch.tp].finish(batch.start, batch.end)
+
+    # -- what is committed: the chain's end, whatever Faust thinks was acknowledged or skipped
+
+    def _filter_tps_with_pending_acks(self, topics: Any = None) -> Iterator[TP]:
+        yield from (tp for tp in self._chains if topics is None or tp in topics or tp.topic in topics)
+        for tp in super()._filter_tps_with_pending_acks(topics):
+            if tp.topic not in self.app.batched_topics:
+                yield tp
+
+    def _new_offset(self, tp: TP) -> int | None:
+        if tp.topic not in self.app.batched_topics:
+            offset: int | None = super()._new_offset(tp)
+            return offset
+        self._acked[tp].clear()
+        self._acked_index[tp].clear()
+        chain = self._chains.get(tp)
+        return None if chain is None else chain.done
+
+    async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
+        if tp.topic not in self.app.batched_topics:
+            await super()._add_gap(tp, offset_from, offset_to)
+
+
+class BatchTransport(driver.Transport):
+    """Faust's aiokafka transport with the consumer above."""
+
+    Consumer = BatchConsumer
+
+
+class App(faust.App):
+    """A Faust application whose `batched_topics` come in batches, and whose tables' changelogs are read in runs."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        #: Topics whose agents get batches.
+        self.batched_topics: set[str] = set()
+        #: Changelog topic -> the table that takes in its runs.
+        self.readers: dict[str, Reader] = {}
+        super().__init__(*args, **kwargs)
+
+    def batched_topic(self, name: str) -> Any:
+        """A topic whose agents get a `Batch` as each event's value."""
+        self.batched_topics.add(name)
+        return self.topic(name, key_serializer="raw", value_serializer="raw")
+
+    def reconfigure(self, **settings: Any) -> None:
+        """Change settings that could not be known at import (where the servers are), before anything is started."""
+        with warnings.catch_warnings():
+            # It warns that parts of the program may use the old value; what could do so is made anew below.
+            warnings.simplefilter("ignore", AlreadyConfiguredWarning)
+            for name, value in settings.items():
+                setattr(self.conf, name, value)
+        self._transport = self._producer_transport = self._producer = self._consumer = None
+
+    def _new_transport(self) -> BatchTransport:
+        return BatchTransport(self.conf.broker_consumer, self)
+
+    async def publish(self, topic: str, partition: int, rows: Iterable[tuple[bytes, bytes]]) -> int:
+        """Send keys and values to one partition in as few Kafka batches as hold them, and wait for the acknowledgement.
+
+        Returns:
+            The offset of the last one.
+
+        Raises:
+            KafkaError: Not all were acknowledged; some may be in the log.
+        """
+        producer: Any = self.producer._producer  # type: ignore[attr-defined]
+        batches = [producer.create_batch()]
+        for key, value in rows:
+            if batches[-1].append(key=key, value=value, timestamp=None) is None:  # full
+                batches.append(producer.create_batch())
+                if batches[-1].append(key=key, value=value, timestamp=None) is None:
+                    raise ValueError(f"{topic}: a record of {len(key) + len(value)} bytes is larger than a Kafka batch")
+        deliveries = [await producer.send_batch(batch, topic, partition=partition) for batch in batches]
+        done = [await delivery for delivery in deliveries]
+        ends = (metadata.offset + batch.record_count() for metadata, batch in zip(done, batches, strict=True))
+        return int(max(ends)) - 1
+
+
+async def each_batch(stream: Any, handle: Callable[[Batch], Awaitable[None]]) -> None:
+    """Handle the batches of one partition, one after the other: the body of an agent.
+
+    A `PartitionLost` ends a batch: its next owner gets it again. Any other error is a fault of the program: it is
+    logged and the batch tried again; given up, it would be missing to this worker until the next rebalance.
+    """
+    stream.enable_acks = False  # else a cancelled actor acknowledges the batch it never finished
+    async for event in stream.events():
+        batch: Batch = event.value
+        while True:
+            try:
+                await handle(batch)
+            except PartitionLost as lost:
+                stream.log.info("Batch left: %s", lost)
+            except Exception:
+                stream.log.exception("%s from offset %d can't be handled; trying again", batch.tp, batch.start)
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            break
+        await stream.ack(event)
