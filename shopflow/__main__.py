@@ -1,0 +1,16 @@
+"""`python -m shopflow NAME`, and the console script `shopflow NAME`."""
+
+from __future__ import annotations
+
+from . import app
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Faust's command line, for this application."""
+    app.main()
+
+
+if __name__ == "__main__":
+    main()

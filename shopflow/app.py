@@ -1,0 +1,54 @@
+"""The composition root: configuration -> application and store. Nothing is connected at import."""
+
+from __future__ import annotations
+
+from .batching import App
+from .config import load
+from .embedded import Addresses
+from .store import MongoStore
+
+__all__ = ["app", "bootstrap", "config", "connect", "store"]
+
+config = load()
+
+store = MongoStore(config.mongodb.database)
+
+app = App(
+    config.app_id,
+    broker="kafka://" if config.embeds_kafka else config.broker,
+    store="rocksdb://?driver=rocksdict",
+    origin="shopflow",
+    # An explicit list: autodiscover=True only warns when a module fails to import; the worker runs without its agents.
+    autodiscover=["shopflow.agents", "shopflow.views", "shopflow.commands"],
+    topic_partitions=config.topics.partitions,
+    topic_replication_factor=config.topics.replication,
+    topic_disable_leader=True,
+    # Batches, not records: each is up to `batching.max_records` records.
+    stream_buffer_maxsize=8,
+    stream_wait_empty=False,
+    broker_max_poll_records=config.batching.max_records,
+    broker_commit_interval=config.batching.commit_interval_seconds,
+    broker_session_timeout=config.batching.session_timeout_seconds,
+    broker_heartbeat_interval=config.batching.session_timeout_seconds / 10,
+    # A batch that waits for MongoDB waits as long as it must; the partition is lost by silence only.
+    broker_max_poll_interval=86_400.0,
+    consumer_max_fetch_size=4 * 1024 * 1024,
+    producer_linger=0.05,
+    producer_max_batch_size=256 * 1024,
+    producer_max_request_size=17 * 1024 * 1024,
+    web_bind=config.web.bind,
+    web_port=config.web.port,
+    web_host=config.web.host or ("127.0.0.1" if config.web.bind in {"127.0.0.1", "localhost"} else None),
+)
+
+
+def connect(addresses: Addresses) -> None:
+    """Tell the application and the store where their servers are. No I/O."""
+    broker = ";".join(f"kafka://{server}" for server in addresses.kafka.split(";"))
+    app.reconfigure(broker=broker, broker_consumer=broker, broker_producer=broker)
+    store.connect(addresses.mongodb)
+
+
+def bootstrap() -> str:
+    """Kafka's servers, as host:port;host:port."""
+    return ";".join(f"{url.host}:{url.port}" for url in app.conf.broker)

@@ -1,0 +1,238 @@
+"""Kafka as the commands see it: topics made and checked, events produced, offsets and changelogs read."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import KafkaConnectionError, KafkaError, TopicAlreadyExistsError, for_code
+
+from .errors import Refused, Unavailable
+
+__all__ = ["MAX_MESSAGE_BYTES", "TopicSpec", "admin", "consumer", "ensure_topics", "producer", "read_partition"]
+
+#: The largest record a topic takes: far more than an event has, so that a value of several MB can be dead-lettered.
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+
+_CHECK_SECONDS = 0.5
+_COORDINATOR_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class TopicSpec:
+    """A topic as shopflow creates it.
+
+    Arguments:
+        compacted: Keep the last record of each key for ever; else keep all records for `retention_ms`.
+        retention_ms: -1: for ever. Not used when compacted.
+    """
+
+    name: str
+    partitions: int
+    replication: int
+    compacted: bool = False
+    retention_ms: int = -1
+    max_message_bytes: int = MAX_MESSAGE_BYTES
+
+    @property
+    def configs(self) -> dict[str, str]:
+        """Kafka's topic configuration."""
+        configs = {"max.message.bytes": str(self.max_message_bytes)}
+        if self.compacted:
+            configs["cleanup.policy"] = "compact"
+        else:
+            configs |= {"cleanup.policy": "delete", "retention.ms": str(self.retention_ms)}
+        return configs
+
+
+def _servers(bootstrap: str) -> list[str]:
+    return [server for server in bootstrap.split(";") if server]
+
+
+@asynccontextmanager
+async def _started(client: Any, bootstrap: str, stop: str = "stop") -> AsyncIterator[Any]:
+    try:
+        await client.start()
+    except KafkaConnectionError as error:
+        await getattr(client, stop)()
+        raise Unavailable("Kafka", f"{bootstrap} does not answer") from error
+    try:
+        yield client
+    except KafkaError as error:
+        raise Unavailable("Kafka", str(error) or type(error).__name__) from error
+    finally:
+        await getattr(client, stop)()
+
+
+def admin(bootstrap: str) -> Any:
+    """An admin client, as an async context manager.
+
+    Raises:
+        Unavailable: Kafka does not answer.
+    """
+    return _started(AIOKafkaAdminClient(bootstrap_servers=_servers(bootstrap)), bootstrap, stop="close")
+
+
+def producer(bootstrap: str) -> Any:
+    """An idempotent producer of raw keys and values, as an async context manager. Partitions by key as Java's does."""
+    return _started(
+        AIOKafkaProducer(
+            bootstrap_servers=_servers(bootstrap),
+            enable_idempotence=True,
+            linger_ms=20,
+            max_batch_size=262_144,
+            max_request_size=MAX_MESSAGE_BYTES,
+        ),
+        bootstrap,
+    )
+
+
+def consumer(bootstrap: str, **options: Any) -> Any:
+    """A consumer without a group, as an async context manager."""
+    return _started(AIOKafkaConsumer(bootstrap_servers=_servers(bootstrap), group_id=None, **options), bootstrap)
+
+
+async def wait_for(bootstrap: str, seconds: float, say: Callable[[str], None]) -> None:
+    """Wait until Kafka answers.
+
+    Raises:
+        Refused: It did not within that time.
+    """
+    deadline = asyncio.get_running_loop().time() + seconds
+    said = False
+    while True:
+        try:
+            async with admin(bootstrap):
+                return
+        except Unavailable as error:
+            if asyncio.get_running_loop().time() >= deadline:
+                raise Refused(f"broker: Kafka at {bootstrap} does not answer") from error
+            if not said:
+                say(f"Waiting for Kafka at {bootstrap} ...")
+                said = True
+            await asyncio.sleep(_CHECK_SECONDS)
+
+
+async def ensure_topics(bootstrap: str, specs: Sequence[TopicSpec]) -> None:
+    """Create the topics that don't exist, and check those that do.
+
+    Raises:
+        Refused: One exists with another number of partitions, or can't be created.
+        Unavailable: Kafka does not answer.
+    """
+    async with admin(bootstrap) as client:
+        found = await _partitions(client, [spec.name for spec in specs])
+        for spec in specs:
+            _check_partitions(spec, found.get(spec.name))
+        missing = [spec for spec in specs if spec.name not in found]
+        for spec in missing:
+            await _create(client, spec)
+        deadline = asyncio.get_running_loop().time() + 30
+        while missing and not await _ready(client, missing):
+            if asyncio.get_running_loop().time() >= deadline:
+                raise Unavailable("Kafka", f"{missing[0].name} was created but has no leader yet")
+            await asyncio.sleep(0.1)
+
+
+async def _partitions(client: Any, names: list[str]) -> dict[str, int]:
+    described = await client.describe_topics(names)
+    return {topic["topic"]: len(topic["partitions"]) for topic in described if topic["error_code"] == 0}
+
+
+async def _ready(client: Any, specs: Iterable[TopicSpec]) -> bool:
+    described = {topic["topic"]: topic for topic in await client.describe_topics([spec.name for spec in specs])}
+    return all(
+        len(topic["partitions"]) == spec.partitions and all(part["leader"] >= 0 for part in topic["partitions"])
+        for spec in specs
+        if (topic := described[spec.name])
+    )
+
+
+def _check_partitions(spec: TopicSpec, found: int | None) -> None:
+    if found is not None and found != spec.partitions:
+        raise Refused(
+            f"topics.partitions: topic {spec.name} has {found} partitions, configured are {spec.partitions}; "
+            "the counts of a customer depend on it: set it to what the topic has, or use a new topics.prefix"
+        )
+
+
+async def _create(client: Any, spec: TopicSpec) -> None:
+    topic = NewTopic(spec.name, spec.partitions, spec.replication, topic_configs=spec.configs)
+    try:
+        answer = await client.create_topics([topic])
+    except TopicAlreadyExistsError:
+        return
+    except KafkaError as error:
+        raise Refused(f"topic {spec.name} can't be created: {error}") from error
+    for name, code, *message in answer.topic_errors:
+        failure = for_code(code)
+        if code and failure is not TopicAlreadyExistsError:  # another worker was quicker
+            reason = (message[0] if message else None) or failure.__name__
+            raise Refused(f"topic {name} can't be created: {reason}")
+
+
+async def read_partition(bootstrap: str, topic: str, partition: int, take: Callable[[int, list[Any]], None]) -> None:
+    """Read a partition from its start to its present end, and pass each run of records on."""
+    place = TopicPartition(topic, partition)
+    async with consumer(bootstrap, enable_auto_commit=False) as client:
+        client.assign([place])
+        await client.seek_to_beginning(place)
+        end = (await client.end_offsets([place]))[place]
+        while await client.position(place) < end:
+            for run in (await client.getmany(place, timeout_ms=1_000)).values():
+                take(partition, run)
+
+
+async def _committed(client: Any, group: str) -> dict[TopicPartition, Any]:
+    """What the group has committed. A new broker has no coordinator for it at first."""
+    deadline = asyncio.get_running_loop().time() + _COORDINATOR_SECONDS
+    while True:
+        try:
+            offsets: dict[TopicPartition, Any] = await client.list_consumer_group_offsets(group)
+        except KafkaError as error:
+            if not error.retriable or asyncio.get_running_loop().time() >= deadline:
+                raise
+            await asyncio.sleep(_CHECK_SECONDS)
+        else:
+            return offsets
+
+
+@dataclass(frozen=True)
+class Lag:
+    """How far the group has come in one topic."""
+
+    records: int  #: between the start and the end of the topic
+    waiting: int  #: between what the group committed and the end
+
+
+async def lags(bootstrap: str, group: str, topics: Iterable[str]) -> dict[str, Lag]:
+    """The group's lag in each topic that exists.
+
+    Raises:
+        Unavailable: Kafka does not answer.
+    """
+    async with admin(bootstrap) as client, consumer(bootstrap) as reader:
+        counts = await _partitions(client, list(topics))
+        places = [TopicPartition(name, number) for name, count in counts.items() for number in range(count)]
+        starts, ends = await reader.beginning_offsets(places), await reader.end_offsets(places)
+        committed = await _committed(client, group)
+    answer = {}
+    for name in counts:
+        mine = [place for place in places if place.topic == name]
+        done = {place: committed[place].offset if place in committed else -1 for place in mine}
+        answer[name] = Lag(
+            records=sum(ends[place] - starts[place] for place in mine),
+            waiting=sum(ends[place] - max(done[place], starts[place]) for place in mine),
+        )
+    return answer
+
+
+def int32(number: int) -> bytes:
+    """A number as Kafka Connect's headers carry it: four bytes, big endian."""
+    return struct.pack(">i", number)

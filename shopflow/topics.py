@@ -1,0 +1,72 @@
+"""Every topic: name, key, value, partitions, retention."""
+
+from __future__ import annotations
+
+from .app import app, config
+from .kafka import MAX_MESSAGE_BYTES, TopicSpec
+from .verification import Layout
+
+__all__ = ["CHANGELOG", "DEAD_LETTERS", "KEYS", "LAYOUT", "SPECS", "customers", "products", "purchases"]
+
+#: A dead letter carries headers besides the record that it came from.
+_HEADERS_BYTES = 1024 * 1024
+
+
+def _name(kind: str) -> str:
+    return config.topics.prefix + kind
+
+
+#: Key product_id, value `models.Product`. Compacted: the last price of each product stays.
+products = app.batched_topic(_name("products"))
+
+#: Key customer_id, value `models.Customer`. Compacted.
+customers = app.batched_topic(_name("customers"))
+
+#: Key customer_id, value `models.Purchase`. All of a customer's purchases are in one partition, in order.
+purchases = app.batched_topic(_name("purchases"))
+
+#: Key and value as they came, with the reason and the place in Kafka Connect's `__connect.errors.*` headers.
+DEAD_LETTERS = _name("dead-letters")
+
+_retention_ms = -1 if config.topics.retention_hours == -1 else config.topics.retention_hours * 3_600_000
+
+
+def _spec(name: str, *, compacted: bool = False, max_message_bytes: int = MAX_MESSAGE_BYTES) -> TopicSpec:
+    return TopicSpec(
+        name,
+        config.topics.partitions,
+        config.topics.replication,
+        compacted=compacted,
+        retention_ms=_retention_ms,
+        max_message_bytes=max_message_bytes,
+    )
+
+
+#: The changelog of table `purchase_counts`, named as Faust names it.
+CHANGELOG = f"{config.app_id}-purchase_counts-changelog"
+
+#: How the topics are created. The table's changelog is among them: it must have as many partitions as the purchases.
+SPECS = (
+    _spec(products.get_topic_name(), compacted=True),
+    _spec(customers.get_topic_name(), compacted=True),
+    _spec(purchases.get_topic_name()),
+    _spec(DEAD_LETTERS, max_message_bytes=MAX_MESSAGE_BYTES + _HEADERS_BYTES),
+    _spec(CHANGELOG, compacted=True),
+)
+
+#: The field that is each topic's key.
+KEYS = {
+    products.get_topic_name(): "product_id",
+    customers.get_topic_name(): "customer_id",
+    purchases.get_topic_name(): "customer_id",
+}
+
+LAYOUT = Layout(
+    group=config.app_id,
+    products=products.get_topic_name(),
+    customers=customers.get_topic_name(),
+    purchases=purchases.get_topic_name(),
+    dead_letters=DEAD_LETTERS,
+    changelog=CHANGELOG,
+    partitions=config.topics.partitions,
+)
