@@ -1,0 +1,55 @@
+"""One agent per topic: a batch of its records goes to the store, and for purchases to the counts.
+
+An actor per partition, so that each partition's batches are handled in order while the partitions' writes overlap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Sequence
+from typing import Any
+
+from . import topics
+from .app import app, config, store
+from .batching import each_batch
+from .dead_letters import DeadLetters, Headers
+from .processing import Processing
+from .tables import purchase_counts
+
+__all__ = ["customers", "processing", "products", "purchases"]
+
+
+async def _publish_counts(partition: int, rows: Sequence[tuple[bytes, bytes]]) -> int:
+    return await app.publish(purchase_counts.changelog_topic_name, partition, rows)
+
+
+async def _send(topic: str, key: bytes | None, value: bytes | None, partition: int, headers: Headers) -> Awaitable[Any]:
+    delivery: Awaitable[Any] = await app.producer.send(topic, key, value, partition, None, headers)
+    return delivery
+
+
+processing = Processing(
+    store,
+    purchase_counts,
+    _publish_counts,
+    DeadLetters(topics.DEAD_LETTERS, config.topics.partitions, config.app_id, _send),
+    max_event_bytes=config.batching.max_event_bytes,
+    product_wait_seconds=config.batching.product_wait_seconds,
+)
+
+
+@app.agent(topics.products, isolated_partitions=True)
+async def products(stream: Any) -> None:
+    """Products offered: into `products` and `prices`."""
+    await each_batch(stream, processing.products)
+
+
+@app.agent(topics.customers, isolated_partitions=True)
+async def customers(stream: Any) -> None:
+    """Customers registered: into `customers`."""
+    await each_batch(stream, processing.customers)
+
+
+@app.agent(topics.purchases, isolated_partitions=True)
+async def purchases(stream: Any) -> None:
+    """Purchases made: into `purchases` and the counts."""
+    await each_batch(stream, processing.purchases)

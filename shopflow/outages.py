@@ -1,0 +1,66 @@
+"""What is said when a server goes away: one line when it goes, one when it is back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from time import monotonic
+from typing import TypeVar
+
+from .errors import Unavailable
+
+__all__ = ["Outage", "retrying"]
+
+log = logging.getLogger(__name__)
+
+FIRST_PAUSE_SECONDS = 0.1
+LONGEST_PAUSE_SECONDS = 2.0
+
+T = TypeVar("T")
+
+
+class Outage:
+    """Whether one server is away, as all who talk to it have seen."""
+
+    def __init__(self, service: str) -> None:
+        self.service = service
+        self._since: float | None = None
+
+    @property
+    def seconds(self) -> float | None:
+        """How long it has been away; None when it is not."""
+        return None if self._since is None else monotonic() - self._since
+
+    def failed(self, error: Unavailable) -> None:
+        """A request failed."""
+        if self._since is None:
+            self._since = monotonic()
+            log.warning("%s is away; events wait in Kafka until it is back. (%s)", self.service, error)
+
+    def succeeded(self) -> None:
+        """A request was answered."""
+        if self._since is not None:
+            log.warning("%s is back after %.1f s", self.service, monotonic() - self._since)
+            self._since = None
+
+
+async def retrying(outage: Outage, check: Callable[[], None], attempt: Callable[[], Awaitable[T]]) -> T:
+    """Try until the server answers; never gives up by itself.
+
+    Arguments:
+        check: Called before each attempt; what it raises ends the trying (the partition was lost).
+        attempt: Must be idempotent: an attempt that seemed to fail may have succeeded.
+    """
+    pause = FIRST_PAUSE_SECONDS
+    while True:
+        check()
+        try:
+            answer = await attempt()
+        except Unavailable as error:
+            outage.failed(error)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+        else:
+            outage.succeeded()
+            return answer
