@@ -1,0 +1,234 @@
+"""The commands: parse, call, print."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any, NoReturn
+
+import click
+from faust.cli import AppCommand, option
+
+from . import kafka, listing, running, samples, seeding, topics
+from .app import app, config, store
+from .demo import demo as run_demo
+from .embedded import Addresses, Servers, locate
+from .errors import Refused, Unavailable
+from .progress import progress_bar
+from .running import WorkerCommand
+from .verification import verify as run_verify
+
+__all__ = ["Command"]
+
+_COULD_NOT_TELL = 2
+#: Customers that `seed-purchases` chooses from.
+_BUYERS = 100_000
+
+
+def exit_with(run: Callable[[], int | None]) -> NoReturn:
+    """Run, and exit with what it returns (None: 0). An error is one line on stderr.
+
+    Status 2: not as asked (`Refused`); 1: a server is away; 130: Ctrl-C.
+    """
+    try:
+        status = run() or 0
+    except Refused as error:
+        error.show()
+        status = error.exit_code
+    except Unavailable as error:
+        click.echo(f"Error: {error}", err=True)
+        status = 1
+    except KeyboardInterrupt:
+        click.echo("Stopped.", err=True)
+        status = 128 + signal.SIGINT
+    except BrokenPipeError:  # `list-customers | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    sys.exit(status)
+
+
+class Command(AppCommand):
+    """A command that runs once, in an event loop of its own."""
+
+    abstract = True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Run it, and exit."""
+        exit_with(lambda: asyncio.run(self.run(*self.args, *args, **{**self.kwargs, **kwargs})))
+
+
+class worker(WorkerCommand):  # noqa: N801 - the class's name is the command's
+    """Start a worker: events go from Kafka to MongoDB and into the tables."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Run it, and exit."""
+        exit_with(lambda: self.serve(*args, **kwargs))
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+@asynccontextmanager
+async def _mongodb() -> AsyncIterator[Addresses]:
+    addresses = locate(config)
+    store.connect(addresses.mongodb)
+    try:
+        await store.ping()
+        yield addresses
+    finally:
+        await store.close()
+
+
+@dataclass
+class Way:
+    """How events get straight into MongoDB."""
+
+    document: Callable[[dict[str, Any]], Any]
+    write: Callable[[Any], Awaitable[Any]]
+
+
+async def _seed(
+    self: Command, topic: Any, events: Iterator[dict[str, Any]], count: int, direct: Way | None, *, rate: float = 0.0
+) -> None:
+    """Send `count` events to Kafka, or with `direct` to MongoDB."""
+    name = topic.get_topic_name()
+    what = name.removeprefix(config.topics.prefix)
+    paced = seeding.paced(events, count, rate)
+    with progress_bar(what, count, quiet=self.quiet) as advance:
+        if direct:
+            await store.prepare()
+            total = await seeding.to_mongodb(paced, direct.document, direct.write, advance)
+        else:
+            addresses = locate(config)
+            await kafka.ensure_topics(addresses.kafka, topics.SPECS)
+            total = await seeding.through_kafka(addresses.kafka, name, topics.KEYS[name], paced, advance)
+    where = "in MongoDB" if direct else f"in Kafka, topic {name}"
+    self.say(f"{total} {what} {where}.")
+
+
+DIRECT = option("--direct", is_flag=True, help="Write straight to MongoDB, without Kafka.")
+JSON = option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@app.command(DIRECT, base=Command)
+async def seed_products(self: Command, direct: bool) -> None:
+    """Offer the 13 example products, each with a price; again: the same products, new prices."""
+    events = samples.products(random.Random(), _now())  # noqa: S311 - example prices
+    way = Way(seeding.product_document, store.upsert_products) if direct else None
+    async with _mongodb() if direct else nullcontext():
+        await _seed(self, topics.products, iter(events), len(events), way)
+
+
+@app.command(
+    option("--count", type=click.IntRange(1), default=20, show_default=True, help="How many customers."),
+    option("--seed", type=int, default=None, help="The same customers for the same number."),
+    DIRECT,
+    base=Command,
+)
+async def seed_customers(self: Command, count: int, seed: int | None, direct: bool) -> None:
+    """Register example customers."""
+    events = samples.customers(count, seed, _now())
+    way = Way(seeding.customer_document, store.upsert_customers) if direct else None
+    async with _mongodb() if direct else nullcontext():
+        await _seed(self, topics.customers, events, count, way)
+
+
+@app.command(
+    option("--count", type=click.IntRange(1), default=10, show_default=True, help="How many purchases."),
+    option("--rate", type=click.FloatRange(0), default=2.0, show_default=True, help="Purchases a second; 0: no limit."),
+    DIRECT,
+    base=Command,
+)
+async def seed_purchases(self: Command, count: int, rate: float, direct: bool) -> None:
+    """Let random known customers buy random known products."""
+    async with _mongodb():
+        customer_ids, prices = await seeding.known(store, _BUYERS)
+        for ids, what in ((customer_ids, "customers"), (prices, "products")):
+            if not ids:
+                raise Refused(f"no {what} in MongoDB yet: run `faust -A shopflow seed-{what}` with a worker running")
+        events = samples.purchases(random.Random(), customer_ids, list(prices), _now, prices)  # noqa: S311
+        way = Way(seeding.purchase_document, store.insert_purchases) if direct else None
+        await _seed(self, topics.purchases, events, count, way, rate=rate)
+
+
+@app.command(JSON, base=Command)
+async def list_products(self: Command, as_json: bool) -> None:
+    """List the products in MongoDB."""
+    async with _mongodb():
+        products = await store.products()
+    for line in listing.products(products, as_json=as_json or self.json):
+        self.say(line)
+
+
+@app.command(
+    JSON,
+    option("--limit", type=click.IntRange(0), default=None, help="At most so many customers."),
+    base=Command,
+)
+async def list_customers(self: Command, as_json: bool, limit: int | None) -> None:
+    """List the customers in MongoDB, each with what they bought."""
+    async with _mongodb():
+        async for line in listing.customers(store.customers(limit), as_json=as_json or self.json):
+            self.say(line)
+
+
+@app.command(JSON, base=Command)
+async def verify(self: Command, as_json: bool) -> int:
+    """Are Kafka, MongoDB and the tables in agreement? Exit status 0: yes, 1: no, 2: could not tell."""
+    try:
+        async with _mongodb() as addresses:
+            report = await run_verify(addresses.kafka, store, topics.LAYOUT)
+    except (Refused, Unavailable) as error:
+        click.echo(f"Could not tell: {error}", err=True)
+        return _COULD_NOT_TELL
+    for line in listing.report(report, as_json=as_json or self.json):
+        self.say(line)
+    return report.status
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class servers(Command):  # noqa: N801
+    """Run the embedded Apache Kafka and MongoDB-protocol server in the foreground; Ctrl-C stops them."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Start them and wait."""
+        with _stopped_by_sigterm():
+            exit_with(lambda: running.serve(Servers(config, self.say), self.say))
+
+
+class demo(Command):  # noqa: N801
+    """Servers if none run, a worker, example events, live progress, the addresses of the views."""
+
+    options = [  # noqa: RUF012 - Faust's way
+        option("--customers", type=click.IntRange(1), default=100, show_default=True, help="How many customers."),
+        option("--purchases", type=click.IntRange(1), default=2000, show_default=True, help="How many purchases."),
+        option(
+            "--rate",
+            type=click.FloatRange(0),
+            default=200.0,
+            show_default=True,
+            help="Purchases a second; 0: no limit.",
+        ),
+        option("--exit", "leave", is_flag=True, help="Stop after the last purchase, verify, and exit with its status."),
+    ]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Run it."""
+        with _stopped_by_sigterm():
+            exit_with(lambda: run_demo(self.say, **{**self.kwargs, **kwargs}))

@@ -1,0 +1,268 @@
+"""The shop in one command: servers, a worker, example events, and what becomes of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import random
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import aiohttp
+
+from . import kafka, keeper, listing, samples, seeding, topics
+from .app import config, connect, store
+from .embedded import Addresses, Servers
+from .errors import Refused, Unavailable
+from .progress import progress_bar
+from .running import check_port
+from .verification import verify
+
+__all__ = ["demo"]
+
+Say = Callable[[str], None]
+
+#: The demo's customers are the same each time.
+_SEED = 1
+_WORKER_START_SECONDS = 90.0
+_WORKER_STOP_SECONDS = 20.0
+#: Without any progress for so long, something is wrong.
+_STUCK_SECONDS = 60.0
+_LOOK_SECONDS = 0.5
+_LOG_BYTES = 8 << 20
+
+
+@dataclass
+class Plan:
+    """What the demo is to do."""
+
+    customers: int
+    purchases: int
+    rate: float
+    leave: bool
+
+
+def demo(say: Say, *, customers: int, purchases: int, rate: float, leave: bool) -> int:
+    """Run it. Returns the exit status: with `leave` that of the verification, else 0 on Ctrl-C."""
+    plan = Plan(customers, purchases, rate, leave)
+    try:
+        with Servers(config, say) as servers:
+            addresses = servers.start()
+            connect(addresses)
+            with _worker(say) as worker:
+                return asyncio.run(_shop(plan, addresses, worker, servers, say))
+    except KeyboardInterrupt:
+        say("Stopped. What was stored stays: the next start goes on from here.")
+        return 0
+
+
+class Worker:
+    """The demo's worker: a process of its own, which ends when this one does."""
+
+    def __init__(self, process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+        self._process = process
+        self.url = url
+        self._log = log
+
+    def check(self) -> None:
+        """Raises:
+        Refused: It has ended.
+        """
+        if (status := self._process.poll()) is not None:
+            raise Refused(f"the worker has ended with status {status}; its log: {self._log}")
+
+
+@contextmanager
+def _worker(say: Say) -> Iterator[Worker]:
+    port = _web_port()
+    folder = config.data_path
+    log = folder / "demo-worker.log"
+    folder.mkdir(parents=True, exist_ok=True)
+    keeper.cut(log, 0)
+    with (folder / "demo.lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Refused(f"data_dir: a demo is running already in {folder}") from error
+        command = [sys.executable, "-m", "shopflow", "worker", "--web-port", str(port), "-l", "info"]
+        spec = keeper.Spec(
+            commands=[command],
+            log=str(log),
+            log_bytes=_LOG_BYTES,
+            lock=lock.fileno(),
+            stop_seconds=_WORKER_STOP_SECONDS,
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-IS", str(Path(keeper.__file__)), json.dumps(spec)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            pass_fds=(lock.fileno(),),
+            start_new_session=True,
+        )
+        try:
+            yield Worker(process, f"http://127.0.0.1:{port}", log)
+        finally:
+            say("Stopping the worker ...")
+            assert process.stdin is not None  # noqa: S101 - a pipe
+            with contextlib.suppress(OSError):
+                process.stdin.close()
+            process.wait()
+
+
+def _web_port() -> int:
+    with contextlib.suppress(Refused):
+        check_port("127.0.0.1", config.web.port)
+        return config.web.port
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+async def _shop(plan: Plan, addresses: Addresses, worker: Worker, servers: Servers, say: Say) -> int:
+    async with _guarded(worker, servers):
+        say(f"Starting a worker ... (its log: {config.data_path / 'demo-worker.log'})")
+        await _until(_answers(worker), _WORKER_START_SECONDS, "the worker does not answer")
+        say(f"Counts of all customers: {worker.url}/counts/")
+        await _offer_and_register(plan, addresses, say)
+        await _sell(plan, addresses, worker, say)
+        if not plan.leave:
+            await _watch(worker, say)
+        report = await verify(addresses.kafka, store, topics.LAYOUT)
+        await store.close()
+        for line in listing.report(report, as_json=False):
+            say(line)
+        return report.status
+
+
+@asynccontextmanager
+async def _guarded(worker: Worker, servers: Servers) -> AsyncIterator[None]:
+    """Ends the body with an error as soon as the worker or a server has died."""
+    body = asyncio.current_task()
+    reason: list[Exception] = []
+
+    async def guard() -> None:
+        while True:
+            try:
+                worker.check()
+                if failure := servers.failure():
+                    raise Refused(failure)
+            except Refused as error:
+                reason.append(error)
+                if body:
+                    body.cancel()
+                return
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    guarding = asyncio.create_task(guard())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if reason:
+            raise reason[0] from None
+        raise
+    finally:
+        guarding.cancel()
+
+
+async def _until(done: Any, seconds: float, otherwise: str) -> None:
+    try:
+        await asyncio.wait_for(done, seconds)
+    except asyncio.TimeoutError as error:
+        raise Unavailable("demo", f"{otherwise} after {seconds:g} s") from error
+
+
+async def _answers(worker: Worker) -> None:
+    while await _counts(worker) is None:
+        await asyncio.sleep(_LOOK_SECONDS)
+
+
+async def _counts(worker: Worker) -> dict[str, Any] | None:
+    """The worker's sums; None while it can't say."""
+    try:
+        async with aiohttp.ClientSession() as http, http.get(f"{worker.url}/counts/") as response:
+            if response.status == 200:
+                sums: dict[str, Any] = await response.json()
+                return sums
+    except aiohttp.ClientError:
+        return None  # it is not up yet, or it is just being stopped: the guard tells
+    return None
+
+
+async def _offer_and_register(plan: Plan, addresses: Addresses, say: Say) -> None:
+    now = datetime.now(timezone.utc)
+    offered = samples.products(random.Random(), now)  # noqa: S311 - example prices
+    registered = samples.customers(plan.customers, _SEED, now)
+    for topic, key, events, count in (
+        (topics.products, "product_id", iter(offered), len(offered)),
+        (topics.customers, "customer_id", registered, plan.customers),
+    ):
+        name = topic.get_topic_name()
+        with progress_bar(name, count) as advance:
+            await seeding.through_kafka(addresses.kafka, name, key, seeding.paced(events, count, 0), advance)
+    await _drained(addresses, say)
+    say(f"{len(offered)} products are offered, {plan.customers} customers have registered.")
+
+
+async def _sell(plan: Plan, addresses: Addresses, worker: Worker, say: Say) -> None:
+    customer_ids, prices = await seeding.known(store, plan.customers)
+    events = samples.purchases(
+        random.Random(), customer_ids, list(prices), lambda: datetime.now(timezone.utc), prices  # noqa: S311
+    )  # fmt: skip
+    name = topics.purchases.get_topic_name()
+    began = monotonic()
+    with progress_bar(name, plan.purchases) as advance:
+        paced = seeding.paced(events, plan.purchases, plan.rate)
+        await seeding.through_kafka(addresses.kafka, name, "customer_id", paced, advance)
+    await _drained(addresses, say)
+    say(f"{plan.purchases} purchases were made, stored and counted in {monotonic() - began:.1f} s.")
+    if sums := await _counts(worker):
+        say(_summary(sums))
+
+
+async def _drained(addresses: Addresses, say: Say) -> None:
+    """Wait until the worker has committed everything."""
+    last, since = None, monotonic()
+    while True:
+        lags = await kafka.lags(addresses.kafka, config.app_id, topics.LAYOUT.events)
+        waiting = sum(lag.waiting for lag in lags.values())
+        if not waiting:
+            return
+        if waiting != last:
+            last, since = waiting, monotonic()
+        elif monotonic() - since > _STUCK_SECONDS:
+            raise Unavailable("demo", f"{waiting} events wait, and nothing moves; see the worker's log")
+        await asyncio.sleep(_LOOK_SECONDS)
+
+
+async def _watch(worker: Worker, say: Say) -> None:
+    """Show what happens until Ctrl-C."""
+    say("")
+    say(f"The shop is open: {worker.url}/counts/  In another terminal, in this folder:")
+    say("    .venv/bin/faust -A shopflow seed-purchases --count 100 --rate 10")
+    say("    .venv/bin/faust -A shopflow list-customers --limit 3")
+    say("Ctrl-C closes it.")
+    before = await _counts(worker)
+    while True:
+        await asyncio.sleep(1.0)
+        sums = await _counts(worker)
+        if sums and sums != before:
+            say(_summary(sums))
+            before = sums
+
+
+def _summary(sums: dict[str, Any]) -> str:
+    return (
+        f"{datetime.now().astimezone():%H:%M:%S}  {sums['purchases']} purchases of {sums['customers']} customers: "
+        f"{sums['items']} items, {listing.money(sums['spent'])}"
+    )

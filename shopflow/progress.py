@@ -1,0 +1,49 @@
+"""Progress of long work: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import monotonic
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+__all__ = ["progress_bar"]
+
+#: Pause between two plain lines.
+_LINE_SECONDS = 5.0
+
+
+@contextmanager
+def progress_bar(
+    what: str, total: int, *, quiet: bool = False, stream: TextIO | None = None
+) -> Iterator[Callable[[int], None]]:
+    """Show how far it is, on stderr; call what it yields with how many more are done."""
+    stream = stream or sys.stderr
+    if quiet:
+        yield lambda _: None
+    elif stream.isatty():
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(file=stream)) as bar:
+            task = bar.add_task(what, total=total)
+            yield lambda done: bar.advance(task, done)
+    else:
+        yield _Lines(what, total, stream)
+
+
+class _Lines:
+    """A line now and then."""
+
+    def __init__(self, what: str, total: int, stream: TextIO) -> None:
+        self._what, self._total, self._stream = what, total, stream
+        self._done = 0
+        self._next = monotonic() + _LINE_SECONDS
+
+    def __call__(self, done: int) -> None:
+        self._done += done
+        if monotonic() >= self._next and self._done < self._total:
+            print(f"{self._what}: {self._done} of {self._total}", file=self._stream, flush=True)
+            self._next = monotonic() + _LINE_SECONDS
