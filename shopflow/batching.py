@@ -327,6 +327,12 @@ class App(faust.App):
         self.batched_topics.add(name)
         return self.topic(name, key_serializer="raw", value_serializer="raw")
 
+    @property
+    def serving(self) -> bool:
+        """Are the tables of our partitions complete? Not before the first assignment, nor in a rebalance."""
+        recovered = self.tables.recovery.completed.is_set()  # type: ignore[attr-defined]
+        return bool(recovered and not self.rebalancing and not self.in_recovery)
+
     def reconfigure(self, **settings: Any) -> None:
         """Change settings that could not be known at import (where the servers are), before anything is started."""
         with warnings.catch_warnings():

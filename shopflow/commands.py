@@ -15,9 +15,10 @@ from typing import Any, NoReturn
 
 import click
 from faust.cli import AppCommand, option
+from faust.cli.send import send as faust_send
 
 from . import kafka, listing, running, samples, seeding, topics
-from .app import app, config, store
+from .app import app, config, connect, store
 from .demo import demo as run_demo
 from .embedded import Addresses, Servers, locate
 from .errors import Refused, Unavailable
@@ -61,6 +62,7 @@ class Command(AppCommand):
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Run it, and exit."""
+        kafka.quiet()
         exit_with(lambda: asyncio.run(self.run(*self.args, *args, **{**self.kwargs, **kwargs})))
 
 
@@ -70,6 +72,28 @@ class worker(WorkerCommand):  # noqa: N801 - the class's name is the command's
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Run it, and exit."""
         exit_with(lambda: self.serve(*args, **kwargs))
+
+
+@app.command(base=Command)
+async def reset(self: Command) -> None:
+    """Delete this worker's tables; at its next start it recovers them from Kafka."""
+    running.choose_datadir(self, app.conf.web_port)
+    for table in app.tables.values():
+        table.reset_state()
+    self.say(f"The tables in {app.conf.tabledir} are deleted.")
+
+
+class send(faust_send):  # noqa: N801
+    """Send a message to a topic."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Run it, and exit."""
+        try:
+            connect(locate(config))
+        except Refused as error:
+            error.show()
+            sys.exit(error.exit_code)
+        self.run_using_worker(*args, **kwargs)
 
 
 def _now() -> datetime:
@@ -230,5 +254,6 @@ class demo(Command):  # noqa: N801
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Run it."""
+        kafka.quiet()
         with _stopped_by_sigterm():
             exit_with(lambda: run_demo(self.say, **{**self.kwargs, **kwargs}))

@@ -61,7 +61,7 @@ class DeadLetters:
     async def put(self, rejections: Iterable[Rejection]) -> None:
         """Send them, and wait until Kafka has acknowledged all.
 
-        At least once: after a crash a record can be sent again; topic, partition and offset tell that it is the same.
+        At least once: after a crash or a stop in mid-batch a record can be sent again, from the same place.
 
         Raises:
             KafkaError: Not all are there; do it again.

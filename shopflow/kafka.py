@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import struct
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -49,6 +50,11 @@ class TopicSpec:
         else:
             configs |= {"cleanup.policy": "delete", "retention.ms": str(self.retention_ms)}
         return configs
+
+
+def quiet() -> None:
+    """Let aiokafka say nothing: what matters is raised, and it repeats itself several times a second."""
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
 
 def _servers(bootstrap: str) -> list[str]:
@@ -158,7 +164,8 @@ def _check_partitions(spec: TopicSpec, found: int | None) -> None:
     if found is not None and found != spec.partitions:
         raise Refused(
             f"topics.partitions: topic {spec.name} has {found} partitions, configured are {spec.partitions}; "
-            "the counts of a customer depend on it: set it to what the topic has, or use a new topics.prefix"
+            "the counts of a customer depend on it: set it to what the topic has, "
+            "or begin anew with another app_id, topics.prefix and mongodb.database"
         )
 
 

@@ -36,7 +36,7 @@ class Outage:
         """A request failed."""
         if self._since is None:
             self._since = monotonic()
-            log.warning("%s is away; events wait in Kafka until it is back. (%s)", self.service, error)
+            log.warning("%s is away; nothing is lost, the work goes on when it is back. (%s)", self.service, error)
 
     def succeeded(self) -> None:
         """A request was answered."""

@@ -1,35 +1,40 @@
-"""A worker and its servers: what is checked before the worker runs, and what is stopped after it."""
+"""A worker and its servers: what is checked before the worker runs, watched while it runs, and stopped after it."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
+from faust.cli import AppCommand
 from faust.cli.worker import worker as faust_worker
 
 from . import kafka, topics
 from .app import app, bootstrap, config, connect
 from .embedded import Servers
-from .errors import Refused
+from .errors import Refused, Unavailable
+from .outages import Outage
 
-__all__ = ["WorkerCommand", "check_port", "serve"]
+__all__ = ["KafkaNoise", "WorkerCommand", "check_port", "choose_datadir", "serve"]
 
 #: How long a worker waits for Kafka at its start.
 _KAFKA_SECONDS = 30.0
-#: How long a worker whose server died may take to stop by itself.
+#: How long a worker may take to stop. What it had not finished comes again to the next one.
 _STOP_SECONDS = 20.0
+_STOP_WITHOUT_KAFKA_SECONDS = 5.0
 _WATCH_SECONDS = 0.5
+_PROBE_SECONDS = 2.0
 
 
 def check_port(bind: str, port: int) -> None:
@@ -45,6 +50,24 @@ def check_port(bind: str, port: int) -> None:
             raise Refused(f"web.port: {bind}:{port}: {error.strerror}; choose another with --web-port") from error
 
 
+def choose_datadir(command: AppCommand, port: int) -> None:
+    """Where the tables are: --datadir, else a folder under `data_dir` that is this port's.
+
+    Raises:
+        Refused: It can't be made.
+    """
+    source = command.ctx.find_root().get_parameter_source("datadir")
+    if command.datadir and source is not ParameterSource.DEFAULT:
+        folder = Path(command.datadir)
+    else:  # two workers on one machine have two ports; RocksDB wants two folders
+        folder = config.data_path / f"worker-{port}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refused(f"data_dir: {folder}: {error.strerror}") from error
+    app.reconfigure(datadir=folder)
+
+
 class WorkerCommand(faust_worker):
     """Faust's `worker`, with the embedded servers around it where they are configured."""
 
@@ -56,17 +79,15 @@ class WorkerCommand(faust_worker):
         port = options.get("web_port") or app.conf.web_port
         if options.get("with_web"):
             check_port(options.get("web_bind") or app.conf.web_bind, port)
-        chosen = self.ctx.find_root().get_parameter_source("datadir") is not ParameterSource.DEFAULT
-        # Two workers on one machine have two ports; RocksDB wants two folders.
-        app.reconfigure(datadir=Path(self.datadir) if chosen and self.datadir else config.data_path / f"worker-{port}")
+        choose_datadir(self, port)
         with Servers(config, self.say) as servers:
             connect(servers.start())
             asyncio.run(_prepare(self.say))
-            with _watched(servers) as died:
+            with _Watch(servers, verbose=self.loglevel.lower() == "debug") as watch:
                 try:
-                    super().__call__(*args, **kwargs)
+                    faust_worker.__call__(self, *args, **kwargs)
                 except SystemExit as end:
-                    return 1 if died.is_set() else int(end.code or 0)
+                    return 1 if watch.failed else int(end.code or 0)
         return 0
 
 
@@ -75,49 +96,118 @@ async def _prepare(say: Callable[[str], None]) -> None:
     await kafka.ensure_topics(bootstrap(), topics.SPECS)
 
 
-@contextlib.contextmanager
-def _watched(servers: Servers) -> Iterator[threading.Event]:
-    """Ends this process, in order if possible, when a server that it started dies."""
-    died, over = threading.Event(), threading.Event()
+class KafkaNoise(logging.Filter):
+    """aiokafka says several lines a second while Kafka is away; this makes one of them."""
 
-    def watch() -> None:
-        while not over.wait(_WATCH_SECONDS):
-            failure = servers.failure()
-            if failure is None:
-                continue
-            died.set()
-            click.echo(f"Error: {failure}", err=True)
+    def __init__(self, outage: Outage, *, verbose: bool) -> None:
+        super().__init__()
+        self._outage = outage
+        self._verbose = verbose
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let a line of aiokafka pass? Errors of the connection become an outage; the rest is for `-l debug`."""
+        if record.levelno >= logging.WARNING and "connect" in (message := record.getMessage()).lower():
+            self._outage.failed(Unavailable("Kafka", message))
+        return self._verbose
+
+
+class _Watch:
+    """A thread that looks after a running worker from outside its event loop.
+
+    It ends the worker when a server that was started for it dies, or when it does not stop; it says when Kafka is back.
+    """
+
+    def __init__(self, servers: Servers, *, verbose: bool) -> None:
+        self.failed = False
+        self._servers = servers
+        self._over = threading.Event()
+        self._stopping_since: float | None = None
+        self._outage = Outage("Kafka")
+        self._noise = KafkaNoise(self._outage, verbose=verbose)
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+
+    def __enter__(self) -> _Watch:
+        for handler in _aiokafka_loggers():
+            handler.addFilter(self._noise)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._thread.join()
+        for handler in _aiokafka_loggers():
+            handler.removeFilter(self._noise)
+
+    def _run(self) -> None:
+        while not self._over.wait(_WATCH_SECONDS):
+            self._look_after_servers()
+            self._look_after_stop()
+            if self._outage.seconds is not None and _kafka_answers():
+                self._outage.succeeded()
+
+    def _look_after_servers(self) -> None:
+        if not self.failed and (failure := self._servers.failure()):
+            self.failed = True
+            _say_error(failure)
+            if failure.startswith("Kafka"):  # nothing can be committed any more
+                self._end()
             os.kill(os.getpid(), signal.SIGTERM)
-            if not over.wait(_STOP_SECONDS):
-                servers.stop()
-                os._exit(1)
-            return
 
-    watcher = threading.Thread(target=watch, name="servers", daemon=True)
-    watcher.start()
+    def _look_after_stop(self) -> None:
+        if not app.should_stop:
+            return
+        self._stopping_since = self._stopping_since or time.monotonic()
+        seconds = _STOP_SECONDS if self._outage.seconds is None else _STOP_WITHOUT_KAFKA_SECONDS
+        if time.monotonic() - self._stopping_since > seconds:
+            _say_error(
+                f"not stopped within {seconds:g} s; ended. What was not finished comes again to the next worker."
+            )
+            self._end()
+
+    def _end(self) -> None:
+        self._servers.stop()
+        os._exit(1)
+
+
+def _say_error(message: str) -> None:
+    print(f"Error: {message}", file=sys.__stderr__, flush=True)  # sys.stderr is the log's while the worker runs
+
+
+def _aiokafka_loggers() -> list[logging.Logger]:
+    """All of aiokafka's: a filter of a logger does not see what its children say."""
+    return [
+        logger
+        for name, logger in logging.Logger.manager.loggerDict.items()
+        if name.split(".")[0] == "aiokafka" and isinstance(logger, logging.Logger)
+    ]
+
+
+def _kafka_answers() -> bool:
+    async def ask() -> None:
+        async with kafka.admin(bootstrap()):
+            pass
+
     try:
-        yield died
-    finally:
-        over.set()
-        watcher.join()
+        asyncio.run(asyncio.wait_for(ask(), _PROBE_SECONDS))
+    except (Unavailable, asyncio.TimeoutError):
+        return False
+    return True
 
 
 def serve(servers: Servers, say: Callable[[str], None]) -> int:
     """Run the servers until Ctrl-C or SIGTERM (as KeyboardInterrupt), or until one dies. Returns the exit status."""
-    try:
-        with servers:
-            addresses = servers.start()
-            if not servers.started:
-                say("Nothing to start: the servers run already, or are not configured as `embedded`.")
-                return 0
-            say(f"Kafka:   {addresses.kafka}")
-            say(f"MongoDB: {addresses.mongodb}")
-            say("Ctrl-C stops them.")
-            sys.stdout.flush()
-            while (failure := servers.failure()) is None:
-                time.sleep(_WATCH_SECONDS)
-            click.echo(f"Error: {failure}", err=True)
-            return 1
-    except KeyboardInterrupt:
-        say("Stopped.")
-        return 0
+    with contextlib.suppress(KeyboardInterrupt), servers:
+        addresses = servers.start()
+        if not servers.started:
+            say("Nothing to start: the servers run already, or are not configured as `embedded`.")
+            return 0
+        say(f"Kafka:   {addresses.kafka}")
+        say(f"MongoDB: {addresses.mongodb}")
+        say("Ctrl-C stops them.")
+        sys.stdout.flush()
+        while (failure := servers.failure()) is None:
+            time.sleep(_WATCH_SECONDS)
+        click.echo(f"Error: {failure}", err=True)
+        return 1
+    say("Stopped.")
+    return 0

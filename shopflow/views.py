@@ -23,7 +23,7 @@ _FIELDS = ("purchases", "items", "spent")
 @app.page("/counts/")
 async def counts(web: Any, request: Any) -> Any:
     """The sums over the partitions that this worker owns."""
-    if _recovering():
+    if not app.serving:
         return _unavailable(web, "the counts are being recovered")
     partitions = purchase_counts.partitions_owned()
     sums = dict.fromkeys(("customers", *_FIELDS), 0)
@@ -38,7 +38,7 @@ async def counts(web: Any, request: Any) -> Any:
 @app.page("/counts/{customer_id}/")
 async def count(web: Any, request: Any, customer_id: str) -> Any:
     """One customer's counts, from whichever worker has them."""
-    if _recovering():
+    if not app.serving:
         return _unavailable(web, "the counts are being recovered")
     found = _local_count(customer_id)
     if found is None and _LOCAL not in request.query:
@@ -49,10 +49,6 @@ async def count(web: Any, request: Any, customer_id: str) -> Any:
     if found is None:
         return web.json({"error": "this customer never bought anything", "customer_id": customer_id}, status=404)
     return web.json(found)
-
-
-def _recovering() -> bool:
-    return bool(app.rebalancing or app.in_recovery)
 
 
 def _unavailable(web: Any, reason: str) -> Any:
