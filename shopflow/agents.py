@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Sequence
 from typing import Any
 
-from . import topics
-from .app import app, config, store
+from aiokafka.errors import KafkaError
+
+from . import kafka, topics
+from .app import app, bootstrap, config, store
 from .batching import each_batch
 from .dead_letters import DeadLetters, Headers
+from .errors import Unavailable
 from .processing import Processing
 from .tables import purchase_counts
 
@@ -27,11 +30,26 @@ async def _send(topic: str, key: bytes | None, value: bytes | None, partition: i
     return delivery
 
 
+async def _read_since(topic: str, partition: int, since: int) -> list[Any]:
+    try:
+        return await kafka.read_since(bootstrap(), topic, partition, since)
+    except Unavailable as error:
+        raise KafkaError(str(error)) from error
+
+
+dead_letters = DeadLetters(topics.DEAD_LETTERS, config.topics.partitions, config.app_id, _send, _read_since)
+
+
+@app.on_partitions_assigned.connect
+async def _forget_dead_letters(*args: Any, **kwargs: Any) -> None:
+    dead_letters.forget()
+
+
 processing = Processing(
     store,
     purchase_counts,
     _publish_counts,
-    DeadLetters(topics.DEAD_LETTERS, config.topics.partitions, config.app_id, _send),
+    dead_letters,
     max_event_bytes=config.batching.max_event_bytes,
     product_wait_seconds=config.batching.product_wait_seconds,
 )

@@ -7,13 +7,19 @@ from typing import Any, Protocol
 
 from .errors import Rejected
 
-__all__ = ["DeadLetters", "Rejection", "headers_of"]
+__all__ = ["DeadLetters", "Rejection", "headers_of", "origin_of"]
 
 PREFIX = "__connect.errors."
 
 Headers = list[tuple[str, bytes]]
 #: topic, key, value, partition, headers -> a future that is done when Kafka has it
 Send = Callable[[str, bytes | None, bytes | None, int, Headers], Awaitable[Awaitable[Any]]]
+
+#: topic, partition, Unix time in ms -> its records since then
+ReadSince = Callable[[str, int, int], Awaitable[list[Any]]]
+
+#: A dead letter has our clock's time, the record it came from its producer's.
+_CLOCKS_DIFFER_MS = 600_000
 
 
 class Record(Protocol):
@@ -50,31 +56,68 @@ class DeadLetters:
     Arguments:
         topic: Where they go; to the partition with the number of the one they came from.
         partitions: How many that topic has.
+        send: Sends one.
+        read_since: Reads what a partition of the topic holds since a time (Unix, ms; 0: all). Without it a batch that
+            comes again after a crash has its bad records sent again.
     """
 
-    def __init__(self, topic: str, partitions: int, app_id: str, send: Send) -> None:
+    def __init__(
+        self, topic: str, partitions: int, app_id: str, send: Send, read_since: ReadSince | None = None
+    ) -> None:
         self.topic = topic
         self._partitions = partitions
         self._app_id = app_id
         self._send = send
+        self._read_since = read_since
+        #: Offsets of the records of a topic and partition that are known to be here.
+        self._sent: dict[tuple[str, int], set[int]] = {}
 
-    async def put(self, rejections: Iterable[Rejection]) -> None:
-        """Send them, and wait until Kafka has acknowledged all.
+    def forget(self) -> None:
+        """After a rebalance: what others sent meanwhile is not known."""
+        self._sent = {}
 
-        At least once: after a crash or a stop in mid-batch a record can be sent again, from the same place.
+    async def put(self, rejections: Sequence[Rejection]) -> None:
+        """Send those that are not there yet, and wait until Kafka has acknowledged all.
+
+        Once, unless a worker that lost the partition, and does not know yet, sends the same at the same time: its place
+        in the headers tells that it is the same.
 
         Raises:
             KafkaError: Not all are there; do it again.
         """
-        sent = [
-            await self._send(
-                self.topic,
-                record.key,
-                record.value,
-                record.partition % self._partitions,
-                headers_of(record, error, self._app_id),
-            )
-            for record, error in rejections
-        ]
-        for delivery in sent:
-            await delivery
+        sent = self._sent  # `forget` puts another there: what is learned here is not for the time after it
+        for place, group in _by_place(rejections).items():
+            known = sent.pop(place, None)  # not known again until all are acknowledged
+            if known is None:
+                known = await self._sent_before(place, group[0][0])
+            new = [(record, error) for record, error in group if record.offset not in known]
+            for delivery in [await self._send_one(record, error) for record, error in new]:
+                await delivery
+            sent[place] = known | {record.offset for record, _ in new}
+
+    async def _send_one(self, record: Record, error: Rejected) -> Awaitable[Any]:
+        headers = headers_of(record, error, self._app_id)
+        return await self._send(self.topic, record.key, record.value, record.partition % self._partitions, headers)
+
+    async def _sent_before(self, place: tuple[str, int], first: Any) -> set[int]:
+        """Which records of this place, from this one on, the workers before us have sent."""
+        if self._read_since is None:
+            return set()
+        since = max((first.timestamp or 0) - _CLOCKS_DIFFER_MS, 0)
+        found = await self._read_since(self.topic, place[1] % self._partitions, since)
+        return {offset for *origin, offset in map(origin_of, found) if tuple(origin) == place}
+
+
+def origin_of(dead_letter: Any) -> tuple[str, int, int]:
+    """Topic, partition and offset of the record that this dead letter was; empty and -1 where the headers don't say."""
+    headers = {name.removeprefix(PREFIX): value for name, value in dead_letter.headers if name.startswith(PREFIX)}
+    numbers = [headers.get(name, b"") for name in ("partition", "offset")]
+    partition, offset = (int(number) if number.isdigit() else -1 for number in numbers)
+    return headers.get("topic", b"").decode("utf-8", "replace"), partition, offset
+
+
+def _by_place(rejections: Iterable[Rejection]) -> dict[tuple[str, int], list[Rejection]]:
+    groups: dict[tuple[str, int], list[Rejection]] = {}
+    for record, error in rejections:
+        groups.setdefault((record.topic, record.partition), []).append((record, error))
+    return groups

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import struct
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -210,6 +209,21 @@ async def _committed(client: Any, group: str) -> dict[TopicPartition, Any]:
             return offsets
 
 
+async def read_since(bootstrap: str, topic: str, partition: int, since: int) -> list[Any]:
+    """The records of a partition since this time (Unix, ms) up to its present end, without their values."""
+    place = TopicPartition(topic, partition)
+    records: list[Any] = []
+    async with consumer(bootstrap, enable_auto_commit=False, value_deserializer=lambda _: None) as client:
+        client.assign([place])
+        end = (await client.end_offsets([place]))[place]
+        found = (await client.offsets_for_times({place: since}))[place]
+        client.seek(place, end if found is None else found.offset)
+        while await client.position(place) < end:
+            for run in (await client.getmany(place, timeout_ms=1_000)).values():
+                records += run
+    return records
+
+
 @dataclass(frozen=True)
 class Lag:
     """How far the group has come in one topic."""
@@ -238,8 +252,3 @@ async def lags(bootstrap: str, group: str, topics: Iterable[str]) -> dict[str, L
             waiting=sum(ends[place] - max(done[place], starts[place]) for place in mine),
         )
     return answer
-
-
-def int32(number: int) -> bytes:
-    """A number as Kafka Connect's headers carry it: four bytes, big endian."""
-    return struct.pack(">i", number)
