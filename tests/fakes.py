@@ -1,0 +1,274 @@
+"""Stand-ins for the edges of shopflow: MongoDB, the table, Kafka's way out, a batch."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from operator import itemgetter
+from typing import Any
+
+from shopflow.errors import PartitionLost, Unavailable
+from shopflow.store import (
+    Deletion,
+    Document,
+    Inserted,
+    PriceHistory,
+    Totals,
+    milliseconds,
+    newest,
+    no_price_document,
+    outdoes,
+    price_document,
+)
+
+
+class FakeStore:
+    """The Store in memory, by the same rules."""
+
+    def __init__(self) -> None:
+        self.collections: dict[str, dict[str, Document]] = {
+            name: {} for name in ("products", "customers", "purchases", "prices")
+        }
+        self.calls: list[str] = []
+        self._away = 0
+        #: Why a document is refused; None: it is not.
+        self.refuses: Callable[[Document], str | None] = lambda document: None
+
+    def away(self, calls: int) -> None:
+        """Be away for the next so many calls."""
+        self._away = calls
+
+    def _called(self, name: str) -> None:
+        if self._away > 0:
+            self._away -= 1
+            raise Unavailable("MongoDB", "away")
+        self.calls.append(name)
+
+    async def prepare(self) -> None:
+        self._called("prepare")
+
+    async def ping(self) -> None:
+        self._called("ping")
+
+    async def close(self) -> None:
+        return
+
+    async def insert_purchases(self, documents: Sequence[Document]) -> Inserted:
+        self._called("insert_purchases")
+        stored, duplicates, refused = self.collections["purchases"], set(), {}
+        met: set[str] = set()
+        for number, document in enumerate(documents):
+            name = document["_id"]
+            if reason := self.refuses(document):
+                refused[number] = reason
+            elif name not in stored:
+                stored[name] = _as_stored(document)
+                met.add(name)
+            elif name in met or stored[name].get("source") != document["source"]:
+                duplicates.add(number)
+            else:
+                met.add(name)
+        return Inserted(frozenset(duplicates), refused)
+
+    async def purchase_prices(self, purchase_ids: Collection[str]) -> dict[str, int]:
+        self._called("purchase_prices")
+        stored = self.collections["purchases"]
+        return {name: stored[name]["price"] for name in purchase_ids if name in stored}
+
+    async def upsert_products(self, documents: Sequence[Document]) -> dict[int, str]:
+        self._called("upsert_products")
+        good = [document for document in documents if not self.refuses(document)]
+        self._upsert("prices", [price_document(document) for document in good], "since")
+        return self._upsert("products", documents, "updated_at")
+
+    async def upsert_customers(self, documents: Sequence[Document]) -> dict[int, str]:
+        self._called("upsert_customers")
+        return self._upsert("customers", documents, "registered_at")
+
+    def _upsert(self, name: str, documents: Sequence[Document], time: str) -> dict[int, str]:
+        refused = {number: reason for number, document in enumerate(documents) if (reason := self.refuses(document))}
+        stored = self.collections[name]
+        for number in newest(documents, [n for n in range(len(documents)) if n not in refused], time):
+            document = documents[number]
+            known = stored.get(document["_id"])
+            if known is None or outdoes(document, known, time):
+                stored[document["_id"]] = _as_stored(document)
+        return refused
+
+    async def delete_products(self, deletions: Sequence[Deletion]) -> None:
+        self._called("delete_products")
+        self._upsert("prices", [no_price_document(deletion) for deletion in deletions], "since")
+        self._delete("products", deletions)
+
+    async def delete_customers(self, deletions: Sequence[Deletion]) -> None:
+        self._called("delete_customers")
+        self._delete("customers", deletions)
+
+    def _delete(self, name: str, deletions: Sequence[Deletion]) -> None:
+        stored = self.collections[name]
+        for deletion in deletions:
+            source = stored.get(deletion.id, {}).get("source", {})
+            place = (source.get("topic"), source.get("partition"))
+            same = place == (deletion.source.get("topic"), deletion.source.get("partition"))
+            if not (same and source.get("offset", -1) > deletion.source["offset"]):
+                stored.pop(deletion.id, None)
+
+    async def price_history(self, product_ids: Collection[str]) -> dict[str, PriceHistory]:
+        self._called("price_history")
+        prices: dict[str, list[tuple[Any, int | None]]] = {}
+        for document in self.collections["prices"].values():
+            if document["product_id"] in product_ids:
+                prices.setdefault(document["product_id"], []).append((document["since"], document["price"]))
+        for name, product in self.collections["products"].items():
+            if name in product_ids and name not in prices:
+                prices[name] = [(product["updated_at"], product["price"])]
+        return {name: PriceHistory(tuple(sorted(known, key=itemgetter(0)))) for name, known in prices.items()}
+
+    async def products(self) -> list[Document]:
+        self._called("products")
+        return sorted(self.collections["products"].values(), key=itemgetter("name", "_id"))
+
+    async def product_ids(self, limit: int) -> list[str]:
+        self._called("product_ids")
+        return sorted(self.collections["products"])[:limit]
+
+    async def customer_ids(self, limit: int) -> list[str]:
+        self._called("customer_ids")
+        return sorted(self.collections["customers"])[:limit]
+
+    async def customers(self, limit: int | None = None) -> AsyncIterator[Document]:
+        self._called("customers")
+        for name in sorted(self.collections["customers"])[:limit]:
+            bought = [dict(one) for one in self.collections["purchases"].values() if one["customer_id"] == name]
+            for one in bought:
+                one["product_name"] = self.collections["products"].get(one["product_id"], {}).get("name")
+            yield {
+                **self.collections["customers"][name],
+                "purchases": sorted(bought, key=itemgetter("purchased_at", "_id")),
+            }
+
+    def _from_kafka(self) -> list[Document]:
+        return [one for one in self.collections["purchases"].values() if one["source"]["origin"] == "kafka"]
+
+    async def totals(self) -> Totals:
+        self._called("totals")
+        found = self._from_kafka()
+        items, spent = sum(one["quantity"] for one in found), sum(one["value"] for one in found)
+        return Totals(len(found), items, spent, len({one["customer_id"] for one in found}))
+
+    async def counts(self) -> AsyncIterator[tuple[str, int, int, int]]:
+        self._called("counts")
+        sums: dict[str, list[int]] = {}
+        for one in self._from_kafka():
+            mine = sums.setdefault(one["customer_id"], [0, 0, 0])
+            for index, number in enumerate((1, one["quantity"], one["value"])):
+                mine[index] += number
+        for name, (purchases, items, spent) in sums.items():
+            yield name, purchases, items, spent
+
+    async def sizes(self) -> dict[str, int]:
+        self._called("sizes")
+        return {name: len(documents) for name, documents in self.collections.items()}
+
+
+def _as_stored(document: Document) -> Document:
+    """A copy with the times as MongoDB keeps them."""
+    return {name: milliseconds(value) if hasattr(value, "microsecond") else value for name, value in document.items()}
+
+
+@dataclass(frozen=True)
+class FakeRecord:
+    """An aiokafka `ConsumerRecord`, as far as shopflow looks at it."""
+
+    key: bytes | None
+    value: bytes | None
+    offset: int = 0
+    partition: int = 0
+    topic: str = "shop.purchases"
+    timestamp: int = 1_700_000_000_000
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+
+@dataclass(frozen=True)
+class FakeTP:
+    """A topic and partition."""
+
+    topic: str
+    partition: int
+
+
+@dataclass
+class FakeBatch:
+    """A batch that is the next in its chain, until `lost`."""
+
+    records: list[FakeRecord]
+    events: list[str] = field(default_factory=list)
+    lost: bool = False
+
+    @property
+    def tp(self) -> FakeTP:
+        return FakeTP(self.records[0].topic, self.records[0].partition)
+
+    @property
+    def start(self) -> int:
+        return self.records[0].offset
+
+    @property
+    def end(self) -> int:
+        return self.records[-1].offset + 1
+
+    def check_owned(self) -> None:
+        if self.lost:
+            raise PartitionLost("lost")
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        self.check_owned()
+        self.events.append("turn")
+        yield
+        self.events.append("finished")
+
+
+class FakeCounts:
+    """The table of counts in dicts."""
+
+    def __init__(self, events: list[str] | None = None) -> None:
+        self.rows: dict[int, dict[bytes, bytes]] = {}
+        self.persisted: dict[int, int] = {}
+        self.events = events if events is not None else []
+
+    def getter(self, partition: int) -> Callable[[bytes], bytes | None]:
+        return self.rows.setdefault(partition, {}).get
+
+    def write(self, partition: int, rows: Iterable[tuple[bytes, bytes]]) -> None:
+        self.events.append("table")
+        self.rows.setdefault(partition, {}).update(rows)
+
+    def acknowledged(self, partition: int, offset: int) -> None:
+        self.persisted[partition] = offset
+
+    async def check_late(self, partition: int) -> None:
+        return
+
+
+class FakeOutlet:
+    """Where dead letters are sent: keeps what it got; fails as often as told."""
+
+    def __init__(self, events: list[str] | None = None) -> None:
+        self.got: list[tuple[str, bytes | None, bytes | None, int, list[tuple[str, bytes]]]] = []
+        self.failures: list[Exception] = []
+        self.events = events if events is not None else []
+
+    async def send(
+        self, topic: str, key: bytes | None, value: bytes | None, partition: int, headers: list[tuple[str, bytes]]
+    ) -> Awaitable[Any]:
+        if self.failures:
+            raise self.failures.pop()
+        self.events.append("dead letter")
+        self.got.append((topic, key, value, partition, headers))
+
+        async def acknowledged() -> None:
+            return
+
+        return acknowledged()

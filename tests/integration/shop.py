@@ -1,0 +1,535 @@
+"""A shop of its own for each test: names that no other run has, real processes, raw Kafka records, the database."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import quote
+
+import pymongo
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+
+from shopflow.embedded import Addresses
+
+__all__ = [
+    "CONSOLE",
+    "FAUST",
+    "MODULE",
+    "Outcome",
+    "Place",
+    "Process",
+    "Record",
+    "Shop",
+    "Worker",
+    "becomes",
+    "customer",
+    "free_port",
+    "product",
+    "purchase",
+    "until",
+]
+
+ROOT = Path(__file__).parents[2]
+#: The three ways to call a command.
+FAUST = (sys.executable, "-m", "faust", "-A", "shopflow")
+MODULE = (sys.executable, "-m", "shopflow")
+CONSOLE = (sys.executable, "-c", "from shopflow.__main__ import main; main()")  # what pip's script does
+
+SECONDS = 30.0
+PARTITIONS = 4
+_POLL_SECONDS = 0.1
+_LOG_TAIL = 6_000
+_LARGEST = 32 << 20
+
+T = TypeVar("T")
+Json = dict[str, Any]
+
+
+# -- waiting
+
+
+def until(condition: Callable[[], T], what: str, seconds: float = SECONDS) -> T:
+    """Poll until the condition is true; returns what it returned."""
+    deadline = time.monotonic() + seconds
+    while not (answer := condition()):
+        assert time.monotonic() < deadline, f"not within {seconds:g} seconds: {what}"
+        time.sleep(_POLL_SECONDS)
+    return answer
+
+
+def becomes(get: Callable[[], T], wanted: T, seconds: float = SECONDS) -> None:
+    """Poll until `get()` equals `wanted`; shows the difference when it does not get there."""
+    deadline = time.monotonic() + seconds
+    while (found := get()) != wanted and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+    assert found == wanted
+
+
+def free_port() -> int:
+    """A port nobody listens on, outside the range that outgoing connections take theirs from."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+# -- events in the contract's JSON, as any Kafka client would write them
+
+
+def product(product_id: str | None = None, **fields: Any) -> Json:
+    """A product, with an id of its own."""
+    event = {"name": "Mleko", "type": "nabiał", "price": 399, "updated_at": "2024-01-01T08:00:00+01:00"}
+    return {"product_id": product_id or f"p-{uuid.uuid4()}", **event, **fields}
+
+
+def customer(customer_id: str | None = None, **fields: Any) -> Json:
+    """A customer, with an id of their own."""
+    event = {
+        "first_name": "Zażółć",
+        "last_name": "Gęślą-Jaźń",
+        "address": "ul. Świętokrzyska 1, 00-360 Warszawa",
+        "registered_at": "2024-02-03T04:05:06+01:00",
+    }
+    return {"customer_id": customer_id or f"c-{uuid.uuid4()}", **event, **fields}
+
+
+def purchase(customer_id: str | None = None, **fields: Any) -> Json:
+    """A purchase with a price, with ids of its own."""
+    event = {"product_id": "mleko", "quantity": 2, "price": 399, "purchased_at": "2024-05-06T07:08:09.123+02:00"}
+    ids = {"purchase_id": f"b-{uuid.uuid4()}", "customer_id": customer_id or f"c-{uuid.uuid4()}"}
+    return {**ids, **event, **fields}
+
+
+def encoded(event: Mapping[str, Any]) -> bytes:
+    """As JSON."""
+    return json.dumps(event, ensure_ascii=False).encode()
+
+
+class Record(NamedTuple):
+    """A Kafka record to send."""
+
+    key: bytes | None
+    value: bytes | None
+    partition: int | None = None
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+
+class Place(NamedTuple):
+    """Where a record is."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+# -- processes
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+    def json(self) -> Any:
+        """What it printed."""
+        assert self.status == 0, self
+        return json.loads(self.stdout)
+
+    @property
+    def errors(self) -> list[str]:
+        """The lines of stderr."""
+        return self.stderr.splitlines()
+
+
+class Process:
+    """A child process, its output in a file."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], folder: Path, log: Path) -> None:
+        self.log = log
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                command,
+                env=environment,
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def output(self) -> str:
+        """What it printed so far."""
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+    @property
+    def status(self) -> int | None:
+        """Its exit status; None while it runs."""
+        return self._process.poll()
+
+    def wait(self, seconds: float = SECONDS) -> int:
+        """Its exit status, once it has ended by itself."""
+        return self._process.wait(seconds)
+
+    def send(self, number: int) -> None:
+        """Send a signal to this process, not to its children."""
+        self._process.send_signal(number)
+
+    def stop(self, number: int = signal.SIGTERM, seconds: float = SECONDS) -> int:
+        """Ask it to stop; its exit status."""
+        self.send(number)
+        return self.wait(seconds)
+
+    def kill(self) -> None:
+        """SIGKILL; nothing when it has ended."""
+        self._process.kill()
+        self._process.wait()
+
+
+class Worker(Process):
+    """A worker of a shop."""
+
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str], folder: Path, log: Path, port: int
+    ) -> None:
+        super().__init__([*command, "--web-port", str(port)], environment, folder, log)
+        self.port = port
+
+    def get(self, path: str) -> tuple[int, Any]:
+        """Status and answer of a web view; 0 and the error if it does not answer."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            text = response.read().decode()
+        except (OSError, http.client.HTTPException) as error:
+            return 0, repr(error)
+        finally:
+            connection.close()
+        try:
+            return response.status, json.loads(text)
+        except ValueError:
+            return response.status, text
+
+    def counts(self) -> Json:
+        """`/counts/`; empty while it can't say."""
+        status, answer = self.get("/counts/")
+        return answer if status == 200 else {}
+
+    def count(self, customer_id: str) -> tuple[int, Any]:
+        """Status and answer of `/counts/{customer_id}/`."""
+        return self.get(f"/counts/{quote(customer_id, safe='')}/")
+
+    def partitions(self) -> list[int]:
+        """Those that it owns now, as far as it says."""
+        found: list[int] = self.counts().get("partitions", [])
+        return found
+
+    def ready(self, partitions: int = PARTITIONS, seconds: float = 60.0) -> Worker:
+        """Wait until it owns so many partitions and their counts are recovered."""
+
+        def is_ready() -> bool:
+            assert self.status is None, f"the worker ended with status {self.status}:\n{self.output[-_LOG_TAIL:]}"
+            return len(self.partitions()) == partitions
+
+        until(is_ready, f"the worker owns {partitions} partitions", seconds)
+        return self
+
+
+# -- the shop
+
+
+class Shop:
+    """A shop that shares nothing with any other but the servers.
+
+    Arguments:
+        servers: Where Kafka and MongoDB are; None: embedded ones, which the commands start.
+        folder: The working directory of its processes; empty.
+        settings: Variables over those that the tests need, in lower case and without `SHOPFLOW_`.
+    """
+
+    def __init__(self, servers: Addresses | None, folder: Path, **settings: Any) -> None:
+        self.name = f"it{uuid.uuid4().hex[:12]}"
+        self.folder = folder
+        self.data = folder / "data"
+        self.servers = servers
+        self.environment = _environment(self.name, servers, settings)
+        self._mongodb: pymongo.MongoClient[Json] | None = None
+        self._processes: list[Process] = []
+
+    # -- commands and workers
+
+    def run(
+        self,
+        *arguments: str,
+        program: Sequence[str] = FAUST,
+        seconds: float = 60.0,
+        **settings: Any,
+    ) -> Outcome:
+        """Run a command to its end; `settings` as those of the shop."""
+        done = subprocess.run(
+            [*program, *arguments],
+            env={**self.environment, **_variables(settings)},
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=seconds,
+            check=False,
+            encoding="utf-8",
+        )
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    def run_all(self, commands: Iterable[Sequence[str]]) -> list[Outcome]:
+        """Run commands that do not disturb each other, some at a time."""
+        with ThreadPoolExecutor(3) as pool:
+            return list(pool.map(lambda arguments: self.run(*arguments), commands))
+
+    def spawn(self, *arguments: str, program: Sequence[str] = FAUST) -> Process:
+        """Start a command, and leave it running."""
+        process = Process([*program, *arguments], self.environment, self.folder, self._next_log(arguments[0]))
+        self._processes.append(process)
+        return process
+
+    def start_worker(self, *, port: int | None = None, program: Sequence[str] = FAUST, **settings: Any) -> Worker:
+        """Start a worker. One with the port of an earlier one also has its tables."""
+        worker = Worker(
+            [*program, "worker", "-l", "info"],
+            {**self.environment, **_variables(settings)},
+            self.folder,
+            self._next_log("worker"),
+            port or free_port(),
+        )
+        self._processes.append(worker)
+        return worker
+
+    def logs(self) -> Iterator[tuple[str, str]]:
+        """Name and end of each process's output."""
+        for process in self._processes:
+            yield process.log.name, process.output[-_LOG_TAIL:]
+
+    def leftovers(self) -> list[int]:
+        """Ids of the processes that belong to this shop and still run, whoever started them."""
+        mark = f"SHOPFLOW_APP_ID={self.name}".encode()
+        return [pid for pid in _all_pids() if mark in _read(f"/proc/{pid}/environ").split(b"\0")]
+
+    def close(self) -> None:
+        """End what is left, and remove what it wrote to the servers. Fails if a process outlived those that the test knew."""
+        for process in self._processes:
+            process.kill()
+        try:
+            until(lambda: not self.leftovers(), f"processes of {self.name} are gone", 20)
+        finally:
+            for pid in self.leftovers():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if self.servers:
+                self.db.client.drop_database(self.name)
+                asyncio.run(self._delete_topics())
+            if self._mongodb:
+                self._mongodb.close()
+
+    def _next_log(self, what: str) -> Path:
+        return self.folder / f"{what}-{len(self._processes)}.log"
+
+    # -- MongoDB
+
+    @property
+    def db(self) -> Any:
+        """The shop's database (a synchronous `pymongo` one), times in UTC."""
+        if self._mongodb is None:
+            assert self.servers
+            self._mongodb = pymongo.MongoClient(self.servers.mongodb, tz_aware=True)
+        return self._mongodb[self.name]
+
+    def stored(self, event: Mapping[str, Any]) -> Json | None:
+        """The document of this purchase."""
+        found: Json | None = self.db.purchases.find_one({"_id": event["purchase_id"]})
+        return found
+
+    # -- Kafka
+
+    def topic(self, kind: str) -> str:
+        """The whole name of a topic."""
+        return f"{self.name}.{kind}"
+
+    @property
+    def changelog(self) -> str:
+        """The table's changelog topic."""
+        return f"{self.name}-purchase_counts-changelog"
+
+    def offer(self, *events: Json) -> list[Place]:
+        """Send products."""
+        return self.send("products", *(Record(event["product_id"].encode(), encoded(event)) for event in events))
+
+    def register(self, *events: Json) -> list[Place]:
+        """Send customers."""
+        return self.send("customers", *(Record(event["customer_id"].encode(), encoded(event)) for event in events))
+
+    def sell(self, *events: Json) -> list[Place]:
+        """Send purchases."""
+        return self.send("purchases", *(Record(event["customer_id"].encode(), encoded(event)) for event in events))
+
+    def send(self, kind: str, *records: Record) -> list[Place]:
+        """Send records with a plain producer; where they are, in the same order."""
+        return asyncio.run(self._send(self.topic(kind), records))
+
+    def read(self, kind: str) -> list[Any]:
+        """All records of a topic, by partition and offset."""
+        return asyncio.run(self._read(self.topic(kind)))
+
+    def create_topic(self, kind: str, partitions: int) -> None:
+        """As somebody else would have created it."""
+        asyncio.run(self._create_topic(self.topic(kind), partitions))
+
+    def ends(self) -> dict[str, int]:
+        """How many records each topic that exists ever had."""
+        ends, _ = asyncio.run(self._offsets())
+        sums: dict[str, int] = {}
+        for place, end in ends.items():
+            sums[place.topic] = sums.get(place.topic, 0) + end
+        return sums
+
+    def lag(self) -> int:
+        """Events that the group has not committed yet."""
+        ends, committed = asyncio.run(self._offsets())
+        return sum(
+            end - max(committed.get(place, 0), 0)
+            for place, end in ends.items()
+            if place.topic in {self.topic(kind) for kind in ("products", "customers", "purchases")}
+        )
+
+    def drain(self, seconds: float = 60.0) -> None:
+        """Wait until every event is processed and committed."""
+        until(lambda: self.lag() == 0, "all events are processed", seconds)
+
+    def describe_topics(self) -> dict[str, tuple[int, dict[str, str]]]:
+        """Partitions and configuration of each topic of the shop."""
+        return asyncio.run(self._describe_topics())
+
+    async def _send(self, topic: str, records: Sequence[Record]) -> list[Place]:
+        async with AIOKafkaProducer(
+            bootstrap_servers=self._bootstrap, acks="all", enable_idempotence=True, max_request_size=_LARGEST
+        ) as producer:
+            under_way = [
+                await producer.send(topic, each.value, each.key, each.partition, headers=list(each.headers))
+                for each in records
+            ]
+            return [Place(topic, sent.partition, sent.offset) for sent in await asyncio.gather(*under_way)]
+
+    async def _read(self, topic: str) -> list[Any]:
+        async with self._consumer() as consumer:
+            places = [TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic) or ())]
+            consumer.assign(places)
+            await consumer.seek_to_beginning(*places)
+            ends, records = await consumer.end_offsets(places), []
+            while any([await consumer.position(place) < ends[place] for place in places]):
+                for run in (await consumer.getmany(timeout_ms=500)).values():
+                    records += run
+            return sorted(records, key=lambda record: (record.partition, record.offset))
+
+    async def _offsets(self) -> tuple[dict[TopicPartition, int], dict[TopicPartition, int]]:
+        async with self._consumer() as consumer, self._admin() as admin:
+            places = [
+                TopicPartition(topic, number)
+                for topic in await consumer.topics()
+                if topic.startswith(self.name)
+                for number in consumer.partitions_for_topic(topic) or ()
+            ]
+            ends = await consumer.end_offsets(places)
+            committed = await admin.list_consumer_group_offsets(self.name)
+            return ends, {place: found.offset for place, found in committed.items()}
+
+    async def _create_topic(self, topic: str, partitions: int) -> None:
+        async with self._admin() as admin:
+            await admin.create_topics([NewTopic(topic, partitions, 1)])
+
+    async def _describe_topics(self) -> dict[str, tuple[int, dict[str, str]]]:
+        async with self._admin() as admin:
+            names = [name for name in await admin.list_topics() if name.startswith(self.name)]
+            sizes = {each["topic"]: len(each["partitions"]) for each in await admin.describe_topics(names)}
+            resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
+            configs = {
+                resource[3]: {entry[0]: entry[1] for entry in resource[4]}
+                for answer in await admin.describe_configs(resources)
+                for resource in answer.resources
+            }
+            return {name: (sizes[name], configs[name]) for name in names}
+
+    async def _delete_topics(self) -> None:
+        async with self._admin() as admin:
+            names = [name for name in await admin.list_topics() if name.startswith(self.name)]
+            if names:
+                await admin.delete_topics(names)
+
+    @property
+    def _bootstrap(self) -> list[str]:
+        assert self.servers
+        return self.servers.kafka.split(";")
+
+    def _consumer(self) -> AIOKafkaConsumer:
+        return AIOKafkaConsumer(bootstrap_servers=self._bootstrap, enable_auto_commit=False, fetch_max_bytes=_LARGEST)
+
+    @contextlib.asynccontextmanager
+    async def _admin(self) -> Any:
+        admin = AIOKafkaAdminClient(bootstrap_servers=self._bootstrap)
+        await admin.start()
+        try:
+            yield admin
+        finally:
+            await admin.close()
+
+
+def _environment(name: str, servers: Addresses | None, settings: Mapping[str, Any]) -> dict[str, str]:
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("SHOPFLOW_")}
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    addresses = {}
+    if servers:
+        broker = ";".join(f"kafka://{server}" for server in servers.kafka.split(";"))
+        addresses = {"broker": broker, "mongodb_uri": servers.mongodb}
+    wanted = {
+        "app_id": name,
+        "topics_prefix": f"{name}.",
+        "mongodb_database": name,
+        "web_port": free_port(),
+        "batching_session_timeout_seconds": 6,  # the least that Kafka allows: a rebalance after a kill is quick
+        "batching_commit_interval_seconds": 0.2,
+        **addresses,
+        **settings,
+    }
+    return {**inherited, "PYTHONPATH": path, "PYTHONUTF8": "1", **_variables(wanted)}
+
+
+def _variables(settings: Mapping[str, Any]) -> dict[str, str]:
+    return {f"SHOPFLOW_{name.upper()}": str(value) for name, value in settings.items()}
+
+
+def _all_pids() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+
+
+def _read(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError:  # it ended meanwhile, or is another user's
+        return b""

@@ -1,0 +1,456 @@
+"""The batch transport: runs that don't fit are fetched again, and only an unbroken chain is committed."""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from faust.types import TP
+
+from shopflow import batching
+from shopflow.batching import App, Batch, BatchConsumer, Chain, Cursor, each_batch
+from shopflow.errors import PartitionLost
+
+PURCHASES = TP("shop.purchases", 0)
+CHANGELOG = TP("shop-counts-changelog", 0)
+
+
+def run_of(start: int, end: int, tp: TP = PURCHASES) -> list[Any]:
+    """Records with the offsets from `start` up to, not including, `end`."""
+    fields = {"topic": tp.topic, "partition": tp.partition, "timestamp": 1000, "timestamp_type": 0}
+    more = {"key": b"k", "value": b"v", "headers": (), "checksum": None}
+    sizes = {"serialized_key_size": 1, "serialized_value_size": 1}
+    return [SimpleNamespace(offset=offset, **fields, **more, **sizes) for offset in range(start, end)]
+
+
+class TestCursor:
+    """Where the next run must start."""
+
+    def test_only_the_next_run_passes(self) -> None:
+        """A run from before a seek, or from behind a lost one, must not move the reader on."""
+        cursor = Cursor(10)
+        assert cursor.admits(10)
+        assert not cursor.admits(7)
+        assert not cursor.admits(12)
+
+    def test_a_hole_passes_when_the_fetch_from_its_start_ends_behind_it_again(self) -> None:
+        """Compaction and transactions leave holes; a lost run would have been brought back."""
+        cursor = Cursor(10)
+        assert not cursor.admits(12)
+        assert cursor.admits(12)
+
+    def test_two_different_runs_are_no_hole(self) -> None:
+        """Each must come twice in a row."""
+        cursor = Cursor(10)
+        assert [cursor.admits(first) for first in (12, 13, 12, 9, 12)] == [False] * 5
+        assert cursor.admits(12)
+
+    def test_an_older_run_never_passes(self) -> None:
+        """However often it comes."""
+        cursor = Cursor(10)
+        assert [cursor.admits(7) for _ in range(3)] == [False] * 3
+
+
+class TestChain:
+    """What may be committed."""
+
+    def test_it_grows_by_batches_that_continue_it(self) -> None:
+        """One after the other."""
+        chain = Chain(5, epoch=0)
+        chain.finish(5, 9)
+        chain.finish(9, 20)
+        assert chain.done == 20
+
+    @pytest.mark.parametrize("start", [0, 4, 6, 9])
+    def test_nothing_else_moves_it(self, start: int) -> None:
+        """Neither a batch from before nor one with something missing before it."""
+        chain = Chain(5, epoch=0)
+        with pytest.raises(PartitionLost):
+            chain.finish(start, 30)
+        assert chain.done == 5
+
+
+class Reader:
+    """A table that takes in changelog runs."""
+
+    def __init__(self) -> None:
+        self.runs: list[tuple[int, list[int]]] = []
+
+    def recover(self, partition: int, records: list[Any]) -> None:
+        self.runs.append((partition, [record.offset for record in records]))
+
+
+class Consumer(BatchConsumer):
+    """The consumer without Kafka: `fetched` is what comes next, `seeks` where it went back to."""
+
+    def __init__(self, app: Any) -> None:  # the real one wants a transport
+        self.app = app
+        self._chains, self._cursors, self._epochs, self._locks = {}, {}, {}, {}
+        self._acked: dict[TP, list[int]] = defaultdict(list)
+        self._acked_index: dict[TP, set[int]] = defaultdict(set)
+        self._buffered_partitions = set()
+        self.flow_active = True
+        self.fetched: dict[TP, list[Any]] | None = {}
+        self.seeks: list[tuple[TP, int]] = []
+        self.perform_seeks = 0
+
+    def begin(self, tp: TP, offset: int) -> None:
+        """As after `perform_seek`."""
+        self._chains[tp], self._cursors[tp] = Chain(offset, self._epochs.setdefault(tp, 0)), Cursor(offset)
+
+    should_stop = False  # type: ignore[assignment]
+
+    async def _wait_next_records(self, timeout: float) -> tuple[Any, Any]:
+        return self.fetched, None
+
+    async def perform_seek(self) -> None:
+        self.perform_seeks += 1
+
+    async def seek(self, partition: TP, offset: int) -> None:
+        self.seeks.append((partition, offset))
+
+    def highwater(self, tp: TP) -> int:
+        return 0
+
+
+@pytest.fixture
+def reader() -> Reader:
+    """Of the changelog."""
+    return Reader()
+
+
+@pytest.fixture
+def consumer(reader: Reader) -> Consumer:
+    """A consumer of one batched topic and one changelog."""
+    app = SimpleNamespace(
+        batched_topics={PURCHASES.topic},
+        readers={CHANGELOG.topic: reader},
+        consumer_generation_id=1,
+        monitor=SimpleNamespace(track_tp_end_offset=lambda tp, offset: None),
+    )
+    return Consumer(app)
+
+
+def messages(consumer: Consumer, fetched: Mapping[TP, list[Any]]) -> list[Any]:
+    """What the consumer makes of this fetch."""
+    consumer.fetched = dict(fetched)
+
+    async def collect() -> list[Any]:
+        return [message async for _, message in consumer.getmany(timeout=0.1)]
+
+    return asyncio.run(collect())
+
+
+def batches(consumer: Consumer, *runs: tuple[int, int]) -> list[Batch]:
+    """The batches that these runs become, each fetched by itself."""
+    return [message.value for start, end in runs for message in messages(consumer, {PURCHASES: run_of(start, end)})]
+
+
+def test_a_run_becomes_one_batch_that_knows_where_it_starts(consumer: Consumer) -> None:
+    """The offset of the event is that of its last record."""
+    consumer.begin(PURCHASES, 5)
+    (message,) = messages(consumer, {PURCHASES: run_of(5, 9)})
+    assert (message.value.start, message.value.end, message.offset) == (5, 9, 8)
+    assert message.value.owned
+
+
+def test_a_batch_begins_where_the_last_one_ended_also_behind_a_hole(consumer: Consumer) -> None:
+    """Else the chain would break at every hole."""
+    consumer.begin(PURCHASES, 5)
+    assert batches(consumer, (7, 9)) == []
+    assert consumer.seeks == [(PURCHASES, 5)]
+    (batch,) = batches(consumer, (7, 9))
+    assert (batch.start, batch.end) == (5, 9)
+
+
+def test_a_run_without_a_known_start_is_dropped(consumer: Consumer) -> None:
+    """It was fetched before the seek to the committed offset, which brings it back."""
+    assert batches(consumer, (0, 3)) == []
+    assert consumer.seeks == []
+
+
+def test_what_is_fetched_in_a_rebalance_is_dropped(consumer: Consumer) -> None:
+    """Another worker may have gone on from there."""
+    consumer.begin(PURCHASES, 0)
+    consumer.flow_active = False
+    assert messages(consumer, {PURCHASES: run_of(0, 3)}) == []
+    assert consumer.perform_seeks == 1
+
+
+def test_runs_after_a_change_of_generation_are_dropped(consumer: Consumer) -> None:
+    """A rebalance can happen between two runs of one fetch."""
+    other = TP(PURCHASES.topic, 1)
+    for tp in (PURCHASES, other):
+        consumer.begin(tp, 0)
+    consumer.fetched = {PURCHASES: run_of(0, 3), other: run_of(0, 3, other)}
+
+    async def collect() -> list[TP]:
+        found = []
+        async for tp, _ in consumer.getmany(timeout=0.1):
+            found.append(tp)
+            consumer.app.consumer_generation_id = 2  # type: ignore[misc]
+        return found
+
+    assert asyncio.run(collect()) == [PURCHASES]
+    assert consumer._cursors[other].next == 0
+
+
+def test_a_changelog_run_goes_whole_to_its_table_and_its_last_record_to_faust(
+    consumer: Consumer, reader: Reader
+) -> None:
+    """Faust's recovery counts offsets; it need not see each record."""
+    consumer._cursors[CHANGELOG] = Cursor(0)
+    (message,) = messages(consumer, {CHANGELOG: run_of(0, 4, CHANGELOG)})
+    assert reader.runs == [(0, [0, 1, 2, 3])]
+    assert message.offset == 3
+
+
+def test_a_changelog_run_from_before_a_seek_is_not_taken_in(consumer: Consumer, reader: Reader) -> None:
+    """It would move the recovery on, and what it then reads again would be refused as seen."""
+    assert messages(consumer, {CHANGELOG: run_of(0, 4, CHANGELOG)}) == []
+    consumer._cursors[CHANGELOG] = Cursor(10)
+    assert messages(consumer, {CHANGELOG: run_of(0, 4, CHANGELOG)}) == []
+    assert consumer.seeks == [(CHANGELOG, 10)]
+    assert reader.runs == []
+
+
+def test_other_topics_come_record_by_record(consumer: Consumer) -> None:
+    """An application may have plain agents beside these."""
+    plain = TP("plain", 0)
+    assert [message.offset for message in messages(consumer, {plain: run_of(3, 6, plain)})] == [3, 4, 5]
+
+
+def take_turn(batch: Batch, body: Callable[[], None] = lambda: None) -> None:
+    """Take the batch's turn."""
+
+    async def take() -> None:
+        async with batch.turn():
+            body()
+
+    asyncio.run(take())
+
+
+def test_turns_in_order_move_what_is_committed(consumer: Consumer) -> None:
+    """The end of the chain, and nothing else, is offered for the commit."""
+    consumer.begin(PURCHASES, 0)
+    consumer._acked[PURCHASES], consumer._acked_index[PURCHASES] = [99], {99}
+    first, second = batches(consumer, (0, 3), (3, 7))
+    take_turn(first)
+    assert consumer._new_offset(PURCHASES) == 3
+    take_turn(second)
+    assert consumer._new_offset(PURCHASES) == 7
+    assert list(consumer._filter_tps_with_pending_acks()) == [PURCHASES]
+
+
+def test_a_batch_whose_predecessor_is_missing_makes_the_consumer_go_back(consumer: Consumer) -> None:
+    """And every batch that was fetched meanwhile is void: it comes again."""
+    consumer.begin(PURCHASES, 0)
+    lost, second, third = batches(consumer, (0, 3), (3, 7), (7, 9))
+    with pytest.raises(PartitionLost):
+        take_turn(second)
+    assert consumer.seeks == [(PURCHASES, 0)]
+    assert not any(batch.owned for batch in (lost, second, third))
+    assert consumer._new_offset(PURCHASES) == 0
+    for batch in batches(consumer, (0, 9)):
+        take_turn(batch)
+    assert consumer._new_offset(PURCHASES) == 9
+
+
+def test_a_batch_that_was_done_already_is_left(consumer: Consumer) -> None:
+    """Nothing is fetched again for it."""
+    consumer.begin(PURCHASES, 0)
+    (batch,) = batches(consumer, (0, 3))
+    take_turn(batch)
+    with pytest.raises(PartitionLost):
+        take_turn(batch)
+    assert consumer.seeks == []
+
+
+def test_an_error_in_a_turn_leaves_the_batch_unfinished(consumer: Consumer) -> None:
+    """It is still the next one."""
+    consumer.begin(PURCHASES, 0)
+    (batch,) = batches(consumer, (0, 3))
+
+    def fails() -> None:
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        take_turn(batch, fails)
+    assert consumer._new_offset(PURCHASES) == 0
+    take_turn(batch)
+    assert consumer._new_offset(PURCHASES) == 3
+
+
+@pytest.mark.parametrize("change", ["flow", "generation", "forgotten"])
+def test_a_lost_partition_is_neither_touched_nor_committed(consumer: Consumer, change: str) -> None:
+    """Its database may be another worker's by now."""
+    consumer.begin(PURCHASES, 0)
+    (batch,) = batches(consumer, (0, 3))
+    if change == "flow":
+        consumer.flow_active = False
+    elif change == "generation":
+        consumer.app.consumer_generation_id = 2  # type: ignore[misc]
+    else:
+        consumer._forget(PURCHASES)
+    touched: list[int] = []
+    with pytest.raises(PartitionLost):
+        take_turn(batch, lambda: touched.append(1))
+    assert touched == []
+    assert consumer._new_offset(PURCHASES) in {0, None}
+
+
+def test_a_partition_lost_during_a_turn_is_not_finished(consumer: Consumer) -> None:
+    """Its successor does the batch again."""
+    consumer.begin(PURCHASES, 0)
+    (batch,) = batches(consumer, (0, 3))
+    with pytest.raises(PartitionLost):
+        take_turn(batch, lambda: consumer._forget(PURCHASES))
+
+
+def test_two_actors_of_one_partition_take_turns(consumer: Consumer) -> None:
+    """Faust can start an actor beside a predecessor that is not gone yet."""
+    consumer.begin(PURCHASES, 0)
+    first, second = batches(consumer, (0, 3), (3, 6))
+    seen: list[str] = []
+
+    async def actor(batch: Batch, name: str) -> None:
+        async with batch.turn():
+            seen.append(f"{name} in")
+            await asyncio.sleep(0)
+            seen.append(f"{name} out")
+
+    async def both() -> None:
+        await asyncio.gather(actor(first, "a"), actor(second, "b"))
+
+    asyncio.run(both())
+    assert seen == ["a in", "a out", "b in", "b out"]
+
+
+def test_faust_does_not_fill_gaps_of_batched_topics(consumer: Consumer) -> None:
+    """It takes for a hole what it dropped itself."""
+    asyncio.run(consumer._add_gap(PURCHASES, 0, 100))
+
+
+class Stream:
+    """A stream of events with these values."""
+
+    def __init__(self, *values: Any) -> None:
+        self.enable_acks = True
+        self.acked: list[Any] = []
+        self.log = batching_log
+        self._values = values
+
+    async def events(self) -> AsyncIterator[Any]:
+        for value in self._values:
+            yield SimpleNamespace(value=value)
+
+    async def ack(self, event: Any) -> None:
+        self.acked.append(event.value)
+
+
+batching_log = SimpleNamespace(info=lambda *args: None, exception=lambda *args: None)
+
+
+class Failing:
+    """A handler that raises these, one a call."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors = list(errors)
+        self.handled: list[Any] = []
+
+    async def __call__(self, batch: Any) -> None:
+        self.handled.append(batch.start)
+        if self.errors:
+            raise self.errors.pop(0)
+
+
+def test_an_agent_never_raises_and_tries_again_what_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception in a Faust agent would acknowledge the batch."""
+    monkeypatch.setattr(batching, "RETRY_SECONDS", 0)
+    one, two = SimpleNamespace(start=1, tp=PURCHASES), SimpleNamespace(start=2, tp=PURCHASES)
+    handle = Failing(ValueError("a fault"), KeyError("another"))
+    stream = Stream(one, two)
+    asyncio.run(each_batch(stream, handle))
+    assert handle.handled == [1, 1, 1, 2]
+    assert stream.acked == [one, two]
+    assert not stream.enable_acks
+
+
+def test_an_agent_leaves_a_batch_that_it_lost() -> None:
+    """It is another worker's, or comes again."""
+    handle = Failing(PartitionLost("gone"))
+    asyncio.run(each_batch(Stream(SimpleNamespace(start=1, tp=PURCHASES)), handle))
+    assert handle.handled == [1]
+
+
+class Builder:
+    """aiokafka's BatchBuilder for two records of at most 100 bytes."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[bytes, bytes]] = []
+
+    def append(self, *, key: bytes, value: bytes, timestamp: None) -> object | None:
+        if len(self.rows) == 2 or len(value) > 100:
+            return None
+        self.rows.append((key, value))
+        return object()
+
+    def record_count(self) -> int:
+        return len(self.rows)
+
+
+class Producer:
+    """A producer that acknowledges."""
+
+    def __init__(self) -> None:
+        self.sent: list[list[tuple[bytes, bytes]]] = []
+
+    def create_batch(self) -> Builder:
+        return Builder()
+
+    async def send_batch(self, batch: Builder, topic: str, *, partition: int) -> Awaitable[Any]:
+        offset = 100 + sum(map(len, self.sent))
+        self.sent.append(batch.rows)
+
+        async def acknowledged() -> Any:
+            return SimpleNamespace(offset=offset)
+
+        return acknowledged()
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> App:
+    """A Faust application that is never started."""
+    return App("test", broker="kafka://127.0.0.1:1", datadir=str(tmp_path))
+
+
+def test_publish_fills_batches_and_says_where_the_last_record_is(app: App) -> None:
+    """Few requests instead of one a record."""
+    producer = Producer()
+    app.producer = SimpleNamespace(_producer=producer)  # type: ignore[assignment]
+    rows = [(b"k%d" % number, b"v") for number in range(5)]
+    assert asyncio.run(app.publish("topic", 0, rows)) == 104
+    assert producer.sent == [rows[:2], rows[2:4], rows[4:]]
+
+
+def test_publish_refuses_what_no_batch_can_hold(app: App) -> None:
+    """Instead of sending empty batches for ever."""
+    app.producer = SimpleNamespace(_producer=Producer())  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="larger than a Kafka batch"):
+        asyncio.run(app.publish("topic", 0, [(b"k", b"v" * 101)]))
+
+
+def test_the_servers_may_become_known_late(app: App) -> None:
+    """The embedded Kafka has its port only when it runs; Faust must neither warn nor keep the old one."""
+    before = app.transport
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        app.reconfigure(broker="kafka://127.0.0.1:2", broker_consumer="kafka://127.0.0.1:2")
+    assert app.transport is not before
+    assert [url.port for url in app.conf.broker] == [2]

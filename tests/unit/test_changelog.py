@@ -1,0 +1,219 @@
+"""The table of counts on a real RocksDB: what is recovered, kept, checked and read again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from faust.types import TP
+
+from shopflow.batching import App
+from shopflow.changelog import Audit, CountTable
+from shopflow.counting import TOTALS_KEY, Counted, advance, decode_count, decode_totals
+from tests.fakes import FakeRecord
+
+TOPIC = "test-purchase_counts-changelog"
+PLACE = TP(TOPIC, 0)
+
+
+def rows_after(
+    *purchases: Counted, end: int, get: Callable[[bytes], bytes | None] = lambda key: None
+) -> dict[bytes, bytes]:
+    """The rows of a batch."""
+    return dict(advance(get, purchases, end=end).rows())
+
+
+def records(rows: dict[bytes, bytes], start: int = 0) -> list[FakeRecord]:
+    """Rows as they stand in the changelog."""
+    return [FakeRecord(key, value, start + n, 0, TOPIC) for n, (key, value) in enumerate(rows.items())]
+
+
+class Shop:
+    """A table of a Faust application that is never started."""
+
+    def __init__(self, folder: Path) -> None:
+        self.whole: list[FakeRecord] = []  # what the changelog holds from its start
+        self.reads = 0
+        self.published: list[tuple[bytes, bytes]] = []
+        self.app = App("test", broker="kafka://127.0.0.1:1", store="rocksdb://?driver=rocksdict", datadir=str(folder))
+        self.app.publish = self.publish  # type: ignore[method-assign]
+        self.app.assignor.assigned_actives = lambda: {PLACE}
+        options = {"write_buffer_size": 1 << 20, "block_cache_size": 1 << 20, "max_write_buffer_number": 2}
+        self.table = CountTable(
+            self.app, name="purchase_counts", default=None, options=options, read_whole=self.read_whole
+        )
+
+    async def publish(self, topic: str, partition: int, rows: Any) -> int:
+        self.published += rows
+        return 0
+
+    async def read_whole(self, topic: str, partition: int, take: Callable[[int, list[Any]], None]) -> None:
+        self.reads += 1
+        if self.whole:
+            take(partition, self.whole)
+
+    def recovered(self) -> None:
+        """Faust says that the changelog has been read."""
+        asyncio.run(self.table.on_recovery_completed({PLACE}, set()))
+
+    def count(self, customer_id: str) -> tuple[int, int] | None:
+        value = self.table.getter(0)(customer_id.encode())
+        return None if value is None else (decode_count(value).purchases, decode_count(value).offset)
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Shop:
+    """A table with an empty database."""
+    return Shop(tmp_path)
+
+
+def test_what_is_written_is_read(shop: Shop) -> None:
+    """By the agent, by Faust's own view of the table, and not beside the customers in it."""
+    shop.table.write(0, rows_after(Counted(0, "anna", 2, 600), end=1).items())
+    assert shop.count("anna") == (1, 0)
+    assert shop.table["anna"].spent == 600
+    assert list(shop.table.keys()) == ["anna"]
+    assert [key for key, _ in shop.table.items()] == ["anna"]
+    assert shop.table.partitions_owned() == [0]
+    with pytest.raises(KeyError):
+        shop.table["bob"]
+
+
+def test_the_larger_offset_stays_in_whatever_order(shop: Shop) -> None:
+    """A worker that slept through the loss of its partition writes behind its successor."""
+    old = rows_after(Counted(0, "anna", 1, 1), end=1)
+    new = rows_after(Counted(1, "anna", 1, 1), end=2, get=old.get)
+    shop.table.recover(0, records(new))
+    shop.table.recover(0, records(old, start=2))
+    assert shop.count("anna") == (2, 1)
+    shop.table.recover(0, records(old, start=4) + records(new, start=6) + records(old, start=8))
+    assert shop.count("anna") == (2, 1)
+    assert shop.table.persisted_offset(PLACE) == 9
+
+
+def test_what_a_late_record_outdid_is_published_again(shop: Shop) -> None:
+    """Kafka's compaction keeps the last record of a key, so the last one must be the right one."""
+    old = rows_after(Counted(0, "anna", 1, 1), end=1)
+    new = rows_after(Counted(1, "anna", 1, 1), end=2, get=old.get)
+    shop.table.recover(0, records(old) + records(new, start=2) + records(old, start=4))
+    shop.recovered()
+    assert dict(shop.published) == new
+    shop.published = []
+    shop.recovered()
+    assert shop.published == []
+
+
+def test_a_record_that_is_no_count_is_ignored_and_said(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    """It must not stop the recovery, nor go unnoticed."""
+    good = records(rows_after(Counted(0, "anna", 1, 1), end=1), start=2)
+    with caplog.at_level(logging.ERROR):
+        shop.table.recover(0, [FakeRecord(b"x", b"\xff", 0, 0, TOPIC), FakeRecord(b"y", None, 1, 0, TOPIC), *good])
+    assert shop.count("anna") == (1, 0)
+    assert shop.count("x") is None
+    assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]
+
+
+@pytest.mark.parametrize("customer_id", ["__faust\0offset__", "\x00", "ż" * 128])
+def test_any_legal_id_is_a_customer(shop: Shop, customer_id: str) -> None:
+    """Also one that Faust uses as a key of its own."""
+    shop.table.write(0, rows_after(Counted(0, customer_id, 1, 1), end=1).items())
+    shop.table.acknowledged(0, 77)
+    assert shop.count(customer_id) == (1, 0)
+    assert shop.table.persisted_offset(PLACE) == 77
+
+
+def test_a_table_that_adds_up_is_left_alone(shop: Shop) -> None:
+    """The check costs one look through the partition, and only after something was recovered."""
+    shop.table.recover(0, records(rows_after(Counted(0, "anna", 1, 1), Counted(1, "bob", 1, 1), end=2)))
+    shop.recovered()
+    assert shop.reads == 0
+
+
+def test_a_table_that_is_short_is_read_again_from_the_start(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    """A customer was lost on the way: its partition's sums tell."""
+    rows = rows_after(Counted(0, "anna", 1, 1), Counted(1, "bob", 1, 1), end=2)
+    shop.whole = records(rows)
+    shop.table.recover(0, records({key: value for key, value in rows.items() if key != b"bob"}))
+    with caplog.at_level(logging.ERROR):
+        shop.recovered()
+    assert shop.reads == 1
+    assert shop.count("bob") == (1, 1)
+    assert "do not add up" in caplog.text
+
+
+def test_a_changelog_that_is_short_itself_is_said(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    """The worker goes on with what there is, and says where to look."""
+    rows = rows_after(Counted(0, "anna", 1, 1), Counted(1, "bob", 1, 1), end=2)
+    shop.whole = records({key: value for key, value in rows.items() if key != b"bob"})
+    shop.table.recover(0, shop.whole)
+    with caplog.at_level(logging.ERROR):
+        shop.recovered()
+    assert "verify" in caplog.text
+    assert shop.count("anna") == (1, 0)
+
+
+def test_a_table_that_a_crash_left_ahead_of_its_sums_is_checked_later(shop: Shop) -> None:
+    """Right after the batch that the crash cut off is done again."""
+    first = rows_after(Counted(0, "anna", 1, 1), end=1)
+    second = rows_after(Counted(1, "anna", 1, 1), Counted(2, "bob", 1, 1), end=3, get=first.get)
+    cut_off = {key: value for key, value in second.items() if key != TOTALS_KEY}
+    shop.table.recover(0, records(first) + records(cut_off, start=2))
+    shop.recovered()
+    asyncio.run(shop.table.check_late(0))
+    assert 0 in shop.table._unaudited
+    redone = advance(shop.table.getter(0), [Counted(1, "anna", 1, 1), Counted(2, "bob", 1, 1)], end=3).rows()
+    shop.table.write(0, redone)
+    asyncio.run(shop.table.check_late(0))
+    assert 0 not in shop.table._unaudited
+    assert decode_totals(shop.table.getter(0)(TOTALS_KEY) or b"").customers == 2
+    assert shop.reads == 0
+
+
+def test_a_forgotten_partition_is_empty(shop: Shop) -> None:
+    """And its folder can be opened anew at once."""
+    shop.table.write(0, rows_after(Counted(0, "anna", 1, 1), end=1).items())
+    shop.table.forget(0)
+    assert shop.count("anna") is None
+
+
+class TestAudit:
+    """Sums over customers against the sums that stand beside them."""
+
+    @staticmethod
+    def of(rows: dict[bytes, bytes]) -> Audit:
+        audit = Audit()
+        for key, value in rows.items():
+            audit.add(key, value)
+        return audit
+
+    def test_an_empty_partition_agrees(self) -> None:
+        """Nothing and nothing."""
+        assert self.of({}).agrees
+
+    def test_too_few_never_pass_also_when_others_are_ahead(self) -> None:
+        """What the sums count must be there."""
+        rows = rows_after(Counted(0, "anna", 1, 1), Counted(1, "bob", 1, 1), Counted(2, "eve", 1, 1), end=3)
+        ahead = rows_after(Counted(3, "anna", 1, 1), end=4, get=rows.get)
+        rows[b"anna"] = ahead[b"anna"]
+        assert self.of(rows).ahead
+        assert self.of(rows).agrees
+        del rows[b"bob"]
+        assert not self.of(rows).agrees
+
+    def test_customers_without_sums_are_ahead(self) -> None:
+        """The first batch was cut off."""
+        rows = rows_after(Counted(0, "anna", 1, 1), end=1)
+        del rows[TOTALS_KEY]
+        assert self.of(rows).ahead
+
+
+def test_faust_applies_nothing_by_itself(shop: Shop) -> None:
+    """`recover` has done it; Faust's way would put an older value over a newer one."""
+    event = SimpleNamespace(message=SimpleNamespace(tp=PLACE, offset=5, key=b"anna", value=b"{}", partition=0))
+    shop.table.apply_changelog_batch([event])
+    assert shop.count("anna") is None
