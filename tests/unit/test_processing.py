@@ -1,0 +1,301 @@
+"""What becomes of a batch: its good records, its bad ones, and the order in which it happens."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+import pytest
+from aiokafka.errors import KafkaConnectionError
+
+from shopflow import outages
+from shopflow import processing as module
+from shopflow.counting import TOTALS_KEY, decode_count, decode_totals
+from shopflow.dead_letters import DeadLetters
+from shopflow.errors import PartitionLost
+from shopflow.processing import Processing
+from tests.fakes import FakeBatch, FakeCounts, FakeOutlet, FakeRecord, FakeStore
+
+NOON = "2026-05-01T12:00:00+00:00"
+
+
+def record(event: Any, offset: int, kind: str = "purchases", *, key: str | None = None) -> FakeRecord:
+    """A record of this event, under the key that it should have."""
+    if not isinstance(event, dict):
+        return FakeRecord((key or "anna").encode(), event, offset, 0, f"shop.{kind}")
+    name = event.get("product_id" if kind == "products" else "customer_id", "anna")
+    return FakeRecord((key or name).encode(), json.dumps(event).encode(), offset, 0, f"shop.{kind}")
+
+
+def purchase(name: str, **fields: Any) -> dict[str, Any]:
+    """A purchase of anna's."""
+    base = {"customer_id": "anna", "product_id": "milk", "quantity": 2, "price": 300, "purchased_at": NOON}
+    return {"purchase_id": name, **base, **fields}
+
+
+def unpriced(name: str, **fields: Any) -> dict[str, Any]:
+    """A purchase without a price."""
+    return {key: value for key, value in purchase(name, **fields).items() if key != "price"}
+
+
+def product(price: int, at: str = NOON, name: str = "milk") -> dict[str, Any]:
+    """A product."""
+    return {"product_id": name, "name": "Mleko", "type": "nabiał", "price": price, "updated_at": at}
+
+
+class Shop:
+    """Everything that a batch meets, each a fake."""
+
+    def __init__(self, *, wait_seconds: float = 0.0) -> None:
+        self.events: list[str] = []
+        self.store = FakeStore()
+        self.store.calls = self.events
+        self.counts = FakeCounts(self.events)
+        self.outlet = FakeOutlet(self.events)
+        self.publish_failures: list[Exception] = []
+        self.published: list[tuple[bytes, bytes]] = []
+        self.processing = Processing(
+            self.store,
+            self.counts,
+            self.publish,
+            DeadLetters("shop.dead-letters", 4, "shopflow", self.outlet.send),
+            max_event_bytes=10_000,
+            product_wait_seconds=wait_seconds,
+        )
+
+    async def publish(self, partition: int, rows: Sequence[tuple[bytes, bytes]]) -> int:
+        if self.publish_failures:
+            raise self.publish_failures.pop()
+        self.events.append("changelog")
+        self.published += rows
+        return len(self.published) - 1
+
+    def batch(self, *events: Any, start: int = 0, kind: str = "purchases") -> FakeBatch:
+        """A batch of these events."""
+        records = [record(event, start + number, kind) for number, event in enumerate(events)]
+        return FakeBatch(
+            [r if not isinstance(e, FakeRecord) else e for r, e in zip(records, events, strict=True)], self.events
+        )
+
+    def handle(self, batch: FakeBatch, kind: str = "purchases") -> None:
+        """Process it."""
+        asyncio.run(getattr(self.processing, kind)(batch))
+
+    def count(self, customer_id: str = "anna") -> tuple[int, int, int]:
+        value = self.counts.rows.get(0, {}).get(customer_id.encode())
+        count = decode_count(value) if value else None
+        return (count.purchases, count.items, count.spent) if count else (0, 0, 0)
+
+    def totals(self) -> Any:
+        return decode_totals(self.counts.rows[0][TOTALS_KEY])
+
+    def reasons(self) -> list[str]:
+        """Why each dead letter is one."""
+        return [dict(headers)["__connect.errors.exception.message"].decode() for *_, headers in self.outlet.got]
+
+
+@pytest.fixture
+def shop(monkeypatch: pytest.MonkeyPatch) -> Shop:
+    """A shop that does not wait."""
+    monkeypatch.setattr(outages, "FIRST_PAUSE_SECONDS", 0)
+    return Shop()
+
+
+def test_the_order_of_the_steps_is_the_guarantee(shop: Shop) -> None:
+    """Documents, dead letters, table, changelog; then the batch is finished."""
+    shop.handle(shop.batch(purchase("p1"), b"bad"))
+    steps = ["prepare", "insert_purchases", "turn", "dead letter", "table", "changelog", "finished"]
+    assert shop.events == steps
+    assert shop.published == list(shop.counts.rows[0].items())
+    assert shop.counts.persisted == {0: len(shop.published) - 1}
+
+
+def test_a_purchase_is_a_document_of_the_contract_and_counted(shop: Shop) -> None:
+    """Fields, value, source."""
+    shop.handle(shop.batch(purchase("p1", unnamed={"x": 1}), start=7))
+    assert shop.store.collections["purchases"]["p1"] == {
+        "_id": "p1",
+        "customer_id": "anna",
+        "product_id": "milk",
+        "quantity": 2,
+        "price": 300,
+        "value": 600,
+        "purchased_at": datetime(2026, 5, 1, 12, tzinfo=timezone.utc),
+        "source": {"origin": "kafka", "topic": "shop.purchases", "partition": 0, "offset": 7},
+    }
+    assert shop.count() == (1, 2, 600)
+
+
+BAD = {
+    "not JSON": b"{",
+    "no object": b"[]",
+    "a missing field": {"purchase_id": "x", "customer_id": "anna"},
+    "a wrong type": purchase("x", quantity="2"),
+    "a quantity of 0": purchase("x", quantity=0),
+    "a negative price": purchase("x", price=-1),
+    "an empty id": purchase(""),
+    "a long id": purchase("x" * 129),
+    "a naive time": purchase("x", purchased_at="2026-05-01T12:00:00"),
+    "too large": purchase("x", product_id="y" * 11_000),
+    "a foreign key": FakeRecord(b"bob", json.dumps(purchase("x")).encode(), 1),
+    "no key": FakeRecord(None, json.dumps(purchase("x")).encode(), 1),
+    "no value": FakeRecord(b"anna", None, 1),
+}
+
+
+@pytest.mark.parametrize("bad", BAD.values(), ids=BAD.keys())
+def test_a_bad_record_is_a_dead_letter_and_its_neighbours_are_stored(shop: Shop, bad: Any) -> None:
+    """It never stops a batch."""
+    batch = shop.batch(purchase("p1"), bad, purchase("p2"))
+    shop.handle(batch)
+    assert set(shop.store.collections["purchases"]) == {"p1", "p2"}
+    assert shop.count() == (2, 4, 1200)
+    ((_, key, value, partition, _),) = shop.outlet.got
+    assert (key, value, partition) == (batch.records[1].key, batch.records[1].value, 0)
+    assert shop.totals().rejected == 1
+
+
+def test_a_purchase_sent_twice_is_counted_once(shop: Shop) -> None:
+    """And is in the sums as a repeated one."""
+    shop.handle(shop.batch(purchase("p1"), purchase("p1")))
+    shop.handle(shop.batch(purchase("p1"), start=2))
+    assert shop.count() == (1, 2, 600)
+    assert (shop.totals().purchases, shop.totals().duplicates) == (1, 2)
+
+
+def test_a_batch_that_comes_again_changes_nothing(shop: Shop) -> None:
+    """With other limits too."""
+    shop.handle(shop.batch(purchase("p1"), purchase("p2")))
+    before = dict(shop.counts.rows[0])
+    shop.handle(shop.batch(purchase("p1"), purchase("p2")))
+    assert shop.counts.rows[0] == before
+    shop.handle(shop.batch(purchase("p2"), purchase("p3"), start=1))
+    assert shop.count() == (3, 6, 1800)
+
+
+def test_a_purchase_without_a_price_gets_the_one_in_force(shop: Shop) -> None:
+    """At the time it was made, not at the time it is stored."""
+    prices = [product(100, "2026-05-01T10:00:00Z"), product(200, "2026-05-01T13:00:00Z")]
+    shop.handle(shop.batch(*prices, kind="products"), "products")
+    shop.handle(shop.batch(unpriced("p1"), unpriced("p2", purchased_at="2026-05-01T15:00:00+02:00")))
+    assert shop.count() == (2, 4, 2 * 100 + 2 * 200)
+
+
+def test_a_purchase_of_an_unknown_product_waits_for_it(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its product may be on its way through another topic."""
+    shop = Shop(wait_seconds=30)
+    monkeypatch.setattr(module, "_LOOK_AGAIN_SECONDS", 0)
+    looks = 0
+    look = shop.store.price_history
+
+    async def learns_at_the_third(product_ids: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        if looks == 3:
+            offered = {"_id": "milk", "name": "Mleko", "type": "nabiał", "price": 150}
+            at = datetime(2026, 5, 1, tzinfo=timezone.utc)
+            await shop.store.upsert_products([{**offered, "updated_at": at, "source": {"origin": "direct"}}])
+        return await look(product_ids)
+
+    monkeypatch.setattr(shop.store, "price_history", learns_at_the_third)
+    shop.handle(shop.batch(unpriced("p1")))
+    assert looks == 3
+    assert shop.count() == (1, 2, 300)
+
+
+def test_an_unknown_product_is_waited_for_once(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then its purchases are dead letters at once: they must not hold up the partition again and again."""
+    clock = [100.0]
+    shop = Shop(wait_seconds=10)
+    monkeypatch.setattr(module, "_LOOK_AGAIN_SECONDS", 0)
+    monkeypatch.setattr(module, "monotonic", lambda: clock.__setitem__(0, clock[0] + 4) or clock[0])
+    shop.handle(shop.batch(unpriced("p1"), purchase("p2")))
+    first = shop.events.count("price_history")
+    assert first > 1
+    shop.handle(shop.batch(unpriced("p3"), start=2))
+    assert shop.events.count("price_history") == first + 1
+    assert shop.reasons() == ["unknown product: product_id 'milk' was never offered, or is no longer"] * 2
+    assert shop.count() == (1, 2, 600)
+
+
+def test_what_was_stored_keeps_its_price(shop: Shop) -> None:
+    """A worker stored it and died before it counted it; a price for that time came since."""
+    shop.handle(shop.batch(product(100), kind="products"), "products")
+    shop.handle(shop.batch(unpriced("p1")))
+    shop.counts.rows.clear()
+    shop.handle(shop.batch(product(999, "2026-05-01T11:59:00Z"), start=1, kind="products"), "products")
+    shop.handle(shop.batch(unpriced("p1")))
+    assert shop.count() == (1, 2, 200)
+
+
+def test_what_was_rejected_stays_rejected(shop: Shop) -> None:
+    """Counted past by a worker that died before it committed: accepted now, it would be stored but never counted."""
+    shop.handle(shop.batch(unpriced("p1"), purchase("p2")))
+    shop.handle(shop.batch(product(100), kind="products"), "products")
+    shop.handle(shop.batch(unpriced("p1"), purchase("p2")))
+    assert set(shop.store.collections["purchases"]) == {"p2"}
+    assert (shop.totals().purchases, shop.totals().rejected) == (1, 1)
+
+
+def test_what_mongodb_refuses_is_a_dead_letter(shop: Shop) -> None:
+    """A validator of the database, for instance; the others of the batch are counted as they are stored."""
+    shop.store.refuses = lambda document: "forbidden" if document["_id"] == "p1" else None
+    shop.handle(shop.batch(purchase("p0"), purchase("p1"), purchase("p2"), purchase("p2")))
+    assert shop.reasons() == ["refused by MongoDB: forbidden"]
+    assert shop.count() == (2, 4, 1200)
+    assert (shop.totals().duplicates, shop.totals().rejected) == (1, 1)
+
+
+@pytest.mark.parametrize("kind", ["products", "customers"])
+def test_records_without_a_value_delete_in_the_order_of_the_log(shop: Shop, kind: str) -> None:
+    """Offered, deleted, offered anew, all in one batch."""
+    customer = {"customer_id": "milk", "first_name": "A", "last_name": "B", "address": "C", "registered_at": NOON}
+    event = product(100) if kind == "products" else customer
+    tombstone = [FakeRecord(b"milk", None, offset, 0, f"shop.{kind}") for offset in range(6)]
+    shop.handle(shop.batch(event, tombstone[1], kind=kind), kind)
+    assert shop.store.collections[kind] == {}
+    shop.handle(shop.batch(event, tombstone[3], event, start=2, kind=kind), kind)
+    assert shop.store.collections[kind]["milk"]["source"]["offset"] == 4
+    assert shop.outlet.got == []
+
+
+def test_a_deletion_without_an_id_is_a_dead_letter(shop: Shop) -> None:
+    """There is nothing that it could delete."""
+    keys = (None, b"", b"\xff", b"x" * 129)
+    records = [FakeRecord(key, None, offset, 0, "shop.products") for offset, key in enumerate(keys)]
+    shop.handle(FakeBatch(records, shop.events), "products")
+    assert len(shop.outlet.got) == 4
+
+
+def test_mongodb_away_is_said_once_and_waited_for(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    """One line when it goes, one when it is back, whatever number of tries."""
+    shop.store.away(5)
+    with caplog.at_level(logging.WARNING):
+        shop.handle(shop.batch(purchase("p1")))
+    assert [entry.getMessage().split(";")[0].split(" after")[0] for entry in caplog.records] == [
+        "MongoDB is away",
+        "MongoDB is back",
+    ]
+    assert shop.count() == (1, 2, 600)
+
+
+def test_waiting_for_mongodb_ends_with_the_loss_of_the_partition(shop: Shop) -> None:
+    """Never by giving up, and never by writing for somebody else."""
+    batch = shop.batch(purchase("p1"))
+    batch.lost = True
+    with pytest.raises(PartitionLost):
+        shop.handle(batch)
+    assert shop.events == []
+
+
+def test_kafka_away_while_it_matters_is_waited_for(shop: Shop) -> None:
+    """Neither a dead letter nor a count is given up."""
+    shop.outlet.failures = [KafkaConnectionError("away")] * 2
+    shop.publish_failures = [KafkaConnectionError("away")] * 2
+    shop.handle(shop.batch(purchase("p1"), b"bad"))
+    assert len(shop.outlet.got) == 1
+    assert shop.events[-1] == "finished"

@@ -1,0 +1,49 @@
+"""Progress: a bar for people, lines for logs, nothing when quiet."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from shopflow import progress
+from shopflow.progress import progress_bar
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_elsewhere_than_on_a_terminal_there_are_lines_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log must not fill with bars."""
+    clock = iter(range(0, 1000, 2))
+    monkeypatch.setattr(progress, "monotonic", lambda: next(clock))
+    stream = io.StringIO()
+    with progress_bar("purchases", 10, stream=stream) as advance:
+        for _ in range(10):
+            advance(1)
+    assert stream.getvalue().splitlines() == [
+        "purchases: 3 of 10",
+        "purchases: 6 of 10",
+        "purchases: 9 of 10",
+    ]
+
+
+def test_on_a_terminal_there_is_a_bar() -> None:
+    """With what is done and what there is."""
+    stream = Terminal()
+    with progress_bar("purchases", 10, stream=stream) as advance:
+        advance(10)
+    assert "purchases" in stream.getvalue()
+    assert "10/10" in stream.getvalue()
+
+
+def test_quiet_is_quiet() -> None:
+    """As Faust's --quiet."""
+    stream = Terminal()
+    with progress_bar("purchases", 10, quiet=True, stream=stream) as advance:
+        advance(10)
+    assert stream.getvalue() == ""

@@ -1,0 +1,141 @@
+"""Seeding: paced, acknowledged, or straight into MongoDB."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from datetime import datetime, timezone
+from typing import Any
+
+import pytest
+from aiokafka.errors import KafkaConnectionError
+
+from shopflow import seeding
+from shopflow.errors import Unavailable
+
+NOON = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
+
+
+class Clock:
+    """Time that passes only when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """A clock of the test's own."""
+    made = Clock()
+    monkeypatch.setattr(seeding, "monotonic", made.monotonic)
+    monkeypatch.setattr(seeding.asyncio, "sleep", made.sleep)
+    return made
+
+
+async def all_of(events: AsyncIterator[Any]) -> list[Any]:
+    """Everything."""
+    return [event async for event in events]
+
+
+def numbered(count: int) -> list[dict[str, Any]]:
+    """Events."""
+    return [{"customer_id": f"c{number}", "n": number} for number in range(count)]
+
+
+def test_a_rate_is_kept_on_average(clock: Clock) -> None:
+    """1,001 events at 100 a second take ten seconds."""
+    assert len(asyncio.run(all_of(seeding.paced(numbered(5000), 1001, 100)))) == 1001
+    assert 10 <= clock.now - 100 < 10.1
+
+
+@pytest.mark.parametrize(("count", "rate", "expected"), [(3, 0, 3), (0, 0, 0), (None, 0, 7), (100, 0, 7)])
+def test_a_count_is_kept_and_no_rate_is_no_wait(clock: Clock, count: int | None, rate: float, expected: int) -> None:
+    """0: as fast as it goes."""
+    assert len(asyncio.run(all_of(seeding.paced(numbered(7), count, rate)))) == expected
+    assert clock.now == 100
+
+
+class Producer:
+    """Acknowledges the first so many sends when they are awaited, then fails."""
+
+    def __init__(self, good: int) -> None:
+        self.good = good
+        self.sent: list[tuple[str, bytes, bytes]] = []
+
+    async def send(self, topic: str, value: bytes, key: bytes) -> Awaitable[Any]:
+        future = asyncio.get_running_loop().create_future()
+        if len(self.sent) < self.good:
+            future.set_result(None)
+        else:
+            future.set_exception(KafkaConnectionError("gone"))
+        self.sent.append((topic, key, value))
+        return future
+
+
+def produce(monkeypatch: pytest.MonkeyPatch, producer: Producer, count: int) -> tuple[int | str, list[int]]:
+    """Send so many events; returns how many were acknowledged, or the error, and what the progress was told."""
+    progress: list[int] = []
+
+    @asynccontextmanager
+    async def started(bootstrap: str) -> AsyncIterator[Producer]:
+        yield producer
+
+    monkeypatch.setattr(seeding.kafka, "producer", started)
+    events = seeding.paced(numbered(count), None, 0)
+    try:
+        total = asyncio.run(seeding.through_kafka("kafka:1", "shop.customers", "customer_id", events, progress.append))
+    except Unavailable as error:
+        return str(error), progress
+    return total, progress
+
+
+def test_events_are_keyed_and_all_acknowledged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it says was sent is in Kafka."""
+    producer = Producer(10_000)
+    total, progress = produce(monkeypatch, producer, 5000)
+    assert total == sum(progress) == len(producer.sent) == 5000
+    assert producer.sent[1] == ("shop.customers", b"c1", b'{"customer_id":"c1","n":1}')
+
+
+def test_when_kafka_goes_it_says_how_many_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that one can send the rest."""
+    error, progress = produce(monkeypatch, Producer(1), 5000)
+    assert error == "Kafka: KafkaConnectionError: gone; 1 events were acknowledged"
+    assert sum(progress) == 1
+
+
+def test_documents_are_those_of_the_contract() -> None:
+    """With the source that says that Kafka never saw them."""
+    event = {"purchase_id": "p", "customer_id": "c", "product_id": "m", "quantity": 3, "price": 5, "purchased_at": NOON}
+    assert seeding.purchase_document(event) == {
+        "_id": "p",
+        "customer_id": "c",
+        "product_id": "m",
+        "quantity": 3,
+        "price": 5,
+        "value": 15,
+        "purchased_at": NOON,
+        "source": {"origin": "direct"},
+    }
+    assert seeding.customer_document({"customer_id": "c", "city": None})["_id"] == "c"
+    assert seeding.product_document({"product_id": "m", "price": 1})["source"] == {"origin": "direct"}
+
+
+def test_direct_writing_goes_in_batches() -> None:
+    """One request a thousand documents, none left behind."""
+    written: list[int] = []
+    progress: list[int] = []
+
+    async def write(documents: list[Any]) -> None:
+        written.append(len(documents))
+
+    events = seeding.paced(numbered(2500), None, 0)
+    total = asyncio.run(seeding.to_mongodb(events, seeding.customer_document, write, progress.append))
+    assert (total, written, progress) == (2500, [1000, 1000, 500], [1000, 1000, 500])

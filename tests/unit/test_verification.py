@@ -1,0 +1,173 @@
+"""`verify`: what agrees, what doesn't, and what can't be told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
+from typing import Any
+
+import pytest
+
+from shopflow import listing, verification
+from shopflow.counting import Counted, advance
+from shopflow.errors import Unavailable
+from shopflow.kafka import Lag
+from shopflow.verification import Layout, Report, Tables, verify
+from tests.fakes import FakeRecord, FakeStore
+
+LAYOUT = Layout("shop", "products", "customers", "purchases", "dead-letters", "changelog", 1)
+NOTHING = Lag(0, 0)
+
+
+class Kafka:
+    """What `verify` reads of Kafka."""
+
+    def __init__(self) -> None:
+        self.lags_seen: Iterator[dict[str, Lag]] | None = None
+        self.lag = dict.fromkeys(("products", "customers", "purchases", "dead-letters"), NOTHING)
+        self.changelog: list[FakeRecord] = []
+
+    async def lags(self, bootstrap: str, group: str, topics: Any) -> dict[str, Lag]:
+        return next(self.lags_seen) if self.lags_seen else dict(self.lag)
+
+    async def read_partition(self, bootstrap: str, topic: str, partition: int, take: Callable[..., None]) -> None:
+        take(partition, self.changelog)
+
+
+class Shop:
+    """Kafka, MongoDB and the tables."""
+
+    def __init__(self) -> None:
+        self.kafka, self.store = Kafka(), FakeStore()
+
+    def sell(self, *customers: str) -> None:
+        """Purchases that are sent, stored and counted."""
+        documents = [
+            {
+                "_id": f"p{offset}",
+                "customer_id": customer,
+                "product_id": "milk",
+                "quantity": 2,
+                "price": 300,
+                "value": 600,
+                "purchased_at": datetime(2026, 5, 1, tzinfo=timezone.utc),
+                "source": {"origin": "kafka", "topic": "purchases", "partition": 0, "offset": offset},
+            }
+            for offset, customer in enumerate(customers)
+        ]
+        asyncio.run(self.store.insert_purchases(documents))
+        counted = [Counted(offset, customer, 2, 600) for offset, customer in enumerate(customers)]
+        rows = advance(lambda key: None, counted, end=len(customers)).rows()
+        self.kafka.changelog = [FakeRecord(key, value) for key, value in rows]
+        self.kafka.lag["purchases"] = Lag(len(customers), 0)
+
+    def verify(self) -> Report:
+        """Compare them."""
+        return asyncio.run(verify("kafka:1", self.store, LAYOUT))
+
+    def wrong(self) -> list[str]:
+        """Which checks fail."""
+        return [check.name for check in self.verify().checks if not check.good]
+
+
+@pytest.fixture
+def shop(monkeypatch: pytest.MonkeyPatch) -> Shop:
+    """A shop whose verification does not wait."""
+    made = Shop()
+    monkeypatch.setattr(verification.kafka, "lags", made.kafka.lags)
+    monkeypatch.setattr(verification.kafka, "read_partition", made.kafka.read_partition)
+    monkeypatch.setattr(verification, "_PAUSE_SECONDS", 0)
+    return made
+
+
+def test_a_shop_in_order_agrees(shop: Shop) -> None:
+    """Status 0, and the numbers of all three."""
+    shop.sell("anna", "bob", "anna")
+    report = shop.verify()
+    assert report.status == 0
+    assert (report.kafka["purchases"], report.mongodb["purchases"], report.tables["purchases"]) == (3, 3, 3)
+
+
+def test_a_document_deleted_by_hand_is_found_and_named(shop: Shop) -> None:
+    """With its customer."""
+    shop.sell("anna", "bob")
+    del shop.store.collections["purchases"]["p1"]
+    assert shop.wrong() == ["purchases in MongoDB and tables", "customers"]
+    assert shop.verify().status == 1
+    assert "bob: stored nothing, counted 1 purchases" in shop.verify().checks[-1].detail
+
+
+def test_a_price_changed_by_hand_is_found(shop: Shop) -> None:
+    """The value no longer is what was counted."""
+    shop.sell("anna", "bob")
+    shop.store.collections["purchases"]["p0"]["value"] = 601
+    assert shop.wrong() == ["customers"]
+
+
+def test_a_count_that_is_wrong_is_found(shop: Shop) -> None:
+    """Also one of a customer who never bought anything."""
+    shop.sell("anna", "bob")
+    more = advance(lambda key: None, [Counted(0, "eve", 1, 1)], end=1).rows()
+    shop.kafka.changelog.insert(0, FakeRecord(*more[0]))
+    assert shop.wrong() == ["customers"]
+
+
+def test_an_event_that_got_lost_is_found(shop: Shop) -> None:
+    """Sent, committed, and nowhere."""
+    shop.sell("anna")
+    shop.kafka.lag["purchases"] = Lag(2, 0)
+    assert shop.wrong() == ["purchases in Kafka and tables"]
+
+
+def test_events_that_wait_do_not_agree(shop: Shop) -> None:
+    """They are in Kafka only."""
+    shop.sell("anna")
+    shop.kafka.lag["products"] = Lag(13, 13)
+    assert shop.wrong() == ["lag"]
+
+
+def test_while_events_arrive_it_can_not_be_told(shop: Shop) -> None:
+    """Status 2 rather than a false alarm."""
+    shop.sell("anna")
+    moving = ({**shop.kafka.lag, "purchases": Lag(number, 0)} for number in range(1000))
+    shop.kafka.lags_seen = moving
+    assert shop.verify().status == 2
+
+
+def test_differences_are_named_up_to_ten(shop: Shop) -> None:
+    """The rest is counted."""
+    shop.sell(*(f"c{number:02}" for number in range(15)))
+    shop.store.collections["purchases"].clear()
+    detail = shop.verify().checks[-1].detail
+    assert detail.startswith("15 differ: c00: stored nothing")
+    assert detail.endswith("and 5 more")
+    assert detail.count("stored nothing") == 10
+
+
+def test_without_topics_there_is_nothing_to_compare(shop: Shop) -> None:
+    """It says what to do."""
+    del shop.kafka.lag["purchases"]
+    with pytest.raises(Unavailable, match="start a worker"):
+        shop.verify()
+
+
+def test_tables_keep_the_larger_offset_and_skip_what_is_no_count() -> None:
+    """As the workers do when they recover."""
+    old = advance(lambda key: None, [Counted(0, "anna", 1, 1)], end=1).rows()
+    new = advance(dict(old).get, [Counted(1, "anna", 1, 1)], end=2).rows()
+    tables = Tables()
+    tables._counts = [{}]
+    tables.take(0, [FakeRecord(*row) for row in (*new, *old)] + [FakeRecord(b"x", b"?"), FakeRecord(b"y", None)])
+    assert tables.by_customer() == {"anna": (2, 2, 2)}
+    assert tables.sums()["purchases"] == 2
+
+
+def test_the_report_is_told_in_words_and_as_json(shop: Shop) -> None:
+    """The last line is the verdict."""
+    shop.sell("anna")
+    lines = list(listing.report(shop.verify(), as_json=False))
+    assert lines[0].startswith("Purchases: 1 in Kafka, 1 in MongoDB, 1 in the tables")
+    assert lines[-1] == "Kafka, MongoDB and the tables agree."
+    (line,) = listing.report(shop.verify(), as_json=True)
+    assert '"status":0' in line
