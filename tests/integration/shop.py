@@ -438,8 +438,9 @@ class Shop:
             return [Place(topic, sent.partition, sent.offset) for sent in await asyncio.gather(*under_way)]
 
     async def _read(self, topic: str) -> list[Any]:
-        async with self._consumer() as consumer:
-            places = [TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic) or ())]
+        async with self._consumer() as consumer, self._admin() as admin:
+            (described,) = await admin.describe_topics([topic])
+            places = [TopicPartition(topic, number) for number in range(len(described["partitions"]))]
             consumer.assign(places)
             await consumer.seek_to_beginning(*places)
             ends, records = await consumer.end_offsets(places), []
@@ -450,11 +451,11 @@ class Shop:
 
     async def _offsets(self) -> tuple[dict[TopicPartition, int], dict[TopicPartition, int]]:
         async with self._consumer() as consumer, self._admin() as admin:
+            names = [name for name in await admin.list_topics() if name.startswith(self.name)]
             places = [
-                TopicPartition(topic, number)
-                for topic in await consumer.topics()
-                if topic.startswith(self.name)
-                for number in consumer.partitions_for_topic(topic) or ()
+                TopicPartition(topic["topic"], number)
+                for topic in await admin.describe_topics(names)
+                for number in range(len(topic["partitions"]))
             ]
             ends = await consumer.end_offsets(places)
             committed = await admin.list_consumer_group_offsets(self.name)
