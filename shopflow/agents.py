@@ -26,8 +26,7 @@ async def _publish_counts(partition: int, rows: Sequence[tuple[bytes, bytes]]) -
 
 
 async def _send(topic: str, key: bytes | None, value: bytes | None, partition: int, headers: Headers) -> Awaitable[Any]:
-    delivery: Awaitable[Any] = await app.producer.send(topic, key, value, partition, None, headers)
-    return delivery
+    return await app.send_record(topic, partition, key, value, headers)
 
 
 async def _read_since(topic: str, partition: int, since: int) -> list[Any]:

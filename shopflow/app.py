@@ -7,7 +7,7 @@ from .config import load
 from .embedded import Addresses
 from .store import MongoStore
 
-__all__ = ["app", "bootstrap", "config", "connect", "store"]
+__all__ = ["app", "bootstrap", "config", "connect", "connect_kafka", "store"]
 
 config = load()
 
@@ -46,9 +46,14 @@ app = App(
 
 def connect(addresses: Addresses) -> None:
     """Tell the application and the store where their servers are. No I/O."""
+    connect_kafka(addresses)
+    store.connect(addresses.mongodb)
+
+
+def connect_kafka(addresses: Addresses) -> None:
+    """Tell the application where Kafka is. No I/O."""
     broker = ";".join(f"kafka://{server}" for server in addresses.kafka.split(";"))
     app.reconfigure(broker=broker, broker_consumer=broker, broker_producer=broker)
-    store.connect(addresses.mongodb)
 
 
 def bootstrap() -> str:

@@ -345,6 +345,20 @@ class App(faust.App):
     def _new_transport(self) -> BatchTransport:
         return BatchTransport(self.conf.broker_consumer, self)
 
+    async def send_record(
+        self, topic: str, partition: int, key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes]]
+    ) -> Awaitable[Any]:
+        """Send one record, also one with neither key nor value, which the producer's `send` refuses.
+
+        Returns:
+            What is done when Kafka has it.
+        """
+        producer: Any = self.producer._producer  # type: ignore[attr-defined]
+        batch = producer.create_batch()
+        batch.append(key=key, value=value, timestamp=None, headers=headers)
+        delivery: Awaitable[Any] = await producer.send_batch(batch, topic, partition=partition)
+        return delivery
+
     async def publish(self, topic: str, partition: int, rows: Iterable[tuple[bytes, bytes]]) -> int:
         """Send keys and values to one partition in as few Kafka batches as hold them, and wait for the acknowledgement.
 

@@ -18,7 +18,7 @@ from faust.cli import AppCommand, option
 from faust.cli.send import send as faust_send
 
 from . import kafka, listing, running, samples, seeding, topics
-from .app import app, config, connect, store
+from .app import app, config, connect_kafka, store
 from .demo import demo as run_demo
 from .embedded import Addresses, Servers, locate
 from .errors import Refused, Unavailable
@@ -89,7 +89,7 @@ class send(faust_send):  # noqa: N801
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Run it, and exit."""
         try:
-            connect(locate(config))
+            connect_kafka(locate(config, mongodb=False))
         except Refused as error:
             error.show()
             sys.exit(error.exit_code)
@@ -131,7 +131,7 @@ async def _seed(
             await store.prepare()
             total = await seeding.to_mongodb(paced, direct.document, direct.write, advance)
         else:
-            addresses = locate(config)
+            addresses = locate(config, mongodb=False)
             await kafka.ensure_topics(addresses.kafka, topics.SPECS)
             total = await seeding.through_kafka(addresses.kafka, name, topics.KEYS[name], paced, advance)
     where = "in MongoDB" if direct else f"in Kafka, topic {name}"

@@ -100,14 +100,19 @@ class Addresses:
     """A MongoDB URI."""
 
 
-def locate(config: Config) -> Addresses:
+def locate(config: Config, *, mongodb: bool = True) -> Addresses:
     """Where the servers are.
+
+    Arguments:
+        mongodb: Is MongoDB needed? If not, its address is left empty when it is embedded.
 
     Raises:
         Refused: An embedded server isn't running; the message says what to start.
     """
-    found = _configured(config)
+    found = {"mongodb": "", **_configured(config)}
     for server in _embedded(config):
+        if server.key == "mongodb" and not mongodb:
+            continue
         try:
             record = server.find()
         except OSError as error:

@@ -283,10 +283,13 @@ class MongoStore:
 
     async def upsert_products(self, documents: Sequence[Document]) -> dict[int, str]:
         # The prices first: a product without its price history would be taken for one that always had its newest price.
-        refused = await self._upsert(PRICES, [price_document(product) for product in documents])
-        kept = [index for index in range(len(documents)) if index not in refused]
-        refused_products = await self._upsert(PRODUCTS, [documents[index] for index in kept])
-        return refused | {kept[position]: reason for position, reason in refused_products.items()}
+        # Hence a product that can't be sent is found before: its price must not stay behind.
+        refused = unencodable(documents, range(len(documents)))
+        for name, made in ((PRICES, price_document), (PRODUCTS, dict)):
+            kept = [index for index in range(len(documents)) if index not in refused]
+            refused_now = await self._upsert(name, [made(documents[index]) for index in kept])
+            refused |= {kept[position]: reason for position, reason in refused_now.items()}
+        return refused
 
     async def upsert_customers(self, documents: Sequence[Document]) -> dict[int, str]:
         return await self._upsert(CUSTOMERS, documents)
@@ -727,6 +730,7 @@ def _constructed(uri: str) -> AsyncMongoClient[Document]:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # of an option that doesn't exist
             return AsyncMongoClient(uri, tz_aware=True, tzinfo=timezone.utc, **defaults)
-    except (PyMongoError, UserWarning, ValueError, TypeError, OSError) as error:
-        reason = "an option in it is wrong" if _SECRET_OPTION.search(uri) else _one_line(str(error))
+    except (PyMongoError, UserWarning, ValueError, TypeError, KeyError, OSError) as error:
+        unclear = isinstance(error, KeyError) or _SECRET_OPTION.search(uri)
+        reason = "an option in it is wrong" if unclear else _one_line(str(error))
         raise Refused(f"mongodb.uri: {reason}") from None  # the cause may hold what the message must not

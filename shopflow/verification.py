@@ -21,6 +21,8 @@ __all__ = ["Check", "Layout", "Report", "Tables", "verify"]
 _NAMED = 10
 #: How often it is looked again while events are on their way, and how long to wait in between.
 _ATTEMPTS = 20
+#: Looks without any change after which what waits is taken to wait for good.
+_STILL = 4
 _PAUSE_SECONDS = 0.5
 
 Counts = tuple[int, int, int]  # purchases, items, spent
@@ -123,6 +125,7 @@ async def verify(bootstrap: str, store: Store, shop: Layout) -> Report:
         Unavailable: Kafka or MongoDB does not answer.
     """
     report = Report()
+    still = 0
     for _ in range(_ATTEMPTS):
         before = await kafka.lags(bootstrap, shop.group, (*shop.events, shop.dead_letters))
         if any(topic not in before for topic in shop.events):
@@ -130,9 +133,8 @@ async def verify(bootstrap: str, store: Store, shop: Layout) -> Report:
         report = await _compare(bootstrap, store, before, shop)
         after = await kafka.lags(bootstrap, shop.group, (*shop.events, shop.dead_letters))
         moved = any(before[topic] != after[topic] for topic in before)
-        if report.status == 0 and not moved:
-            return report
-        if report.status == 1 and not moved and not _progressing(before, shop.events):
+        still = 0 if moved else still + 1
+        if still and (report.status == 0 or not _waiting(before, shop) or still == _STILL):
             return report
         if moved:
             report.status = 2
@@ -141,8 +143,8 @@ async def verify(bootstrap: str, store: Store, shop: Layout) -> Report:
     return report
 
 
-def _progressing(lags: dict[str, kafka.Lag], events: Iterable[str]) -> bool:
-    return any(lags[topic].waiting for topic in events)
+def _waiting(lags: dict[str, kafka.Lag], shop: Layout) -> int:
+    return sum(lags[topic].waiting for topic in shop.events)
 
 
 async def _compare(bootstrap: str, store: Store, lags: dict[str, kafka.Lag], shop: Layout) -> Report:
@@ -151,7 +153,7 @@ async def _compare(bootstrap: str, store: Store, lags: dict[str, kafka.Lag], sho
     totals, sizes = await store.totals(), await store.sizes()
     sums = tables.sums()
     sent = lags[shop.purchases].records
-    waiting = sum(lags[topic].waiting for topic in shop.events)
+    waiting = _waiting(lags, shop)
     accounted = sums["purchases"] + sums["duplicates"] + sums["rejected"]
     checks = [
         Check("lag", waiting == 0, f"{waiting} events wait in Kafka"),
