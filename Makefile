@@ -12,7 +12,7 @@ demo: $(VENV)/installed
 	$(BIN)/faust -A shopflow demo $(DEMO_ARGS)
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest $(TEST_ARGS)
+	$(BIN)/python -m pytest -n 4 --dist loadfile $(TEST_ARGS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

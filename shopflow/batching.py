@@ -18,13 +18,14 @@ from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 import faust
-from aiokafka.errors import IllegalStateError
+from aiokafka.errors import IllegalStateError, KafkaError
 from faust.exceptions import AlreadyConfiguredWarning
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 
 from .errors import PartitionLost
+from .kafka import acknowledged
 
 __all__ = ["App", "Batch", "Chain", "Cursor", "Reader", "each_batch"]
 
@@ -196,7 +197,10 @@ class BatchConsumer(driver.Consumer):
         if records is None or self.should_stop:
             return
         if not self.flow_active:
-            await self.perform_seek()
+            try:
+                await self.perform_seek()
+            except (IllegalStateError, KafkaError) as error:  # a rebalance: the seek at its end is the one that counts
+                self.log.info("Not sought while partitions change hands: %s", error)
             return
         for tp, run in records.items():
             if not self.flow_active or self.app.consumer_generation_id != generation:
@@ -375,8 +379,7 @@ class App(faust.App):
                 batches.append(producer.create_batch())
                 if batches[-1].append(key=key, value=value, timestamp=None) is None:
                     raise ValueError(f"{topic}: a record of {len(key) + len(value)} bytes is larger than a Kafka batch")
-        deliveries = [await producer.send_batch(batch, topic, partition=partition) for batch in batches]
-        done = [await delivery for delivery in deliveries]
+        done = await acknowledged(producer.send_batch(batch, topic, partition=partition) for batch in batches)
         ends = (metadata.offset + batch.record_count() for metadata, batch in zip(done, batches, strict=True))
         return int(max(ends)) - 1
 

@@ -20,7 +20,7 @@ from faust.types import TP
 from rocksdict import WriteBatch
 
 from .counting import TOTALS_KEY, decode_count, decode_totals, offset_of
-from .errors import ShopflowError
+from .errors import ShopflowError, Unavailable
 from .models import PartitionTotals, PurchaseCount
 
 __all__ = ["Audit", "CountStore", "CountTable"]
@@ -31,6 +31,7 @@ ReadWhole = Callable[[str, int, Callable[[int, list[Any]], None]], Awaitable[Non
 #: Rows looked at before other coroutines get a turn.
 _SLICE = 2_000
 _REBUILD_ATTEMPTS = 2
+_READ_AGAIN_SECONDS = 1.0
 
 
 class Audit:
@@ -123,8 +124,13 @@ class CountTable(faust.Table[str, PurchaseCount]):
         return sorted(tp.partition for tp in self.app.assignor.assigned_actives() if tp.topic == topic)
 
     def getter(self, partition: int) -> Callable[[bytes], bytes | None]:
-        """Reads raw values of one partition."""
-        get: Callable[[bytes], bytes | None] = self._raw._db_for_partition(partition).get
+        """Reads raw values of one partition. Holds no database open: it may be dropped and made anew meanwhile."""
+        open_db = self._raw._db_for_partition
+
+        def get(key: bytes) -> bytes | None:
+            value: bytes | None = open_db(partition).get(key)
+            return value
+
         return get
 
     # -- writing, by the agent whose turn it is
@@ -136,9 +142,16 @@ class CountTable(faust.Table[str, PurchaseCount]):
             batch.put(key, value)
         self._raw._db_for_partition(partition).write(batch)
 
-    def acknowledged(self, partition: int, offset: int) -> None:
-        """Everything up to this offset of the changelog is in RocksDB: a recovery may start after it."""
-        self._raw.set_persisted_offset(TP(self.changelog_topic_name, partition), offset)
+    def acknowledged(self, partition: int, last: int, rows: int) -> None:
+        """That many rows, which are in RocksDB, are in the changelog, the last of them at this offset.
+
+        The next recovery starts after them if nothing stands between them and what was taken in before. If something
+        does, another worker wrote it, while this one slept or since: then the recovery must read it.
+        """
+        place = TP(self.changelog_topic_name, partition)
+        known = self._raw.persisted_offset(place)
+        if last - rows == (-1 if known is None else known):
+            self._raw.set_persisted_offset(place, last)
 
     # -- recovery
 
@@ -194,29 +207,47 @@ class CountTable(faust.Table[str, PurchaseCount]):
         for start in range(0, len(keys), _SLICE):
             rows = [(key, value) for key in keys[start : start + _SLICE] if (value := get(key))]
             try:
-                await self.app.publish(self.changelog_topic_name, partition, rows)  # type: ignore[attr-defined]
+                last = await self.app.publish(self.changelog_topic_name, partition, rows)  # type: ignore[attr-defined]
             except KafkaError as error:  # the next recovery finds them again
                 self.log.warning("Partition %d: %d counts were not published again: %s", partition, len(keys), error)
                 return
+            self.acknowledged(partition, last, len(rows))
         self._outdone.pop(partition, None)
 
-    async def _check(self, partition: int) -> None:
+    async def _check(self, partition: int) -> bool:
+        """Read a partition that does not add up again from its changelog. Returns whether it adds up now."""
         for attempt in range(1 + _REBUILD_ATTEMPTS):
             audit = await self.audit(partition)
             if audit.agrees:
-                break
+                if not audit.ahead:
+                    self._unaudited.discard(partition)
+                return True
+            last = attempt == _REBUILD_ATTEMPTS
             self.log.error(
-                "The counts of partition %d do not add up: %d purchases of %d customers, the sums say %d of %d.%s",
+                "The counts of partition %d do not add up: %d purchases of %d customers, the sums say %d of %d. %s",
                 partition, audit.purchases, audit.customers, audit.totals.purchases, audit.totals.customers,
-                " Reading its changelog from the start." if attempt < _REBUILD_ATTEMPTS else
-                " Its changelog does not hold them either; `faust -A shopflow verify` names the customers.",
+                "Its changelog does not hold them either; `faust -A shopflow verify` names the customers." if last else
+                "Reading its changelog from the start.",
             )  # fmt: skip
-            if attempt == _REBUILD_ATTEMPTS:
-                return
+            if not last and not await self._read_again(partition):
+                return False
+        self._unaudited.discard(partition)  # said once; the work goes on with what there is
+        return False
+
+    async def _read_again(self, partition: int) -> bool:
+        """Until it is read, or the partition is no longer ours: an empty table must never be taken for a whole one."""
+        generation = self.app.consumer_generation_id
+        while not self.app.should_stop and self.app.consumer_generation_id == generation:
             self.forget(partition)
-            await self._read_whole(self.changelog_topic_name, partition, self.recover)
-        if not audit.ahead:
-            self._unaudited.discard(partition)
+            try:
+                await self._read_whole(self.changelog_topic_name, partition, self.recover)
+            except (KafkaError, Unavailable) as error:
+                self.log.warning("The changelog of partition %d can't be read now, trying again: %s", partition, error)
+                await asyncio.sleep(_READ_AGAIN_SECONDS)
+            else:
+                return True
+        self.forget(partition)
+        return False
 
     async def audit(self, partition: int) -> Audit:
         """Add up a partition. Nothing may write to it meanwhile."""
@@ -239,9 +270,7 @@ class CountTable(faust.Table[str, PurchaseCount]):
         audit = await self.audit(partition)
         if audit.ahead:
             return
-        if not audit.agrees:
-            self.log.error("The counts of partition %d do not add up after the batch that a crash cut off", partition)
-            await self._check(partition)
+        if not audit.agrees and await self._check(partition):
             raise ShopflowError(f"counts of partition {partition} were read again from their changelog")
         self._unaudited.discard(partition)
 

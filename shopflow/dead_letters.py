@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from .errors import Rejected
+from .kafka import acknowledged
 
 __all__ = ["DeadLetters", "Rejection", "headers_of", "origin_of"]
 
@@ -91,8 +92,7 @@ class DeadLetters:
             if known is None:
                 known = await self._sent_before(place, group[0][0])
             new = [(record, error) for record, error in group if record.offset not in known]
-            for delivery in [await self._send_one(record, error) for record, error in new]:
-                await delivery
+            await acknowledged(self._send_one(record, error) for record, error in new)
             sent[place] = known | {record.offset for record, _ in new}
 
     async def _send_one(self, record: Record, error: Rejected) -> Awaitable[Any]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -15,10 +15,21 @@ from aiokafka.errors import KafkaConnectionError, KafkaError, TopicAlreadyExists
 
 from .errors import Refused, Unavailable
 
-__all__ = ["MAX_MESSAGE_BYTES", "TopicSpec", "admin", "consumer", "ensure_topics", "producer", "read_partition"]
+__all__ = [
+    "MAX_MESSAGE_BYTES",
+    "TopicSpec",
+    "acknowledged",
+    "admin",
+    "consumer",
+    "ensure_topics",
+    "producer",
+    "read_partition",
+]
 
 #: The largest record a topic takes: far more than an event has, so that a value of several MB can be dead-lettered.
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+
+T = TypeVar("T")
 
 _CHECK_SECONDS = 0.5
 _COORDINATOR_SECONDS = 15.0
@@ -101,6 +112,27 @@ def producer(bootstrap: str) -> Any:
 def consumer(bootstrap: str, **options: Any) -> Any:
     """A consumer without a group, as an async context manager."""
     return _started(AIOKafkaConsumer(bootstrap_servers=_servers(bootstrap), group_id=None, **options), bootstrap)
+
+
+async def acknowledged(sends: Iterable[Awaitable[Awaitable[T]]]) -> list[T]:
+    """Send one after the other, and wait until Kafka has acknowledged all.
+
+    Raises:
+        KafkaError: The first that failed. None of the others is left behind to be complained about later.
+    """
+    deliveries: list[Awaitable[T]] = []
+    failure: BaseException | None = None
+    for send in sends:
+        try:
+            deliveries.append(await send)
+        except KafkaError as error:
+            failure = error
+            break
+    results = await asyncio.gather(*deliveries, return_exceptions=True)
+    failures = [result for result in results if isinstance(result, BaseException)]
+    if first := next(iter(failures), failure):
+        raise first
+    return cast("list[T]", results)
 
 
 async def wait_for(bootstrap: str, seconds: float, say: Callable[[str], None]) -> None:

@@ -55,7 +55,7 @@ class Counts(Protocol):
 
     def write(self, partition: int, rows: Iterable[tuple[bytes, bytes]]) -> None: ...
 
-    def acknowledged(self, partition: int, offset: int) -> None: ...
+    def acknowledged(self, partition: int, last: int, rows: int) -> None: ...
 
     async def check_late(self, partition: int) -> None: ...
 
@@ -212,7 +212,8 @@ class Processing:
             rows = changes.rows()
             self._counts.write(partition, rows)  # 3: nothing is awaited between the reading of the counts and this
             last = await self._with_kafka(batch, lambda: self._publish(partition, rows))  # 4
-            self._counts.acknowledged(partition, last)
+            batch.check_owned()  # else the database may be another's by now
+            self._counts.acknowledged(partition, last, len(rows))
             await self._counts.check_late(partition)
 
     # -- the steps
@@ -301,8 +302,8 @@ class Processing:
 
     def _deadline(self, product_id: str, now: float) -> float:
         """Until when purchases of this unknown product are held up: counted once, from the first of them."""
-        while len(self._unknown) >= _REMEMBERED:
-            self._unknown.pop(next(iter(self._unknown)))
+        if product_id not in self._unknown and len(self._unknown) >= _REMEMBERED:  # those that still wait are kept
+            self._unknown = {name: deadline for name, deadline in self._unknown.items() if deadline > now}
         return self._unknown.setdefault(product_id, now + self._wait_seconds)
 
     async def _known_before(
@@ -313,9 +314,10 @@ class Processing:
         A purchase that it stored keeps that price. One that it counted past without storing it was rejected: accepted
         now, it would be stored and never counted.
         """
-        get = self._counts.getter(batch.tp.partition)
         ids = {event.purchase_id for _, event in unpriced}
         stored = await self._with_mongodb(batch, lambda: self._store.purchase_prices(ids))
+        batch.check_owned()
+        get = self._counts.getter(batch.tp.partition)
         undecided, rejected = [], {}
         for record, event in unpriced:
             event.price = stored.get(event.purchase_id)

@@ -58,32 +58,57 @@ async def through_kafka(bootstrap: str, topic: str, key: str, events: AsyncItera
     Raises:
         Unavailable: Kafka went away; `progress` has been told how many it has acknowledged.
     """
-    total = 0
     async with kafka.producer(bootstrap) as producer:
-        under_way: list[asyncio.Future[Any]] = []
+        under_way = _UnderWay(progress)
         try:
             async for event in events:
-                under_way.append(await producer.send(topic, encode(event), key=event[key].encode()))
-                if len(under_way) >= _UNDER_WAY or under_way[0].done():
-                    total += await _acknowledged(under_way, progress, keep=_UNDER_WAY // 2)
-            total += await _acknowledged(under_way, progress, keep=0)
+                await under_way.add(await producer.send(topic, encode(event), key=event[key].encode()))
+            await under_way.settle(0)
         except KafkaError as error:
-            raise Unavailable("Kafka", f"{error or type(error).__name__}; {total} events were acknowledged") from error
-    return total
+            await under_way.abandon()
+            reason = f"{error or type(error).__name__}; {under_way.acknowledged} events were acknowledged"
+            raise Unavailable("Kafka", reason) from error
+    return under_way.acknowledged
 
 
-async def _acknowledged(under_way: list[asyncio.Future[Any]], progress: Progress, *, keep: int) -> int:
-    """Wait until at most `keep` are left; report those that are done."""
-    if len(under_way) > keep:
-        await under_way[len(under_way) - keep - 1]
-    done = 0
-    while done < len(under_way) and under_way[done].done():
-        under_way[done].result()
-        done += 1
-    del under_way[:done]
-    if done:
-        progress(done)
-    return done
+class _UnderWay:
+    """Events on their way to Kafka, oldest first."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.acknowledged = 0
+        self._progress = progress
+        self._futures: list[asyncio.Future[Any]] = []
+
+    async def add(self, future: asyncio.Future[Any]) -> None:
+        """One more; waits when there are too many, looks at those that are done now and then."""
+        self._futures.append(future)
+        if len(self._futures) >= _UNDER_WAY:
+            await self.settle(_UNDER_WAY // 2)
+
+    async def settle(self, keep: int) -> None:
+        """Wait until all but `keep` are acknowledged.
+
+        Raises:
+            KafkaError: One is not; those before it are counted.
+        """
+        done = 0
+        try:
+            for future in self._futures[: len(self._futures) - keep]:
+                await future
+                done += 1
+        finally:
+            del self._futures[:done]
+            self.acknowledged += done
+            if done:
+                self._progress(done)
+
+    async def abandon(self) -> None:
+        """Count those that were acknowledged all the same, and leave no failure to be complained about later."""
+        results = await asyncio.gather(*self._futures, return_exceptions=True)
+        done = sum(not isinstance(result, BaseException) for result in results)
+        self.acknowledged += done
+        if done:
+            self._progress(done)
 
 
 async def to_mongodb(

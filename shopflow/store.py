@@ -359,6 +359,7 @@ class MongoStore:
     async def sizes(self) -> dict[str, int]:
         found = {}
         for name in (PRODUCTS, CUSTOMERS, PURCHASES, PRICES):
+            await self.ping()  # as in `_aggregate`
             with _translated(), pymongo.timeout(SUM_SECONDS):
                 found[name] = await self._collection(name).count_documents({})  # the estimate is wrong after a crash
         return found
@@ -495,6 +496,7 @@ class MongoStore:
         return purchases
 
     async def _aggregate(self, stages: Sequence[Document]) -> AsyncIterator[Document]:
+        await self.ping()  # `pymongo.timeout` is also how long the driver would wait for a server that is away
         with _translated(), pymongo.timeout(SUM_SECONDS):
             cursor = await self._collection(PURCHASES).aggregate(stages, allowDiskUse=True)
         async with cursor:

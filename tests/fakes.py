@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
+from datetime import datetime
 from operator import itemgetter
 from typing import Any
 
@@ -24,7 +26,7 @@ from shopflow.store import (
 
 
 class FakeStore:
-    """The Store in memory, by the same rules."""
+    """The Store in memory, by the same rules. What goes in and what comes out are copies."""
 
     def __init__(self) -> None:
         self.collections: dict[str, dict[str, Document]] = {
@@ -32,7 +34,7 @@ class FakeStore:
         }
         self.calls: list[str] = []
         self._away = 0
-        #: Why a document is refused; None: it is not.
+        #: Why a purchase, product or customer is refused; None: it is not.
         self.refuses: Callable[[Document], str | None] = lambda document: None
 
     def away(self, calls: int) -> None:
@@ -78,27 +80,32 @@ class FakeStore:
 
     async def upsert_products(self, documents: Sequence[Document]) -> dict[int, str]:
         self._called("upsert_products")
-        good = [document for document in documents if not self.refuses(document)]
-        self._upsert("prices", [price_document(document) for document in good], "since")
-        return self._upsert("products", documents, "updated_at")
+        refused = self._refused(documents)
+        prices = [price_document(document) for number, document in enumerate(documents) if number not in refused]
+        self._upsert("prices", prices, range(len(prices)), "since")
+        self._upsert("products", documents, _others(documents, refused), "updated_at")
+        return refused
 
     async def upsert_customers(self, documents: Sequence[Document]) -> dict[int, str]:
         self._called("upsert_customers")
-        return self._upsert("customers", documents, "registered_at")
+        refused = self._refused(documents)
+        self._upsert("customers", documents, _others(documents, refused), "registered_at")
+        return refused
 
-    def _upsert(self, name: str, documents: Sequence[Document], time: str) -> dict[int, str]:
-        refused = {number: reason for number, document in enumerate(documents) if (reason := self.refuses(document))}
+    def _refused(self, documents: Sequence[Document]) -> dict[int, str]:
+        return {number: reason for number, document in enumerate(documents) if (reason := self.refuses(document))}
+
+    def _upsert(self, name: str, documents: Sequence[Document], numbers: Iterable[int], time: str) -> None:
         stored = self.collections[name]
-        for number in newest(documents, [n for n in range(len(documents)) if n not in refused], time):
+        for number in newest(documents, numbers, time):
             document = documents[number]
             known = stored.get(document["_id"])
             if known is None or outdoes(document, known, time):
                 stored[document["_id"]] = _as_stored(document)
-        return refused
 
     async def delete_products(self, deletions: Sequence[Deletion]) -> None:
         self._called("delete_products")
-        self._upsert("prices", [no_price_document(deletion) for deletion in deletions], "since")
+        self._upsert("prices", [no_price_document(deletion) for deletion in deletions], range(len(deletions)), "since")
         self._delete("products", deletions)
 
     async def delete_customers(self, deletions: Sequence[Deletion]) -> None:
@@ -108,10 +115,7 @@ class FakeStore:
     def _delete(self, name: str, deletions: Sequence[Deletion]) -> None:
         stored = self.collections[name]
         for deletion in deletions:
-            source = stored.get(deletion.id, {}).get("source", {})
-            place = (source.get("topic"), source.get("partition"))
-            same = place == (deletion.source.get("topic"), deletion.source.get("partition"))
-            if not (same and source.get("offset", -1) > deletion.source["offset"]):
+            if not _is_behind(stored.get(deletion.id, {}).get("source") or {}, deletion.source):
                 stored.pop(deletion.id, None)
 
     async def price_history(self, product_ids: Collection[str]) -> dict[str, PriceHistory]:
@@ -127,29 +131,32 @@ class FakeStore:
 
     async def products(self) -> list[Document]:
         self._called("products")
-        return sorted(self.collections["products"].values(), key=itemgetter("name", "_id"))
+        found = deepcopy(list(self.collections["products"].values()))
+        return sorted(found, key=lambda one: (str(one.get("name", "")), one["_id"]))
 
     async def product_ids(self, limit: int) -> list[str]:
         self._called("product_ids")
-        return sorted(self.collections["products"])[:limit]
+        return sorted(self.collections["products"])[: max(0, limit)]
 
     async def customer_ids(self, limit: int) -> list[str]:
         self._called("customer_ids")
-        return sorted(self.collections["customers"])[:limit]
+        return sorted(self.collections["customers"])[: max(0, limit)]
 
     async def customers(self, limit: int | None = None) -> AsyncIterator[Document]:
         self._called("customers")
-        for name in sorted(self.collections["customers"])[:limit]:
-            bought = [dict(one) for one in self.collections["purchases"].values() if one["customer_id"] == name]
+        for name in sorted(self.collections["customers"])[: None if limit is None else max(0, limit)]:
+            bought = [deepcopy(one) for one in self.collections["purchases"].values() if one["customer_id"] == name]
             for one in bought:
                 one["product_name"] = self.collections["products"].get(one["product_id"], {}).get("name")
             yield {
-                **self.collections["customers"][name],
+                **deepcopy(self.collections["customers"][name]),
                 "purchases": sorted(bought, key=itemgetter("purchased_at", "_id")),
             }
 
     def _from_kafka(self) -> list[Document]:
-        return [one for one in self.collections["purchases"].values() if one["source"]["origin"] == "kafka"]
+        return [
+            one for one in self.collections["purchases"].values() if (one.get("source") or {}).get("origin") == "kafka"
+        ]
 
     async def totals(self) -> Totals:
         self._called("totals")
@@ -174,7 +181,22 @@ class FakeStore:
 
 def _as_stored(document: Document) -> Document:
     """A copy with the times as MongoDB keeps them."""
-    return {name: milliseconds(value) if hasattr(value, "microsecond") else value for name, value in document.items()}
+    return {
+        name: milliseconds(value) if isinstance(value, datetime) else deepcopy(value)
+        for name, value in document.items()
+    }
+
+
+def _others(documents: Sequence[Document], refused: Collection[int]) -> list[int]:
+    return [number for number in range(len(documents)) if number not in refused]
+
+
+def _is_behind(stored: Document, source: Document) -> bool:
+    """Did the stored one come later in the same partition?"""
+    if "offset" not in source or "offset" not in stored:
+        return False
+    same = (stored["topic"], stored["partition"]) == (source["topic"], source["partition"])
+    return bool(same and stored["offset"] > source["offset"])
 
 
 @dataclass(frozen=True)
@@ -245,8 +267,8 @@ class FakeCounts:
         self.events.append("table")
         self.rows.setdefault(partition, {}).update(rows)
 
-    def acknowledged(self, partition: int, offset: int) -> None:
-        self.persisted[partition] = offset
+    def acknowledged(self, partition: int, last: int, rows: int) -> None:
+        self.persisted[partition] = last
 
     async def check_late(self, partition: int) -> None:
         return

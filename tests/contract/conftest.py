@@ -14,7 +14,7 @@ import pytest
 
 from shopflow.config import Config
 from shopflow.embedded import Servers
-from shopflow.store import MongoStore, Store
+from shopflow.store import Document, MongoStore, Store, unencodable
 from tests.fakes import FakeStore
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
@@ -26,6 +26,7 @@ def mongodb_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if given := os.environ.get("SHOPFLOW_TEST_MONGODB_URI"):
         yield given
         return
+    pytest.importorskip("secantus")
     folder: Path = tmp_path_factory.mktemp("mongodb")
     config = msgspec.convert({"broker": "kafka://127.0.0.1:1", "data_dir": str(folder)}, Config)
     with Servers(config, lambda line: None) as servers:
@@ -37,6 +38,7 @@ def run() -> Iterator[Run]:
     """Run a coroutine, all of a test's in one event loop."""
     loop = asyncio.new_event_loop()
     yield loop.run_until_complete
+    loop.run_until_complete(loop.shutdown_asyncgens())
     loop.close()
 
 
@@ -44,7 +46,9 @@ def run() -> Iterator[Run]:
 def store(request: pytest.FixtureRequest, run: Run) -> Iterator[Store]:
     """The fake, then MongoDB with a database of the test's own."""
     if request.param == "fake":
-        yield FakeStore()
+        fake = FakeStore()
+        fake.refuses = _impossible
+        yield fake
         return
     mongodb = MongoStore(f"test-{uuid.uuid4().hex}")
     mongodb.connect(request.getfixturevalue("mongodb_uri"))
@@ -56,3 +60,8 @@ def store(request: pytest.FixtureRequest, run: Run) -> Iterator[Store]:
 async def _dropped(store: MongoStore) -> None:
     await store._connected.drop_database(store._database)
     await store.close()
+
+
+def _impossible(document: Document) -> str | None:
+    """Why no MongoDB takes this document."""
+    return unencodable([document], [0]).get(0)

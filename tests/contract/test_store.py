@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
 
-from shopflow.store import Deletion, Document, Store
+from shopflow.errors import Refused, Unavailable
+from shopflow.store import Deletion, Document, MongoStore, Store
 from tests.contract.conftest import Run
+from tests.fakes import FakeStore
 
 NOON = datetime(2026, 5, 1, 12, 0, 0, tzinfo=timezone.utc)
 MINUTE = timedelta(minutes=1)
@@ -40,6 +44,20 @@ def customer(name: str, at: datetime = NOON, source: Document | None = None, **f
 async def everything(documents: AsyncIterator[Any]) -> list[Any]:
     """All that an iterator yields."""
     return [document async for document in documents]
+
+
+async def put(store: Store, collection: str, document: Document) -> None:
+    """Write as another program would."""
+    if isinstance(store, FakeStore):
+        store.collections[collection][document["_id"]] = document
+    else:
+        assert isinstance(store, MongoStore)
+        await store._collection(collection).insert_one(document)
+
+
+def prices(store: Store, run: Run) -> list[int]:
+    """What the products cost, by their names."""
+    return [one["price"] for one in run(store.products())]
 
 
 def test_a_purchase_is_stored_once_however_often_it_is_delivered(store: Store, run: Run) -> None:
@@ -78,6 +96,35 @@ def test_a_purchase_written_directly_is_not_counted_when_it_comes_by_kafka(store
     assert run(store.insert_purchases([purchase("p1", kafka(1))])).duplicates == {0}
 
 
+def test_a_purchase_of_another_program_is_not_ours(store: Store, run: Run) -> None:
+    """Without a `source` it is no redelivery of anything, and no sum breaks on it."""
+    foreign = purchase("p1", {})
+    del foreign["source"]
+    run(put(store, "purchases", foreign))
+    assert run(store.insert_purchases([purchase("p1", kafka(1)), purchase("p2", kafka(2))])).duplicates == {0}
+    assert run(store.totals()).purchases == 1
+
+
+def test_a_batch_that_comes_again_in_part_has_the_same_duplicates(store: Store, run: Run) -> None:
+    """Some were stored before the worker died; more than MongoDB is asked for at once."""
+    batch = [purchase(f"p{number % 240}", kafka(number)) for number in range(250)]
+    run(store.insert_purchases(batch[:130]))
+    for _ in range(2):
+        inserted = run(store.insert_purchases(batch))
+        assert inserted.duplicates == set(range(240, 250))
+        assert not inserted.refused
+    assert len(run(store.purchase_prices({f"p{number}" for number in range(300)}))) == 240
+
+
+def test_a_redelivery_beside_a_duplicate_is_told_apart(store: Store, run: Run) -> None:
+    """Whatever stands first in the call, what is stored decides."""
+    run(store.insert_purchases([purchase("p1", kafka(5))]))
+    assert run(store.insert_purchases([purchase("p1", kafka(6)), purchase("p1", kafka(5))])).duplicates == {0}
+    assert run(store.insert_purchases([purchase("p1", kafka(5)), purchase("p1", kafka(5))])).duplicates == {1}
+    other_topic = purchase("p1", kafka(5, topic="u"))
+    assert run(store.insert_purchases([other_topic])).duplicates == {0}
+
+
 def test_the_newest_product_wins_in_any_order(store: Store, run: Run) -> None:
     """An older event never overwrites a newer one."""
     run(store.upsert_products([product(2, NOON + MINUTE, kafka(1))]))
@@ -96,10 +143,66 @@ def test_of_products_of_one_time_the_later_in_the_partition_wins(store: Store, r
     assert run(store.price_history({"milk"}))["milk"].at(NOON) == 2
 
 
+def test_of_products_of_one_time_from_different_places_the_later_call_wins(store: Store, run: Run) -> None:
+    """Offsets of different partitions and topics say nothing about each other; a direct write has none."""
+    sources = [kafka(9), kafka(1, partition=1), kafka(0, topic="u"), {"origin": "direct"}, kafka(3)]
+    for number, source in enumerate(sources):
+        run(store.upsert_products([product(number, NOON, source)]))
+        assert prices(store, run) == [number]
+
+
+def test_products_of_one_partition_in_one_call_and_of_one_time(store: Store, run: Run) -> None:
+    """The larger offset wins, wherever it stands."""
+    run(store.upsert_products([product(2, NOON, kafka(2)), product(1, NOON, kafka(1))]))
+    assert prices(store, run) == [2]
+
+
+def test_a_product_that_another_program_wrote_is_replaced(store: Store, run: Run) -> None:
+    """Without a time it is older than any; without a source it gives way to one of the same time."""
+    run(put(store, "products", {"_id": "milk", "name": "Milk", "price": 9}))
+    run(put(store, "products", {"_id": "tea", "name": "Tea", "price": 9, "updated_at": NOON}))
+    run(store.upsert_products([product(1, NOON, kafka(1)), product(2, NOON, kafka(2), "tea")]))
+    assert prices(store, run) == [1, 2]
+
+
+def test_many_workers_leave_the_newest(store: Store, run: Run) -> None:
+    """They write the same products at once, each in another order; the prices of all times are kept."""
+    documents = [product(price, NOON + price * MINUTE, kafka(price), name) for price in range(8) for name in "abc"]
+    orders = [random.Random(seed).sample(documents, len(documents)) for seed in range(4)]
+
+    async def work(order: list[Document]) -> None:
+        for start in range(0, len(order), 6):
+            await store.upsert_products(order[start : start + 6])
+
+    async def all_work() -> None:
+        await asyncio.gather(*map(work, orders))
+
+    run(all_work())
+    assert prices(store, run) == [7, 7, 7]
+    for history in run(store.price_history({"a", "b", "c"})).values():
+        assert history.prices == tuple((NOON + price * MINUTE, price) for price in range(8))
+
+
+def test_a_batch_made_again_leaves_the_same(store: Store, run: Run) -> None:
+    """Each write can be repeated, whether it was confirmed or not."""
+    first = [product(1, NOON, kafka(1)), product(5, NOON, kafka(2), "tea")]
+    second = [product(2, NOON + MINUTE, kafka(4))]
+
+    async def batch() -> None:
+        await store.upsert_products(first)
+        await store.delete_products([Deletion("tea", NOON + MINUTE, kafka(3))])
+        await store.upsert_products(second)
+
+    run(batch())
+    once = run(store.products()), run(store.price_history({"milk", "tea"})), run(store.sizes())
+    run(batch())
+    assert (run(store.products()), run(store.price_history({"milk", "tea"})), run(store.sizes())) == once
+
+
 def test_several_of_one_product_in_one_call_leave_the_newest_and_all_prices(store: Store, run: Run) -> None:
     """A batch may hold a product's whole day."""
-    prices = [product(price, NOON + price * MINUTE, kafka(price)) for price in (3, 1, 2)]
-    assert run(store.upsert_products(prices)) == {}
+    day = [product(price, NOON + price * MINUTE, kafka(price)) for price in (3, 1, 2)]
+    assert run(store.upsert_products(day)) == {}
     assert [one["price"] for one in run(store.products())] == [3]
     history = run(store.price_history({"milk"}))["milk"]
     assert [history.at(NOON + minutes * MINUTE) for minutes in (0, 1, 1.5, 2, 9)] == [1, 1, 1, 2, 3]
@@ -113,6 +216,92 @@ def test_a_deleted_product_has_no_price_from_then_on(store: Store, run: Run) -> 
     history = run(store.price_history({"milk", "bread"}))
     assert set(history) == {"milk"}
     assert [history["milk"].at(NOON), history["milk"].at(NOON + MINUTE)] == [1, None]
+
+
+def test_a_product_offered_again_has_its_prices_between(store: Store, run: Run) -> None:
+    """Deleted, then offered anew: each purchase finds what was in force at its time."""
+    run(store.upsert_products([product(1, NOON, kafka(1))]))
+    run(store.delete_products([Deletion("milk", NOON + MINUTE, kafka(2))]))
+    run(store.upsert_products([product(2, NOON + 2 * MINUTE, kafka(3))]))
+    history = run(store.price_history({"milk"}))["milk"]
+    assert [history.at(NOON + minutes * MINUTE) for minutes in (-1, 0, 0.5, 1, 1.5, 2, 3)] == [
+        1,
+        1,
+        1,
+        None,
+        None,
+        2,
+        2,
+    ]
+
+
+def test_a_deletion_at_the_time_of_a_price_ends_it(store: Store, run: Run) -> None:
+    """The later in the partition decides, for the price as for the product; redeliveries change nothing."""
+    sold = product(1, NOON, kafka(1))
+    run(store.upsert_products([sold]))
+    run(store.delete_products([Deletion("milk", NOON, kafka(2))]))
+    assert run(store.price_history({"milk"}))["milk"].at(NOON) is None
+    run(store.upsert_products([product(2, NOON, kafka(3))]))
+    run(store.delete_products([Deletion("milk", NOON, kafka(2))]))
+    assert prices(store, run) == [2]
+    assert run(store.price_history({"milk"}))["milk"].at(NOON) == 2
+
+
+def test_deletions_of_what_is_unknown_or_from_elsewhere(store: Store, run: Run) -> None:
+    """One never offered is no error; one that a direct write or another topic put there goes, as one without source."""
+    run(store.delete_products([Deletion("tea", NOON, kafka(1)), Deletion("tea", NOON, kafka(2))]))
+    assert run(store.price_history({"tea"}))["tea"].at(NOON) is None
+    for source in ({"origin": "direct"}, kafka(9, topic="u"), kafka(9, partition=1)):
+        run(store.upsert_products([product(1, NOON, source)]))
+        run(store.delete_products([Deletion("milk", NOON, kafka(2))]))
+        assert run(store.products()) == []
+    run(store.upsert_products([product(1, NOON, kafka(9))]))
+    run(store.delete_products([Deletion("milk", NOON, {"origin": "direct"})]))
+    assert run(store.products()) == []
+    run(put(store, "products", {"_id": "milk", "name": "Milk", "price": 9}))
+    run(store.delete_products([Deletion("milk", NOON, kafka(3))]))
+    assert run(store.products()) == []
+
+
+def test_a_product_without_a_history_has_the_price_that_it_has(store: Store, run: Run) -> None:
+    """Another program put it there."""
+    old = {"_id": "milk", "name": "Milk", "type": "dairy", "price": 7, "updated_at": NOON}
+    run(put(store, "products", old))
+    history = run(store.price_history(["milk", "tea"]))
+    assert set(history) == {"milk"}
+    assert [history["milk"].at(NOON + minutes * MINUTE) for minutes in (-1, 0, 1)] == [7, 7, 7]
+
+
+def test_histories_of_more_products_than_are_asked_for_at_once(store: Store, run: Run) -> None:
+    """None is forgotten between two questions."""
+    run(store.upsert_products([product(number, NOON, kafka(number), f"x{number}") for number in range(210)]))
+    history = run(store.price_history({f"x{number}" for number in range(220)}))
+    assert {name: known.at(NOON) for name, known in history.items()} == {f"x{number}": number for number in range(210)}
+
+
+def test_products_come_by_name_and_ids_in_their_order(store: Store, run: Run) -> None:
+    """Two of one name by id; no more ids than asked for."""
+    names = {"z": "Bread", "ł": "Milk", "a": "Milk", "b": "Butter"}
+    run(store.upsert_products([{**product(1, NOON, kafka(1), key), "name": name} for key, name in names.items()]))
+    run(store.upsert_customers([customer(key) for key in names]))
+    assert [one["_id"] for one in run(store.products())] == ["z", "b", "a", "ł"]
+    for ids in (store.product_ids, store.customer_ids):
+        assert run(ids(9)) == ["a", "b", "z", "ł"]
+        assert [run(ids(limit)) for limit in (2, 0, -1)] == [["a", "b"], [], []]
+
+
+def test_documents_come_back_as_they_were(store: Store, run: Run) -> None:
+    """Times with their zone, in milliseconds; None, Polish letters and large numbers too."""
+    at = NOON + timedelta(microseconds=123_456)
+    cut = NOON + timedelta(microseconds=123_000)
+    run(store.upsert_products([product(2**53 + 1, at, kafka(1))]))
+    run(store.upsert_customers([customer("c", at, kafka(1), city=None)]))
+    run(store.insert_purchases([purchase("p", kafka(1), "c", value=2**63 - 1, purchased_at=at)]))
+    assert run(store.products()) == [product(2**53 + 1, cut, kafka(1))]
+    bought = purchase("p", kafka(1), "c", value=2**63 - 1, purchased_at=cut, product_name="Milk")
+    (found,) = run(everything(store.customers()))
+    assert found == {**customer("c", cut, kafka(1), city=None), "purchases": [bought]}
+    assert found["registered_at"].utcoffset() == timedelta(0)
 
 
 def test_a_deletion_that_comes_again_spares_what_came_later(store: Store, run: Run) -> None:
@@ -136,6 +325,28 @@ def test_customers_are_replaced_by_newer_ones_and_deleted(store: Store, run: Run
     assert found["b"]["registered_at"] == NOON
     run(store.delete_customers([Deletion("a", NOON, kafka(5))]))
     assert run(store.customer_ids(10)) == ["b"]
+
+
+def test_several_of_one_customer_leave_the_newest(store: Store, run: Run) -> None:
+    """In one call or in several; of one time the later in the partition."""
+    times = [(2, 1), (3, 2), (1, 3), (3, 4), (3, 3)]
+    calls = [customer("a", NOON + minute * MINUTE, kafka(offset), city=str(offset)) for minute, offset in times]
+    assert run(store.upsert_customers(calls)) == {}
+    assert [one["city"] for one in run(everything(store.customers()))] == ["4"]
+    for call in calls:
+        run(store.upsert_customers([call]))
+    assert [one["city"] for one in run(everything(store.customers()))] == ["4"]
+
+
+def test_a_customer_who_came_later_is_not_deleted_and_purchases_stay(store: Store, run: Run) -> None:
+    """The deletion is delivered again after the customer registered anew."""
+    run(store.upsert_customers([customer("anna", source=kafka(9)), customer("bob", source=kafka(9, partition=1))]))
+    run(store.insert_purchases([purchase("p1", kafka(1), "anna"), purchase("p2", kafka(2), "bob")]))
+    run(store.delete_customers([Deletion("anna", NOON + MINUTE, kafka(8)), Deletion("bob", NOON, kafka(8))]))
+    assert run(store.customer_ids(9)) == ["anna"]
+    run(store.delete_customers([Deletion("anna", NOON, kafka(9))]))
+    assert run(store.customer_ids(9)) == []
+    assert run(store.sizes())["purchases"] == 2
 
 
 def test_customers_come_with_what_they_bought(store: Store, run: Run) -> None:
@@ -190,10 +401,12 @@ def test_times_within_a_millisecond_are_one_time(store: Store, run: Run) -> None
 def test_documents_are_not_changed_by_storing_them(store: Store, run: Run) -> None:
     """The caller counts them afterwards."""
     bought, sold = purchase("p1", kafka(1)), product(1, NOON, kafka(1))
-    before = repr((bought, sold))
-    run(store.insert_purchases([bought]))
-    run(store.upsert_products([sold]))
-    assert repr((bought, sold)) == before
+    registered = customer("c", NOON + timedelta(microseconds=1))
+    before = repr((bought, sold, registered))
+    run(store.insert_purchases([bought, bought]))
+    run(store.upsert_products([sold, sold]))
+    run(store.upsert_customers([registered]))
+    assert repr((bought, sold, registered)) == before
 
 
 def test_empty_calls_do_nothing(store: Store, run: Run) -> None:
@@ -204,18 +417,60 @@ def test_empty_calls_do_nothing(store: Store, run: Run) -> None:
     assert run(store.price_history(set())) == run(store.purchase_prices(set())) == {}
 
 
-@pytest.mark.parametrize("store", ["mongodb"], indirect=True)
-@pytest.mark.servers
-def test_what_mongodb_can_never_take_is_refused_and_its_neighbours_are_stored(store: Store, run: Run) -> None:
-    """One impossible document must not hold up a batch for ever."""
-    documents = [purchase("p1", kafka(1)), purchase("p2", kafka(2), quantity=1 << 70), purchase("p3", kafka(3))]
-    inserted = run(store.insert_purchases(documents))
-    assert list(inserted.refused) == [1]
-    assert set(run(store.purchase_prices({"p1", "p2", "p3"}))) == {"p1", "p3"}
-    assert list(
-        run(store.upsert_products([product(1 << 70, NOON, kafka(1)), product(1, NOON, kafka(2), "bread")]))
-    ) == [0]
+HUGE = "x" * (17 * 1024 * 1024)
+
+#: Values that no MongoDB takes.
+impossible = pytest.mark.parametrize("value", [1 << 70, HUGE, "\ud800"], ids=["number", "size", "surrogate"])
+
+
+@impossible
+def test_an_impossible_purchase_is_refused_and_its_neighbours_are_stored(store: Store, run: Run, value: Any) -> None:
+    """One that MongoDB never takes must not hold up a batch for ever; nor when the batch comes again."""
+    documents = [purchase("p1", kafka(1)), purchase("p2", kafka(2), note=value), purchase("p3", kafka(3))]
+    documents += [purchase("p1", kafka(4)), purchase("p2", kafka(5))]
+    for _ in range(2):
+        inserted = run(store.insert_purchases(documents))
+        assert list(inserted.refused) == [1]
+        assert 0 < len(inserted.refused[1]) <= 300
+        assert inserted.duplicates == {3}
+    assert set(run(store.purchase_prices({"p1", "p2", "p3"}))) == {"p1", "p2", "p3"}
+
+
+@impossible
+def test_an_impossible_customer_is_refused_and_its_neighbours_are_stored(store: Store, run: Run, value: Any) -> None:
+    """The older one of the same id gets its turn."""
+    documents = [customer("a", city="old"), customer("a", NOON + MINUTE, city=value), customer("b")]
+    assert list(run(store.upsert_customers(documents))) == [1]
+    assert [(one["_id"], one["city"]) for one in run(everything(store.customers()))] == [("a", "old"), ("b", "Łódź")]
+
+
+@impossible
+def test_an_impossible_product_is_refused_and_brings_no_price(store: Store, run: Run, value: Any) -> None:
+    """It is a dead letter: no purchase may find a price that no stored product had."""
+    bad = {**product(2, NOON + MINUTE, kafka(2)), "name": value}
+    alone = {**product(3, NOON, kafka(3), "tea"), "name": value}
+    documents = [product(1, NOON, kafka(1)), bad, alone, product(4, NOON, kafka(4), "bread")]
+    assert sorted(run(store.upsert_products(documents))) == [1, 2]
+    assert run(store.product_ids(9)) == ["bread", "milk"]
+    history = run(store.price_history({"milk", "tea", "bread"}))
+    assert {name: known.at(NOON + MINUTE) for name, known in history.items()} == {"milk": 1, "bread": 4}
+
+
+def test_an_impossible_price_is_refused(store: Store, run: Run) -> None:
+    """MongoDB's integers have 64 bits."""
+    documents = [product(1 << 70, NOON, kafka(1)), product(1, NOON, kafka(2), "bread")]
+    assert list(run(store.upsert_products(documents))) == [0]
     assert run(store.product_ids(9)) == ["bread"]
+    assert set(run(store.price_history({"milk", "bread"}))) == {"bread"}
+
+
+def test_preparing_again_changes_nothing(store: Store, run: Run) -> None:
+    """Every worker does it at its start."""
+    run(store.insert_purchases([purchase("p1", kafka(1))]))
+    run(store.prepare())
+    run(store.prepare())
+    run(store.ping())
+    assert run(store.sizes())["purchases"] == 1
 
 
 @pytest.mark.parametrize("store", ["mongodb"], indirect=True)
@@ -226,3 +481,39 @@ def test_the_indexes_are_made_once_and_those_of_the_contract(store: Any, run: Ru
     found = run(store._collection("purchases").index_information())
     keys = sorted([key for key, _ in index["key"]] for index in found.values())
     assert keys == [["_id"], ["customer_id", "purchased_at"], ["product_id", "purchased_at"]]
+
+
+@pytest.mark.parametrize("store", ["mongodb"], indirect=True)
+@pytest.mark.servers
+def test_another_index_in_the_place_of_ours_is_refused(store: Any, run: Run) -> None:
+    """Said once, in a line that names the collection; not tried again for ever."""
+    purchases = store._collection("purchases")
+    run(purchases.drop_index("customer_id_1_purchased_at_1"))
+    run(purchases.create_index([("quantity", 1)], name="customer_id_1_purchased_at_1"))
+    with pytest.raises(Refused, match="collection purchases") as refused:
+        run(store.prepare())
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("store", ["mongodb"], indirect=True)
+@pytest.mark.servers
+def test_closing_twice(store: Any, run: Run) -> None:
+    """The end of a command and the end of the program may both do it."""
+    other = MongoStore(store._database)
+    run(other.close())
+    other.connect("mongodb://127.0.0.1:1")
+    run(other.close())
+    run(other.close())
+
+
+def test_the_fake_is_away_as_often_as_told(run: Run) -> None:
+    """Tests of the outages rely on it: a call that finds it away does nothing."""
+    fake = FakeStore()
+    fake.away(3)
+    for call in (fake.ping, fake.totals, lambda: everything(fake.customers())):
+        with pytest.raises(Unavailable):
+            run(call())
+    assert run(fake.insert_purchases([purchase("p1", kafka(1))])).duplicates == frozenset()
+    fake.refuses = lambda document: "too sour" if document["_id"] == "milk" else None
+    assert run(fake.upsert_products([product(1, NOON, kafka(1)), product(1, NOON, kafka(2), "tea")])) == {0: "too sour"}
+    assert run(fake.sizes()) == {"products": 1, "customers": 0, "purchases": 1, "prices": 1}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import warnings
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -11,7 +12,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from aiokafka.errors import IllegalStateError, KafkaConnectionError
 from faust.types import TP
+from intervaltree import IntervalTree
 
 from shopflow import batching
 from shopflow.batching import App, Batch, BatchConsumer, Chain, Cursor, each_batch
@@ -94,8 +97,11 @@ class Consumer(BatchConsumer):
         self._chains, self._cursors, self._epochs, self._locks = {}, {}, {}, {}
         self._acked: dict[TP, list[int]] = defaultdict(list)
         self._acked_index: dict[TP, set[int]] = defaultdict(set)
+        self._gap: dict[TP, Any] = defaultdict(IntervalTree)
+        self._committed_offset: dict[TP, int | None] = defaultdict(lambda: None)
         self._buffered_partitions = set()
         self.flow_active = True
+        self.log = batching_log  # type: ignore[assignment]
         self.fetched: dict[TP, list[Any]] | None = {}
         self.seeks: list[tuple[TP, int]] = []
         self.perform_seeks = 0
@@ -454,3 +460,151 @@ def test_the_servers_may_become_known_late(app: App) -> None:
         app.reconfigure(broker="kafka://127.0.0.1:2", broker_consumer="kafka://127.0.0.1:2")
     assert app.transport is not before
     assert [url.port for url in app.conf.broker] == [2]
+
+
+class FailingProducer(Producer):
+    """Has sent all, when each of them fails."""
+
+    async def send_batch(self, batch: Builder, topic: str, *, partition: int) -> Awaitable[Any]:
+        delivery = asyncio.get_running_loop().create_future()
+        delivery.set_exception(KafkaConnectionError("away"))
+        self.sent.append(batch.rows)
+        return delivery
+
+
+def test_a_publish_that_fails_is_one_error(app: App, caplog: pytest.LogCaptureFixture) -> None:
+    """asyncio writes a traceback for each failure that nobody looked at."""
+    app.producer = SimpleNamespace(_producer=FailingProducer())  # type: ignore[assignment]
+    with pytest.raises(KafkaConnectionError):
+        asyncio.run(app.publish("topic", 0, [(b"k%d" % number, b"v") for number in range(5)]))
+    gc.collect()
+    assert [record.getMessage() for record in caplog.records] == []
+
+
+def test_a_seek_that_fails_in_a_rebalance_does_not_stop_the_consumer(consumer: Consumer) -> None:
+    """Kafka may be away just then; Faust seeks again before the flow is resumed."""
+
+    async def fails() -> None:
+        raise KafkaConnectionError("away")
+
+    consumer.perform_seek = fails  # type: ignore[method-assign]
+    consumer.flow_active = False
+    assert messages(consumer, {PURCHASES: run_of(0, 3)}) == []
+
+
+def test_a_partition_that_went_while_it_was_to_be_fetched_again_is_forgotten(consumer: Consumer) -> None:
+    """Its next owner starts at what is committed."""
+    consumer.begin(PURCHASES, 0)
+
+    async def gone(partition: TP, offset: int) -> None:
+        raise IllegalStateError("not assigned")
+
+    consumer.seek = gone  # type: ignore[method-assign]
+    assert batches(consumer, (3, 5)) == []
+    assert consumer._new_offset(PURCHASES) is None
+    assert list(consumer._filter_tps_with_pending_acks()) == []
+
+
+def test_topics_that_come_record_by_record_are_committed_as_faust_does(consumer: Consumer) -> None:
+    """The chain is for those in batches only."""
+    plain = TP("plain", 0)
+    consumer.begin(PURCHASES, 5)
+    consumer._acked[plain], consumer._acked_index[plain] = [3, 4, 6], {3, 4, 6}
+    assert list(consumer._filter_tps_with_pending_acks()) == [PURCHASES, plain]
+    assert list(consumer._filter_tps_with_pending_acks({"plain"})) == [plain]
+    assert consumer._new_offset(plain) == 5
+    asyncio.run(consumer._add_gap(plain, 10, 12))
+    assert [(gap.begin, gap.end) for gap in consumer._gap[plain]] == [(10, 13)]
+
+
+class Seeking(Consumer):
+    """With the real seeks, over a Faust consumer that does nothing."""
+
+    perform_seek = BatchConsumer.perform_seek  # type: ignore[assignment]
+
+    def __init__(self, app: Any) -> None:
+        super().__init__(app)
+        self.committed: dict[TP, int | None] = {PURCHASES: 7, TP(PURCHASES.topic, 1): None, TP("plain", 0): 1}
+        self._thread = SimpleNamespace(call_thread=self.call, _ensure_consumer=lambda: SimpleNamespace(committed=None))
+
+    async def call(self, method: Any, tp: TP) -> int | None:
+        return self.committed[tp]
+
+    def assignment(self) -> set[TP]:
+        return set(self.committed)
+
+    async def earliest_offsets(self, *partitions: TP) -> dict[TP, int]:
+        return dict.fromkeys(partitions, 3)
+
+
+@pytest.fixture
+def seeking(consumer: Consumer, monkeypatch: pytest.MonkeyPatch) -> Seeking:
+    """A consumer of two partitions: one has a committed offset, the other none."""
+
+    async def nothing(*args: Any) -> None:
+        return
+
+    for name in ("perform_seek", "seek_wait", "on_partitions_revoked"):
+        monkeypatch.setattr(batching.driver.Consumer, name, nothing)
+    return Seeking(consumer.app)
+
+
+def test_a_partition_begins_where_it_was_committed_else_where_it_begins(seeking: Seeking) -> None:
+    """A topic whose first records are deleted does not begin at 0."""
+    asyncio.run(seeking.perform_seek())
+    assert {tp: chain.done for tp, chain in seeking._chains.items()} == {PURCHASES: 7, TP(PURCHASES.topic, 1): 3}
+    assert {tp: cursor.next for tp, cursor in seeking._cursors.items()} == {PURCHASES: 7, TP(PURCHASES.topic, 1): 3}
+
+
+def test_a_seek_makes_what_was_fetched_before_void(seeking: Seeking) -> None:
+    """The same records come again, as another batch; only that one may be finished."""
+    asyncio.run(seeking.perform_seek())
+    (before,) = batches(seeking, (7, 9))
+    asyncio.run(seeking.perform_seek())
+    (after,) = batches(seeking, (7, 9))
+    assert (before.owned, after.owned) == (False, True)
+
+
+def test_a_recovery_begins_where_it_seeks(seeking: Seeking, reader: Reader) -> None:
+    """Not where the last one ended."""
+    seeking._cursors[CHANGELOG] = Cursor(50)
+    asyncio.run(seeking.seek_wait({CHANGELOG: 4}))
+    assert messages(seeking, {CHANGELOG: run_of(50, 52, CHANGELOG)}) == []
+    assert len(messages(seeking, {CHANGELOG: run_of(4, 6, CHANGELOG)})) == 1
+    assert reader.runs == [(0, [4, 5])]
+
+
+def test_a_revoked_partition_has_nothing_to_commit(seeking: Seeking) -> None:
+    """Another worker may be further by now."""
+    asyncio.run(seeking.perform_seek())
+    (batch,) = batches(seeking, (7, 9))
+    asyncio.run(seeking.on_partitions_revoked({PURCHASES}))
+    assert not batch.owned
+    assert seeking._new_offset(PURCHASES) is None
+    assert batches(seeking, (9, 11)) == []
+
+
+def test_one_record_is_sent_with_its_headers(app: App) -> None:
+    """Also one with neither key nor value: a dead letter is as it came."""
+    sent: list[Any] = []
+
+    class One:
+        def append(self, **fields: Any) -> object:
+            sent.append(fields)
+            return object()
+
+    class OneProducer:
+        def create_batch(self) -> One:
+            return One()
+
+        async def send_batch(self, batch: One, topic: str, *, partition: int) -> Awaitable[Any]:
+            sent.append((topic, partition))
+            return asyncio.sleep(0, "acknowledged")
+
+    app.producer = SimpleNamespace(_producer=OneProducer())  # type: ignore[assignment]
+
+    async def send() -> Any:
+        return await (await app.send_record("dead", 2, None, None, [("why", b"x")]))
+
+    assert asyncio.run(send()) == "acknowledged"
+    assert sent == [{"key": None, "value": None, "timestamp": None, "headers": [("why", b"x")]}, ("dead", 2)]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,11 @@ from faust.types import TP
 from shopflow.batching import App
 from shopflow.changelog import Audit, CountTable
 from shopflow.counting import TOTALS_KEY, Counted, advance, decode_count, decode_totals
-from tests.fakes import FakeRecord
+from shopflow.dead_letters import DeadLetters
+from shopflow.errors import ShopflowError, Unavailable
+from shopflow.models import encode
+from shopflow.processing import Processing
+from tests.fakes import FakeBatch, FakeOutlet, FakeRecord, FakeStore
 
 TOPIC = "test-purchase_counts-changelog"
 PLACE = TP(TOPIC, 0)
@@ -122,7 +127,7 @@ def test_a_record_that_is_no_count_is_ignored_and_said(shop: Shop, caplog: pytes
 def test_any_legal_id_is_a_customer(shop: Shop, customer_id: str) -> None:
     """Also one that Faust uses as a key of its own."""
     shop.table.write(0, rows_after(Counted(0, customer_id, 1, 1), end=1).items())
-    shop.table.acknowledged(0, 77)
+    shop.table.acknowledged(0, 77, 78)
     assert shop.count(customer_id) == (1, 0)
     assert shop.table.persisted_offset(PLACE) == 77
 
@@ -217,3 +222,133 @@ def test_faust_applies_nothing_by_itself(shop: Shop) -> None:
     event = SimpleNamespace(message=SimpleNamespace(tp=PLACE, offset=5, key=b"anna", value=b"{}", partition=0))
     shop.table.apply_changelog_batch([event])
     assert shop.count("anna") is None
+
+
+def shorten(rows: dict[bytes, bytes], customer_id: bytes) -> dict[bytes, bytes]:
+    """The rows without this customer's."""
+    return {key: value for key, value in rows.items() if key != customer_id}
+
+
+async def do(table: CountTable, purchases: list[Counted], end: int) -> None:
+    """What the agent does with a batch in its turn."""
+    table.write(0, advance(table.getter(0), purchases, end=end).rows())
+    await table.check_late(0)
+
+
+def goes_on(table: CountTable, purchases: list[Counted], end: int) -> bool:
+    """Does a batch succeed, tried again a few times as the agent does?"""
+    for _ in range(3):
+        try:
+            asyncio.run(do(table, purchases, end))
+        except ShopflowError:
+            continue
+        return True
+    return False
+
+
+def test_a_changelog_that_is_short_itself_does_not_stop_its_partition(shop: Shop) -> None:
+    """It was said; a batch that is tried for ever would not make it better, and nothing behind it would be stored."""
+    rows = rows_after(Counted(0, "anna", 1, 1), Counted(1, "bob", 1, 1), end=2)
+    shop.whole = records(shorten(rows, b"bob"))
+    shop.table.recover(0, shop.whole)
+    shop.recovered()
+    assert goes_on(shop.table, [Counted(2, "anna", 1, 1)], end=3)
+
+
+def test_sums_that_arrived_without_their_customers_do_not_stop_the_partition(shop: Shop) -> None:
+    """A crash left them ahead; the batch comes again with other limits, and its second half would mend the rest."""
+    batch = [Counted(0, "anna", 1, 1), Counted(1, "bob", 1, 1)]
+    shop.whole = [FakeRecord(TOTALS_KEY, rows_after(*batch, end=2)[TOTALS_KEY], 0, 0, TOPIC)]
+    shop.table.recover(0, shop.whole)
+    shop.recovered()
+    assert [goes_on(shop.table, [counted], end) for counted, end in zip(batch, (1, 2), strict=True)] == [True, True]
+    assert (shop.count("anna"), shop.count("bob")) == ((1, 0), (1, 1))
+
+
+def test_kafka_away_while_a_short_table_is_read_again_does_not_leave_it_empty(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Faust does not look at what `on_recovery_completed` raises: the worker would count on from nothing."""
+    rows = rows_after(Counted(0, "anna", 1, 1), Counted(1, "bob", 1, 1), end=2)
+    shop.whole = records(rows)
+    shop.table.recover(0, records(shorten(rows, b"bob")))
+    read, failures = shop.read_whole, [Unavailable("Kafka", "does not answer")]
+
+    async def away_once(*args: Any) -> None:
+        if failures:
+            raise failures.pop()
+        await read(*args)
+
+    monkeypatch.setattr(shop.table, "_read_whole", away_once)
+    with suppress(Unavailable):
+        shop.recovered()
+    assert (shop.count("anna"), shop.count("bob")) == ((1, 0), (1, 1))
+
+
+def test_a_batch_that_holds_a_getter_does_not_keep_a_forgotten_partition_locked(shop: Shop) -> None:
+    """It may wait for MongoDB for hours, while the partition is recovered anew."""
+    rows = rows_after(Counted(0, "anna", 1, 1), end=1)
+    shop.table.write(0, rows.items())
+    get = shop.table.getter(0)
+    assert get(b"anna")
+    shop.table.forget(0)
+    shop.table.recover(0, records(rows))
+    assert shop.count("anna") == (1, 0)
+
+
+class SharedShop(Shop):
+    """One of several workers, each with a folder of its own, and the changelog that they share."""
+
+    def __init__(self, folder: Path, changelog: list[FakeRecord]) -> None:
+        super().__init__(folder)
+        self.changelog = changelog
+        self.meanwhile: Callable[[], Awaitable[None]] | None = None
+        self.processing = Processing(
+            FakeStore(),
+            self.table,
+            lambda partition, rows: self.publish(TOPIC, partition, rows),
+            DeadLetters("dead", 1, "shopflow", FakeOutlet().send),
+            max_event_bytes=10_000,
+            product_wait_seconds=0,
+        )
+
+    async def publish(self, topic: str, partition: int, rows: Any) -> int:
+        if self.meanwhile:
+            await self.meanwhile()
+        self.changelog += [FakeRecord(*row, len(self.changelog) + n, 0, TOPIC) for n, row in enumerate(rows)]
+        return len(self.changelog) - 1
+
+    async def start(self) -> None:
+        """Recover, as Faust does: from the record behind the persisted offset on."""
+        persisted = self.table.persisted_offset(PLACE)
+        if run := self.changelog[0 if persisted is None else persisted + 1 :]:
+            self.table.recover(0, run)
+        await self.table.on_recovery_completed({PLACE}, set())
+
+    async def buy(self, *offsets: int) -> None:
+        """A batch of purchases at these offsets, each of a customer of its own."""
+        base = {"product_id": "milk", "quantity": 1, "price": 1, "purchased_at": "2026-05-01T12:00:00Z"}
+        events = [{"purchase_id": f"p{n}", "customer_id": f"c{n}", **base} for n in offsets]
+        batch = FakeBatch([FakeRecord(f"c{n}".encode(), encode(e), n) for n, e in zip(offsets, events, strict=True)])
+        await self.processing.purchases(batch)
+
+
+def test_a_worker_that_slept_through_its_loss_recovers_what_its_successor_counted(tmp_path: Path) -> None:
+    """Its rows arrive behind the successor's: RocksDB then lacks what lies before them in the changelog."""
+    changelog: list[FakeRecord] = []
+    sleeper, successor = (SharedShop(tmp_path / name, changelog) for name in ("sleeper", "successor"))
+
+    async def successor_goes_on() -> None:
+        await successor.start()
+        for offset in range(3):
+            await successor.buy(offset)
+
+    async def story() -> None:
+        await sleeper.start()
+        sleeper.meanwhile = successor_goes_on
+        await sleeper.buy(0)  # frozen while its rows are under way; it does not know yet that it lost the partition
+        sleeper.meanwhile = None
+        await sleeper.start()  # it gets the partition back
+
+    asyncio.run(story())
+    assert [sleeper.count(f"c{number}") for number in range(3)] == [(1, 0), (1, 1), (1, 2)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import Any
 
 import pytest
@@ -107,3 +108,18 @@ def test_headers_of_another_program_have_no_origin() -> None:
     """Whatever is in the topic must not stop us."""
     assert origin_of(FakeRecord(None, None)) == ("", -1, -1)
     assert origin_of(FakeRecord(None, None, headers=(("__connect.errors.offset", b"x"),))) == ("", -1, -1)
+
+
+def test_many_that_fail_together_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    """asyncio writes a traceback for each failure that nobody looked at."""
+
+    async def send(*args: Any) -> Any:
+        future = asyncio.get_running_loop().create_future()
+        future.set_exception(KafkaConnectionError("away"))
+        return future
+
+    letters = DeadLetters("dead", 4, "shopflow", send)
+    with pytest.raises(KafkaConnectionError):
+        put(letters, *(FakeRecord(b"k", b"v", offset) for offset in range(3)))
+    gc.collect()
+    assert [record.getMessage() for record in caplog.records] == []

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from aiokafka import TopicPartition
 from aiokafka.errors import GroupAuthorizationFailedError, GroupCoordinatorNotAvailableError, KafkaError
 
 from shopflow import kafka, topics
-from shopflow.errors import Refused
+from shopflow.errors import Refused, Unavailable
 from shopflow.kafka import TopicSpec
 
 
@@ -52,6 +57,17 @@ def test_a_missing_topic_and_one_that_fits_are_fine(found: int | None) -> None:
     kafka._check_partitions(TopicSpec("shop.purchases", 4, 1), found)
 
 
+def test_a_kafka_that_does_not_answer_is_refused_after_a_while() -> None:
+    """With its address, after one line that says what is waited for."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # bound, not listening: nobody else takes it
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        said: list[str] = []
+        with pytest.raises(Refused, match=f"broker: Kafka at {address} does not answer"):
+            asyncio.run(kafka.wait_for(address, 0.1, said.append))
+    assert said == [f"Waiting for Kafka at {address} ..."]
+
+
 class Admin:
     """Fails as told, then answers."""
 
@@ -75,3 +91,120 @@ def test_what_will_not_get_better_is_not_asked_again() -> None:
     """No rights, for instance."""
     with pytest.raises(GroupAuthorizationFailedError):
         asyncio.run(kafka._committed(Admin(GroupAuthorizationFailedError()), "shopflow"))
+
+
+class Client:
+    """An admin client and a consumer of one topic with two partitions, as far as they are asked."""
+
+    def __init__(self, **topics: int) -> None:
+        self.topics = topics
+        self.made: list[str] = []
+        self.place = 0
+
+    async def describe_topics(self, names: list[str]) -> list[dict[str, Any]]:
+        return [
+            {
+                "topic": name,
+                "error_code": 0 if name in self.topics else 3,
+                "partitions": [{"leader": 0}] * self.topics.get(name, 0),
+            }
+            for name in names
+        ]
+
+    async def create_topics(self, new: list[Any]) -> Any:
+        for topic in new:
+            self.made.append(topic.name)
+            self.topics[topic.name] = topic.num_partitions
+        return SimpleNamespace(topic_errors=[(topic.name, 0, None) for topic in new])
+
+    async def beginning_offsets(self, places: list[TopicPartition]) -> dict[TopicPartition, int]:
+        return dict.fromkeys(places, 10)
+
+    async def end_offsets(self, places: list[TopicPartition]) -> dict[TopicPartition, int]:
+        return dict.fromkeys(places, 30)
+
+    async def list_consumer_group_offsets(self, group: str) -> dict[TopicPartition, Any]:
+        places = [(0, 25), (1, 4)]  # the second one's records were deleted since
+        return {TopicPartition("purchases", number): SimpleNamespace(offset=offset) for number, offset in places}
+
+    def assign(self, places: list[TopicPartition]) -> None:
+        self.places = places
+
+    async def seek_to_beginning(self, *places: TopicPartition) -> None:
+        self.place = 10
+
+    async def position(self, place: TopicPartition) -> int:
+        return self.place
+
+    async def getmany(self, *places: TopicPartition, timeout_ms: int) -> dict[TopicPartition, list[int]]:
+        self.place += 8  # the last run goes on behind the end that was there at first
+        return {places[0]: [self.place]}
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch) -> Client:
+    """Instead of aiokafka's."""
+    made = Client(purchases=2)
+
+    @asynccontextmanager
+    async def started(bootstrap: str, **options: Any) -> AsyncIterator[Client]:
+        yield made
+
+    for name in ("admin", "consumer"):
+        monkeypatch.setattr(kafka, name, started)
+    return made
+
+
+def test_only_missing_topics_are_made(client: Client) -> None:
+    """Those that are there stay as they are."""
+    specs = [TopicSpec("purchases", 2, 1), TopicSpec("products", 2, 1)]
+    asyncio.run(kafka.ensure_topics("kafka:1", specs))
+    assert client.made == ["products"]
+
+
+def test_nothing_is_made_beside_a_topic_of_another_shape(client: Client) -> None:
+    """Else a wrong setting would leave topics behind."""
+    specs = [TopicSpec("products", 4, 1), TopicSpec("purchases", 4, 1)]
+    with pytest.raises(Refused):
+        asyncio.run(kafka.ensure_topics("kafka:1", specs))
+    assert client.made == []
+
+
+def test_the_lag_is_what_is_there_and_not_committed(client: Client) -> None:
+    """Not what was deleted; and nothing of topics that do not exist."""
+    lags = asyncio.run(kafka.lags("kafka:1", "shop", ["purchases", "unknown"]))
+    assert lags == {"purchases": kafka.Lag(records=40, waiting=5 + 20)}
+
+
+def test_a_group_that_never_committed_has_all_before_it(client: Client) -> None:
+    """All that is there."""
+    client.topics = {"products": 1}
+    assert asyncio.run(kafka.lags("kafka:1", "shop", ["products"])) == {"products": kafka.Lag(20, 20)}
+
+
+def test_a_partition_is_read_to_the_end_that_it_had(client: Client) -> None:
+    """Not for ever, while others write to it."""
+    runs: list[tuple[int, Any]] = []
+    asyncio.run(kafka.read_partition("kafka:1", "changelog", 3, lambda partition, run: runs.append((partition, run))))
+    assert runs == [(3, [18]), (3, [26]), (3, [34])]
+
+
+def test_any_error_of_kafka_in_between_is_one_that_goes_away() -> None:
+    """The commands say it in one line; nobody sees a traceback."""
+
+    class Away:
+        async def start(self) -> None:
+            return
+
+        async def stop(self) -> None:
+            self.stopped = True
+
+    away = Away()
+
+    async def use() -> None:
+        async with kafka._started(away, "kafka:1"):
+            raise GroupCoordinatorNotAvailableError
+
+    with pytest.raises(Unavailable, match="GroupCoordinatorNotAvailableError"):
+        asyncio.run(use())
+    assert away.stopped

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
 from typing import Any
 
@@ -299,3 +300,122 @@ def test_kafka_away_while_it_matters_is_waited_for(shop: Shop) -> None:
     shop.handle(shop.batch(purchase("p1"), b"bad"))
     assert len(shop.outlet.got) == 1
     assert shop.events[-1] == "finished"
+
+
+def test_more_unknown_products_than_are_remembered_do_not_wait_for_ever(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A producer that makes its product ids up: each forgets another's deadline, and no deadline is ever reached."""
+    shop = Shop(wait_seconds=0.01)
+    monkeypatch.setattr(module, "_REMEMBERED", 3)
+    batch = shop.batch(*(unpriced(f"p{number}", product_id=f"made-up-{number}") for number in range(8)))
+
+    async def handle() -> None:
+        await asyncio.wait_for(shop.processing.purchases(batch), 5)
+
+    asyncio.run(handle())
+    assert len(shop.outlet.got) == 8
+
+
+def test_unknown_products_that_are_remembered_take_bounded_memory(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there were."""
+    monkeypatch.setattr(module, "_REMEMBERED", 3)
+    for number in range(20):
+        shop.handle(shop.batch(unpriced(f"p{number}", product_id=f"made-up-{number}"), start=number))
+    assert len(shop.processing._unknown) <= 3
+
+
+class LostAfter(FakeBatch):
+    """A batch that is lost as soon as this step was done."""
+
+    step = ""
+
+    def check_owned(self) -> None:
+        self.lost |= self.step in self.events
+        super().check_owned()
+
+
+@pytest.mark.parametrize("step", ["price_history", "insert_purchases"])
+def test_a_batch_that_was_lost_touches_no_table(shop: Shop, step: str) -> None:
+    """Nor sends dead letters: its successor does all of it again."""
+    shop.handle(shop.batch(product(100), kind="products"), "products")
+    del shop.events[:]
+    batch = LostAfter(shop.batch(unpriced("p1"), b"bad").records, shop.events)
+    batch.step = step
+    with pytest.raises(PartitionLost):
+        shop.handle(batch)
+    assert not {"dead letter", "table", "changelog", "finished"} & set(shop.events)
+
+
+def test_a_batch_that_was_lost_while_its_rows_were_under_way_does_not_touch_the_table(shop: Shop) -> None:
+    """The partition's database may be gone, or opened anew for a successor in this same process."""
+    batch = shop.batch(purchase("p1"))
+    publish = shop.processing._publish
+
+    async def loses(partition: int, rows: Sequence[tuple[bytes, bytes]]) -> int:
+        batch.lost = True
+        return await publish(partition, rows)
+
+    shop.processing._publish = loses
+    with suppress(PartitionLost):
+        shop.handle(batch)
+    assert shop.counts.persisted == {}
+
+
+def test_waiting_for_kafka_ends_with_the_loss_of_the_partition(shop: Shop) -> None:
+    """A dead letter that never gets away must not hold up a rebalance."""
+    batch = shop.batch(b"bad")
+
+    async def loses(*args: Any) -> Any:
+        batch.lost = True
+        raise KafkaConnectionError("away")
+
+    shop.processing._dead_letters._send = loses
+    with pytest.raises(PartitionLost):
+        shop.handle(batch)
+    assert "table" not in shop.events
+
+
+def test_what_comes_before_a_deletion_is_written_before_it(shop: Shop) -> None:
+    """And what comes behind it, after it; dead letters last."""
+    tombstone = FakeRecord(b"milk", None, 1, 0, "shop.products")
+    shop.handle(shop.batch(product(100), tombstone, product(100), b"bad", kind="products"), "products")
+    writes = ["upsert_products", "delete_products", "upsert_products"]
+    assert shop.events == ["prepare", *writes, "turn", "dead letter", "finished"]
+
+
+@pytest.mark.parametrize("kind", ["products", "customers"])
+def test_refused_products_and_customers_are_dead_letters(shop: Shop, kind: str) -> None:
+    """The others are written."""
+    base = {"first_name": "A", "last_name": "B", "address": "C", "registered_at": NOON}
+    events = [product(1, name=n) if kind == "products" else {"customer_id": n, **base} for n in ("a", "b", "c")]
+    shop.store.refuses = lambda document: "forbidden" if document["_id"] == "b" else None
+    batch = shop.batch(*events, b"bad", kind=kind)
+    shop.handle(batch, kind)
+    assert set(shop.store.collections[kind]) == {"a", "c"}
+    assert [key for _, key, *_ in shop.outlet.got] == [b"b", batch.records[3].key]  # in the order of the log
+
+
+def test_dead_letters_are_said_once_a_reason(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    """Not a line a record: a bad deploy would fill the disk."""
+    with caplog.at_level(logging.WARNING):
+        shop.handle(shop.batch(b"{", b"}", purchase("x", quantity=0), purchase("p1")))
+    assert [entry.getMessage() for entry in caplog.records] == [
+        "2 record(s) of shop.purchases to the dead letters: not JSON",
+        "1 record(s) of shop.purchases to the dead letters: invalid event",
+    ]
+
+
+def test_a_purchase_that_is_worth_too_much_at_its_products_price_is_a_dead_letter(shop: Shop) -> None:
+    """Its value would not stay exact in sums; known only when the price is."""
+    shop.handle(shop.batch(product(10**12), kind="products"), "products")
+    shop.handle(shop.batch(unpriced("p1"), unpriced("p2", quantity=1)))
+    assert set(shop.store.collections["purchases"]) == {"p2"}
+    assert shop.reasons() == ["invalid event: quantity times price is over 1000000000000 grosze"]
+
+
+def test_a_purchase_sent_twice_by_two_customers_is_the_first_ones(shop: Shop) -> None:
+    """An id is one purchase, whoever claims it."""
+    shop.handle(shop.batch(purchase("p1"), purchase("p1", customer_id="bob")))
+    assert (shop.count("anna"), shop.count("bob")) == ((1, 2, 600), (0, 0, 0))
+    assert shop.totals().duplicates == 1

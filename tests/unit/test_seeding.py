@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from datetime import datetime, timezone
@@ -139,3 +140,43 @@ def test_direct_writing_goes_in_batches() -> None:
     events = seeding.paced(numbered(2500), None, 0)
     total = asyncio.run(seeding.to_mongodb(events, seeding.customer_document, write, progress.append))
     assert (total, written, progress) == (2500, [1000, 1000, 500], [1000, 1000, 500])
+
+
+class SlowProducer(Producer):
+    """Acknowledges nothing until its last event was sent."""
+
+    def __init__(self, good: int, count: int) -> None:
+        super().__init__(good)
+        self.count = count
+        self.under_way: list[asyncio.Future[Any]] = []
+
+    async def send(self, topic: str, value: bytes, key: bytes) -> Awaitable[Any]:
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.under_way.append(future)
+        if len(self.under_way) == self.count:
+            asyncio.get_running_loop().call_soon(self.answer)
+        return future
+
+    def answer(self) -> None:
+        for number, future in enumerate(self.under_way):
+            if number < self.good:
+                future.set_result(None)
+            else:
+                future.set_exception(KafkaConnectionError("gone"))
+        self.under_way = []
+
+
+def test_what_was_acknowledged_before_kafka_went_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some of those that were under way together got through."""
+    error, progress = produce(monkeypatch, SlowProducer(2, 5), 5)
+    assert error == "Kafka: KafkaConnectionError: gone; 2 events were acknowledged"
+    assert sum(progress) == 2
+
+
+def test_when_kafka_goes_it_is_said_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not in one more for each event that was under way, which asyncio writes when nobody looked at its failure."""
+    produce(monkeypatch, SlowProducer(0, 5), 5)
+    gc.collect()
+    assert [record.getMessage() for record in caplog.records] == []

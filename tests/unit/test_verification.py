@@ -171,3 +171,28 @@ def test_the_report_is_told_in_words_and_as_json(shop: Shop) -> None:
     assert lines[-1] == "Kafka, MongoDB and the tables agree."
     (line,) = listing.report(shop.verify(), as_json=True)
     assert '"status":0' in line
+
+
+def test_what_is_on_its_way_is_waited_for(shop: Shop) -> None:
+    """A worker that is a moment behind is no difference."""
+    shop.sell("anna")
+    waiting = {**shop.kafka.lag, "purchases": Lag(1, 1)}
+    shop.kafka.lags_seen = iter([waiting, shop.kafka.lag, shop.kafka.lag, shop.kafka.lag])
+    assert shop.verify().status == 0
+
+
+def test_a_customer_of_two_partitions_is_one_customer() -> None:
+    """Producers differ in how they choose a partition."""
+    row, *_ = advance(lambda key: None, [Counted(0, "anna", 2, 5)], end=1).rows()
+    tables = Tables()
+    tables._counts = [{}, {}]
+    for partition in range(2):
+        tables.take(partition, [FakeRecord(*row)])
+    assert tables.by_customer() == {"anna": (2, 4, 10)}
+
+
+def test_a_topic_that_is_not_read_has_no_dead_letters(shop: Shop) -> None:
+    """It is made with the first worker."""
+    shop.sell("anna")
+    del shop.kafka.lag["dead-letters"]
+    assert (shop.verify().status, shop.verify().kafka["dead_letters"]) == (0, 0)

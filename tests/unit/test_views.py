@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
 
+import aiohttp
 import pytest
 from yarl import URL
 
@@ -140,3 +141,35 @@ def test_a_peer_that_can_not_say_is_no_answer(worker: Worker) -> None:
     """503, not 404: the customer may be there."""
     worker.peers.answers = {6067: (404, {}), 6068: (503, {})}
     assert one("anna")[0] == 503
+
+
+@pytest.mark.parametrize("error", [aiohttp.ClientConnectionError("refused"), asyncio.TimeoutError()])
+def test_a_peer_that_does_not_answer_is_no_answer(worker: Worker, error: Exception) -> None:
+    """It may have the customer."""
+
+    def fails(url: URL, timeout: Any) -> Any:
+        raise error
+
+    worker.peers.get = fails  # type: ignore[assignment]
+    status, body = one("anna")
+    assert status == 503
+    assert body["error"].startswith("another worker does not answer")
+
+
+def test_before_the_router_knows_the_table_all_are_asked(worker: Worker) -> None:
+    """In an order that stays."""
+
+    def unknown(table: str, key: str) -> URL:
+        raise KeyError(table)
+
+    worker.router.key_store = unknown
+    worker.peers.answers = {6067: (404, {}), 6068: (404, {})}
+    assert one("nobody")[0] == 404
+    assert [url.port for url in worker.peers.asked] == [6067, 6068]
+
+
+def test_a_customer_of_two_of_our_partitions_is_one_customer(worker: Worker) -> None:
+    """Producers differ in how they choose a partition."""
+    worker.sell(0, Counted(0, "anna", 2, 600))
+    worker.sell(2, Counted(3, "anna", 1, 100))
+    assert one("anna") == (200, {"customer_id": "anna", "purchases": 2, "items": 3, "spent": 700})
