@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ _open: list[Shop] = []
 
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Addresses]:
-    """Kafka and MongoDB: started for this session, or those that the environment names."""
+    """Kafka and MongoDB: started for this run, or those that the environment names."""
     broker = os.environ.get("SHOPFLOW_TEST_BROKER", "embedded")
     uri = os.environ.get("SHOPFLOW_TEST_MONGODB_URI", "embedded")
     if broker == "embedded":
@@ -30,11 +31,18 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Addresses]:
         pytest.importorskip("jgo")
     if uri == "embedded":
         pytest.importorskip("secantus")
-    config = Config(data_dir=str(tmp_path_factory.mktemp("servers")), broker=broker, mongodb=MongoDB(uri=uri))
-    with Servers(config) as started:
-        addresses = started.start()
-        yield addresses
-        assert started.failure() is None
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # the run's own, so that its processes share the servers
+    config = Config(data_dir=str(folder / "servers"), broker=broker, mongodb=MongoDB(uri=uri))
+    with (folder / "servers.users").open("a") as users:
+        fcntl.flock(users, fcntl.LOCK_SH)
+        with Servers(config) as started:
+            addresses = started.start()
+            yield addresses
+            failure = started.failure()
+            fcntl.flock(users, fcntl.LOCK_EX if started.started else fcntl.LOCK_UN)  # stopped after their last user
+        assert failure is None
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ import http.client
 import json
 import os
 import random
-import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from signal import SIGKILL, SIGTERM
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
@@ -196,7 +196,7 @@ class Process:
         """Send a signal to this process, not to its children."""
         self._process.send_signal(number)
 
-    def stop(self, number: int = signal.SIGTERM, seconds: float = SECONDS) -> int:
+    def stop(self, number: int = SIGTERM, seconds: float = SECONDS) -> int:
         """Ask it to stop; its exit status."""
         self.send(number)
         return self.wait(seconds)
@@ -300,10 +300,10 @@ class Shop:
         )
         return Outcome(done.returncode, done.stdout, done.stderr)
 
-    def run_all(self, commands: Iterable[Sequence[str]]) -> list[Outcome]:
+    def run_all(self, commands: Iterable[Sequence[str]], **settings: Any) -> list[Outcome]:
         """Run commands that do not disturb each other, some at a time."""
         with ThreadPoolExecutor(3) as pool:
-            return list(pool.map(lambda arguments: self.run(*arguments), commands))
+            return list(pool.map(lambda arguments: self.run(*arguments, **settings), commands))
 
     def spawn(self, *arguments: str, program: Sequence[str] = FAUST) -> Process:
         """Start a command, and leave it running."""
@@ -333,8 +333,13 @@ class Shop:
         mark = f"SHOPFLOW_APP_ID={self.name}".encode()
         return [pid for pid in _all_pids() if mark in _read(f"/proc/{pid}/environ").split(b"\0")]
 
+    def server_pid(self, name: str) -> int:
+        """The process id of an embedded server, `kafka` or `mongodb`."""
+        pid: int = json.loads((self.data / "servers.json").read_text())[name]["pid"]
+        return pid
+
     def close(self) -> None:
-        """End what is left, and remove what it wrote to the servers. Fails if a process outlived those that the test knew."""
+        """End what is left, and remove what it wrote to the servers. Fails if an unknown process is left."""
         for process in self._processes:
             process.kill()
         try:
@@ -342,7 +347,7 @@ class Shop:
         finally:
             for pid in self.leftovers():
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+                    os.kill(pid, SIGKILL)
             if self.servers:
                 self.db.client.drop_database(self.name)
                 asyncio.run(self._delete_topics())
@@ -431,11 +436,16 @@ class Shop:
         async with AIOKafkaProducer(
             bootstrap_servers=self._bootstrap, acks="all", enable_idempotence=True, max_request_size=_LARGEST
         ) as producer:
-            under_way = [
-                await producer.send(topic, each.value, each.key, each.partition, headers=list(each.headers))
-                for each in records
-            ]
+            under_way = [await self._send_one(producer, topic, each) for each in records]
             return [Place(topic, sent.partition, sent.offset) for sent in await asyncio.gather(*under_way)]
+
+    @staticmethod
+    async def _send_one(producer: AIOKafkaProducer, topic: str, each: Record) -> Any:
+        if each.key is not None or each.value is not None:
+            return await producer.send(topic, each.value, each.key, each.partition, headers=list(each.headers))
+        batch = producer.create_batch()  # aiokafka's `send` refuses what Kafka takes: neither a key nor a value
+        batch.append(key=None, value=None, timestamp=None, headers=list(each.headers))
+        return await producer.send_batch(batch, topic, partition=each.partition)
 
     async def _read(self, topic: str) -> list[Any]:
         async with self._consumer() as consumer, self._admin() as admin:
