@@ -82,8 +82,11 @@ class _UnderWay:
     async def add(self, future: asyncio.Future[Any]) -> None:
         """One more; waits when there are too many, looks at those that are done now and then."""
         self._futures.append(future)
+        done = next((number for number, one in enumerate(self._futures) if not one.done()), len(self._futures))
         if len(self._futures) >= _UNDER_WAY:
             await self.settle(_UNDER_WAY // 2)
+        elif done:
+            await self.settle(len(self._futures) - done)
 
     async def settle(self, keep: int) -> None:
         """Wait until all but `keep` are acknowledged.

@@ -125,14 +125,15 @@ async def verify(bootstrap: str, store: Store, shop: Layout) -> Report:
         Unavailable: Kafka or MongoDB does not answer.
     """
     report = Report()
-    still = 0
+    still, last = 0, None
     for _ in range(_ATTEMPTS):
         before = await kafka.lags(bootstrap, shop.group, (*shop.events, shop.dead_letters))
         if any(topic not in before for topic in shop.events):
             raise Unavailable("Kafka", "the shop's topics do not exist yet: start a worker, or seed some events")
         report = await _compare(bootstrap, store, before, shop)
         after = await kafka.lags(bootstrap, shop.group, (*shop.events, shop.dead_letters))
-        moved = any(before[topic] != after[topic] for topic in before)
+        moved = before != after or last not in (None, before)
+        last = after
         still = 0 if moved else still + 1
         if still and (report.status == 0 or not _waiting(before, shop) or still == _STILL):
             return report

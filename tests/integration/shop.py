@@ -43,6 +43,7 @@ __all__ = [
     "free_port",
     "product",
     "purchase",
+    "shared",
     "until",
 ]
 
@@ -257,6 +258,12 @@ class Worker(Process):
         return self
 
 
+def shared(workers: Iterable[Worker]) -> bool:
+    """Does each of them own partitions, and each partition have one owner?"""
+    owned = [worker.partitions() for worker in workers]
+    return all(owned) and sorted(number for each in owned for number in each) == list(range(PARTITIONS))
+
+
 # -- the shop
 
 
@@ -266,15 +273,17 @@ class Shop:
     Arguments:
         servers: Where Kafka and MongoDB are; None: embedded ones, which the commands start.
         folder: The working directory of its processes; empty.
+        mongodb: Another MongoDB, which need not outlive the test.
         settings: Variables over those that the tests need, in lower case and without `SHOPFLOW_`.
     """
 
-    def __init__(self, servers: Addresses | None, folder: Path, **settings: Any) -> None:
+    def __init__(self, servers: Addresses | None, folder: Path, *, mongodb: str | None = None, **settings: Any) -> None:
         self.name = f"it{uuid.uuid4().hex[:12]}"
         self.folder = folder
         self.data = folder / "data"
-        self.servers = servers
-        self.environment = _environment(self.name, servers, settings)
+        self.servers = Addresses(servers.kafka, mongodb) if servers and mongodb else servers
+        self.environment = _environment(self.name, self.servers, settings)
+        self._lasting_mongodb = mongodb is None
         self._mongodb: pymongo.MongoClient[Json] | None = None
         self._processes: list[Process] = []
 
@@ -305,9 +314,15 @@ class Shop:
         with ThreadPoolExecutor(3) as pool:
             return list(pool.map(lambda arguments: self.run(*arguments, **settings), commands))
 
-    def spawn(self, *arguments: str, program: Sequence[str] = FAUST) -> Process:
+    def agrees(self) -> Json:
+        """`verify` says that Kafka, MongoDB and the tables agree; its report."""
+        report: Json = self.run("verify", "--json").json()
+        return report
+
+    def spawn(self, *arguments: str, program: Sequence[str] = FAUST, **settings: Any) -> Process:
         """Start a command, and leave it running."""
-        process = Process([*program, *arguments], self.environment, self.folder, self._next_log(arguments[0]))
+        environment = {**self.environment, **_variables(settings)}
+        process = Process([*program, *arguments], environment, self.folder, self._next_log(arguments[0]))
         self._processes.append(process)
         return process
 
@@ -340,6 +355,8 @@ class Shop:
 
     def close(self) -> None:
         """End what is left, and remove what it wrote to the servers. Fails if an unknown process is left."""
+        if not self._lasting_mongodb and self._mongodb:
+            self._mongodb.close()  # before its server ends, for which it would wait
         for process in self._processes:
             process.kill()
         try:
@@ -349,10 +366,10 @@ class Shop:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, SIGKILL)
             if self.servers:
-                self.db.client.drop_database(self.name)
                 asyncio.run(self._delete_topics())
-            if self._mongodb:
-                self._mongodb.close()
+                if self._lasting_mongodb:
+                    self.db.client.drop_database(self.name)
+                    self.db.client.close()
 
     def _next_log(self, what: str) -> Path:
         return self.folder / f"{what}-{len(self._processes)}.log"

@@ -123,3 +123,36 @@ def test_many_that_fail_together_are_said_once(caplog: pytest.LogCaptureFixture)
         put(letters, *(FakeRecord(b"k", b"v", offset) for offset in range(3)))
     gc.collect()
     assert [record.getMessage() for record in caplog.records] == []
+
+
+@pytest.mark.parametrize(("partition", "expected"), [(0, 0), (3, 3), (4, 0), (7, 3)])
+def test_a_dead_letter_goes_to_the_partition_of_its_number(partition: int, expected: int) -> None:
+    """So that those of one place are in order, also when their topic has more partitions than the dead letters have."""
+    outlet = FakeOutlet()
+    letters = DeadLetters("dead", 4, "shopflow", outlet.send)
+    put(letters, *(FakeRecord(b"k", b"v", offset, partition) for offset in range(3)))
+    assert [one[3] for one in outlet.got] == [expected] * 3
+    assert [dict(one[4])["__connect.errors.offset"] for one in outlet.got] == [b"0", b"1", b"2"]
+
+
+def test_headers_that_are_there_twice_stay_twice_and_in_their_order() -> None:
+    """Kafka allows it; a header without a value is one too."""
+    own: Any = (("a", b"1"), ("b", None), ("a", b"2"))
+    assert headers_of(FakeRecord(b"k", b"v", headers=own), WHY, "shopflow")[:3] == list(own)
+
+
+def test_a_dead_letter_that_is_one_again_says_where_it_was_last() -> None:
+    """Its old reason goes, whole: a reader must not see half of each."""
+    first = headers_of(FakeRecord(b"k", b"v", 1, 2, "shop.purchases"), WHY, "shopflow")
+    again = FakeRecord(b"k", b"v", 5, 2, "shop.retries", headers=(("trace", b"1"), *first))
+    assert headers_of(again, WHY, "shopflow") == [
+        ("trace", b"1"),
+        *headers_of(FakeRecord(b"k", b"v", 5, 2, "shop.retries"), WHY, "shopflow"),
+    ]
+
+
+def test_nothing_is_sent_for_nothing() -> None:
+    """Nor is the log asked."""
+    log, outlet = Log(), FakeOutlet()
+    asyncio.run(DeadLetters("dead", 4, "shopflow", outlet.send, log.read_since).put([]))
+    assert (outlet.got, log.asked) == ([], [])

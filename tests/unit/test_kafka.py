@@ -11,7 +11,13 @@ from typing import Any
 
 import pytest
 from aiokafka import TopicPartition
-from aiokafka.errors import GroupAuthorizationFailedError, GroupCoordinatorNotAvailableError, KafkaError
+from aiokafka.errors import (
+    GroupAuthorizationFailedError,
+    GroupCoordinatorNotAvailableError,
+    InvalidReplicationFactorError,
+    KafkaError,
+    TopicAlreadyExistsError,
+)
 
 from shopflow import kafka, topics
 from shopflow.errors import Refused, Unavailable
@@ -208,3 +214,92 @@ def test_any_error_of_kafka_in_between_is_one_that_goes_away() -> None:
     with pytest.raises(Unavailable, match="GroupCoordinatorNotAvailableError"):
         asyncio.run(use())
     assert away.stopped
+
+
+def test_a_coordinator_that_never_comes_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a while; not an endless wait."""
+    monkeypatch.setattr(kafka, "_CHECK_SECONDS", 0)
+    monkeypatch.setattr(kafka, "_COORDINATOR_SECONDS", 0.05)
+    admin = Admin(*(GroupCoordinatorNotAvailableError() for _ in range(100_000)))
+    with pytest.raises(GroupCoordinatorNotAvailableError):
+        asyncio.run(kafka._committed(admin, "shopflow"))
+    assert len(admin.errors) < 100_000 - 1
+
+
+@pytest.mark.parametrize(("bootstrap", "servers"), [("a:1", ["a:1"]), ("a:1;b:2", ["a:1", "b:2"]), ("a:1;", ["a:1"])])
+def test_several_brokers_are_separated_by_semicolons(bootstrap: str, servers: list[str]) -> None:
+    """As Faust writes them."""
+    assert kafka._servers(bootstrap) == servers
+
+
+class Creating(Client):
+    """Answers the making of a topic with an error, in the answer or raised."""
+
+    def __init__(self, code: int = 0, message: str | None = None, raised: Exception | None = None) -> None:
+        super().__init__()
+        self.code, self.message, self.raised = code, message, raised
+
+    async def create_topics(self, new: list[Any]) -> Any:
+        await super().create_topics(new)
+        if self.raised:
+            raise self.raised
+        return SimpleNamespace(topic_errors=[(topic.name, self.code, self.message) for topic in new])
+
+
+def made_by(monkeypatch: pytest.MonkeyPatch, client: Client) -> None:
+    """Make a topic with this client."""
+
+    @asynccontextmanager
+    async def started(bootstrap: str, **options: Any) -> AsyncIterator[Client]:
+        yield client
+
+    monkeypatch.setattr(kafka, "admin", started)
+    asyncio.run(kafka.ensure_topics("kafka:1", [TopicSpec("shop.products", 2, 3)]))
+
+
+@pytest.mark.parametrize(
+    "client",
+    [Creating(TopicAlreadyExistsError.errno), Creating(raised=TopicAlreadyExistsError())],
+    ids=["told", "raised"],
+)
+def test_another_worker_may_be_quicker(monkeypatch: pytest.MonkeyPatch, client: Client) -> None:
+    """Two that start together both find the topic missing."""
+    made_by(monkeypatch, client)
+    assert client.made == ["shop.products"]
+
+
+@pytest.mark.parametrize(
+    ("client", "reason"),
+    [
+        (
+            Creating(InvalidReplicationFactorError.errno, "larger than available brokers"),
+            "larger than available brokers",
+        ),
+        (Creating(InvalidReplicationFactorError.errno), "InvalidReplicationFactorError"),
+        (Creating(raised=InvalidReplicationFactorError("3 > 1")), "3 > 1"),
+    ],
+    ids=["with a message", "without", "raised"],
+)
+def test_a_topic_that_can_not_be_made_is_refused(monkeypatch: pytest.MonkeyPatch, client: Client, reason: str) -> None:
+    """With its name and Kafka's reason."""
+    with pytest.raises(Refused) as refused:
+        made_by(monkeypatch, client)
+    assert refused.value.format_message().startswith("topic shop.products can't be created: ")
+    assert reason in refused.value.format_message()
+
+
+def test_a_new_topic_is_waited_for_until_it_has_leaders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the first event that is sent to it meets an error."""
+
+    class Slow(Client):
+        looks = 0
+
+        async def describe_topics(self, names: list[str]) -> list[dict[str, Any]]:
+            described = await super().describe_topics(names)
+            self.looks += 1
+            leader = 0 if self.looks > 3 else -1
+            return [{**topic, "partitions": [{"leader": leader}] * len(topic["partitions"])} for topic in described]
+
+    client = Slow()
+    made_by(monkeypatch, client)
+    assert client.looks == 4

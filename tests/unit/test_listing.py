@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from shopflow import listing
+from shopflow.verification import Check, Report
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
 SOURCE = {"origin": "direct"}
@@ -98,3 +99,79 @@ def test_customers_as_json_are_one_array() -> None:
     assert bob["purchases"] == []
     assert json.loads("\n".join(lines(as_json=True))) == []
     assert lines(as_json=False) == ["Customers: none yet."]
+
+
+def test_the_json_of_a_customer_has_the_contracts_fields_and_no_other() -> None:
+    """Those of the events, the source, and what was bought."""
+    (anna,) = json.loads("\n".join(lines({**ANNA, "purchases": [BOUGHT]}, as_json=True)))
+    assert set(anna) == {*(set(ANNA) - {"_id"}), "customer_id", "purchases"}
+    (bought,) = anna["purchases"]
+    assert set(bought) == {*(set(BOUGHT) - {"_id"}), "purchase_id"}
+    assert (bought["quantity"], bought["price"], bought["value"]) == (3, 389, 1167)
+    assert datetime.fromisoformat(bought["purchased_at"].replace("Z", "+00:00")) == NOON
+
+
+def test_polish_letters_are_written_as_they_are() -> None:
+    """In JSON too: people read it."""
+    (text,) = listing.products([MILK], as_json=True)
+    assert "Mleko Łaciate" in text
+    assert "Żółć" in "".join(lines({**ANNA, "purchases": []}, as_json=True))
+
+
+def test_prices_are_in_one_column() -> None:
+    """However long the names are, and whatever letters are in them."""
+    documents = [MILK, {**MILK, "name": "Śmietana kremówka z Łowicza", "price": 129900}, {**MILK, "name": "Ser"}]
+    assert len({line.index(" zł") for line in listing.products(documents, as_json=False)}) == 1
+
+
+def test_a_customer_who_bought_nothing_has_a_line_that_says_so() -> None:
+    """Rather than sums of nothing."""
+    assert [line.strip() for line in lines({**ANNA, "purchases": []}, as_json=False)][1:] == ["nothing bought yet"]
+
+
+def test_the_customers_are_a_stream() -> None:
+    """A million of them must not be in memory: a line is out before the next customer is read."""
+    read: list[str] = []
+
+    async def stream() -> AsyncIterator[dict[str, Any]]:
+        for name in ("anna", "bob"):
+            read.append(name)
+            yield {**ANNA, "_id": name, "purchases": []}
+
+    async def first() -> str:
+        return await listing.customers(stream(), as_json=True).__anext__()
+
+    assert '"customer_id":"anna"' in asyncio.run(first())
+    assert read == ["anna"]
+
+
+REPORT = Report(
+    status=1,
+    kafka={"purchases": 5, "waiting": 0, "dead_letters": 7},
+    mongodb={"purchases": 3},
+    tables={"purchases": 2, "duplicates": 1, "rejected": 2},
+    checks=[Check("lag", True, "0 events wait in Kafka"), Check("customers", False, "1 differ: anna: ...")],
+)
+
+
+def test_a_report_says_what_holds_and_what_does_not() -> None:
+    """All numbers in the first line, a line a check, then the verdict."""
+    assert list(listing.report(REPORT, as_json=False)) == [
+        "Purchases: 5 in Kafka, 3 in MongoDB, 2 in the tables (1 sent twice, 2 not accepted). Dead letters: 7.",
+        "ok  lag: 0 events wait in Kafka",
+        "NOT customers: 1 differ: anna: ...",
+        "Kafka, MongoDB and the tables do NOT agree.",
+    ]
+
+
+def test_a_report_as_json_has_all_of_it() -> None:
+    """For scripts."""
+    (line,) = listing.report(REPORT, as_json=True)
+    found = json.loads(line)
+    assert set(found) == {"status", "kafka", "mongodb", "tables", "checks"}
+    assert found["checks"][1] == {"name": "customers", "good": False, "detail": "1 differ: anna: ..."}
+
+
+def test_a_report_that_could_not_tell_says_so() -> None:
+    """Also one that never came to look at anything."""
+    assert list(listing.report(Report(), as_json=False))[-1] == "Could not tell."

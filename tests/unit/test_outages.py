@@ -94,3 +94,34 @@ def test_aiokafkas_lines_become_one(verbose: bool, caplog: pytest.LogCaptureFixt
         assert [noise.filter(line) for _ in range(50)] == [verbose] * 50
     assert len(caplog.records) == 1
     assert outage.seconds is not None
+
+
+def test_what_is_lost_already_is_not_even_tried(pauses: list[float]) -> None:
+    """The first attempt could write for somebody else."""
+    server = Server(1)
+
+    def check() -> None:
+        raise PartitionLost("gone")
+
+    with pytest.raises(PartitionLost):
+        asyncio.run(retrying(Outage("MongoDB"), check, server.ask))
+    assert (server.failures, pauses) == (1, [])
+
+
+def test_the_next_outage_begins_with_a_short_pause(pauses: list[float]) -> None:
+    """The length of the last one says nothing about it."""
+    outage = Outage("MongoDB")
+    for failures in (7, 2):
+        asyncio.run(retrying(outage, lambda: None, Server(failures).ask))
+    assert pauses[-2:] == [0.1, 0.2]
+
+
+def test_many_who_wait_for_one_server_say_it_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Each partition has an actor that waits; they share the outage."""
+    outage = Outage("Kafka")
+    with caplog.at_level(logging.INFO):
+        for _ in range(12):
+            outage.failed(AWAY)
+        outage.succeeded()
+        outage.succeeded()
+    assert [record.getMessage().split()[2].strip(";") for record in caplog.records] == ["away", "back"]

@@ -17,7 +17,7 @@ from shopflow import outages
 from shopflow import processing as module
 from shopflow.counting import TOTALS_KEY, decode_count, decode_totals
 from shopflow.dead_letters import DeadLetters
-from shopflow.errors import PartitionLost
+from shopflow.errors import PartitionLost, Unavailable
 from shopflow.processing import Processing
 from tests.fakes import FakeBatch, FakeCounts, FakeOutlet, FakeRecord, FakeStore
 
@@ -225,7 +225,7 @@ def test_an_unknown_product_is_waited_for_once(shop: Shop, monkeypatch: pytest.M
 
 def test_what_was_stored_keeps_its_price(shop: Shop) -> None:
     """A worker stored it and died before it counted it; a price for that time came since."""
-    shop.handle(shop.batch(product(100), kind="products"), "products")
+    shop.handle(shop.batch(product(100, "2026-05-01T10:00:00Z"), kind="products"), "products")
     shop.handle(shop.batch(unpriced("p1")))
     shop.counts.rows.clear()
     shop.handle(shop.batch(product(999, "2026-05-01T11:59:00Z"), start=1, kind="products"), "products")
@@ -419,3 +419,137 @@ def test_a_purchase_sent_twice_by_two_customers_is_the_first_ones(shop: Shop) ->
     shop.handle(shop.batch(purchase("p1"), purchase("p1", customer_id="bob")))
     assert (shop.count("anna"), shop.count("bob")) == ((1, 2, 600), (0, 0, 0))
     assert shop.totals().duplicates == 1
+
+
+STEPS = ("prepare", "purchase_prices", "price_history", "insert_purchases", "upsert_products", "delete_products")
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_mongodb_may_go_at_any_step(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, step: str
+) -> None:
+    """That step is made again, none is left out, and it is said once that it went and once that it is back."""
+    failures = [Unavailable("MongoDB", "away")] * 3
+    call = getattr(shop.store, step)
+
+    async def fails_at_first(*args: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return await call(*args)
+
+    monkeypatch.setattr(shop.store, step, fails_at_first)
+    gone = FakeRecord(b"tea", None, 1, 0, "shop.products")
+    with caplog.at_level(logging.WARNING):
+        shop.handle(shop.batch(product(100), gone, kind="products"), "products")
+        shop.handle(shop.batch(unpriced("p1"), purchase("p2")))
+    assert [entry.getMessage().split()[2] for entry in caplog.records] == ["away;", "back"]
+    assert shop.count() == (2, 4, 800)
+    assert {name: shop.events.count(name) for name in STEPS} == dict.fromkeys(STEPS, 1)
+
+
+class LostAtCheck(FakeBatch):
+    """A batch that is lost when it is looked at for the so-manieth time."""
+
+    checks = 4
+
+    def check_owned(self) -> None:
+        self.checks -= 1
+        self.lost |= self.checks <= 0
+        super().check_owned()
+
+
+def test_a_loss_while_mongodb_is_away_ends_the_waiting(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    """In the middle of it: a rebalance does not wait for MongoDB."""
+    shop.store.away(1000)
+    with caplog.at_level(logging.WARNING), pytest.raises(PartitionLost):
+        shop.handle(LostAtCheck(shop.batch(purchase("p1"), b"bad").records, shop.events))
+    assert [entry.getMessage().split(";")[0] for entry in caplog.records] == ["MongoDB is away"]
+    assert shop.events == []
+    assert shop.outlet.got == []
+
+
+def test_a_loss_while_a_product_is_waited_for_ends_the_waiting(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rebalance does not wait for a product either."""
+    shop = Shop(wait_seconds=3600)
+    monkeypatch.setattr(module, "_LOOK_AGAIN_SECONDS", 0)
+    batch = LostAtCheck(shop.batch(unpriced("p1")).records, shop.events)
+
+    async def handle() -> None:
+        await asyncio.wait_for(shop.processing.purchases(batch), 10)
+
+    with pytest.raises(PartitionLost):
+        asyncio.run(handle())
+    assert not {"insert_purchases", "dead letter", "table"} & set(shop.events)
+
+
+def test_kafka_away_is_said_once_and_the_table_written_once(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    """Only what failed is done again: counts written twice would be harmless, but read in between would not."""
+    shop.outlet.failures = [KafkaConnectionError("away")] * 3
+    shop.publish_failures = [KafkaConnectionError("away")] * 3
+    with caplog.at_level(logging.WARNING):
+        shop.handle(shop.batch(purchase("p1"), b"bad"))
+    said = [entry.getMessage() for entry in caplog.records]
+    assert [line.partition(" is ")[2][:4] for line in said if line.startswith("Kafka")] == ["away", "back"] * 2
+    assert shop.events.count("table") == shop.events.count("changelog") == 1
+
+
+def test_duplicates_and_bad_records_that_come_again_are_in_the_sums_once(shop: Shop) -> None:
+    """`verify` adds them up to what was sent."""
+    for _ in range(2):
+        shop.handle(shop.batch(purchase("p1"), purchase("p1"), b"bad", purchase("p2")))
+    totals = shop.totals()
+    assert (totals.purchases, totals.duplicates, totals.rejected) == (2, 1, 1)
+    assert shop.count() == (2, 4, 1200)
+
+
+def test_a_batch_of_bad_records_only_is_finished(shop: Shop) -> None:
+    """MongoDB is not asked for anything; they are accounted for, and the partition goes on."""
+    shop.handle(shop.batch(b"bad", b"bad"))
+    assert "insert_purchases" not in shop.events
+    assert shop.events[-1] == "finished"
+    assert (shop.totals().purchases, shop.totals().rejected) == (0, 2)
+
+
+def test_each_id_has_its_own_deletions(shop: Shop) -> None:
+    """In one batch: one is deleted at last, one was deleted before, one is untouched."""
+
+    def gone(name: str, offset: int) -> FakeRecord:
+        return FakeRecord(name.encode(), None, offset, 0, "shop.products")
+
+    events = [
+        gone("milk", 0),
+        product(1),
+        gone("milk", 2),
+        gone("tea", 3),
+        product(2, name="tea"),
+        product(3, name="x"),
+    ]
+    shop.handle(shop.batch(*events, kind="products"), "products")
+    assert {name: one["price"] for name, one in shop.store.collections["products"].items()} == {"tea": 2, "x": 3}
+
+
+def test_a_deleted_product_has_its_price_until_then(shop: Shop) -> None:
+    """A purchase from before its deletion is good, one from after it is not."""
+    one_pm = int(datetime(2026, 5, 1, 13, tzinfo=timezone.utc).timestamp() * 1000)
+    gone = FakeRecord(b"milk", None, 1, 0, "shop.products", timestamp=one_pm)
+    shop.handle(shop.batch(product(100, "2026-05-01T10:00:00Z"), gone, kind="products"), "products")
+    shop.handle(shop.batch(unpriced("p1"), unpriced("p2", purchased_at="2026-05-01T14:00:00Z")))
+    assert set(shop.store.collections["purchases"]) == {"p1"}
+    assert shop.reasons() == ["unknown product: product_id 'milk' was never offered, or is no longer"]
+
+
+def test_a_product_that_was_known_in_between_is_waited_for_again(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was unknown, then offered, then deleted: what was remembered of the first time is over."""
+    clock = [100.0]
+    shop = Shop(wait_seconds=10)
+    monkeypatch.setattr(module, "_LOOK_AGAIN_SECONDS", 0)
+    monkeypatch.setattr(module, "monotonic", lambda: clock.__setitem__(0, clock[0] + 4) or clock[0])
+    shop.handle(shop.batch(unpriced("p1")))
+    shop.handle(shop.batch(product(100, "2026-05-01T10:00:00Z"), kind="products"), "products")
+    shop.handle(shop.batch(unpriced("p2"), start=1))
+    one_pm = int(datetime(2026, 5, 1, 13, tzinfo=timezone.utc).timestamp() * 1000)
+    shop.handle(shop.batch(FakeRecord(b"milk", None, 1, 0, "shop.products", timestamp=one_pm)), "products")
+    looks = shop.events.count("price_history")
+    shop.handle(shop.batch(unpriced("p3", purchased_at="2026-05-01T14:00:00Z"), start=2))
+    assert shop.events.count("price_history") > looks + 1
+    assert set(shop.store.collections["purchases"]) == {"p2"}

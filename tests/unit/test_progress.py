@@ -47,3 +47,54 @@ def test_quiet_is_quiet() -> None:
     with progress_bar("purchases", 10, quiet=True, stream=stream) as advance:
         advance(10)
     assert stream.getvalue() == ""
+
+
+def test_short_work_says_nothing_elsewhere_than_on_a_terminal() -> None:
+    """A script's log has no line that nobody needs."""
+    stream = io.StringIO()
+    with progress_bar("purchases", 10, stream=stream) as advance:
+        advance(4)
+        advance(6)
+    assert stream.getvalue() == ""
+
+
+def test_quiet_is_quiet_in_a_log_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it takes."""
+    clock = iter(range(0, 1000, 10))
+    monkeypatch.setattr(progress, "monotonic", lambda: next(clock))
+    stream = io.StringIO()
+    with progress_bar("purchases", 10, quiet=True, stream=stream) as advance:
+        advance(4)
+    assert stream.getvalue() == ""
+
+
+def test_progress_goes_to_stderr(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a command prints can be piped."""
+    clock = iter(range(0, 1000, 10))
+    monkeypatch.setattr(progress, "monotonic", lambda: next(clock))
+    with progress_bar("purchases", 10) as advance:
+        advance(4)
+    assert capsys.readouterr() == ("", "purchases: 4 of 10\n")
+
+
+@pytest.mark.parametrize("stream", [Terminal(), io.StringIO()])
+def test_an_error_in_the_work_is_not_hidden(stream: io.StringIO) -> None:
+    """The bar ends, the error goes on."""
+
+    def work() -> None:
+        with progress_bar("purchases", 10, stream=stream) as advance:
+            advance(1)
+            raise ValueError("fault")
+
+    with pytest.raises(ValueError, match="fault"):
+        work()
+
+
+def test_the_end_is_not_said_by_the_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command says it itself, in its last line."""
+    clock = iter(range(0, 1000, 10))
+    monkeypatch.setattr(progress, "monotonic", lambda: next(clock))
+    stream = io.StringIO()
+    with progress_bar("purchases", 10, stream=stream) as advance:
+        advance(10)
+    assert stream.getvalue() == ""

@@ -14,6 +14,7 @@ from aiokafka.errors import KafkaConnectionError
 
 from shopflow import seeding
 from shopflow.errors import Unavailable
+from tests.fakes import FakeStore
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
 
@@ -180,3 +181,94 @@ def test_when_kafka_goes_it_is_said_in_one_line(
     produce(monkeypatch, SlowProducer(0, 5), 5)
     gc.collect()
     assert [record.getMessage() for record in caplog.records] == []
+
+
+def test_progress_is_told_while_events_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `--rate 2` nobody would see anything until the end."""
+    producer = Producer(10_000)
+    told: list[int] = []
+    events = seeding.paced(numbered(50), None, 0)
+
+    @asynccontextmanager
+    async def started(bootstrap: str) -> AsyncIterator[Producer]:
+        yield producer
+
+    monkeypatch.setattr(seeding.kafka, "producer", started)
+    asyncio.run(seeding.through_kafka("kafka:1", "t", "customer_id", events, lambda _: told.append(len(producer.sent))))
+    assert told[0] < 10
+
+
+def test_a_failure_is_seen_while_events_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not when all have been sent into the void."""
+    producer = Producer(1)
+    produce(monkeypatch, producer, 500)
+    assert len(producer.sent) < 10
+
+
+class BusyProducer(Producer):
+    """Acknowledges what is under way when nothing else happens; knows how many those were at most."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self.under_way: list[asyncio.Future[Any]] = []
+        self.most = 0
+
+    async def send(self, topic: str, value: bytes, key: bytes) -> Awaitable[Any]:
+        loop = asyncio.get_running_loop()
+        if not self.under_way:
+            loop.call_soon(self.answer)
+        self.under_way.append(loop.create_future())
+        self.most = max(self.most, len(self.under_way))
+        return self.under_way[-1]
+
+    def answer(self) -> None:
+        for future in self.under_way:
+            future.set_result(None)
+        self.under_way = []
+
+
+def test_only_so_many_events_are_under_way_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A million events must not be in memory."""
+    producer = BusyProducer()
+    total, progress = produce(monkeypatch, producer, 7000)
+    assert total == sum(progress) == 7000
+    assert producer.most <= 2000
+
+
+def test_when_the_sending_itself_fails_it_says_how_many_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that were acknowledged before it."""
+
+    class Refusing(Producer):
+        async def send(self, topic: str, value: bytes, key: bytes) -> Awaitable[Any]:
+            if len(self.sent) == 3:
+                raise KafkaConnectionError("closed")
+            return await super().send(topic, value, key)
+
+    error, progress = produce(monkeypatch, Refusing(10), 9)
+    assert error == "Kafka: KafkaConnectionError: closed; 3 events were acknowledged"
+    assert sum(progress) == 3
+
+
+def test_who_can_buy_what_comes_from_mongodb() -> None:
+    """So many customers as asked for, and each product with its price."""
+    store = FakeStore()
+    source = {"origin": "direct"}
+
+    async def ask() -> tuple[list[str], dict[str, int]]:
+        assert await seeding.known(store, 5) == ([], {})
+        await store.upsert_customers([{"_id": name, "registered_at": NOON, "source": source} for name in "cab"])
+        milk = {"_id": "milk", "name": "Mleko", "type": "nabiał", "price": 389, "updated_at": NOON, "source": source}
+        await store.upsert_products([milk])
+        return await seeding.known(store, 2)
+
+    assert asyncio.run(ask()) == (["a", "b"], {"milk": 389})
+
+
+def test_pauses_are_not_too_short_to_be_kept(clock: Clock) -> None:
+    """At 1,000 a second the clock is asked for 20 ms at a time, not for one."""
+
+    async def take() -> list[float]:
+        return [clock.now async for _ in seeding.paced(numbered(200), None, 1000)]
+
+    times = asyncio.run(take())
+    assert {round(times[number] - times[number - 1], 6) for number in range(1, 200)} == {0, 0.02}

@@ -196,3 +196,140 @@ def test_a_topic_that_is_not_read_has_no_dead_letters(shop: Shop) -> None:
     shop.sell("anna")
     del shop.kafka.lag["dead-letters"]
     assert (shop.verify().status, shop.verify().kafka["dead_letters"]) == (0, 0)
+
+
+def details(report: Report) -> dict[str, str]:
+    """What each check says."""
+    return {check.name: check.detail for check in report.checks}
+
+
+def test_what_the_checks_say_when_all_is_well(shop: Shop) -> None:
+    """The words that the README explains."""
+    shop.sell("anna", "bob", "anna")
+    assert details(shop.verify()) == {
+        "lag": "0 events wait in Kafka",
+        "purchases in Kafka and tables": "3 sent = 3 counted + 0 repeated + 0 rejected",
+        "purchases in MongoDB and tables": "3 stored, 3 counted",
+        "customers": "2 customers, each with the counts their purchases add up to",
+    }
+
+
+def test_what_the_checks_say_when_it_is_not(shop: Shop) -> None:
+    """Both numbers, and whose they are."""
+    shop.sell("anna", "bob")
+    shop.store.collections["purchases"]["p1"]["quantity"] = 3
+    del shop.store.collections["purchases"]["p0"]
+    shop.kafka.lag["purchases"] = Lag(5, 2)
+    shop.kafka.lag["products"] = Lag(4, 1)
+    report = shop.verify()
+    assert report.status == 1
+    assert details(report) == {
+        "lag": "3 events wait in Kafka",
+        "purchases in Kafka and tables": "5 sent = 2 counted + 0 repeated + 0 rejected",
+        "purchases in MongoDB and tables": "1 stored, 2 counted",
+        "customers": "2 differ: "
+        "bob: stored 1 purchases, 3 items, 600 grosze, counted 1 purchases, 2 items, 600 grosze; "
+        "anna: stored nothing, counted 1 purchases, 2 items, 600 grosze",
+    }
+
+
+def test_what_was_repeated_or_rejected_is_accounted_for(shop: Shop) -> None:
+    """They were sent, and are rightly not in MongoDB."""
+    shop.sell("anna")
+    rows = advance(lambda key: None, [Counted(0, "anna", 2, 600)], end=4, duplicates=[1], rejected=[2, 3]).rows()
+    shop.kafka.changelog = [FakeRecord(key, value) for key, value in rows]
+    shop.kafka.lag["purchases"] = Lag(4, 0)
+    shop.kafka.lag["dead-letters"] = Lag(2, 2)  # nobody reads them: they do not wait
+    report = shop.verify()
+    assert report.status == 0
+    assert details(report)["purchases in Kafka and tables"] == "4 sent = 1 counted + 1 repeated + 2 rejected"
+    assert report.kafka == {"purchases": 4, "waiting": 0, "dead_letters": 2}
+
+
+def test_a_customer_whom_the_tables_do_not_know_is_named(shop: Shop) -> None:
+    """Stored, never counted."""
+    shop.sell("anna")
+    shop.kafka.changelog = []
+    assert "anna: stored 1 purchases, 2 items, 600 grosze, counted nothing" in details(shop.verify())["customers"]
+
+
+def test_ten_differences_are_all_named(shop: Shop) -> None:
+    """Only an eleventh is not."""
+    shop.sell(*(f"c{number:02}" for number in range(10)))
+    shop.store.collections["purchases"].clear()
+    detail = details(shop.verify())["customers"]
+    assert detail.count("stored nothing") == 10
+    assert "more" not in detail
+
+
+def test_purchases_that_were_written_directly_are_not_compared(shop: Shop) -> None:
+    """Kafka and the tables never saw them."""
+    shop.sell("anna")
+    direct = {**shop.store.collections["purchases"]["p0"], "_id": "d", "source": {"origin": "direct"}}
+    asyncio.run(shop.store.insert_purchases([direct]))
+    assert shop.verify().status == 0
+
+
+def test_why_it_could_not_be_told_is_a_check(shop: Shop) -> None:
+    """A script that reads the JSON sees it too."""
+    shop.sell("anna")
+    shop.kafka.lags_seen = ({**shop.kafka.lag, "purchases": Lag(number, 0)} for number in range(1000))
+    assert details(shop.verify())["quiet"] == "events arrive faster than they can be compared"
+
+
+def test_what_waits_for_good_is_given_up_soon(shop: Shop) -> None:
+    """No worker runs: nothing will change, and nobody wants to wait for that."""
+    shop.sell("anna")
+    looks = 0
+
+    def stuck() -> Iterator[dict[str, Lag]]:
+        nonlocal looks
+        while True:
+            looks += 1
+            yield {**shop.kafka.lag, "purchases": Lag(2, 1)}
+
+    shop.kafka.lags_seen = stuck()
+    assert shop.verify().status == 1
+    assert looks == 2 * 4
+
+
+def test_while_events_trickle_in_it_can_not_be_told(shop: Shop) -> None:
+    """None within a look, one between two: a shop with few customers is no shop that is out of order."""
+    shop.sell("anna")
+    shop.kafka.lags_seen = ({**shop.kafka.lag, "purchases": Lag(2 + number // 2, 1)} for number in range(1000))
+    assert shop.verify().status == 2
+
+
+def test_all_partitions_of_the_changelog_are_read(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each from the broker and topic of the layout."""
+    asked: list[tuple[str, str, int]] = []
+
+    async def read(bootstrap: str, topic: str, partition: int, take: Callable[..., None]) -> None:
+        asked.append((bootstrap, topic, partition))
+        rows = advance(lambda key: None, [Counted(partition, f"c{partition}", 1, 10)], end=partition + 1).rows()
+        take(partition, [FakeRecord(*row) for row in rows])
+
+    monkeypatch.setattr(verification.kafka, "read_partition", read)
+    tables = Tables()
+    asyncio.run(tables.read("kafka:1", "changelog", 3))
+    assert asked == [("kafka:1", "changelog", partition) for partition in range(3)]
+    assert tables.sums()["spent"] == 30
+    assert set(tables.by_customer()) == {"c0", "c1", "c2"}
+
+
+def test_of_two_values_with_one_offset_the_later_stays() -> None:
+    """A redelivery writes a customer's value and the sums again; what it says last is what the workers have."""
+    first = advance(lambda key: None, [Counted(0, "anna", 1, 1)], end=1).rows()
+    again = advance(lambda key: None, [Counted(0, "anna", 5, 5)], end=1).rows()
+    tables = Tables()
+    tables._counts = [{}]
+    tables.take(0, [FakeRecord(*row) for row in (*first, *again)])
+    assert tables.by_customer() == {"anna": (1, 5, 5)}
+    assert tables.sums()["items"] == 5
+
+
+def test_an_empty_shop_agrees(shop: Shop) -> None:
+    """Nothing sent, nothing stored, nothing counted."""
+    report = shop.verify()
+    assert report.status == 0
+    assert details(report)["customers"].startswith("0 customers")

@@ -173,3 +173,66 @@ def test_a_customer_of_two_of_our_partitions_is_one_customer(worker: Worker) -> 
     worker.sell(0, Counted(0, "anna", 2, 600))
     worker.sell(2, Counted(3, "anna", 1, 100))
     assert one("anna") == (200, {"customer_id": "anna", "purchases": 2, "items": 3, "spent": 700})
+
+
+def answered(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The bodies, with status and headers, of what is answered from now on."""
+    seen: list[dict[str, Any]] = []
+
+    def answer(body: Any, status: int = 200, headers: Any = None) -> tuple[int, Any]:
+        seen.append({"body": body, "status": status, "headers": headers})
+        return status, body
+
+    monkeypatch.setattr(WEB, "json", answer)
+    return seen
+
+
+def test_who_is_told_to_come_back_is_told_when(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients and load balancers know `Retry-After`."""
+    seen = answered(monkeypatch)
+    worker.serving = False
+    sums()
+    one("anna")
+    assert [answer["headers"] for answer in seen] == [{"Retry-After": "1"}] * 2
+    assert {answer["body"]["error"] for answer in seen} == {"the counts are being recovered"}
+
+
+def test_who_is_not_found_is_named(worker: Worker) -> None:
+    """With a reason, as JSON like the rest."""
+    assert one("nobody", "local") == (
+        404,
+        {"error": "this customer never bought anything", "customer_id": "nobody"},
+    )
+
+
+def test_when_the_router_names_us_the_others_are_still_asked(worker: Worker) -> None:
+    """A producer of another hash put the customer elsewhere."""
+    worker.first = ME
+    anna = {"customer_id": "anna", "purchases": 1, "items": 1, "spent": 1}
+    worker.peers.answers = {6067: (404, {}), 6068: (200, anna)}
+    assert one("anna") == (200, anna)
+    assert [url.port for url in worker.peers.asked] == [6067, 6068]
+
+
+def test_a_worker_alone_asks_nobody(worker: Worker) -> None:
+    """Itself least of all."""
+    worker.router.tables_metadata = lambda: {ME: {}}
+    worker.first = ME
+    assert one("nobody")[0] == 404
+    assert worker.peers.asked == []
+
+
+@pytest.mark.parametrize("name", ["Żółć", "a b", "a%2Fb", "a?b", "a#b"])
+def test_a_peer_is_asked_for_the_very_same_customer(worker: Worker, name: str) -> None:
+    """Whatever letters are in the id."""
+    worker.peers.answers = {6067: (404, {}), 6068: (404, {})}
+    one(name)
+    assert {url.parts for url in worker.peers.asked} == {("/", "counts", name, "")}
+    assert all(dict(url.query) == {"local": "1"} for url in worker.peers.asked)
+
+
+def test_a_worker_that_owns_nothing_says_so(worker: Worker) -> None:
+    """There may be more workers than partitions."""
+    worker.rows = {}
+    status, body = sums()
+    assert (status, body["partitions"], body["purchases"]) == (200, [], 0)
