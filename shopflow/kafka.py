@@ -281,6 +281,6 @@ async def lags(bootstrap: str, group: str, topics: Iterable[str]) -> dict[str, L
         done = {place: committed[place].offset if place in committed else -1 for place in mine}
         answer[name] = Lag(
             records=sum(ends[place] - starts[place] for place in mine),
-            waiting=sum(ends[place] - max(done[place], starts[place]) for place in mine),
+            waiting=sum(max(ends[place] - max(done[place], starts[place]), 0) for place in mine),
         )
     return answer
