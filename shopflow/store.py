@@ -19,7 +19,9 @@ from typing import Any, Protocol
 
 import bson
 import pymongo
+from bson.codec_options import TypeDecoder, TypeRegistry
 from bson.errors import BSONError
+from bson.int64 import Int64
 from pymongo import AsyncMongoClient, DeleteOne, ReadPreference, UpdateOne, WriteConcern
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import BulkWriteError, OperationFailure, PyMongoError
@@ -42,7 +44,8 @@ INDEXES = (
     (PRICES, [("product_id", 1), ("since", 1)]),
 )
 
-MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
+#: MongoDB's limit, less what an update has around the document.
+MAX_DOCUMENT_BYTES = 16 * 1024 * 1024 - 16 * 1024
 #: Ids asked for at once: some servers compare every document with every id of a `$in`.
 IDS_AT_ONCE = 100
 CUSTOMERS_AT_ONCE = 100
@@ -311,8 +314,9 @@ class MongoStore:
         async for document in self._find(PRICES, "product_id", product_ids, fields):
             prices.setdefault(document["product_id"], []).append((document["since"], document["price"]))
         without = [product_id for product_id in product_ids if product_id not in prices]
-        async for product in self._find(PRODUCTS, "_id", without, {"price": 1, "updated_at": 1}):
-            prices[product["_id"]] = [(product["updated_at"], product["price"])]
+        async for product in self._find(PRODUCTS, "_id", without, {"price": 1}):
+            if isinstance(product.get("price"), int):
+                prices[product["_id"]] = [(_BEGINNING, product["price"])]
         return {name: PriceHistory(tuple(sorted(known, key=itemgetter(0)))) for name, known in prices.items()}
 
     async def purchase_prices(self, purchase_ids: Collection[str]) -> dict[str, int]:
@@ -348,9 +352,8 @@ class MongoStore:
     async def totals(self) -> Totals:
         by_customer = {"$group": {"_id": "$customer_id", **_SUMS}}
         altogether = {"$group": {"_id": None, "customers": {"$sum": 1}, **_SUMS_OF_SUMS}}
-        async for sums in self._aggregate([_FROM_KAFKA, by_customer, altogether]):
-            return Totals(int(sums["purchases"]), int(sums["items"]), int(sums["spent"]), int(sums["customers"]))
-        return Totals()
+        found = [sums async for sums in self._aggregate([_FROM_KAFKA, by_customer, altogether])]
+        return Totals(**{name: int(found[0][name]) for name in (*_SUMS, "customers")}) if found else Totals()
 
     async def counts(self) -> AsyncIterator[tuple[str, int, int, int]]:
         async for sums in self._aggregate([_FROM_KAFKA, {"$group": {"_id": "$customer_id", **_SUMS}}]):
@@ -509,6 +512,7 @@ class MongoStore:
                 yield document
 
 
+_BEGINNING = datetime.min.replace(tzinfo=timezone.utc)
 _FROM_KAFKA: Document = {"$match": {"source.origin": "kafka"}}
 _SUMS: Document = {"purchases": {"$sum": 1}, "items": {"$sum": "$quantity"}, "spent": {"$sum": "$value"}}
 _SUMS_OF_SUMS: Document = {name: {"$sum": f"${name}"} for name in _SUMS}
@@ -706,7 +710,20 @@ def _one_line(text: str) -> str:
     return line if len(line) <= 300 else line[:297] + "..."
 
 
-# -- the URI
+# -- the connection
+
+
+class _PlainInt(TypeDecoder):
+    """Whole numbers as `int`: JSON encoders don't take the driver's own class for the larger ones."""
+
+    bson_type = Int64
+
+    def transform_bson(self, value: Any) -> Any:
+        return int(value)
+
+
+_PLAIN = TypeRegistry([_PlainInt()])
+
 
 _PART = r"(?:[^:/?#\[\]@%]|%[0-9A-Fa-f]{2})*"
 _URI = re.compile(rf"(?P<scheme>mongodb(?:\+srv)?://)(?:(?P<user>{_PART})(?P<password>:{_PART})?@)?(?P<rest>[^@]*)")
@@ -730,8 +747,8 @@ def _constructed(uri: str) -> AsyncMongoClient[Document]:
     defaults: dict[str, Any] = {name: value for name, value in _DEFAULTS.items() if name.lower() not in given}
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # of an option that doesn't exist
-            return AsyncMongoClient(uri, tz_aware=True, tzinfo=timezone.utc, **defaults)
+            warnings.filterwarnings("error", message="Unknown option", category=UserWarning)
+            return AsyncMongoClient(uri, tz_aware=True, tzinfo=timezone.utc, type_registry=_PLAIN, **defaults)
     except (PyMongoError, UserWarning, ValueError, TypeError, KeyError, OSError) as error:
         unclear = isinstance(error, KeyError) or _SECRET_OPTION.search(uri)
         reason = "an option in it is wrong" if unclear else _one_line(str(error))

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iter
 from contextlib import asynccontextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timezone
 from operator import itemgetter
 from typing import Any
 
@@ -125,8 +125,8 @@ class FakeStore:
             if document["product_id"] in product_ids:
                 prices.setdefault(document["product_id"], []).append((document["since"], document["price"]))
         for name, product in self.collections["products"].items():
-            if name in product_ids and name not in prices:
-                prices[name] = [(product["updated_at"], product["price"])]
+            if name in product_ids and name not in prices and isinstance(product.get("price"), int):
+                prices[name] = [(datetime.min.replace(tzinfo=timezone.utc), product["price"])]
         return {name: PriceHistory(tuple(sorted(known, key=itemgetter(0)))) for name, known in prices.items()}
 
     async def products(self) -> list[Document]:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+import msgspec
 import pytest
 
 from shopflow.errors import Refused, Unavailable
@@ -272,6 +273,15 @@ def test_a_product_without_a_history_has_the_price_that_it_has(store: Store, run
     assert [history["milk"].at(NOON + minutes * MINUTE) for minutes in (-1, 0, 1)] == [7, 7, 7]
 
 
+def test_a_product_of_another_program_may_lack_what_ours_have(store: Store, run: Run) -> None:
+    """Without a time its price counts always; without a price it is unknown."""
+    run(put(store, "products", {"_id": "milk", "price": 7}))
+    run(put(store, "products", {"_id": "tea", "price": None, "updated_at": NOON}))
+    history = run(store.price_history(["milk", "tea"]))
+    assert set(history) == {"milk"}
+    assert history["milk"].at(NOON) == 7
+
+
 def test_histories_of_more_products_than_are_asked_for_at_once(store: Store, run: Run) -> None:
     """None is forgotten between two questions."""
     run(store.upsert_products([product(number, NOON, kafka(number), f"x{number}") for number in range(210)]))
@@ -302,6 +312,18 @@ def test_documents_come_back_as_they_were(store: Store, run: Run) -> None:
     (found,) = run(everything(store.customers()))
     assert found == {**customer("c", cut, kafka(1), city=None), "purchases": [bought]}
     assert found["registered_at"].utcoffset() == timedelta(0)
+
+
+def test_large_numbers_come_back_as_plain_ones(store: Store, run: Run) -> None:
+    """The driver has a class of its own from 2**31 on, which the JSON encoder of `--json` doesn't take."""
+    run(store.upsert_products([product(2**31, NOON, kafka(2**33))]))
+    run(store.upsert_customers([customer("c", NOON, kafka(2**33))]))
+    run(store.insert_purchases([purchase("p", kafka(2**33), "c", value=2**40)]))
+    found = [*run(store.products()), *run(everything(store.customers()))]
+    assert msgspec.json.decode(msgspec.json.encode(found))[0]["price"] == 2**31
+    assert type(run(store.purchase_prices(["p"]))["p"]) is int
+    assert [type(price) for _, price in run(store.price_history(["milk"]))["milk"].prices] == [int]
+    assert run(everything(store.counts())) == [("c", 1, 2, 2**40)]
 
 
 def test_a_deletion_that_comes_again_spares_what_came_later(store: Store, run: Run) -> None:
