@@ -158,6 +158,11 @@ class BatchConsumer(driver.Consumer):
         for tp, offset in starts.items():
             self._chains[tp] = Chain(offset, self._epochs[tp])
             self._cursors[tp] = Cursor(offset)
+        for (
+            tp,
+            offset,
+        ) in starts.items():  # Faust fetches already: runs that came before the cursors were set were dropped
+            await self._fetch_again(tp, offset)
 
     async def seek_wait(self, partitions: Mapping[TP, int]) -> None:
         """Seek, as the recovery of tables does; what was fetched before no longer passes."""

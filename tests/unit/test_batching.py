@@ -556,6 +556,24 @@ def test_a_partition_begins_where_it_was_committed_else_where_it_begins(seeking:
     assert {tp: cursor.next for tp, cursor in seeking._cursors.items()} == {PURCHASES: 7, TP(PURCHASES.topic, 1): 3}
 
 
+def test_what_was_fetched_while_it_was_not_known_where_to_start_is_fetched_again(seeking: Seeking) -> None:
+    """Faust reads already: such runs are dropped, and nothing may come after them that would tell of it."""
+    dropped: list[Any] = []
+    call = seeking.call
+
+    async def slow(method: Any, tp: TP) -> int | None:
+        seeking.fetched = {PURCHASES: run_of(7, 9)}
+        dropped.append([message async for message in seeking.getmany(timeout=0.1)])
+        return await call(method, tp)
+
+    seeking._thread.call_thread = slow
+    asyncio.run(seeking.perform_seek())
+    assert dropped[0] == []
+    assert sorted(seeking.seeks) == [(PURCHASES, 7), (TP(PURCHASES.topic, 1), 3)]
+    (batch,) = batches(seeking, (7, 9))
+    assert (batch.start, batch.end) == (7, 9)
+
+
 def test_a_seek_makes_what_was_fetched_before_void(seeking: Seeking) -> None:
     """The same records come again, as another batch; only that one may be finished."""
     asyncio.run(seeking.perform_seek())
