@@ -158,10 +158,8 @@ class BatchConsumer(driver.Consumer):
         for tp, offset in starts.items():
             self._chains[tp] = Chain(offset, self._epochs[tp])
             self._cursors[tp] = Cursor(offset)
-        for (
-            tp,
-            offset,
-        ) in starts.items():  # Faust fetches already: runs that came before the cursors were set were dropped
+        # Faust fetches already: what came before the cursors were set was dropped, and must come again.
+        for tp, offset in starts.items():
             await self._fetch_again(tp, offset)
 
     async def seek_wait(self, partitions: Mapping[TP, int]) -> None:

@@ -88,11 +88,10 @@ class send(faust_send):  # noqa: N801
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Run it, and exit."""
-        try:
-            connect_kafka(locate(config, mongodb=False))
-        except Refused as error:
-            error.show()
-            sys.exit(error.exit_code)
+        exit_with(lambda: self._send(*args, **kwargs))
+
+    def _send(self, *args: Any, **kwargs: Any) -> NoReturn:
+        connect_kafka(locate(config, mongodb=False))
         self.run_using_worker(*args, **kwargs)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import json
 import random
 import socket
 import subprocess
@@ -102,13 +101,7 @@ def _worker(say: Say) -> Iterator[Worker]:
             lock=lock.fileno(),
             stop_seconds=_WORKER_STOP_SECONDS,
         )
-        process = subprocess.Popen(
-            [sys.executable, "-IS", str(Path(keeper.__file__)), json.dumps(spec)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            pass_fds=(lock.fileno(),),
-            start_new_session=True,
-        )
+        process = keeper.start(spec, stdout=subprocess.DEVNULL)
         try:
             yield Worker(process, f"http://127.0.0.1:{port}", log)
         finally:

@@ -369,15 +369,12 @@ class _Server:
             spec = keeper.Spec(
                 commands=commands, log=str(self.log), log_bytes=LOG_BYTES, lock=lock.fileno(), stop_seconds=STOP_SECONDS
             )
-            self._keeper = subprocess.Popen(
-                [sys.executable, "-IS", str(Path(keeper.__file__)), json.dumps(spec)],
+            self._keeper = keeper.start(
+                spec,
                 cwd=self.folder,
                 env={**os.environ, "LC_ALL": "C.UTF-8"},  # else Java can't open a folder with ł in its name
-                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                pass_fds=(lock.fileno(),),
-                start_new_session=True,  # the terminal's Ctrl-C is for us; the keeper hears of it from us
             )
         os.set_blocking(_pipe(self._keeper.stdout).fileno(), False)
         self._deadline = time.monotonic() + self.config.embedded.start_seconds

@@ -19,7 +19,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 PR_SET_PDEATHSIG = 1
 LOG_CHECK_SECONDS = 30.0
@@ -33,6 +33,20 @@ class Spec(TypedDict):
     log_bytes: int  # a longer log is moved to `<log>.1`
     lock: int  # an open, locked file: locked until both the keeper and the server are gone
     stop_seconds: float  # from SIGTERM to SIGKILL
+
+
+def start(spec: Spec, **options: Any) -> subprocess.Popen[bytes]:
+    """Start a keeper, in a session of its own, so that the terminal's Ctrl-C does not reach it.
+
+    Closing its standard input is the order to stop. `options` are `Popen`'s.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-IS", str(Path(__file__)), json.dumps(spec)],
+        stdin=subprocess.PIPE,
+        pass_fds=(spec["lock"],),
+        start_new_session=True,
+        **options,
+    )
 
 
 def main(spec: Spec) -> int:

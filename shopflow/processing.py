@@ -228,12 +228,14 @@ class Processing:
     ) -> None:
         """Upserts and deletions in the order of the log, as far as it matters: a deletion ends what came before it."""
         ends = {deletion.id: deletion.source["offset"] for deletion in parts.deletions}
-        late = [(r, e) for r, e in parts.accepted if r.offset > ends.get(_id_of(document(r, e)), -1)]
-        early = [(r, e) for r, e in parts.accepted if r.offset < ends.get(_id_of(document(r, e)), -1)]
+        early: list[tuple[Any, Document]] = []
+        late: list[tuple[Any, Document]] = []
+        for record, event in parts.accepted:
+            made = document(record, event)
+            (late if record.offset > ends.get(made["_id"], -1) else early).append((record, made))
         for group, deletions in ((early, parts.deletions), (late, [])):
             if group:
-                documents = [document(record, event) for record, event in group]
-                refused = await self._with_mongodb(batch, partial(upsert, documents))
+                refused = await self._with_mongodb(batch, partial(upsert, [made for _, made in group]))
                 parts.rejected += [(group[n][0], Rejected("refused by MongoDB", why)) for n, why in refused.items()]
             if deletions:
                 await self._with_mongodb(batch, partial(delete, deletions))
@@ -360,8 +362,3 @@ class Processing:
 
 def _unknown_product(product_id: str) -> Rejected:
     return Rejected("unknown product", f"product_id {product_id!r} was never offered, or is no longer")
-
-
-def _id_of(document: Document) -> str:
-    identifier: str = document["_id"]
-    return identifier
