@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import random
 import signal
@@ -38,6 +39,11 @@ def exit_with(run: Callable[[], int | None]) -> NoReturn:
 
     Status 2: not as asked (`Refused`); 1: a server is away; 130: Ctrl-C.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # where ł can't be written, a listing is better with \u0142 than not at all
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = run() or 0
     except Refused as error:

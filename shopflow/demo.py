@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import fcntl
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -52,7 +53,10 @@ class Plan:
 
 
 def demo(say: Say, *, customers: int, purchases: int, rate: float, leave: bool) -> int:
-    """Run it. Returns the exit status: with `leave` that of the verification, else 0 on Ctrl-C."""
+    """Run it. Returns the exit status.
+
+    With `leave` that of the verification, 130 if Ctrl-C came before it; else 0 on Ctrl-C.
+    """
     plan = Plan(customers, purchases, rate, leave)
     try:
         with Servers(config, say) as servers:
@@ -62,7 +66,7 @@ def demo(say: Say, *, customers: int, purchases: int, rate: float, leave: bool) 
                 return asyncio.run(_shop(plan, addresses, worker, servers, say))
     except KeyboardInterrupt:
         say("Stopped. What was stored stays: the next start goes on from here.")
-        return 0
+        return 128 + signal.SIGINT if leave else 0
 
 
 class Worker:
