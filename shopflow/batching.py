@@ -125,6 +125,15 @@ class Reader(Protocol):
         """Take in a run of changelog records, all or nothing."""
 
 
+class CommittedThread(driver.AIOKafkaConsumerThread):
+    """Faust's consumer thread, which does not read what a producer's transaction aborted or has not committed yet."""
+
+    def _create_worker_consumer(self, transport: Any) -> Any:
+        consumer = super()._create_worker_consumer(transport)
+        consumer._isolation_level = "read_committed"  # Faust sets it for its own transactions only
+        return consumer
+
+
 class BatchConsumer(driver.Consumer):
     """Faust's consumer, with one event per fetched run and the chain instead of acknowledgements."""
 
@@ -136,6 +145,9 @@ class BatchConsumer(driver.Consumer):
         self._cursors: dict[TP, Cursor] = {}
         self._epochs: dict[TP, int] = {}
         self._locks: dict[TP, asyncio.Lock] = {}
+
+    def _new_consumer_thread(self) -> CommittedThread:
+        return CommittedThread(self, loop=self.loop, beacon=self.beacon)
 
     # -- where to read
 

@@ -21,6 +21,7 @@ __all__ = [
     "acknowledged",
     "admin",
     "consumer",
+    "count_records",
     "ensure_topics",
     "producer",
     "read_partition",
@@ -110,8 +111,14 @@ def producer(bootstrap: str) -> Any:
 
 
 def consumer(bootstrap: str, **options: Any) -> Any:
-    """A consumer without a group, as an async context manager."""
-    return _started(AIOKafkaConsumer(bootstrap_servers=_servers(bootstrap), group_id=None, **options), bootstrap)
+    """A consumer without a group, of what was committed only, as an async context manager."""
+    options = {
+        "bootstrap_servers": _servers(bootstrap),
+        "group_id": None,
+        "isolation_level": "read_committed",
+        **options,
+    }
+    return _started(AIOKafkaConsumer(**options), bootstrap)
 
 
 async def acknowledged(sends: Iterable[Awaitable[Awaitable[T]]]) -> list[T]:
@@ -215,16 +222,34 @@ async def _create(client: Any, spec: TopicSpec) -> None:
             raise Refused(f"topic {name} can't be created: {reason}")
 
 
+async def _runs(client: Any, place: TopicPartition, end: int) -> AsyncIterator[list[Any]]:
+    """The runs of records from where the client stands up to `end`."""
+    while await client.position(place) < end:
+        for run in (await client.getmany(place, timeout_ms=1_000)).values():
+            yield run
+
+
 async def read_partition(bootstrap: str, topic: str, partition: int, take: Callable[[int, list[Any]], None]) -> None:
     """Read a partition from its start to its present end, and pass each run of records on."""
     place = TopicPartition(topic, partition)
     async with consumer(bootstrap, enable_auto_commit=False) as client:
         client.assign([place])
         await client.seek_to_beginning(place)
-        end = (await client.end_offsets([place]))[place]
-        while await client.position(place) < end:
-            for run in (await client.getmany(place, timeout_ms=1_000)).values():
-                take(partition, run)
+        async for run in _runs(client, place, (await client.end_offsets([place]))[place]):
+            take(partition, run)
+
+
+async def count_records(bootstrap: str, topic: str, partitions: int) -> int:
+    """How many records a topic holds: what was aborted and the ends of transactions are none. Reads them all."""
+    total = 0
+
+    def count(partition: int, run: list[Any]) -> None:
+        nonlocal total
+        total += len(run)
+
+    for partition in range(partitions):
+        await read_partition(bootstrap, topic, partition, count)
+    return total
 
 
 async def _committed(client: Any, group: str) -> dict[TopicPartition, Any]:
@@ -244,16 +269,12 @@ async def _committed(client: Any, group: str) -> dict[TopicPartition, Any]:
 async def read_since(bootstrap: str, topic: str, partition: int, since: int) -> list[Any]:
     """The records of a partition since this time (Unix, ms) up to its present end, without their values."""
     place = TopicPartition(topic, partition)
-    records: list[Any] = []
     async with consumer(bootstrap, enable_auto_commit=False, value_deserializer=lambda _: None) as client:
         client.assign([place])
         end = (await client.end_offsets([place]))[place]
         found = (await client.offsets_for_times({place: since}))[place]
         client.seek(place, end if found is None else found.offset)
-        while await client.position(place) < end:
-            for run in (await client.getmany(place, timeout_ms=1_000)).values():
-                records += run
-    return records
+        return [record async for run in _runs(client, place, end) for record in run]
 
 
 @dataclass(frozen=True)
@@ -275,12 +296,25 @@ async def lags(bootstrap: str, group: str, topics: Iterable[str]) -> dict[str, L
         places = [TopicPartition(name, number) for name, count in counts.items() for number in range(count)]
         starts, ends = await reader.beginning_offsets(places), await reader.end_offsets(places)
         committed = await _committed(client, group)
+        waiting = {}
+        for place in places:
+            done = max(committed[place].offset if place in committed else -1, starts[place])
+            waits = done < ends[place] and await _any_record(reader, place, done, ends[place])
+            waiting[place] = ends[place] - done if waits else 0
     answer = {}
     for name in counts:
         mine = [place for place in places if place.topic == name]
-        done = {place: committed[place].offset if place in committed else -1 for place in mine}
         answer[name] = Lag(
             records=sum(ends[place] - starts[place] for place in mine),
-            waiting=sum(max(ends[place] - max(done[place], starts[place]), 0) for place in mine),
+            waiting=sum(waiting[place] for place in mine),
         )
     return answer
+
+
+async def _any_record(client: Any, place: TopicPartition, start: int, end: int) -> bool:
+    """Is there a record between these offsets? The end of a transaction takes one, and is none."""
+    client.assign([place])
+    client.seek(place, start)
+    async for _ in _runs(client, place, end):
+        return True
+    return False

@@ -156,6 +156,8 @@ async def _compare(bootstrap: str, store: Store, lags: dict[str, kafka.Lag], sho
     sent = lags[shop.purchases].records
     waiting = _waiting(lags, shop)
     accounted = sums["purchases"] + sums["duplicates"] + sums["rejected"]
+    if sent != accounted:  # some offsets may be no records: then they have to be counted one by one
+        sent = await kafka.count_records(bootstrap, shop.purchases, shop.partitions)
     checks = [
         Check("lag", waiting == 0, f"{waiting} events wait in Kafka"),
         Check(

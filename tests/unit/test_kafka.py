@@ -106,6 +106,7 @@ class Client:
         self.topics = topics
         self.made: list[str] = []
         self.place = 0
+        self.only_markers = False
 
     async def describe_topics(self, names: list[str]) -> list[dict[str, Any]]:
         return [
@@ -139,11 +140,16 @@ class Client:
     async def seek_to_beginning(self, *places: TopicPartition) -> None:
         self.place = 10
 
+    def seek(self, place: TopicPartition, offset: int) -> None:
+        self.place = offset
+
     async def position(self, place: TopicPartition) -> int:
         return self.place
 
     async def getmany(self, *places: TopicPartition, timeout_ms: int) -> dict[TopicPartition, list[int]]:
         self.place += 8  # the last run goes on behind the end that was there at first
+        if self.only_markers:
+            return {}
         return {places[0]: [self.place]}
 
 
@@ -180,6 +186,18 @@ def test_the_lag_is_what_is_there_and_not_committed(client: Client) -> None:
     """Not what was deleted; and nothing of topics that do not exist."""
     lags = asyncio.run(kafka.lags("kafka:1", "shop", ["purchases", "unknown"]))
     assert lags == {"purchases": kafka.Lag(records=40, waiting=5 + 20)}
+
+
+def test_the_end_of_a_transaction_does_not_wait(client: Client) -> None:
+    """It takes an offset that no consumer is given, so none can commit past it when it is the last one."""
+    client.only_markers = True
+    lags = asyncio.run(kafka.lags("kafka:1", "shop", ["purchases"]))
+    assert lags == {"purchases": kafka.Lag(records=40, waiting=0)}
+
+
+def test_records_are_counted_and_not_offsets(client: Client) -> None:
+    """Three runs of one record in each partition."""
+    assert asyncio.run(kafka.count_records("kafka:1", "purchases", 2)) == 6
 
 
 def test_a_group_that_never_committed_has_all_before_it(client: Client) -> None:
