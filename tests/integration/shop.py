@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import http.client
 import json
 import os
@@ -52,6 +53,17 @@ ROOT = Path(__file__).parents[2]
 FAUST = (sys.executable, "-m", "faust", "-A", "shopflow")
 MODULE = (sys.executable, "-m", "shopflow")
 CONSOLE = (sys.executable, "-c", "from shopflow.__main__ import main; main()")  # what pip's script does
+
+#: Before a command: should the tests be killed, the kernel kills it too (where it can), and no worker runs on for ever.
+_ENDS_WITH_US = (
+    [
+        *(sys.executable, "-IS", "-c"),
+        "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); "
+        f"os.getppid() == {os.getpid()} or sys.exit(1); os.execv(sys.argv[1], sys.argv[1:])",
+    ]
+    if sys.platform == "linux"
+    else []
+)
 
 SECONDS = 30.0
 PARTITIONS = 4
@@ -170,7 +182,7 @@ class Process:
         self.log = log
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                command,
+                [*_ENDS_WITH_US, *command],
                 env=environment,
                 cwd=folder,
                 stdin=subprocess.DEVNULL,
@@ -353,6 +365,17 @@ class Shop:
         pid: int = json.loads((self.data / "servers.json").read_text())[name]["pid"]
         return pid
 
+    def locked(self) -> list[str]:
+        """Names of the locks in the data directory that somebody holds."""
+        held = []
+        for path in self.data.glob("*.lock"):
+            with path.open() as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    held.append(path.name)
+        return held
+
     def close(self) -> None:
         """End what is left, and remove what it wrote to the servers. Fails if an unknown process is left."""
         if not self._lasting_mongodb and self._mongodb:
@@ -420,9 +443,14 @@ class Shop:
         """All records of a topic, by partition and offset."""
         return asyncio.run(self._read(self.topic(kind)))
 
-    def create_topic(self, kind: str, partitions: int) -> None:
-        """As somebody else would have created it."""
-        asyncio.run(self._create_topic(self.topic(kind), partitions))
+    def sell_in_transaction(self, *events: Json, commit: bool) -> None:
+        """Send purchases with a transactional producer, and commit or abort."""
+        asyncio.run(self._sell_in_transaction(events, commit))
+
+    def create_topic(self, kind: str, partitions: int, **configs: str) -> None:
+        """As somebody else would have created it; `_` stands for the `.` in the names of configurations."""
+        wanted = {name.replace("_", "."): value for name, value in configs.items()}
+        asyncio.run(self._create_topic(self.topic(kind), partitions, wanted))
 
     def ends(self) -> dict[str, int]:
         """How many records each topic that exists ever had."""
@@ -488,9 +516,17 @@ class Shop:
             committed = await admin.list_consumer_group_offsets(self.name)
             return ends, {place: found.offset for place, found in committed.items()}
 
-    async def _create_topic(self, topic: str, partitions: int) -> None:
+    async def _sell_in_transaction(self, events: Sequence[Json], commit: bool) -> None:
+        async with AIOKafkaProducer(bootstrap_servers=self._bootstrap, transactional_id=self.name) as producer:
+            await producer.begin_transaction()
+            for event in events:
+                await producer.send(self.topic("purchases"), encoded(event), event["customer_id"].encode())
+            await producer.flush()
+            await (producer.commit_transaction() if commit else producer.abort_transaction())
+
+    async def _create_topic(self, topic: str, partitions: int, configs: dict[str, str]) -> None:
         async with self._admin() as admin:
-            await admin.create_topics([NewTopic(topic, partitions, 1)])
+            await admin.create_topics([NewTopic(topic, partitions, 1, topic_configs=configs)])
 
     async def _describe_topics(self) -> dict[str, tuple[int, dict[str, str]]]:
         async with self._admin() as admin:

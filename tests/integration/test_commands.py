@@ -24,8 +24,8 @@ def shop(open_shop: OpenShop) -> Iterator[Shop]:
 
 @pytest.fixture(scope="module")
 def worker(shop: Shop) -> Worker:
-    """Its worker."""
-    return shop.start_worker().ready()
+    """Its worker, with its tables where Faust's own option says."""
+    return shop.start_worker(program=(*FAUST, "--datadir", str(shop.folder / "elsewhere"))).ready()
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,21 @@ def test_the_seeds_are_stored_and_counted(seeded: Shop, worker: Worker) -> None:
     prices = {product["_id"]: product["price"] for product in seeded.db.products.find()}
     assert all(bought["price"] == prices[bought["product_id"]] for bought in seeded.db.purchases.find())
     assert all(bought["source"]["origin"] == "kafka" for bought in seeded.db.purchases.find())
+
+
+def test_fausts_own_options_keep_working(seeded: Shop, worker: Worker) -> None:
+    """`--datadir`, `-l info` and `--web-port`, as `start_worker` gives them; `--json` before the command."""
+    assert list((seeded.folder / "elsewhere").rglob("purchase_counts-*.db"))
+    assert list(seeded.data.glob("worker-*")) == []
+    assert "[INFO]" in worker.output
+    listed = seeded.run("list-products", program=(*FAUST, "--json"))
+    assert len(listed.json()) == 13
+
+
+def test_an_output_that_can_not_take_polish_letters_is_no_error(seeded: Shop) -> None:
+    """A pipe in an old locale: something stands for the letters, and the list is whole."""
+    done = seeded.run("list-products", program=("env", "PYTHONUTF8=0", "PYTHONIOENCODING=ascii", *FAUST))
+    assert (done.status, len(done.stdout.splitlines()), done.stderr) == (0, 13, "")
 
 
 def test_the_same_seed_gives_the_same_customers(seeded: Shop) -> None:
@@ -151,23 +166,21 @@ def test_direct_seeds_go_past_kafka_and_the_tables(open_shop: OpenShop) -> None:
 
 
 def test_verify_finds_what_was_changed_by_hand(seeded: Shop, worker: Worker) -> None:
-    """A document deleted, a price changed, a purchase added: status 1, and the customer named."""
-    report = seeded.run("verify", "--json").json()
-    assert {"status", "kafka", "mongodb", "tables", "checks"} == set(report)
-    bought = seeded.db.purchases.find_one({})
-    changes = [
-        (lambda: seeded.db.purchases.delete_one({"_id": bought["_id"]}), bought["customer_id"]),
-        (lambda: seeded.db.purchases.update_one({"_id": bought["_id"]}, {"$inc": {"value": 1}}), bought["customer_id"]),
-        (lambda: seeded.db.purchases.insert_one({**bought, "_id": "extra", "customer_id": "stranger"}), "stranger"),
-    ]
-    for change, named in changes:
-        change()
-        found = seeded.run("verify", "--json")
-        assert found.status == 1
-        assert named in found.stdout
-        seeded.db.purchases.delete_one({"_id": "extra"})
-        seeded.db.purchases.replace_one({"_id": bought["_id"]}, bought, upsert=True)
-    assert seeded.run("verify").status == 0
+    """A document deleted, a value changed, a purchase added: status 1, and the customers named."""
+    assert set(seeded.agrees()) == {"status", "kafka", "mongodb", "tables", "checks"}
+    purchases = seeded.db.purchases
+    deleted, changed = (purchases.find_one({"customer_id": name}) for name in purchases.distinct("customer_id")[:2])
+    purchases.delete_one({"_id": deleted["_id"]})
+    purchases.update_one({"_id": changed["_id"]}, {"$inc": {"value": 1}})
+    purchases.insert_one({**changed, "_id": "extra", "customer_id": "stranger"})
+    for_people, as_json = seeded.run_all([["verify"], ["verify", "--json"]])
+    assert for_people.status == as_json.status == 1
+    for name in (deleted["customer_id"], changed["customer_id"], "stranger"):
+        assert name in as_json.stdout
+    purchases.delete_one({"_id": "extra"})
+    for document in (deleted, changed):
+        purchases.replace_one({"_id": document["_id"]}, document, upsert=True)
+    seeded.agrees()
 
 
 @pytest.mark.parametrize("setting", ["broker", "mongodb_uri"])
@@ -270,6 +283,21 @@ def test_a_server_that_is_away_is_named_in_one_line(seeded: Shop, setting: str) 
         assert done.status == 1, done
         assert len(done.errors) == 1, done
         assert named in done.errors[0]
+
+
+def test_a_password_is_never_shown(seeded: Shop) -> None:
+    """Not in the errors of a server that is away, of one that refuses it, or of an address that can't be read."""
+    for uri in (
+        seeded.servers.mongodb.replace("//", "//shop:geheim@"),  # type: ignore[union-attr]
+        f"mongodb://shop:geheim@127.0.0.1:{free_port()}/?serverSelectionTimeoutMS=500",
+        "mongodb://shop:geh@eim@127.0.0.1/",
+        "mongodb://shop:geheim@127.0.0.1:many/",
+        "postgres://shop:geheim@127.0.0.1/",
+    ):
+        done = seeded.run("list-products", mongodb_uri=uri)
+        assert done.status in {1, 2}
+        assert len(done.errors) == 1
+        assert "eim" not in done.stdout + done.stderr
 
 
 def test_purchases_need_customers_and_products(open_shop: OpenShop) -> None:

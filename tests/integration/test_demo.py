@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import signal
 
 import pytest
 
 from .conftest import OpenShop
-from .shop import Shop, until
+from .shop import Process, Shop, until
 
 pytestmark = pytest.mark.servers
 
@@ -19,7 +17,7 @@ DEMO = ("demo", "--customers", "20", "--purchases", "500", "--rate", "0", "--exi
 def test_the_demo_verifies_what_it_did_and_goes_on_the_next_time(open_embedded_shop: OpenShop) -> None:
     """500 purchases in Kafka, MongoDB and the tables; 1,000 after the second time. Nothing is left running or locked.
 
-    Without `--exit` it stays open, says where to look, and ends with status 0 on Ctrl-C.
+    Without `--exit` it stays open, says where to look, and ends with status 0 on Ctrl-C. Killed, it leaves as little.
     """
     with open_embedded_shop() as shop:
         for total in (500, 1000):
@@ -28,42 +26,40 @@ def test_the_demo_verifies_what_it_did_and_goes_on_the_next_time(open_embedded_s
             assert f"Purchases: {total} in Kafka, {total} in MongoDB, {total} in the tables" in done.stdout
             assert "agree." in done.stdout
             assert shop.leftovers() == []
-            assert locked(shop) == []
-        demo = shop.spawn("demo", "--purchases", "200", "--rate", "100")
-        until(lambda: "Ctrl-C closes it." in demo.output, "the shop is open", 120)
+            assert shop.locked() == []
+        demo = opened(shop)
         assert "/counts/" in demo.output
+        demo.kill()
+        until(lambda: shop.leftovers() == [], "nothing is left running")
+        assert shop.locked() == []
+        demo = opened(shop)
         assert demo.stop(signal.SIGINT) == 0, demo.output
         assert shop.leftovers() == []
-        assert locked(shop) == []
+        assert shop.locked() == []
 
 
-def test_a_worker_takes_its_servers_along_and_leaves_its_data(open_embedded_shop: OpenShop) -> None:
-    """However it ends; the next one has what was stored. A server that dies ends its worker, with one line."""
-    with open_embedded_shop() as shop:
-        worker = shop.start_worker().ready()
-        assert shop.run("seed-products").status == 0
-        until(lambda: len(shop.run("list-products", "--json").json()) == 13, "the products are stored")
-        for number in (signal.SIGINT, signal.SIGKILL):
-            worker.send(number)
-            worker.wait()
-            until(lambda: shop.leftovers() == [], "nothing is left running")
-            assert locked(shop) == []
-            worker = shop.start_worker(port=worker.port).ready()
-            assert len(shop.run("list-products", "--json").json()) == 13
-        os.kill(shop.server_pid("kafka"), signal.SIGKILL)
-        assert worker.wait(60) == 1
-        assert "Error: Kafka has died, killed by SIGKILL; its log:" in worker.output
+def test_the_demo_takes_servers_that_run_already(open_shop: OpenShop) -> None:
+    """Those of the configuration, started elsewhere; they run on after it."""
+    with open_shop() as shop:
+        done = shop.run(*DEMO, seconds=120)
+        assert done.status == 0, done
+        assert "Purchases: 500 in Kafka, 500 in MongoDB, 500 in the tables" in done.stdout
         assert shop.leftovers() == []
-        assert locked(shop) == []
+        shop.agrees()
 
 
-def locked(shop: Shop) -> list[str]:
-    """Names of the locks in the data directory that somebody holds."""
-    held = []
-    for path in shop.data.glob("*.lock"):
-        with path.open() as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                held.append(path.name)
-    return held
+def test_an_interrupted_demo_that_was_to_verify_does_not_claim_success(open_shop: OpenShop) -> None:
+    """Status 0 of `--exit` says that everything agrees; a script goes by it."""
+    with open_shop() as shop:
+        demo = shop.spawn("demo", "--customers", "20", "--purchases", "5000", "--rate", "20", "--exit")
+        until(lambda: "have registered" in demo.output, "it sells", 120)
+        assert demo.stop(signal.SIGINT) == 128 + signal.SIGINT, demo.output
+        assert "Traceback" not in demo.output
+        assert shop.leftovers() == []
+
+
+def opened(shop: Shop) -> Process:
+    """A demo without `--exit` that has sold what it was to sell."""
+    demo = shop.spawn("demo", "--purchases", "200", "--rate", "0")
+    until(lambda: "Ctrl-C closes it." in demo.output, "the shop is open", 120)
+    return demo
