@@ -19,7 +19,7 @@ from faust.stores import rocksdb
 from faust.types import TP
 from rocksdict import WriteBatch
 
-from .counting import TOTALS_KEY, decode_count, decode_totals, offset_of
+from .counting import TOTALS_KEY, Position, decode_count, decode_totals, position_of
 from .errors import ShopflowError, Unavailable
 from .models import PartitionTotals, PurchaseCount
 
@@ -35,7 +35,10 @@ _READ_AGAIN_SECONDS = 1.0
 
 
 class Audit:
-    """The sums over a partition's customers, held against the sums that stand beside them. Pure."""
+    """The sums over a partition's customers, held against the sums that stand beside them. Pure.
+
+    Rows are added in the order of their keys: the sums come first, and say which era's customers count.
+    """
 
     def __init__(self) -> None:
         self.customers = self.purchases = self.items = self.spent = 0
@@ -48,6 +51,8 @@ class Audit:
             self.totals = decode_totals(value)
             return
         count: PurchaseCount = decode_count(value)
+        if count.era < self.totals.era:
+            return
         self.customers += 1
         self.purchases += count.purchases
         self.items += count.items
@@ -158,12 +163,12 @@ class CountTable(faust.Table[str, PurchaseCount]):
     def recover(self, partition: int, records: list[Any]) -> None:
         """Take in a run of the changelog, all or nothing.
 
-        Of two values of a key the one with the larger offset stays, also when it comes first: a worker that lost the
+        Of two values of a key the one with the larger position stays, also when it comes first: a worker that lost the
         partition may have had records under way that arrive after its successor's. Compaction would keep the last one,
         so the larger is published again before the partition is used.
         """
         db = self._raw._db_for_partition(partition)
-        newest: dict[bytes, tuple[int, bytes]] = {}
+        newest: dict[bytes, tuple[Position, bytes]] = {}
         for record in records:
             self._take_newer(newest, record, db.get)
         batch = WriteBatch(raw_mode=True)
@@ -174,11 +179,11 @@ class CountTable(faust.Table[str, PurchaseCount]):
         self._unaudited.add(partition)
 
     def _take_newer(
-        self, newest: dict[bytes, tuple[int, bytes]], record: Any, get: Callable[[bytes], bytes | None]
+        self, newest: dict[bytes, tuple[Position, bytes]], record: Any, get: Callable[[bytes], bytes | None]
     ) -> None:
         key, value = record.key, record.value
         try:
-            offset = offset_of(value)
+            position = position_of(value)
         except (msgspec.MsgspecError, TypeError):
             self.log.error(
                 "%s: the record at partition %d, offset %d is not a count; ignored",
@@ -187,9 +192,9 @@ class CountTable(faust.Table[str, PurchaseCount]):
             return
         known = newest.get(key)
         if known is None and (stored := get(key)):
-            known = (offset_of(stored), stored)
-        if known is None or offset >= known[0]:
-            newest[key] = (offset, value)
+            known = (position_of(stored), stored)
+        if known is None or position >= known[0]:
+            newest[key] = (position, value)
         else:
             self._outdone.setdefault(record.partition, set()).add(key)
 

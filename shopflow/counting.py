@@ -2,7 +2,8 @@
 
 The counts of a customer, and the sums of a partition, are a function of the log alone: of the purchases that were
 accepted up to an offset. Each value carries that offset. So a purchase at or below it is a redelivery, and of two
-values the one with the larger offset is the later one, in whatever order they arrive.
+values the one with the larger offset is the later one, in whatever order they arrive. Whoever wants to count anew from
+the start begins a new era (`rebuilt`): values of earlier ones are outdone, and count no more.
 """
 
 from __future__ import annotations
@@ -15,7 +16,19 @@ import msgspec
 
 from .models import PartitionTotals, PurchaseCount, struct_of
 
-__all__ = ["TOTALS_KEY", "Changes", "Counted", "advance", "decode_count", "decode_totals", "handled", "offset_of"]
+__all__ = [
+    "TOTALS_KEY",
+    "Changes",
+    "Counted",
+    "Position",
+    "advance",
+    "current",
+    "decode_count",
+    "decode_totals",
+    "handled",
+    "position_of",
+    "rebuilt",
+]
 
 #: Where a partition's sums stand beside its customers: no customer's id is empty.
 TOTALS_KEY = b""
@@ -28,20 +41,28 @@ decode_totals = msgspec.json.Decoder(Totals).decode
 _encode = msgspec.json.Encoder().encode
 
 
-class _Offset(msgspec.Struct, gc=False):
+class Position(msgspec.Struct, order=True, gc=False, frozen=True):
+    """How far a value counts. Of two values of one key the one with the larger position is the later."""
+
+    era: int = 0
     offset: int = -1
 
 
-_decode_offset = msgspec.json.Decoder(_Offset).decode
+_decode_position = msgspec.json.Decoder(Position).decode
 
 
-def offset_of(value: bytes) -> int:
-    """The offset up to which this value counts.
+def position_of(value: bytes) -> Position:
+    """How far this value counts.
 
     Raises:
         msgspec.MsgspecError: It is not one of our values.
     """
-    return _decode_offset(value).offset
+    return _decode_position(value)
+
+
+def rebuilt(totals: bytes | None) -> bytes:
+    """The sums with which a partition begins to count anew, given the present ones: of a new era, and empty."""
+    return _encode(Totals(era=1 + (position_of(totals).era if totals else 0)))
 
 
 class Counted(NamedTuple):
@@ -55,22 +76,36 @@ class Counted(NamedTuple):
 
 @dataclass(frozen=True)
 class Changes:
-    """What is to be written for one batch: every customer in it and the sums, also those that did not change."""
+    """What is to be written for one batch: every customer in it and the sums, also those that did not change.
+
+    Without the sums when they reach further than the batch, which is a part of one that was cut off: its other part
+    brings them. The changelog must not have sums before the customers that they are the sums of.
+    """
 
     counts: dict[str, PurchaseCount]
-    totals: PartitionTotals
+    totals: PartitionTotals | None
 
     def rows(self) -> list[tuple[bytes, bytes]]:
         """Keys and values as they stand in RocksDB and in the changelog; the sums last."""
         rows = [(customer_id.encode(), _encode(count)) for customer_id, count in self.counts.items()]
-        rows.append((TOTALS_KEY, _encode(self.totals)))
+        if self.totals is not None:
+            rows.append((TOTALS_KEY, _encode(self.totals)))
         return rows
+
+
+def current(get: Callable[[bytes], bytes | None], customer_id: str) -> PurchaseCount | None:
+    """A customer's counts, if they are of the partition's era."""
+    value, totals = get(customer_id.encode()), get(TOTALS_KEY)
+    if not value:
+        return None
+    count: PurchaseCount = decode_count(value)
+    return None if totals and count.era < position_of(totals).era else count
 
 
 def handled(get: Callable[[bytes], bytes | None], customer_id: str, offset: int) -> bool:
     """Was a purchase at this offset counted, or left out for good, before?"""
-    count, totals = get(customer_id.encode()), get(TOTALS_KEY)
-    return max(offset_of(value) if value else -1 for value in (count, totals)) >= offset
+    count, totals = current(get, customer_id), get(TOTALS_KEY)
+    return max(count.offset if count else -1, position_of(totals).offset if totals else -1) >= offset
 
 
 def advance(
@@ -100,7 +135,10 @@ def advance(
         count = counts.get(customer_id)
         if count is None:
             value = get(customer_id.encode())
-            count = counts[customer_id] = decode_count(value) if value else Count()
+            count = decode_count(value) if value else None
+            if count is None or count.era < totals.era:
+                count = Count(era=totals.era)
+            counts[customer_id] = count
         if offset > count.offset:
             if count.first < 0:
                 count.first = offset
@@ -116,4 +154,4 @@ def advance(
     totals.duplicates += sum(offset > seen for offset in duplicates)
     totals.rejected += sum(offset > seen for offset in rejected)
     totals.offset = max(seen, end - 1)
-    return Changes(counts, totals)
+    return Changes(counts, totals if totals.offset < end else None)

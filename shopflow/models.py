@@ -82,6 +82,8 @@ class PurchaseCount(faust.Record, serializer="json"):
     """What one customer bought so far: the value of table `purchase_counts`.
 
     `offset` is that of the last purchase counted: one at or below it is a redelivery. `first` is that of the first.
+    `era` says how often the tables were rebuilt from the purchases: a count of an earlier era than its partition's sums
+    counts no more.
     """
 
     purchases: int = 0
@@ -89,6 +91,7 @@ class PurchaseCount(faust.Record, serializer="json"):
     spent: int = 0  # grosze
     first: int = -1
     offset: int = -1
+    era: int = 0
 
 
 class PartitionTotals(faust.Record, serializer="json"):
@@ -104,6 +107,7 @@ class PartitionTotals(faust.Record, serializer="json"):
     duplicates: int = 0
     rejected: int = 0
     offset: int = -1
+    era: int = 0
 
 
 Event = Product | Customer | Purchase

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from . import kafka
-from .counting import TOTALS_KEY, decode_count, decode_totals, offset_of
+from .counting import TOTALS_KEY, Position, decode_count, decode_totals, position_of
 from .errors import Unavailable
 from .models import PartitionTotals, PurchaseCount
 from .store import Store
@@ -88,25 +88,28 @@ class Tables:
             await kafka.read_partition(bootstrap, topic, partition, self.take)
 
     def take(self, partition: int, records: Iterable[Any]) -> None:
-        """Take in a run of records: of two values of a key the one with the larger offset stays."""
+        """Take in a run of records: of two values of a key the one with the larger position stays."""
         counts = self._counts[partition]
         for record in records:
             try:
-                offset = offset_of(record.value)
+                position = position_of(record.value)
             except (msgspec.MsgspecError, TypeError):
                 continue
             if record.key == TOTALS_KEY:
                 known = self._totals.get(partition)
-                if known is None or offset >= known.offset:
+                if known is None or position >= Position(known.era, known.offset):
                     self._totals[partition] = decode_totals(record.value)
-            elif (count := counts.get(record.key)) is None or offset >= count.offset:
+            elif (count := counts.get(record.key)) is None or position >= Position(count.era, count.offset):
                 counts[record.key] = decode_count(record.value)
 
     def by_customer(self) -> dict[str, Counts]:
         """A customer's counts over all partitions."""
         sums: dict[str, Counts] = {}
-        for counts in self._counts:
+        for partition, counts in enumerate(self._counts):
+            era = self._totals[partition].era if partition in self._totals else 0
             for key, count in counts.items():
+                if count.era < era:
+                    continue
                 name = key.decode()
                 purchases, items, spent = sums.get(name, (0, 0, 0))
                 sums[name] = (purchases + count.purchases, items + count.items, spent + count.spent)

@@ -9,7 +9,7 @@ import aiohttp
 from yarl import URL
 
 from .app import app
-from .counting import TOTALS_KEY, decode_count, decode_totals
+from .counting import TOTALS_KEY, current, decode_totals
 from .tables import purchase_counts
 
 __all__ = ["count", "counts"]
@@ -62,8 +62,7 @@ def _local_count(customer_id: str) -> dict[str, Any] | None:
     """
     found = None
     for partition in purchase_counts.partitions_owned():
-        if value := purchase_counts.getter(partition)(customer_id.encode()):
-            count = decode_count(value)
+        if count := current(purchase_counts.getter(partition), customer_id):
             found = found or {"customer_id": customer_id, **dict.fromkeys(_FIELDS, 0)}
             for name in _FIELDS:
                 found[name] += getattr(count, name)

@@ -13,7 +13,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from shopflow.changelog import Audit
-from shopflow.counting import TOTALS_KEY, Counted, advance, decode_count, decode_totals, handled, offset_of
+from shopflow.counting import (
+    TOTALS_KEY,
+    Counted,
+    Position,
+    advance,
+    current,
+    decode_count,
+    decode_totals,
+    handled,
+    position_of,
+    rebuilt,
+)
 
 Rows = dict[bytes, bytes]
 
@@ -74,14 +85,57 @@ def test_a_batch_from_before_takes_nothing_back() -> None:
     """Redelivered with other limits, it ends before what was counted."""
     rows: Rows = dict(advance({}.get, [Counted(n, "anna", 1, 1) for n in range(5)], end=6, rejected=[5]).rows())
     again = advance(rows.get, [Counted(0, "anna", 1, 1)], end=2, duplicates=[1]).rows()
-    assert dict(again) == rows
+    assert rows | dict(again) == rows
 
 
-def test_only_our_values_have_an_offset() -> None:
+def test_sums_that_reach_further_than_the_batch_are_left_out() -> None:
+    """Else the changelog would have sums before the customers of the rest of the batch that was cut off."""
+    rows: Rows = dict(advance({}.get, [Counted(0, "anna", 1, 1), Counted(1, "bob", 1, 1)], end=2).rows())
+    part = advance(rows.get, [Counted(0, "anna", 1, 1)], end=1).rows()
+    assert part == [(b"anna", rows[b"anna"])]
+    rest = advance(rows.get, [Counted(1, "bob", 1, 1)], end=2).rows()
+    assert dict(rest) == {key: rows[key] for key in (b"bob", TOTALS_KEY)}
+
+
+def test_only_our_values_have_a_position() -> None:
     """Whatever else is in the changelog must be noticed."""
-    assert offset_of(b'{"offset":7,"purchases":1}') == 7
+    assert position_of(b'{"offset":7,"purchases":1}') == Position(0, 7)
     with pytest.raises(msgspec.MsgspecError):
-        offset_of(b"not a count")
+        position_of(b"not a count")
+
+
+def test_a_new_era_outdoes_every_offset_of_the_one_before() -> None:
+    """What a worker of before the rebuild still sends must not win."""
+    assert Position(1, -1) > Position(0, 10**12)
+    assert Position(1, 2) > Position(1, 1)
+
+
+def test_in_a_new_era_all_is_counted_again() -> None:
+    """From the start of the topic, whatever the counts of before were."""
+    batch = [Counted(0, "anna", 2, 600), Counted(3, "anna", 1, 100)]
+    rows: Rows = dict(advance({}.get, [*batch, Counted(4, "bob", 1, 1)], end=5).rows())
+    before = rows.copy()
+    rows[TOTALS_KEY] = rebuilt(rows[TOTALS_KEY])
+    assert current(rows.get, "anna") is None
+    assert not handled(rows.get, "anna", 0)
+    for _ in range(2):
+        rows.update(advance(rows.get, batch, end=4).rows())
+    counts, totals = current(rows.get, "anna"), decode_totals(rows[TOTALS_KEY])
+    assert counts is not None
+    assert (counts.purchases, counts.items, counts.spent, counts.first, counts.offset) == (2, 3, 700, 0, 3)
+    assert (totals.customers, totals.purchases, totals.spent, totals.era, totals.offset) == (1, 2, 700, 1, 3)
+    assert current(rows.get, "bob") is None, "he bought nothing in this era so far"
+    assert current(before.get, "bob") is not None
+    audit = Audit()
+    for key, value in sorted(rows.items()):
+        audit.add(key, value)
+    assert audit.agrees
+    assert not audit.ahead
+
+
+def test_a_partition_without_sums_is_rebuilt_too() -> None:
+    """A changelog may be empty, or lack them."""
+    assert position_of(rebuilt(None)) == Position(1, -1)
 
 
 # -- the model
@@ -116,16 +170,21 @@ class Directory:
     persisted: int = -1  #: the last record of the changelog that is in it
 
     def recover(self, changelog: list[tuple[bytes, bytes]]) -> None:
-        """Take in what is new in the changelog; of two values of a key the one with the larger offset."""
+        """Take in what is new in the changelog; of two values of a key the one with the larger position."""
         for key, value in changelog[self.persisted + 1 :]:
-            if key not in self.rows or offset_of(value) >= offset_of(self.rows[key]):
+            if key not in self.rows or position_of(value) >= position_of(self.rows[key]):
                 self.rows[key] = value
         self.persisted = max(self.persisted, len(changelog) - 1)
+
+    def acknowledged(self, last: int, rows: int) -> None:
+        """As `CountTable.acknowledged`: only what follows what was taken in needs no recovery."""
+        if last - rows == self.persisted:
+            self.persisted = last
 
     def audit(self) -> Audit:
         """Its sums."""
         audit = Audit()
-        for key, value in self.rows.items():
+        for key, value in sorted(self.rows.items()):
             audit.add(key, value)
         return audit
 
@@ -140,7 +199,7 @@ class Partition:
     directories: list[Directory] = field(default_factory=lambda: [Directory(), Directory()])
     owner: int = 0
     #: Rows that workers sent and Kafka has not yet taken; it may take them at any time, also after a successor's.
-    late: list[list[tuple[bytes, bytes]]] = field(default_factory=list)
+    late: list[tuple[Directory, list[tuple[bytes, bytes]]]] = field(default_factory=list)
 
     @property
     def mine(self) -> Directory:
@@ -150,6 +209,19 @@ class Partition:
     def recover(self) -> None:
         """The owner starts, or gets the partition."""
         self.mine.recover(self.changelog)
+
+    def replay(self) -> None:
+        """All workers lose the partition; its owner counts anew from the start."""
+        sums = max((value for key, value in self.changelog if key == TOTALS_KEY), key=position_of, default=None)
+        self.changelog.append((TOTALS_KEY, rebuilt(sums)))
+        self.committed = 0
+        self.recover()
+
+    def arrive_late(self) -> None:
+        """Kafka takes what a worker had under way; the worker believes that the partition is still its own."""
+        directory, rows = self.late.pop(0)
+        self.changelog += rows
+        directory.acknowledged(len(self.changelog) - 1, len(rows))
 
 
 @dataclass
@@ -197,11 +269,12 @@ class System:
         if until == Step.PUBLISHING:
             there = [row for row, flag in zip(rows, arrived, strict=False) if flag]
             log.changelog += there
-            log.late.append([row for row, flag in zip(rows, late, strict=False) if flag and row not in there])
+            rest = [row for row, flag in zip(rows, late, strict=False) if flag and row not in there]
+            log.late.append((log.mine, rest))
             return
         log.changelog += rows
         if until >= Step.ACKNOWLEDGED:
-            log.mine.persisted = len(log.changelog) - 1
+            log.mine.acknowledged(len(log.changelog) - 1, len(rows))
         if until == Step.COMMITTED:
             log.committed = end
 
@@ -280,7 +353,15 @@ class Guarantee(RuleBasedStateMachine):
         """What a worker had under way arrives, perhaps behind its successor's."""
         log = self.system.partitions[partition]
         if log.late:
-            log.changelog += log.late.pop(0)
+            log.arrive_late()
+
+    @rule(drop=st.booleans())
+    def replay(self, drop: bool) -> None:
+        """The counts are rebuilt from the purchases, perhaps because MongoDB was dropped."""
+        if drop:
+            self.system.stored.clear()
+        for log in self.system.partitions:
+            log.replay()
 
     @invariant()
     def every_way_on_ends_with_the_right_counts(self) -> None:
@@ -320,8 +401,8 @@ def check_partition(log: Partition, stored: list[int]) -> None:
         count = expected.setdefault(record.customer, [0, 0, 0])
         for index, amount in enumerate((1, record.items, record.items * 10)):
             count[index] += amount
-    counts = {key.decode(): decode_count(value) for key, value in log.mine.rows.items() if key != TOTALS_KEY}
-    assert {name: [c.purchases, c.items, c.spent] for name, c in counts.items()} == expected
+    found = {key.decode(): current(log.mine.rows.get, key.decode()) for key in log.mine.rows if key != TOTALS_KEY}
+    assert {name: [c.purchases, c.items, c.spent] for name, c in found.items() if c is not None} == expected
     audit = log.mine.audit()
     assert audit.agrees
     assert not audit.ahead
