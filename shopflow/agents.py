@@ -11,10 +11,13 @@ from typing import Any
 from aiokafka.errors import KafkaError
 
 from . import kafka, topics
-from .app import app, bootstrap, config, store
+from .app import app, bootstrap, config, kafka_outage, mongodb_outage, store
+from .attempts import Attempts
 from .batching import each_batch
 from .dead_letters import DeadLetters, Headers
 from .errors import Unavailable
+from .price_log import PriceLog
+from .pricing import Pricing
 from .processing import Processing
 from .tables import purchase_counts
 
@@ -29,9 +32,9 @@ async def _send(topic: str, key: bytes | None, value: bytes | None, partition: i
     return await app.send_record(topic, partition, key, value, headers)
 
 
-async def _read_since(topic: str, partition: int, since: int) -> list[Any]:
+async def _read_since(topic: str, partition: int, since: int, *, values: bool = False) -> list[Any]:
     try:
-        return await kafka.read_since(bootstrap(), topic, partition, since)
+        return await kafka.read_since(bootstrap(), topic, partition, since, values=values)
     except Unavailable as error:
         raise KafkaError(str(error)) from error
 
@@ -39,18 +42,42 @@ async def _read_since(topic: str, partition: int, since: int) -> list[Any]:
 dead_letters = DeadLetters(topics.DEAD_LETTERS, config.topics.partitions, config.app_id, _send, _read_since)
 
 
-@app.on_partitions_assigned.connect
-async def _forget_dead_letters(*args: Any, **kwargs: Any) -> None:
-    dead_letters.forget()
+async def _send_prices(topic: str, partition: int, value: bytes) -> None:
+    await (await app.send_record(topic, partition, None, value, []))
 
+
+async def _read_prices(topic: str, partition: int, since: int) -> list[bytes]:
+    return [record.value for record in await _read_since(topic, partition, since, values=True) if record.value]
+
+
+price_log = PriceLog(topics.PRICES, _send_prices, _read_prices)
+
+
+@app.on_partitions_assigned.connect
+async def _forget(*args: Any, **kwargs: Any) -> None:
+    dead_letters.forget()
+    price_log.forget()
+
+
+attempts = Attempts(store, mongodb_outage, kafka_outage)
+
+pricing = Pricing(
+    store,
+    purchase_counts,
+    attempts,
+    price_log,
+    rejected_before=dead_letters.before,
+    wait_seconds=config.batching.product_wait_seconds,
+)
 
 processing = Processing(
     store,
     purchase_counts,
-    _publish_counts,
+    attempts,
+    pricing,
     dead_letters,
+    publish=_publish_counts,
     max_event_bytes=config.batching.max_event_bytes,
-    product_wait_seconds=config.batching.product_wait_seconds,
 )
 
 

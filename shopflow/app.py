@@ -5,13 +5,17 @@ from __future__ import annotations
 from .batching import App
 from .config import load
 from .embedded import Addresses
+from .outages import Outage
 from .store import MongoStore
 
-__all__ = ["app", "bootstrap", "config", "connect", "connect_kafka", "store"]
+__all__ = ["app", "bootstrap", "config", "connect", "connect_kafka", "kafka_outage", "mongodb_outage", "store"]
 
 config = load()
 
 store = MongoStore(config.mongodb.database)
+
+mongodb_outage = Outage("MongoDB")
+kafka_outage = Outage("Kafka")
 
 app = App(
     config.app_id,

@@ -12,10 +12,12 @@ finished batches is committed (`Chain`). See docs/ARCHITECTURE.md for the whole 
 from __future__ import annotations
 
 import asyncio
+import time
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Protocol
+from itertools import count
+from typing import Any, Protocol, cast
 
 import faust
 from aiokafka.errors import IllegalStateError, KafkaError
@@ -24,13 +26,14 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 
-from .errors import PartitionLost
+from .errors import PartitionLost, Unavailable
 from .kafka import acknowledged
 
-__all__ = ["App", "Batch", "Chain", "Cursor", "Reader", "each_batch"]
+__all__ = ["App", "Batch", "Chain", "Cursor", "Reader", "Session", "each_batch"]
 
 #: Pause before a batch is tried again whose handler raised what it should have handled.
 RETRY_SECONDS = 1.0
+_LOOK_AGAIN_SECONDS = 0.05
 
 
 class Cursor:
@@ -79,6 +82,37 @@ class Chain:
         self.done = end
 
 
+def _now() -> float:
+    """Seconds of a clock that goes on while the machine sleeps, where there is one."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
+class Session:
+    """How long it is sure that Kafka has not given our partitions to others. Pure, but for the clock.
+
+    Kafka does so when it has heard nothing for the session timeout. It counts from when it got our last heartbeat, we
+    from when we sent it: so ours ends first. A process that slept through it learns that it lost its partitions only
+    from the answer to its next heartbeat; until then it must send nothing that Kafka would take from anybody.
+
+    Arguments:
+        timeout: The session timeout, in seconds.
+    """
+
+    def __init__(self, timeout: float, clock: Callable[[], float] = _now) -> None:
+        self._timeout = timeout
+        self.clock = clock
+        self._renewed = float("-inf")
+
+    def renewed(self, sent: float) -> None:
+        """Kafka has answered a heartbeat that was sent then."""
+        self._renewed = max(self._renewed, sent)
+
+    @property
+    def sure(self) -> bool:
+        """Is what was ours a heartbeat ago still ours?"""
+        return self.clock() - self._renewed < self._timeout
+
+
 class Batch:
     """A run of records of one partition: everything from offset `start` up to, not including, `end`."""
 
@@ -104,6 +138,17 @@ class Batch:
         """
         if not self.owned:
             raise PartitionLost(f"{self.tp} went to another worker, or back to a place before {self.start}")
+
+    async def session(self) -> None:
+        """Return when it is sure that the partition is ours: at once, but for after a sleep or with Kafka away.
+
+        Raises:
+            PartitionLost: It is not.
+        """
+        self.check_owned()
+        while not self._consumer.session.sure:
+            await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+            self.check_owned()
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
@@ -133,6 +178,23 @@ class CommittedThread(driver.AIOKafkaConsumerThread):
         consumer._isolation_level = "read_committed"  # Faust sets it for its own transactions only
         return consumer
 
+    async def on_start(self) -> None:
+        await super().on_start()
+        coordinator: Any = self._ensure_consumer()._coordinator
+        coordinator._do_heartbeat = self._beating(coordinator._do_heartbeat)
+
+    def _beating(self, beat: Callable[[], Awaitable[bool]]) -> Callable[[], Awaitable[bool]]:
+        session: Session = cast("BatchConsumer", self.consumer).session
+
+        async def beating() -> bool:
+            sent = session.clock()
+            answered = await beat()
+            if answered:
+                session.renewed(sent)
+            return answered
+
+        return beating
+
 
 class BatchConsumer(driver.Consumer):
     """Faust's consumer, with one event per fetched run and the chain instead of acknowledgements."""
@@ -145,6 +207,7 @@ class BatchConsumer(driver.Consumer):
         self._cursors: dict[TP, Cursor] = {}
         self._epochs: dict[TP, int] = {}
         self._locks: dict[TP, asyncio.Lock] = {}
+        self.session = Session(self.app.conf.broker_session_timeout)
 
     def _new_consumer_thread(self) -> CommittedThread:
         return CommittedThread(self, loop=self.loop, beacon=self.beacon)
@@ -179,6 +242,11 @@ class BatchConsumer(driver.Consumer):
         await super().seek_wait(partitions)
         for tp, offset in partitions.items():
             self._cursors[tp] = Cursor(offset)
+
+    async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
+        """Kafka has just heard of us."""
+        self.session.renewed(self.session.clock())
+        await super().on_partitions_assigned(assigned, generation_id)
 
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
         """Commit what is done, then forget where these partitions stand: another worker may carry on from there."""
@@ -402,20 +470,33 @@ class App(faust.App):
 async def each_batch(stream: Any, handle: Callable[[Batch], Awaitable[None]]) -> None:
     """Handle the batches of one partition, one after the other: the body of an agent.
 
-    A `PartitionLost` ends a batch: its next owner gets it again. Any other error is a fault of the program: it is
-    logged and the batch tried again; given up, it would be missing to this worker until the next rebalance.
+    A `PartitionLost` ends a batch: its next owner gets it again. Anything else and the batch is tried again; given up,
+    it would be missing to this worker until the next rebalance. `Unavailable` is what it says; any other error is a
+    fault of the program. Each is logged once, not once a try.
     """
     stream.enable_acks = False  # else a cancelled actor acknowledges the batch it never finished
     async for event in stream.events():
-        batch: Batch = event.value
-        while True:
-            try:
-                await handle(batch)
-            except PartitionLost as lost:
-                stream.log.info("Batch left: %s", lost)
-            except Exception:
-                stream.log.exception("%s from offset %d can't be handled; trying again", batch.tp, batch.start)
-                await asyncio.sleep(RETRY_SECONDS)
-                continue
-            break
+        await _handle_one(stream.log, event.value, handle)
         await stream.ack(event)
+
+
+async def _handle_one(log: Any, batch: Batch, handle: Callable[[Batch], Awaitable[None]]) -> None:
+    said = None
+    for tries in count(1):
+        try:
+            await handle(batch)
+        except PartitionLost as lost:
+            log.info("Batch left: %s", lost)
+            return
+        except Exception as error:
+            if repr(error) != said:
+                said = repr(error)
+                fault = not isinstance(error, Unavailable)
+                log.error(
+                    "%s from offset %d can't be handled; trying again. %s", batch.tp, batch.start, error, exc_info=fault
+                )
+            await asyncio.sleep(RETRY_SECONDS)
+        else:
+            if said is not None:
+                log.warning("%s from offset %d was handled at the try %d", batch.tp, batch.start, tries)
+            return

@@ -141,11 +141,18 @@ class CountTable(faust.Table[str, PurchaseCount]):
     # -- writing, by the agent whose turn it is
 
     def write(self, partition: int, rows: Iterable[tuple[bytes, bytes]]) -> None:
-        """Put rows into RocksDB, all or nothing. Nothing may be awaited since what they come from was read."""
+        """Put rows into RocksDB, all or nothing. Nothing may be awaited since what they come from was read.
+
+        Raises:
+            Unavailable: RocksDB can't write now: the disk is full, for one.
+        """
         batch = WriteBatch(raw_mode=True)
         for key, value in rows:
             batch.put(key, value)
-        self._raw._db_for_partition(partition).write(batch)
+        try:
+            self._raw._db_for_partition(partition).write(batch)
+        except Exception as error:  # rocksdict has no class of its own
+            raise Unavailable("RocksDB", error) from error
 
     def acknowledged(self, partition: int, last: int, rows: int) -> None:
         """That many rows, which are in RocksDB, are in the changelog, the last of them at this offset.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from typing import Any, Protocol
 
 from .errors import Rejected
@@ -76,6 +76,17 @@ class DeadLetters:
     def forget(self) -> None:
         """After a rebalance: what others sent meanwhile is not known."""
         self._sent = {}
+
+    async def before(self, record: Record) -> Collection[int]:
+        """Offsets of those records of this one's partition, from this one on, that are here already.
+
+        Raises:
+            KafkaError: It can't be told now.
+        """
+        place = (record.topic, record.partition)
+        if place not in self._sent:
+            self._sent[place] = await self._sent_before(place, record)
+        return self._sent[place]
 
     async def put(self, rejections: Sequence[Rejection]) -> None:
         """Send those that are not there yet, and wait until Kafka has acknowledged all.

@@ -266,10 +266,11 @@ async def _committed(client: Any, group: str) -> dict[TopicPartition, Any]:
             return offsets
 
 
-async def read_since(bootstrap: str, topic: str, partition: int, since: int) -> list[Any]:
-    """The records of a partition since this time (Unix, ms) up to its present end, without their values."""
+async def read_since(bootstrap: str, topic: str, partition: int, since: int, *, values: bool = False) -> list[Any]:
+    """The records of a partition since this time (Unix, ms) up to its present end; their values only if wanted."""
     place = TopicPartition(topic, partition)
-    async with consumer(bootstrap, enable_auto_commit=False, value_deserializer=lambda _: None) as client:
+    options = {} if values else {"value_deserializer": lambda _: None}
+    async with consumer(bootstrap, enable_auto_commit=False, **options) as client:
         client.assign([place])
         end = (await client.end_offsets([place]))[place]
         found = (await client.offsets_for_times({place: since}))[place]

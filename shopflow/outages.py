@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Awaitable, Callable
 from time import monotonic
 from typing import TypeVar
@@ -21,28 +22,35 @@ T = TypeVar("T")
 
 
 class Outage:
-    """Whether one server is away, as all who talk to it have seen."""
+    """Whether one server is away, as all who talk to it have seen, in whatever thread."""
 
     def __init__(self, service: str) -> None:
         self.service = service
         self._since: float | None = None
+        self._lock = threading.Lock()
 
     @property
     def seconds(self) -> float | None:
         """How long it has been away; None when it is not."""
-        return None if self._since is None else monotonic() - self._since
+        since = self._since
+        return None if since is None else monotonic() - since
 
     def failed(self, error: Unavailable) -> None:
         """A request failed."""
-        if self._since is None:
+        with self._lock:
+            if self._since is not None:
+                return
             self._since = monotonic()
-            log.warning("%s is away; nothing is lost, the work goes on when it is back. (%s)", self.service, error)
+        log.warning("%s is away; nothing is lost, the work goes on when it is back. (%s)", self.service, error)
 
     def succeeded(self) -> None:
         """A request was answered."""
-        if self._since is not None:
-            log.warning("%s is back after %.1f s", self.service, monotonic() - self._since)
-            self._since = None
+        if self._since is None:  # nearly always; the lock is for the rest
+            return
+        with self._lock:
+            since, self._since = self._since, None
+        if since is not None:
+            log.warning("%s is back after %.1f s", self.service, monotonic() - since)
 
 
 async def retrying(outage: Outage, check: Callable[[], None], attempt: Callable[[], Awaitable[T]]) -> T:

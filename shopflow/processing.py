@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
@@ -10,29 +9,24 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import partial
-from time import monotonic
 from typing import Any, Generic, Protocol, TypeVar
 
-from aiokafka.errors import KafkaError
-
-from .counting import Counted, advance, handled
+from .attempts import Attempts
+from .counting import Counted, advance
 from .dead_letters import DeadLetters, Rejection
-from .errors import Rejected, Unavailable
-from .models import Customer, Decoder, Product, Purchase, check_id, check_value
-from .outages import Outage, retrying
-from .store import Deletion, Document, Store
+from .errors import Rejected
+from .models import Customer, Decoder, Product, Purchase, check_id
+from .pricing import Priced, Pricing
+from .store import Deletion, Document, Store, differs
 
 __all__ = ["Processing"]
 
 log = logging.getLogger(__name__)
 
 E = TypeVar("E", Product, Customer, Purchase)
-T = TypeVar("T")
 
-#: How often MongoDB is asked for a product that a purchase waits for.
-_LOOK_AGAIN_SECONDS = 0.25
-#: Unknown products that are remembered, so that each is waited for once.
-_REMEMBERED = 10_000
+#: Purchases that a line of the log names.
+_NAMED = 5
 
 
 class BatchLike(Protocol):
@@ -44,6 +38,8 @@ class BatchLike(Protocol):
     end: int
 
     def check_owned(self) -> None: ...
+
+    async def session(self) -> None: ...
 
     def turn(self) -> AbstractAsyncContextManager[None]: ...
 
@@ -141,31 +137,31 @@ class Processing:
     Arguments:
         store: MongoDB.
         counts: The table of counts.
+        attempts: Tries again while MongoDB or Kafka are away.
+        pricing: Gives prices to purchases without one.
         publish: Sends keys and values to one partition of the counts' changelog; returns the offset of the last.
         dead_letters: Where the bad records go.
         max_event_bytes: A larger event is a bad record.
-        product_wait_seconds: How long a purchase without a price waits for its product.
     """
 
     def __init__(
         self,
         store: Store,
         counts: Counts,
-        publish: Callable[[int, Sequence[tuple[bytes, bytes]]], Awaitable[int]],
+        attempts: Attempts,
+        pricing: Pricing,
         dead_letters: DeadLetters,
         *,
+        publish: Callable[[int, Sequence[tuple[bytes, bytes]]], Awaitable[int]],
         max_event_bytes: int,
-        product_wait_seconds: float,
     ) -> None:
-        self.mongodb = Outage("MongoDB")
-        self.kafka = Outage("Kafka")
         self._store = store
-        self._prepared = False
         self._counts = counts
+        self._with_mongodb = attempts.with_mongodb
+        self._with_kafka = attempts.with_kafka
+        self._pricing = pricing
         self._publish = publish
         self._dead_letters = dead_letters
-        self._wait_seconds = product_wait_seconds
-        self._unknown: dict[str, float] = {}
         self._decode_product = Decoder(Product, "product_id", max_event_bytes)
         self._decode_customer = Decoder(Customer, "customer_id", max_event_bytes)
         self._decode_purchase = Decoder(Purchase, "customer_id", max_event_bytes)
@@ -186,13 +182,13 @@ class Processing:
         """Store a batch of purchases and count them.
 
         1. The documents are in MongoDB's journal.
-        2. The bad records are in the dead letters.
+        2. The bad records are in the dead letters, and the prices that were given in their log.
         3. The counts are in RocksDB, and 4. Kafka has acknowledged their changelog records.
         Then the batch is finished, and its end may be committed.
         """
         parts = split(batch.records, self._decode_purchase, tombstones=False)
-        await self._price(batch, parts)
-        duplicates = await self._insert(batch, parts)  # 1
+        priced = await self._price(batch, parts)
+        duplicates = await self._insert(batch, parts, priced)  # 1
         counted = [
             Counted(record.offset, event.customer_id, event.quantity, event.quantity * (event.price or 0))
             for number, (record, event) in enumerate(parts.accepted)
@@ -202,6 +198,7 @@ class Processing:
         partition = batch.tp.partition
         async with batch.turn():
             await self._reject(batch, parts.rejected)  # 2
+            await self._pricing.keep(batch, priced)
             changes = advance(
                 self._counts.getter(partition),
                 counted,
@@ -211,9 +208,10 @@ class Processing:
             )
             rows = changes.rows()
             self._counts.write(partition, rows)  # 3: nothing is awaited between the reading of the counts and this
-            last = await self._with_kafka(batch, lambda: self._publish(partition, rows))  # 4
-            batch.check_owned()  # else the database may be another's by now
-            self._counts.acknowledged(partition, last, len(rows))
+            if rows:
+                last = await self._with_kafka(batch, lambda: self._publish(partition, rows))  # 4
+                batch.check_owned()  # else the database may be another's by now
+                self._counts.acknowledged(partition, last, len(rows))
             await self._counts.check_late(partition)
 
     # -- the steps
@@ -242,12 +240,22 @@ class Processing:
         async with batch.turn():
             await self._reject(batch, parts.rejected)
 
-    async def _insert(self, batch: BatchLike, parts: Parts[Purchase]) -> Collection[int]:
+    async def _price(self, batch: BatchLike, parts: Parts[Purchase]) -> Priced:
+        priced = await self._pricing.price(batch, parts.accepted)
+        if priced.rejected:
+            by_offset = {record.offset: record for record, _ in parts.accepted}
+            parts.accepted = [pair for pair in parts.accepted if pair[0].offset not in priced.rejected]
+            parts.rejected += [(by_offset[offset], error) for offset, error in priced.rejected.items()]
+        return priced
+
+    async def _insert(self, batch: BatchLike, parts: Parts[Purchase], priced: Priced) -> Collection[int]:
         """Insert the accepted purchases; returns which of them are true duplicates."""
         if not parts.accepted:
             return ()
         documents = [purchase_document(record, event) for record, event in parts.accepted]
         inserted = await self._with_mongodb(batch, lambda: self._store.insert_purchases(documents))
+        if inserted.differing:
+            await self._reconcile(batch, parts.accepted, priced, inserted.differing)
         if not inserted.refused:
             return inserted.duplicates
         kept: list[tuple[Any, Purchase]] = []
@@ -262,74 +270,26 @@ class Processing:
         parts.accepted = kept
         return duplicates
 
-    async def _price(self, batch: BatchLike, parts: Parts[Purchase]) -> None:
-        """Give purchases without a price the one in force when they were made; wait a while for new products."""
-        unpriced = [(record, event) for record, event in parts.accepted if event.price is None]
-        if not unpriced:
-            return
-        unpriced, rejected = await self._known_before(batch, unpriced)
-        rejected |= await self._look_up(batch, unpriced)
-        if rejected:
-            gone = set(rejected)
-            parts.accepted = [pair for pair in parts.accepted if pair[0].offset not in gone]
-            by_offset = {record.offset: record for record in batch.records}
-            parts.rejected += [(by_offset[offset], error) for offset, error in rejected.items()]
+    async def _reconcile(
+        self, batch: BatchLike, accepted: list[tuple[Any, Purchase]], priced: Priced, differing: dict[int, Document]
+    ) -> None:
+        """What is stored of these events is not what they say.
 
-    async def _look_up(self, batch: BatchLike, unpriced: list[tuple[Any, Purchase]]) -> dict[int, Rejected]:
-        rejected: dict[int, Rejected] = {}
-        while unpriced:
-            wanted = {event.product_id for _, event in unpriced}
-            histories = await self._with_mongodb(batch, partial(self._store.price_history, wanted))
-            missing = []
-            for record, event in unpriced:
-                history = histories.get(event.product_id)
-                event.price = None if history is None else history.at(event.purchased_at)
-                if event.price is None:
-                    missing.append((record, event))
-                    continue
-                self._unknown.pop(event.product_id, None)
-                try:
-                    check_value(event.quantity, event.price)
-                except Rejected as error:
-                    rejected[record.offset] = error
-            now = monotonic()
-            unpriced = [pair for pair in missing if now < self._deadline(pair[1].product_id, now)]
-            waited_for = {pair[0].offset for pair in unpriced}
-            for record, event in missing:
-                if record.offset not in waited_for:
-                    rejected[record.offset] = _unknown_product(event.product_id)
-            if unpriced:
-                await asyncio.sleep(min(_LOOK_AGAIN_SECONDS, self._wait_seconds))
-        return rejected
-
-    def _deadline(self, product_id: str, now: float) -> float:
-        """Until when purchases of this unknown product are held up: counted once, from the first of them."""
-        if product_id not in self._unknown and len(self._unknown) >= _REMEMBERED:  # those that still wait are kept
-            self._unknown = {name: deadline for name, deadline in self._unknown.items() if deadline > now}
-        return self._unknown.setdefault(product_id, now + self._wait_seconds)
-
-    async def _known_before(
-        self, batch: BatchLike, unpriced: list[tuple[Any, Purchase]]
-    ) -> tuple[list[tuple[Any, Purchase]], dict[int, Rejected]]:
-        """What a worker before us decided, which died before it could commit that, stays decided.
-
-        A purchase that it stored keeps that price. One that it counted past without storing it was rejected: accepted
-        now, it would be stored and never counted.
+        Of two workers that gave a purchase a price, one of them asleep when it lost the partition, the first to store
+        it has decided. Anything else was changed by others, and is put right.
         """
-        ids = {event.purchase_id for _, event in unpriced}
-        stored = await self._with_mongodb(batch, lambda: self._store.purchase_prices(ids))
-        batch.check_owned()
-        get = self._counts.getter(batch.tp.partition)
-        undecided, rejected = [], {}
-        for record, event in unpriced:
-            event.price = stored.get(event.purchase_id)
-            if event.price is not None:
-                continue
-            if handled(get, event.customer_id, record.offset):
-                rejected[record.offset] = _unknown_product(event.product_id)
-            else:
-                undecided.append((record, event))
-        return undecided, rejected
+        undecided, changed = priced.to_log, []
+        for number, stored in differing.items():
+            record, event = accepted[number]
+            if record.offset in undecided and isinstance(stored.get("price"), int):
+                event.price = priced.decided[record.offset] = stored["price"]
+            document = purchase_document(record, event)
+            if differs(document, stored):
+                changed.append(document)
+        if changed:
+            await self._with_mongodb(batch, lambda: self._store.restore_purchases(changed))
+            names = ", ".join(document["_id"] for document in changed[:_NAMED])
+            log.warning("%d purchase(s) in MongoDB were not as they were sent; put right: %s", len(changed), names)
 
     async def _reject(self, batch: BatchLike, rejected: list[Rejection]) -> None:
         if not rejected:
@@ -340,25 +300,3 @@ class Processing:
             log.warning(
                 "%d record(s) of %s to the dead letters: %s", count, batch.records[0].topic, reason,
             )  # fmt: skip
-
-    async def _with_mongodb(self, batch: BatchLike, attempt: Callable[[], Awaitable[T]]) -> T:
-        async def prepared() -> T:
-            if not self._prepared:
-                await self._store.prepare()
-                self._prepared = True
-            return await attempt()
-
-        return await retrying(self.mongodb, batch.check_owned, prepared)
-
-    async def _with_kafka(self, batch: BatchLike, attempt: Callable[[], Awaitable[T]]) -> T:
-        async def translated() -> T:
-            try:
-                return await attempt()
-            except KafkaError as error:
-                raise Unavailable("Kafka", error) from error
-
-        return await retrying(self.kafka, batch.check_owned, translated)
-
-
-def _unknown_product(product_id: str) -> Rejected:
-    return Rejected("unknown product", f"product_id {product_id!r} was never offered, or is no longer")

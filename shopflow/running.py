@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -21,10 +22,9 @@ from faust.cli import AppCommand
 from faust.cli.worker import worker as faust_worker
 
 from . import kafka, topics
-from .app import app, bootstrap, config, connect
+from .app import app, bootstrap, config, connect, kafka_outage
 from .embedded import Servers
 from .errors import Refused, Unavailable
-from .outages import Outage
 
 __all__ = ["KafkaNoise", "WorkerCommand", "check_port", "choose_datadir", "serve"]
 
@@ -35,6 +35,8 @@ _STOP_SECONDS = 20.0
 _STOP_WITHOUT_KAFKA_SECONDS = 5.0
 _WATCH_SECONDS = 0.5
 _PROBE_SECONDS = 2.0
+#: In what aiokafka says when it can't reach Kafka.
+_TROUBLE = re.compile("connect|heartbeat|timed? ?out", re.IGNORECASE)
 
 
 def check_port(bind: str, port: int) -> None:
@@ -97,18 +99,23 @@ async def _prepare(say: Callable[[str], None]) -> None:
 
 
 class KafkaNoise(logging.Filter):
-    """aiokafka says several lines a second while Kafka is away; this makes one of them."""
+    """aiokafka says several lines a second while Kafka is away; this keeps the last of them, to be looked into."""
 
-    def __init__(self, outage: Outage, *, verbose: bool) -> None:
+    def __init__(self, *, verbose: bool) -> None:
         super().__init__()
-        self._outage = outage
         self._verbose = verbose
+        self._suspicion: str | None = None
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Let a line of aiokafka pass? Errors of the connection become an outage; the rest is for `-l debug`."""
-        if record.levelno >= logging.WARNING and "connect" in (message := record.getMessage()).lower():
-            self._outage.failed(Unavailable("Kafka", message))
+        """Let a line of aiokafka pass? Errors of the connection are a suspicion; the rest is for `-l debug`."""
+        if record.levelno >= logging.WARNING and _TROUBLE.search(message := record.getMessage()):
+            self._suspicion = message
         return self._verbose
+
+    def suspicion(self) -> str | None:
+        """What was said since the last call that sounds as if Kafka were away."""
+        said, self._suspicion = self._suspicion, None
+        return said
 
 
 class _Watch:
@@ -122,8 +129,7 @@ class _Watch:
         self._servers = servers
         self._over = threading.Event()
         self._stopping_since: float | None = None
-        self._outage = Outage("Kafka")
-        self._noise = KafkaNoise(self._outage, verbose=verbose)
+        self._noise = KafkaNoise(verbose=verbose)
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
     def __enter__(self) -> _Watch:
@@ -142,8 +148,7 @@ class _Watch:
         while not self._over.wait(_WATCH_SECONDS):
             self._look_after_servers()
             self._look_after_stop()
-            if self._outage.seconds is not None and _kafka_answers():
-                self._outage.succeeded()
+            self._look_after_kafka()
 
     def _look_after_servers(self) -> None:
         if not self.failed and (failure := self._servers.failure()):
@@ -153,11 +158,20 @@ class _Watch:
                 self._end()
             os.kill(os.getpid(), signal.SIGTERM)
 
+    def _look_after_kafka(self) -> None:
+        suspicion = self._noise.suspicion()
+        if suspicion is None and kafka_outage.seconds is None:
+            return
+        if _kafka_answers():  # a connection that was cut says nothing about the next one
+            kafka_outage.succeeded()
+        elif suspicion is not None:
+            kafka_outage.failed(Unavailable("Kafka", suspicion))
+
     def _look_after_stop(self) -> None:
         if not app.should_stop:
             return
         self._stopping_since = self._stopping_since or time.monotonic()
-        seconds = _STOP_SECONDS if self._outage.seconds is None else _STOP_WITHOUT_KAFKA_SECONDS
+        seconds = _STOP_SECONDS if kafka_outage.seconds is None else _STOP_WITHOUT_KAFKA_SECONDS
         if time.monotonic() - self._stopping_since > seconds:
             _say_error(
                 f"not stopped within {seconds:g} s; ended. What was not finished comes again to the next worker."

@@ -108,6 +108,9 @@ class Inserted:
     refused: dict[int, str] = field(default_factory=dict)
     """Indexes of those that MongoDB will never take, each with the reason."""
 
+    differing: dict[int, Document] = field(default_factory=dict)
+    """Indexes of those that an earlier try has stored, but not as they are now; each with what is stored."""
+
 
 @dataclass(frozen=True)
 class Deletion:
@@ -176,6 +179,9 @@ class Store(Protocol):
 
         Of several with one `_id` in a call the first is stored, the others are duplicates.
         """
+
+    async def restore_purchases(self, documents: Sequence[Document]) -> None:
+        """Give stored purchases of the same `source` the fields of these; fields of others' in them stay."""
 
     async def upsert_products(self, documents: Sequence[Document]) -> dict[int, str]:
         """Store products, and every price that they bring. Returns what was refused, by index, with the reason.
@@ -273,16 +279,33 @@ class MongoStore:
         refused, existing = await self._insert(documents, range(len(documents)))
         if not existing:
             return Inserted(frozenset(), refused)
-        sources = await self._sources(documents[index]["_id"] for index in existing)
-        if vanished := [index for index in existing if documents[index]["_id"] not in sources]:
+        stored = await self._stored(documents[index]["_id"] for index in existing)
+        if vanished := [index for index in existing if documents[index]["_id"] not in stored]:
             # Deleted since the insert met them: then they are not there, and have to be.
             refused_now, existing_now = await self._insert(documents, vanished)
             refused |= refused_now
             existing = [index for index in existing if index not in set(vanished)] + existing_now
-            sources |= await self._sources(documents[index]["_id"] for index in existing_now)
-            if any(documents[index]["_id"] not in sources for index in existing_now):
+            stored |= await self._stored(documents[index]["_id"] for index in existing_now)
+            if any(documents[index]["_id"] not in stored for index in existing_now):
                 raise Unavailable("MongoDB", "purchases are deleted while they are written")
-        return Inserted(duplicates(documents, existing, refused, sources), refused)
+        repeated = duplicates(documents, existing, refused, stored)
+        differing = {
+            index: found
+            for index in existing
+            if index not in repeated and differs(documents[index], found := stored[documents[index]["_id"]])
+        }
+        return Inserted(repeated, refused, differing)
+
+    async def restore_purchases(self, documents: Sequence[Document]) -> None:
+        if not documents:
+            return
+        operations = [
+            UpdateOne({"_id": document["_id"], "source": document["source"]}, {"$set": _without_id(document)})
+            for document in documents
+        ]
+        errors = await _written(self._collection(PURCHASES).bulk_write(operations, ordered=False))
+        if errors:  # they were stored once: not the events' fault
+            raise Unavailable("MongoDB", f"collection {PURCHASES}: {_said(errors[0])}")
 
     async def upsert_products(self, documents: Sequence[Document]) -> dict[int, str]:
         # The prices first: a product without its price history would be taken for one that always had its newest price.
@@ -410,15 +433,14 @@ class MongoStore:
                 refused[indexes[error["index"]]] = _said(error)
         return refused, existing
 
-    async def _sources(self, ids: Iterable[str]) -> dict[str, Document | None]:
-        """Where the stored purchases with these ids came from.
+    async def _stored(self, ids: Iterable[str]) -> dict[str, Document]:
+        """The stored purchases with these ids.
 
         A majority has what is read here. The server confirmed the insert, failed as it was, only when a majority had
         all that it met. So the read sees it, and no election takes it back after we called a purchase a duplicate
         and didn't count it.
         """
-        found = self._find(PURCHASES, "_id", set(ids), {"source": 1})
-        return {document["_id"]: document.get("source") async for document in found}
+        return {document["_id"]: document async for document in self._find(PURCHASES, "_id", set(ids), {})}
 
     async def _upsert(self, name: str, documents: Sequence[Document]) -> dict[int, str]:
         """Put each document there unless there is a newer one; returns which were refused and why."""
@@ -618,25 +640,37 @@ def duplicates(
     documents: Sequence[Document],
     existing: Collection[int],
     refused: Collection[int],
-    sources: Mapping[str, Document | None],
+    stored: Mapping[str, Document],
 ) -> frozenset[int]:
     """Which of the purchases that met their `_id` are not what is stored under it.
 
     Arguments:
         existing: Indexes of those that met their `_id`.
         refused: Indexes of those that are not stored at all.
-        sources: The stored documents' `source` by `_id`.
+        stored: The stored documents by `_id`.
     """
     met = set(existing)
     taken = {document["_id"] for index, document in enumerate(documents) if index not in met and index not in refused}
     found = set()
     for index in sorted(met):
         name = documents[index]["_id"]
-        if name in taken or sources[name] != documents[index]["source"]:
+        if name in taken or stored[name].get("source") != documents[index]["source"]:
             found.add(index)
         else:
             taken.add(name)
     return frozenset(found)
+
+
+def differs(document: Document, stored: Document) -> bool:
+    """Is the stored document not what this one would be? Fields that only the stored one has don't count."""
+    return any(
+        name not in stored or stored[name] != (milliseconds(value) if isinstance(value, datetime) else value)
+        for name, value in document.items()
+    )
+
+
+def _without_id(document: Document) -> Document:
+    return {name: value for name, value in document.items() if name != "_id"}
 
 
 # -- errors

@@ -6,7 +6,7 @@ from .app import app, config
 from .kafka import MAX_MESSAGE_BYTES, TopicSpec
 from .verification import Layout
 
-__all__ = ["CHANGELOG", "DEAD_LETTERS", "KEYS", "LAYOUT", "SPECS", "customers", "products", "purchases"]
+__all__ = ["CHANGELOG", "DEAD_LETTERS", "KEYS", "LAYOUT", "PRICES", "SPECS", "customers", "products", "purchases"]
 
 #: A dead letter carries headers besides the record that it came from.
 _HEADERS_BYTES = 1024 * 1024
@@ -27,6 +27,9 @@ purchases = app.batched_topic(_name("purchases"))
 
 #: Key and value as they came, with the reason and the place in Kafka Connect's `__connect.errors.*` headers.
 DEAD_LETTERS = _name("dead-letters")
+
+#: The prices given to purchases that came without one, in the partition with the purchases' number.
+PRICES = _name("purchase-prices")
 
 _retention_ms = -1 if config.topics.retention_hours == -1 else config.topics.retention_hours * 3_600_000
 
@@ -50,6 +53,7 @@ SPECS = (
     _spec(products.get_topic_name(), compacted=True),
     _spec(customers.get_topic_name(), compacted=True),
     _spec(purchases.get_topic_name()),
+    _spec(PRICES),
     _spec(DEAD_LETTERS, max_message_bytes=MAX_MESSAGE_BYTES + _HEADERS_BYTES),
     _spec(CHANGELOG, compacted=True),
 )

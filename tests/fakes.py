@@ -17,6 +17,7 @@ from shopflow.store import (
     Inserted,
     PriceHistory,
     Totals,
+    differs,
     milliseconds,
     newest,
     no_price_document,
@@ -58,7 +59,7 @@ class FakeStore:
 
     async def insert_purchases(self, documents: Sequence[Document]) -> Inserted:
         self._called("insert_purchases")
-        stored, duplicates, refused = self.collections["purchases"], set(), {}
+        stored, duplicates, refused, differing = self.collections["purchases"], set(), {}, {}
         met: set[str] = set()
         for number, document in enumerate(documents):
             name = document["_id"]
@@ -71,7 +72,16 @@ class FakeStore:
                 duplicates.add(number)
             else:
                 met.add(name)
-        return Inserted(frozenset(duplicates), refused)
+                if differs(document, stored[name]):
+                    differing[number] = deepcopy(stored[name])
+        return Inserted(frozenset(duplicates), refused, differing)
+
+    async def restore_purchases(self, documents: Sequence[Document]) -> None:
+        self._called("restore_purchases")
+        for document in documents:
+            known = self.collections["purchases"].get(document["_id"])
+            if known is not None and known.get("source") == document["source"]:
+                known |= _as_stored(document)
 
     async def purchase_prices(self, purchase_ids: Collection[str]) -> dict[str, int]:
         self._called("purchase_prices")
@@ -243,6 +253,9 @@ class FakeBatch:
     def check_owned(self) -> None:
         if self.lost:
             raise PartitionLost("lost")
+
+    async def session(self) -> None:
+        self.check_owned()
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:

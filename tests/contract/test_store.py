@@ -71,6 +71,23 @@ def test_a_purchase_is_stored_once_however_often_it_is_delivered(store: Store, r
     assert run(store.sizes())["purchases"] == 1
 
 
+def test_a_purchase_that_was_changed_by_hand_is_told_and_restored(store: Store, run: Run) -> None:
+    """When it is delivered again; what another program put beside its fields stays."""
+    bought = [purchase("p1", kafka(5)), purchase("p2", kafka(6)), purchase("p3", kafka(7))]
+    run(put(store, "purchases", {**bought[0], "price": 1, "note": "mine"}))
+    run(put(store, "purchases", {**bought[1], "note": "mine"}))
+    inserted = run(store.insert_purchases(bought))
+    assert not inserted.duplicates
+    assert {number: found["price"] for number, found in inserted.differing.items()} == {0: 1}
+    run(store.restore_purchases([bought[0], purchase("p2", kafka(99), price=7), purchase("p4", kafka(8))]))
+    run(put(store, "customers", customer("anna")))
+    (anna,) = run(everything(store.customers()))
+    assert [(one["_id"], one["price"], one.get("note")) for one in anna["purchases"]] == [
+        ("p1", 300, "mine"), ("p2", 300, "mine"), ("p3", 300, None),
+    ]  # fmt: skip
+    assert run(store.insert_purchases(bought)).differing == {}
+
+
 def test_a_purchase_that_was_sent_twice_is_a_duplicate(store: Store, run: Run) -> None:
     """The same id at another offset, or of another customer, is not counted again; the first stays."""
     run(store.insert_purchases([purchase("p1", kafka(5))]))

@@ -316,7 +316,7 @@ def test_topics_are_created_as_the_contract_says(shop: Shop, worker: Worker) -> 
         if not name.endswith("__assignor-__leader")
     }
     compacted = {shop.topic("products"), shop.topic("customers"), shop.changelog}
-    kept = {shop.topic("purchases"), shop.topic("dead-letters")}
+    kept = {shop.topic("purchases"), shop.topic("purchase-prices"), shop.topic("dead-letters")}
     assert set(found) == compacted | kept
     assert {name: each[:2] for name, each in found.items() if name in compacted} == dict.fromkeys(
         compacted, (4, "compact")

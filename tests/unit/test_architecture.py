@@ -20,10 +20,11 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem not in 
 #: From the bottom up: a module imports only from layers below its own.
 LAYERS = (
     {"errors", "keeper", "progress"},
-    {"config", "models", "outages", "samples", "kafka"},
+    {"config", "models", "outages", "samples", "kafka", "price_log"},
     {"counting", "store", "embedded", "batching", "dead_letters"},
-    {"changelog", "processing", "seeding", "verification"},
-    {"app", "listing"},
+    {"attempts", "changelog", "seeding", "verification"},
+    {"pricing"},
+    {"app", "listing", "processing"},
     {"topics", "tables"},
     {"agents", "views", "running"},
     {"demo"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import warnings
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -17,8 +18,8 @@ from faust.types import TP
 from intervaltree import IntervalTree
 
 from shopflow import batching
-from shopflow.batching import App, Batch, BatchConsumer, Chain, Cursor, each_batch
-from shopflow.errors import PartitionLost
+from shopflow.batching import App, Batch, BatchConsumer, Chain, Cursor, Session, each_batch
+from shopflow.errors import PartitionLost, Unavailable
 
 PURCHASES = TP("shop.purchases", 0)
 CHANGELOG = TP("shop-counts-changelog", 0)
@@ -360,7 +361,7 @@ class Stream:
         self.acked.append(event.value)
 
 
-batching_log = SimpleNamespace(info=lambda *args: None, exception=lambda *args: None)
+batching_log = logging.getLogger("tests.batching")
 
 
 class Failing:
@@ -386,6 +387,61 @@ def test_an_agent_never_raises_and_tries_again_what_fails(monkeypatch: pytest.Mo
     assert handle.handled == [1, 1, 1, 2]
     assert stream.acked == [one, two]
     assert not stream.enable_acks
+
+
+def test_what_keeps_failing_is_said_once_and_when_it_is_over(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A full disk: one line when it begins, without a traceback; one when there is space again."""
+    monkeypatch.setattr(batching, "RETRY_SECONDS", 0)
+    handle = Failing(*[Unavailable("RocksDB", "no space left")] * 30)
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(each_batch(Stream(SimpleNamespace(start=1, tp=PURCHASES)), handle))
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 2
+    assert "RocksDB: no space left" in lines[0]
+    assert "at the try 31" in lines[1]
+    assert not caplog.records[0].exc_info
+
+
+def test_a_session_is_sure_until_its_timeout_counted_from_the_heartbeat_that_was_sent() -> None:
+    """The broker counts from when it came, so it gives our partitions away later than that."""
+    clock = [100.0]
+    session = Session(30.0, lambda: clock[0])
+    assert not session.sure
+    session.renewed(95.0)
+    assert session.sure
+    clock[0] = 125.0
+    assert not session.sure
+    session.renewed(120.0)
+    session.renewed(110.0)  # an answer that came late
+    assert session.sure
+
+
+def test_a_batch_waits_while_its_session_may_have_run_out(consumer: Consumer) -> None:
+    """The worker slept: until Kafka says so, it can't know whether the partition is still its own."""
+    clock = [100.0]
+    consumer.begin(PURCHASES, 0)
+    (batch,) = batches(consumer, (0, 2))
+    consumer.session = Session(30.0, lambda: clock[0])
+    consumer.session.renewed(100.0)
+
+    async def story() -> None:
+        await asyncio.wait_for(batch.session(), 5)
+        clock[0] = 140.0
+        waiting = asyncio.create_task(batch.session())
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        consumer.session.renewed(139.0)
+        await asyncio.wait_for(waiting, 5)
+        clock[0] = 200.0
+        waiting = asyncio.create_task(batch.session())
+        await asyncio.sleep(0.1)
+        consumer.app.consumer_generation_id += 1
+        with pytest.raises(PartitionLost):
+            await asyncio.wait_for(waiting, 5)
+
+    asyncio.run(story())
 
 
 def test_an_agent_leaves_a_batch_that_it_lost() -> None:

@@ -13,12 +13,16 @@ from typing import Any
 import pytest
 from faust.types import TP
 
+from shopflow.attempts import Attempts
 from shopflow.batching import App
 from shopflow.changelog import Audit, CountTable
 from shopflow.counting import TOTALS_KEY, Counted, advance, decode_count, decode_totals
 from shopflow.dead_letters import DeadLetters
 from shopflow.errors import ShopflowError, Unavailable
 from shopflow.models import encode
+from shopflow.outages import Outage
+from shopflow.price_log import PriceLog
+from shopflow.pricing import Pricing
 from shopflow.processing import Processing
 from tests.fakes import FakeBatch, FakeOutlet, FakeRecord, FakeStore
 
@@ -296,6 +300,15 @@ def test_a_batch_that_holds_a_getter_does_not_keep_a_forgotten_partition_locked(
     assert shop.count("anna") == (1, 0)
 
 
+def no_log() -> PriceLog:
+    """Every purchase has a price."""
+
+    async def never(*args: object) -> Any:
+        raise AssertionError(args)
+
+    return PriceLog("prices", never, never)
+
+
 class SharedShop(Shop):
     """One of several workers, each with a folder of its own, and the changelog that they share."""
 
@@ -303,13 +316,17 @@ class SharedShop(Shop):
         super().__init__(folder)
         self.changelog = changelog
         self.meanwhile: Callable[[], Awaitable[None]] | None = None
+        store = FakeStore()
+        attempts = Attempts(store, Outage("MongoDB"), Outage("Kafka"))
+        dead_letters = DeadLetters("dead", 1, "shopflow", FakeOutlet().send)
         self.processing = Processing(
-            FakeStore(),
+            store,
             self.table,
-            lambda partition, rows: self.publish(TOPIC, partition, rows),
-            DeadLetters("dead", 1, "shopflow", FakeOutlet().send),
+            attempts,
+            Pricing(store, self.table, attempts, no_log(), rejected_before=dead_letters.before, wait_seconds=0),
+            dead_letters,
+            publish=lambda partition, rows: self.publish(TOPIC, partition, rows),
             max_event_bytes=10_000,
-            product_wait_seconds=0,
         )
 
     async def publish(self, topic: str, partition: int, rows: Any) -> int:

@@ -40,6 +40,7 @@ def test_the_shops_topics_are_those_of_the_contract() -> None:
         "shop.products": True,
         "shop.customers": True,
         "shop.purchases": False,
+        "shop.purchase-prices": False,
         "shop.dead-letters": False,
         "shopflow-purchase_counts-changelog": True,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 
 import pytest
 
@@ -85,15 +86,27 @@ def test_other_errors_are_not_retried(pauses: list[float]) -> None:
 
 
 @pytest.mark.parametrize("verbose", [False, True])
-def test_aiokafkas_lines_become_one(verbose: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_aiokafkas_lines_become_a_suspicion(verbose: bool) -> None:
     """It says several a second while Kafka is away; with -l debug they are all there."""
+    noise = KafkaNoise(verbose=verbose)
+    text = "Unable connect to node with id 1"
+    line = logging.LogRecord("aiokafka.conn", logging.ERROR, "", 0, text, (), None)
+    other = logging.LogRecord("aiokafka.conn", logging.WARNING, "", 0, "Rebalancing", (), None)
+    assert [noise.filter(each) for each in [line] * 50 + [other]] == [verbose] * 51
+    assert noise.suspicion() == text
+    assert noise.suspicion() is None
+
+
+def test_an_outage_is_said_once_however_many_notice(caplog: pytest.LogCaptureFixture) -> None:
+    """The event loop and the thread that watches, at the same moment."""
     outage = Outage("Kafka")
-    noise = KafkaNoise(outage, verbose=verbose)
-    line = logging.LogRecord("aiokafka.conn", logging.ERROR, "", 0, "Unable connect to node with id 1", (), None)
-    with caplog.at_level(logging.WARNING):
-        assert [noise.filter(line) for _ in range(50)] == [verbose] * 50
-    assert len(caplog.records) == 1
-    assert outage.seconds is not None
+    for what in (lambda: outage.failed(Unavailable("Kafka", "away")), outage.succeeded):
+        threads = [threading.Thread(target=what) for _ in range(20)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert [record.getMessage().split(";")[0][:13] for record in caplog.records] == ["Kafka is away", "Kafka is back"]
 
 
 def test_what_is_lost_already_is_not_even_tried(pauses: list[float]) -> None:

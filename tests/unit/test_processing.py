@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
+from copy import deepcopy
 from datetime import datetime, timezone
 from typing import Any
 
@@ -14,10 +15,14 @@ import pytest
 from aiokafka.errors import KafkaConnectionError
 
 from shopflow import outages
-from shopflow import processing as module
-from shopflow.counting import TOTALS_KEY, decode_count, decode_totals
+from shopflow import pricing as module
+from shopflow.attempts import Attempts
+from shopflow.counting import TOTALS_KEY, decode_count, decode_totals, rebuilt
 from shopflow.dead_letters import DeadLetters
 from shopflow.errors import PartitionLost, Unavailable
+from shopflow.outages import Outage
+from shopflow.price_log import PriceLog
+from shopflow.pricing import Pricing
 from shopflow.processing import Processing
 from tests.fakes import FakeBatch, FakeCounts, FakeOutlet, FakeRecord, FakeStore
 
@@ -59,14 +64,40 @@ class Shop:
         self.outlet = FakeOutlet(self.events)
         self.publish_failures: list[Exception] = []
         self.published: list[tuple[bytes, bytes]] = []
+        self.price_log: list[bytes] = []
+        self.mongodb, self.kafka = Outage("MongoDB"), Outage("Kafka")
+        self.dead_letters = DeadLetters("shop.dead-letters", 4, "shopflow", self.outlet.send)
+        attempts = Attempts(self.store, self.mongodb, self.kafka)
+        self.log = PriceLog("shop.purchase-prices", self.send_prices, self.read_prices)
+        self.pricing = Pricing(
+            self.store,
+            self.counts,
+            attempts,
+            self.log,
+            rejected_before=self.dead_letters.before,
+            wait_seconds=wait_seconds,
+        )
         self.processing = Processing(
             self.store,
             self.counts,
-            self.publish,
-            DeadLetters("shop.dead-letters", 4, "shopflow", self.outlet.send),
+            attempts,
+            self.pricing,
+            self.dead_letters,
+            publish=self.publish,
             max_event_bytes=10_000,
-            product_wait_seconds=wait_seconds,
         )
+
+    async def send_prices(self, topic: str, partition: int, value: bytes) -> None:
+        self.events.append("prices")
+        self.price_log.append(value)
+
+    async def read_prices(self, topic: str, partition: int, since: int) -> list[bytes]:
+        return list(self.price_log)
+
+    def rebalance(self) -> None:
+        """What others did meanwhile is not known."""
+        self.log.forget()
+        self.dead_letters.forget()
 
     async def publish(self, partition: int, rows: Sequence[tuple[bytes, bytes]]) -> int:
         if self.publish_failures:
@@ -322,7 +353,7 @@ def test_unknown_products_that_are_remembered_take_bounded_memory(shop: Shop, mo
     monkeypatch.setattr(module, "_REMEMBERED", 3)
     for number in range(20):
         shop.handle(shop.batch(unpriced(f"p{number}", product_id=f"made-up-{number}"), start=number))
-    assert len(shop.processing._unknown) <= 3
+    assert len(shop.pricing._unknown) <= 3
 
 
 class LostAfter(FakeBatch):
@@ -553,3 +584,84 @@ def test_a_product_that_was_known_in_between_is_waited_for_again(shop: Shop, mon
     shop.handle(shop.batch(unpriced("p3", purchased_at="2026-05-01T14:00:00Z"), start=2))
     assert shop.events.count("price_history") > looks + 1
     assert set(shop.store.collections["purchases"]) == {"p2"}
+
+
+def test_a_price_stays_when_mongodb_is_dropped_and_the_product_was_offered_anew(shop: Shop) -> None:
+    """A replay: the log of prices says what was decided, whatever the history of prices says now."""
+    shop.handle(shop.batch(product(300), kind="products"), "products")
+    shop.handle(shop.batch(unpriced("p0"), purchase("p1", price=7), unpriced("p2")))
+    for documents in shop.store.collections.values():
+        documents.clear()
+    shop.rebalance()
+    shop.handle(shop.batch(product(999), start=1, kind="products"), "products")
+    shop.handle(shop.batch(unpriced("p0"), purchase("p1", price=7), unpriced("p2")))
+    assert {name: one["price"] for name, one in shop.store.collections["purchases"].items()} == {
+        "p0": 300, "p1": 7, "p2": 300,
+    }  # fmt: skip
+    assert shop.count() == (3, 6, 1214)
+    assert len(shop.price_log) == 1, "what is there is not added again"
+    assert shop.outlet.got == []
+
+
+def test_a_purchase_that_was_rejected_stays_rejected_when_all_is_rebuilt(shop: Shop) -> None:
+    """Its product is known by now; accepted, it would be stored and be a dead letter too."""
+
+    async def there(topic: str, partition: int, since: int) -> list[FakeRecord]:
+        return [FakeRecord(key, value, n, where, topic, headers=tuple(headers))
+                for n, (topic, key, value, where, headers) in enumerate(shop.outlet.got)]  # fmt: skip
+
+    shop.dead_letters._read_since = there
+    shop.handle(shop.batch(unpriced("p0"), purchase("p1")))
+    assert len(shop.reasons()) == 1
+    shop.handle(shop.batch(product(300), kind="products"), "products")
+    shop.store.collections["purchases"].clear()
+    shop.counts.rows[0][TOTALS_KEY] = rebuilt(shop.counts.rows[0][TOTALS_KEY])
+    shop.rebalance()
+    shop.handle(shop.batch(unpriced("p0"), purchase("p1")))
+    assert set(shop.store.collections["purchases"]) == {"p1"}
+    assert len(shop.reasons()) == 1
+    assert (shop.totals().purchases, shop.totals().rejected) == (1, 1)
+
+
+def test_the_price_of_the_worker_that_stored_it_first_counts(shop: Shop) -> None:
+    """Another one, asleep meanwhile, had found another price."""
+    shop.handle(shop.batch(product(300), kind="products"), "products")
+    batch = shop.batch(unpriced("p0"))
+    insert = shop.store.insert_purchases
+
+    async def other_first(documents: Sequence[Any]) -> Any:
+        shop.store.insert_purchases = insert  # type: ignore[method-assign]
+        await insert([{**documents[0], "price": 500, "value": 1000}])
+        return await insert(documents)
+
+    shop.store.insert_purchases = other_first  # type: ignore[method-assign]
+    shop.handle(batch)
+    assert shop.store.collections["purchases"]["p0"]["price"] == 500
+    assert shop.count() == (1, 2, 1000)
+    assert json.loads(shop.price_log[0]) == {"prices": [[0, 500]]}
+
+
+def test_a_document_that_was_changed_by_hand_is_put_right_when_its_event_comes_again(
+    shop: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The event is what happened; also the price that was given to it, which is in the log of prices."""
+    shop.handle(shop.batch(product(300), kind="products"), "products")
+    events = unpriced("p0"), purchase("p1")
+    shop.handle(shop.batch(*events))
+    before = deepcopy(shop.store.collections["purchases"])
+    shop.store.collections["purchases"]["p0"]["price"] = 1
+    shop.store.collections["purchases"]["p1"]["quantity"] = 99
+    shop.rebalance()
+    shop.handle(shop.batch(*events))
+    assert shop.store.collections["purchases"] == before
+    assert "2 purchase(s) in MongoDB were not as they were sent; put right: p0, p1" in caplog.text
+
+
+def test_prices_are_in_their_log_before_they_are_counted(shop: Shop) -> None:
+    """What is counted can be replayed."""
+    shop.handle(shop.batch(product(300), kind="products"), "products")
+    shop.events.clear()
+    shop.handle(shop.batch(unpriced("p0")))
+    assert [event for event in shop.events if event in {"insert_purchases", "prices", "table"}] == [
+        "insert_purchases", "prices", "table",
+    ]  # fmt: skip

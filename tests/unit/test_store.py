@@ -208,29 +208,34 @@ def purchases(*names: str) -> list[Document]:
     return [{"_id": name, "source": kafka(offset)} for offset, name in enumerate(names)]
 
 
+def stored(**sources: Document) -> dict[str, Document]:
+    """What MongoDB has, with where it came from."""
+    return {name: {"_id": name, "source": source} for name, source in sources.items()}
+
+
 def test_what_was_stored_by_an_earlier_try_is_no_duplicate() -> None:
     """The same event, delivered again."""
-    assert duplicates(purchases("a", "b"), [0, 1], {}, {"a": kafka(0), "b": kafka(1)}) == frozenset()
+    assert duplicates(purchases("a", "b"), [0, 1], {}, stored(a=kafka(0), b=kafka(1))) == frozenset()
 
 
 def test_what_another_event_stored_is_a_duplicate() -> None:
     """Another offset, a direct write, another program."""
-    sources: dict[str, Document | None] = {"a": kafka(9), "b": DIRECT, "c": None, "d": kafka(3)}
-    assert duplicates(purchases("a", "b", "c", "d"), [0, 1, 2, 3], {}, sources) == {0, 1, 2}
+    found = {**stored(a=kafka(9), b=DIRECT, d=kafka(3)), "c": {"_id": "c"}}
+    assert duplicates(purchases("a", "b", "c", "d"), [0, 1, 2, 3], {}, found) == {0, 1, 2}
 
 
 def test_of_one_id_in_a_call_at_most_one_is_stored() -> None:
     """Stored now, stored before, or both the very same event."""
-    assert duplicates(purchases("a", "a", "a"), [1, 2], {}, {"a": kafka(0)}) == {1, 2}
-    assert duplicates(purchases("a", "a"), [0, 1], {}, {"a": kafka(0)}) == {1}
-    assert duplicates(purchases("a", "a"), [0, 1], {}, {"a": kafka(1)}) == {0}
+    assert duplicates(purchases("a", "a", "a"), [1, 2], {}, stored(a=kafka(0))) == {1, 2}
+    assert duplicates(purchases("a", "a"), [0, 1], {}, stored(a=kafka(0))) == {1}
+    assert duplicates(purchases("a", "a"), [0, 1], {}, stored(a=kafka(1))) == {0}
     twice = [purchases("a")[0]] * 2
-    assert duplicates(twice, [0, 1], {}, {"a": kafka(0)}) == {1}
+    assert duplicates(twice, [0, 1], {}, stored(a=kafka(0))) == {1}
 
 
 def test_one_that_is_refused_takes_no_id() -> None:
     """The next of that id is the stored one, not its duplicate."""
-    assert duplicates(purchases("a", "a"), [1], {0: "too large"}, {"a": kafka(1)}) == frozenset()
+    assert duplicates(purchases("a", "a"), [1], {0: "too large"}, stored(a=kafka(1))) == frozenset()
 
 
 # What MongoDB can't take

@@ -1,0 +1,80 @@
+"""How a batch's work gets done while servers come and go: tried again until they answer or the partition is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Protocol, TypeVar
+
+from aiokafka.errors import KafkaError
+
+from .errors import Unavailable
+from .outages import Outage, retrying
+from .store import Store
+
+__all__ = ["Attempts", "Owned"]
+
+T = TypeVar("T")
+
+
+class Owned(Protocol):
+    """What is needed of `batching.Batch`."""
+
+    def check_owned(self) -> None:
+        """Raises:
+        PartitionLost: It is no longer ours.
+        """
+
+    async def session(self) -> None:
+        """Return when it is sure that the partition is ours.
+
+        Raises:
+            PartitionLost: It is not.
+        """
+
+
+class Attempts:
+    """Tries what it is given, for as long as it takes.
+
+    Arguments:
+        mongodb, kafka: Whether they are away, as all of the worker see it.
+    """
+
+    def __init__(self, store: Store, mongodb: Outage, kafka: Outage) -> None:
+        self._store = store
+        self._prepared = False
+        self._mongodb = mongodb
+        self._kafka = kafka
+
+    async def with_mongodb(self, batch: Owned, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Try until MongoDB answers. `attempt` must be idempotent.
+
+        Raises:
+            PartitionLost: The batch is no longer ours.
+        """
+
+        async def prepared() -> T:
+            if not self._prepared:
+                await self._store.prepare()
+                self._prepared = True
+            return await attempt()
+
+        return await retrying(self._mongodb, batch.check_owned, prepared)
+
+    async def with_kafka(self, batch: Owned, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Try until Kafka has taken it, and only while it is sure that the partition is ours.
+
+        Kafka does not refuse records of a worker that lost the partition and does not know it yet, since it slept; so
+        nothing is sent while the session may have run out. `attempt` must be idempotent.
+
+        Raises:
+            PartitionLost: The batch is no longer ours.
+        """
+
+        async def translated() -> T:
+            await batch.session()
+            try:
+                return await attempt()
+            except KafkaError as error:
+                raise Unavailable("Kafka", error) from error
+
+        return await retrying(self._kafka, batch.check_owned, translated)
