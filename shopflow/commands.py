@@ -24,6 +24,7 @@ from .demo import demo as run_demo
 from .embedded import Addresses, Servers, locate
 from .errors import Refused, Unavailable
 from .progress import progress_bar
+from .replay import replay as run_replay
 from .running import WorkerCommand
 from .verification import verify as run_verify
 
@@ -221,6 +222,20 @@ async def verify(self: Command, as_json: bool) -> int:
     for line in listing.report(report, as_json=as_json or self.json):
         self.say(line)
     return report.status
+
+
+class replay(Command):  # noqa: N801
+    """Rebuild MongoDB and the tables from the topics; the workers that run do it, or one that is started for it."""
+
+    options = [  # noqa: RUF012 - Faust's way
+        option("--keep-tables", is_flag=True, help="Leave the counts as they are; only MongoDB is filled again."),
+    ]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Run it."""
+        kafka.quiet()
+        with _stopped_by_sigterm():
+            exit_with(lambda: run_replay(self.say, quiet=self.quiet, **{**self.kwargs, **kwargs}))
 
 
 @contextmanager

@@ -60,9 +60,13 @@ def position_of(value: bytes) -> Position:
     return _decode_position(value)
 
 
-def rebuilt(totals: bytes | None) -> bytes:
-    """The sums with which a partition begins to count anew, given the present ones: of a new era, and empty."""
-    return _encode(Totals(era=1 + (position_of(totals).era if totals else 0)))
+def rebuilt(era: int, now: float) -> bytes:
+    """The sums with which a partition begins to count anew: empty, and of an era after this one.
+
+    Arguments:
+        now: The time (Unix, in seconds): it is the new era, so that it is also after one that the changelog has lost.
+    """
+    return _encode(Totals(era=max(era + 1, int(now))))
 
 
 class Counted(NamedTuple):

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import fcntl
 import random
 import signal
-import socket
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import aiohttp
 
-from . import kafka, keeper, listing, samples, seeding, topics
+from . import kafka, listing, samples, seeding, topics
 from .app import config, connect, store
+from .child import Worker, child_worker
 from .embedded import Addresses, Servers
 from .errors import Refused, Unavailable
 from .progress import progress_bar
-from .running import check_port
 from .verification import verify
 
 __all__ = ["demo"]
@@ -35,11 +29,9 @@ Say = Callable[[str], None]
 #: The demo's customers are the same each time.
 _SEED = 1
 _WORKER_START_SECONDS = 90.0
-_WORKER_STOP_SECONDS = 20.0
 #: Without any progress for so long, something is wrong.
 _STUCK_SECONDS = 60.0
 _LOOK_SECONDS = 0.5
-_LOG_BYTES = 8 << 20
 
 
 @dataclass
@@ -62,73 +54,16 @@ def demo(say: Say, *, customers: int, purchases: int, rate: float, leave: bool) 
         with Servers(config, say) as servers:
             addresses = servers.start()
             connect(addresses)
-            with _worker(say) as worker:
+            with child_worker(config, "demo", say) as worker:
                 return asyncio.run(_shop(plan, addresses, worker, servers, say))
     except KeyboardInterrupt:
         say("Stopped. What was stored stays: the next start goes on from here.")
         return 128 + signal.SIGINT if leave else 0
 
 
-class Worker:
-    """The demo's worker: a process of its own, which ends when this one does."""
-
-    def __init__(self, process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-        self._process = process
-        self.url = url
-        self._log = log
-
-    def check(self) -> None:
-        """Raises:
-        Refused: It has ended.
-        """
-        if (status := self._process.poll()) is not None:
-            raise Refused(f"the worker has ended with status {status}; its log: {self._log}")
-
-
-@contextmanager
-def _worker(say: Say) -> Iterator[Worker]:
-    port = _web_port()
-    folder = config.data_path
-    log = folder / "demo-worker.log"
-    folder.mkdir(parents=True, exist_ok=True)
-    keeper.cut(log, 0)
-    with (folder / "demo.lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise Refused(f"data_dir: a demo is running already in {folder}") from error
-        command = [sys.executable, "-m", "shopflow", "worker", "--web-port", str(port), "-l", "info"]
-        spec = keeper.Spec(
-            commands=[command],
-            log=str(log),
-            log_bytes=_LOG_BYTES,
-            lock=lock.fileno(),
-            stop_seconds=_WORKER_STOP_SECONDS,
-        )
-        process = keeper.start(spec, stdout=subprocess.DEVNULL)
-        try:
-            yield Worker(process, f"http://127.0.0.1:{port}", log)
-        finally:
-            say("Stopping the worker ...")
-            assert process.stdin is not None  # noqa: S101 - a pipe
-            with contextlib.suppress(OSError):
-                process.stdin.close()
-            process.wait()
-
-
-def _web_port() -> int:
-    with contextlib.suppress(Refused):
-        check_port("127.0.0.1", config.web.port)
-        return config.web.port
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 async def _shop(plan: Plan, addresses: Addresses, worker: Worker, servers: Servers, say: Say) -> int:
     async with _guarded(worker, servers):
-        say(f"Starting a worker ... (its log: {config.data_path / 'demo-worker.log'})")
+        say(f"Starting a worker ... (its log: {worker.log})")
         await _until(_answers(worker), _WORKER_START_SECONDS, "the worker does not answer")
         say(f"Counts of all customers: {worker.url}/counts/")
         await _offer_and_register(plan, addresses, say)

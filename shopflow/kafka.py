@@ -278,6 +278,30 @@ async def read_since(bootstrap: str, topic: str, partition: int, since: int, *, 
         return [record async for run in _runs(client, place, end) for record in run]
 
 
+async def ends(bootstrap: str, topics: Iterable[str]) -> tuple[dict[tuple[str, int], int], dict[tuple[str, int], int]]:
+    """Where each partition of these topics starts, and where it ends.
+
+    Raises:
+        Unavailable: Kafka does not answer, or one of the topics does not exist.
+    """
+    names = list(topics)
+    async with admin(bootstrap) as client, consumer(bootstrap) as reader:
+        counts = await _partitions(client, names)
+        if missing := [name for name in names if name not in counts]:
+            raise Unavailable("Kafka", f"topic {missing[0]} does not exist: start a worker, or seed some events")
+        places = [TopicPartition(name, number) for name, count in counts.items() for number in range(count)]
+        return (
+            {tuple(place): offset for place, offset in (await reader.beginning_offsets(places)).items()},
+            {tuple(place): offset for place, offset in (await reader.end_offsets(places)).items()},
+        )
+
+
+async def committed(bootstrap: str, group: str) -> dict[tuple[str, int], int]:
+    """What the group has committed, by topic and partition."""
+    async with admin(bootstrap) as client:
+        return {tuple(place): found.offset for place, found in (await _committed(client, group)).items()}
+
+
 @dataclass(frozen=True)
 class Lag:
     """How far the group has come in one topic."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -19,7 +19,7 @@ from .models import Customer, Decoder, Product, Purchase, check_id
 from .pricing import Priced, Pricing
 from .store import Deletion, Document, Store, differs
 
-__all__ = ["Processing"]
+__all__ = ["Processing", "in_order", "product_document", "split"]
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +88,20 @@ def split(records: Iterable[Any], decode: Decoder[E], *, tombstones: bool) -> Pa
 def _deletion(record: Any) -> Deletion:
     at = datetime.fromtimestamp(max(record.timestamp or 0, 0) / 1000, timezone.utc)
     return Deletion(check_id(record.key), at, source_of(record))
+
+
+def in_order(
+    parts: Parts[E], document: Callable[[Any, E], Document]
+) -> Iterator[tuple[list[tuple[Any, Document]], list[Deletion]]]:
+    """Upserts, then deletions after them: the log's order, as far as it matters. A deletion ends what was before."""
+    ends = {deletion.id: deletion.source["offset"] for deletion in parts.deletions}
+    early: list[tuple[Any, Document]] = []
+    late: list[tuple[Any, Document]] = []
+    for record, event in parts.accepted:
+        made = document(record, event)
+        (late if record.offset > ends.get(made["_id"], -1) else early).append((record, made))
+    yield early, parts.deletions
+    yield late, []
 
 
 def product_document(record: Any, event: Product) -> Document:
@@ -224,14 +238,7 @@ class Processing:
         upsert: Callable[[Sequence[Document]], Awaitable[dict[int, str]]],
         delete: Callable[[Sequence[Deletion]], Awaitable[None]],
     ) -> None:
-        """Upserts and deletions in the order of the log, as far as it matters: a deletion ends what came before it."""
-        ends = {deletion.id: deletion.source["offset"] for deletion in parts.deletions}
-        early: list[tuple[Any, Document]] = []
-        late: list[tuple[Any, Document]] = []
-        for record, event in parts.accepted:
-            made = document(record, event)
-            (late if record.offset > ends.get(made["_id"], -1) else early).append((record, made))
-        for group, deletions in ((early, parts.deletions), (late, [])):
+        for group, deletions in in_order(parts, document):
             if group:
                 refused = await self._with_mongodb(batch, partial(upsert, [made for _, made in group]))
                 parts.rejected += [(group[n][0], Rejected("refused by MongoDB", why)) for n, why in refused.items()]

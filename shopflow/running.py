@@ -8,7 +8,6 @@ import logging
 import os
 import re
 import signal
-import socket
 import sys
 import threading
 import time
@@ -23,10 +22,11 @@ from faust.cli.worker import worker as faust_worker
 
 from . import kafka, topics
 from .app import app, bootstrap, config, connect, kafka_outage
+from .child import check_port
 from .embedded import Servers
 from .errors import Refused, Unavailable
 
-__all__ = ["KafkaNoise", "WorkerCommand", "check_port", "choose_datadir", "serve"]
+__all__ = ["KafkaNoise", "WorkerCommand", "choose_datadir", "serve"]
 
 #: How long a worker waits for Kafka at its start.
 _KAFKA_SECONDS = 30.0
@@ -37,19 +37,6 @@ _WATCH_SECONDS = 0.5
 _PROBE_SECONDS = 2.0
 #: In what aiokafka says when it can't reach Kafka.
 _TROUBLE = re.compile("connect|heartbeat|timed? ?out", re.IGNORECASE)
-
-
-def check_port(bind: str, port: int) -> None:
-    """Raises:
-    Refused: Another program listens there.
-    """
-    family = socket.AF_INET6 if ":" in bind else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((bind, port))
-        except OSError as error:
-            raise Refused(f"web.port: {bind}:{port}: {error.strerror}; choose another with --web-port") from error
 
 
 def choose_datadir(command: AppCommand, port: int) -> None:

@@ -102,11 +102,15 @@ class Tables:
             elif (count := counts.get(record.key)) is None or position >= Position(count.era, count.offset):
                 counts[record.key] = decode_count(record.value)
 
+    def era(self, partition: int) -> int:
+        """How often the counts of a partition were rebuilt."""
+        return self._totals[partition].era if partition in self._totals else 0
+
     def by_customer(self) -> dict[str, Counts]:
         """A customer's counts over all partitions."""
         sums: dict[str, Counts] = {}
         for partition, counts in enumerate(self._counts):
-            era = self._totals[partition].era if partition in self._totals else 0
+            era = self.era(partition)
             for key, count in counts.items():
                 if count.era < era:
                     continue

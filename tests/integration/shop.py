@@ -439,6 +439,10 @@ class Shop:
         """Send records with a plain producer; where they are, in the same order."""
         return asyncio.run(self._send(self.topic(kind), records))
 
+    def send_to(self, topic: str, *records: Record) -> list[Place]:
+        """Send records to a topic by its whole name."""
+        return asyncio.run(self._send(topic, records))
+
     def read(self, kind: str) -> list[Any]:
         """All records of a topic, by partition and offset."""
         return asyncio.run(self._read(self.topic(kind)))

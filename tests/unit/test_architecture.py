@@ -21,13 +21,14 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem not in 
 LAYERS = (
     {"errors", "keeper", "progress"},
     {"config", "models", "outages", "samples", "kafka", "price_log"},
-    {"counting", "store", "embedded", "batching", "dead_letters"},
+    {"counting", "store", "embedded", "batching", "dead_letters", "child", "group"},
     {"attempts", "changelog", "seeding", "verification"},
     {"pricing"},
     {"app", "listing", "processing"},
+    {"rebuild"},
     {"topics", "tables"},
     {"agents", "views", "running"},
-    {"demo"},
+    {"demo", "replay"},
     {"commands"},
 )
 
@@ -125,6 +126,7 @@ def test_what_faust_is_to_discover_is_there() -> None:
         "list-products",
         "list-customers",
         "verify",
+        "replay",
     ],
 )
 def test_the_commands_of_the_contract_are_there(name: str) -> None:
@@ -169,7 +171,7 @@ def test_there_are_no_commands_but_those_of_the_contract() -> None:
     importlib.import_module("shopflow.commands")
     ours = {name for name, command in cli.commands.items() if command.callback.__module__.startswith("shopflow.")}
     assert ours == {
-        *("worker", "servers", "demo", "verify"),
+        *("worker", "servers", "demo", "verify", "replay"),
         *("seed-products", "seed-customers", "seed-purchases"),
         *("list-products", "list-customers"),
         *("reset", "send"),

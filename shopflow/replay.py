@@ -1,0 +1,63 @@
+"""`replay` as a command: servers and a worker if none run, progress, and what became of it."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from . import group, kafka, rebuild, topics
+from .app import config, connect, store
+from .child import child_worker
+from .embedded import Addresses, Servers
+from .progress import progress_bar
+
+__all__ = ["replay"]
+
+Say = Callable[[str], None]
+
+
+def replay(say: Say, *, keep_tables: bool, quiet: bool) -> int:
+    """Run it. Returns the exit status: 0 when all was read again, 130 on Ctrl-C."""
+    try:
+        with Servers(config, say) as servers:
+            addresses = servers.start()
+            connect(addresses)
+            running = bool(asyncio.run(group.members(addresses.kafka, config.app_id)))
+            span = asyncio.run(_begin(addresses, keep_tables=keep_tables))
+            say(f"{'MongoDB' if keep_tables else 'MongoDB and the tables'}: {span.total} events are read again.")
+            with _somebody(say, running=running) as check:
+                bar = progress_bar("replay", span.total, quiet=quiet)
+                asyncio.run(rebuild.finished(addresses.kafka, topics.LAYOUT, span, check, bar))
+    except KeyboardInterrupt:
+        say("Stopped. What is left of the replay is done by the workers that run, or by the next one.")
+        return 128 + signal.SIGINT
+    say("Done. `faust -A shopflow verify` compares Kafka, MongoDB and the tables.")
+    return 0
+
+
+async def _begin(addresses: Addresses, *, keep_tables: bool) -> rebuild.Span:
+    try:
+        await kafka.ensure_topics(addresses.kafka, topics.SPECS)
+        return await rebuild.begin(
+            addresses.kafka,
+            store,
+            topics.LAYOUT,
+            max_event_bytes=config.batching.max_event_bytes,
+            keep_tables=keep_tables,
+        )
+    finally:
+        await store.close()
+
+
+@contextmanager
+def _somebody(say: Say, *, running: bool) -> Iterator[Callable[[], None]]:
+    """Workers that run, or one of ours; gives what tells that ours has died."""
+    if running:
+        say("The workers that run do it.")
+        yield lambda: None
+        return
+    with child_worker(config, "replay", say) as worker:
+        say(f"No worker runs; one is started for it (its log: {worker.log}).")
+        yield worker.check
