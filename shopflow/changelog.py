@@ -30,6 +30,10 @@ ReadWhole = Callable[[str, int, Callable[[int, list[Any]], None]], Awaitable[Non
 
 #: Rows looked at before other coroutines get a turn.
 _SLICE = 2_000
+#: Keys of our own begin with a byte that is in no UTF-8, so in no customer's id.
+_OURS = b"\xff"
+#: Before a key whose last record in the changelog is not its latest value.
+_OUTDONE = _OURS + b"outdone\0"
 _REBUILD_ATTEMPTS = 2
 _READ_AGAIN_SECONDS = 1.0
 
@@ -75,17 +79,17 @@ class Audit:
 class CountStore(rocksdb.Store):
     """Faust's RocksDB store, with keys of its own that no customer's id can be."""
 
-    #: Not UTF-8, so no id: Faust's own key would be a legal one.
-    offset_key = b"\xff__faust\0offset__"
+    #: Faust's own key would be a legal id.
+    offset_key = _OURS + b"__faust\0offset__"
 
     def apply_changelog_batch(self, batch: Any, to_key: Any, to_value: Any) -> None:
         """Nothing: `CountTable.recover` has taken the records in before Faust's recovery saw the last of them."""
 
     def _visible_keys(self, db: Any) -> Iterator[bytes]:
-        return (key for key in super()._visible_keys(db) if key != TOTALS_KEY)
+        return (key for key in super()._visible_keys(db) if key != TOTALS_KEY and not key.startswith(_OURS))
 
     def _visible_items(self, db: Any) -> Iterator[tuple[bytes, bytes]]:
-        return (row for row in super()._visible_items(db) if row[0] != TOTALS_KEY)
+        return (row for row in super()._visible_items(db) if row[0] != TOTALS_KEY and not row[0].startswith(_OURS))
 
 
 class CountTable(faust.Table[str, PurchaseCount]):
@@ -98,8 +102,6 @@ class CountTable(faust.Table[str, PurchaseCount]):
         super().__init__(*args, key_type=str, value_type=PurchaseCount, schema=schema, **kwargs)
         self.key_serializer = "raw"
         self._unaudited: set[int] = set()
-        #: Keys whose last record in the changelog is not the one with the largest offset, by partition.
-        self._outdone: dict[int, set[bytes]] = {}
         self._read_whole = read_whole
 
     @property
@@ -172,13 +174,14 @@ class CountTable(faust.Table[str, PurchaseCount]):
 
         Of two values of a key the one with the larger position stays, also when it comes first: a worker that lost the
         partition may have had records under way that arrive after its successor's. Compaction would keep the last one,
-        so the larger is published again before the partition is used.
+        so the larger is marked, and published again before the partition is used.
         """
         db = self._raw._db_for_partition(partition)
         newest: dict[bytes, tuple[Position, bytes]] = {}
-        for record in records:
-            self._take_newer(newest, record, db.get)
         batch = WriteBatch(raw_mode=True)
+        for record in records:
+            if not self._take_newer(newest, record, db.get):
+                batch.put(_OUTDONE + record.key, b"")
         for key, (_, value) in newest.items():
             batch.put(key, value)
         batch.put(self._raw.offset_key, str(records[-1].offset).encode())
@@ -187,23 +190,26 @@ class CountTable(faust.Table[str, PurchaseCount]):
 
     def _take_newer(
         self, newest: dict[bytes, tuple[Position, bytes]], record: Any, get: Callable[[bytes], bytes | None]
-    ) -> None:
+    ) -> bool:
+        """Take in a record, unless what is known of its key is newer: then false."""
         key, value = record.key, record.value
         try:
             position = position_of(value)
+            if key is None:
+                raise TypeError("a count without its customer")
         except (msgspec.MsgspecError, TypeError):
             self.log.error(
                 "%s: the record at partition %d, offset %d is not a count; ignored",
                 record.topic, record.partition, record.offset,
             )  # fmt: skip
-            return
+            return True
         known = newest.get(key)
         if known is None and (stored := get(key)):
             known = (position_of(stored), stored)
-        if known is None or position >= known[0]:
-            newest[key] = (position, value)
-        else:
-            self._outdone.setdefault(record.partition, set()).add(key)
+        if known is not None and position < known[0]:
+            return False
+        newest[key] = (position, value)
+        return True
 
     async def on_recovery_completed(self, active_tps: set[TP], standby_tps: set[TP]) -> None:
         """Called when Faust has read the changelogs of the partitions that are ours: check them before their use."""
@@ -214,17 +220,30 @@ class CountTable(faust.Table[str, PurchaseCount]):
         await super().on_recovery_completed(active_tps, standby_tps)
 
     async def _publish_again(self, partition: int) -> None:
-        keys = list(self._outdone.get(partition, ()))
+        """Bring the latest values of marked keys behind those that came too late, and take the marks away."""
+        keys = self._marked(partition)
         get = self.getter(partition)
         for start in range(0, len(keys), _SLICE):
-            rows = [(key, value) for key in keys[start : start + _SLICE] if (value := get(key))]
+            some = keys[start : start + _SLICE]
+            rows = [(key, value) for key in some if (value := get(key))]
             try:
                 last = await self.app.publish(self.changelog_topic_name, partition, rows)  # type: ignore[attr-defined]
-            except KafkaError as error:  # the next recovery finds them again
+            except KafkaError as error:  # the marks stay: the next recovery does it
                 self.log.warning("Partition %d: %d counts were not published again: %s", partition, len(keys), error)
                 return
             self.acknowledged(partition, last, len(rows))
-        self._outdone.pop(partition, None)
+            batch = WriteBatch(raw_mode=True)
+            for key in some:
+                batch.delete(_OUTDONE + key)
+            self._raw._db_for_partition(partition).write(batch)
+
+    def _marked(self, partition: int) -> list[bytes]:
+        keys = []
+        for key in self._raw._db_for_partition(partition).keys(from_key=_OUTDONE):
+            if not key.startswith(_OUTDONE):
+                break
+            keys.append(key.removeprefix(_OUTDONE))
+        return keys
 
     async def _check(self, partition: int) -> bool:
         """Read a partition that does not add up again from its changelog. Returns whether it adds up now."""
@@ -265,7 +284,7 @@ class CountTable(faust.Table[str, PurchaseCount]):
         """Add up a partition. Nothing may write to it meanwhile."""
         audit = Audit()
         for number, (key, value) in enumerate(self._raw._db_for_partition(partition).items(), 1):
-            if key != self._raw.offset_key:
+            if not key.startswith(_OURS):
                 audit.add(key, value)
             if number % _SLICE == 0:
                 await asyncio.sleep(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -112,19 +113,40 @@ def test_what_a_late_record_outdid_is_published_again(shop: Shop) -> None:
     shop.table.recover(0, records(old) + records(new, start=2) + records(old, start=4))
     shop.recovered()
     assert dict(shop.published) == new
+    assert list(shop.table.keys()) == ["anna"]
     shop.published = []
     shop.recovered()
     assert shop.published == []
+
+
+def test_what_was_outdone_is_known_after_a_restart(shop: Shop, tmp_path: Path) -> None:
+    """The worker was killed before it could publish the right value again; nobody reads that record a second time."""
+    old = rows_after(Counted(0, "anna", 1, 1), end=1)
+    new = rows_after(Counted(1, "anna", 1, 1), end=2, get=old.get)
+    shop.table.recover(0, records(old) + records(new, start=2) + records(old, start=4))
+    shop.table._raw._dbs.clear()
+    gc.collect()
+    again = Shop(tmp_path)
+    again.recovered()
+    assert dict(again.published) == new
+    again.table._raw._dbs.clear()
+    gc.collect()
+    third = Shop(tmp_path)
+    third.recovered()
+    assert third.published == []
 
 
 def test_a_record_that_is_no_count_is_ignored_and_said(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
     """It must not stop the recovery, nor go unnoticed."""
     good = records(rows_after(Counted(0, "anna", 1, 1), end=1), start=2)
     with caplog.at_level(logging.ERROR):
-        shop.table.recover(0, [FakeRecord(b"x", b"\xff", 0, 0, TOPIC), FakeRecord(b"y", None, 1, 0, TOPIC), *good])
+        shop.table.recover(0, [
+            FakeRecord(b"x", b"\xff", 0, 0, TOPIC), FakeRecord(b"y", None, 1, 0, TOPIC),
+            FakeRecord(None, good[0].value, 2, 0, TOPIC), *good,
+        ])  # fmt: skip
     assert shop.count("anna") == (1, 0)
     assert shop.count("x") is None
-    assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]
+    assert [record.levelname for record in caplog.records] == ["ERROR"] * 3
 
 
 @pytest.mark.parametrize("customer_id", ["__faust\0offset__", "\x00", "ż" * 128])
