@@ -75,6 +75,7 @@ class Attempts:
             try:
                 return await attempt()
             except KafkaError as error:
+                await batch.session()  # we slept: it is not Kafka that was away
                 raise Unavailable("Kafka", error) from error
 
         return await retrying(self._kafka, batch.check_owned, translated)

@@ -16,11 +16,13 @@ import time
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
+from functools import cached_property
 from itertools import count
 from typing import Any, Protocol, cast
 
 import faust
 from aiokafka.errors import IllegalStateError, KafkaError
+from aiokafka.protocol.produce import ProduceRequest
 from faust.exceptions import AlreadyConfiguredWarning
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
@@ -101,16 +103,16 @@ class Session:
     def __init__(self, timeout: float, clock: Callable[[], float] = _now) -> None:
         self._timeout = timeout
         self.clock = clock
-        self._renewed = float("-inf")
+        self._renewed: float | None = None
 
     def renewed(self, sent: float) -> None:
         """Kafka has answered a heartbeat that was sent then."""
-        self._renewed = max(self._renewed, sent)
+        self._renewed = sent if self._renewed is None else max(self._renewed, sent)
 
     @property
     def sure(self) -> bool:
-        """Is what was ours a heartbeat ago still ours?"""
-        return self.clock() - self._renewed < self._timeout
+        """Is what was ours a heartbeat ago still ours? Also true of who never had anything."""
+        return self._renewed is None or self.clock() - self._renewed < self._timeout
 
 
 class Batch:
@@ -146,7 +148,7 @@ class Batch:
             PartitionLost: It is not.
         """
         self.check_owned()
-        while not self._consumer.session.sure:
+        while not self._consumer.app.session.sure:
             await asyncio.sleep(_LOOK_AGAIN_SECONDS)
             self.check_owned()
 
@@ -184,7 +186,7 @@ class CommittedThread(driver.AIOKafkaConsumerThread):
         coordinator._do_heartbeat = self._beating(coordinator._do_heartbeat)
 
     def _beating(self, beat: Callable[[], Awaitable[bool]]) -> Callable[[], Awaitable[bool]]:
-        session: Session = cast("BatchConsumer", self.consumer).session
+        session = cast("App", self.consumer.app).session
 
         async def beating() -> bool:
             sent = session.clock()
@@ -207,7 +209,6 @@ class BatchConsumer(driver.Consumer):
         self._cursors: dict[TP, Cursor] = {}
         self._epochs: dict[TP, int] = {}
         self._locks: dict[TP, asyncio.Lock] = {}
-        self.session = Session(self.app.conf.broker_session_timeout)
 
     def _new_consumer_thread(self) -> CommittedThread:
         return CommittedThread(self, loop=self.loop, beacon=self.beacon)
@@ -245,7 +246,7 @@ class BatchConsumer(driver.Consumer):
 
     async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
         """Kafka has just heard of us."""
-        self.session.renewed(self.session.clock())
+        self.app.session.renewed(self.app.session.clock())
         await super().on_partitions_assigned(assigned, generation_id)
 
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
@@ -393,10 +394,47 @@ class BatchConsumer(driver.Consumer):
             await super()._add_gap(tp, offset_from, offset_to)
 
 
+class Undecided(KafkaError):  # type: ignore[misc]  # noqa: N818 - aiokafka's class has no types
+    """What was to be sent may be in the log or not, or it is not ours to send: whoever sends it must find out."""
+
+    retriable = False
+    invalid_metadata = True
+
+
+class SessionProducer(driver.Producer):
+    """Faust's producer, which sends nothing while our session may have run out, and nothing twice by itself.
+
+    aiokafka sends again what was not acknowledged when the connection went, though it may be in the log: a dead letter
+    would be there twice. And what a process had in hand when it was put to sleep goes out when it wakes up, after its
+    partitions were given to others. Both become errors here, so that the batch is looked at again.
+    """
+
+    async def on_start(self) -> None:
+        await super().on_start()
+        client: Any = self._ensure_producer().client
+        client.send = self._guarded(client.send)
+
+    def _guarded(self, send: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        session = cast("App", self.app).session
+
+        async def guarded(node_id: Any, request: Any, **options: Any) -> Any:
+            if not isinstance(request, ProduceRequest):
+                return await send(node_id, request, **options)
+            if not session.sure:
+                raise Undecided("the session with Kafka may have run out")
+            try:
+                return await send(node_id, request, **options)
+            except KafkaError as error:
+                raise Undecided(str(error) or type(error).__name__) from error
+
+        return guarded
+
+
 class BatchTransport(driver.Transport):
-    """Faust's aiokafka transport with the consumer above."""
+    """Faust's aiokafka transport with the consumer and the producer above."""
 
     Consumer = BatchConsumer
+    Producer = SessionProducer
 
 
 class App(faust.App):
@@ -413,6 +451,11 @@ class App(faust.App):
         """A topic whose agents get a `Batch` as each event's value."""
         self.batched_topics.add(name)
         return self.topic(name, key_serializer="raw", value_serializer="raw")
+
+    @cached_property
+    def session(self) -> Session:
+        """Ours with Kafka."""
+        return Session(self.conf.broker_session_timeout)
 
     @property
     def serving(self) -> bool:

@@ -13,12 +13,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from aiokafka.errors import IllegalStateError, KafkaConnectionError
+from aiokafka.errors import IllegalStateError, KafkaConnectionError, KafkaError
+from aiokafka.protocol.metadata import MetadataRequest
+from aiokafka.protocol.produce import ProduceRequest
 from faust.types import TP
 from intervaltree import IntervalTree
 
 from shopflow import batching
-from shopflow.batching import App, Batch, BatchConsumer, Chain, Cursor, Session, each_batch
+from shopflow.batching import App, Batch, BatchConsumer, Chain, Cursor, Session, SessionProducer, each_batch
 from shopflow.errors import PartitionLost, Unavailable
 
 PURCHASES = TP("shop.purchases", 0)
@@ -408,7 +410,7 @@ def test_a_session_is_sure_until_its_timeout_counted_from_the_heartbeat_that_was
     """The broker counts from when it came, so it gives our partitions away later than that."""
     clock = [100.0]
     session = Session(30.0, lambda: clock[0])
-    assert not session.sure
+    assert session.sure, "nothing to lose"
     session.renewed(95.0)
     assert session.sure
     clock[0] = 125.0
@@ -418,13 +420,50 @@ def test_a_session_is_sure_until_its_timeout_counted_from_the_heartbeat_that_was
     assert session.sure
 
 
+class Connection:
+    """A client that answers what it is told."""
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers = list(answers)
+        self.sent: list[Any] = []
+
+    async def send(self, node_id: int, request: Any, **options: Any) -> Any:
+        self.sent.append(request)
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def test_what_a_sleeper_had_in_hand_is_not_sent_when_it_wakes_up() -> None:
+    """Its partitions may be others' by now. Nor is anything sent a second time behind our back."""
+    clock = [100.0]
+    session = Session(30.0, lambda: clock[0])
+    session.renewed(100.0)
+    producer = SessionProducer.__new__(SessionProducer)
+    producer.app = SimpleNamespace(session=session)  # type: ignore[assignment]
+    connection = Connection("sent", KafkaConnectionError("cut"), "metadata")
+    guarded = producer._guarded(connection.send)
+    produce = ProduceRequest(transactional_id=None, required_acks=-1, timeout=1, topics=[])
+    assert asyncio.run(guarded(1, produce)) == "sent"
+    with pytest.raises(KafkaError) as cut:
+        asyncio.run(guarded(1, produce))
+    assert not cut.value.retriable
+    clock[0] = 140.0
+    with pytest.raises(KafkaError) as slept:
+        asyncio.run(guarded(1, produce))
+    assert not slept.value.retriable
+    assert asyncio.run(guarded(1, MetadataRequest([]))) == "metadata"
+    assert len(connection.sent) == 3
+
+
 def test_a_batch_waits_while_its_session_may_have_run_out(consumer: Consumer) -> None:
     """The worker slept: until Kafka says so, it can't know whether the partition is still its own."""
     clock = [100.0]
     consumer.begin(PURCHASES, 0)
     (batch,) = batches(consumer, (0, 2))
-    consumer.session = Session(30.0, lambda: clock[0])
-    consumer.session.renewed(100.0)
+    consumer.app.session = Session(30.0, lambda: clock[0])  # type: ignore[misc]
+    consumer.app.session.renewed(100.0)
 
     async def story() -> None:
         await asyncio.wait_for(batch.session(), 5)
@@ -432,7 +471,7 @@ def test_a_batch_waits_while_its_session_may_have_run_out(consumer: Consumer) ->
         waiting = asyncio.create_task(batch.session())
         await asyncio.sleep(0.1)
         assert not waiting.done()
-        consumer.session.renewed(139.0)
+        consumer.app.session.renewed(139.0)
         await asyncio.wait_for(waiting, 5)
         clock[0] = 200.0
         waiting = asyncio.create_task(batch.session())

@@ -78,7 +78,7 @@ def test_what_is_done_is_not_kept() -> None:
     """A replay of a million purchases goes through memory once."""
     topic = Topic()
     for start in range(0, 1000, 100):
-        put(topic.log(), {offset: 1 for offset in range(start, start + 100)})
+        put(topic.log(), dict.fromkeys(range(start, start + 100), 1))
     log = topic.log()
     assert len(prices(log, 0, 100)) == 100
     log.done(0, 950)
