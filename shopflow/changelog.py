@@ -64,13 +64,25 @@ class Audit:
         self.furthest = max(self.furthest, count.offset)
 
     @property
+    def behind(self) -> bool:
+        """Are there sums of customers who are not there yet? So it is after a crash, until the batch is whole again."""
+        return self.totals.settled < self.totals.offset
+
+    @property
     def ahead(self) -> bool:
         """Were customers written whose sums were not? So it is after a crash, until the batch comes again."""
         return self.furthest > self.totals.offset
 
     @property
+    def sure(self) -> bool:
+        """Can it be said whether they agree?"""
+        return not self.behind and not self.ahead
+
+    @property
     def agrees(self) -> bool:
-        """Is nothing missing? While customers are ahead, only that there are not too few can be said."""
+        """Is nothing missing, as far as it can be said? While customers are ahead: there are not too few."""
+        if self.behind:
+            return True
         customers = (self.customers, self.purchases, self.items, self.spent)
         sums = (self.totals.customers, self.totals.purchases, self.totals.items, self.totals.spent)
         return all(a >= b for a, b in zip(customers, sums, strict=True)) if self.ahead else customers == sums
@@ -250,7 +262,7 @@ class CountTable(faust.Table[str, PurchaseCount]):
         for attempt in range(1 + _REBUILD_ATTEMPTS):
             audit = await self.audit(partition)
             if audit.agrees:
-                if not audit.ahead:
+                if audit.sure:
                     self._unaudited.discard(partition)
                 return True
             last = attempt == _REBUILD_ATTEMPTS
@@ -299,7 +311,7 @@ class CountTable(faust.Table[str, PurchaseCount]):
         if partition not in self._unaudited:
             return
         audit = await self.audit(partition)
-        if audit.ahead:
+        if not audit.sure:
             return
         if not audit.agrees and await self._check(partition):
             raise ShopflowError(f"counts of partition {partition} were read again from their changelog")

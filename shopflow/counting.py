@@ -80,20 +80,15 @@ class Counted(NamedTuple):
 
 @dataclass(frozen=True)
 class Changes:
-    """What is to be written for one batch: every customer in it and the sums, also those that did not change.
-
-    Without the sums when they reach further than the batch, which is a part of one that was cut off: its other part
-    brings them. The changelog must not have sums before the customers that they are the sums of.
-    """
+    """What is to be written for one batch: every customer in it and the sums, also those that did not change."""
 
     counts: dict[str, PurchaseCount]
-    totals: PartitionTotals | None
+    totals: PartitionTotals
 
     def rows(self) -> list[tuple[bytes, bytes]]:
         """Keys and values as they stand in RocksDB and in the changelog; the sums last."""
         rows = [(customer_id.encode(), _encode(count)) for customer_id, count in self.counts.items()]
-        if self.totals is not None:
-            rows.append((TOTALS_KEY, _encode(self.totals)))
+        rows.append((TOTALS_KEY, _encode(self.totals)))
         return rows
 
 
@@ -158,4 +153,5 @@ def advance(
     totals.duplicates += sum(offset > seen for offset in duplicates)
     totals.rejected += sum(offset > seen for offset in rejected)
     totals.offset = max(seen, end - 1)
-    return Changes(counts, totals if totals.offset < end else None)
+    totals.settled = end - 1
+    return Changes(counts, totals)

@@ -98,6 +98,8 @@ class PartitionTotals(faust.Record, serializer="json"):
     """The sums over one partition of the purchases, up to and including `offset`.
 
     Every record of the topic is one of `purchases`, `duplicates` (the same purchase sent again) and `rejected`.
+    `settled` is the end of the batch that these sums came with. It is before `offset` when a batch that was cut off is
+    done again in smaller ones: the sums then reach further than the customers that stand beside them in the changelog.
     """
 
     customers: int = 0
@@ -107,6 +109,7 @@ class PartitionTotals(faust.Record, serializer="json"):
     duplicates: int = 0
     rejected: int = 0
     offset: int = -1
+    settled: int = -1
     era: int = 0
 
 
