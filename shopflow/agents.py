@@ -13,7 +13,7 @@ from aiokafka.errors import KafkaError
 from . import kafka, topics
 from .app import app, bootstrap, config, kafka_outage, mongodb_outage, store
 from .attempts import Attempts
-from .batching import each_batch
+from .batching import Restarts, each_batch
 from .dead_letters import DeadLetters, Headers
 from .errors import Unavailable
 from .price_log import PriceLog
@@ -81,19 +81,19 @@ processing = Processing(
 )
 
 
-@app.agent(topics.products, isolated_partitions=True)
+@app.agent(topics.products, isolated_partitions=True, supervisor_strategy=Restarts)
 async def products(stream: Any) -> None:
     """Products offered: into `products` and `prices`."""
     await each_batch(stream, processing.products)
 
 
-@app.agent(topics.customers, isolated_partitions=True)
+@app.agent(topics.customers, isolated_partitions=True, supervisor_strategy=Restarts)
 async def customers(stream: Any) -> None:
     """Customers registered: into `customers`."""
     await each_batch(stream, processing.customers)
 
 
-@app.agent(topics.purchases, isolated_partitions=True)
+@app.agent(topics.purchases, isolated_partitions=True, supervisor_strategy=Restarts)
 async def purchases(stream: Any) -> None:
     """Purchases made: into `purchases` and the counts."""
     await each_batch(stream, processing.purchases)

@@ -27,11 +27,12 @@ from faust.exceptions import AlreadyConfiguredWarning
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
+from mode.supervisors import OneForOneSupervisor
 
 from .errors import PartitionLost, Unavailable
 from .kafka import acknowledged
 
-__all__ = ["App", "Batch", "Chain", "Cursor", "Reader", "Session", "each_batch"]
+__all__ = ["App", "Batch", "Chain", "Cursor", "Reader", "Restarts", "Session", "each_batch"]
 
 #: Pause before a batch is tried again whose handler raised what it should have handled.
 RETRY_SECONDS = 1.0
@@ -392,6 +393,13 @@ class BatchConsumer(driver.Consumer):
     async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
         if tp.topic not in self.app.batched_topics:
             await super()._add_gap(tp, offset_from, offset_to)
+
+
+class Restarts(OneForOneSupervisor):
+    """Restarts all actors that a rebalance cancels: Faust's allows one in 10 ms, and ends the worker at the next."""
+
+    def __init__(self, *services: Any, **kwargs: Any) -> None:
+        super().__init__(*services, **{**kwargs, "max_restarts": 1e9, "over": 1e9})
 
 
 class Undecided(KafkaError):  # type: ignore[misc]  # noqa: N818 - aiokafka's class has no types

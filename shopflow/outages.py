@@ -22,11 +22,15 @@ T = TypeVar("T")
 
 
 class Outage:
-    """Whether one server is away, as all who talk to it have seen, in whatever thread."""
+    """Whether one server is away, as all who talk to it have seen, in whatever thread.
+
+    It is back when all who failed have succeeded: a server may refuse to write and still answer who only reads.
+    """
 
     def __init__(self, service: str) -> None:
         self.service = service
         self._since: float | None = None
+        self._failing: set[object] = set()
         self._lock = threading.Lock()
 
     @property
@@ -35,19 +39,28 @@ class Outage:
         since = self._since
         return None if since is None else monotonic() - since
 
-    def failed(self, error: Unavailable) -> None:
-        """A request failed."""
+    def failed(self, error: Unavailable, who: object) -> None:
+        """A request of `who` failed."""
         with self._lock:
+            self._failing.add(who)
             if self._since is not None:
                 return
             self._since = monotonic()
         log.warning("%s is away; nothing is lost, the work goes on when it is back. (%s)", self.service, error)
 
-    def succeeded(self) -> None:
-        """A request was answered."""
+    def gave_up(self, who: object) -> None:
+        """`who` asks no more, without an answer."""
+        with self._lock:
+            self._failing.discard(who)
+
+    def succeeded(self, who: object) -> None:
+        """A request of `who` was answered."""
         if self._since is None:  # nearly always; the lock is for the rest
             return
         with self._lock:
+            self._failing.discard(who)
+            if self._failing:
+                return
             since, self._since = self._since, None
         if since is not None:
             log.warning("%s is back after %.1f s", self.service, monotonic() - since)
@@ -60,15 +73,19 @@ async def retrying(outage: Outage, check: Callable[[], None], attempt: Callable[
         check: Called before each attempt; what it raises ends the trying (the partition was lost).
         attempt: Must be idempotent: an attempt that seemed to fail may have succeeded.
     """
+    who = object()
     pause = FIRST_PAUSE_SECONDS
-    while True:
-        check()
-        try:
-            answer = await attempt()
-        except Unavailable as error:
-            outage.failed(error)
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
-        else:
-            outage.succeeded()
-            return answer
+    try:
+        while True:
+            check()
+            try:
+                answer = await attempt()
+            except Unavailable as error:
+                outage.failed(error, who)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+            else:
+                outage.succeeded(who)
+                return answer
+    finally:
+        outage.gave_up(who)

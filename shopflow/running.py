@@ -35,6 +35,8 @@ _STOP_SECONDS = 20.0
 _STOP_WITHOUT_KAFKA_SECONDS = 5.0
 _WATCH_SECONDS = 0.5
 _PROBE_SECONDS = 2.0
+#: The logger of Faust's actors.
+_ACTORS = "faust.agents.actor"
 #: In what aiokafka says when it can't reach Kafka.
 _TROUBLE = re.compile("connect|heartbeat|timed? ?out", re.IGNORECASE)
 
@@ -105,6 +107,11 @@ class KafkaNoise(logging.Filter):
         return said
 
 
+def is_news(record: logging.LogRecord) -> bool:
+    """Not that Faust cancels actors in a rebalance: it calls that a crash, with a traceback for each."""
+    return not any(isinstance(argument, asyncio.CancelledError) for argument in record.args or ())
+
+
 class _Watch:
     """A thread that looks after a running worker from outside its event loop.
 
@@ -122,6 +129,7 @@ class _Watch:
     def __enter__(self) -> _Watch:
         for handler in _aiokafka_loggers():
             handler.addFilter(self._noise)
+        logging.getLogger(_ACTORS).addFilter(is_news)
         self._thread.start()
         return self
 
@@ -130,6 +138,7 @@ class _Watch:
         self._thread.join()
         for handler in _aiokafka_loggers():
             handler.removeFilter(self._noise)
+        logging.getLogger(_ACTORS).removeFilter(is_news)
 
     def _run(self) -> None:
         while not self._over.wait(_WATCH_SECONDS):
@@ -150,9 +159,9 @@ class _Watch:
         if suspicion is None and kafka_outage.seconds is None:
             return
         if _kafka_answers():  # a connection that was cut says nothing about the next one
-            kafka_outage.succeeded()
+            kafka_outage.succeeded(self)
         elif suspicion is not None:
-            kafka_outage.failed(Unavailable("Kafka", suspicion))
+            kafka_outage.failed(Unavailable("Kafka", suspicion), self)
 
     def _look_after_stop(self) -> None:
         if not app.should_stop:

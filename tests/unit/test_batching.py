@@ -20,7 +20,7 @@ from faust.types import TP
 from intervaltree import IntervalTree
 
 from shopflow import batching
-from shopflow.batching import App, Batch, BatchConsumer, Chain, Cursor, Session, SessionProducer, each_batch
+from shopflow.batching import App, Batch, BatchConsumer, Chain, Cursor, Restarts, Session, SessionProducer, each_batch
 from shopflow.errors import PartitionLost, Unavailable
 
 PURCHASES = TP("shop.purchases", 0)
@@ -418,6 +418,20 @@ def test_a_session_is_sure_until_its_timeout_counted_from_the_heartbeat_that_was
     session.renewed(120.0)
     session.renewed(110.0)  # an answer that came late
     assert session.sure
+
+
+def test_a_rebalance_may_restart_all_actors_at_once() -> None:
+    """Faust's supervisor allows one in 10 ms, and ends the worker at the next."""
+
+    async def restart() -> int:
+        supervisor = Restarts(max_restarts=1, over=1)
+        restarted = 0
+        for _ in range(1_000):
+            async with supervisor._bucket:
+                restarted += 1
+        return restarted
+
+    assert asyncio.run(restart()) == 1_000
 
 
 class Connection:

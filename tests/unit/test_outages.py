@@ -11,7 +11,7 @@ import pytest
 from shopflow import outages
 from shopflow.errors import PartitionLost, Unavailable
 from shopflow.outages import Outage, retrying
-from shopflow.running import KafkaNoise
+from shopflow.running import KafkaNoise, is_news
 
 AWAY = Unavailable("MongoDB", "no answer")
 
@@ -53,7 +53,7 @@ def test_one_line_when_it_goes_and_one_when_it_is_back(pauses: list[float], capl
     with caplog.at_level(logging.INFO):
         for _ in range(2):
             asyncio.run(retrying(outage, lambda: None, Server(3).ask))
-        outage.succeeded()
+        outage.succeeded(1)
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 4
     assert lines[0] == "MongoDB is away; nothing is lost, the work goes on when it is back. (MongoDB: no answer)"
@@ -100,13 +100,55 @@ def test_aiokafkas_lines_become_a_suspicion(verbose: bool) -> None:
 def test_an_outage_is_said_once_however_many_notice(caplog: pytest.LogCaptureFixture) -> None:
     """The event loop and the thread that watches, at the same moment."""
     outage = Outage("Kafka")
-    for what in (lambda: outage.failed(Unavailable("Kafka", "away")), outage.succeeded):
+    for what in (lambda: outage.failed(Unavailable("Kafka", "away"), 1), lambda: outage.succeeded(1)):
         threads = [threading.Thread(target=what) for _ in range(20)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
     assert [record.getMessage().split(";")[0][:13] for record in caplog.records] == ["Kafka is away", "Kafka is back"]
+
+
+def test_a_server_that_refuses_to_write_and_still_answers_is_away_until_it_writes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A full disk: others' reads succeed meanwhile."""
+    outage = Outage("MongoDB")
+    with caplog.at_level(logging.WARNING):
+        for _ in range(5):
+            outage.failed(AWAY, "one writer")
+            outage.failed(AWAY, "another")
+            outage.succeeded("a reader")
+        outage.succeeded("one writer")
+        assert outage.seconds is not None
+        outage.succeeded("another")
+    assert outage.seconds is None
+    assert len(caplog.records) == 2
+
+
+def test_who_lost_its_partition_meanwhile_keeps_no_server_away(pauses: list[float]) -> None:
+    """It will never say that the server is back."""
+    outage, server, answers = Outage("MongoDB"), Server(9), [None, None]
+
+    def check() -> None:
+        if not answers:
+            raise PartitionLost("gone")
+        answers.pop()
+
+    with pytest.raises(PartitionLost):
+        asyncio.run(retrying(outage, check, server.ask))
+    assert outage.seconds is not None
+    asyncio.run(retrying(outage, lambda: None, Server(0).ask))
+    assert outage.seconds is None
+
+
+def test_cancelled_actors_are_no_news() -> None:
+    """Each rebalance cancels those that have a batch in hand; Faust writes a traceback for each."""
+    lines = [
+        logging.LogRecord("faust.agents.actor", logging.ERROR, "", 0, "Crashed reason=%r", (reason,), None)
+        for reason in (asyncio.CancelledError(), ValueError("a fault"))
+    ]
+    assert [is_news(line) for line in lines] == [False, True]
 
 
 def test_what_is_lost_already_is_not_even_tried(pauses: list[float]) -> None:
@@ -133,8 +175,8 @@ def test_many_who_wait_for_one_server_say_it_once(caplog: pytest.LogCaptureFixtu
     """Each partition has an actor that waits; they share the outage."""
     outage = Outage("Kafka")
     with caplog.at_level(logging.INFO):
-        for _ in range(12):
-            outage.failed(AWAY)
-        outage.succeeded()
-        outage.succeeded()
+        for who in range(12):
+            outage.failed(AWAY, who)
+        for who in range(13):
+            outage.succeeded(who)
     assert [record.getMessage().split()[2].strip(";") for record in caplog.records] == ["away", "back"]
