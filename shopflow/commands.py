@@ -8,17 +8,17 @@ import os
 import random
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, NoReturn
 
 import click
-from faust.cli import AppCommand, option
+from faust.cli import AppCommand, argument, option
 from faust.cli.send import send as faust_send
 
-from . import kafka, listing, running, samples, seeding, topics
+from . import kafka, letters, listing, running, samples, seeding, topics
 from .app import app, config, connect_kafka, store
 from .demo import demo as run_demo
 from .embedded import Addresses, Servers, locate
@@ -236,6 +236,75 @@ class replay(Command):  # noqa: N801
         kafka.quiet()
         with _stopped_by_sigterm():
             exit_with(lambda: run_replay(self.say, quiet=self.quiet, **{**self.kwargs, **kwargs}))
+
+
+@app.command(
+    argument("action", type=click.Choice(["list", "show", "retry"]), default="list"),
+    argument("ids", nargs=-1, metavar="[ID]..."),
+    option("--all", is_flag=True, help="retry: all of them."),
+    option("--reason", metavar="TEXT", help="list, retry: those whose reason has this text in it."),
+    option("--limit", type=click.IntRange(0), help="list: at most so many, the newest."),
+    JSON,
+    base=Command,
+)
+async def dead_letters(self: Command, action: str, ids: Sequence[str], **options: Any) -> int:
+    """What could not be accepted, and why; put it back: list, show ID, retry ID... (or --all, or --reason TEXT)."""
+    _check_letters(action, ids, options)
+    wanted = [letters.Id.parse(each) for each in dict.fromkeys(ids)]
+    bootstrap = locate(config, mongodb=False).kafka
+    as_json = options["as_json"] or self.json
+    if action == "retry":
+        return await _retry(self, bootstrap, wanted, options["reason"])
+    if action == "show":
+        async for letter in letters.chosen(bootstrap, topics.LETTERS, wanted):
+            mark = await letters.mark_of(bootstrap, topics.LETTERS, letter.id)
+            for line in listing.dead_letter(letter, mark, as_json=as_json):
+                self.say(line)
+        return 0
+    put_back = await letters.marks(bootstrap, topics.LETTERS)
+    found = letters.read(bootstrap, topics.LETTERS, options["reason"], values=False)
+    lines = listing.dead_letters(found, put_back, limit=options["limit"], as_json=as_json)
+    async with aclosing(found), aclosing(lines):
+        async for line in lines:
+            self.say(line)
+    return 0
+
+
+_LETTERS_OPTIONS = {"list": {"reason", "limit", "as_json"}, "show": {"as_json"}, "retry": {"all", "reason"}}
+
+
+def _check_letters(action: str, ids: Sequence[str], options: dict[str, Any]) -> None:
+    """Raises:
+    Refused: They don't go together.
+    """
+    given = {name for name, value in options.items() if value is not None and value is not False}
+    for name in sorted(given - _LETTERS_OPTIONS[action]):
+        raise Refused(f"dead-letters {action}: takes no --{name.removeprefix('as_')}")
+    if action == "list" and ids:
+        raise Refused("dead-letters list: takes no ids; `dead-letters show ID` shows one")
+    if action == "show" and len(ids) != 1:
+        raise Refused("dead-letters show: takes one id, as `dead-letters list` shows it")
+    if action == "retry" and bool(ids) + len(given) != 1:
+        raise Refused("dead-letters retry: takes ids, or --all, or --reason TEXT; one of the three")
+
+
+async def _retry(self: Command, bootstrap: str, ids: Sequence[letters.Id], reason: str | None) -> int:
+    await kafka.ensure_topics(bootstrap, topics.SPECS)
+    if ids:
+        await letters.check(bootstrap, topics.LETTERS, ids)  # all of them are there, or none is put back
+        total = len(ids)
+    else:
+        total = await kafka.size(bootstrap, topics.DEAD_LETTERS, topics.LETTERS.partitions)
+    with progress_bar("dead letters", total, quiet=self.quiet) as advance:
+        if ids:
+            found = letters.chosen(bootstrap, topics.LETTERS, ids, progress=advance)
+        else:
+            found = letters.read(bootstrap, topics.LETTERS, reason, progress=advance)
+        outcome = await letters.retry(bootstrap, topics.LETTERS, found)
+    for letter, why in outcome.refused:
+        click.echo(f"Error: {letter}: {listing.visible(why)}", err=True)
+    self.say(listing.retried(outcome))
+    return outcome.status
 
 
 @contextmanager

@@ -3,28 +3,41 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import KafkaConnectionError, KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import (
+    KafkaConnectionError,
+    KafkaError,
+    KafkaTimeoutError,
+    TopicAlreadyExistsError,
+    for_code,
+)
 
 from .errors import Refused, Unavailable
 
 __all__ = [
     "MAX_MESSAGE_BYTES",
     "TopicSpec",
+    "Transactions",
     "acknowledged",
     "admin",
+    "by_time",
     "consumer",
     "count_records",
     "ensure_topics",
+    "partitions",
     "producer",
     "read_partition",
+    "read_places",
+    "size",
+    "transactions",
 ]
 
 #: The largest record a topic takes: far more than an event has, so that a value of several MB can be dead-lettered.
@@ -34,6 +47,13 @@ T = TypeVar("T")
 
 _CHECK_SECONDS = 0.5
 _COORDINATOR_SECONDS = 15.0
+#: Kafka aborts a transaction that is open for longer: until then nobody reads what comes behind its records.
+_TRANSACTION_SECONDS = 20.0
+#: How long a commit, or the start of a producer that has to end its predecessor's transaction, may take.
+_COMMIT_SECONDS = 60.0
+_STOP_SECONDS = 10.0
+#: What is fetched of one partition at once where several are read side by side.
+_FETCH_BYTES = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -121,6 +141,83 @@ def consumer(bootstrap: str, **options: Any) -> Any:
     return _started(AIOKafkaConsumer(**options), bootstrap)
 
 
+class Transactions:
+    """A producer whose records get into Kafka together or not at all."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[None]:
+        """Commit what is sent in the body when it ends well. Else the next producer of this id aborts it.
+
+        Raises:
+            ProducerFenced: Another producer of this id has started, or the transaction was open for too long.
+            KafkaError: Another failure. This producer is of no more use.
+        """
+        await self._client.begin_transaction()
+        yield
+        await _within(_COMMIT_SECONDS, self._client.commit_transaction())
+
+    async def send(
+        self, topic: str, partition: int, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]]
+    ) -> Awaitable[Any]:
+        """Send a record, also one with neither key nor value.
+
+        Returns:
+            What is done when Kafka has it: its metadata.
+        """
+        if key is not None or value is not None:
+            sent: Awaitable[Any] = await self._client.send(topic, value, key, partition, headers=list(headers))
+            return sent
+        batch = self._client.create_batch()
+        batch.append(key=None, value=None, timestamp=None, headers=list(headers))
+        delivery: Awaitable[Any] = await self._client.send_batch(batch, topic, partition=partition)
+        return delivery
+
+
+@asynccontextmanager
+async def transactions(bootstrap: str, transactional_id: str) -> AsyncIterator[Transactions]:
+    """The one producer of this id: an earlier one can do nothing more, and what it had not committed is aborted.
+
+    Raises:
+        Unavailable: Kafka does not answer.
+    """
+    asyncio.get_running_loop().set_exception_handler(_leave_to_caller)
+    client = AIOKafkaProducer(
+        bootstrap_servers=_servers(bootstrap),
+        transactional_id=transactional_id,
+        transaction_timeout_ms=int(_TRANSACTION_SECONDS * 1000),
+        max_batch_size=262_144,
+        max_request_size=2 * MAX_MESSAGE_BYTES,  # what is too large for its topic, Kafka refuses
+    )
+    try:
+        try:
+            await _within(_COMMIT_SECONDS, client.start())
+        except KafkaError as error:
+            raise Unavailable("Kafka", str(error) or type(error).__name__) from error
+        yield Transactions(client)
+    finally:
+        with suppress(KafkaError):
+            await _within(_STOP_SECONDS, client.stop())
+
+
+async def _within(seconds: float, work: Awaitable[None]) -> None:
+    """Raises:
+    KafkaTimeoutError: It took longer; aiokafka would try for ever.
+    """
+    try:
+        await asyncio.wait_for(work, seconds)
+    except asyncio.TimeoutError as error:
+        raise KafkaTimeoutError(f"no answer within {seconds:g} s") from error
+
+
+def _leave_to_caller(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """When a producer is fenced, aiokafka leaves failed futures that nobody can get at; who waits is told anyway."""
+    if not isinstance(context.get("exception"), KafkaError):
+        loop.default_exception_handler(context)
+
+
 async def acknowledged(sends: Iterable[Awaitable[Awaitable[T]]]) -> list[T]:
     """Send one after the other, and wait until Kafka has acknowledged all.
 
@@ -189,6 +286,28 @@ async def _partitions(client: Any, names: list[str]) -> dict[str, int]:
     return {topic["topic"]: len(topic["partitions"]) for topic in described if topic["error_code"] == 0}
 
 
+async def partitions(bootstrap: str, names: Iterable[str]) -> dict[str, int]:
+    """How many partitions each of these topics has; without those that do not exist.
+
+    Raises:
+        Unavailable: Kafka does not answer.
+    """
+    async with admin(bootstrap) as client:
+        return await _partitions(client, list(names))
+
+
+async def size(bootstrap: str, topic: str, count: int) -> int:
+    """How many offsets there are in a topic with so many partitions: at least as many as records.
+
+    Raises:
+        Unavailable: Kafka does not answer.
+    """
+    places = [TopicPartition(topic, number) for number in range(count)]
+    async with consumer(bootstrap) as client:
+        starts, ends = await client.beginning_offsets(places), await client.end_offsets(places)
+        return sum(ends[place] - starts[place] for place in places)
+
+
 async def _ready(client: Any, specs: Iterable[TopicSpec]) -> bool:
     described = {topic["topic"]: topic for topic in await client.describe_topics([spec.name for spec in specs])}
     return all(
@@ -237,6 +356,66 @@ async def read_partition(bootstrap: str, topic: str, partition: int, take: Calla
         await client.seek_to_beginning(place)
         async for run in _runs(client, place, (await client.end_offsets([place]))[place]):
             take(partition, run)
+
+
+async def by_time(bootstrap: str, topic: str, count: int, *, values: bool = True) -> AsyncGenerator[Any, None]:
+    """The records of a topic with so many partitions up to its present end, oldest first; a run of each in memory.
+
+    Those of one partition stay in their order, whatever time they say they have.
+
+    Arguments:
+        values: False: without their values.
+    """
+    options: dict[str, Any] = {} if values else {"value_deserializer": lambda _: None}
+    places = [TopicPartition(topic, number) for number in range(count)]
+    async with (
+        consumer(bootstrap, enable_auto_commit=False, max_partition_fetch_bytes=_FETCH_BYTES, **options) as client,
+        AsyncExitStack() as stack,
+    ):
+        client.assign(places)
+        await client.seek_to_beginning(*places)
+        ends = await client.end_offsets(places)
+        streams = [await stack.enter_async_context(aclosing(_each(client, one, ends[one]))) for one in places]
+        async for record in _merged(streams):
+            yield record
+
+
+async def _each(client: Any, place: TopicPartition, end: int) -> AsyncGenerator[Any, None]:
+    async for run in _runs(client, place, end):
+        for record in run:
+            if record.offset < end:
+                yield record
+
+
+async def _merged(streams: Sequence[AsyncIterator[Any]]) -> AsyncIterator[Any]:
+    heads: list[tuple[int, int, Any]] = []
+    for number, stream in enumerate(streams):
+        if (record := await anext(stream, None)) is not None:
+            heads.append((record.timestamp or 0, number, record))
+    heapq.heapify(heads)
+    while heads:
+        _, number, record = heads[0]
+        yield record
+        if (following := await anext(streams[number], None)) is None:
+            heapq.heappop(heads)
+        else:
+            heapq.heapreplace(heads, (following.timestamp or 0, number, following))
+
+
+async def read_places(bootstrap: str, topic: str, places: Iterable[tuple[int, int]]) -> AsyncGenerator[Any, None]:
+    """The record at each partition and offset; None where there is none (any more)."""
+    async with consumer(bootstrap, enable_auto_commit=False) as client:
+        for partition, offset in places:
+            place = TopicPartition(topic, partition)
+            client.assign([place])
+            start, end = (await client.beginning_offsets([place]))[place], (await client.end_offsets([place]))[place]
+            yield await _first(client, place, offset) if start <= offset < end else None
+
+
+async def _first(client: Any, place: TopicPartition, offset: int) -> Any:
+    client.seek(place, offset)
+    async with aclosing(_each(client, place, offset + 1)) as found:
+        return await anext(found, None)
 
 
 async def count_records(bootstrap: str, topic: str, partitions: int) -> int:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+import base64
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, AsyncIterator, Container, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 import msgspec
 
+from .letters import Failure, Id, Letter, Mark, Outcome
 from .store import Document
 from .verification import Report
 
-__all__ = ["customers", "money", "products", "report"]
+__all__ = ["customers", "dead_letter", "dead_letters", "money", "products", "report", "retried", "visible"]
 
 _NOTHING_YET = "none yet"
+#: Characters of a key or a reason in a list.
+_SHORT = 200
+#: Reasons that a summary names, and that it tells apart.
+_NAMED, _KNOWN = 10, 1_000
 
 
 def money(grosze: int) -> str:
@@ -104,3 +111,167 @@ def report(found: Report, *, as_json: bool) -> Iterator[str]:
     for check in found.checks:
         yield f"{'ok ' if check.good else 'NOT'} {check.name}: {check.detail}"
     yield _VERDICTS[found.status]
+
+
+def visible(text: str, most: int | None = None) -> str:
+    """Text that anybody may have written, without what a terminal would obey; cut to `most` characters."""
+    if most is not None and len(text) > most:
+        text = f"{text[:most]}..."
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
+def _text(data: bytes | None) -> str:
+    """Text if it is text, else Base64; `-` for nothing at all."""
+    known = _bytes(data)
+    return "-" if known is None else known if isinstance(known, str) else f"base64:{known['base64']}"
+
+
+def _bytes(data: bytes | None) -> Any:
+    """For JSON: text if it is text, else an object with its Base64."""
+    if data is None:
+        return None
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(data).decode()}
+
+
+def _safe_json(document: Any) -> str:
+    """JSON whose strings have escapes where a terminal would obey."""
+    return "".join(letter if letter.isprintable() else _escaped(letter) for letter in _json(document))
+
+
+def _escaped(letter: str) -> str:
+    units = letter.encode("utf-16-be").hex()
+    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
+
+
+async def dead_letters(
+    letters: AsyncIterator[Letter], put_back: Mapping[Id, datetime], *, limit: int | None, as_json: bool
+) -> AsyncGenerator[str, None]:
+    """A line a dead letter, newest last, and a summary; as JSON one array, a dead letter a line.
+
+    Arguments:
+        put_back: Those that were put back, and when.
+        limit: Only so many, the newest; None: all.
+    """
+    summary = _Summary(put_back)
+    newest: deque[Letter] = deque(maxlen=limit)
+    separator = "["
+
+    def line(letter: Letter) -> str:
+        nonlocal separator
+        if not as_json:
+            return _letter(letter, put_back.get(letter.id))
+        before, separator = separator, ","
+        return before + _safe_json(_public_letter(letter, put_back.get(letter.id)))
+
+    async for letter in letters:
+        summary.add(letter)
+        if limit is None:
+            yield line(letter)
+        else:
+            newest.append(letter)
+    for letter in newest:
+        yield line(letter)
+    if not as_json:
+        yield summary.said()
+    else:
+        yield "]" if separator == "," else "[]"
+
+
+class _Summary:
+    def __init__(self, put_back: Container[Id]) -> None:
+        self._put_back = put_back
+        self._total = self._back = 0
+        self._reasons: Counter[str] = Counter()
+
+    def add(self, letter: Letter) -> None:
+        self._total += 1
+        self._back += letter.id in self._put_back
+        label = visible(letter.label, _SHORT) or "no reason"
+        self._reasons[label if label in self._reasons or len(self._reasons) < _KNOWN else "other reasons"] += 1
+
+    def said(self) -> str:
+        if not self._total:
+            return "Dead letters: none."
+        named = [f"{count} {reason}" for reason, count in self._reasons.most_common(_NAMED)]
+        if others := len(self._reasons) - len(named):
+            named.append(f"{others} more reasons")
+        return f"Dead letters: {self._total} ({self._back} put back): {', '.join(named)}."
+
+
+def _place(topic: str, partition: int, offset: int) -> str:
+    return f"{visible(topic, _SHORT)}:{partition}:{offset}" if topic else "unknown place"
+
+
+def _letter(letter: Letter, put_back: datetime | None) -> str:
+    notes = [f"failed {letter.retries} times before"] if letter.retries else []
+    if put_back:
+        notes.append(f"put back {_time(put_back)}")
+    return "  ".join(
+        [
+            str(letter.id),
+            _time(letter.time),
+            _place(letter.topic, letter.partition, letter.offset),
+            visible(_text(letter.key), _SHORT),
+            visible(letter.reason, _SHORT) or "no reason",
+            *([f"({'; '.join(notes)})"] if notes else []),
+        ]
+    )
+
+
+def _public_letter(letter: Letter, put_back: datetime | None) -> dict[str, Any]:
+    return {
+        "id": str(letter.id),
+        "time": letter.time,
+        "topic": letter.topic,
+        "partition": letter.partition,
+        "offset": letter.offset,
+        "reason": letter.reason,
+        "key": _bytes(letter.key),
+        "put_back": put_back,
+        "retries": letter.retries,
+        "history": letter.history,
+    }
+
+
+def dead_letter(letter: Letter, put_back: tuple[datetime, Mark] | None, *, as_json: bool) -> Iterator[str]:
+    """Everything of one."""
+    when, mark = put_back or (None, None)
+    if as_json:
+        yield _safe_json(
+            {
+                **_public_letter(letter, when),
+                "put_back_to": mark and {"topic": mark.topic, "partition": mark.partition, "offset": mark.offset},
+                "headers": [[name, _bytes(value)] for name, value in letter.headers],
+                "value": _bytes(letter.value),
+            }
+        )
+        return
+    yield f"Dead letter {letter.id}, {_time(letter.time)}"
+    yield f"from:     {_place(letter.topic, letter.partition, letter.offset)}"
+    yield f"reason:   {visible(letter.reason) or 'none given'}"
+    if when and mark:
+        yield f"put back: {_time(when)}, to {_place(mark.topic, mark.partition, mark.offset)}"
+    else:
+        yield "put back: no"
+    yield f"failed:   {letter.retries} times before"
+    for failure in letter.history:
+        yield f"    {_failure(failure)}"
+    yield "headers:"
+    for name, value in letter.headers:
+        yield f"    {visible(name)}: {visible(_text(value))}"
+    yield f"key:      {visible(_text(letter.key))}"
+    yield f"value:    {visible(_text(letter.value))}"
+
+
+def _failure(failure: Failure) -> str:
+    place = _place(failure.topic, failure.partition, failure.offset)
+    return visible(f"{failure.dead_letter}  {failure.time}  {place}  {failure.reason}")
+
+
+def retried(outcome: Outcome) -> str:
+    """What became of those that were to be put back."""
+    refused = f", {len(outcome.refused)} could not be" if outcome.refused else ""
+    return f"{outcome.put_back} put back, {outcome.already} had been put back before{refused}."

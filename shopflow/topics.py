@@ -4,9 +4,22 @@ from __future__ import annotations
 
 from .app import app, config
 from .kafka import MAX_MESSAGE_BYTES, TopicSpec
+from .letters import Places
 from .verification import Layout
 
-__all__ = ["CHANGELOG", "DEAD_LETTERS", "KEYS", "LAYOUT", "PRICES", "SPECS", "customers", "products", "purchases"]
+__all__ = [
+    "CHANGELOG",
+    "DEAD_LETTERS",
+    "KEYS",
+    "LAYOUT",
+    "LETTERS",
+    "PRICES",
+    "RETRIES",
+    "SPECS",
+    "customers",
+    "products",
+    "purchases",
+]
 
 #: A dead letter carries headers besides the record that it came from.
 _HEADERS_BYTES = 1024 * 1024
@@ -30,6 +43,9 @@ DEAD_LETTERS = _name("dead-letters")
 
 #: The prices given to purchases that came without one, in the partition with the purchases' number.
 PRICES = _name("purchase-prices")
+
+#: Key the dead letter's id, value `letters.Mark`: it was put back. Compacted: one stays for each.
+RETRIES = _name("retries")
 
 _retention_ms = -1 if config.topics.retention_hours == -1 else config.topics.retention_hours * 3_600_000
 
@@ -55,6 +71,7 @@ SPECS = (
     _spec(purchases.get_topic_name()),
     _spec(PRICES),
     _spec(DEAD_LETTERS, max_message_bytes=MAX_MESSAGE_BYTES + _HEADERS_BYTES),
+    _spec(RETRIES, compacted=True),
     _spec(CHANGELOG, compacted=True),
 )
 
@@ -73,4 +90,12 @@ LAYOUT = Layout(
     dead_letters=DEAD_LETTERS,
     changelog=CHANGELOG,
     partitions=config.topics.partitions,
+)
+
+LETTERS = Places(
+    dead_letters=DEAD_LETTERS,
+    retries=RETRIES,
+    topics=frozenset(KEYS),
+    partitions=config.topics.partitions,
+    transactional_id=f"{config.app_id}-dead-letters",
 )

@@ -315,7 +315,7 @@ def test_topics_are_created_as_the_contract_says(shop: Shop, worker: Worker) -> 
         for name, (partitions, configs) in shop.describe_topics().items()
         if not name.endswith("__assignor-__leader")
     }
-    compacted = {shop.topic("products"), shop.topic("customers"), shop.changelog}
+    compacted = {shop.topic("products"), shop.topic("customers"), shop.topic("retries"), shop.changelog}
     kept = {shop.topic("purchases"), shop.topic("purchase-prices"), shop.topic("dead-letters")}
     assert set(found) == compacted | kept
     assert {name: each[:2] for name, each in found.items() if name in compacted} == dict.fromkeys(

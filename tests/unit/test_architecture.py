@@ -22,7 +22,7 @@ LAYERS = (
     {"errors", "keeper", "progress"},
     {"config", "models", "outages", "samples", "kafka", "price_log"},
     {"counting", "store", "embedded", "batching", "dead_letters", "child", "group"},
-    {"attempts", "changelog", "seeding", "verification"},
+    {"attempts", "changelog", "letters", "seeding", "verification"},
     {"pricing"},
     {"app", "listing", "processing"},
     {"rebuild"},
@@ -127,6 +127,7 @@ def test_what_faust_is_to_discover_is_there() -> None:
         "list-customers",
         "verify",
         "replay",
+        "dead-letters",
     ],
 )
 def test_the_commands_of_the_contract_are_there(name: str) -> None:
@@ -173,7 +174,7 @@ def test_there_are_no_commands_but_those_of_the_contract() -> None:
     assert ours == {
         *("worker", "servers", "demo", "verify", "replay"),
         *("seed-products", "seed-customers", "seed-purchases"),
-        *("list-products", "list-customers"),
+        *("list-products", "list-customers", "dead-letters"),
         *("reset", "send"),
     }
 

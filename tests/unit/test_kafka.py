@@ -42,6 +42,7 @@ def test_the_shops_topics_are_those_of_the_contract() -> None:
         "shop.purchases": False,
         "shop.purchase-prices": False,
         "shop.dead-letters": False,
+        "shop.retries": True,
         "shopflow-purchase_counts-changelog": True,
     }
     assert {spec.partitions for spec in topics.SPECS} == {4}
