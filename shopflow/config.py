@@ -13,7 +13,7 @@ import yaml
 
 from .errors import Refused
 
-__all__ = ["Batching", "Config", "Embedded", "MongoDB", "Topics", "Web", "load", "variables"]
+__all__ = ["Batching", "Config", "DeadLetters", "Embedded", "MongoDB", "Topics", "Web", "load", "variables"]
 
 EMBEDDED = "embedded"
 PREFIX = "SHOPFLOW_"
@@ -143,6 +143,20 @@ class Batching(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         _check(1 <= self.session_timeout_seconds <= 300, "session_timeout_seconds", "1 to 300")
 
 
+class DeadLetters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When a worker stops taking a topic, instead of moving it to the dead letters."""
+
+    max_share: float = 0.5
+    """More failures than this share of the last `window` records of a topic are too many. 1: never too many."""
+
+    window: int = 1000
+    """Of so many records of a topic, the last that this worker saw, the share is taken."""
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.max_share <= 1, "max_share", "0 to 1")
+        _check(1 <= self.window <= 1_000_000, "window", "1 to 1000000")
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All of it. `load` reads it; nothing else in shopflow looks at the file or the environment."""
 
@@ -161,6 +175,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     embedded: Embedded = Embedded()
     web: Web = Web()
     batching: Batching = Batching()
+    dead_letters: DeadLetters = DeadLetters()
 
     def __post_init__(self) -> None:
         _check(_NAME.fullmatch(self.app_id) is not None, "app_id", "1 to 180 letters, digits, '.', '_' or '-'")

@@ -15,6 +15,7 @@ from .attempts import Attempts
 from .counting import Counted, advance
 from .dead_letters import DeadLetters, Rejection
 from .errors import Rejected
+from .limits import Limit
 from .models import Customer, Decoder, Product, Purchase, check_id
 from .pricing import Priced, Pricing
 from .store import Deletion, Document, Store, differs
@@ -156,6 +157,7 @@ class Processing:
         publish: Sends keys and values to one partition of the counts' changelog; returns the offset of the last.
         dead_letters: Where the bad records go.
         max_event_bytes: A larger event is a bad record.
+        limit: When too many records are bad; without it all of them become dead letters.
     """
 
     def __init__(
@@ -168,6 +170,7 @@ class Processing:
         *,
         publish: Callable[[int, Sequence[tuple[bytes, bytes]]], Awaitable[int]],
         max_event_bytes: int,
+        limit: Limit | None = None,
     ) -> None:
         self._store = store
         self._counts = counts
@@ -176,6 +179,7 @@ class Processing:
         self._pricing = pricing
         self._publish = publish
         self._dead_letters = dead_letters
+        self._limit = limit
         self._decode_product = Decoder(Product, "product_id", max_event_bytes)
         self._decode_customer = Decoder(Customer, "customer_id", max_event_bytes)
         self._decode_purchase = Decoder(Purchase, "customer_id", max_event_bytes)
@@ -299,9 +303,12 @@ class Processing:
             log.warning("%d purchase(s) in MongoDB were not as they were sent; put right: %s", len(changed), names)
 
     async def _reject(self, batch: BatchLike, rejected: list[Rejection]) -> None:
+        rejected.sort(key=lambda rejection: rejection[0].offset)
+        if self._limit:
+            failed = [(record.offset, error.reason) for record, error in rejected]
+            await self._limit.hold(batch.tp, batch.records, failed, batch.check_owned)
         if not rejected:
             return
-        rejected.sort(key=lambda rejection: rejection[0].offset)
         await self._with_kafka(batch, lambda: self._dead_letters.put(rejected))
         for reason, count in Counter(error.reason for _, error in rejected).items():
             log.warning(

@@ -8,7 +8,10 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from operator import itemgetter
+from types import SimpleNamespace
 from typing import Any
+
+from aiokafka.errors import ProducerFenced
 
 from shopflow.errors import PartitionLost, Unavailable
 from shopflow.store import (
@@ -285,6 +288,59 @@ class FakeCounts:
 
     async def check_late(self, partition: int) -> None:
         return
+
+
+class FakeKafka:
+    """Kafka as `letters.Retry` sees it: what was committed, and who is the only one that may commit."""
+
+    def __init__(self) -> None:
+        self.committed: list[tuple[str, int, bytes | None, bytes | None, list[tuple[str, bytes]]]] = []
+        #: Raises for what it does not take.
+        self.check: Callable[[str, bytes | None, bytes | None], None] = lambda topic, key, value: None
+        self.started = 0
+        self.commits = 0
+        #: Called before a commit with its number, from 1 on.
+        self.before_commit: Callable[[int], None] = lambda number: None
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[FakeTransactions]:
+        self.started += 1
+        yield FakeTransactions(self, self.started)
+
+
+class FakeTransactions:
+    """A transactional producer of it; a later one fences it."""
+
+    def __init__(self, kafka: FakeKafka, epoch: int) -> None:
+        self._kafka = kafka
+        self._epoch = epoch
+        self._sent: list[Any] = []
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[None]:
+        self._sent = []
+        yield
+        self._kafka.commits += 1
+        self._kafka.before_commit(self._kafka.commits)
+        self._check_epoch()
+        self._kafka.committed += self._sent
+
+    def _check_epoch(self) -> None:
+        if self._epoch != self._kafka.started:
+            raise ProducerFenced
+
+    async def send(
+        self, topic: str, partition: int, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]]
+    ) -> Awaitable[Any]:
+        self._check_epoch()
+        self._kafka.check(topic, key, value)
+        self._sent.append((topic, partition, key, value, list(headers)))
+        offset = sum(one[:2] == (topic, partition) for one in [*self._kafka.committed, *self._sent]) - 1
+
+        async def acknowledged() -> Any:
+            return SimpleNamespace(offset=offset)
+
+        return acknowledged()
 
 
 class FakeOutlet:

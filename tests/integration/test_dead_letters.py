@@ -282,6 +282,37 @@ def test_two_retries_at_a_time_put_nothing_back_twice(open_shop: OpenShop) -> No
         check_each_once(shop, events)
 
 
+def test_when_too_much_fails_the_worker_stops_taking_the_topic(open_shop: OpenShop) -> None:
+    """It says so once and moves nothing to the dead letters, nor past them; other topics go on.
+
+    A worker that is told to let them go does so, and all is accounted for.
+    """
+    with open_shop(dead_letters_window=100) as shop:
+        shop.run("seed-products")
+        events = [purchase("anna", quantity=int(number % 10 == 0)) for number in range(100)]
+        shop.send("purchases", *(Record(b"anna", encoded(event), 1) for event in events))
+        worker = shop.start_worker().ready()
+        until(lambda: "is stopped" in worker.output, "the worker has met them")
+        offered = product()
+        shop.offer(offered)
+        until(lambda: shop.db.products.find_one({"_id": offered["product_id"]}), "other topics go on", 60)
+        shop.sell(purchase("anna"))
+        (line,) = [line for line in worker.output.splitlines() if "is stopped" in line]
+        for word in ("[ERROR]", shop.topic("purchases"), "90 of the last 100", "invalid event", "max_share"):
+            assert word in line
+        assert "to the dead letters" not in worker.output
+        assert shop.read("dead-letters") == []
+        becomes(shop.lag, 101)
+        assert worker.counts()["purchases"] == 0
+        assert worker.stop() == 0
+        worker = shop.start_worker(port=worker.port, dead_letters_max_share=1).ready()
+        shop.drain()
+        assert len(shop.read("dead-letters")) == 90
+        assert worker.counts()["purchases"] == 11
+        assert "is stopped" not in worker.output
+        shop.agrees()
+
+
 def test_headers_that_lie_about_a_history_do_no_harm(open_shop: OpenShop) -> None:
     """Whatever another program wrote there: it is not shown, and replaced when the record goes back."""
     with open_shop() as shop:

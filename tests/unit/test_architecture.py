@@ -20,7 +20,7 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem not in 
 #: From the bottom up: a module imports only from layers below its own.
 LAYERS = (
     {"errors", "keeper", "progress"},
-    {"config", "models", "outages", "samples", "kafka", "price_log"},
+    {"config", "models", "outages", "limits", "samples", "kafka", "price_log"},
     {"counting", "store", "embedded", "batching", "dead_letters", "child", "group"},
     {"attempts", "changelog", "letters", "seeding", "verification"},
     {"pricing"},

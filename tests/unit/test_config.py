@@ -202,6 +202,9 @@ BAD_VALUES = [
     ("batching.product_wait_seconds", -1, "must be 0 to 3600"),
     ("batching.commit_interval_seconds", 0, "must be 0.05 to 60"),
     ("batching.session_timeout_seconds", 0, "must be 1 to 300"),
+    ("dead_letters.max_share", 1.01, "must be 0 to 1"),
+    ("dead_letters.max_share", float("nan"), "must be 0 to 1"),
+    ("dead_letters.window", 0, "must be 1 to 1000000"),
 ]
 
 

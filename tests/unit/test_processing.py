@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 from aiokafka.errors import KafkaConnectionError
 
-from shopflow import outages
+from shopflow import limits, outages
 from shopflow import pricing as module
 from shopflow.attempts import Attempts
 from shopflow.counting import TOTALS_KEY, decode_count, decode_totals, rebuilt
 from shopflow.dead_letters import DeadLetters
 from shopflow.errors import PartitionLost, Unavailable
+from shopflow.limits import Limit
 from shopflow.outages import Outage
 from shopflow.price_log import PriceLog
 from shopflow.pricing import Pricing
@@ -665,3 +666,33 @@ def test_prices_are_in_their_log_before_they_are_counted(shop: Shop) -> None:
     assert [event for event in shop.events if event in {"insert_purchases", "prices", "table"}] == [
         "insert_purchases", "prices", "table",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["purchases", "products"])
+def test_what_is_too_much_is_neither_sent_nor_counted_nor_finished(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The whole batch waits, before the first of its dead letters, until its partition is lost."""
+    monkeypatch.setattr(limits, "_LOOK_SECONDS", 0.001)
+    good = purchase("p1") if kind == "purchases" else product(100)
+    batch = shop.batch(good, b"bad", b"bad", b"bad", kind=kind)
+    shop.processing._limit = Limit(0.5, 5)
+
+    async def lose() -> None:
+        task = asyncio.ensure_future(getattr(shop.processing, kind)(batch))
+        await asyncio.sleep(0.05)
+        assert not task.done()
+        batch.lost = True
+        with pytest.raises(PartitionLost):
+            await task
+
+    asyncio.run(lose())
+    assert "turn" in shop.events
+    assert not {"dead letter", "table", "changelog", "finished"} & set(shop.events)
+
+
+def test_what_is_not_too_much_goes_on(shop: Shop) -> None:
+    """With the limit as without."""
+    shop.processing._limit = Limit(0.5, 6)
+    shop.handle(shop.batch(purchase("p1"), b"bad", b"bad", b"bad"))
+    assert (len(shop.outlet.got), shop.events[-1]) == (3, "finished")
