@@ -150,7 +150,7 @@ def time_of(record: Any) -> datetime:
 def _history(value: bytes | None) -> tuple[Failure, ...]:
     try:
         return tuple(msgspec.json.decode(value or b"[]", type=list[Failure])[-_KEPT:])
-    except (msgspec.MsgspecError, UnicodeDecodeError):  # another program's
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):  # another program's
         return ()
 
 
@@ -295,7 +295,7 @@ async def mark_of(bootstrap: str, places: Places, letter: Id) -> tuple[datetime,
         return None
     try:
         return time_of(found[-1]), msgspec.json.decode(found[-1].value, type=Mark)
-    except (msgspec.MsgspecError, UnicodeDecodeError):  # another program's
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):  # another program's
         return time_of(found[-1]), Mark(str(letter), "", -1, -1)
 
 

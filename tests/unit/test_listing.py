@@ -9,8 +9,10 @@ from datetime import datetime, timezone
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from shopflow import listing
+from shopflow.letters import Failure, Id, Letter, Mark, Outcome
 from shopflow.verification import Check, Report
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
@@ -175,3 +177,143 @@ def test_a_report_as_json_has_all_of_it() -> None:
 def test_a_report_that_could_not_tell_says_so() -> None:
     """Also one that never came to look at anything."""
     assert list(listing.report(Report(), as_json=False))[-1] == "Could not tell."
+
+
+# -- dead letters
+
+EVIL = "\x1b[31m\x9b1m\u202e\u2028\r\n\x07"
+SECOND = datetime(2026, 5, 1, 13, tzinfo=timezone.utc)
+FAILURE = Failure("1:2", "shop.purchases", 1, 17, f"unknown product: {EVIL}", "2026-05-01T11:00:00.000+00:00")
+
+
+def letter(offset: int = 5, **fields: Any) -> Letter:
+    """One that says all it can."""
+    said = {
+        "id": Id(1, offset),
+        "time": NOON,
+        "topic": "shop.purchases",
+        "partition": 1,
+        "offset": 41,
+        "reason": "unknown product: product_id 'x' was never offered",
+        "key": b"anna",
+        "value": b'{"a": 1}',
+        "headers": (("trace", b"\xff"),),
+    }
+    return Letter(**{**said, **fields})
+
+
+def dead(*found: Letter, limit: int | None = None, as_json: bool = False) -> list[str]:
+    """The lines of `dead-letters list`; the one with offset 5 was put back."""
+
+    async def stream() -> AsyncIterator[Letter]:
+        for one in found:
+            yield one
+
+    async def collect() -> list[str]:
+        back = {Id(1, 5): SECOND}
+        return [line async for line in listing.dead_letters(stream(), back, limit=limit, as_json=as_json)]
+
+    return asyncio.run(collect())
+
+
+def test_a_dead_letter_is_a_line() -> None:
+    """Its id, time, place, key, reason; how often it failed; whether it is back."""
+    line, other, summary = dead(letter(), letter(6, retries=2))
+    local = NOON.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    back = SECOND.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    reason = "unknown product: product_id 'x' was never offered"
+    assert line == f"1:5  {local}  shop.purchases:1:41  anna  {reason}  (put back {back})"
+    assert other == f"1:6  {local}  shop.purchases:1:41  anna  {reason}  (failed 2 times before)"
+    assert summary == "Dead letters: 2 (1 put back): 2 unknown product."
+
+
+def test_dead_letters_are_summed_up_by_reason() -> None:
+    """The commonest first, without what exactly was found; all of them, also those that a limit leaves out."""
+    found = [letter(number, reason=f"{label}: {number}") for number, label in enumerate("aabaabc")]
+    *lines, summary = dead(*found, limit=2)
+    assert [line.partition(" ")[0] for line in lines] == ["1:5", "1:6"]
+    assert summary == "Dead letters: 7 (1 put back): 4 a, 2 b, 1 c."
+    assert dead(*found, limit=0) == [summary]
+    *_, summary = dead(*(letter(reason=f"reason {number}") for number in range(2_000)))
+    assert summary.endswith(", 991 more reasons.")
+    assert len(summary) < 500
+
+
+@pytest.mark.parametrize("limit", [None, 0, 3])
+def test_no_dead_letters(limit: int | None) -> None:
+    """A line, or an empty array."""
+    assert dead(limit=limit) == ["Dead letters: none."]
+    assert dead(limit=limit, as_json=True) == ["[]"]
+
+
+def test_dead_letters_as_json_are_an_array() -> None:
+    """With all that the list knows; bytes that are no text in Base64."""
+    found = json.loads("".join(dead(letter(history=(FAILURE,), retries=1), letter(6, key=b"\xff"), as_json=True)))
+    assert [one["id"] for one in found] == ["1:5", "1:6"]
+    assert [one["key"] for one in found] == ["anna", {"base64": "/w=="}]
+    assert [one["put_back"] for one in found] == ["2026-05-01T13:00:00Z", None]
+    assert found[0]["history"][0] == {name: getattr(FAILURE, name) for name in FAILURE.__struct_fields__}
+    assert set(found[0]) == {
+        *("id", "time", "topic", "partition", "offset", "reason", "key", "put_back", "retries", "history")
+    }
+
+
+def test_one_dead_letter_with_all_that_is_known_of_it() -> None:
+    """For people a line each; as JSON one object."""
+    mark = (SECOND, Mark("1:5", "shop.purchases", 1, 77))
+    one = letter(value=b"\xff\x00", history=(replace(FAILURE, reason="why"),), retries=1)
+    shown = list(listing.dead_letter(one, mark, as_json=False))
+    for text in (
+        "shop.purchases:1:41",
+        "unknown product",
+        "to shop.purchases:1:77",
+        "1:2  2026-05-01T11:00:00.000+00:00",
+    ):
+        assert sum(text in line for line in shown) == 1, text
+    assert shown[-1] == "value:    base64:/wA="
+    assert "    trace: base64:/w==" in shown
+    (line,) = listing.dead_letter(one, mark, as_json=True)
+    found = json.loads(line)
+    assert found["put_back_to"] == {"topic": "shop.purchases", "partition": 1, "offset": 77}
+    assert found["headers"] == [["trace", {"base64": "/w=="}]]
+    assert found["value"] == {"base64": "/wA="}
+    assert "put back: no" in list(listing.dead_letter(letter(), None, as_json=False))
+    (line,) = listing.dead_letter(letter(value=None, key=None), None, as_json=True)
+    assert (json.loads(line)["put_back"], json.loads(line)["value"]) == (None, None)
+
+
+def test_nothing_of_a_dead_letter_moves_a_terminal() -> None:
+    """Anybody may have written it: no control character, no change of direction, no line break gets out."""
+    evil = EVIL.encode()
+    one = letter(
+        topic=EVIL,
+        reason=EVIL,
+        key=evil,
+        value=evil,
+        headers=((EVIL, evil), ("x", None)),
+        history=(FAILURE,),
+        retries=1,
+    )
+    foreign = letter(topic="", partition=-1, offset=-1, reason="", key=None, value=None, headers=())
+    for found in (one, foreign):
+        for as_json in (False, True):
+            lines = dead(found, as_json=as_json)
+            lines += listing.dead_letter(found, (SECOND, Mark("1:5", EVIL, 1, 2)), as_json=as_json)
+            assert all(line.isprintable() for line in lines)
+    (line,) = listing.dead_letter(one, None, as_json=True)
+    assert json.loads(line)["value"] == EVIL
+    assert json.loads("".join(dead(letter(reason="\U000e0001 x"), as_json=True)))[0]["reason"] == "\U000e0001 x"
+
+
+def test_a_long_reason_is_cut_in_a_list_and_whole_when_shown() -> None:
+    """So is a key: a line stays one that can be read."""
+    one = letter(reason="r" * 10_000, key=b"k" * 10_000)
+    assert all(len(line) < 700 for line in dead(one))
+    assert f"reason:   {'r' * 10_000}" in list(listing.dead_letter(one, None, as_json=False))
+
+
+def test_what_became_of_a_retry_is_said() -> None:
+    """How many went, how many had gone, how many could not."""
+    assert listing.retried(Outcome(2, 3)) == "2 put back, 3 had been put back before."
+    refused = Outcome(0, 0, [(Id(0, 1), "why")])
+    assert listing.retried(refused) == "0 put back, 0 had been put back before, 1 could not be."
