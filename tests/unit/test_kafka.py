@@ -15,13 +15,16 @@ from aiokafka.errors import (
     GroupAuthorizationFailedError,
     GroupCoordinatorNotAvailableError,
     InvalidReplicationFactorError,
+    KafkaConnectionError,
     KafkaError,
+    KafkaTimeoutError,
     TopicAlreadyExistsError,
 )
 
 from shopflow import kafka, topics
 from shopflow.errors import Refused, Unavailable
 from shopflow.kafka import TopicSpec
+from tests.fakes import FakeRecord
 
 
 def test_compacted_topics_keep_the_last_of_each_key_and_others_their_time() -> None:
@@ -323,3 +326,158 @@ def test_a_new_topic_is_waited_for_until_it_has_leaders(monkeypatch: pytest.Monk
     client = Slow()
     made_by(monkeypatch, client)
     assert client.looks == 4
+
+
+class Log:
+    """A consumer of a topic of several partitions: records of offset and time, given out some at a time."""
+
+    def __init__(self, *partitions: list[tuple[int, int]]) -> None:
+        self.records = [
+            [FakeRecord(None, b"v", offset, number, "t", timestamp=time) for offset, time in records]
+            for number, records in enumerate(partitions)
+        ]
+        self.ends = [(records[-1].offset + 1 if records else 0) for records in self.records]
+        self.place: dict[int, int] = {}
+
+    def assign(self, places: list[TopicPartition]) -> None:
+        self.place = {place.partition: 0 for place in places}
+
+    async def seek_to_beginning(self, *places: TopicPartition) -> None:
+        self.place = {place.partition: 0 for place in places}
+
+    def seek(self, place: TopicPartition, offset: int) -> None:
+        self.place[place.partition] = offset
+
+    async def position(self, place: TopicPartition) -> int:
+        return self.place[place.partition]
+
+    async def beginning_offsets(self, places: list[TopicPartition]) -> dict[TopicPartition, int]:
+        return {place: next((one.offset for one in self.records[place.partition]), 0) for place in places}
+
+    async def end_offsets(self, places: list[TopicPartition]) -> dict[TopicPartition, int]:
+        return {place: self.ends[place.partition] for place in places}
+
+    async def getmany(self, place: TopicPartition, timeout_ms: int) -> dict[TopicPartition, list[Any]]:
+        start = self.place[place.partition]
+        run = [record for record in self.records[place.partition] if record.offset >= start][:2]
+        self.place[place.partition] = run[-1].offset + 1 if run else self.ends[place.partition]
+        return {place: run} if run else {}
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> Log:
+    """Instead of aiokafka's consumer."""
+    made = Log([(0, 10), (1, 50), (2, 40), (5, 70)], [], [(7, 5), (8, 45), (9, 60)])
+
+    @asynccontextmanager
+    async def started(bootstrap: str, **options: Any) -> AsyncIterator[Log]:
+        yield made
+
+    monkeypatch.setattr(kafka, "consumer", started)
+    return made
+
+
+def test_a_topic_is_read_by_time_and_each_partition_in_its_order(log: Log) -> None:
+    """Whatever time its records say they have; holes and empty partitions are no end."""
+
+    async def read() -> list[tuple[int, int]]:
+        return [(record.partition, record.offset) async for record in kafka.by_time("kafka:1", "t", 3)]
+
+    assert asyncio.run(read()) == [(2, 7), (0, 0), (2, 8), (0, 1), (0, 2), (2, 9), (0, 5)]
+
+
+def test_what_arrives_while_a_topic_is_read_is_not_read(log: Log) -> None:
+    """Else a retry would put back for ever what fails again."""
+    log.ends = [2, 0, 8]
+
+    async def read() -> list[tuple[int, int]]:
+        return [(record.partition, record.offset) async for record in kafka.by_time("kafka:1", "t", 3)]
+
+    assert asyncio.run(read()) == [(2, 7), (0, 0), (0, 1)]
+
+
+def test_records_are_found_by_their_places(log: Log) -> None:
+    """None before the start, behind the end, or in a hole."""
+    places = [(0, 5), (0, 4), (0, 6), (1, 0), (2, 6), (2, 7), (0, 0)]
+
+    async def read() -> list[int | None]:
+        return [record and record.offset async for record in kafka.read_places("kafka:1", "t", places)]
+
+    assert asyncio.run(read()) == [5, None, None, None, None, 7, 0]
+
+
+def test_the_size_of_a_topic_is_that_of_its_offsets(log: Log) -> None:
+    """Without what was deleted at its start."""
+    assert asyncio.run(kafka.size("kafka:1", "t", 3)) == 6 + 0 + 3
+
+
+def test_only_topics_that_exist_have_partitions(client: Client) -> None:
+    """A new shop has none."""
+    assert asyncio.run(kafka.partitions("kafka:1", ["purchases", "unknown"])) == {"purchases": 2}
+
+
+class Producing:
+    """A transactional producer, as far as it is used."""
+
+    def __init__(self, seconds: float = 0) -> None:
+        self.did: list[Any] = []
+        self.seconds = seconds
+
+    async def begin_transaction(self) -> None:
+        self.did.append("begin")
+
+    async def commit_transaction(self) -> None:
+        await asyncio.sleep(self.seconds)
+        self.did.append("commit")
+
+    async def send(self, topic: str, value: Any, key: Any, partition: int, *, headers: Any) -> Any:
+        self.did.append((topic, partition, key, value, headers))
+
+    def create_batch(self) -> Any:
+        return SimpleNamespace(append=lambda **record: self.did.append(record))
+
+    async def send_batch(self, batch: Any, topic: str, *, partition: int) -> Any:
+        self.did.append((topic, partition))
+
+
+def test_a_transaction_is_committed_when_its_body_ends_well() -> None:
+    """Also with a record that has neither key nor value, which aiokafka does not send otherwise."""
+    client = Producing()
+
+    async def use() -> None:
+        transactions = kafka.Transactions(client)
+        async with transactions.transaction():
+            await transactions.send("t", 3, b"k", None, [("a", b"1")])
+            await transactions.send("t", 2, None, None, (("a", b"1"),))
+        with pytest.raises(KafkaConnectionError):
+            async with transactions.transaction():
+                raise KafkaConnectionError
+
+    asyncio.run(use())
+    bare = {"key": None, "value": None, "timestamp": None, "headers": [("a", b"1")]}
+    assert client.did == ["begin", ("t", 3, b"k", None, [("a", b"1")]), bare, ("t", 2), "commit", "begin"]
+
+
+def test_a_commit_that_takes_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """aiokafka itself would try for ever while Kafka is away, and the command would stand still without a word."""
+    monkeypatch.setattr(kafka, "_COMMIT_SECONDS", 0.01)
+
+    async def use() -> None:
+        async with kafka.Transactions(Producing(60)).transaction():
+            pass
+
+    with pytest.raises(KafkaTimeoutError, match="no answer within"):
+        asyncio.run(use())
+
+
+def test_a_kafka_that_is_away_takes_no_transactions() -> None:
+    """One line, and no client is left open."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # bound, not listening: nobody else takes it
+
+        async def use() -> None:
+            async with kafka.transactions(f"127.0.0.1:{unused.getsockname()[1]}", "id"):
+                raise AssertionError("it can't have started")
+
+        with pytest.raises(Unavailable, match="Kafka"):
+            asyncio.run(use())
