@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from .conftest import OpenShop
-from .shop import CONSOLE, MODULE, Json, Place, Record, Shop, Worker, becomes, encoded, product, purchase, until
+from .shop import CONSOLE, FAUST, MODULE, Json, Place, Record, Shop, Worker, becomes, encoded, product, purchase, until
 
 pytestmark = pytest.mark.servers
 
@@ -207,33 +207,33 @@ def test_what_did_not_come_from_the_shop_is_refused_and_the_others_go(open_shop:
         assert letter.topic == shop.topic("dead-letters")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (["show", "0:99999"], "0:99999"),
-        (["show", "99:0"], "99:0"),
-        (["retry", "0:99999"], "0:99999"),
-        (["show", "nonsense"], "nonsense"),
-        (["show", "-1"], "-1"),
-        (["show"], "one id"),
-        (["list", "0:0"], "ids"),
-        (["retry"], "--all"),
-        (["retry", "0:0", "--all"], "--all"),
-        (["retry", "--all", "--reason", "x"], "--reason"),
-        (["retry", "--all", "--limit", "3"], "--limit"),
-        (["show", "0:0", "--all"], "--all"),
-        (["list", "--limit", "-1"], "--limit"),
-        (["nonsense"], "nonsense"),
-    ],
-)
-def test_a_wrong_use_is_named(shop: Shop, worker: Worker, arguments: list[str], named: str) -> None:
+WRONG = [
+    (["show", "0:99999"], "0:99999"),
+    (["show", "99:0"], "99:0"),
+    (["retry", "0:99999"], "0:99999"),
+    (["show", "nonsense"], "nonsense"),
+    (["show", "-1"], "-1"),
+    (["show"], "one id"),
+    (["list", "0:0"], "ids"),
+    (["retry"], "--all"),
+    (["retry", "0:0", "--all"], "--all"),
+    (["retry", "--all", "--reason", "x"], "--reason"),
+    (["retry", "--all", "--limit", "3"], "--limit"),
+    (["show", "0:0", "--all"], "--all"),
+    (["list", "--limit", "-1"], "--limit"),
+    (["nonsense"], "nonsense"),
+]
+
+
+def test_a_wrong_use_is_named(shop: Shop, worker: Worker) -> None:
     """On stderr, with status 2, and nothing is put back."""
-    before = shop.ends()[shop.topic("retries")]
-    done = shop.run("dead-letters", *arguments)
-    assert done.status == 2
-    assert named in done.errors[-1]
-    assert "Traceback" not in done.stderr
-    assert shop.ends()[shop.topic("retries")] == before
+    before = len(shop.read("retries"))
+    outcomes = shop.run_all([["dead-letters", *arguments] for arguments, _ in WRONG])
+    for done, (arguments, named) in zip(outcomes, WRONG, strict=True):
+        assert done.status == 2, (arguments, done)
+        assert named in done.errors[-1], (arguments, done)
+        assert "Traceback" not in done.stderr, (arguments, done)
+    assert len(shop.read("retries")) == before
 
 
 def many(shop: Shop, number: int) -> list[Json]:
@@ -280,6 +280,8 @@ def test_two_retries_at_a_time_put_nothing_back_twice(open_shop: OpenShop) -> No
             assert "Traceback" not in process.output
             assert "never retrieved" not in process.output
         check_each_once(shop, events)
+        first = shop.run("dead-letters", program=("sh", "-c", '"$@" | head -1', "sh", *FAUST))
+        assert (len(first.stdout.splitlines()), first.stderr) == (1, "")
 
 
 def test_when_too_much_fails_the_worker_stops_taking_the_topic(open_shop: OpenShop) -> None:
