@@ -88,8 +88,8 @@ class DeadLetters:
             self._sent[place] = await self._sent_before(place, record)
         return self._sent[place]
 
-    async def put(self, rejections: Sequence[Rejection]) -> None:
-        """Send those that are not there yet, and wait until Kafka has acknowledged all.
+    async def put(self, rejections: Sequence[Rejection]) -> list[Rejection]:
+        """Send those that are not there yet, and wait until Kafka has acknowledged all. Returns which were sent.
 
         Once, unless a worker that lost the partition, and does not know yet, sends the same at the same time: its place
         in the headers tells that it is the same.
@@ -97,6 +97,7 @@ class DeadLetters:
         Raises:
             KafkaError: Not all are there; do it again.
         """
+        added: list[Rejection] = []
         sent = self._sent  # `forget` puts another there: what is learned here is not for the time after it
         for place, group in _by_place(rejections).items():
             known = sent.pop(place, None)  # not known again until all are acknowledged
@@ -105,6 +106,8 @@ class DeadLetters:
             new = [(record, error) for record, error in group if record.offset not in known]
             await acknowledged(self._send_one(record, error) for record, error in new)
             sent[place] = known | {record.offset for record, _ in new}
+            added += new
+        return added
 
     async def _send_one(self, record: Record, error: Rejected) -> Awaitable[Any]:
         headers = headers_of(record, error, self._app_id)

@@ -31,6 +31,7 @@ class BatchLike(Owned, Protocol):
     """What is needed of `batching.Batch`."""
 
     tp: Any
+    records: list[Any]
     end: int
 
 
@@ -107,7 +108,7 @@ class Pricing:
 
     async def _decided_before(self, batch: BatchLike, waiting: dict[int, Pair], priced: Priced) -> None:
         """Settle those that were settled before; they are taken out of `waiting`."""
-        first = next(iter(waiting.values()))[0]
+        first = batch.records[0]  # what is read now is all that is known until partitions change hands
         partition = batch.tp.partition
         logged = await self._attempts.with_kafka(batch, lambda: self._log.prices(partition, first, batch.end))
         for offset in waiting.keys() & logged.keys():

@@ -309,8 +309,8 @@ class Processing:
             await self._limit.hold(batch.tp, batch.records, failed, batch.check_owned)
         if not rejected:
             return
-        await self._with_kafka(batch, lambda: self._dead_letters.put(rejected))
-        for reason, count in Counter(error.reason for _, error in rejected).items():
+        sent = await self._with_kafka(batch, lambda: self._dead_letters.put(rejected))
+        for reason, count in Counter(error.reason for _, error in sent).items():
             log.warning(
                 "%d record(s) of %s to the dead letters: %s", count, batch.records[0].topic, reason,
             )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import logging
 from collections.abc import Sequence
@@ -622,6 +623,23 @@ def test_a_purchase_that_was_rejected_stays_rejected_when_all_is_rebuilt(shop: S
     assert set(shop.store.collections["purchases"]) == {"p1"}
     assert len(shop.reasons()) == 1
     assert (shop.totals().purchases, shop.totals().rejected) == (1, 1)
+
+
+def test_a_bad_record_from_long_before_the_first_without_a_price_is_not_sent_again(shop: Shop) -> None:
+    """A batch of a slow shop spans days; what is known of the dead letters must reach back to its start."""
+    asked: list[int] = []
+
+    async def there(topic: str, partition: int, since: int) -> list[FakeRecord]:
+        asked.append(since)
+        return []
+
+    shop.dead_letters._read_since = there
+    shop.handle(shop.batch(product(300), kind="products"), "products")
+    day = 86_400_000
+    bad = FakeRecord(b"anna", b"{", 0, timestamp=day)
+    late = record(unpriced("p0"), 1)
+    shop.handle(FakeBatch([bad, dataclasses.replace(late, timestamp=9 * day)]))
+    assert asked == [day - 600_000]
 
 
 def test_the_price_of_the_worker_that_stored_it_first_counts(shop: Shop) -> None:
