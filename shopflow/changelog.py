@@ -152,6 +152,19 @@ class CountTable(faust.Table[str, PurchaseCount]):
 
         return get
 
+    def customers_after(self, partition: int, after: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        """At most `limit` raw rows of the customers of a partition behind this key, in the order of their keys.
+
+        Reads them at once and holds no database open, like `getter`; a key that is not UTF-8 is no customer's.
+        """
+        rows: list[tuple[bytes, bytes]] = []
+        for key, value in self._raw._db_for_partition(partition).items(from_key=after):
+            if len(rows) == limit:
+                break
+            if key not in (TOTALS_KEY, after) and _is_text(key):
+                rows.append((key, value))
+        return rows
+
     # -- writing, by the agent whose turn it is
 
     def write(self, partition: int, rows: Iterable[tuple[bytes, bytes]]) -> None:
@@ -323,3 +336,11 @@ class CountTable(faust.Table[str, PurchaseCount]):
         self._raw._key_index.clear()
         gc.collect()  # rocksdict closes the database, and gives up its lock, when the object goes
         shutil.rmtree(self._raw.partition_path(partition), ignore_errors=True)
+
+
+def _is_text(key: bytes) -> bool:
+    try:
+        key.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import aclosing, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any, NoReturn
 
 import click
@@ -20,6 +21,7 @@ from faust.cli.send import send as faust_send
 
 from . import kafka, letters, listing, running, samples, seeding, topics
 from .app import app, config, connect_kafka, store
+from .deep import verify_deep
 from .demo import demo as run_demo
 from .embedded import Addresses, Servers, locate
 from .errors import Refused, Unavailable
@@ -210,12 +212,19 @@ async def list_customers(self: Command, as_json: bool, limit: int | None) -> Non
             self.say(line)
 
 
-@app.command(JSON, base=Command)
-async def verify(self: Command, as_json: bool) -> int:
+@app.command(
+    option("--deep", is_flag=True, help="Also compare every event of the topics with what is in MongoDB."),
+    JSON,
+    base=Command,
+)
+async def verify(self: Command, deep: bool, as_json: bool) -> int:
     """Are Kafka, MongoDB and the tables in agreement? Exit status 0: yes, 1: no, 2: could not tell."""
     try:
         async with _mongodb() as addresses:
             report = await run_verify(addresses.kafka, store, topics.LAYOUT)
+            if deep:
+                bar = partial(progress_bar, quiet=self.quiet)
+                await verify_deep(addresses.kafka, store, topics.LAYOUT, report, bar)
     except (Refused, Unavailable) as error:
         click.echo(f"Could not tell: {error}", err=True)
         return _COULD_NOT_TELL

@@ -21,6 +21,7 @@ __all__ = [
     "Changes",
     "Counted",
     "Position",
+    "Totals",
     "advance",
     "current",
     "decode_count",

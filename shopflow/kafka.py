@@ -24,6 +24,8 @@ from .errors import Refused, Unavailable
 
 __all__ = [
     "MAX_MESSAGE_BYTES",
+    "Group",
+    "Span",
     "TopicSpec",
     "Transactions",
     "acknowledged",
@@ -31,12 +33,15 @@ __all__ = [
     "by_time",
     "consumer",
     "count_records",
+    "each_run",
     "ensure_topics",
+    "group_of",
     "partitions",
     "producer",
     "read_partition",
     "read_places",
     "size",
+    "spans",
     "transactions",
 ]
 
@@ -418,6 +423,22 @@ async def _first(client: Any, place: TopicPartition, offset: int) -> Any:
         return await anext(found, None)
 
 
+async def each_run(
+    bootstrap: str, topic: str, partition: int, end: int, handle: Callable[[list[Any]], Awaitable[None]], **options: Any
+) -> None:
+    """Read a partition from its start up to `end`, and wait for each run of records to be handled: few are in memory.
+
+    Arguments:
+        options: The consumer's, over the usual ones.
+    """
+    place = TopicPartition(topic, partition)
+    async with consumer(bootstrap, enable_auto_commit=False, **options) as client:
+        client.assign([place])
+        await client.seek_to_beginning(place)
+        async for run in _runs(client, place, end):
+            await handle([record for record in run if record.offset < end])
+
+
 async def count_records(bootstrap: str, topic: str, partitions: int) -> int:
     """How many records a topic holds: what was aborted and the ends of transactions are none. Reads them all."""
     total = 0
@@ -431,18 +452,52 @@ async def count_records(bootstrap: str, topic: str, partitions: int) -> int:
     return total
 
 
-async def _committed(client: Any, group: str) -> dict[TopicPartition, Any]:
-    """What the group has committed. A new broker has no coordinator for it at first."""
+async def _coordinated(ask: Callable[[str], Awaitable[T]], group: str) -> T:
+    """Ask about a group. A new broker has no coordinator for it at first."""
     deadline = asyncio.get_running_loop().time() + _COORDINATOR_SECONDS
     while True:
         try:
-            offsets: dict[TopicPartition, Any] = await client.list_consumer_group_offsets(group)
+            return await ask(group)
         except KafkaError as error:
             if not error.retriable or asyncio.get_running_loop().time() >= deadline:
                 raise
             await asyncio.sleep(_CHECK_SECONDS)
-        else:
-            return offsets
+
+
+async def _committed(client: Any, group: str) -> dict[TopicPartition, Any]:
+    """What the group has committed."""
+    return await _coordinated(client.list_consumer_group_offsets, group)
+
+
+@dataclass(frozen=True)
+class Group:
+    """A consumer group as its coordinator sees it."""
+
+    state: str
+    """Kafka's word: `Stable`, `Empty`, `Dead`; another while it shares out the partitions."""
+
+    assignments: tuple[tuple[str, bytes], ...]
+    """Each member's client id with host, and what the group's leader gave it: empty until it did."""
+
+
+async def group_of(bootstrap: str, name: str) -> Group:
+    """Describe a consumer group; one that does not exist is `Dead`.
+
+    Raises:
+        Unavailable: Kafka does not answer.
+    """
+    async with admin(bootstrap) as client:
+
+        async def describe(group: str) -> Any:
+            (answer,) = await client.describe_consumer_groups([group])
+            (described,) = answer.groups
+            if described[0]:
+                raise for_code(described[0])
+            return described
+
+        _, _, state, _, _, members, *_ = await _coordinated(describe, name)
+    found = [(f"{client_id} at {host}", assignment) for _, client_id, host, _, assignment, *_ in members]
+    return Group(state, tuple(sorted(found)))
 
 
 async def read_since(bootstrap: str, topic: str, partition: int, since: int, *, values: bool = False) -> list[Any]:
@@ -489,29 +544,52 @@ class Lag:
     waiting: int  #: between what the group committed and the end
 
 
+@dataclass(frozen=True)
+class Span:
+    """What a partition holds, as offsets."""
+
+    start: int  #: what was before it is gone
+    done: int  #: what is before it the group has committed; not below the start
+    end: int
+
+
+async def spans(bootstrap: str, group: str, topics: Iterable[str]) -> dict[str, dict[int, Span]]:
+    """What each partition of each topic that exists holds, and how far the group is.
+
+    Raises:
+        Unavailable: Kafka does not answer.
+    """
+    async with admin(bootstrap) as client, consumer(bootstrap) as reader:
+        return await _spans(client, reader, group, topics)
+
+
+async def _spans(client: Any, reader: Any, group: str, topics: Iterable[str]) -> dict[str, dict[int, Span]]:
+    counts = await _partitions(client, list(topics))
+    places = [TopicPartition(name, number) for name, count in counts.items() for number in range(count)]
+    starts, ends = await reader.beginning_offsets(places), await reader.end_offsets(places)
+    committed = await _committed(client, group)
+    found: dict[str, dict[int, Span]] = {name: {} for name in counts}
+    for place in places:
+        done = max(committed[place].offset if place in committed else -1, starts[place])
+        found[place.topic][place.partition] = Span(starts[place], done, ends[place])
+    return found
+
+
 async def lags(bootstrap: str, group: str, topics: Iterable[str]) -> dict[str, Lag]:
     """The group's lag in each topic that exists.
 
     Raises:
         Unavailable: Kafka does not answer.
     """
-    async with admin(bootstrap) as client, consumer(bootstrap) as reader:
-        counts = await _partitions(client, list(topics))
-        places = [TopicPartition(name, number) for name, count in counts.items() for number in range(count)]
-        starts, ends = await reader.beginning_offsets(places), await reader.end_offsets(places)
-        committed = await _committed(client, group)
-        waiting = {}
-        for place in places:
-            done = max(committed[place].offset if place in committed else -1, starts[place])
-            waits = done < ends[place] and await _any_record(reader, place, done, ends[place])
-            waiting[place] = ends[place] - done if waits else 0
     answer = {}
-    for name in counts:
-        mine = [place for place in places if place.topic == name]
-        answer[name] = Lag(
-            records=sum(ends[place] - starts[place] for place in mine),
-            waiting=sum(waiting[place] for place in mine),
-        )
+    async with admin(bootstrap) as client, consumer(bootstrap) as reader:
+        for name, partitions in (await _spans(client, reader, group, topics)).items():
+            waiting = 0
+            for number, span in partitions.items():
+                place = TopicPartition(name, number)
+                if span.done < span.end and await _any_record(reader, place, span.done, span.end):
+                    waiting += span.end - span.done
+            answer[name] = Lag(sum(span.end - span.start for span in partitions.values()), waiting)
     return answer
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import msgspec
 
+from .findings import Report
 from .letters import Failure, Id, Letter, Mark, Outcome
 from .store import Document
-from .verification import Report
 
 __all__ = ["customers", "dead_letter", "dead_letters", "money", "products", "report", "retried", "visible"]
 
@@ -96,6 +96,7 @@ _VERDICTS = {
     1: "Kafka, MongoDB and the tables do NOT agree.",
     2: "Could not tell.",
 }
+_MARKS = {True: "ok ", False: "NOT", None: "?? "}
 
 
 def report(found: Report, *, as_json: bool) -> Iterator[str]:
@@ -109,7 +110,7 @@ def report(found: Report, *, as_json: bool) -> Iterator[str]:
         f"{found.tables.get('rejected', 0)} not accepted). Dead letters: {found.kafka.get('dead_letters', 0)}."
     )
     for check in found.checks:
-        yield f"{'ok ' if check.good else 'NOT'} {check.name}: {check.detail}"
+        yield f"{_MARKS[check.good]} {check.name}: {check.detail}"
     yield _VERDICTS[found.status]
 
 

@@ -7,6 +7,7 @@ are simultaneous to shopflow: their place in the topic decides, and a price coun
 
 from __future__ import annotations
 
+import asyncio
 import re
 import warnings
 from bisect import bisect_right
@@ -48,6 +49,8 @@ INDEXES = (
 MAX_DOCUMENT_BYTES = 16 * 1024 * 1024 - 16 * 1024
 #: Ids asked for at once: some servers compare every document with every id of a `$in`.
 IDS_AT_ONCE = 100
+#: Requests under way at once where many documents are read by their ids.
+REQUESTS_AT_ONCE = 4
 CUSTOMERS_AT_ONCE = 100
 #: A sum over all purchases sends nothing until it is done, so the socket's timeout is too short for it.
 SUM_SECONDS = 3_600.0
@@ -229,6 +232,15 @@ class Store(Protocol):
     def counts(self) -> AsyncIterator[tuple[str, int, int, int]]:
         """`(customer_id, purchases, items, spent)` of the purchases that came from Kafka, in no order."""
 
+    async def registered(self, customer_ids: Collection[str]) -> set[str]:
+        """Which of these customers are registered."""
+
+    async def documents(self, collection: str, ids: Collection[str]) -> dict[str, Document]:
+        """The documents of `products`, `customers` or `purchases` that have these ids, by id, as they are."""
+
+    def sources(self, collection: str) -> AsyncIterator[tuple[str, Document]]:
+        """`_id` and `source` of each document of a collection that came from Kafka, in no order."""
+
     async def sizes(self) -> dict[str, int]:
         """How many documents each collection has: products, customers, purchases, prices."""
 
@@ -382,6 +394,19 @@ class MongoStore:
         async for sums in self._aggregate([_FROM_KAFKA, {"$group": {"_id": "$customer_id", **_SUMS}}]):
             yield sums["_id"], int(sums["purchases"]), int(sums["items"]), int(sums["spent"])
 
+    async def registered(self, customer_ids: Collection[str]) -> set[str]:
+        found = await self._find_at_once(CUSTOMERS, customer_ids, {"_id": 1})
+        return {document["_id"] for document in found}
+
+    async def documents(self, collection: str, ids: Collection[str]) -> dict[str, Document]:
+        return {document["_id"]: document for document in await self._find_at_once(collection, ids, {})}
+
+    async def sources(self, collection: str) -> AsyncIterator[tuple[str, Document]]:
+        with _translated():
+            cursor = self._collection(collection).find(_FROM_KAFKA["$match"], {"source": 1})
+        async for document in _each(cursor):
+            yield document["_id"], document["source"]
+
     async def sizes(self) -> dict[str, int]:
         found = {}
         for name in (PRODUCTS, CUSTOMERS, PURCHASES, PRICES):
@@ -495,6 +520,20 @@ class MongoStore:
             for document in found:
                 yield document
 
+    async def _find_at_once(self, name: str, ids: Collection[str], fields: Mapping[str, int]) -> list[Document]:
+        """Documents by their `_id`; several requests at a time, since each asks for some ids only."""
+        wanted = list(ids)
+        places = asyncio.Semaphore(REQUESTS_AT_ONCE)
+
+        async def ask(some: list[str]) -> list[Document]:
+            async with places:
+                with _translated():
+                    return await self._collection(name).find({"_id": {"$in": some}}, fields).to_list()
+
+        parts = [wanted[start : start + IDS_AT_ONCE] for start in range(0, len(wanted), IDS_AT_ONCE)]
+        answers = await asyncio.gather(*(ask(some) for some in parts))
+        return [document for answer in answers for document in answer]
+
     async def _ids(self, name: str, limit: int) -> list[str]:
         if limit < 1:
             return []
@@ -524,14 +563,20 @@ class MongoStore:
         await self.ping()  # `pymongo.timeout` is also how long the driver would wait for a server that is away
         with _translated(), pymongo.timeout(SUM_SECONDS):
             cursor = await self._collection(PURCHASES).aggregate(stages, allowDiskUse=True)
-        async with cursor:
-            while True:
-                with _translated():
-                    try:
-                        document = await cursor.next()
-                    except StopAsyncIteration:
-                        return
-                yield document
+        async for document in _each(cursor):
+            yield document
+
+
+async def _each(cursor: Any) -> AsyncIterator[Document]:
+    """The documents of a cursor, which is closed afterwards."""
+    async with cursor:
+        while True:
+            with _translated():
+                try:
+                    document = await cursor.next()
+                except StopAsyncIteration:
+                    return
+            yield document
 
 
 _BEGINNING = datetime.min.replace(tzinfo=timezone.utc)

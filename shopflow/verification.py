@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from time import monotonic
+from typing import Any, NamedTuple
 
 import msgspec
 
-from . import kafka
-from .counting import TOTALS_KEY, Position, decode_count, decode_totals, position_of
+from . import kafka, workers
+from .counting import TOTALS_KEY, Position, Totals, decode_count, decode_totals, position_of
 from .errors import Unavailable
+from .findings import Check, Named, Report
 from .models import PartitionTotals, PurchaseCount
 from .store import Store
 
 __all__ = ["Check", "Layout", "Report", "Tables", "verify"]
 
-#: Differences that are named; the rest is counted.
-_NAMED = 10
 #: How often it is looked again while events are on their way, and how long to wait in between.
 _ATTEMPTS = 20
 #: Looks without any change after which what waits is taken to wait for good.
 _STILL = 4
 _PAUSE_SECONDS = 0.5
+#: How long it is looked again for workers that can't be asked, as while they share out the partitions.
+_PATIENCE_SECONDS = 15.0
+#: Customers that MongoDB is asked for at once: are they registered?
+_REGISTERED_AT_ONCE = 1_000
 
 Counts = tuple[int, int, int]  # purchases, items, spent
 
@@ -44,34 +48,6 @@ class Layout:
     def events(self) -> tuple[str, str, str]:
         """The topics that are consumed."""
         return self.products, self.customers, self.purchases
-
-
-@dataclass
-class Check:
-    """One thing that must hold."""
-
-    name: str
-    good: bool
-    detail: str
-
-
-@dataclass
-class Report:
-    """What was found.
-
-    Attributes:
-        status: 0 they agree, 1 they do not, 2 it could not be told (events kept arriving).
-    """
-
-    status: int = 2
-    kafka: dict[str, int] = field(default_factory=dict)
-    mongodb: dict[str, int] = field(default_factory=dict)
-    tables: dict[str, int] = field(default_factory=dict)
-    checks: list[Check] = field(default_factory=list)
-
-    def as_json(self) -> dict[str, Any]:
-        """As `verify --json` prints it."""
-        return asdict(self)
 
 
 class Tables:
@@ -95,6 +71,8 @@ class Tables:
                 position = position_of(record.value)
             except (msgspec.MsgspecError, TypeError):
                 continue
+            if record.key is None:
+                continue
             if record.key == TOTALS_KEY:
                 known = self._totals.get(partition)
                 if known is None or position >= Position(known.era, known.offset):
@@ -106,15 +84,21 @@ class Tables:
         """How often the counts of a partition were rebuilt."""
         return self._totals[partition].era if partition in self._totals else 0
 
+    def counts(self, partition: int) -> Mapping[bytes, PurchaseCount]:
+        """The customers of a partition; what was counted before it was rebuilt counts no more."""
+        era = self.era(partition)
+        return {key: count for key, count in self._counts[partition].items() if count.era >= era}
+
+    def totals(self, partition: int) -> PartitionTotals:
+        """The sums of a partition."""
+        return self._totals.get(partition) or Totals()
+
     def by_customer(self) -> dict[str, Counts]:
         """A customer's counts over all partitions."""
         sums: dict[str, Counts] = {}
-        for partition, counts in enumerate(self._counts):
-            era = self.era(partition)
-            for key, count in counts.items():
-                if count.era < era:
-                    continue
-                name = key.decode()
+        for partition in range(len(self._counts)):
+            for key, count in self.counts(partition).items():
+                name = key.decode("utf-8", "backslashreplace")
                 purchases, items, spent = sums.get(name, (0, 0, 0))
                 sums[name] = (purchases + count.purchases, items + count.items, spent + count.spent)
         return sums
@@ -125,6 +109,13 @@ class Tables:
         return {name: sum(getattr(totals, name) for totals in self._totals.values()) for name in names}
 
 
+class _State(NamedTuple):
+    """What must stand still while it is compared."""
+
+    lags: dict[str, kafka.Lag]
+    live: workers.Live
+
+
 async def verify(bootstrap: str, store: Store, shop: Layout) -> Report:
     """Compare what was sent, what is stored and what was counted; wait a little for what is on its way.
 
@@ -133,29 +124,43 @@ async def verify(bootstrap: str, store: Store, shop: Layout) -> Report:
     """
     report = Report()
     still, last = 0, None
+    deadline = monotonic() + _PATIENCE_SECONDS
     for _ in range(_ATTEMPTS):
-        before = await kafka.lags(bootstrap, shop.group, (*shop.events, shop.dead_letters))
-        if any(topic not in before for topic in shop.events):
+        before = await _state(bootstrap, shop)
+        if any(topic not in before.lags for topic in shop.events):
             raise Unavailable("Kafka", "the shop's topics do not exist yet: start a worker, or seed some events")
         report = await _compare(bootstrap, store, before, shop)
-        after = await kafka.lags(bootstrap, shop.group, (*shop.events, shop.dead_letters))
+        after = await _state(bootstrap, shop)
         moved = before != after or last not in (None, before)
         last = after
         still = 0 if moved else still + 1
-        if still and (report.status == 0 or not _waiting(before, shop) or still == _STILL):
+        if still and _settled(report, still, waits=_waiting(before.lags, shop) > 0, patient=monotonic() < deadline):
             return report
         if moved:
             report.status = 2
-            report.checks.append(Check("quiet", False, "events arrive faster than they can be compared"))
+            report.checks.append(Check("quiet", None, "events arrive faster than they can be compared"))
         await asyncio.sleep(_PAUSE_SECONDS)
     return report
+
+
+def _settled(report: Report, still: int, *, waits: bool, patient: bool) -> bool:
+    """Would it be in vain to look once more, when nothing moves?"""
+    if report.status == 2:
+        return not patient
+    return report.status == 0 or not waits or still == _STILL
+
+
+async def _state(bootstrap: str, shop: Layout) -> _State:
+    lags = await kafka.lags(bootstrap, shop.group, (*shop.events, shop.dead_letters))
+    return _State(lags, await workers.live(bootstrap, shop.group, shop.changelog))
 
 
 def _waiting(lags: dict[str, kafka.Lag], shop: Layout) -> int:
     return sum(lags[topic].waiting for topic in shop.events)
 
 
-async def _compare(bootstrap: str, store: Store, lags: dict[str, kafka.Lag], shop: Layout) -> Report:
+async def _compare(bootstrap: str, store: Store, state: _State, shop: Layout) -> Report:
+    lags = state.lags
     tables = Tables()
     await tables.read(bootstrap, shop.changelog, shop.partitions)
     totals, sizes = await store.totals(), await store.sizes()
@@ -165,46 +170,123 @@ async def _compare(bootstrap: str, store: Store, lags: dict[str, kafka.Lag], sho
     accounted = sums["purchases"] + sums["duplicates"] + sums["rejected"]
     if sent != accounted:  # some offsets may be no records: then they have to be counted one by one
         sent = await kafka.count_records(bootstrap, shop.purchases, shop.partitions)
-    checks = [
-        Check("lag", waiting == 0, f"{waiting} events wait in Kafka"),
-        Check(
-            "purchases in Kafka and tables",
-            sent == accounted,
-            f"{sent} sent = {sums['purchases']} counted + {sums['duplicates']} repeated + {sums['rejected']} rejected",
-        ),
-        Check(
-            "purchases in MongoDB and tables",
-            totals.purchases == sums["purchases"],
-            f"{totals.purchases} stored, {sums['purchases']} counted",
-        ),
-        await _customers(tables.by_customer(), store.counts()),
-    ]
-    return Report(
-        status=0 if all(check.good for check in checks) else 1,
+    customers, unregistered = await _customers(tables.by_customer(), store)
+    report = Report(
+        status=0,
         kafka={
             "purchases": sent,
             "waiting": waiting,
             "dead_letters": lags[shop.dead_letters].records if shop.dead_letters in lags else 0,
         },
-        mongodb={**sizes, "purchases": totals.purchases, "items": totals.items, "spent": totals.spent},
+        mongodb={
+            **sizes,
+            "purchases": totals.purchases,
+            "items": totals.items,
+            "spent": totals.spent,
+            "unregistered": unregistered.count,
+        },
         tables=sums,
-        checks=checks,
+        workers=[asdict(worker) for worker in state.live.workers],
     )
+    report.add(
+        [
+            Check("lag", waiting == 0, f"{waiting} events wait in Kafka"),
+            Check(
+                "purchases in Kafka and tables",
+                sent == accounted,
+                f"{sent} sent = {sums['purchases']} counted + {sums['duplicates']} repeated"
+                f" + {sums['rejected']} rejected",
+            ),
+            Check(
+                "purchases in MongoDB and tables",
+                totals.purchases == sums["purchases"],
+                f"{totals.purchases} stored, {sums['purchases']} counted",
+            ),
+            customers,
+            _sums(tables, shop.partitions),
+            await _workers(state.live, tables, shop.partitions),
+            _registrations(unregistered),
+        ]
+    )
+    return report
 
 
-async def _customers(counted: dict[str, Counts], stored: AsyncIterator[tuple[str, int, int, int]]) -> Check:
-    """Each customer's counts are what their purchases say."""
-    customers, wrong = 0, []
-    async for name, *numbers in stored:
+async def _customers(counted: dict[str, Counts], store: Store) -> tuple[Check, Named]:
+    """Each customer's counts are what their purchases say; and who bought something without being registered."""
+    customers, wrong, unregistered = 0, Named(), Named()
+    names: list[str] = []
+
+    async def look_up() -> None:
+        registered = await store.registered(names)
+        for name in names:
+            if name not in registered:
+                unregistered.add(name)
+        names.clear()
+
+    async for name, *numbers in store.counts():
         customers += 1
         found = counted.pop(name, None)
         if found != tuple(numbers):
-            wrong.append(f"{name}: stored {_said(tuple(numbers))}, counted {_said(found)}")
-    wrong += [f"{name}: stored nothing, counted {_said(numbers)}" for name, numbers in counted.items()]
-    if not wrong:
-        return Check("customers", True, f"{customers} customers, each with the counts their purchases add up to")
-    more = f", and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
-    return Check("customers", False, f"{len(wrong)} differ: " + "; ".join(wrong[:_NAMED]) + more)
+            wrong.add(f"{name}: stored {_said(tuple(numbers))}, counted {_said(found)}")
+        names.append(name)
+        if len(names) == _REGISTERED_AT_ONCE:
+            await look_up()
+    await look_up()
+    for name, found in counted.items():
+        wrong.add(f"{name}: stored nothing, counted {_said(found)}")
+    if wrong.count:
+        return Check("customers", False, f"{wrong.count} differ: {wrong.listed()}"), unregistered
+    detail = f"{customers} customers, each with the counts their purchases add up to"
+    return Check("customers", True, detail), unregistered
+
+
+def _sums(tables: Tables, partitions: int) -> Check:
+    """The sums that stand beside the customers of a partition are what these add up to."""
+    wrong = Named()
+    for partition in range(partitions):
+        counts, said = tables.counts(partition).values(), tables.totals(partition)
+        added = (
+            len(counts),
+            sum(count.purchases for count in counts),
+            sum(count.items for count in counts),
+            sum(count.spent for count in counts),
+        )
+        sums = (said.customers, said.purchases, said.items, said.spent)
+        if sums != added:
+            wrong.add(f"partition {partition}: the sums say {_of(*sums)}, its customers add up to {_of(*added)}")
+    if wrong.count:
+        return Check("sums", False, f"{wrong.count} differ: {wrong.listed()}")
+    return Check("sums", True, f"{partitions} partitions, each with the sums its customers add up to")
+
+
+async def _workers(live: workers.Live, tables: Tables, partitions: int) -> Check:
+    """The tables of the live workers are what the changelog says."""
+    if live.unclear:
+        return Check("workers", None, live.unclear)
+    if not live.workers:
+        return Check("workers", True, "no worker runs; the next one recovers its tables from the changelog")
+    found = await workers.compare(live, partitions, tables)
+    unasked = f"{found.unasked.count} can't be asked: {found.unasked.listed()}"
+    if found.wrong.count:
+        also = f"; {unasked}" if found.unasked.count else ""
+        return Check("workers", False, f"{found.wrong.count} differ: {found.wrong.listed()}{also}")
+    if found.unasked.count:
+        return Check("workers", None, unasked)
+    count = len(live.workers)
+    return Check("workers", True, f"{count} live, {found.customers} customers in their tables, all as in the changelog")
+
+
+def _registrations(unregistered: Named) -> Check:
+    """A purchase of a customer who is not registered is a fact: the registration may be on its way."""
+    if not unregistered.count:
+        return Check("registrations", True, "every customer who bought is registered")
+    return Check(
+        "registrations", True, f"{unregistered.count} who bought are not registered: {unregistered.listed(', ')}"
+    )
+
+
+def _of(customers: int, *numbers: int) -> str:
+    return f"{customers} customers with {_said(numbers)}"
 
 
 def _said(numbers: Any) -> str:

@@ -6,25 +6,31 @@ import asyncio
 from typing import Any
 
 import aiohttp
+import msgspec
 from yarl import URL
 
 from .app import app
-from .counting import TOTALS_KEY, current, decode_totals
+from .counting import TOTALS_KEY, current, decode_count, decode_totals
 from .tables import purchase_counts
+from .workers import MOST_ROWS
 
-__all__ = ["count", "counts"]
+__all__ = ["count", "counts", "partition_counts"]
 
 _PEER_SECONDS = 5.0
 #: Marks a request that one worker makes of another: answer from what you have, ask nobody.
 _LOCAL = "local"
 _FIELDS = ("purchases", "items", "spent")
+_RECOVERING = "the counts are being recovered"
+_ROWS = 1_000
+#: Rows read before other coroutines get a turn.
+_SLICE = 1_000
 
 
 @app.page("/counts/")
 async def counts(web: Any, request: Any) -> Any:
     """The sums over the partitions that this worker owns."""
     if not app.serving:
-        return _unavailable(web, "the counts are being recovered")
+        return _unavailable(web, _RECOVERING)
     partitions = purchase_counts.partitions_owned()
     sums = dict.fromkeys(("customers", *_FIELDS), 0)
     for partition in partitions:
@@ -39,7 +45,7 @@ async def counts(web: Any, request: Any) -> Any:
 async def count(web: Any, request: Any, customer_id: str) -> Any:
     """One customer's counts, from whichever worker has them."""
     if not app.serving:
-        return _unavailable(web, "the counts are being recovered")
+        return _unavailable(web, _RECOVERING)
     found = _local_count(customer_id)
     if found is None and _LOCAL not in request.query:
         try:
@@ -49,6 +55,53 @@ async def count(web: Any, request: Any, customer_id: str) -> Any:
     if found is None:
         return web.json({"error": "this customer never bought anything", "customer_id": customer_id}, status=404)
     return web.json(found)
+
+
+@app.page("/counts/partitions/{partition}/")
+async def partition_counts(web: Any, request: Any, partition: str) -> Any:
+    """The customers of a partition that this worker owns, by id, a page at a time: those behind `?after=`."""
+    limit = _limit(request.query.get("limit", str(_ROWS)))
+    if limit is None:
+        return web.json({"error": f"limit: must be a whole number from 1 to {MOST_ROWS}"}, status=400)
+    number, after = _whole(partition), request.query.get("after", "").encode("utf-8", "surrogatepass")
+    rows: list[tuple[bytes, bytes]] = []
+    totals = b"{}"
+    while True:  # the partition may go while the others have their turn
+        if not app.serving:
+            return _unavailable(web, _RECOVERING)
+        if number not in purchase_counts.partitions_owned():
+            return web.json({"error": "this worker does not own this partition", "partition": partition}, status=404)
+        if not rows:
+            totals = purchase_counts.getter(number)(TOTALS_KEY) or totals
+        wanted = min(_SLICE, limit + 1 - len(rows))  # one more than asked for: is there a next page?
+        found = purchase_counts.customers_after(number, rows[-1][0] if rows else after, wanted)
+        rows += found
+        if len(found) < wanted or len(rows) > limit:
+            break
+        await asyncio.sleep(0)
+    sums = decode_totals(totals)
+    counts = [(key.decode(), decode_count(value)) for key, value in rows[:limit]]
+    return web.json(
+        {
+            "partition": number,
+            "totals": msgspec.to_builtins(sums),
+            # Those of an era before count no more. So a page may have fewer rows, but the next one starts behind them.
+            "customers": [
+                [name, count.purchases, count.items, count.spent] for name, count in counts if count.era >= sums.era
+            ],
+            "next": rows[limit - 1][0].decode() if len(rows) > limit else None,
+        }
+    )
+
+
+def _whole(text: str) -> int:
+    """The number in decimal digits; -1 if it is none."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else -1
+
+
+def _limit(text: str) -> int | None:
+    number = _whole(text)
+    return number if 1 <= number <= MOST_ROWS else None
 
 
 def _unavailable(web: Any, reason: str) -> Any:

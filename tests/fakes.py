@@ -187,6 +187,22 @@ class FakeStore:
         for name, (purchases, items, spent) in sums.items():
             yield name, purchases, items, spent
 
+    async def registered(self, customer_ids: Collection[str]) -> set[str]:
+        self._called("registered")
+        return set(customer_ids) & set(self.collections["customers"])
+
+    async def documents(self, collection: str, ids: Collection[str]) -> dict[str, Document]:
+        self._called("documents")
+        stored = self.collections[collection]
+        return {name: deepcopy(stored[name]) for name in ids if name in stored}
+
+    async def sources(self, collection: str) -> AsyncIterator[tuple[str, Document]]:
+        self._called("sources")
+        for name, document in list(self.collections[collection].items()):
+            source = document.get("source")
+            if isinstance(source, dict) and source.get("origin") == "kafka":
+                yield name, deepcopy(source)
+
     async def sizes(self) -> dict[str, int]:
         self._called("sizes")
         return {name: len(documents) for name, documents in self.collections.items()}

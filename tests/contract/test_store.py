@@ -414,6 +414,36 @@ def test_sums_are_those_of_the_purchases_from_kafka(store: Store, run: Run) -> N
     assert run(store.sizes()) == {"products": 0, "customers": 0, "purchases": 4, "prices": 0}
 
 
+def test_it_is_told_which_customers_are_registered(store: Store, run: Run) -> None:
+    """However many are asked for at once."""
+    names = [f"c{number:03}" for number in range(250)]
+    run(store.upsert_customers([customer(name) for name in names[::2]]))
+    assert run(store.registered(names)) == set(names[::2])
+    assert run(store.registered(["nobody", "$ne"])) == set()
+    assert run(store.registered([])) == set()
+
+
+def test_documents_are_found_by_their_ids_as_they_are(store: Store, run: Run) -> None:
+    """However many are asked for at once; also such as another program wrote."""
+    names = [f"p{number:03}" for number in range(950)]
+    run(store.insert_purchases([purchase(name, kafka(offset)) for offset, name in enumerate(names)]))
+    run(put(store, "purchases", {"_id": "other", "price": 1.5}))
+    found = run(store.documents("purchases", [*names, "other", "unknown"]))
+    assert set(found) == {*names, "other"}
+    assert found["p007"] == purchase("p007", kafka(7))
+    assert found["other"] == {"_id": "other", "price": 1.5}
+    assert run(store.documents("products", names)) == {}
+
+
+def test_the_sources_are_those_of_what_came_from_kafka(store: Store, run: Run) -> None:
+    """What was written directly, or by another program, has none there."""
+    run(store.upsert_customers([customer("a", source=kafka(1)), customer("b", source={"origin": "direct"})]))
+    run(put(store, "customers", {"_id": "other"}))
+    run(put(store, "customers", {"_id": "odd", "source": {"origin": "kafka"}}))
+    assert dict(run(everything(store.sources("customers")))) == {"a": kafka(1), "odd": {"origin": "kafka"}}
+    assert run(everything(store.sources("products"))) == []
+
+
 @pytest.mark.parametrize("name", ["$set", "a.b", "a\x00b", "zażółć 🥛", "x" * 128, "{'$gt': ''}", " "])
 def test_an_id_is_a_value_whatever_is_in_it(store: Store, run: Run, name: str) -> None:
     """Ids come from outside: none is an operator or a field."""

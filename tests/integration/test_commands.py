@@ -167,7 +167,7 @@ def test_direct_seeds_go_past_kafka_and_the_tables(open_shop: OpenShop) -> None:
 
 def test_verify_finds_what_was_changed_by_hand(seeded: Shop, worker: Worker) -> None:
     """A document deleted, a value changed, a purchase added: status 1, and the customers named."""
-    assert set(seeded.agrees()) == {"status", "kafka", "mongodb", "tables", "checks"}
+    assert set(seeded.agrees()) == {"status", "kafka", "mongodb", "tables", "workers", "deep", "checks"}
     purchases = seeded.db.purchases
     deleted, changed = (purchases.find_one({"customer_id": name}) for name in purchases.distinct("customer_id")[:2])
     purchases.delete_one({"_id": deleted["_id"]})

@@ -19,13 +19,13 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem not in 
 
 #: From the bottom up: a module imports only from layers below its own.
 LAYERS = (
-    {"errors", "keeper", "progress"},
+    {"errors", "findings", "keeper", "progress"},
     {"config", "models", "outages", "limits", "samples", "kafka", "price_log"},
-    {"counting", "store", "embedded", "batching", "dead_letters", "child", "group"},
+    {"counting", "store", "embedded", "batching", "dead_letters", "child", "group", "workers"},
     {"attempts", "changelog", "letters", "seeding", "verification"},
     {"pricing"},
     {"app", "listing", "processing"},
-    {"rebuild"},
+    {"deep", "rebuild"},
     {"topics", "tables"},
     {"agents", "views", "running"},
     {"demo", "replay"},

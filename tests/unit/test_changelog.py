@@ -94,6 +94,23 @@ def test_what_is_written_is_read(shop: Shop) -> None:
         shop.table["bob"]
 
 
+def test_customers_come_by_key_a_part_at_a_time(shop: Shop) -> None:
+    """Neither the sums nor Faust's own key are among them, nor a key that is no text."""
+    names = ["a", "a b", "b/c", "zażółć", "日本", "\U0001f95b"]
+    rows = rows_after(*(Counted(offset, name, 1, 1) for offset, name in enumerate(names)), end=9)
+    shop.table.write(0, [*rows.items(), (b"\xff\xfe", rows[b"a"])])
+    shop.table.acknowledged(0, 77, 78)
+
+    def keys(after: str, limit: int) -> list[str]:
+        return [key.decode() for key, _ in shop.table.customers_after(0, after.encode(), limit)]
+
+    assert keys("", 99) == names
+    assert shop.table.customers_after(0, b"", 1) == [(b"a", rows[b"a"])]
+    assert keys("a", 2) == ["a b", "b/c"]
+    assert keys("b", 1) == ["b/c"]
+    assert keys("\U0001f95b", 5) == []
+
+
 def test_the_larger_offset_stays_in_whatever_order(shop: Shop) -> None:
     """A worker that slept through the loss of its partition writes behind its successor."""
     old = rows_after(Counted(0, "anna", 1, 1), end=1)

@@ -481,3 +481,72 @@ def test_a_kafka_that_is_away_takes_no_transactions() -> None:
 
         with pytest.raises(Unavailable, match="Kafka"):
             asyncio.run(use())
+
+
+def test_spans_say_where_each_partition_begins_is_and_ends(client: Client) -> None:
+    """What is committed is never before the start: that much is gone."""
+    found = asyncio.run(kafka.spans("kafka:1", "shop", ["purchases", "unknown"]))
+    assert found == {"purchases": {0: kafka.Span(10, 25, 30), 1: kafka.Span(10, 10, 30)}}
+
+
+def test_runs_are_handled_one_by_one_up_to_the_end(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next one is fetched when the last one is done; what lies behind the end is left out."""
+
+    async def getmany(place: TopicPartition, timeout_ms: int) -> dict[TopicPartition, list[Any]]:
+        client.place += 8
+        return {place: [SimpleNamespace(offset=client.place - number) for number in (8, 1)]}
+
+    monkeypatch.setattr(client, "getmany", getmany)
+    handled: list[list[int]] = []
+
+    async def handle(run: list[Any]) -> None:
+        await asyncio.sleep(0)
+        handled.append([record.offset for record in run])
+        assert client.place == 10 + 8 * len(handled)
+
+    asyncio.run(kafka.each_run("kafka:1", "purchases", 0, 26, handle))
+    assert handled == [[10, 17], [18, 25]]
+    handled.clear()
+    asyncio.run(kafka.each_run("kafka:1", "purchases", 0, 25, handle))
+    assert handled == [[10, 17], [18]]
+
+
+class Described(Client):
+    """Describes the group as told, one answer after the other."""
+
+    def __init__(self, *answers: tuple[Any, ...]) -> None:
+        super().__init__()
+        self.answers = list(answers)
+
+    async def describe_consumer_groups(self, names: list[str]) -> list[Any]:
+        assert names == ["shop"]
+        return [SimpleNamespace(groups=[self.answers.pop(0)])]
+
+
+def described(monkeypatch: pytest.MonkeyPatch, *answers: tuple[Any, ...]) -> kafka.Group:
+    """The group as these answers say."""
+    client = Described(*answers)
+
+    @asynccontextmanager
+    async def started(bootstrap: str) -> AsyncIterator[Client]:
+        yield client
+
+    monkeypatch.setattr(kafka, "admin", started)
+    monkeypatch.setattr(kafka, "_CHECK_SECONDS", 0)
+    return asyncio.run(kafka.group_of("kafka:1", "shop"))
+
+
+def test_a_group_is_described_with_what_each_member_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the version of the answer: later ones have more fields."""
+    members = [("id2", "faust-b", "/10.0.0.2", b"m", b"two"), ("id1", "faust-a", "/10.0.0.1", b"m", b"one", "more")]
+    group = described(monkeypatch, (0, "shop", "Stable", "consumer", "faust", members, -1))
+    assert group == kafka.Group("Stable", (("faust-a at /10.0.0.1", b"one"), ("faust-b at /10.0.0.2", b"two")))
+
+
+def test_a_group_is_asked_for_again_until_it_has_a_coordinator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error is in the answer; another one is raised."""
+    dead = (0, "shop", "Dead", "", "", [])
+    loading = (GroupCoordinatorNotAvailableError.errno, "shop", "", "", "", [])
+    assert described(monkeypatch, loading, loading, dead) == kafka.Group("Dead", ())
+    with pytest.raises(GroupAuthorizationFailedError):
+        described(monkeypatch, (GroupAuthorizationFailedError.errno, "shop", "", "", "", []))

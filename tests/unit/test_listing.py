@@ -170,8 +170,16 @@ def test_a_report_as_json_has_all_of_it() -> None:
     """For scripts."""
     (line,) = listing.report(REPORT, as_json=True)
     found = json.loads(line)
-    assert set(found) == {"status", "kafka", "mongodb", "tables", "checks"}
+    assert set(found) == {"status", "kafka", "mongodb", "tables", "workers", "deep", "checks"}
     assert found["checks"][1] == {"name": "customers", "good": False, "detail": "1 differ: anna: ..."}
+
+
+def test_what_could_not_be_told_is_marked() -> None:
+    """It is neither good nor wrong."""
+    report = Report(status=2, checks=[Check("workers", None, "1 can't be asked: ...")])
+    assert list(listing.report(report, as_json=False))[1:] == ["??  workers: 1 can't be asked: ...", "Could not tell."]
+    (line,) = listing.report(report, as_json=True)
+    assert json.loads(line)["checks"][0]["good"] is None
 
 
 def test_a_report_that_could_not_tell_says_so() -> None:

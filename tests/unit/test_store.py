@@ -374,9 +374,9 @@ def call(store: MongoStore, name: str) -> Coroutine[Any, Any, object]:
     """One of the store's methods, with something to do."""
 
     async def iterate() -> object:
-        return [one async for one in getattr(store, name)()]
+        return [one async for one in getattr(store, name)(*(["purchases"] if name == "sources" else []))]
 
-    if name in ("customers", "counts"):
+    if name in ("customers", "counts", "sources"):
         return iterate()
     bought, sold = {"_id": "p", "source": kafka(1)}, product()
     arguments: dict[str, list[object]] = {
@@ -389,6 +389,8 @@ def call(store: MongoStore, name: str) -> Coroutine[Any, Any, object]:
         "purchase_prices": [{"p"}],
         "product_ids": [5],
         "customer_ids": [5],
+        "registered": [{"c"}],
+        "documents": ["purchases", {"p"}],
     }
     made: Coroutine[Any, Any, object] = getattr(store, name)(*arguments.get(name, []))
     return made
@@ -397,7 +399,7 @@ def call(store: MongoStore, name: str) -> Coroutine[Any, Any, object]:
 METHODS = [
     *("prepare", "ping", "insert_purchases", "upsert_products", "upsert_customers", "delete_products"),
     *("delete_customers", "price_history", "purchase_prices", "products", "product_ids", "customer_ids"),
-    *("customers", "totals", "counts", "sizes"),
+    *("customers", "totals", "counts", "registered", "documents", "sources", "sizes"),
 ]
 
 

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from shopflow import listing, verification
-from shopflow.counting import Counted, advance
+from shopflow.counting import Counted, advance, rebuilt
 from shopflow.errors import Unavailable
+from shopflow.findings import Named
 from shopflow.kafka import Lag
 from shopflow.verification import Layout, Report, Tables, verify
+from shopflow.workers import Compared, Live, Worker
 from tests.fakes import FakeRecord, FakeStore
 
 LAYOUT = Layout("shop", "products", "customers", "purchases", "dead-letters", "changelog", 1)
@@ -45,6 +47,18 @@ class Shop:
 
     def __init__(self) -> None:
         self.kafka, self.store = Kafka(), FakeStore()
+        self.live: Iterator[Live] | Live = Live()
+        self.compared = Compared()
+        for name in ("anna", "bob"):
+            self.store.collections["customers"][name] = {"_id": name}
+
+    async def who_is_live(self, bootstrap: str, group: str, changelog: str) -> Live:
+        assert (group, changelog) == ("shop", "changelog")
+        return self.live if isinstance(self.live, Live) else next(self.live)
+
+    async def compare(self, live: Live, partitions: int, tables: Tables) -> Compared:
+        assert partitions == 1
+        return self.compared
 
     def sell(self, *customers: str) -> None:
         """Purchases that are sent, stored and counted."""
@@ -82,8 +96,15 @@ def shop(monkeypatch: pytest.MonkeyPatch) -> Shop:
     made = Shop()
     monkeypatch.setattr(verification.kafka, "lags", made.kafka.lags)
     monkeypatch.setattr(verification.kafka, "read_partition", made.kafka.read_partition)
+    monkeypatch.setattr(verification.workers, "live", made.who_is_live)
+    monkeypatch.setattr(verification.workers, "compare", made.compare)
     monkeypatch.setattr(verification, "_PAUSE_SECONDS", 0)
     return made
+
+
+def details(report: Report) -> dict[str, str]:
+    """What each check says."""
+    return {check.name: check.detail for check in report.checks}
 
 
 def test_a_shop_in_order_agrees(shop: Shop) -> None:
@@ -100,7 +121,7 @@ def test_a_document_deleted_by_hand_is_found_and_named(shop: Shop) -> None:
     del shop.store.collections["purchases"]["p1"]
     assert shop.wrong() == ["purchases in MongoDB and tables", "customers"]
     assert shop.verify().status == 1
-    assert "bob: stored nothing, counted 1 purchases" in shop.verify().checks[-1].detail
+    assert "bob: stored nothing, counted 1 purchases" in details(shop.verify())["customers"]
 
 
 def test_a_price_changed_by_hand_is_found(shop: Shop) -> None:
@@ -115,7 +136,7 @@ def test_a_count_that_is_wrong_is_found(shop: Shop) -> None:
     shop.sell("anna", "bob")
     more = advance(lambda key: None, [Counted(0, "eve", 1, 1)], end=1).rows()
     shop.kafka.changelog.insert(0, FakeRecord(*more[0]))
-    assert shop.wrong() == ["customers"]
+    assert shop.wrong() == ["customers", "sums"]
 
 
 def test_an_event_that_got_lost_is_found(shop: Shop) -> None:
@@ -152,7 +173,7 @@ def test_differences_are_named_up_to_ten(shop: Shop) -> None:
     """The rest is counted."""
     shop.sell(*(f"c{number:02}" for number in range(15)))
     shop.store.collections["purchases"].clear()
-    detail = shop.verify().checks[-1].detail
+    detail = details(shop.verify())["customers"]
     assert detail.startswith("15 differ: c00: stored nothing")
     assert detail.endswith("and 5 more")
     assert detail.count("stored nothing") == 10
@@ -211,11 +232,6 @@ def test_a_topic_that_is_not_read_has_no_dead_letters(shop: Shop) -> None:
     assert (shop.verify().status, shop.verify().kafka["dead_letters"]) == (0, 0)
 
 
-def details(report: Report) -> dict[str, str]:
-    """What each check says."""
-    return {check.name: check.detail for check in report.checks}
-
-
 def test_what_the_checks_say_when_all_is_well(shop: Shop) -> None:
     """The words that the README explains."""
     shop.sell("anna", "bob", "anna")
@@ -224,6 +240,9 @@ def test_what_the_checks_say_when_all_is_well(shop: Shop) -> None:
         "purchases in Kafka and tables": "3 sent = 3 counted + 0 repeated + 0 rejected",
         "purchases in MongoDB and tables": "3 stored, 3 counted",
         "customers": "2 customers, each with the counts their purchases add up to",
+        "sums": "1 partitions, each with the sums its customers add up to",
+        "workers": "no worker runs; the next one recovers its tables from the changelog",
+        "registrations": "every customer who bought is registered",
     }
 
 
@@ -243,6 +262,9 @@ def test_what_the_checks_say_when_it_is_not(shop: Shop) -> None:
         "customers": "2 differ: "
         "bob: stored 1 purchases, 3 items, 600 grosze, counted 1 purchases, 2 items, 600 grosze; "
         "anna: stored nothing, counted 1 purchases, 2 items, 600 grosze",
+        "sums": "1 partitions, each with the sums its customers add up to",
+        "workers": "no worker runs; the next one recovers its tables from the changelog",
+        "registrations": "every customer who bought is registered",
     }
 
 
@@ -346,3 +368,113 @@ def test_an_empty_shop_agrees(shop: Shop) -> None:
     report = shop.verify()
     assert report.status == 0
     assert details(report)["customers"].startswith("0 customers")
+
+
+def test_sums_that_are_not_what_their_customers_add_up_to_are_found(shop: Shop) -> None:
+    """A value of the changelog that somebody else wrote: no customer shows it."""
+    shop.sell("anna", "bob")
+    other = advance(lambda key: None, [Counted(1, "anna", 9, 600), Counted(1, "bob", 2, 600)], end=2).rows()
+    shop.kafka.changelog.append(FakeRecord(*other[-1]))
+    assert shop.wrong() == ["sums"]
+    assert details(shop.verify())["sums"] == (
+        "1 differ: partition 0: the sums say 2 customers with 2 purchases, 11 items, 1200 grosze, "
+        "its customers add up to 2 customers with 2 purchases, 4 items, 1200 grosze"
+    )
+
+
+def test_the_tables_of_live_workers_are_compared(shop: Shop) -> None:
+    """And the workers are in the report."""
+    shop.sell("anna", "bob")
+    shop.live = Live((Worker("http://a", (0,)), Worker("http://b", ())))
+    shop.compared = Compared(customers=2)
+    report = shop.verify()
+    assert report.status == 0
+    assert details(report)["workers"] == "2 live, 2 customers in their tables, all as in the changelog"
+    assert report.workers == [{"url": "http://a", "partitions": (0,)}, {"url": "http://b", "partitions": ()}]
+
+
+def test_a_table_that_differs_is_an_error_whoever_else_can_not_be_asked(shop: Shop) -> None:
+    """Both are said."""
+    shop.sell("anna")
+    shop.live = Live((Worker("http://a", (0,)),))
+    shop.compared = Compared(wrong=Named(["anna at http://a: ..."]), unasked=Named(["http://b: does not answer"]))
+    report = shop.verify()
+    assert report.status == 1
+    assert details(report)["workers"] == (
+        "1 differ: anna at http://a: ...; 1 can't be asked: http://b: does not answer"
+    )
+
+
+def test_a_worker_that_can_not_be_asked_is_asked_again_for_a_while(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be taking over a partition; then it could not be told."""
+    shop.sell("anna")
+    shop.live = Live((Worker("http://a", (0,)),))
+    asked = 0
+
+    async def compare(live: Live, partitions: int, tables: Tables) -> Compared:
+        nonlocal asked
+        asked += 1
+        return Compared() if asked == 6 else Compared(unasked=Named(["http://a: does not answer"]))
+
+    monkeypatch.setattr(verification.workers, "compare", compare)
+    assert shop.verify().status == 0
+    monkeypatch.setattr(verification, "_PATIENCE_SECONDS", 0)
+    report = shop.verify()
+    assert (report.status, asked) == (2, 7)
+    assert {check.name for check in report.checks if check.good is None} == {"workers"}
+    assert details(report)["workers"] == "1 can't be asked: http://a: does not answer"
+
+
+def test_while_it_is_unclear_who_is_live_it_can_not_be_told(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the reason; not when something else is wrong."""
+    monkeypatch.setattr(verification, "_PATIENCE_SECONDS", 0)
+    shop.sell("anna")
+    shop.live = Live(unclear="the workers are sharing out the partitions")
+    report = shop.verify()
+    assert (report.status, details(report)["workers"]) == (2, "the workers are sharing out the partitions")
+    shop.store.collections["purchases"].clear()
+    assert shop.verify().status == 1
+
+
+def test_workers_that_come_and_go_are_something_that_moves(shop: Shop) -> None:
+    """What was read of their tables may be of two owners."""
+    shop.sell("anna")
+    one, two = Live((Worker("http://a", (0,)),)), Live((Worker("http://b", (0,)),))
+    shop.live = iter([one, two, two, two, two, two])
+    assert shop.verify().status == 0
+    shop.live = (Live((Worker(f"http://{number}", (0,)),)) for number in range(1000))
+    assert shop.verify().status == 2
+
+
+def test_who_bought_without_being_registered_is_named_and_no_failure(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first ten; the rest is counted; many are asked for at once."""
+    monkeypatch.setattr(verification, "_REGISTERED_AT_ONCE", 4)
+    shop.sell("anna", *(f"c{number:02}" for number in range(12)), "bob")
+    report = shop.verify()
+    assert (report.status, report.mongodb["unregistered"]) == (0, 12)
+    assert details(report)["registrations"] == (
+        "12 who bought are not registered: c00, c01, c02, c03, c04, c05, c06, c07, c08, c09, and 2 more"
+    )
+    assert shop.store.calls.count("registered") == 4
+
+
+def test_a_key_of_the_changelog_that_is_no_id_is_shown(shop: Shop) -> None:
+    """Neither left out nor a reason to fail; a record without a key is no count."""
+    shop.sell("anna")
+    value = advance(lambda key: None, [Counted(0, "x", 1, 1)], end=1).rows()[0][1]
+    shop.kafka.changelog += [FakeRecord(b"\xff", value), FakeRecord(None, value)]
+    assert "\\xff: stored nothing, counted 1 purchases" in details(shop.verify())["customers"]
+
+
+def test_what_was_counted_before_the_tables_were_rebuilt_counts_no_more(shop: Shop) -> None:
+    """Neither for a customer nor for the sums, nor where a worker's table is compared."""
+    tables = Tables()
+    tables._counts = [{}]
+    old = advance(lambda key: None, [Counted(0, "anna", 9, 9), Counted(1, "bob", 1, 1)], end=2).rows()
+    new = advance({b"": rebuilt(0, 5)}.get, [Counted(0, "anna", 1, 1)], end=1).rows()
+    tables.take(0, [FakeRecord(*row) for row in (*new, *old)])
+    assert set(tables.counts(0)) == {b"anna"}
+    assert (tables.counts(0)[b"anna"].items, tables.totals(0).items, tables.totals(0).era) == (1, 1, 5)
+    assert verification._sums(tables, 1).good

@@ -13,7 +13,7 @@ import pytest
 from yarl import URL
 
 from shopflow import views
-from shopflow.counting import Counted, advance
+from shopflow.counting import TOTALS_KEY, Counted, advance, rebuilt
 
 ME, NEAR, FAR = URL("http://127.0.0.1:6066"), URL("http://127.0.0.1:6067"), URL("http://127.0.0.1:6068")
 
@@ -41,6 +41,7 @@ class Worker:
 
     def __init__(self) -> None:
         self.rows: dict[int, dict[bytes, bytes]] = {0: {}, 2: {}}
+        self.slices: list[int] = []
         self.peers = Peers()
         self.serving = True
         self.http_client = self.peers
@@ -55,6 +56,10 @@ class Worker:
 
     def partitions_owned(self) -> list[int]:
         return sorted(self.rows)
+
+    def customers_after(self, partition: int, after: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        self.slices.append(limit)
+        return sorted(row for row in self.rows[partition].items() if row[0] and row[0] > after)[:limit]
 
     name = "purchase_counts"
 
@@ -236,3 +241,87 @@ def test_a_worker_that_owns_nothing_says_so(worker: Worker) -> None:
     worker.rows = {}
     status, body = sums()
     assert (status, body["partitions"], body["purchases"]) == (200, [], 0)
+
+
+def page(partition: str, **query: str) -> tuple[int, Any]:
+    """GET /counts/partitions/{partition}/"""
+    request = SimpleNamespace(query=query)
+    answer: tuple[int, Any] = asyncio.run(views.partition_counts.get(WEB, request, partition))
+    return answer
+
+
+def test_the_customers_of_a_partition_come_in_pages_by_id(worker: Worker) -> None:
+    """With the partition's sums; the last page has no next one, also when it is full."""
+    worker.sell(2, *(Counted(offset, name, 2, 600) for offset, name in enumerate(["eve", "anna", "żółć", "bob"])))
+    status, first = page("2", limit="2")
+    assert (status, first["partition"], first["next"]) == (200, 2, "bob")
+    assert first["customers"] == [["anna", 1, 2, 600], ["bob", 1, 2, 600]]
+    sums = {"customers": 4, "purchases": 4, "items": 8, "spent": 2400, "duplicates": 0, "rejected": 0, "offset": 8}
+    assert first["totals"].items() >= sums.items()
+    status, last = page("2", limit="2", after="bob")
+    assert ([row[0] for row in last["customers"]], last["next"]) == (["eve", "żółć"], None)
+
+
+def test_an_empty_partition_has_an_empty_page(worker: Worker) -> None:
+    """And sums of zero."""
+    status, found = page("0")
+    assert (status, found["customers"], found["next"], found["totals"]["purchases"]) == (200, [], None, 0)
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "10001", "x", "", "1.5", "１", "9" * 5000])
+def test_a_bad_limit_is_said_with_its_name(worker: Worker, limit: str) -> None:
+    """Before anything is read."""
+    status, found = page("0", limit=limit)
+    assert (status, found) == (400, {"error": "limit: must be a whole number from 1 to 10000"})
+    assert worker.slices == []
+
+
+@pytest.mark.parametrize("partition", ["1", "7", "x", "-1", "", "²"])
+def test_a_partition_that_is_not_ours_is_not_found(worker: Worker, partition: str) -> None:
+    """Another worker may have it."""
+    status, found = page(partition)
+    assert (status, found["partition"]) == (404, partition)
+
+
+def test_while_partitions_change_hands_no_page_is_given(worker: Worker) -> None:
+    """It would be of a table that is not whole."""
+    worker.serving = False
+    assert page("0")[0] == 503
+
+
+def test_a_long_page_lets_others_have_their_turn(worker: Worker) -> None:
+    """It is read in slices; a partition that goes meanwhile is not read on."""
+    worker.sell(0, *(Counted(offset, f"c{offset:05}", 1, 1) for offset in range(9_999)))
+
+    async def both(leave: bool) -> tuple[int, Any, int]:
+        turns = 0
+
+        async def other() -> None:
+            nonlocal turns
+            while not asked.done():
+                turns += 1
+                if leave:
+                    worker.rows = {2: {}}
+                await asyncio.sleep(0)
+
+        request = SimpleNamespace(query={"limit": "10000"})
+        asked = asyncio.ensure_future(views.partition_counts.get(WEB, request, "0"))
+        await other()
+        status, found = await asked
+        return status, found, turns
+
+    status, found, turns = asyncio.run(both(leave=False))
+    assert (status, len(found["customers"]), found["next"]) == (200, 9_999, None)
+    assert max(worker.slices) <= 1_000
+    assert turns >= 10
+    assert asyncio.run(both(leave=True))[0] == 404
+
+
+def test_what_was_counted_before_the_tables_were_rebuilt_is_in_no_page(worker: Worker) -> None:
+    """It stands in RocksDB still; the page after it comes all the same."""
+    worker.sell(0, *(Counted(offset, name, 1, 1) for offset, name in enumerate(["a", "b", "c"])))
+    worker.rows[0][TOTALS_KEY] = rebuilt(0, 5)
+    worker.sell(0, Counted(2, "c", 7, 70))
+    status, first = page("0", limit="2")
+    assert (status, first["customers"], first["next"], first["totals"]["era"]) == (200, [], "b", 5)
+    assert page("0", limit="2", after="b")[1]["customers"] == [["c", 1, 7, 70]]

@@ -1,0 +1,38 @@
+"""What a verification found: names, checks and the status that follows from them."""
+
+from __future__ import annotations
+
+import pytest
+
+from shopflow.findings import Check, Named, Report
+
+
+@pytest.mark.parametrize(
+    ("count", "listed"), [(0, ""), (2, "0; 1"), (10, "0; 1; 2; 3; 4; 5; 6; 7; 8; 9"), (13, "8; 9, and 3 more")]
+)
+def test_ten_are_named_and_the_rest_is_counted(count: int, listed: str) -> None:
+    """A million differences must not be in memory, nor on the screen."""
+    named = Named(map(str, range(count)))
+    assert named.count == count
+    assert named.listed().endswith(listed)
+    assert named.listed().count("; ") == max(0, min(count, 10) - 1)
+
+
+@pytest.mark.parametrize(
+    ("before", "verdicts", "status"),
+    [
+        (0, [True, True], 0),
+        (0, [True, None], 2),
+        (0, [False, None], 1),
+        (0, [None, False, True], 1),
+        (2, [True], 2),
+        (2, [False], 1),
+        (1, [None], 1),
+    ],
+)
+def test_what_is_wrong_outweighs_what_can_not_be_told(before: int, verdicts: list[bool | None], status: int) -> None:
+    """And that outweighs what is good."""
+    report = Report(status=before)
+    report.add(Check(str(number), good, "") for number, good in enumerate(verdicts))
+    assert report.status == status
+    assert [check.good for check in report.checks] == verdicts
