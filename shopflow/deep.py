@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from . import kafka
@@ -17,6 +18,7 @@ from .dead_letters import origin_of
 from .findings import Check, Named, Report
 from .kafka import Span
 from .models import Customer, Decoder, Product, Purchase
+from .price_log import PriceLog, ReadSince
 from .processing import Parts, customer_document, product_document, purchase_document, split
 from .store import CUSTOMERS, PRODUCTS, PURCHASES, TIME, Document, Store, milliseconds
 from .verification import Layout
@@ -43,7 +45,7 @@ async def verify_deep(bootstrap: str, store: Store, shop: Layout, report: Report
     for made in (_products, _customers, _purchases):
         for attempt in range(1, 1 + _ATTEMPTS):
             spans = await kafka.spans(bootstrap, shop.group, (*shop.events, shop.dead_letters))
-            facts = made(store, shop, spans)
+            facts = made(store, shop, spans, partial(_read_prices, bootstrap))
             await facts.read(bootstrap, bar, sizes[facts.collection])
             if not facts.wrong.count:
                 break
@@ -115,6 +117,7 @@ class _Facts:
     Arguments:
         decode: The events, of any size: one over `batching.max_event_bytes` is known by its dead letter.
         document: What a record and its event become.
+        read_prices: Reads the log of the prices given to purchases without one.
     """
 
     def __init__(
@@ -127,6 +130,7 @@ class _Facts:
         topic: str,
         decode: Decoder[Any],
         document: Callable[[Any, Any], Document],
+        read_prices: ReadSince,
     ) -> None:
         self.collection = collection
         self.wrong = Named()
@@ -137,6 +141,8 @@ class _Facts:
         self._dead_topic = shop.dead_letters
         self._dead_spans = spans.get(shop.dead_letters, {})
         self._dead: set[tuple[int, int]] = set()
+        self._prices = PriceLog(shop.prices, _sends_nothing, read_prices)
+        self._given: dict[int, int] = {}
         self._claims = _Claims(self._spans)
         self._tombstones = _Tombstones()
         #: Ids that the topic has, though not with the record that their document came from.
@@ -207,10 +213,20 @@ class _Facts:
         made = [(record, event, self._name(event)) for record, event in parts.accepted]
         names = {name for _, _, name in made} | {deletion.id for deletion in parts.deletions}
         documents = await self._store.documents(self.collection, names)
+        await self._look_up_prices(parts.accepted)
         for record, event, name in made:
             self._judge(record, event, name, documents.get(name))
         for deletion in parts.deletions:
             self._judge_deletion(deletion.id, deletion.source, documents.get(deletion.id))
+
+    async def _look_up_prices(self, accepted: Sequence[tuple[Any, Any]]) -> None:
+        """The prices that were given to those of a run that have none."""
+        self._given = {}
+        unpriced = [record for record, event in accepted if self.collection == PURCHASES and event.price is None]
+        if unpriced:
+            first, end = unpriced[0], unpriced[-1].offset + 1
+            self._given = await self._prices.prices(first.partition, first, end)
+            self._prices.done(first.partition, end)
 
     def _name(self, event: Any) -> str:
         name: str = getattr(event, f"{self.collection.removesuffix('s')}_id")
@@ -288,7 +304,7 @@ class _Facts:
 
     def _differences(self, record: Any, event: Any, stored: Document) -> list[str]:
         if self.collection == PURCHASES and event.price is None:
-            price = stored.get("price")
+            price = self._given.get(record.offset, stored.get("price"))
             if type(price) is not int or price < 0:
                 return [f"price: stored {_shown(price)}, must be a whole number, 0 or more"]
             event.price = price
@@ -364,25 +380,55 @@ class _Facts:
         return said
 
 
-def _products(store: Store, shop: Layout, spans: Mapping[str, Mapping[int, Span]]) -> _Facts:
+def _products(store: Store, shop: Layout, spans: Mapping[str, Mapping[int, Span]], prices: ReadSince) -> _Facts:
     decode = Decoder(Product, "product_id", kafka.MAX_MESSAGE_BYTES)
     return _Facts(
-        store, shop, spans, collection=PRODUCTS, topic=shop.products, decode=decode, document=product_document
+        store,
+        shop,
+        spans,
+        collection=PRODUCTS,
+        topic=shop.products,
+        decode=decode,
+        document=product_document,
+        read_prices=prices,
     )
 
 
-def _customers(store: Store, shop: Layout, spans: Mapping[str, Mapping[int, Span]]) -> _Facts:
+def _customers(store: Store, shop: Layout, spans: Mapping[str, Mapping[int, Span]], prices: ReadSince) -> _Facts:
     decode = Decoder(Customer, "customer_id", kafka.MAX_MESSAGE_BYTES)
     return _Facts(
-        store, shop, spans, collection=CUSTOMERS, topic=shop.customers, decode=decode, document=customer_document
+        store,
+        shop,
+        spans,
+        collection=CUSTOMERS,
+        topic=shop.customers,
+        decode=decode,
+        document=customer_document,
+        read_prices=prices,
     )
 
 
-def _purchases(store: Store, shop: Layout, spans: Mapping[str, Mapping[int, Span]]) -> _Facts:
+def _purchases(store: Store, shop: Layout, spans: Mapping[str, Mapping[int, Span]], prices: ReadSince) -> _Facts:
     decode = Decoder(Purchase, "customer_id", kafka.MAX_MESSAGE_BYTES)
     return _Facts(
-        store, shop, spans, collection=PURCHASES, topic=shop.purchases, decode=decode, document=purchase_document
+        store,
+        shop,
+        spans,
+        collection=PURCHASES,
+        topic=shop.purchases,
+        decode=decode,
+        document=purchase_document,
+        read_prices=prices,
     )
+
+
+async def _read_prices(bootstrap: str, topic: str, partition: int, since: int) -> list[bytes]:
+    records = await kafka.read_since(bootstrap, topic, partition, since, values=True)
+    return [record.value for record in records if record.value]
+
+
+async def _sends_nothing(topic: str, partition: int, value: bytes) -> None:
+    raise AssertionError("a verification changes nothing")
 
 
 def _is_there(value: bytes | None) -> bytes | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["PriceLog"]
+__all__ = ["PriceLog", "ReadSince"]
 
 #: topic, partition, value -> done when Kafka has it.
 Send = Callable[[str, int, bytes], Awaitable[None]]

@@ -89,6 +89,7 @@ LAYOUT = Layout(
     purchases=purchases.get_topic_name(),
     dead_letters=DEAD_LETTERS,
     changelog=CHANGELOG,
+    prices=PRICES,
     partitions=config.topics.partitions,
 )
 

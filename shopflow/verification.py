@@ -42,6 +42,7 @@ class Layout:
     purchases: str
     dead_letters: str
     changelog: str
+    prices: str
     partitions: int
 
     @property

@@ -25,7 +25,7 @@ from shopflow.processing import Processing
 from shopflow.verification import Layout
 from tests.fakes import FakeBatch, FakeCounts, FakeOutlet, FakeRecord, FakeStore
 
-LAYOUT = Layout("shop", "products", "customers", "purchases", "dead-letters", "changelog", 2)
+LAYOUT = Layout("shop", "products", "customers", "purchases", "dead-letters", "changelog", "prices", 2)
 EVENTS = {
     "products": {"name": "Mleko", "type": "dairy", "price": 399, "updated_at": "2026-05-01T12:00:00Z"},
     "customers": {
@@ -59,6 +59,7 @@ class Shop:
         self.progress: dict[str, tuple[int, list[int]]] = {}
         self.before_spans: Callable[[], None] = lambda: None
         self.outlet = FakeOutlet()
+        self.prices: dict[int, list[bytes]] = {}
         counts = FakeCounts()
         attempts = Attempts(self.store, Outage("MongoDB"), Outage("Kafka"))
         letters = DeadLetters("dead-letters", 2, "shop", self.outlet.send)
@@ -69,10 +70,16 @@ class Shop:
         )
 
     async def _keep_prices(self, topic: str, partition: int, value: bytes) -> None:
-        return
+        self.prices.setdefault(partition, []).append(value)
 
     async def _kept_prices(self, topic: str, partition: int, since: int) -> list[bytes]:
-        return []
+        return self.prices.get(partition, [])
+
+    async def read_since(
+        self, bootstrap: str, topic: str, partition: int, since: int, *, values: bool
+    ) -> list[FakeRecord]:
+        assert (topic, values) == ("prices", True)
+        return [FakeRecord(None, value, n, partition, topic) for n, value in enumerate(self.prices.get(partition, []))]
 
     async def _publish(self, partition: int, rows: Any) -> int:
         return 0
@@ -164,6 +171,7 @@ def shop(monkeypatch: pytest.MonkeyPatch) -> Shop:
     made = Shop()
     monkeypatch.setattr(deep.kafka, "spans", made.spans)
     monkeypatch.setattr(deep.kafka, "each_run", made.each_run)
+    monkeypatch.setattr(deep.kafka, "read_since", made.read_since)
     return made
 
 
@@ -234,11 +242,19 @@ def test_a_purchase_that_was_changed_is_named(busy: Shop, field: str, value: Any
     ],
 )
 def test_a_purchase_without_a_price_has_any_and_its_value(busy: Shop, fields: Any, said: str) -> None:
-    """Which one it was given can't be told from the event."""
+    """Which one it was given can't be told from the event, and the log of prices is gone."""
+    busy.prices.clear()
     busy.store.collections["purchases"]["q"].update({"price": 0, "value": 0})
     assert busy.good()["purchases"] == {"stored": 6}
     busy.store.collections["purchases"]["q"].update({"price": 399, "value": 798, **fields})
     assert said in busy.wrong("purchases")
+
+
+def test_the_price_given_to_a_purchase_without_one_is_known(busy: Shop) -> None:
+    """From the log of prices: a price changed by hand is found there too."""
+    assert busy.good()["purchases"] == {"stored": 6}
+    busy.store.collections["purchases"]["q"].update({"price": 1, "value": 2})
+    assert "price: stored 1, sent 399, value: stored 2, sent 798" in busy.wrong("purchases")
 
 
 def test_a_purchase_sent_twice_is_no_difference(busy: Shop) -> None:
