@@ -5,14 +5,22 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
 TEST_ARGS ?=
+FAULTS_ARGS ?=
 
-.PHONY: demo test lint install clean
+.PHONY: demo test test-faults lint install clean
 
 demo: $(VENV)/installed
 	$(BIN)/faust -A shopflow demo $(DEMO_ARGS)
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n 4 --dist loadfile $(TEST_ARGS)
+
+# Workers and servers are killed in the middle of 100,000 purchases; then, shorter, the same with an older Kafka.
+# SHOPFLOW_TEST_SEED=N repeats a run, FAULTS_ARGS="-k NAME" a test.
+test-faults: $(VENV)/installed-dev
+	$(BIN)/python -m pytest tests/faults -n 2 --dist worksteal $(FAULTS_ARGS)
+	SHOPFLOW_TEST_KAFKA_VERSION=3.9.1 SHOPFLOW_TEST_FAULTS_PURCHASES=30000 \
+		$(BIN)/python -m pytest tests/faults -k 'mixed or frozen_past' $(FAULTS_ARGS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from shopflow.config import Config, MongoDB
+from shopflow.config import Config, Embedded, MongoDB
 from shopflow.embedded import Addresses, Servers
 
 from .shop import Shop
@@ -34,7 +34,13 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Addresses]:
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent  # the run's own, so that its processes share the servers
-    config = Config(data_dir=str(folder / "servers"), broker=broker, mongodb=MongoDB(uri=uri))
+    version = os.environ.get("SHOPFLOW_TEST_KAFKA_VERSION", Embedded().kafka_version)
+    config = Config(
+        data_dir=str(folder / "servers"),
+        broker=broker,
+        mongodb=MongoDB(uri=uri),
+        embedded=Embedded(kafka_version=version),
+    )
     with (folder / "servers.users").open("a") as users:
         fcntl.flock(users, fcntl.LOCK_SH)
         with Servers(config) as started:

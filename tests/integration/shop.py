@@ -78,12 +78,12 @@ Json = dict[str, Any]
 # -- waiting
 
 
-def until(condition: Callable[[], T], what: str, seconds: float = SECONDS) -> T:
+def until(condition: Callable[[], T], what: str, seconds: float = SECONDS, poll: float = _POLL_SECONDS) -> T:
     """Poll until the condition is true; returns what it returned."""
     deadline = time.monotonic() + seconds
     while not (answer := condition()):
         assert time.monotonic() < deadline, f"not within {seconds:g} seconds: {what}"
-        time.sleep(_POLL_SECONDS)
+        time.sleep(poll)
     return answer
 
 
@@ -201,6 +201,11 @@ class Process:
         """Its exit status; None while it runs."""
         return self._process.poll()
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
     def wait(self, seconds: float = SECONDS) -> int:
         """Its exit status, once it has ended by itself."""
         return self._process.wait(seconds)
@@ -270,10 +275,10 @@ class Worker(Process):
         return self
 
 
-def shared(workers: Iterable[Worker]) -> bool:
+def shared(workers: Iterable[Worker], partitions: int = PARTITIONS) -> bool:
     """Does each of them own partitions, and each partition have one owner?"""
     owned = [worker.partitions() for worker in workers]
-    return all(owned) and sorted(number for each in owned for number in each) == list(range(PARTITIONS))
+    return all(owned) and sorted(number for each in owned for number in each) == list(range(partitions))
 
 
 # -- the shop
@@ -285,17 +290,26 @@ class Shop:
     Arguments:
         servers: Where Kafka and MongoDB are; None: embedded ones, which the commands start.
         folder: The working directory of its processes; empty.
+        kafka: Another Kafka (`host:port`), which need not outlive the test.
         mongodb: Another MongoDB, which need not outlive the test.
         settings: Variables over those that the tests need, in lower case and without `SHOPFLOW_`.
     """
 
-    def __init__(self, servers: Addresses | None, folder: Path, *, mongodb: str | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        servers: Addresses | None,
+        folder: Path,
+        *,
+        kafka: str | None = None,
+        mongodb: str | None = None,
+        **settings: Any,
+    ) -> None:
         self.name = f"it{uuid.uuid4().hex[:12]}"
         self.folder = folder
         self.data = folder / "data"
-        self.servers = Addresses(servers.kafka, mongodb) if servers and mongodb else servers
+        self.servers = servers and Addresses(kafka or servers.kafka, mongodb or servers.mongodb)
         self.environment = _environment(self.name, self.servers, settings)
-        self._lasting_mongodb = mongodb is None
+        self._lasting_kafka, self._lasting_mongodb = kafka is None, mongodb is None
         self._mongodb: pymongo.MongoClient[Json] | None = None
         self._processes: list[Process] = []
 
@@ -388,11 +402,11 @@ class Shop:
             for pid in self.leftovers():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, SIGKILL)
-            if self.servers:
+            if self.servers and self._lasting_kafka:
                 asyncio.run(self._delete_topics())
-                if self._lasting_mongodb:
-                    self.db.client.drop_database(self.name)
-                    self.db.client.close()
+            if self.servers and self._lasting_mongodb:
+                self.db.client.drop_database(self.name)
+                self.db.client.close()
 
     def _next_log(self, what: str) -> Path:
         return self.folder / f"{what}-{len(self._processes)}.log"
@@ -472,6 +486,11 @@ class Shop:
             for place, end in ends.items()
             if place.topic in {self.topic(kind) for kind in ("products", "customers", "purchases")}
         )
+
+    def committed(self, kind: str) -> dict[int, int]:
+        """The offset that the group has committed, by partition of a topic."""
+        _, committed = asyncio.run(self._offsets())
+        return {place.partition: offset for place, offset in committed.items() if place.topic == self.topic(kind)}
 
     def drain(self, seconds: float = 60.0) -> None:
         """Wait until every event is processed and committed."""

@@ -1,0 +1,68 @@
+"""A seed for the run, a random generator for each test, and what was done in each, told at the end."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+from tests.integration.conftest import open_shop, servers
+
+from .crew import Crew
+
+__all__ = ["open_shop", "servers"]
+
+_SEED = "SHOPFLOW_TEST_SEED"
+_TOLD = "faults"
+
+
+def pytest_configure() -> None:
+    """One seed for all processes of the run."""
+    os.environ.setdefault(_SEED, str(random.SystemRandom().randrange(2**32)))
+
+
+def pytest_report_header() -> str:
+    """Say the seed at once: a run that hangs has one, too."""
+    return f"seed: {os.environ[_SEED]}"
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> random.Random:
+    """The test's own: another test, more or less, changes nothing in it."""
+    return random.Random(f"{os.environ[_SEED]} {request.node.name}")
+
+
+@pytest.fixture
+def told() -> list[Crew]:
+    """What these say was done is shown at the end, also of a test that fails."""
+    return []
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Beside a failure: what was done, how to do it again, and what the workers said."""
+    crews: list[Crew] = getattr(item, "funcargs", {}).get("told", [])
+    if call.when == "call":
+        item.user_properties += [(_TOLD, crew.told()) for crew in crews]
+    report = yield
+    if report.failed:
+        again = f"{_SEED}={os.environ[_SEED]} make test-faults FAULTS_ARGS='-k {item.name}'"
+        report.sections.append(("again", "\n".join([again, *(crew.told() for crew in crews)])))
+        report.sections += [(f"end of {name}", text) for crew in crews for name, text in crew.shop.logs()]
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What was killed, and how often."""
+    terminalreporter.section(f"faults, seed {os.environ[_SEED]}")
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.stats.get(outcome, []):
+            for name, text in report.user_properties if report.when == "call" else []:
+                if name == _TOLD:
+                    test = report.nodeid.rpartition("::")[2]
+                    terminalreporter.line(f"{outcome}  {report.duration:4.0f} s  {test}: {text}")

@@ -1,0 +1,286 @@
+"""What is at work in a fault test, and what is done to it: every fault is counted, and told at the end."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.integration.shop import Process, Shop, Worker, free_port, shared, until
+
+from . import oracle
+from .disks import filled, on_small_disk
+from .oracle import PARTITIONS, Sale
+from .proxy import REFUSALS, Proxy
+
+__all__ = ["Crew", "Server"]
+
+START_SECONDS = 90.0
+_RECOVERING = "Restoring state from changelog topics"
+_RECOVERED = "Recovery complete"
+_KILLS_IN_RECOVERY = 6
+
+
+class Server:
+    """A shop's own Kafka or MongoDB, on a port of its own, so that it can come back there.
+
+    Arguments:
+        kind: `kafka` or `mongodb`.
+    """
+
+    def __init__(self, shop: Shop, kind: str) -> None:
+        self.kind = kind
+        self._shop = shop
+        self.restart()
+
+    def restart(self) -> None:
+        """Start it, with the data that it had."""
+        field = {"kafka": "broker", "mongodb": "mongodb_uri"}[self.kind]
+        self.process: Process = self._shop.spawn("servers", **{field: "embedded"})
+        until(lambda: "Ctrl-C stops them." in self.process.output, f"{self.kind} runs", START_SECONDS)
+
+    def kill(self) -> None:
+        """SIGKILL; the command that started it says so and ends."""
+        os.kill(self._shop.server_pid(self.kind), signal.SIGKILL)
+        assert self.process.wait() == 1
+        assert "has died, killed by SIGKILL" in self.process.output
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """SIGSTOP for as long as the body runs."""
+        pid = self._shop.server_pid(self.kind)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+
+class Crew:
+    """The workers of a shop, its servers as far as they are its own, and a sale that goes on meanwhile.
+
+    Arguments:
+        rng: Draws who is hit, and when.
+        kafka, mongodb: The shop's own servers.
+        proxy: What stands before MongoDB.
+    """
+
+    def __init__(
+        self,
+        shop: Shop,
+        sale: Sale,
+        rng: random.Random,
+        *,
+        kafka: Server | None = None,
+        mongodb: Server | None = None,
+        proxy: Proxy | None = None,
+    ) -> None:
+        self.shop = shop
+        self.sale = sale
+        self.rng = rng
+        self.kafka = kafka
+        self.mongodb = mongodb
+        self.proxy = proxy
+        self.workers: list[Worker] = []
+        self.done: Counter[str] = Counter()
+        self.peak_mb = 0
+
+    def told(self) -> str:
+        """What was done, and the most memory that a worker had."""
+        faults = ", ".join(f"{what} {times} x" for what, times in self.done.items())
+        return f"{len(self.sale.places)} records; {faults or 'no fault'}; workers at most {self.peak_mb} MB"
+
+    # -- purchases
+
+    def sell(self, count: int | None = None) -> None:
+        """Send the next purchases of the sale; all that are left, unless told."""
+        self.sale.sell(self.shop, count)
+
+    def stored(self) -> int:
+        """Purchases in MongoDB."""
+        count: int = self.shop.db.purchases.estimated_document_count()
+        return count
+
+    def busy(self, count: int = 0) -> None:
+        """Send the next purchases, and return when the workers are in the middle of it."""
+        before = self.stored()
+        self.sell(count)
+        until(lambda: self.stored() > before, "purchases are being stored", 120)
+
+    # -- workers
+
+    def start(self, like: Worker | None = None) -> Worker:
+        """Start a worker; with the tables of an earlier one, or none."""
+        worker = self.shop.start_worker(port=like.port if like else None)
+        self.workers.append(worker)
+        return worker
+
+    def start_on_small_disk(self, megabytes: int) -> tuple[Worker, Path]:
+        """Start a worker whose tables are on a disk of their own, in this folder."""
+        port = free_port()
+        folder = self.shop.data / f"worker-{port}"
+        worker = self.shop.start_worker(port=port, program=on_small_disk(folder, megabytes))
+        self.workers.append(worker)
+        return worker, folder
+
+    @contextmanager
+    def disk_full(self, worker: Worker, folder: Path) -> Iterator[None]:
+        """No byte is left on its disk while the body runs."""
+        self.done["filled a worker's disk"] += 1
+        with filled(worker, folder):
+            yield
+
+    def start_two(self) -> tuple[Worker, Worker]:
+        """Start two at the same time."""
+        return self.start(), self.start()
+
+    def any_worker(self) -> Worker:
+        """One of them."""
+        return self.rng.choice(self.workers)
+
+    def kill(self, worker: Worker, when: str = "in mid-batch") -> None:
+        """SIGKILL."""
+        self._gone(worker, f"killed a worker {when}")
+        worker.kill()
+
+    def stop(self, worker: Worker) -> None:
+        """SIGTERM; it must end well, whatever is away meanwhile."""
+        self._gone(worker, "stopped a worker")
+        assert worker.stop(seconds=60) == 0, "a stopped worker ends with status 0"
+
+    def lose_data(self, worker: Worker) -> None:
+        """Kill it, and delete its data directory."""
+        self._gone(worker, "deleted a worker's data")
+        worker.kill()
+        shutil.rmtree(self.data_of(worker))
+
+    def data_of(self, worker: Worker) -> Path:
+        """Where its tables are."""
+        return self.shop.data / f"worker-{worker.port}"
+
+    @contextmanager
+    def frozen(self, worker: Worker) -> Iterator[None]:
+        """SIGSTOP for as long as the body runs."""
+        self.done["froze a worker"] += 1
+        worker.send(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            worker.send(signal.SIGCONT)
+
+    def kill_in_rebalance(self) -> None:
+        """A worker joins; a random moment after the others begin to hand over, one of them all is killed."""
+        self.share()
+        before = list(self.workers)
+        self.start()
+        until(lambda: any(not worker.partitions() for worker in before), "partitions move", 60, poll=0.01)
+        time.sleep(self.rng.uniform(0, 1.0))
+        self.kill(self.any_worker(), "in a rebalance")
+
+    def kill_in_recovery(self) -> None:
+        """A worker joins on an empty directory and is killed while it reads the changelog; it may take some tries."""
+        for _ in range(_KILLS_IN_RECOVERY):
+            worker = self.start()
+            until(lambda: _RECOVERING in worker.output, "its recovery begins", START_SECONDS, poll=0.005)  # noqa: B023
+            recovering = worker.get("/counts/")[0] != 200
+            worker.kill()
+            hit = recovering and _RECOVERED not in worker.output.rpartition(_RECOVERING)[2]
+            self._gone(worker, f"killed a worker {'in' if hit else 'right after'} its recovery", alive=False)
+            if hit:
+                return
+        raise AssertionError(f"no kill in {_KILLS_IN_RECOVERY} fell into a recovery: the changelog is too small")
+
+    def _gone(self, worker: Worker, what: str, *, alive: bool = True) -> None:
+        if alive:
+            self.note_memory(worker)
+        self.workers.remove(worker)
+        self.done[what] += 1
+
+    def note_memory(self, worker: Worker) -> int:
+        """The most memory (MB) that it had so far."""
+        found = re.search(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{worker.pid}/status").read_text(), re.MULTILINE)
+        peak = int(found[1]) // 1024 if found else 0  # a worker that has ended has none
+        self.peak_mb = max(self.peak_mb, peak)
+        return peak
+
+    # -- servers
+
+    @contextmanager
+    def killed(self, server: Server | None) -> Iterator[None]:
+        """SIGKILL to Kafka or MongoDB; it is started again after the body."""
+        assert server
+        self.done[f"killed {server.kind}"] += 1
+        server.kill()
+        yield
+        server.restart()
+
+    @contextmanager
+    def silent(self, server: Server | None) -> Iterator[None]:
+        """Kafka or MongoDB is frozen (SIGSTOP) while the body runs."""
+        assert server
+        self.done[f"froze {server.kind}"] += 1
+        with server.frozen():
+            yield
+
+    @contextmanager
+    def refusing(self) -> Iterator[None]:
+        """While the body runs MongoDB answers writes with an error that says nothing about the documents."""
+        assert self.proxy
+        code, before = self.rng.choice(sorted(REFUSALS)), self.proxy.refused
+        self.proxy.refuse(code)
+        yield
+        until(lambda: self.proxy and self.proxy.refused > before, "a write is refused", 60)
+        self.proxy.heal()
+        self.done[f"mongodb refused writes ({REFUSALS[code]})"] += 1
+
+    @contextmanager
+    def losing_answers(self) -> Iterator[None]:
+        """While the body runs MongoDB does what it is asked, and its answers to writes are lost."""
+        assert self.proxy
+        before = self.proxy.lost
+        self.proxy.lose_answers()
+        yield
+        until(lambda: self.proxy and self.proxy.lost > before, "an answer is lost", 60)
+        self.proxy.heal()
+        self.done["mongodb's answers were lost"] += 1
+
+    # -- the end
+
+    def wait(self, seconds: float) -> None:
+        """Let a fault last."""
+        time.sleep(seconds)
+
+    def finish(self) -> None:
+        """Sell the rest, and wait until all is processed."""
+        self.sell()
+        oracle.drained(self.shop, self.workers)
+
+    def check_outages(self, server: str, most: int) -> None:
+        """Each worker said once that the server is away, and once that it is back, each time."""
+        for worker in self.workers:
+            away, back = (worker.output.count(f"{server} is {what}") for what in ("away", "back"))
+            assert away == back <= most, f"{worker.log.name}: {away} times away, {back} times back"
+
+    def share(self) -> None:
+        """Return when each worker has partitions, and each partition a worker."""
+        until(lambda: shared(self.workers, PARTITIONS), "the workers share the partitions", 90)
+
+    def takes_over(self, worker: Worker) -> None:
+        """Return when this worker has all partitions."""
+        until(lambda: len(worker.partitions()) == PARTITIONS, "it has all partitions", 90)
+
+    def check(self) -> None:
+        """All is as the sale says: on the workers, and on one that has only the changelog."""
+        self.sell()
+        oracle.check(self.shop, self.workers, self.sale)
+        for worker in list(self.workers):
+            self.note_memory(worker)
+            assert worker.stop(seconds=60) == 0
+        self.note_memory(oracle.check_rebuilt(self.shop, self.sale))

@@ -1,0 +1,332 @@
+"""A random sale, and what must be true of the shop after it, whatever happened to workers and servers meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta, timezone
+from typing import Any
+from urllib.parse import quote
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
+from aiokafka.partitioner import DefaultPartitioner
+
+from shopflow.store import MongoStore
+from tests.integration.shop import Json, Place, Record, Shop, Worker, encoded, shared, until
+
+__all__ = ["PARTITIONS", "Sale", "check", "check_rebuilt", "drained", "offer", "send"]
+
+#: So many that a third worker takes some from two.
+PARTITIONS = 6
+CUSTOMERS = 1_000
+PRODUCTS = 8
+BAD_SHARE, REPEATED_SHARE, UNPRICED_SHARE = 0.01, 0.04, 0.1
+#: A repeated purchase is one of the last so many.
+REPEATED_WITHIN = 2_000
+FIRST_DAY = datetime(2024, 3, 1, tzinfo=timezone.utc)
+DAYS = 30
+#: Seconds in which everything must be done once nothing is broken any more.
+DRAIN_SECONDS = 180.0
+_BATCH_BYTES = 256 << 10
+_NAMED = 5
+
+
+class Sale:
+    """Purchases of 1,000 customers: some sent twice, some without a price, bad records between them.
+
+    Arguments:
+        rng: All of it is drawn from this.
+        size: How many records.
+        plain: Only purchases with a price, each sent once.
+    """
+
+    def __init__(self, rng: random.Random, size: int, *, plain: bool = False) -> None:
+        self._rng = rng
+        self.prices = {f"product-{number}": self._history() for number in range(PRODUCTS)}
+        self.records: list[Record] = []
+        #: What must be stored: by purchase id, with the price that counts.
+        self.events: dict[str, Json] = {}
+        self.repeated = 0
+        #: Numbers of the bad records.
+        self.bad: list[int] = []
+        #: Where the records are that were sent so far.
+        self.places: list[Place] = []
+        sent: list[Json] = []
+        for number in range(size):
+            chance = 1.0 if plain else rng.random()
+            if chance < BAD_SHARE:
+                self.bad.append(number)
+                self.records.append(self._bad_record(number))
+            elif chance < BAD_SHARE + REPEATED_SHARE and sent:
+                self.repeated += 1
+                self.records.append(self._repeated(sent))
+            else:
+                event = self._purchase(number, priced=plain)
+                sent.append(event)
+                self.events[event["purchase_id"]] = {"price": self._price_of(event), **event}
+                self.records.append(_record(event))
+
+    @property
+    def waiting(self) -> int:
+        """Records that were not sent yet."""
+        return len(self.records) - len(self.places)
+
+    def sell(self, shop: Shop, count: int | None = None) -> None:
+        """Send the next ones; all that are left, unless told."""
+        start = len(self.places)
+        end = len(self.records) if count is None else start + count
+        self.places += send(shop, "purchases", self.records[start:end])
+
+    def bad_places(self) -> list[Place]:
+        """Where the bad records are."""
+        return [self.places[number] for number in self.bad]
+
+    def counts(self) -> dict[str, tuple[int, int, int]]:
+        """Purchases, items and grosze of each customer."""
+        sums: dict[str, tuple[int, int, int]] = {}
+        for event in self.events.values():
+            purchases, items, spent = sums.get(event["customer_id"], (0, 0, 0))
+            more = event["quantity"], event["quantity"] * event["price"]
+            sums[event["customer_id"]] = (purchases + 1, items + more[0], spent + more[1])
+        return sums
+
+    def _history(self) -> list[tuple[datetime, int]]:
+        """When a product got which price."""
+        times = sorted(FIRST_DAY + timedelta(seconds=self._rng.randrange(DAYS * 86_400)) for _ in range(4))
+        return [(time, self._rng.randrange(1, 5_000)) for time in times]
+
+    def _purchase(self, number: int, *, priced: bool = False) -> Json:
+        rng = self._rng
+        event: Json = {
+            "purchase_id": f"purchase-{number}",
+            "customer_id": f"customer-{rng.randrange(CUSTOMERS)}",
+            "product_id": f"product-{rng.randrange(PRODUCTS)}",
+            "quantity": rng.randint(1, 5),
+            "purchased_at": (FIRST_DAY + timedelta(seconds=rng.randrange(DAYS * 86_400))).isoformat(),
+        }
+        return event if rng.random() < UNPRICED_SHARE and not priced else {**event, "price": rng.randrange(5_000)}
+
+    def _price_of(self, event: Json) -> int:
+        """Its own, else the one in force when it was made; before the first one, the first."""
+        history, at = self.prices[event["product_id"]], datetime.fromisoformat(event["purchased_at"])
+        in_force = [price for since, price in history if since <= at]
+        return int(event.get("price", in_force[-1] if in_force else history[0][1]))
+
+    def _repeated(self, sent: Sequence[Json]) -> Record:
+        """The same purchase again, some with another quantity: the one that came first counts."""
+        event = self._rng.choice(sent[-REPEATED_WITHIN:])
+        return _record(event if self._rng.random() < 0.5 else {**event, "quantity": 9, "price": 1})
+
+    def _bad_record(self, number: int) -> Record:
+        event = self._purchase(number)
+        key = event["customer_id"].encode()
+        return self._rng.choice(
+            [
+                Record(key, b"{"),
+                Record(key, b"\xff"),
+                Record(key, None),
+                Record(b"somebody else", encoded(event)),
+                Record(key, encoded({**event, "quantity": 0})),
+                Record(key, encoded({**event, "price": -1})),
+                Record(key, encoded({**event, "purchased_at": "yesterday"})),
+            ]
+        )
+
+
+def _record(event: Json) -> Record:
+    return Record(event["customer_id"].encode(), encoded(event))
+
+
+# -- sending, as fast as it goes
+
+
+def send(shop: Shop, kind: str, records: Iterable[Record]) -> list[Place]:
+    """Send records to where Java's partitioner would, in whole batches; where they are, in the same order."""
+    return asyncio.run(_send(shop, shop.topic(kind), records))
+
+
+async def _send(shop: Shop, topic: str, records: Iterable[Record]) -> list[Place]:
+    assert shop.servers
+    partitions, choose = list(range(PARTITIONS)), DefaultPartitioner()
+    open_batches: dict[int, Any] = {}
+    sent: list[tuple[int, int, int]] = []  # partition, number of the batch, place in it
+    numbers: Counter[int] = Counter()
+    under_way: dict[tuple[int, int], Any] = {}
+    async with AIOKafkaProducer(
+        bootstrap_servers=shop.servers.kafka.split(";"), enable_idempotence=True, max_batch_size=_BATCH_BYTES
+    ) as producer:
+
+        async def ship(partition: int) -> None:
+            under_way[partition, numbers[partition]] = await producer.send_batch(
+                open_batches.pop(partition), topic, partition=partition
+            )
+            numbers[partition] += 1
+
+        for record in records:
+            partition = choose(record.key, partitions, partitions) if record.partition is None else record.partition
+            for _ in range(2):  # the second time into a new one
+                if partition not in open_batches:
+                    open_batches[partition] = producer.create_batch()
+                batch = open_batches[partition]
+                if batch.append(key=record.key, value=record.value, timestamp=None) is not None:
+                    sent.append((partition, numbers[partition], batch.record_count() - 1))
+                    break
+                await ship(partition)
+        for partition in list(open_batches):
+            await ship(partition)
+        starts = {key: (await future).offset for key, future in under_way.items()}
+    return [Place(topic, partition, starts[partition, number] + place) for partition, number, place in sent]
+
+
+def offer(shop: Shop, sale: Sale) -> None:
+    """Put the sale's products into MongoDB, each with all its prices: purchases without a price ask for them."""
+    documents = [
+        {
+            "_id": name,
+            "name": name,
+            "type": "test",
+            "price": price,
+            "updated_at": since,
+            "source": {"origin": "direct"},
+        }
+        for name, history in sale.prices.items()
+        for since, price in history
+    ]
+
+    async def write() -> None:
+        assert shop.servers
+        store = MongoStore(shop.name)
+        store.connect(shop.servers.mongodb)
+        try:
+            await store.prepare()
+            assert await store.upsert_products(documents) == {}
+        finally:
+            await store.close()
+
+    asyncio.run(write())
+
+
+# -- what must be true
+
+
+def drained(shop: Shop, workers: Sequence[Worker], seconds: float = DRAIN_SECONDS) -> None:
+    """Wait until every event is processed. Fails at once when a worker has ended."""
+
+    def done() -> bool:
+        assert [worker.status for worker in workers] == [None] * len(workers), "a worker has ended"
+        try:
+            return shop.lag() == 0
+        except KafkaError:  # the group's coordinator is not there yet: a new Kafka, or one that was killed
+            return False
+
+    until(done, "all purchases are processed", seconds)
+
+
+def check(shop: Shop, workers: Sequence[Worker], sale: Sale) -> None:
+    """Every purchase once in MongoDB and in the counts, every bad record once in the dead letters."""
+    assert sale.waiting == 0
+    drained(shop, workers)
+    check_documents(shop, sale)
+    check_dead_letters(shop, sale)
+    until(lambda: shared(workers, PARTITIONS), "the workers share the partitions", 60)
+    for worker in workers:
+        check_views(worker, sale)
+    sums = [worker.counts() for worker in workers]
+    check_sums({name: sum(each[name] for each in sums) for name in _SUMS}, sale)
+    tables = shop.agrees()["tables"]
+    found = {name: tables[name] for name in ("purchases", "duplicates", "rejected")}
+    assert found == {"purchases": len(sale.events), "duplicates": sale.repeated, "rejected": len(sale.bad)}
+
+
+def check_rebuilt(shop: Shop, sale: Sale) -> Worker:
+    """A new worker on an empty data directory, alone, has the same counts from the changelog. Returns it, running."""
+    worker = shop.start_worker()
+    worker.ready(PARTITIONS, seconds=120)
+    check_views(worker, sale)
+    check_sums(worker.counts(), sale)
+    return worker
+
+
+def check_documents(shop: Shop, sale: Sale) -> None:
+    """Each purchase is stored once, as it was made, with its right price."""
+    fields = ("customer_id", "product_id", "quantity", "price")
+    projection = dict.fromkeys((*fields, "value", "source"), 1)
+    found, places = {}, Counter[Any]()
+    for document in shop.db.purchases.find({}, projection):
+        found[document["_id"]] = tuple(document[field] for field in fields)
+        assert document["value"] == document["quantity"] * document["price"]
+        source = document["source"]
+        places[source["topic"], source["partition"], source["offset"]] += 1
+    wanted = {name: tuple(event[field] for field in fields) for name, event in sale.events.items()}
+    _same("purchases in MongoDB", found, wanted)
+    assert len(places) == len(found), "two documents come from one record"
+
+
+def check_dead_letters(shop: Shop, sale: Sale) -> None:
+    """Each bad record is there once: its place stands in the headers."""
+    found: Counter[Place] = Counter()
+    for letter in shop.read("dead-letters"):
+        headers = dict(letter.headers)
+        topic, partition, offset = (headers[f"__connect.errors.{name}"] for name in ("topic", "partition", "offset"))
+        found[Place(topic.decode(), int(partition), int(offset))] += 1
+    _same("dead letters", found, Counter(sale.bad_places()))
+
+
+_SUMS = ("customers", "purchases", "items", "spent")
+
+
+def check_sums(found: Mapping[str, Any], sale: Sale) -> None:
+    """`/counts/` says what the purchases add up to."""
+    counts = sale.counts().values()
+    purchases, items, spent = (sum(each) for each in zip(*counts, strict=True))
+    wanted = dict(zip(_SUMS, (len(counts), purchases, items, spent), strict=True))
+    assert {name: found[name] for name in _SUMS} == wanted
+
+
+def check_views(worker: Worker, sale: Sale) -> None:
+    """This worker tells the right counts of every customer, its own and the others'."""
+    wanted = sale.counts()
+    found = _ask(worker, wanted)
+    _same(f"customers on worker {worker.port}", found, wanted)
+
+
+def _ask(worker: Worker, names: Iterable[str], seconds: float = 60.0) -> dict[str, Any]:
+    """Each customer's counts, over one connection. While partitions change hands, a view says 503: ask again."""
+    deadline, found = time.monotonic() + seconds, {}
+    connection = http.client.HTTPConnection("127.0.0.1", worker.port, timeout=30)
+    try:
+        for name in names:
+            while True:
+                connection.request("GET", f"/counts/{quote(name, safe='')}/")
+                response = connection.getresponse()
+                answer = response.read().decode()
+                if response.status != 503 or time.monotonic() > deadline:
+                    break
+                time.sleep(0.2)
+            good = response.status == 200
+            found[name] = (
+                tuple(json.loads(answer)[field] for field in ("purchases", "items", "spent"))
+                if good
+                else (response.status, answer)
+            )
+    finally:
+        connection.close()
+    return found
+
+
+def _same(what: str, found: Mapping[Any, Any], wanted: Mapping[Any, Any]) -> None:
+    """Fails with how many differ and the first of them: of 100,000, pytest would show nothing useful."""
+    missing = [key for key in wanted if key not in found]
+    extra = [key for key in found if key not in wanted]
+    other = [key for key in wanted if key in found and found[key] != wanted[key]]
+    lines = [f"{what}: {len(wanted)} wanted, {len(missing)} missing, {len(extra)} too many, {len(other)} different"]
+    lines += [f"  missing   {key}: {wanted[key]}" for key in missing[:_NAMED]]
+    lines += [f"  too many  {key}: {found[key]}" for key in extra[:_NAMED]]
+    lines += [f"  different {key}: {found[key]} instead of {wanted[key]}" for key in other[:_NAMED]]
+    assert len(missing) + len(extra) + len(other) == 0, "\n".join(lines)

@@ -1,0 +1,235 @@
+"""Between a worker and MongoDB: passes everything, until it is told to refuse writes, lose answers, or go silent."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import threading
+from typing import Any
+
+import bson
+from pymongo import uri_parser
+
+__all__ = ["Proxy"]
+
+_OP_MSG = 2013
+_HEADER = struct.Struct("<iiii")  # length, request id, response to, operation
+_MORE_TO_COME = 2
+_WRITES = {"insert", "update", "delete", "findAndModify"}
+
+#: What a server says to a write that it can't take, and that is nobody's fault but its own.
+REFUSALS = {
+    13: "Unauthorized",
+    10107: "NotWritablePrimary",
+    13435: "NotPrimaryNoSecondaryOk",
+    11600: "InterruptedAtShutdown",
+    14031: "OutOfDiskSpace",
+}
+
+
+class Proxy:
+    """A TCP proxy that speaks as much of MongoDB's protocol (OP_MSG) as it takes to answer a write itself.
+
+    Arguments:
+        uri: Of one server without TLS.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        parsed = uri_parser.parse_uri(uri)
+        (self._target,) = parsed["nodelist"]
+        self._refusal: int | None = None
+        self._loses_answers = False
+        self._closed = False
+        #: Cleared while it is silent.
+        self._flows = threading.Event()
+        self._flows.set()
+        #: Writes that were refused, answers that were lost.
+        self.refused = self.lost = 0
+        self._links: set[_Link] = set()
+        self._lock = threading.Lock()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def uri(self) -> str:
+        """The server's, through this proxy."""
+        host, port = self._target
+        named = f"{host}:{port}" if f"{host}:{port}" in self._uri else host
+        return self._uri.replace(named, f"127.0.0.1:{self.port}", 1)
+
+    def refuse(self, code: int) -> None:
+        """Answer every write with this error (one of `REFUSALS`), instead of passing it on."""
+        self._refusal = code
+
+    def lose_answers(self) -> None:
+        """Pass everything on, but cut the connection instead of giving the answer to a write."""
+        self._loses_answers = True
+
+    def freeze(self) -> None:
+        """Pass nothing on, close nothing."""
+        self._flows.clear()
+
+    def cut(self) -> None:
+        """Cut the connections that are there; new ones are taken."""
+        with self._lock:
+            links = list(self._links)
+        for link in links:
+            link.close()
+
+    def heal(self) -> None:
+        """Pass everything again."""
+        self._refusal, self._loses_answers = None, False
+        self._flows.set()
+
+    def close(self) -> None:
+        """Cut everything, take nothing more."""
+        self._closed = True
+        self.heal()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.cut()
+
+    def __enter__(self) -> Proxy:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _accept(self) -> None:
+        while not self._closed:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:  # closed
+                return
+            try:
+                server = socket.create_connection(self._target, 10)
+            except OSError:  # the server is away: so is the proxy
+                client.close()
+                continue
+            server.settimeout(None)
+            link = _Link(client, server)
+            with self._lock:
+                self._links.add(link)
+            for pump in (self._pump_requests, self._pump_answers):
+                threading.Thread(target=self._pump, args=(pump, link), daemon=True).start()
+
+    def _pump(self, pump: Any, link: _Link) -> None:
+        try:
+            with contextlib.suppress(OSError, EOFError):
+                pump(link)
+        finally:
+            link.close()
+            with self._lock:
+                self._links.discard(link)
+
+    def _pump_requests(self, link: _Link) -> None:
+        while True:
+            message = _read(link.client)
+            self._flows.wait()
+            write = _write_command(message)
+            if write is None:
+                link.server.sendall(message)
+            elif self._refusal is not None:
+                self.refused += 1
+                if not write.silent:
+                    link.answer(_refusal(write, self._refusal))
+            else:
+                if self._loses_answers:
+                    link.doomed.add(write.request_id)
+                link.server.sendall(message)
+
+    def _pump_answers(self, link: _Link) -> None:
+        while True:
+            message = _read(link.server)
+            self._flows.wait()
+            if _HEADER.unpack_from(message)[2] in link.doomed:
+                self.lost += 1
+                return
+            link.answer(message)
+
+
+class _Link:
+    """One client's connection and the proxy's own to the server."""
+
+    def __init__(self, client: socket.socket, server: socket.socket) -> None:
+        self.client = client
+        self.server = server
+        self.doomed: set[int] = set()
+        self._answering = threading.Lock()
+
+    def answer(self, message: bytes) -> None:
+        with self._answering:
+            self.client.sendall(message)
+
+    def close(self) -> None:
+        for end in (self.client, self.server):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+
+class _Write:
+    """A write command."""
+
+    def __init__(self, request_id: int, flags: int, documents: int, name: str) -> None:
+        self.request_id = request_id
+        self.silent = bool(flags & _MORE_TO_COME)
+        self.documents = documents
+        self.name = name
+
+
+def _read(link: socket.socket) -> bytes:
+    header = _exactly(link, _HEADER.size)
+    return header + _exactly(link, _HEADER.unpack(header)[0] - _HEADER.size)
+
+
+def _exactly(link: socket.socket, size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        part = link.recv(min(size - len(data), 1 << 20))
+        if not part:
+            raise EOFError
+        data += part
+    return bytes(data)
+
+
+def _write_command(message: bytes) -> _Write | None:
+    """What is written, if this is a write."""
+    length, request_id, _, operation = _HEADER.unpack_from(message)
+    if operation != _OP_MSG:
+        return None
+    (flags,) = struct.unpack_from("<I", message, _HEADER.size)
+    name, documents, at = "", 0, _HEADER.size + 4
+    end = length - 4 if flags & 1 else length  # a checksum
+    while at < end:
+        kind, (size,) = message[at], struct.unpack_from("<i", message, at + 1)
+        if kind == 0:
+            name = message[at + 6 : message.index(b"\0", at + 6)].decode()
+        else:
+            documents += _documents(message, at + 1, at + 1 + size)
+        at += 1 + size
+    return _Write(request_id, flags, documents, name) if name in _WRITES else None
+
+
+def _documents(message: bytes, at: int, end: int) -> int:
+    """How many documents are in a sequence."""
+    count, at = 0, message.index(b"\0", at + 4) + 1
+    while at < end:
+        at += struct.unpack_from("<i", message, at)[0]
+        count += 1
+    return count
+
+
+def _refusal(write: _Write, code: int) -> bytes:
+    """As a mongod says it: of the whole command, or with a full disk of each document."""
+    error = {"code": code, "errmsg": f"refused by the test: {REFUSALS[code]}"}
+    if REFUSALS[code] == "OutOfDiskSpace":
+        answer = {"ok": 1.0, "n": 0, "writeErrors": [{"index": n, **error} for n in range(max(write.documents, 1))]}
+    else:
+        answer = {"ok": 0.0, "codeName": REFUSALS[code], **error}
+    body = struct.pack("<IB", 0, 0) + bson.encode(answer)
+    return _HEADER.pack(_HEADER.size + len(body), 0, write.request_id, _OP_MSG) + body

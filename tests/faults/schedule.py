@@ -1,0 +1,124 @@
+"""A random order of all faults, the same one for the same seed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from .crew import Crew
+
+__all__ = ["run"]
+
+#: The workers' session timeout is 6 s: some wake up in time, most do not.
+FROZEN_SECONDS = (4.0, 11.0)
+OUTAGE_SECONDS = (0.5, 8.0)
+WORKERS = 2
+
+
+class _Schedule:
+    """What may happen next. Each action leaves two workers at work, and every server whole."""
+
+    def __init__(self, crew: Crew) -> None:
+        self.crew = crew
+        self.rng = crew.rng
+
+    def kinds(self) -> list[Callable[[], None]]:
+        """All actions that this crew allows."""
+        kinds = [self.kill, self.stop, self.freeze, self.lose_data, self.rebalance, self.recovery, self.guest]
+        if self.crew.proxy:
+            kinds += [self.refuse_writes, self.lose_answers]
+        if self.crew.mongodb:
+            kinds += [self.kill_mongodb, self.freeze_mongodb]
+        if self.crew.kafka:
+            kinds += [self.kill_kafka, self.freeze_kafka]
+        return kinds
+
+    # -- workers
+
+    def kill(self) -> None:
+        worker = self.crew.any_worker()
+        self.crew.kill(worker)
+        self.pause(0, 3)
+        self.crew.start(worker)
+
+    def stop(self) -> None:
+        worker = self.crew.any_worker()
+        self.crew.stop(worker)
+        self.crew.start(worker)
+
+    def freeze(self) -> None:
+        with self.crew.frozen(self.crew.any_worker()):
+            self.pause(*FROZEN_SECONDS)
+
+    def lose_data(self) -> None:
+        worker = self.crew.any_worker()
+        self.crew.lose_data(worker)
+        self.crew.start(worker)
+
+    def rebalance(self) -> None:
+        self.crew.kill_in_rebalance()
+
+    def recovery(self) -> None:
+        self.crew.kill_in_recovery()
+
+    def guest(self) -> None:
+        """A third one joins and leaves, one way or the other."""
+        guest = self.crew.start()
+        self.pause(2, 6)
+        self.rng.choice([self.crew.stop, self.crew.kill])(guest)
+
+    # -- servers; sometimes a worker is hit meanwhile
+
+    def refuse_writes(self) -> None:
+        self.during(self.crew.refusing())
+
+    def lose_answers(self) -> None:
+        self.during(self.crew.losing_answers())
+
+    def kill_mongodb(self) -> None:
+        self.during(self.crew.killed(self.crew.mongodb))
+
+    def freeze_mongodb(self) -> None:
+        self.during(self.crew.silent(self.crew.mongodb))
+
+    def kill_kafka(self) -> None:
+        self.during(self.crew.killed(self.crew.kafka), stop=False)
+
+    def freeze_kafka(self) -> None:
+        self.during(self.crew.silent(self.crew.kafka), stop=False)
+
+    def during(self, outage: AbstractContextManager[None], *, stop: bool = True) -> None:
+        hits = [self.kill, self.lose_data, *([self.stop] if stop else [])]
+        hit = self.rng.choice([None, None, *hits])
+        with outage:
+            self.pause(*OUTAGE_SECONDS)
+            if hit:
+                hit()
+                self.pause(*OUTAGE_SECONDS)
+
+    def pause(self, least: float, most: float) -> None:
+        """A random moment."""
+        time.sleep(self.rng.uniform(least, most))
+
+
+def run(crew: Crew, actions: int) -> None:
+    """Start two workers into a backlog, then do this many random actions; each kind once before any comes again.
+
+    Purchases arrive before each action, so that it falls into the middle of work. What is left is for the end.
+    """
+    schedule = _Schedule(crew)
+    kinds = schedule.kinds()
+    order: list[Callable[[], None]] = []
+    while len(order) < actions:
+        order += crew.rng.sample(kinds, len(kinds))
+    share = crew.sale.waiting // (actions + 2)
+    crew.sell(2 * share)
+    crew.start_two()
+    crew.busy()
+    for action in order[:actions]:
+        crew.sell(share)
+        schedule.pause(0, 1)
+        action()
+        while len(crew.workers) < WORKERS:
+            crew.start()

@@ -1,0 +1,291 @@
+"""Each fault by itself, in the middle of 100,000 purchases: nothing is lost, nothing stored or counted twice.
+
+At the end of each test (`Crew.check`): every purchase is in MongoDB once, with its right price; every customer's
+counts are what the purchases say, on the workers and on a new one that has only the changelog; every bad record is in
+the dead letters once.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import pytest
+
+from tests.integration.conftest import OpenShop
+from tests.integration.shop import Record, free_port, until
+
+from . import oracle, schedule
+from .crew import Crew, Server
+from .oracle import Sale
+from .proxy import Proxy
+
+pytestmark = pytest.mark.servers
+
+SIZE = int(os.environ.get("SHOPFLOW_TEST_FAULTS_PURCHASES", "100000"))
+MIXED_ACTIONS = 16
+MILLION = 1_000_000
+#: Of one worker, at most.
+MOST_MEGABYTES = 400
+
+OpenCrew = Callable[..., AbstractContextManager[Crew]]
+
+
+@pytest.fixture
+def open_crew(open_shop: OpenShop, rng: random.Random, told: list[Crew]) -> OpenCrew:
+    """A shop with its topics and products, a sale, and nobody at work yet.
+
+    `own`: the servers that are the shop's own and can be killed. `proxied`: something stands before MongoDB.
+    """
+
+    @contextmanager
+    def opened(
+        *, own: tuple[str, ...] = (), proxied: bool = False, size: int = SIZE, **settings: Any
+    ) -> Iterator[Crew]:
+        ports = {kind: free_port() for kind in own}
+        addresses: dict[str, Any] = {}
+        if "kafka" in own:
+            addresses["kafka"] = f"127.0.0.1:{ports['kafka']}"
+        if "mongodb" in own:
+            addresses["mongodb"] = f"mongodb://127.0.0.1:{ports['mongodb']}/?directConnection=true"
+        wanted = {
+            "topics_partitions": oracle.PARTITIONS,
+            "batching_max_records": rng.choice([200, 1000, 4000]),
+            **{f"embedded_{kind}_port": port for kind, port in ports.items()},
+            **settings,
+        }
+        if version := os.environ.get("SHOPFLOW_TEST_KAFKA_VERSION"):
+            wanted["embedded_kafka_version"] = version
+        with open_shop(**addresses, **wanted) as shop:
+            own_servers = {kind: Server(shop, kind) for kind in own}
+            assert shop.run("seed-products").status == 0  # makes the topics
+            crew = Crew(shop, Sale(rng, size), rng, kafka=own_servers.get("kafka"), mongodb=own_servers.get("mongodb"))
+            oracle.offer(shop, crew.sale)
+            told.append(crew)
+            if not proxied:
+                yield crew
+                return
+            with Proxy(shop.servers.mongodb) as crew.proxy:
+                shop.environment["SHOPFLOW_MONGODB_URI"] = crew.proxy.uri
+                yield crew
+
+    return opened
+
+
+@pytest.fixture
+def crew(open_crew: OpenCrew) -> Iterator[Crew]:
+    """On the session's servers."""
+    with open_crew() as crew:
+        yield crew
+
+
+def test_two_workers_start_together_into_a_backlog(crew: Crew) -> None:
+    """Their first join moves partitions that were just handed out; unfinished batches must come again."""
+    crew.sell()
+    crew.start_two()
+    crew.check()
+
+
+def test_a_worker_killed_in_mid_batch_loses_nothing(crew: Crew) -> None:
+    """Either of two, one after the other; each comes back with its tables."""
+    crew.sell(SIZE // 2)
+    for worker in crew.start_two():
+        crew.busy(SIZE // 5)
+        crew.kill(worker)
+        crew.start(worker)
+    crew.check()
+
+
+def test_a_worker_killed_in_a_rebalance_loses_nothing(crew: Crew) -> None:
+    """While partitions change hands: the one that gives them, or the one that takes them."""
+    crew.start_two()
+    for _ in range(3):
+        crew.share()
+        crew.busy(SIZE // 4)
+        crew.kill_in_rebalance()
+    crew.check()
+
+
+def test_a_worker_killed_in_its_recovery_loses_nothing(open_crew: OpenCrew) -> None:
+    """It has read a part of the changelog into its tables; its partitions go to others, and back to it."""
+    with open_crew(batching_max_records=200) as crew:  # the smaller the batches, the longer the changelog
+        crew.sell(SIZE * 3 // 4)
+        first, second = crew.start_two()
+        oracle.drained(crew.shop, crew.workers)
+        crew.stop(second)
+        crew.takes_over(first)
+        crew.sell(SIZE // 8)
+        crew.kill_in_recovery()
+        crew.lose_data(first)
+        crew.kill_in_recovery()
+        crew.start(first)
+        crew.start(second)
+        crew.check()
+
+
+def test_a_worker_that_is_stopped_loses_nothing(crew: Crew) -> None:
+    """SIGTERM in mid-batch, first to each, then to both."""
+    crew.sell(SIZE // 2)
+    for worker in crew.start_two():
+        crew.busy(SIZE // 8)
+        crew.stop(worker)
+        crew.start(worker)
+    crew.busy(SIZE // 8)
+    for worker in list(crew.workers):
+        crew.stop(worker)
+    crew.start_two()
+    crew.check()
+
+
+def test_a_worker_that_is_frozen_past_its_session_and_wakes_up_changes_nothing(crew: Crew) -> None:
+    """Another did its work meanwhile; what it still has under way must not count."""
+    workers = crew.start_two()
+    for sleeper, other in (workers, workers[::-1]):
+        crew.share()
+        crew.busy(SIZE // 4)
+        with crew.frozen(sleeper):
+            crew.takes_over(other)
+            crew.sell(SIZE // 8)
+    crew.check()
+
+
+def test_a_third_worker_joins_and_leaves(crew: Crew) -> None:
+    """Once it stops, once it is killed; partitions go to it in mid-batch, and come back."""
+    crew.sell(SIZE // 4)
+    crew.start_two()
+    for leave in (crew.stop, crew.kill):
+        crew.busy(SIZE // 8)
+        third = crew.start()
+        until(third.partitions, "it has partitions", 60)
+        crew.busy(SIZE // 8)
+        leave(third)
+    crew.check()
+
+
+def test_a_worker_without_its_data_directory_recovers(crew: Crew) -> None:
+    """Its tables come from the changelog."""
+    crew.sell(SIZE // 2)
+    for worker in crew.start_two():
+        crew.busy(SIZE // 5)
+        crew.lose_data(worker)
+        crew.start(worker)
+    crew.check()
+
+
+def test_a_full_disk_is_waited_for(crew: Crew) -> None:
+    """RocksDB can't write the counts. Nothing behind them is committed; once there is room again, the work goes on."""
+    small, folder = crew.start_on_small_disk(48)
+    crew.start()
+    crew.share()
+    crew.busy(SIZE // 3)
+    with crew.disk_full(small, folder):
+        crew.sell(SIZE // 3)
+        crew.wait(8)
+    assert small.status is None, "it waits, it does not end"
+    crew.check()
+
+
+def test_mongodb_killed_is_waited_for(open_crew: OpenCrew) -> None:
+    """What it acknowledged is in its journal; what it did not is written again. The log has one line each time."""
+    with open_crew(own=("mongodb",)) as crew:
+        crew.start_two()
+        for seconds in (1.0, 6.0):
+            crew.busy(SIZE // 3)
+            with crew.killed(crew.mongodb):
+                crew.wait(seconds)
+        crew.finish()
+        crew.check_outages("MongoDB", 2)
+        crew.check()
+
+
+def test_mongodb_frozen_for_half_a_minute_is_waited_for(open_crew: OpenCrew) -> None:
+    """It answers nothing and closes nothing."""
+    with open_crew(own=("mongodb",)) as crew:
+        crew.start_two()
+        crew.busy(SIZE // 2)
+        with crew.silent(crew.mongodb):
+            crew.sell()
+            crew.wait(30)
+        crew.finish()
+        crew.check_outages("MongoDB", 1)
+        crew.check()
+
+
+def test_mongodb_that_refuses_writes_is_waited_for(open_crew: OpenCrew) -> None:
+    """No rights, no primary, no disk: none of it makes a dead letter. Its answers are lost: nothing comes twice."""
+    with open_crew(proxied=True) as crew:
+        crew.start_two()
+        for fault in (crew.refusing, crew.refusing, crew.losing_answers):
+            crew.busy(SIZE // 4)
+            with fault():
+                crew.wait(3)
+        crew.finish()
+        crew.check_outages("MongoDB", 3)
+        crew.check()
+
+
+def test_kafka_killed_is_waited_for(open_crew: OpenCrew) -> None:
+    """It comes back on its port, with its data; the workers go on."""
+    with open_crew(own=("kafka",)) as crew:
+        crew.start_two()
+        for seconds in (0.0, 8.0):
+            crew.busy(SIZE // 3)
+            with crew.killed(crew.kafka):
+                crew.wait(seconds)
+        crew.finish()
+        crew.check_outages("Kafka", 2)
+        crew.check()
+
+
+def test_kafka_frozen_is_waited_for(open_crew: OpenCrew) -> None:
+    """For longer than the workers' sessions."""
+    with open_crew(own=("kafka",)) as crew:
+        crew.start_two()
+        for seconds in (3.0, 12.0):
+            crew.busy(SIZE // 3)
+            with crew.silent(crew.kafka):
+                crew.wait(seconds)
+        crew.check()
+
+
+def test_a_million_purchases_waiting_for_mongodb_take_no_memory(open_crew: OpenCrew) -> None:
+    """They wait in Kafka, not in the worker. The outage is one line in the log, however long it is."""
+    with open_crew(proxied=True, size=0) as crew:
+        worker = crew.start().ready(oracle.PARTITIONS)
+        said = len(worker.output.splitlines())
+        with crew.refusing():
+            oracle.send(crew.shop, "purchases", (small_purchase(number) for number in range(MILLION)))
+            crew.wait(10)
+            peak = crew.note_memory(worker)
+            lines = worker.output.splitlines()[said:]
+        assert peak < MOST_MEGABYTES
+        assert [line for line in lines if "MongoDB is away" not in line] == []
+        assert len(lines) == 1
+        until(lambda: crew.stored() > MILLION // 20, "the work goes on", 60)
+        assert crew.note_memory(worker) < MOST_MEGABYTES
+        crew.stop(worker)
+        found: dict[int, set[int]] = {number: set() for number in range(oracle.PARTITIONS)}
+        for document in crew.shop.db.purchases.find({}, {"source": 1}):
+            found[document["source"]["partition"]].add(document["source"]["offset"])
+        for partition, offset in crew.shop.committed("purchases").items():
+            assert found[partition].issuperset(range(offset)), f"not all of partition {partition} that was committed"
+
+
+def small_purchase(number: int) -> Record:
+    """One of a million."""
+    name = f"customer-{number % oracle.CUSTOMERS}"
+    value = (
+        f'{{"purchase_id":"small-{number}","customer_id":"{name}","product_id":"product-0","quantity":1,"price":100,'
+        '"purchased_at":"2024-03-01T00:00:00Z"}'
+    )
+    return Record(name.encode(), value.encode())
+
+
+def test_mixed(open_crew: OpenCrew) -> None:
+    """All of it in a random order, sometimes two at once."""
+    with open_crew(own=("kafka", "mongodb"), proxied=True) as crew:
+        schedule.run(crew, MIXED_ACTIONS)
+        crew.check()
