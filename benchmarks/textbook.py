@@ -41,7 +41,7 @@ purchase_counts = app.Table("purchase_counts", default=int)
 _client: list[AsyncMongoClient[dict[str, Any]]] = []
 
 
-@app.task
+@app.task  # type: ignore[untyped-decorator]
 async def connect() -> None:
     """In the event loop that the worker runs in."""
     _client.append(AsyncMongoClient(os.environ.get("SHOPFLOW_MONGODB_URI", "mongodb://127.0.0.1:27117")))

@@ -24,11 +24,12 @@ def on_small_disk(folder: Path, megabytes: int) -> Sequence[str]:
 
     Root may mount; others may in a user namespace of their own, if the system lets them have one.
     """
-    unshare = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--user", "--map-root-user", "--mount"]
-    if shutil.which(unshare[0]) is None:
+    unshare = shutil.which("unshare")
+    if unshare is None:
         pytest.skip("a small disk needs `unshare`, of util-linux")
+    alone = ["--mount"] if os.geteuid() == 0 else ["--user", "--map-root-user", "--mount"]
     folder.mkdir(parents=True, exist_ok=True)
-    prefix = [*unshare, "sh", "-c", _MOUNT, f"{megabytes}m", str(folder)]
+    prefix = [unshare, *alone, "sh", "-c", _MOUNT, f"{megabytes}m", str(folder)]
     probe = subprocess.run([*prefix, "true"], capture_output=True, text=True, check=False)
     if probe.returncode:
         pytest.skip(f"a small disk can't be mounted: {probe.stderr.strip()}")

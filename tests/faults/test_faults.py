@@ -16,12 +16,10 @@ from typing import Any
 import pytest
 
 from tests.integration.conftest import OpenShop
-from tests.integration.shop import Record, free_port, until
+from tests.integration.shop import Record, until
 
 from . import oracle, schedule
-from .crew import Crew, Server
-from .oracle import Sale
-from .proxy import Proxy
+from .crew import Crew, opened_crew
 
 pytestmark = pytest.mark.servers
 
@@ -36,41 +34,13 @@ OpenCrew = Callable[..., AbstractContextManager[Crew]]
 
 @pytest.fixture
 def open_crew(open_shop: OpenShop, rng: random.Random, told: list[Crew]) -> OpenCrew:
-    """A shop with its topics and products, a sale, and nobody at work yet.
-
-    `own`: the servers that are the shop's own and can be killed. `proxied`: something stands before MongoDB.
-    """
+    """Opens a crew (see `crew.opened`) that is told of at the end."""
 
     @contextmanager
-    def opened(
-        *, own: tuple[str, ...] = (), proxied: bool = False, size: int = SIZE, **settings: Any
-    ) -> Iterator[Crew]:
-        ports = {kind: free_port() for kind in own}
-        addresses: dict[str, Any] = {}
-        if "kafka" in own:
-            addresses["kafka"] = f"127.0.0.1:{ports['kafka']}"
-        if "mongodb" in own:
-            addresses["mongodb"] = f"mongodb://127.0.0.1:{ports['mongodb']}/?directConnection=true"
-        wanted = {
-            "topics_partitions": oracle.PARTITIONS,
-            "batching_max_records": rng.choice([200, 1000, 4000]),
-            **{f"embedded_{kind}_port": port for kind, port in ports.items()},
-            **settings,
-        }
-        if version := os.environ.get("SHOPFLOW_TEST_KAFKA_VERSION"):
-            wanted["embedded_kafka_version"] = version
-        with open_shop(**addresses, **wanted) as shop:
-            own_servers = {kind: Server(shop, kind) for kind in own}
-            assert shop.run("seed-products").status == 0  # makes the topics
-            crew = Crew(shop, Sale(rng, size), rng, kafka=own_servers.get("kafka"), mongodb=own_servers.get("mongodb"))
-            oracle.offer(shop, crew.sale)
+    def opened(size: int = SIZE, **arguments: Any) -> Iterator[Crew]:
+        with opened_crew(open_shop, rng, size, **arguments) as crew:
             told.append(crew)
-            if not proxied:
-                yield crew
-                return
-            with Proxy(shop.servers.mongodb) as crew.proxy:
-                shop.environment["SHOPFLOW_MONGODB_URI"] = crew.proxy.uri
-                yield crew
+            yield crew
 
     return opened
 
@@ -192,13 +162,17 @@ def test_mongodb_killed_is_waited_for(open_crew: OpenCrew) -> None:
     """What it acknowledged is in its journal; what it did not is written again. The log has one line each time."""
     with open_crew(own=("mongodb",)) as crew:
         crew.start_two()
-        for seconds in (1.0, 6.0):
-            crew.busy(SIZE // 3)
-            with crew.killed(crew.mongodb):
-                crew.wait(seconds)
-        crew.finish()
-        crew.check_outages("MongoDB", 2)
+        crew.busy(SIZE // 3)
+        with crew.killed(crew.mongodb):
+            crew.wait(1)
+        crew.busy(SIZE // 3)
+        with crew.killed(crew.mongodb):
+            worker = crew.any_worker()
+            crew.kill(worker)
+            crew.start(worker)  # without MongoDB from the start
+            crew.wait(8)
         crew.check()
+        crew.check_outages("MongoDB", 2)
 
 
 def test_mongodb_frozen_for_half_a_minute_is_waited_for(open_crew: OpenCrew) -> None:
@@ -209,9 +183,8 @@ def test_mongodb_frozen_for_half_a_minute_is_waited_for(open_crew: OpenCrew) -> 
         with crew.silent(crew.mongodb):
             crew.sell()
             crew.wait(30)
-        crew.finish()
-        crew.check_outages("MongoDB", 1)
         crew.check()
+        crew.check_outages("MongoDB", 1)
 
 
 def test_mongodb_that_refuses_writes_is_waited_for(open_crew: OpenCrew) -> None:
@@ -222,9 +195,8 @@ def test_mongodb_that_refuses_writes_is_waited_for(open_crew: OpenCrew) -> None:
             crew.busy(SIZE // 4)
             with fault():
                 crew.wait(3)
-        crew.finish()
-        crew.check_outages("MongoDB", 3)
         crew.check()
+        crew.check_outages("MongoDB", 3)
 
 
 def test_kafka_killed_is_waited_for(open_crew: OpenCrew) -> None:
@@ -235,9 +207,8 @@ def test_kafka_killed_is_waited_for(open_crew: OpenCrew) -> None:
             crew.busy(SIZE // 3)
             with crew.killed(crew.kafka):
                 crew.wait(seconds)
-        crew.finish()
-        crew.check_outages("Kafka", 2)
         crew.check()
+        crew.check_outages("Kafka", 2)
 
 
 def test_kafka_frozen_is_waited_for(open_crew: OpenCrew) -> None:
