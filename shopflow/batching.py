@@ -170,7 +170,11 @@ class Reader(Protocol):
     """What the consumer needs of a table whose changelog it reads."""
 
     def recover(self, partition: int, records: list[Any]) -> None:
-        """Take in a run of changelog records, all or nothing."""
+        """Take in a run of changelog records, all or nothing.
+
+        Raises:
+            Unavailable: Not now; it has been said.
+        """
 
 
 class CommittedThread(driver.AIOKafkaConsumerThread):
@@ -309,9 +313,15 @@ class BatchConsumer(driver.Consumer):
         if not cursor.admits(run[0].offset):
             await self._fetch_again(tp, start)
             return
+        if reader is not None:
+            try:
+                reader.recover(tp.partition, run)
+            except Unavailable:  # it said so; the run comes again
+                await asyncio.sleep(RETRY_SECONDS)
+                await self._fetch_again(tp, start)
+                return
         cursor.next = run[-1].offset + 1
         if reader is not None:
-            reader.recover(tp.partition, run)
             yield self._to_message(tp, run[-1])
         else:
             yield self._batch_message(Batch(self, run, tp, start, self._epochs.setdefault(tp, 0)))
@@ -522,8 +532,8 @@ async def each_batch(stream: Any, handle: Callable[[Batch], Awaitable[None]]) ->
     """Handle the batches of one partition, one after the other: the body of an agent.
 
     A `PartitionLost` ends a batch: its next owner gets it again. Anything else and the batch is tried again; given up,
-    it would be missing to this worker until the next rebalance. `Unavailable` is what it says; any other error is a
-    fault of the program. Each is logged once, not once a try.
+    it would be missing to this worker until the next rebalance. `Unavailable` has been said by who raised it; any other
+    error is a fault of the program, and logged once, not once a try.
     """
     stream.enable_acks = False  # else a cancelled actor acknowledges the batch it never finished
     async for event in stream.events():
@@ -539,13 +549,12 @@ async def _handle_one(log: Any, batch: Batch, handle: Callable[[Batch], Awaitabl
         except PartitionLost as lost:
             log.info("Batch left: %s", lost)
             return
+        except Unavailable:
+            await asyncio.sleep(RETRY_SECONDS)
         except Exception as error:
             if repr(error) != said:
                 said = repr(error)
-                fault = not isinstance(error, Unavailable)
-                log.error(
-                    "%s from offset %d can't be handled; trying again. %s", batch.tp, batch.start, error, exc_info=fault
-                )
+                log.exception("%s from offset %d can't be handled; trying again", batch.tp, batch.start)
             await asyncio.sleep(RETRY_SECONDS)
         else:
             if said is not None:

@@ -22,6 +22,7 @@ from rocksdict import WriteBatch
 from .counting import TOTALS_KEY, Position, decode_count, decode_totals, position_of
 from .errors import ShopflowError, Unavailable
 from .models import PartitionTotals, PurchaseCount
+from .outages import Outage
 
 __all__ = ["Audit", "CountStore", "CountTable"]
 
@@ -114,6 +115,7 @@ class CountTable(faust.Table[str, PurchaseCount]):
         super().__init__(*args, key_type=str, value_type=PurchaseCount, schema=schema, **kwargs)
         self.key_serializer = "raw"
         self._unaudited: set[int] = set()
+        self._disk = Outage("RocksDB", "can't write", "writes again")
         self._read_whole = read_whole
 
     @property
@@ -171,26 +173,37 @@ class CountTable(faust.Table[str, PurchaseCount]):
         """Put rows into RocksDB, all or nothing. Nothing may be awaited since what they come from was read.
 
         Raises:
-            Unavailable: RocksDB can't write now: the disk is full, for one.
+            Unavailable: RocksDB can't write now: the disk is full, for one. It has been said in the log.
         """
         batch = WriteBatch(raw_mode=True)
         for key, value in rows:
             batch.put(key, value)
+        self._write(partition, batch)
+
+    def _write(self, partition: int, batch: WriteBatch) -> None:
         try:
             self._raw._db_for_partition(partition).write(batch)
         except Exception as error:  # rocksdict has no class of its own
-            raise Unavailable("RocksDB", error) from error
+            unavailable = Unavailable("RocksDB", error)
+            self._disk.failed(unavailable, partition)
+            raise unavailable from error
+        self._disk.succeeded(partition)
 
     def acknowledged(self, partition: int, last: int, rows: int) -> None:
         """That many rows, which are in RocksDB, are in the changelog, the last of them at this offset.
 
         The next recovery starts after them if nothing stands between them and what was taken in before. If something
         does, another worker wrote it, while this one slept or since: then the recovery must read it.
+
+        Raises:
+            Unavailable: As `write`.
         """
         place = TP(self.changelog_topic_name, partition)
         known = self._raw.persisted_offset(place)
         if last - rows == (-1 if known is None else known):
-            self._raw.set_persisted_offset(place, last)
+            batch = WriteBatch(raw_mode=True)
+            batch.put(self._raw.offset_key, str(last).encode())
+            self._write(partition, batch)
 
     # -- recovery
 
@@ -200,8 +213,15 @@ class CountTable(faust.Table[str, PurchaseCount]):
         Of two values of a key the one with the larger position stays, also when it comes first: a worker that lost the
         partition may have had records under way that arrive after its successor's. Compaction would keep the last one,
         so the larger is marked, and published again before the partition is used.
+
+        Raises:
+            Unavailable: As `write`. Nothing was taken in.
         """
-        db = self._raw._db_for_partition(partition)
+        try:
+            db = self._raw._db_for_partition(partition)
+        except Exception as error:  # as in `_write`
+            self._disk.failed(Unavailable("RocksDB", error), partition)
+            raise Unavailable("RocksDB", error) from error
         newest: dict[bytes, tuple[Position, bytes]] = {}
         batch = WriteBatch(raw_mode=True)
         for record in records:
@@ -210,7 +230,7 @@ class CountTable(faust.Table[str, PurchaseCount]):
         for key, (_, value) in newest.items():
             batch.put(key, value)
         batch.put(self._raw.offset_key, str(records[-1].offset).encode())
-        db.write(batch)
+        self._write(partition, batch)
         self._unaudited.add(partition)
 
     def _take_newer(
@@ -238,6 +258,8 @@ class CountTable(faust.Table[str, PurchaseCount]):
 
     async def on_recovery_completed(self, active_tps: set[TP], standby_tps: set[TP]) -> None:
         """Called when Faust has read the changelogs of the partitions that are ours: check them before their use."""
+        for partition in range(self.partitions or 0):  # those that others have now
+            self._disk.gave_up(partition)
         for tp in active_tps:
             if tp.partition in self._unaudited:
                 await self._check(tp.partition)
@@ -253,14 +275,17 @@ class CountTable(faust.Table[str, PurchaseCount]):
             rows = [(key, value) for key in some if (value := get(key))]
             try:
                 last = await self.app.publish(self.changelog_topic_name, partition, rows)  # type: ignore[attr-defined]
-            except KafkaError as error:  # the marks stay: the next recovery does it
+                self._unmark(partition, some)
+            except (KafkaError, Unavailable) as error:  # the marks stay: the next recovery does it
                 self.log.warning("Partition %d: %d counts were not published again: %s", partition, len(keys), error)
                 return
             self.acknowledged(partition, last, len(rows))
-            batch = WriteBatch(raw_mode=True)
-            for key in some:
-                batch.delete(_OUTDONE + key)
-            self._raw._db_for_partition(partition).write(batch)
+
+    def _unmark(self, partition: int, keys: Iterable[bytes]) -> None:
+        batch = WriteBatch(raw_mode=True)
+        for key in keys:
+            batch.delete(_OUTDONE + key)
+        self._write(partition, batch)
 
     def _marked(self, partition: int) -> list[bytes]:
         keys = []

@@ -25,10 +25,14 @@ class Outage:
     """Whether one server is away, as all who talk to it have seen, in whatever thread.
 
     It is back when all who failed have succeeded: a server may refuse to write and still answer who only reads.
+
+    Arguments:
+        away, back: What is said of it.
     """
 
-    def __init__(self, service: str) -> None:
+    def __init__(self, service: str, away: str = "is away", back: str = "is back") -> None:
         self.service = service
+        self._away, self._back = away, back
         self._since: float | None = None
         self._failing: set[object] = set()
         self._lock = threading.Lock()
@@ -46,7 +50,9 @@ class Outage:
             if self._since is not None:
                 return
             self._since = monotonic()
-        log.warning("%s is away; nothing is lost, the work goes on when it is back. (%s)", self.service, error)
+        log.warning(
+            "%s %s; nothing is lost, the work goes on when it %s. (%s)", self.service, self._away, self._back, error
+        )
 
     def gave_up(self, who: object) -> None:
         """`who` asks no more, without an answer."""
@@ -63,7 +69,7 @@ class Outage:
                 return
             since, self._since = self._since, None
         if since is not None:
-            log.warning("%s is back after %.1f s", self.service, monotonic() - since)
+            log.warning("%s %s after %.1f s", self.service, self._back, monotonic() - since)
 
 
 async def retrying(outage: Outage, check: Callable[[], None], attempt: Callable[[], Awaitable[T]]) -> T:

@@ -394,16 +394,34 @@ def test_an_agent_never_raises_and_tries_again_what_fails(monkeypatch: pytest.Mo
 def test_what_keeps_failing_is_said_once_and_when_it_is_over(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A full disk: one line when it begins, without a traceback; one when there is space again."""
+    """A fault of the program: a traceback when it begins, not one a second. What is away, its outage says."""
     monkeypatch.setattr(batching, "RETRY_SECONDS", 0)
-    handle = Failing(*[Unavailable("RocksDB", "no space left")] * 30)
-    with caplog.at_level(logging.WARNING):
-        asyncio.run(each_batch(Stream(SimpleNamespace(start=1, tp=PURCHASES)), handle))
-    lines = [record.getMessage() for record in caplog.records]
-    assert len(lines) == 2
-    assert "RocksDB: no space left" in lines[0]
-    assert "at the try 31" in lines[1]
-    assert not caplog.records[0].exc_info
+    for error, said in ((ValueError("a fault"), ["again", "at the try 31"]), (Unavailable("RocksDB", "full"), [])):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            asyncio.run(each_batch(Stream(SimpleNamespace(start=1, tp=PURCHASES)), Failing(*[error] * 30)))
+        lines = [record.getMessage() for record in caplog.records]
+        assert [line.endswith(end) for line, end in zip(lines, said, strict=True)] == [True] * len(said)
+
+
+def test_a_run_of_the_changelog_that_can_not_be_taken_in_comes_again(
+    consumer: Consumer, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk in a recovery: neither a hole in the table nor the end of the worker."""
+    monkeypatch.setattr(batching, "RETRY_SECONDS", 0)
+    consumer.begin(CHANGELOG, 0)
+    full = [Unavailable("RocksDB", "full")] * 2
+    recover = reader.recover
+
+    def fails(partition: int, records: list[Any]) -> None:
+        if full:
+            raise full.pop()
+        recover(partition, records)
+
+    reader.recover = fails  # type: ignore[method-assign]
+    run = run_of(0, 5, CHANGELOG)
+    assert [len(messages(consumer, {CHANGELOG: run})) for _ in range(3)] == [0, 0, 1]
+    assert consumer.seeks == [(CHANGELOG, 0)] * 2
 
 
 def test_a_session_is_sure_until_its_timeout_counted_from_the_heartbeat_that_was_sent() -> None:

@@ -111,6 +111,34 @@ def test_customers_come_by_key_a_part_at_a_time(shop: Shop) -> None:
     assert keys("\U0001f95b", 5) == []
 
 
+class Full:
+    """A database on a disk that is full."""
+
+    def get(self, key: bytes) -> None:
+        return
+
+    def write(self, batch: Any) -> None:
+        raise OSError("No space left on device")
+
+
+def test_a_full_disk_is_said_once_and_waited_for(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the work and in a recovery: what can't be written can be tried again."""
+    rows = rows_after(Counted(0, "anna", 1, 1), end=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(shop.table._raw, "_db_for_partition", lambda partition: Full())
+        for _ in range(3):
+            with pytest.raises(Unavailable, match="No space left"):
+                shop.table.write(0, rows.items())
+            with pytest.raises(Unavailable, match="No space left"):
+                shop.table.recover(0, records(rows))
+    shop.table.write(0, rows.items())
+    assert [record.getMessage().partition(";")[0][:19] for record in caplog.records] == [
+        "RocksDB can't write", "RocksDB writes agai",
+    ]  # fmt: skip
+
+
 def test_the_larger_offset_stays_in_whatever_order(shop: Shop) -> None:
     """A worker that slept through the loss of its partition writes behind its successor."""
     old = rows_after(Counted(0, "anna", 1, 1), end=1)

@@ -232,7 +232,7 @@ def test_the_table_of_events_is_the_schema() -> None:
     """Topics, keys and fields are those of topics.py and models.py."""
     records = {"shop.products": Product, "shop.customers": Customer, "shop.purchases": Purchase}
     rows = {row[0].split("`")[1]: row for row in table("| topic |")}
-    assert set(rows) == {*records, "shop.dead-letters", "shop.retries"}
+    assert set(rows) == {*records, "shop.dead-letters", "shop.purchase-prices", "shop.retries"}
     mark = re.findall(r"`([^`]+)`", rows["shop.retries"][2])
     assert mark == list(Mark.__struct_fields__)
     prefix = topics.DEAD_LETTERS.removesuffix("dead-letters")
