@@ -35,6 +35,8 @@ app = App(
     broker_max_poll_records=config.batching.max_records,
     broker_commit_interval=config.batching.commit_interval_seconds,
     broker_session_timeout=config.batching.session_timeout_seconds,
+    # Faust wants it no shorter than the session; 90 s is its default.
+    broker_request_timeout=max(90.0, config.batching.session_timeout_seconds),
     broker_heartbeat_interval=config.batching.session_timeout_seconds / 10,
     # A batch that waits for MongoDB waits as long as it must; the partition is lost by silence only.
     broker_max_poll_interval=86_400.0,

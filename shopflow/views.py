@@ -51,7 +51,7 @@ async def count(web: Any, request: Any, customer_id: str) -> Any:
         try:
             found = await _ask_others(customer_id, request.url)
         except (aiohttp.ClientError, asyncio.TimeoutError) as error:
-            return _unavailable(web, f"another worker does not answer: {error or type(error).__name__}")
+            return _unavailable(web, f"another worker does not answer: {str(error) or type(error).__name__}")
     if found is None:
         return web.json({"error": "this customer never bought anything", "customer_id": customer_id}, status=404)
     return web.json(found)

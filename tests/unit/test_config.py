@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -362,3 +365,11 @@ def test_any_file_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, v
     assert not message or message.startswith(f"{path}: ")
     assert ": : " not in message
     assert "\n" not in message
+
+
+def test_the_longest_session_is_one_that_faust_takes() -> None:
+    """It refuses one that is longer than a request may take, with a traceback when the worker has started."""
+    environ = {**os.environ, "SHOPFLOW_BATCHING_SESSION_TIMEOUT_SECONDS": "300"}
+    code = "from shopflow.app import app; print(app.conf.broker_session_timeout <= app.conf.broker_request_timeout)"
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"

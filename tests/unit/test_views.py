@@ -158,7 +158,7 @@ def test_a_peer_that_does_not_answer_is_no_answer(worker: Worker, error: Excepti
     worker.peers.get = fails  # type: ignore[assignment]
     status, body = one("anna")
     assert status == 503
-    assert body["error"].startswith("another worker does not answer")
+    assert body["error"] == f"another worker does not answer: {str(error) or 'TimeoutError'}"
 
 
 def test_before_the_router_knows_the_table_all_are_asked(worker: Worker) -> None:
