@@ -6,8 +6,9 @@ BIN := $(VENV)/bin
 DEMO_ARGS ?=
 TEST_ARGS ?=
 FAULTS_ARGS ?=
+BENCH_ARGS ?=
 
-.PHONY: demo test test-faults lint install clean
+.PHONY: demo test test-faults bench-faults lint install clean
 
 demo: $(VENV)/installed
 	$(BIN)/faust -A shopflow demo $(DEMO_ARGS)
@@ -21,6 +22,10 @@ test-faults: $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/faults -n 2 --dist worksteal $(FAULTS_ARGS)
 	SHOPFLOW_TEST_KAFKA_VERSION=3.9.1 SHOPFLOW_TEST_FAULTS_PURCHASES=30000 \
 		$(BIN)/python -m pytest tests/faults -k 'mixed or frozen_past' $(FAULTS_ARGS)
+
+# The same faults for shopflow and for a textbook Faust application: what each lost. BENCH_ARGS="--seed 1".
+bench-faults: $(VENV)/installed-dev
+	$(BIN)/python -m benchmarks.faults $(BENCH_ARGS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -26,7 +26,7 @@ from aiokafka.errors import KafkaError
 from shopflow.config import Config, MongoDB
 from shopflow.embedded import Addresses, Servers
 from tests.faults.crew import Server
-from tests.faults.oracle import Sale, send
+from tests.faults.oracle import PARTITIONS, Sale, send
 from tests.integration.shop import FAUST, Shop, Worker, free_port, until
 
 #: Purchases are sent so many at a time, so often.
@@ -210,7 +210,8 @@ def opened_shop(kafka: str) -> Any:
     port = free_port()
     uri = f"mongodb://127.0.0.1:{port}/?directConnection=true"
     with tempfile.TemporaryDirectory() as folder:
-        shop = Shop(Addresses(kafka, ""), Path(folder), mongodb=uri, embedded_mongodb_port=port)
+        settings = {"embedded_mongodb_port": port, "topics_partitions": PARTITIONS}
+        shop = Shop(Addresses(kafka, ""), Path(folder), mongodb=uri, **settings)
         try:
             mongodb = Server(shop, "mongodb")
             assert shop.run("seed-products").status == 0  # makes the topics
