@@ -282,6 +282,8 @@ class Crew:
             self.note_memory(worker)
             assert worker.stop(seconds=60) == 0
         self.note_memory(oracle.check_rebuilt(self.shop, self.sale))
+        noisy = [log.name for log in self.shop.folder.glob("worker-*.log") if b"Traceback" in log.read_bytes()]
+        assert noisy == [], "no fault is worth a traceback"
 
 
 @contextmanager

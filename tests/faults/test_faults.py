@@ -156,6 +156,8 @@ def test_a_full_disk_is_waited_for(crew: Crew) -> None:
         crew.wait(8)
     assert small.status is None, "it waits, it does not end"
     crew.check()
+    said = [small.output.count(what) for what in ("RocksDB can't write", "RocksDB writes again")]
+    assert said == [1, 1], "one line when the disk is full, one when it is not any more"
 
 
 def test_mongodb_killed_is_waited_for(open_crew: OpenCrew) -> None:
