@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timezone
+from operator import attrgetter
 from types import NoneType
 from typing import Annotated, Any, Generic, Optional, TypeVar, cast, get_args, get_type_hints
 
@@ -169,6 +170,8 @@ class Decoder(Generic[R]):
         self._decode = msgspec.json.Decoder(self._struct).decode
         self._decode_loosely = msgspec.json.Decoder(_struct(record, dict.fromkeys(self._times, str))).decode
         self._key = key
+        self._id = attrgetter(key)
+        self._has_value = record is Purchase
         self._max_bytes = max_bytes
 
     def __call__(self, key: bytes | None, value: bytes | None) -> R:
@@ -187,22 +190,22 @@ class Decoder(Generic[R]):
             event = self._decode_leniently(value, error)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise Rejected("not JSON", str(error)) from error
-        self._to_utc(event)
-        name = getattr(event, self._key)
+        for field in self._times:
+            if getattr(event, field).tzinfo is not timezone.utc:
+                self._to_utc(event, field)
+        name: str = self._id(event)
         if key != name.encode():
             raise Rejected("wrong key", f"{self._key} is {name!r}, the key is {_short(key)}")
-        if isinstance(quantity := getattr(event, "quantity", None), int):
-            check_value(quantity, getattr(event, "price", None))
+        if self._has_value:
+            check_value(event.quantity, event.price)
         return event
 
-    def _to_utc(self, event: R) -> None:
-        for name in self._times:
-            time = getattr(event, name)
-            if time.tzinfo is not timezone.utc:
-                try:
-                    setattr(event, name, time.astimezone(timezone.utc))
-                except OverflowError as error:
-                    raise Rejected("invalid event", f"{name} is out of range: {time.isoformat()}") from error
+    def _to_utc(self, event: R, field: str) -> None:
+        time: datetime = getattr(event, field)
+        try:
+            setattr(event, field, time.astimezone(timezone.utc))
+        except OverflowError as error:
+            raise Rejected("invalid event", f"{field} is out of range: {time.isoformat()}") from error
 
     def _decode_leniently(self, value: bytes, error: msgspec.ValidationError) -> R:
         """Once more, with ISO 8601 as Python reads it: times without seconds, for instance, are not RFC 3339."""
