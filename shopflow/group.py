@@ -1,4 +1,4 @@
-"""The consumer group from outside: who is in it, and its offsets set anew, also while workers run."""
+"""The consumer group's offsets set anew from outside, also while workers run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from aiokafka.protocol.group import LeaveGroupRequest
 from . import kafka
 from .errors import Unavailable
 
-__all__ = ["members", "reset_offsets"]
+__all__ = ["reset_offsets"]
 
 #: How long workers may keep coming back before the offsets are set.
 _RESET_SECONDS = 60.0
@@ -23,17 +23,6 @@ _PAUSE_SECONDS = 0.05
 
 #: What Kafka says when offsets are set from outside while the group has members.
 _NOT_EMPTY = (CommitFailedError, IllegalGenerationError, UnknownMemberIdError)
-
-
-async def members(bootstrap: str, group: str) -> list[str]:
-    """The ids of the group's members: the workers that run, and those whose session has not run out yet.
-
-    Raises:
-        Unavailable: Kafka does not answer.
-    """
-    async with kafka.admin(bootstrap) as admin:
-        (answer,) = await admin.describe_consumer_groups([group])
-    return [member[0] for described in answer.groups for member in described[5]]
 
 
 async def reset_offsets(bootstrap: str, group: str, offsets: Mapping[tuple[str, int], int]) -> None:
@@ -52,7 +41,7 @@ async def reset_offsets(bootstrap: str, group: str, offsets: Mapping[tuple[str, 
     wanted = {TopicPartition(*place): offset for place, offset in offsets.items()}
     deadline = asyncio.get_running_loop().time() + _RESET_SECONDS
     while True:
-        for member in await members(bootstrap, group):
+        for member in (await kafka.group_of(bootstrap, group)).members:
             await _put_out(bootstrap, group, member)
         try:
             async with _outsider(bootstrap, group) as consumer:

@@ -479,6 +479,9 @@ class Group:
     assignments: tuple[tuple[str, bytes], ...]
     """Each member's client id with host, and what the group's leader gave it: empty until it did."""
 
+    members: tuple[str, ...] = ()
+    """The ids of the members: the workers that run, and those whose session has not run out yet."""
+
 
 async def group_of(bootstrap: str, name: str) -> Group:
     """Describe a consumer group; one that does not exist is `Dead`.
@@ -497,7 +500,7 @@ async def group_of(bootstrap: str, name: str) -> Group:
 
         _, _, state, _, _, members, *_ = await _coordinated(describe, name)
     found = [(f"{client_id} at {host}", assignment) for _, client_id, host, _, assignment, *_ in members]
-    return Group(state, tuple(sorted(found)))
+    return Group(state, tuple(sorted(found)), tuple(member[0] for member in members))
 
 
 async def read_since(bootstrap: str, topic: str, partition: int, since: int, *, values: bool = False) -> list[Any]:
@@ -510,30 +513,6 @@ async def read_since(bootstrap: str, topic: str, partition: int, since: int, *, 
         found = (await client.offsets_for_times({place: since}))[place]
         client.seek(place, end if found is None else found.offset)
         return [record async for run in _runs(client, place, end) for record in run]
-
-
-async def ends(bootstrap: str, topics: Iterable[str]) -> tuple[dict[tuple[str, int], int], dict[tuple[str, int], int]]:
-    """Where each partition of these topics starts, and where it ends.
-
-    Raises:
-        Unavailable: Kafka does not answer, or one of the topics does not exist.
-    """
-    names = list(topics)
-    async with admin(bootstrap) as client, consumer(bootstrap) as reader:
-        counts = await _partitions(client, names)
-        if missing := [name for name in names if name not in counts]:
-            raise Unavailable("Kafka", f"topic {missing[0]} does not exist: start a worker, or seed some events")
-        places = [TopicPartition(name, number) for name, count in counts.items() for number in range(count)]
-        return (
-            {tuple(place): offset for place, offset in (await reader.beginning_offsets(places)).items()},
-            {tuple(place): offset for place, offset in (await reader.end_offsets(places)).items()},
-        )
-
-
-async def committed(bootstrap: str, group: str) -> dict[tuple[str, int], int]:
-    """What the group has committed, by topic and partition."""
-    async with admin(bootstrap) as client:
-        return {tuple(place): found.offset for place, found in (await _committed(client, group)).items()}
 
 
 @dataclass(frozen=True)

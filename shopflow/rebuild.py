@@ -21,7 +21,7 @@ from .processing import in_order, product_document, split
 from .store import Store
 from .verification import Layout, Tables
 
-__all__ = ["Span", "begin", "finished"]
+__all__ = ["Work", "begin", "finished"]
 
 Places = dict[tuple[str, int], int]  # by topic and partition: an offset
 #: Called with how many more events were done.
@@ -33,7 +33,7 @@ _ALONE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class Span:
+class Work:
     """What is read again: from where to where."""
 
     starts: Places
@@ -52,7 +52,7 @@ class Span:
         )
 
 
-async def begin(bootstrap: str, store: Store, shop: Layout, *, max_event_bytes: int, keep_tables: bool) -> Span:
+async def begin(bootstrap: str, store: Store, shop: Layout, *, max_event_bytes: int, keep_tables: bool) -> Work:
     """Send the workers back to the start of the topics.
 
     Arguments:
@@ -62,7 +62,9 @@ async def begin(bootstrap: str, store: Store, shop: Layout, *, max_event_bytes: 
         Refused: The counts can't be made of what the topic still has.
         Unavailable: Kafka or MongoDB does not answer.
     """
-    starts, ends = await kafka.ends(bootstrap, shop.events)
+    spans = await _places(bootstrap, shop)
+    starts = {place: span.start for place, span in spans.items()}
+    ends = {place: span.end for place, span in spans.items()}
     missing = {place: ends_at for place, ends_at in starts.items() if ends_at and place[0] == shop.purchases}
     if missing and not keep_tables:
         (topic, partition), offset = next(iter(sorted(missing.items())))
@@ -74,7 +76,7 @@ async def begin(bootstrap: str, store: Store, shop: Layout, *, max_event_bytes: 
     if not keep_tables:
         await _count_anew(bootstrap, shop)
     await group.reset_offsets(bootstrap, shop.group, starts)
-    return Span(starts, ends)
+    return Work(starts, ends)
 
 
 async def _restore_products(bootstrap: str, store: Store, shop: Layout, max_event_bytes: int) -> None:
@@ -103,7 +105,7 @@ async def _count_anew(bootstrap: str, shop: Layout) -> None:
 
 
 async def finished(
-    bootstrap: str, shop: Layout, span: Span, check: Callable[[], None], progress: AbstractContextManager[Advance]
+    bootstrap: str, shop: Layout, work: Work, check: Callable[[], None], progress: AbstractContextManager[Advance]
 ) -> None:
     """Return when all that there was has been done again.
 
@@ -117,16 +119,21 @@ async def finished(
     with progress as advance:
         while True:
             check()
-            now = span.done(await kafka.committed(bootstrap, shop.group))
+            now = work.done({place: span.done for place, span in (await _places(bootstrap, shop)).items()})
             advance(max(0, now - done))
             done = max(done, now)
-            if done == span.total or await _nothing_waits(bootstrap, shop):
+            if done == work.total or await _nothing_waits(bootstrap, shop):
                 return
-            if await group.members(bootstrap, shop.group):
+            if (await kafka.group_of(bootstrap, shop.group)).members:
                 alone_since = monotonic()
             elif monotonic() - alone_since > _ALONE_SECONDS:
                 raise Unavailable("replay", "no worker runs any more; the next one that starts goes on with it")
             await asyncio.sleep(_LOOK_SECONDS)
+
+
+async def _places(bootstrap: str, shop: Layout) -> dict[tuple[str, int], kafka.Span]:
+    spans = await kafka.spans(bootstrap, shop.group, shop.events)
+    return {(topic, number): span for topic, places in spans.items() for number, span in places.items()}
 
 
 async def _nothing_waits(bootstrap: str, shop: Layout) -> bool:

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from . import group, kafka, rebuild, topics
+from . import kafka, rebuild, topics
 from .app import config, connect, store
 from .child import child_worker
 from .embedded import Addresses, Servers
@@ -24,12 +24,12 @@ def replay(say: Say, *, keep_tables: bool, quiet: bool) -> int:
         with Servers(config, say) as servers:
             addresses = servers.start()
             connect(addresses)
-            running = bool(asyncio.run(group.members(addresses.kafka, config.app_id)))
-            span = asyncio.run(_begin(addresses, keep_tables=keep_tables))
-            say(f"{'MongoDB' if keep_tables else 'MongoDB and the tables'}: {span.total} events are read again.")
+            running = bool(asyncio.run(kafka.group_of(addresses.kafka, config.app_id)).members)
+            work = asyncio.run(_begin(addresses, keep_tables=keep_tables))
+            say(f"{'MongoDB' if keep_tables else 'MongoDB and the tables'}: {work.total} events are read again.")
             with _somebody(say, running=running) as check:
-                bar = progress_bar("replay", span.total, quiet=quiet)
-                asyncio.run(rebuild.finished(addresses.kafka, topics.LAYOUT, span, check, bar))
+                bar = progress_bar("replay", work.total, quiet=quiet)
+                asyncio.run(rebuild.finished(addresses.kafka, topics.LAYOUT, work, check, bar))
     except KeyboardInterrupt:
         say("Stopped. What is left of the replay is done by the workers that run, or by the next one.")
         return 128 + signal.SIGINT
@@ -37,7 +37,7 @@ def replay(say: Say, *, keep_tables: bool, quiet: bool) -> int:
     return 0
 
 
-async def _begin(addresses: Addresses, *, keep_tables: bool) -> rebuild.Span:
+async def _begin(addresses: Addresses, *, keep_tables: bool) -> rebuild.Work:
     try:
         await kafka.ensure_topics(addresses.kafka, topics.SPECS)
         return await rebuild.begin(

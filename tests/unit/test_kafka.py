@@ -540,7 +540,8 @@ def test_a_group_is_described_with_what_each_member_has(monkeypatch: pytest.Monk
     """Whatever the version of the answer: later ones have more fields."""
     members = [("id2", "faust-b", "/10.0.0.2", b"m", b"two"), ("id1", "faust-a", "/10.0.0.1", b"m", b"one", "more")]
     group = described(monkeypatch, (0, "shop", "Stable", "consumer", "faust", members, -1))
-    assert group == kafka.Group("Stable", (("faust-a at /10.0.0.1", b"one"), ("faust-b at /10.0.0.2", b"two")))
+    given = (("faust-a at /10.0.0.1", b"one"), ("faust-b at /10.0.0.2", b"two"))
+    assert group == kafka.Group("Stable", given, ("id2", "id1"))
 
 
 def test_a_group_is_asked_for_again_until_it_has_a_coordinator(monkeypatch: pytest.MonkeyPatch) -> None:
