@@ -120,5 +120,6 @@ def run(crew: Crew, actions: int) -> None:
         crew.sell(share)
         schedule.pause(0, 1)
         action()
+        crew.replace_failed_starts()
         while len(crew.workers) < WORKERS:
             crew.start()
