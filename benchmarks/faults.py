@@ -210,7 +210,7 @@ def opened_shop(kafka: str) -> Any:
     port = free_port()
     uri = f"mongodb://127.0.0.1:{port}/?directConnection=true"
     with tempfile.TemporaryDirectory() as folder:
-        settings = {"embedded_mongodb_port": port, "topics_partitions": PARTITIONS}
+        settings: dict[str, Any] = {"embedded_mongodb_port": port, "topics_partitions": PARTITIONS}
         shop = Shop(Addresses(kafka, ""), Path(folder), mongodb=uri, **settings)
         try:
             mongodb = Server(shop, "mongodb")
