@@ -153,6 +153,12 @@ class Batch:
             await asyncio.sleep(_LOOK_AGAIN_SECONDS)
             self.check_owned()
 
+    async def require_next(self) -> None:
+        """Raises:
+        PartitionLost: It isn't next in the chain, or not ours.
+        """
+        await self._consumer.require_next(self)
+
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
         """Alone with the partition's table, once this batch is next in the chain; finished when the body ends well.

@@ -42,6 +42,8 @@ class BatchLike(Protocol):
 
     async def session(self) -> None: ...
 
+    async def require_next(self) -> None: ...
+
     def turn(self) -> AbstractAsyncContextManager[None]: ...
 
 
@@ -204,6 +206,7 @@ class Processing:
         3. The counts are in RocksDB, and 4. Kafka has acknowledged their changelog records.
         Then the batch is finished, and its end may be committed.
         """
+        await batch.require_next()  # else a repeat could be stored before the purchase that it repeats
         parts = split(batch.records, self._decode_purchase, tombstones=False)
         priced = await self._price(batch, parts)
         duplicates = await self._insert(batch, parts, priced)  # 1

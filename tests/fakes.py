@@ -256,6 +256,7 @@ class FakeBatch:
     records: list[FakeRecord]
     events: list[str] = field(default_factory=list)
     lost: bool = False
+    early: bool = False
 
     @property
     def tp(self) -> FakeTP:
@@ -275,6 +276,11 @@ class FakeBatch:
 
     async def session(self) -> None:
         self.check_owned()
+
+    async def require_next(self) -> None:
+        self.check_owned()
+        if self.early:
+            raise PartitionLost("not the next in the chain")
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:

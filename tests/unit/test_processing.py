@@ -642,6 +642,15 @@ def test_a_bad_record_from_long_before_the_first_without_a_price_is_not_sent_aga
     assert asked == [day - 600_000]
 
 
+def test_a_batch_that_is_not_next_stores_nothing(shop: Shop) -> None:
+    """Else a repeat with other contents could be stored before the purchase that it repeats."""
+    batch = shop.batch(purchase("p0"))
+    batch.early = True
+    with pytest.raises(PartitionLost):
+        shop.handle(batch)
+    assert shop.store.collections["purchases"] == {}
+
+
 def test_the_price_of_the_worker_that_stored_it_first_counts(shop: Shop) -> None:
     """Another one, asleep meanwhile, had found another price."""
     shop.handle(shop.batch(product(300), kind="products"), "products")
