@@ -42,10 +42,10 @@ async def verify_deep(bootstrap: str, store: Store, shop: Layout, report: Report
         Unavailable: Kafka or MongoDB does not answer.
     """
     sizes = await store.sizes()
-    for made in (_products, _customers, _purchases):
+    for kind in _KINDS:
         for attempt in range(1, 1 + _ATTEMPTS):
             spans = await kafka.spans(bootstrap, shop.group, (*shop.events, shop.dead_letters))
-            facts = made(store, shop, spans, partial(_read_prices, bootstrap))
+            facts = _Facts(kind, store, shop, spans, partial(_read_prices, bootstrap))
             await facts.read(bootstrap, bar, sizes[facts.collection])
             if not facts.wrong.count:
                 break
@@ -111,33 +111,38 @@ class _Steps:
             self._place = offset
 
 
+@dataclass(frozen=True)
+class _Kind:
+    """A kind of event.
+
+    Attributes:
+        collection: The collection's name, which is the topic's too, but for the prefix.
+        decode: The events, of any size: one over `batching.max_event_bytes` is known by its dead letter.
+        document: What a record and its event become.
+    """
+
+    collection: str
+    decode: Decoder[Any]
+    document: Callable[[Any, Any], Document]
+
+
 class _Facts:
     """What was found of one topic and its collection.
 
     Arguments:
-        decode: The events, of any size: one over `batching.max_event_bytes` is known by its dead letter.
-        document: What a record and its event become.
         read_prices: Reads the log of the prices given to purchases without one.
     """
 
     def __init__(
-        self,
-        store: Store,
-        shop: Layout,
-        spans: Mapping[str, Mapping[int, Span]],
-        *,
-        collection: str,
-        topic: str,
-        decode: Decoder[Any],
-        document: Callable[[Any, Any], Document],
-        read_prices: ReadSince,
+        self, kind: _Kind, store: Store, shop: Layout, spans: Mapping[str, Mapping[int, Span]], read_prices: ReadSince
     ) -> None:
-        self.collection = collection
+        topics = {PRODUCTS: shop.products, CUSTOMERS: shop.customers, PURCHASES: shop.purchases}
+        self.collection = kind.collection
         self.wrong = Named()
         self.unclear = ""
-        self._topic, self._decode, self._document = topic, decode, document
+        self._topic, self._decode, self._document = topics[kind.collection], kind.decode, kind.document
         self._store = store
-        self._spans = spans[topic]
+        self._spans = spans[self._topic]
         self._dead_topic = shop.dead_letters
         self._dead_spans = spans.get(shop.dead_letters, {})
         self._dead: set[tuple[int, int]] = set()
@@ -380,46 +385,12 @@ class _Facts:
         return said
 
 
-def _products(store: Store, shop: Layout, spans: Mapping[str, Mapping[int, Span]], prices: ReadSince) -> _Facts:
-    decode = Decoder(Product, "product_id", kafka.MAX_MESSAGE_BYTES)
-    return _Facts(
-        store,
-        shop,
-        spans,
-        collection=PRODUCTS,
-        topic=shop.products,
-        decode=decode,
-        document=product_document,
-        read_prices=prices,
-    )
-
-
-def _customers(store: Store, shop: Layout, spans: Mapping[str, Mapping[int, Span]], prices: ReadSince) -> _Facts:
-    decode = Decoder(Customer, "customer_id", kafka.MAX_MESSAGE_BYTES)
-    return _Facts(
-        store,
-        shop,
-        spans,
-        collection=CUSTOMERS,
-        topic=shop.customers,
-        decode=decode,
-        document=customer_document,
-        read_prices=prices,
-    )
-
-
-def _purchases(store: Store, shop: Layout, spans: Mapping[str, Mapping[int, Span]], prices: ReadSince) -> _Facts:
-    decode = Decoder(Purchase, "customer_id", kafka.MAX_MESSAGE_BYTES)
-    return _Facts(
-        store,
-        shop,
-        spans,
-        collection=PURCHASES,
-        topic=shop.purchases,
-        decode=decode,
-        document=purchase_document,
-        read_prices=prices,
-    )
+#: Products first: purchases are long.
+_KINDS = (
+    _Kind(PRODUCTS, Decoder(Product, "product_id", kafka.MAX_MESSAGE_BYTES), product_document),
+    _Kind(CUSTOMERS, Decoder(Customer, "customer_id", kafka.MAX_MESSAGE_BYTES), customer_document),
+    _Kind(PURCHASES, Decoder(Purchase, "customer_id", kafka.MAX_MESSAGE_BYTES), purchase_document),
+)
 
 
 async def _read_prices(bootstrap: str, topic: str, partition: int, since: int) -> list[bytes]:
