@@ -105,6 +105,16 @@ class Session:
         self._timeout = timeout
         self.clock = clock
         self._renewed: float | None = None
+        self._paused = False
+
+    def pause(self) -> None:
+        """We gave our partitions up, and flushed what was under way: nothing may follow until we have new ones."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """We have partitions: Kafka has just heard of us."""
+        self._paused = False
+        self.renewed(self.clock())
 
     def renewed(self, sent: float) -> None:
         """Kafka has answered a heartbeat that was sent then."""
@@ -113,7 +123,8 @@ class Session:
     @property
     def sure(self) -> bool:
         """Is what was ours a heartbeat ago still ours? Also true of who never had anything."""
-        return self._renewed is None or self.clock() - self._renewed < self._timeout
+        recent = self._renewed is None or self.clock() - self._renewed < self._timeout
+        return recent and not self._paused
 
 
 class Batch:
@@ -256,13 +267,14 @@ class BatchConsumer(driver.Consumer):
             self._cursors[tp] = Cursor(offset)
 
     async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
-        """Kafka has just heard of us."""
-        self.app.session.renewed(self.app.session.clock())
+        """What is sent from now on is the new owner's."""
+        self.app.session.resume()
         await super().on_partitions_assigned(assigned, generation_id)
 
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
         """Commit what is done, then forget where these partitions stand: another worker may carry on from there."""
         await super().on_partitions_revoked(revoked)
+        self.app.session.pause()  # Faust has flushed the producer: what an actor still adds would come too late
         for tp in revoked:
             self._forget(tp)
 
@@ -304,6 +316,10 @@ class BatchConsumer(driver.Consumer):
                 continue
             self.app.monitor.track_tp_end_offset(tp, self.highwater(tp))
             async for message in self._messages(tp, run):
+                if tp in self._cursors:
+                    # Faust refuses what it takes for read; a delivery that was held up while we sought back has just
+                    # told it so of what it must read again. Here the cursor decides.
+                    self._read_offset[tp] = None
                 yield tp, message
 
     async def _messages(self, tp: TP, run: list[Any]) -> AsyncIterator[Any]:

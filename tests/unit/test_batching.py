@@ -103,6 +103,7 @@ class Consumer(BatchConsumer):
         self._gap: dict[TP, Any] = defaultdict(IntervalTree)
         self._committed_offset: dict[TP, int | None] = defaultdict(lambda: None)
         self._buffered_partitions = set()
+        self._read_offset = defaultdict(lambda: None)
         self.flow_active = True
         self.log = batching_log  # type: ignore[assignment]
         self.fetched: dict[TP, list[Any]] | None = {}
@@ -141,6 +142,7 @@ def consumer(reader: Reader) -> Consumer:
         batched_topics={PURCHASES.topic},
         readers={CHANGELOG.topic: reader},
         consumer_generation_id=1,
+        session=Session(30.0),
         monitor=SimpleNamespace(track_tp_end_offset=lambda tp, offset: None),
     )
     return Consumer(app)
@@ -487,6 +489,26 @@ def test_what_a_sleeper_had_in_hand_is_not_sent_when_it_wakes_up() -> None:
     assert not slept.value.retriable
     assert asyncio.run(guarded(1, MetadataRequest([]))) == "metadata"
     assert len(connection.sent) == 3
+
+
+def test_nothing_is_sent_between_the_loss_of_partitions_and_the_next_assignment() -> None:
+    """The producer was flushed; what an actor adds then would arrive behind its successor's."""
+    session = Session(30.0, lambda: 100.0)
+    session.renewed(100.0)
+    session.pause()
+    session.renewed(100.0)  # a heartbeat in the middle of a rebalance
+    assert not session.sure
+    session.resume()
+    assert session.sure
+
+
+def test_what_faust_takes_for_read_is_delivered_again(consumer: Consumer) -> None:
+    """A delivery held up by a full queue says after the seek back how far it had read: the rest would be dropped."""
+    consumer.begin(PURCHASES, 0)
+    consumer._read_offset[PURCHASES] = 9_999
+    (message,) = messages(consumer, {PURCHASES: run_of(0, 5)})
+    assert message.offset == 4
+    assert consumer._read_offset[PURCHASES] is None
 
 
 def test_a_batch_waits_while_its_session_may_have_run_out(consumer: Consumer) -> None:
