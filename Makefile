@@ -8,7 +8,7 @@ TEST_ARGS ?=
 FAULTS_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: demo test test-faults bench-faults lint install clean
+.PHONY: demo test test-faults bench bench-faults lint install clean
 
 demo: $(VENV)/installed
 	$(BIN)/faust -A shopflow demo $(DEMO_ARGS)
@@ -22,6 +22,10 @@ test-faults: $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/faults -n 2 --dist worksteal $(FAULTS_ARGS)
 	SHOPFLOW_TEST_KAFKA_VERSION=3.9.1 SHOPFLOW_TEST_FAULTS_PURCHASES=30000 \
 		$(BIN)/python -m pytest tests/faults -k 'mixed or frozen_past' $(FAULTS_ARGS)
+
+# From Kafka to MongoDB, beside others that do it; docs/PERFORMANCE.md. BENCH_ARGS="--rounds 1 --loads 1000 --only loop".
+bench: $(VENV)/installed-bench
+	$(BIN)/python -m benchmarks.throughput $(BENCH_ARGS)
 
 # The same faults for shopflow and for a textbook Faust application: what each lost. BENCH_ARGS="--seed 1".
 bench-faults: $(VENV)/installed-dev
@@ -44,6 +48,10 @@ $(VENV)/installed: setup.cfg pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/installed-dev: setup.cfg pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[embedded,test,dev]'
+	@touch $@ $(VENV)/installed
+
+$(VENV)/installed-bench: setup.cfg pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[embedded,bench]'
 	@touch $@ $(VENV)/installed
 
 clean:

@@ -1,0 +1,31 @@
+"""Counts alone: shopflow's worker with a store that keeps nothing. For measurements only."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+from shopflow.store import Document, Inserted, MongoStore
+
+# By its name in full: `shopflow.app` is the application, not the module.
+composition: Any = importlib.import_module("shopflow.app")
+
+
+class Nowhere(MongoStore):
+    """Accepts every purchase."""
+
+    def connect(self, uri: str) -> None: ...
+
+    async def prepare(self) -> None: ...
+
+    async def ping(self) -> None: ...
+
+    async def insert_purchases(self, documents: Sequence[Document]) -> Inserted:
+        return Inserted()
+
+
+composition.store = Nowhere("nowhere")  # before the agents are imported
+
+if __name__ == "__main__":
+    composition.app.main()

@@ -1,0 +1,116 @@
+"""What was measured, as a table, a file and a plot."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.rig import Measured
+
+__all__ = ["Summary", "print_table", "summaries", "write"]
+
+#: Ratios are to the first of these that ran.
+_MEASURES = ("loop", "quix", "shopflow")
+_PACKAGES = ("shopflow", "faust-streaming", "aiokafka", "pymongo", "msgspec", "rocksdict", "quixstreams")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The rounds of one contender with one load: medians, and the slowest and fastest rate."""
+
+    load: str
+    contender: str
+    rounds: int
+    records: int
+    rate: float
+    slowest: float
+    fastest: float
+    ratio: float
+    """Of the rate to that of the loop; where it doesn't take part, to that of Quix Streams."""
+
+    cpu_us: float
+    server_cpu_us: float
+    peak_mb: float
+    start_seconds: float
+
+
+def summaries(found: Iterable[Measured]) -> list[Summary]:
+    """One for each load and contender, in the order in which they ran."""
+    groups: dict[tuple[str, str], list[Measured]] = {}
+    for each in found:
+        groups.setdefault((each.load, each.contender), []).append(each)
+    rates = {key: median(each.rate for each in group) for key, group in groups.items()}
+    return [_summary(load, group, rates) for (load, _), group in groups.items()]
+
+
+def _summary(load: str, group: Sequence[Measured], rates: dict[tuple[str, str], float]) -> Summary:
+    first = group[0]
+    against = next(rates[load, name] for name in (*_MEASURES, first.contender) if (load, name) in rates)
+    speeds = [each.rate for each in group]
+    return Summary(
+        load=load,
+        contender=first.contender,
+        rounds=len(group),
+        records=first.records,
+        rate=median(speeds),
+        slowest=min(speeds),
+        fastest=max(speeds),
+        ratio=median(speeds) / against,
+        cpu_us=median(each.cpu_us for each in group),
+        server_cpu_us=median(each.server_cpu_seconds / each.records * 1e6 for each in group),
+        peak_mb=median(each.peak_mb for each in group),
+        start_seconds=median(each.start_seconds for each in group),
+    )
+
+
+def print_table(found: Iterable[Measured]) -> None:
+    """As Markdown, a table for each load."""
+    load = None
+    for each in summaries(found):
+        if each.load != load:
+            load = each.load
+            print(f"\n### {load}\n")
+            print("| | purchases | a second (slowest to fastest round) | ratio | CPU us each | servers' | peak MB |")
+            print("|---|---:|---:|---:|---:|---:|---:|")
+        print(
+            f"| {each.contender} | {each.records:,} | {each.rate:,.0f} ({each.slowest:,.0f} to {each.fastest:,.0f}) "
+            f"| {each.ratio:.2f} | {each.cpu_us:.1f} | {each.server_cpu_us:.1f} | {each.peak_mb:.0f} |"
+        )
+
+
+def write(found: Sequence[Measured], path: Path) -> None:
+    """The figures as JSON."""
+    document = {
+        "machine": machine(),
+        "summaries": [asdict(each) for each in summaries(found)],
+        "runs": [asdict(each) for each in found],
+    }
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def machine() -> dict[str, Any]:
+    """What it was measured on, and with."""
+    return {
+        "processor": _processor(),
+        "processors": os.cpu_count(),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in _PACKAGES if _has(name)},
+    }
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _has(package: str) -> bool:
+    return any(each.metadata["Name"] == package for each in metadata.distributions())

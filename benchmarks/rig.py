@@ -1,0 +1,425 @@
+"""What every benchmark needs: servers, topics with a backlog, contenders as processes, measured from outside."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import pymongo
+from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.partitioner import DefaultPartitioner
+
+from shopflow.config import EMBEDDED, Config, MongoDB
+from shopflow.embedded import Servers
+from shopflow.embedded import _any_port as any_port
+
+__all__ = ["PARTITIONS", "Backlog", "Contender", "Load", "Measured", "Rig", "any_port", "opened"]
+
+ROOT = Path(__file__).parents[1]
+PARTITIONS = 4
+PRODUCTS = 13
+FAST_MONGODB = "secantusd-rs"
+_BATCH_BYTES = 256 << 10
+_FIRST_DAY = datetime(2024, 3, 1, tzinfo=timezone.utc)
+_SECONDS = 30 * 86_400
+_TICK_SECONDS = 0.02
+_POLL_SECONDS = 0.2
+_START_SECONDS = 90.0
+_STOP_SECONDS = 10.0
+#: The servers end what the last run left them to do.
+_REST_SECONDS = 3.0
+_CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Load:
+    """What the backlog consists of."""
+
+    name: str
+    customers: int
+    repeated: float = 0.0
+    """This share of the records repeats one of the last 2,000 purchases."""
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """Purchases that wait in a topic."""
+
+    prefix: str
+    records: int
+    purchases: int
+    """Different ones."""
+
+    ends: dict[int, int]
+    """Of each partition the offset after the last record."""
+
+    last: list[str]
+    """The last purchase of each partition."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A program that empties a topic of purchases.
+
+    Arguments:
+        command: What starts it; `{port}` is a free port.
+        started: A line of its output that says that it takes purchases from now on.
+        share: Of the purchases of a load; the slow ones get fewer.
+        collection: The collection that must have as many documents as there are purchases; None: it writes none.
+        group: The consumer group; `{name}` is the application's name.
+    """
+
+    name: str
+    command: Sequence[str]
+    started: str = r"^CONSUMING"
+    share: float = 1.0
+    collection: str | None = "purchases"
+    group: str = "{name}"
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One run of one contender."""
+
+    contender: str
+    load: str
+    records: int
+    seconds: float
+    """From the start of consumption until everything is stored and committed."""
+
+    stored_seconds: float
+    """The same, until the last document is stored; the commit may follow later."""
+
+    cpu_seconds: float
+    peak_mb: float
+    start_seconds: float
+    """From the start of the process to the start of consumption."""
+
+    server_cpu_seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Records a second."""
+        return self.records / self.seconds
+
+    @property
+    def cpu_us(self) -> float:
+        """Microseconds of CPU for each record."""
+        return self.cpu_seconds / self.records * 1e6
+
+
+class FailedError(Exception):
+    """A contender didn't do it."""
+
+
+class Process:
+    """A child process, its output in a file. Measured by /proc."""
+
+    def __init__(self, command: Sequence[str], folder: Path, log: Path, environment: Mapping[str, str]) -> None:
+        self.log = log
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                command,
+                cwd=folder,
+                env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def check(self) -> None:
+        """Raises:
+        FailedError: It has ended.
+        """
+        if (status := self._process.poll()) is not None:
+            raise FailedError(f"ended with status {status}:\n{self.tail()}")
+
+    def said(self, pattern: str) -> bool:
+        """Is there a line like this in its output?"""
+        return re.search(pattern, self.log.read_text(encoding="utf-8", errors="replace"), re.MULTILINE) is not None
+
+    def tail(self) -> str:
+        """The end of its output."""
+        return self.log.read_text(encoding="utf-8", errors="replace")[-3_000:]
+
+    def peak_mb(self) -> float:
+        """The most memory that it ever had, in MB."""
+        status = Path(f"/proc/{self.pid}/status").read_text(encoding="ascii", errors="replace")
+        found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+        return int(found[1]) * 1024 / 1e6 if found else 0.0
+
+    def stop(self) -> None:
+        """SIGTERM, later SIGKILL."""
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def cpu_seconds(pid: int) -> float:
+    """Seconds of CPU, user and system, of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _CLOCK_TICKS
+
+
+async def until(
+    condition: Callable[[], bool | Awaitable[bool]], process: Process, seconds: float, poll: float = _POLL_SECONDS
+) -> None:
+    """Poll until it is true.
+
+    Raises:
+        FailedError: The process ended before, or it took too long.
+    """
+    deadline = time.monotonic() + seconds
+    while not (await answer if isinstance(answer := condition(), Awaitable) else answer):
+        process.check()
+        if time.monotonic() > deadline:
+            raise FailedError(f"not within {seconds:g} seconds:\n{process.tail()}")
+        await asyncio.sleep(poll)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One run of one contender."""
+
+    contender: Contender
+    load: Load
+    backlog: Backlog
+    process: Process
+    name: str
+    seconds: float
+
+
+class Rig:
+    """The servers, and what is done with them.
+
+    Arguments:
+        kafka: `host:port`.
+        mongodb: A URI.
+        server_pids: The processes of the servers, as far as they are on this machine.
+    """
+
+    def __init__(self, kafka: str, mongodb: str, server_pids: Sequence[int], folder: Path) -> None:
+        self.kafka = kafka
+        self.mongodb = mongodb
+        self.folder = folder
+        self.client: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(mongodb)
+        self._server_pids = server_pids
+        self._backlogs: dict[tuple[str, int], Backlog] = {}
+        self._runs = 0
+
+    async def backlog(self, load: Load, records: int) -> Backlog:
+        """So many records of this load, in a topic of their own; made once."""
+        key = load.name, records
+        if key not in self._backlogs:
+            self._backlogs[key] = await self._fill(load, records)
+        return self._backlogs[key]
+
+    async def _fill(self, load: Load, records: int) -> Backlog:
+        prefix = f"{load.name}.{records}."
+        async with self.admin() as admin:
+            await admin.create_topics([NewTopic(f"{prefix}purchases", PARTITIONS, 1)])
+        partitions, choose = list(range(PARTITIONS)), DefaultPartitioner()
+        batches: dict[int, Any] = {}
+        ends, last = dict.fromkeys(partitions, 0), dict.fromkeys(partitions, "")
+        purchases = 0
+        async with AIOKafkaProducer(bootstrap_servers=self.kafka, max_batch_size=_BATCH_BYTES) as producer:
+
+            async def ship(partition: int) -> None:
+                await producer.send_batch(batches.pop(partition), f"{prefix}purchases", partition=partition)
+
+            for purchase_id, customer, value, repeated in sale(load, records):
+                purchases += not repeated
+                partition = choose(customer, partitions, partitions)
+                if partition not in batches:
+                    batches[partition] = producer.create_batch()
+                if batches[partition].append(key=customer, value=value, timestamp=None) is None:
+                    await ship(partition)
+                    batches[partition] = producer.create_batch()
+                    batches[partition].append(key=customer, value=value, timestamp=None)
+                ends[partition] += 1
+                last[partition] = purchase_id
+            for partition in list(batches):
+                await ship(partition)
+        return Backlog(prefix, records, purchases, ends, [each for each in last.values() if each])
+
+    @asynccontextmanager
+    async def admin(self) -> AsyncIterator[Any]:
+        """Kafka's admin client."""
+        client = AIOKafkaAdminClient(bootstrap_servers=self.kafka)
+        await client.start()
+        try:
+            yield client
+        finally:
+            await client.close()
+
+    def environment(self, name: str, prefix: str, folder: Path) -> dict[str, str]:
+        """What tells a contender where everything is."""
+        return {
+            "SHOPFLOW_APP_ID": name,
+            "SHOPFLOW_BROKER": f"kafka://{self.kafka}",
+            "SHOPFLOW_MONGODB_URI": self.mongodb,
+            "SHOPFLOW_MONGODB_DATABASE": name,
+            "SHOPFLOW_TOPICS_PREFIX": prefix,
+            "SHOPFLOW_TOPICS_PARTITIONS": str(PARTITIONS),
+            "SHOPFLOW_DATA_DIR": str(folder / "data"),
+        }
+
+    async def measure(self, contender: Contender, load: Load, records: int, seconds: float = 900.0) -> Measured:
+        """Let the contender empty the backlog, and check that it did.
+
+        Raises:
+            FailedError: It didn't, within so many seconds.
+        """
+        backlog = await self.backlog(load, max(PARTITIONS, int(records * contender.share)))
+        self._runs += 1
+        name = f"run{self._runs}-{contender.name}"
+        folder = self.folder / name
+        folder.mkdir()
+        command = [part.format(port=any_port(), name=name) for part in contender.command]
+        environment = {**self.environment(name, backlog.prefix, folder), **contender.environment}
+        await asyncio.sleep(_REST_SECONDS)
+        process = Process(command, folder, folder / "log", environment)
+        try:
+            return await self._measured(_Run(contender, load, backlog, process, name, seconds))
+        finally:
+            process.stop()
+            await self._forget(name)
+            shutil.rmtree(folder)
+
+    async def _measured(self, run: _Run) -> Measured:
+        launched, pid = time.monotonic(), run.process.pid
+        await until(lambda: run.process.said(run.contender.started), run.process, _START_SECONDS, _TICK_SECONDS)
+        began, cpu, servers = time.monotonic(), cpu_seconds(pid), self._servers_cpu()
+        await self._stored(run)
+        stored = time.monotonic()
+        await self._committed(run)
+        ended = time.monotonic()
+        measured = Measured(
+            run.contender.name,
+            run.load.name,
+            run.backlog.records,
+            seconds=ended - began,
+            stored_seconds=stored - began,
+            cpu_seconds=cpu_seconds(pid) - cpu,
+            peak_mb=run.process.peak_mb(),
+            start_seconds=began - launched,
+            server_cpu_seconds=self._servers_cpu() - servers,
+        )
+        if collection := run.contender.collection:
+            found = self.client[run.name][collection].count_documents({})
+            if found != run.backlog.purchases:
+                raise FailedError(f"{found} documents instead of {run.backlog.purchases}")
+        return measured
+
+    def _servers_cpu(self) -> float:
+        return sum(cpu_seconds(pid) for pid in self._server_pids)
+
+    async def _stored(self, run: _Run) -> None:
+        """Wait until the last purchase of each partition is there. Only these few are asked for: it disturbs nobody."""
+        if not run.contender.collection:
+            return
+        collection, last = self.client[run.name][run.contender.collection], run.backlog.last
+        condition = {"_id": {"$in": last}}
+        await until(lambda: collection.count_documents(condition) == len(last), run.process, run.seconds)
+
+    async def _committed(self, run: _Run) -> None:
+        """Wait until the group has committed all of it."""
+        group = run.contender.group.format(name=run.name)
+        topic = f"{run.backlog.prefix}purchases"
+
+        async def is_done() -> bool:
+            committed = await admin.list_consumer_group_offsets(group)
+            done = {place.partition: found.offset for place, found in committed.items() if place.topic == topic}
+            return all(done.get(partition, 0) >= end for partition, end in run.backlog.ends.items())
+
+        async with self.admin() as admin:
+            await until(is_done, run.process, run.seconds)
+
+    async def _forget(self, name: str) -> None:
+        """Remove what a run left in the servers."""
+        self.client.drop_database(name)
+        async with self.admin() as admin:
+            if topics := [topic for topic in await admin.list_topics() if name in topic]:
+                await admin.delete_topics(topics)
+
+
+class Sold(NamedTuple):
+    """A record of the backlog."""
+
+    purchase_id: str
+    key: bytes
+    value: bytes
+    repeated: bool = False
+
+
+def sale(load: Load, records: int) -> Iterator[Sold]:
+    """The same records each time."""
+    rng = random.Random(load.name)
+    days = [(_FIRST_DAY + timedelta(seconds=rng.randrange(_SECONDS))).isoformat() for _ in range(10_000)]
+    recent: deque[Sold] = deque(maxlen=2_000)
+    for number in range(records):
+        if recent and rng.random() < load.repeated:
+            yield rng.choice(recent)._replace(repeated=True)
+            continue
+        customer = f"customer-{rng.randrange(load.customers)}"
+        event = {
+            "purchase_id": f"purchase-{number:08}-{rng.getrandbits(32):08x}",
+            "customer_id": customer,
+            "product_id": f"product-{rng.randrange(PRODUCTS)}",
+            "quantity": rng.randint(1, 5),
+            "price": rng.randrange(100, 5_000),
+            "purchased_at": rng.choice(days),
+        }
+        recent.append(Sold(event["purchase_id"], customer.encode(), msgspec.json.encode(event)))
+        yield recent[-1]
+
+
+@contextmanager
+def opened(mongodb: str | None, folder: Path) -> Iterator[Rig]:
+    """Kafka and MongoDB: the one of the URI, else the fast one if it is installed, else the embedded one."""
+    with contextlib.ExitStack() as stack:
+        pids: list[int] = []
+        uri = mongodb or EMBEDDED
+        if not mongodb and (fast := shutil.which(FAST_MONGODB)):
+            port = any_port()
+            options = ["--port", str(port), "--storage-path", str(folder / "mongodb"), "--standalone"]
+            server = Process([fast, *options, "--cache-size", "2G"], folder, folder / "mongodb.log", {})
+            stack.callback(server.stop)
+            uri = f"mongodb://127.0.0.1:{port}/?directConnection=true"
+            pids.append(server.pid)
+        servers = stack.enter_context(Servers(Config(data_dir=str(folder), mongodb=MongoDB(uri=uri))))
+        addresses = servers.start()
+        records = msgspec.json.decode((folder / "servers.json").read_bytes())
+        pids += [record["pid"] for record in records.values()]
+        yield Rig(addresses.kafka, addresses.mongodb, pids, folder)
+
+
+def module(name: str) -> tuple[str, ...]:
+    """What runs a module of these benchmarks."""
+    return (sys.executable, "-m", f"benchmarks.{name}")

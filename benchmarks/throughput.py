@@ -1,0 +1,87 @@
+"""How fast purchases get from Kafka to MongoDB, and at what cost: `python -m benchmarks.throughput [--rounds N] ...`
+
+The purchases wait in a topic of 4 partitions. Each contender is a process of its own; they take turns, on the same
+servers. Measured from the start of consumption until the last purchase is stored and its offset is committed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.report import print_table, write
+from benchmarks.rig import Contender, FailedError, Load, Measured, Rig, module, opened
+
+#: Faust's workers say this when the tables are recovered and the purchases are taken.
+FAUST_STARTED = r"Worker ready"
+QUIX_STARTED = r"application started and is now processing"
+WORKER = ("worker", "-l", "info", "--web-port", "{port}")
+
+CONTENDERS = (
+    Contender("loop", module("loop")),
+    Contender("shopflow", (sys.executable, "-m", "shopflow", *WORKER), started=FAUST_STARTED),
+    Contender("quix", module("quix"), started=QUIX_STARTED, share=0.2),
+)
+COUNTERS = (
+    Contender("shopflow", (*module("counts_shopflow"), *WORKER), started=FAUST_STARTED, collection=None),
+    Contender("quix", module("counts_quix"), started=QUIX_STARTED, share=0.5, collection=None),
+)
+
+LOADS: dict[str, tuple[Load, Sequence[Contender]]] = {
+    "1000": (Load("1000-customers", 1_000), CONTENDERS),
+    "1000000": (Load("1000000-customers", 1_000_000), CONTENDERS),
+    "repeated": (Load("5-percent-repeated", 1_000, repeated=0.05), CONTENDERS),
+    "counts-1000": (Load("counts-1000-customers", 1_000), COUNTERS),
+    "counts-1000000": (Load("counts-1000000-customers", 1_000_000), COUNTERS),
+}
+
+
+async def run(rig: Rig, arguments: argparse.Namespace) -> list[Measured]:
+    """All rounds."""
+    found: list[Measured] = []
+    for name in arguments.loads:
+        load, contenders = LOADS[name]
+        for number in range(arguments.rounds):
+            for contender in contenders:
+                if arguments.only and contender.name not in arguments.only:
+                    continue
+                print(f"{load.name}, round {number + 1}: {contender.name} ", end="", flush=True)
+                try:
+                    measured = await rig.measure(contender, load, arguments.purchases)
+                except FailedError as error:
+                    print(f"FAILED: {error}", flush=True)
+                    continue
+                found.append(measured)
+                print(
+                    f"{measured.rate:,.0f}/s, {measured.cpu_us:.1f} us, {measured.peak_mb:.0f} MB, "
+                    f"{measured.seconds:.1f} s ({measured.stored_seconds:.1f})",
+                    flush=True,
+                )
+    return found
+
+
+def main() -> None:
+    """Run, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--purchases", type=int, default=1_000_000, help="records of the backlog; slow ones get fewer")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help=f"of {', '.join(each.name for each in CONTENDERS)}")
+    parser.add_argument("--loads", nargs="+", choices=LOADS, default=list(LOADS))
+    parser.add_argument("--mongodb", metavar="URI", help="this one instead of the fast one, or the embedded one")
+    parser.add_argument("--out", type=Path, default=Path("benchmark.json"), help="the figures; the plot beside it")
+    arguments = parser.parse_args()
+    with (
+        tempfile.TemporaryDirectory(prefix="shopflow-bench-") as folder,
+        opened(arguments.mongodb, Path(folder)) as rig,
+    ):
+        found = asyncio.run(run(rig, arguments))
+    print_table(found)
+    write(found, arguments.out)
+
+
+if __name__ == "__main__":
+    main()
