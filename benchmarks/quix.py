@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from pymongo import MongoClient
 from pymongo.uri_parser import parse_uri
 from quixstreams import Application, State
 from quixstreams.sinks.community.mongodb import MongoDBSink
@@ -16,14 +15,14 @@ from benchmarks.settings import APP_ID, BROKER, DATA_DIR, DATABASE, MONGODB, TOP
 COMMIT_SECONDS = 1.0
 
 
-def count(purchase: dict[str, Any], state: State) -> None:
+def count(purchase: dict[str, Any], state: State[str, Any]) -> None:
     """Purchases, items, spent of the customer who is the record's key."""
     purchases, items, spent = state.get("count", (0, 0, 0))
     quantity = purchase["quantity"]
     state.set("count", (purchases + 1, items + quantity, spent + quantity * purchase["price"]))
 
 
-def document(purchase: dict[str, Any]) -> dict[str, Any]:
+def document(purchase: Any) -> Any:
     """As it stands in MongoDB; the sink has added where it came from."""
     return {
         "_id": purchase["purchase_id"],
@@ -44,7 +43,8 @@ def document(purchase: dict[str, Any]) -> dict[str, Any]:
 
 def sink() -> MongoDBSink:
     """One replacement for each purchase, by its id."""
-    ((host, port),) = parse_uri(MONGODB)["nodelist"]
+    uri = parse_uri(MONGODB)
+    ((host, port),) = uri["nodelist"]
     return MongoDBSink(
         host=host,
         port=port,
@@ -54,17 +54,8 @@ def sink() -> MongoDBSink:
         update_method="ReplaceOne",
         add_topic_metadata=True,
         value_selector=document,
-        directConnection=True,
-        w="majority",
-        journal=True,
+        **uri["options"],
     )
-
-
-def prepare() -> None:
-    """The indexes."""
-    collection = MongoClient(MONGODB)[DATABASE].purchases
-    for field in ("customer_id", "product_id"):
-        collection.create_index([(field, 1), ("purchased_at", 1)])
 
 
 def main(*, stored: bool = True) -> None:
@@ -79,7 +70,6 @@ def main(*, stored: bool = True) -> None:
     purchases = application.dataframe(application.topic(TOPIC, key_deserializer="str", value_deserializer="json"))
     purchases = purchases.update(count, stateful=True)
     if stored:
-        prepare()
         purchases.sink(sink())
     application.run()
 

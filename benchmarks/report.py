@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.rig import Measured
 
-__all__ = ["Summary", "print_table", "summaries", "write"]
+__all__ = ["Summary", "machine", "plot", "print_table", "summaries", "write"]
 
 #: Ratios are to the first of these that ran.
 _MEASURES = ("loop", "quix", "shopflow")
@@ -93,6 +93,39 @@ def write(found: Sequence[Measured], path: Path) -> None:
         "runs": [asdict(each) for each in found],
     }
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def plot(found: Sequence[Measured], path: Path) -> None:
+    """Rates and CPU as bars, a row for each load."""
+    import matplotlib as mpl  # noqa: PLC0415 - slow to import, and not needed to measure
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "shopflow"  # the same figures make the same file
+    from matplotlib import pyplot as plt  # noqa: PLC0415
+
+    loads: dict[str, list[Summary]] = {}
+    for each in summaries(found):
+        loads.setdefault(each.load, []).append(each)
+    heights = [len(group) + 1.2 for group in loads.values()]
+    figure, rows = plt.subplots(
+        len(loads), 2, figsize=(10, 0.32 * sum(heights) + 0.5), height_ratios=heights, squeeze=False
+    )
+    for axes, (load, group) in zip(rows, loads.items(), strict=True):
+        names = [each.contender for each in group]
+        colours = ["tab:orange" if name == "shopflow" else "tab:gray" for name in names]
+        errors = [[each.rate - each.slowest for each in group], [each.fastest - each.rate for each in group]]
+        bars = axes[0].barh(names, [each.rate for each in group], color=colours, xerr=errors, height=0.7)
+        axes[0].bar_label(bars, [f"{each.rate:,.0f}" for each in group], padding=4)
+        bars = axes[1].barh(names, [each.cpu_us for each in group], color=colours, height=0.7)
+        axes[1].bar_label(bars, [f"{each.cpu_us:,.1f}" for each in group], padding=4)
+        for axis, title in zip(axes, (f"{load}: purchases a second", "CPU of the process, us each"), strict=True):
+            axis.set_title(title, fontsize=10, loc="left")
+            axis.invert_yaxis()
+            axis.margins(x=0.18)
+            axis.spines[["top", "right", "bottom"]].set_visible(False)
+            axis.set_xticks([])
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
 
 
 def machine() -> dict[str, Any]:

@@ -35,6 +35,10 @@ __all__ = ["PARTITIONS", "Backlog", "Contender", "Load", "Measured", "Rig", "any
 ROOT = Path(__file__).parents[1]
 PARTITIONS = 4
 PRODUCTS = 13
+#: Those of shopflow; each contender finds them made.
+INDEXES = ([("customer_id", 1), ("purchased_at", 1)], [("product_id", 1), ("purchased_at", 1)])
+#: The same for all: what is stored stays.
+WRITE_CONCERN = {"w": "majority", "journal": "true"}
 FAST_MONGODB = "secantusd-rs"
 _BATCH_BYTES = 256 << 10
 _FIRST_DAY = datetime(2024, 3, 1, tzinfo=timezone.utc)
@@ -303,6 +307,8 @@ class Rig:
         folder.mkdir()
         command = [part.format(port=any_port(), name=name) for part in contender.command]
         environment = {**self.environment(name, backlog.prefix, folder), **contender.environment}
+        for fields in INDEXES:
+            self.client[name].purchases.create_index(fields)
         await asyncio.sleep(_REST_SECONDS)
         process = Process(command, folder, folder / "log", environment)
         try:
@@ -388,15 +394,16 @@ def sale(load: Load, records: int) -> Iterator[Sold]:
             yield rng.choice(recent)._replace(repeated=True)
             continue
         customer = f"customer-{rng.randrange(load.customers)}"
+        purchase_id = f"purchase-{number:08}-{rng.getrandbits(32):08x}"
         event = {
-            "purchase_id": f"purchase-{number:08}-{rng.getrandbits(32):08x}",
+            "purchase_id": purchase_id,
             "customer_id": customer,
             "product_id": f"product-{rng.randrange(PRODUCTS)}",
             "quantity": rng.randint(1, 5),
             "price": rng.randrange(100, 5_000),
             "purchased_at": rng.choice(days),
         }
-        recent.append(Sold(event["purchase_id"], customer.encode(), msgspec.json.encode(event)))
+        recent.append(Sold(purchase_id, customer.encode(), msgspec.json.encode(event)))
         yield recent[-1]
 
 
@@ -417,7 +424,15 @@ def opened(mongodb: str | None, folder: Path) -> Iterator[Rig]:
         addresses = servers.start()
         records = msgspec.json.decode((folder / "servers.json").read_bytes())
         pids += [record["pid"] for record in records.values()]
-        yield Rig(addresses.kafka, addresses.mongodb, pids, folder)
+        yield Rig(addresses.kafka, _with_options(addresses.mongodb, WRITE_CONCERN), pids, folder)
+
+
+def _with_options(uri: str, options: Mapping[str, str]) -> str:
+    """The URI with these options, unless it has them."""
+    before, _, query = uri.partition("?")
+    given = dict(part.partition("=")[::2] for part in query.split("&") if part)
+    base = before if before.count("/") > 2 else f"{before}/"
+    return f"{base}?" + "&".join(f"{name}={value}" for name, value in {**options, **given}.items())
 
 
 def module(name: str) -> tuple[str, ...]:

@@ -13,26 +13,36 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.report import print_table, write
+from benchmarks.report import plot, print_table, write
 from benchmarks.rig import Contender, FailedError, Load, Measured, Rig, module, opened
 
 #: Faust's workers say this when the tables are recovered and the purchases are taken.
 FAUST_STARTED = r"Worker ready"
+CONNECT_STARTED = r"finished initialization and start"
 QUIX_STARTED = r"application started and is now processing"
 WORKER = ("worker", "-l", "info", "--web-port", "{port}")
+
+FAUST = (sys.executable, "-m", "faust", "--datadir", "tables")
 
 CONTENDERS = (
     Contender("loop", module("loop")),
     Contender("shopflow", (sys.executable, "-m", "shopflow", *WORKER), started=FAUST_STARTED),
     Contender("quix", module("quix"), started=QUIX_STARTED, share=0.2),
+    Contender(
+        "connector", (*module("connector"), "{port}"), started=CONNECT_STARTED, share=0.3, group="connect-{name}"
+    ),
+    Contender("plain-faust", (*module("plain_faust"), *WORKER), started=FAUST_STARTED, share=0.04),
+    Contender("textbook", (*FAUST, "-A", "benchmarks.textbook", *WORKER), started=FAUST_STARTED, share=0.02),
 )
+#: It knows 1,000 customers, and adds the same purchase twice.
+MODEL = Contender("model", module("model"), share=0.005, collection=None)
 COUNTERS = (
     Contender("shopflow", (*module("counts_shopflow"), *WORKER), started=FAUST_STARTED, collection=None),
     Contender("quix", module("counts_quix"), started=QUIX_STARTED, share=0.5, collection=None),
 )
 
 LOADS: dict[str, tuple[Load, Sequence[Contender]]] = {
-    "1000": (Load("1000-customers", 1_000), CONTENDERS),
+    "1000": (Load("1000-customers", 1_000), (*CONTENDERS, MODEL)),
     "1000000": (Load("1000000-customers", 1_000_000), CONTENDERS),
     "repeated": (Load("5-percent-repeated", 1_000, repeated=0.05), CONTENDERS),
     "counts-1000": (Load("counts-1000-customers", 1_000), COUNTERS),
@@ -69,10 +79,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--purchases", type=int, default=1_000_000, help="records of the backlog; slow ones get fewer")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help=f"of {', '.join(each.name for each in CONTENDERS)}")
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", help=f"of {', '.join(each.name for each in (*CONTENDERS, MODEL))}"
+    )
     parser.add_argument("--loads", nargs="+", choices=LOADS, default=list(LOADS))
     parser.add_argument("--mongodb", metavar="URI", help="this one instead of the fast one, or the embedded one")
-    parser.add_argument("--out", type=Path, default=Path("benchmark.json"), help="the figures; the plot beside it")
+    parser.add_argument(
+        "--out", type=Path, default=Path("benchmark.json"), help="the figures; beside it the plot, as .svg"
+    )
     arguments = parser.parse_args()
     with (
         tempfile.TemporaryDirectory(prefix="shopflow-bench-") as folder,
@@ -81,6 +95,8 @@ def main() -> None:
         found = asyncio.run(run(rig, arguments))
     print_table(found)
     write(found, arguments.out)
+    if found:
+        plot(found, arguments.out.with_suffix(".svg"))
 
 
 if __name__ == "__main__":
