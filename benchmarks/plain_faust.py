@@ -9,7 +9,7 @@ import faust
 from pymongo import AsyncMongoClient
 from pymongo.errors import BulkWriteError
 
-from benchmarks.settings import APP_ID, BROKER, DATA_DIR, DATABASE, MONGODB, TOPIC
+from benchmarks.settings import APP_ID, BROKER, DATABASE, MONGODB, TOPIC
 
 MOST_RECORDS = 500
 DUPLICATE_KEY = 11000
@@ -18,7 +18,6 @@ app = faust.App(
     APP_ID,
     broker=f"kafka://{BROKER}",
     store="rocksdb://?driver=rocksdict",
-    datadir=DATA_DIR,
     topic_partitions=4,
     # All that may wait at once, or `take` waits for records that Faust doesn't let in.
     stream_buffer_maxsize=16_384,
@@ -98,7 +97,3 @@ async def count(purchases: Any) -> None:
         counted.items += purchase.quantity
         counted.spent += purchase.quantity * purchase.price
         purchase_counts[purchase.customer_id] = counted
-
-
-if __name__ == "__main__":
-    app.main()

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
@@ -24,13 +24,27 @@ import msgspec
 import pymongo
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import GroupCoordinatorNotAvailableError
 from aiokafka.partitioner import DefaultPartitioner
 
 from shopflow.config import EMBEDDED, Config, MongoDB
 from shopflow.embedded import Servers
 from shopflow.embedded import _any_port as any_port
 
-__all__ = ["PARTITIONS", "Backlog", "Contender", "Load", "Measured", "Rig", "any_port", "opened"]
+__all__ = [
+    "PARTITIONS",
+    "Backlog",
+    "Contender",
+    "FailedError",
+    "Load",
+    "Measured",
+    "Process",
+    "Rig",
+    "any_port",
+    "module",
+    "opened",
+    "until",
+]
 
 ROOT = Path(__file__).parents[1]
 PARTITIONS = 4
@@ -49,6 +63,7 @@ _START_SECONDS = 90.0
 _STOP_SECONDS = 10.0
 #: The servers end what the last run left them to do.
 _REST_SECONDS = 3.0
+_choose = DefaultPartitioner()
 _CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -58,6 +73,8 @@ class Load:
 
     name: str
     customers: int
+    """So many of them, drawn by chance; 0: each purchase is another one's."""
+
     repeated: float = 0.0
     """This share of the records repeats one of the last 2,000 purchases."""
 
@@ -236,6 +253,9 @@ class Rig:
         self._server_pids = server_pids
         self._backlogs: dict[tuple[str, int], Backlog] = {}
         self._runs = 0
+        self.processes: list[Process] = []
+        #: Of the program that was started last.
+        self.port = 0
 
     async def backlog(self, load: Load, records: int) -> Backlog:
         """So many records of this load, in a topic of their own; made once."""
@@ -246,31 +266,19 @@ class Rig:
 
     async def _fill(self, load: Load, records: int) -> Backlog:
         prefix = f"{load.name}.{records}."
-        async with self.admin() as admin:
-            await admin.create_topics([NewTopic(f"{prefix}purchases", PARTITIONS, 1)])
-        partitions, choose = list(range(PARTITIONS)), DefaultPartitioner()
-        batches: dict[int, Any] = {}
-        ends, last = dict.fromkeys(partitions, 0), dict.fromkeys(partitions, "")
+        await self.create_topic(f"{prefix}purchases")
+        last: dict[int, str] = {}
         purchases = 0
-        async with AIOKafkaProducer(bootstrap_servers=self.kafka, max_batch_size=_BATCH_BYTES) as producer:
 
-            async def ship(partition: int) -> None:
-                await producer.send_batch(batches.pop(partition), f"{prefix}purchases", partition=partition)
+        def rows() -> Iterator[tuple[bytes, bytes]]:
+            nonlocal purchases
+            for sold in sale(load, records):
+                purchases += not sold.repeated
+                last[partition_of(sold.key)] = sold.purchase_id
+                yield sold.key, sold.value
 
-            for purchase_id, customer, value, repeated in sale(load, records):
-                purchases += not repeated
-                partition = choose(customer, partitions, partitions)
-                if partition not in batches:
-                    batches[partition] = producer.create_batch()
-                if batches[partition].append(key=customer, value=value, timestamp=None) is None:
-                    await ship(partition)
-                    batches[partition] = producer.create_batch()
-                    batches[partition].append(key=customer, value=value, timestamp=None)
-                ends[partition] += 1
-                last[partition] = purchase_id
-            for partition in list(batches):
-                await ship(partition)
-        return Backlog(prefix, records, purchases, ends, [each for each in last.values() if each])
+        ends = await self.produce(f"{prefix}purchases", rows())
+        return Backlog(prefix, records, purchases, ends, list(last.values()))
 
     @asynccontextmanager
     async def admin(self) -> AsyncIterator[Any]:
@@ -281,6 +289,30 @@ class Rig:
             yield client
         finally:
             await client.close()
+
+    async def produce(self, topic: str, rows: Iterable[tuple[bytes, bytes]]) -> dict[int, int]:
+        """Fill an empty topic with keys and values, in whole batches; returns the partitions' ends."""
+        batches: dict[int, Any] = {}
+        ends = dict.fromkeys(range(PARTITIONS), 0)
+        async with AIOKafkaProducer(bootstrap_servers=self.kafka, max_batch_size=_BATCH_BYTES) as producer:
+            for key, value in rows:
+                partition = partition_of(key)
+                for _ in range(2):  # the second time into a new one
+                    if partition not in batches:
+                        batches[partition] = producer.create_batch()
+                    if batches[partition].append(key=key, value=value, timestamp=None) is not None:
+                        break
+                    await producer.send_batch(batches.pop(partition), topic, partition=partition)
+                ends[partition] += 1
+            for partition, batch in batches.items():
+                await producer.send_batch(batch, topic, partition=partition)
+        return ends
+
+    async def create_topic(self, name: str, **configs: str) -> None:
+        """With 4 partitions; `_` stands for the `.` in the names of configurations."""
+        wanted = {key.replace("_", "."): value for key, value in configs.items()}
+        async with self.admin() as admin:
+            await admin.create_topics([NewTopic(name, PARTITIONS, 1, topic_configs=wanted)])
 
     def environment(self, name: str, prefix: str, folder: Path) -> dict[str, str]:
         """What tells a contender where everything is."""
@@ -301,22 +333,32 @@ class Rig:
             FailedError: It didn't, within so many seconds.
         """
         backlog = await self.backlog(load, max(PARTITIONS, int(records * contender.share)))
-        self._runs += 1
-        name = f"run{self._runs}-{contender.name}"
-        folder = self.folder / name
-        folder.mkdir()
-        command = [part.format(port=any_port(), name=name) for part in contender.command]
-        environment = {**self.environment(name, backlog.prefix, folder), **contender.environment}
+        name = self.new_name(contender.name)
         for fields in INDEXES:
             self.client[name].purchases.create_index(fields)
         await asyncio.sleep(_REST_SECONDS)
-        process = Process(command, folder, folder / "log", environment)
+        process = self.start(contender, name, backlog.prefix)
         try:
             return await self._measured(_Run(contender, load, backlog, process, name, seconds))
         finally:
             process.stop()
-            await self._forget(name)
-            shutil.rmtree(folder)
+            await self.forget(name)
+
+    def new_name(self, what: str) -> str:
+        """For an application that has nothing in Kafka and MongoDB yet."""
+        self._runs += 1
+        return f"run{self._runs}-{what}"
+
+    def start(self, contender: Contender, name: str, prefix: str) -> Process:
+        """Start it as the application of this name; with the folder that it had, if it ran before."""
+        folder = self.folder / name
+        folder.mkdir(exist_ok=True)
+        self.port = any_port()
+        command = [part.format(port=self.port, name=name) for part in contender.command]
+        environment = {**self.environment(name, prefix, folder), **contender.environment}
+        process = Process(command, folder, folder / "log", environment)
+        self.processes.append(process)
+        return process
 
     async def _measured(self, run: _Run) -> Measured:
         launched, pid = time.monotonic(), run.process.pid
@@ -324,7 +366,8 @@ class Rig:
         began, cpu, servers = time.monotonic(), cpu_seconds(pid), self._servers_cpu()
         await self._stored(run)
         stored = time.monotonic()
-        await self._committed(run)
+        group = run.contender.group.format(name=run.name)
+        await self.committed(group, run.backlog, run.process, run.seconds)
         ended = time.monotonic()
         measured = Measured(
             run.contender.name,
@@ -354,25 +397,39 @@ class Rig:
         condition = {"_id": {"$in": last}}
         await until(lambda: collection.count_documents(condition) == len(last), run.process, run.seconds)
 
-    async def _committed(self, run: _Run) -> None:
-        """Wait until the group has committed all of it."""
-        group = run.contender.group.format(name=run.name)
-        topic = f"{run.backlog.prefix}purchases"
+    async def committed(self, group: str, backlog: Backlog, process: Process, seconds: float = 900.0) -> None:
+        """Wait until the group has committed all of it.
+
+        Raises:
+            FailedError: The process ended before, or it took too long.
+        """
+        topic = f"{backlog.prefix}purchases"
 
         async def is_done() -> bool:
-            committed = await admin.list_consumer_group_offsets(group)
+            try:
+                committed = await admin.list_consumer_group_offsets(group)
+            except GroupCoordinatorNotAvailableError:  # nobody has committed anything yet
+                return False
             done = {place.partition: found.offset for place, found in committed.items() if place.topic == topic}
-            return all(done.get(partition, 0) >= end for partition, end in run.backlog.ends.items())
+            return all(done.get(partition, 0) >= end for partition, end in backlog.ends.items())
 
         async with self.admin() as admin:
-            await until(is_done, run.process, run.seconds)
+            await until(is_done, process, seconds)
 
-    async def _forget(self, name: str) -> None:
-        """Remove what a run left in the servers."""
+    async def forget(self, name: str) -> None:
+        """Remove what a run left: its folder, and what it has in the servers."""
+        shutil.rmtree(self.folder / name)
         self.client.drop_database(name)
         async with self.admin() as admin:
             if topics := [topic for topic in await admin.list_topics() if name in topic]:
                 await admin.delete_topics(topics)
+
+
+def partition_of(key: bytes) -> int:
+    """Where Java's producer puts it."""
+    partitions = list(range(PARTITIONS))
+    partition: int = _choose(key, partitions, partitions)
+    return partition
 
 
 class Sold(NamedTuple):
@@ -393,7 +450,7 @@ def sale(load: Load, records: int) -> Iterator[Sold]:
         if recent and rng.random() < load.repeated:
             yield rng.choice(recent)._replace(repeated=True)
             continue
-        customer = f"customer-{rng.randrange(load.customers)}"
+        customer = f"customer-{rng.randrange(load.customers) if load.customers else number}"
         purchase_id = f"purchase-{number:08}-{rng.getrandbits(32):08x}"
         event = {
             "purchase_id": purchase_id,
@@ -410,6 +467,7 @@ def sale(load: Load, records: int) -> Iterator[Sold]:
 @contextmanager
 def opened(mongodb: str | None, folder: Path) -> Iterator[Rig]:
     """Kafka and MongoDB: the one of the URI, else the fast one if it is installed, else the embedded one."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that everything is stopped
     with contextlib.ExitStack() as stack:
         pids: list[int] = []
         uri = mongodb or EMBEDDED
@@ -424,7 +482,12 @@ def opened(mongodb: str | None, folder: Path) -> Iterator[Rig]:
         addresses = servers.start()
         records = msgspec.json.decode((folder / "servers.json").read_bytes())
         pids += [record["pid"] for record in records.values()]
-        yield Rig(addresses.kafka, _with_options(addresses.mongodb, WRITE_CONCERN), pids, folder)
+        rig = Rig(addresses.kafka, _with_options(addresses.mongodb, WRITE_CONCERN), pids, folder)
+        try:
+            yield rig
+        finally:
+            for process in rig.processes:
+                process.stop()
 
 
 def _with_options(uri: str, options: Mapping[str, str]) -> str:

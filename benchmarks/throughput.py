@@ -31,7 +31,7 @@ CONTENDERS = (
     Contender(
         "connector", (*module("connector"), "{port}"), started=CONNECT_STARTED, share=0.3, group="connect-{name}"
     ),
-    Contender("plain-faust", (*module("plain_faust"), *WORKER), started=FAUST_STARTED, share=0.04),
+    Contender("plain-faust", (*FAUST, "-A", "benchmarks.plain_faust", *WORKER), started=FAUST_STARTED, share=0.04),
     Contender("textbook", (*FAUST, "-A", "benchmarks.textbook", *WORKER), started=FAUST_STARTED, share=0.02),
 )
 #: It knows 1,000 customers, and adds the same purchase twice.
