@@ -30,6 +30,7 @@ from aiokafka.partitioner import DefaultPartitioner
 from shopflow.config import EMBEDDED, Config, MongoDB
 from shopflow.embedded import Servers
 from shopflow.embedded import _any_port as any_port
+from shopflow.kafka import quiet
 
 __all__ = [
     "PARTITIONS",
@@ -467,6 +468,7 @@ def sale(load: Load, records: int) -> Iterator[Sold]:
 @contextmanager
 def opened(mongodb: str | None, folder: Path) -> Iterator[Rig]:
     """Kafka and MongoDB: the one of the URI, else the fast one if it is installed, else the embedded one."""
+    quiet()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that everything is stopped
     with contextlib.ExitStack() as stack:
         pids: list[int] = []

@@ -1,0 +1,145 @@
+"""How long a purchase takes: `python -m benchmarks.latency [--rate N] [--seconds N] ...`
+
+Purchases come at a steady rate. Of some of them, each another customer's, it is measured how long it takes from Kafka's
+acknowledgement until the document is in MongoDB, and until `/counts/` tells of the customer. shopflow, and the loop,
+which has no such view. What is asked for often enough to know delays everything a little, for both alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import quantiles
+
+import aiohttp
+import msgspec
+from aiokafka import AIOKafkaProducer
+from pymongo import AsyncMongoClient
+
+from benchmarks.rig import INDEXES, Contender, Load, Rig, Sold, opened, sale, until
+from benchmarks.throughput import CONTENDERS
+
+LOOP, SHOPFLOW = CONTENDERS[:2]
+LOAD = Load("latency", customers=1_000)
+#: Of so many purchases one is followed to MongoDB, and another one to the view.
+FOLLOWED = 50
+#: Purchases before the first that is followed: everything is warm then.
+WARM_SECONDS = 5.0
+POLL_SECONDS = 0.002
+LONGEST_SECONDS = 30.0
+
+
+@dataclass
+class Followed:
+    """Seconds from the acknowledgement."""
+
+    documents: list[float] = field(default_factory=list)
+    counts: list[float] = field(default_factory=list)
+
+
+async def seen(is_there: Callable[[], Awaitable[bool]], found: list[float]) -> None:
+    """Ask until it is there; note how long that took."""
+    began = time.monotonic()
+    while not await is_there():
+        assert time.monotonic() < began + LONGEST_SECONDS, "never came"
+        await asyncio.sleep(POLL_SECONDS)
+    found.append(time.monotonic() - began)
+
+
+class Buying:
+    """Purchases at a steady rate, and what is seen of them."""
+
+    def __init__(self, rig: Rig, name: str, url: str | None) -> None:
+        self.followed = Followed()
+        client: AsyncMongoClient[dict[str, object]] = AsyncMongoClient(rig.mongodb)
+        self._documents = client[name].purchases
+        self._url = url
+        self._kafka = rig.kafka
+        self._topic = f"{name}.purchases"
+
+    async def buy(self, rate: float, seconds: float) -> None:
+        """For so long."""
+        producer = AIOKafkaProducer(bootstrap_servers=self._kafka, acks="all")
+        tasks: list[asyncio.Task[None]] = []
+        async with producer, aiohttp.ClientSession() as web:
+            began = time.monotonic()
+            for number, sold in enumerate(sale(LOAD, int(rate * (WARM_SECONDS + seconds)))):
+                await asyncio.sleep(max(0.0, began + number / rate - time.monotonic()))
+                if number < rate * WARM_SECONDS or number % (FOLLOWED // 2):
+                    await producer.send(self._topic, sold.value, sold.key)
+                elif number % FOLLOWED or not self._url:
+                    tasks.append(asyncio.create_task(self._to_mongodb(producer, sold)))
+                else:
+                    tasks.append(asyncio.create_task(self._to_view(producer, web, sold, number)))
+            await asyncio.gather(*tasks)
+
+    async def _to_mongodb(self, producer: AIOKafkaProducer, sold: Sold) -> None:
+        await producer.send_and_wait(self._topic, sold.value, sold.key)
+
+        async def is_there() -> bool:
+            return await self._documents.find_one({"_id": sold.purchase_id}, {"_id": 1}) is not None
+
+        await seen(is_there, self.followed.documents)
+
+    async def _to_view(self, producer: AIOKafkaProducer, web: aiohttp.ClientSession, sold: Sold, number: int) -> None:
+        customer = f"new-customer-{number}"
+        value = msgspec.json.encode({**msgspec.json.decode(sold.value), "customer_id": customer})
+        await producer.send_and_wait(self._topic, value, customer.encode())
+
+        async def is_there() -> bool:
+            async with web.get(f"{self._url}/counts/{customer}/") as answer:
+                return answer.status == 200
+
+        await seen(is_there, self.followed.counts)
+
+
+async def measure(rig: Rig, contender: Contender, rate: float, seconds: float) -> None:
+    """Start it, buy, print what was seen."""
+    name = rig.new_name(contender.name)
+    await rig.create_topic(f"{name}.purchases")
+    for fields in INDEXES:
+        rig.client[name].purchases.create_index(fields)
+    process = rig.start(contender, name, f"{name}.")
+    await until(lambda: process.said(contender.started), process, 60)
+    buying = Buying(rig, name, f"http://127.0.0.1:{rig.port}" if contender is SHOPFLOW else None)
+    await buying.buy(rate, seconds)
+    process.stop()
+    await rig.forget(name)
+    for what, found in (("in MongoDB", buying.followed.documents), ("in /counts/", buying.followed.counts)):
+        if found:
+            cuts = quantiles(found, n=100, method="inclusive")
+            figures = " | ".join(f"{value * 1000:.0f}" for value in (cuts[49], cuts[98], max(found)))
+            print(f"| {contender.name}, {what} | {len(found):,} | {figures} |", flush=True)
+
+
+async def run(rig: Rig, arguments: argparse.Namespace) -> None:
+    """Both, in turn."""
+    print("| | followed | p50 ms | p99 ms | longest ms |")
+    print("|---|---:|---:|---:|---:|")
+    for _ in range(arguments.rounds):
+        for contender in (LOOP, SHOPFLOW):
+            await measure(rig, contender, arguments.rate, arguments.seconds)
+
+
+def main() -> None:
+    """Run, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rate", type=float, default=1_000.0, help="purchases a second")
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--mongodb", metavar="URI", help="this one instead of the fast one, or the embedded one")
+    arguments = parser.parse_args()
+    with (
+        tempfile.TemporaryDirectory(prefix="shopflow-bench-") as folder,
+        opened(arguments.mongodb, Path(folder)) as rig,
+    ):
+        asyncio.run(run(rig, arguments))
+
+
+if __name__ == "__main__":
+    main()
