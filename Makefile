@@ -8,7 +8,7 @@ TEST_ARGS ?=
 FAULTS_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: demo test test-faults bench bench-faults lint install clean
+.PHONY: demo test test-faults bench bench-recovery bench-latency bench-faults lint install clean
 
 demo: $(VENV)/installed
 	$(BIN)/faust -A shopflow demo $(DEMO_ARGS)
@@ -26,6 +26,14 @@ test-faults: $(VENV)/installed-dev
 # From Kafka to MongoDB, beside others that do it; docs/PERFORMANCE.md. BENCH_ARGS="--rounds 1 --loads 1000 --only loop".
 bench: $(VENV)/installed-bench
 	$(BIN)/python -m benchmarks.throughput $(BENCH_ARGS)
+
+# How fast a worker gets its tables back, beside plain Faust.
+bench-recovery: $(VENV)/installed-bench
+	$(BIN)/python -m benchmarks.recovery $(BENCH_ARGS)
+
+# How long a purchase takes at 1,000 a second, beside the hand-written loop.
+bench-latency: $(VENV)/installed-bench
+	$(BIN)/python -m benchmarks.latency $(BENCH_ARGS)
 
 # The same faults for shopflow and for a textbook Faust application: what each lost. BENCH_ARGS="--seed 1".
 bench-faults: $(VENV)/installed-dev

@@ -1,10 +1,11 @@
-"""What was measured, as a table, a file and a plot."""
+"""What was measured, as a table, a file and a plot: `python -m benchmarks.report FILE` shows a file again."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -14,7 +15,7 @@ from typing import Any
 
 from benchmarks.rig import Measured
 
-__all__ = ["Summary", "machine", "plot", "print_table", "summaries", "write"]
+__all__ = ["Summary", "machine", "plot", "print_table", "read", "summaries", "write"]
 
 #: Ratios are to the first of these that ran.
 _MEASURES = ("loop", "quix", "shopflow")
@@ -147,3 +148,19 @@ def _processor() -> str:
 
 def _has(package: str) -> bool:
     return any(each.metadata["Name"] == package for each in metadata.distributions())
+
+
+def read(path: Path) -> list[Measured]:
+    """What `write` wrote."""
+    return [Measured(**each) for each in json.loads(path.read_text(encoding="utf-8"))["runs"]]
+
+
+def main() -> None:
+    """The table of a file, and its plot beside it."""
+    path = Path(sys.argv[1])
+    print_table(read(path))
+    plot(read(path), path.with_suffix(".svg"))
+
+
+if __name__ == "__main__":
+    main()

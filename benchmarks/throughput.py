@@ -66,6 +66,7 @@ async def run(rig: Rig, arguments: argparse.Namespace) -> list[Measured]:
                     print(f"FAILED: {error}", flush=True)
                     continue
                 found.append(measured)
+                write(found, arguments.out)
                 print(
                     f"{measured.rate:,.0f}/s, {measured.cpu_us:.1f} us, {measured.peak_mb:.0f} MB, "
                     f"{measured.seconds:.1f} s ({measured.stored_seconds:.1f})",
@@ -94,7 +95,6 @@ def main() -> None:
     ):
         found = asyncio.run(run(rig, arguments))
     print_table(found)
-    write(found, arguments.out)
     if found:
         plot(found, arguments.out.with_suffix(".svg"))
 
