@@ -100,7 +100,7 @@ async def _count_anew(bootstrap: str, shop: Layout) -> None:
     await tables.read(bootstrap, shop.changelog, shop.partitions)
     async with kafka.producer(bootstrap) as producer:
         for partition in range(shop.partitions):
-            sums = rebuilt(tables.era(partition), time())
+            sums = rebuilt(tables.totals(partition).era, time())
             await producer.send_and_wait(shop.changelog, sums, TOTALS_KEY, partition=partition)
 
 

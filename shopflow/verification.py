@@ -81,13 +81,9 @@ class Tables:
             elif (count := counts.get(record.key)) is None or position >= Position(count.era, count.offset):
                 counts[record.key] = decode_count(record.value)
 
-    def era(self, partition: int) -> int:
-        """How often the counts of a partition were rebuilt."""
-        return self._totals[partition].era if partition in self._totals else 0
-
     def counts(self, partition: int) -> Mapping[bytes, PurchaseCount]:
         """The customers of a partition; what was counted before it was rebuilt counts no more."""
-        era = self.era(partition)
+        era = self.totals(partition).era
         return {key: count for key, count in self._counts[partition].items() if count.era >= era}
 
     def totals(self, partition: int) -> PartitionTotals:
