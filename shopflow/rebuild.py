@@ -75,7 +75,10 @@ async def begin(bootstrap: str, store: Store, shop: Layout, *, max_event_bytes: 
     await _restore_products(bootstrap, store, shop, max_event_bytes)
     if not keep_tables:
         await _count_anew(bootstrap, shop)
-    await group.reset_offsets(bootstrap, shop.group, starts)
+    try:
+        await group.reset_offsets(bootstrap, shop.group, starts)
+    except Unavailable as error:
+        raise Unavailable("replay", f"the workers were not sent back to the start, run it again. {error}") from error
     return Work(starts, ends)
 
 

@@ -20,18 +20,23 @@ Say = Callable[[str], None]
 
 def replay(say: Say, *, keep_tables: bool, quiet: bool) -> int:
     """Run it. Returns the exit status: 0 when all was read again, 130 on Ctrl-C."""
+    begun = False
     try:
         with Servers(config, say) as servers:
             addresses = servers.start()
             connect(addresses)
             running = bool(asyncio.run(kafka.group_of(addresses.kafka, config.app_id)).members)
             work = asyncio.run(_begin(addresses, keep_tables=keep_tables))
+            begun = True
             say(f"{'MongoDB' if keep_tables else 'MongoDB and the tables'}: {work.total} events are read again.")
             with _somebody(say, running=running) as check:
                 bar = progress_bar("replay", work.total, quiet=quiet)
                 asyncio.run(rebuild.finished(addresses.kafka, topics.LAYOUT, work, check, bar))
     except KeyboardInterrupt:
-        say("Stopped. What is left of the replay is done by the workers that run, or by the next one.")
+        if begun:
+            say("Stopped. What is left of the replay is done by the workers that run, or by the next one.")
+        else:
+            say("Stopped before the workers were sent back to the start. Run it again.")
         return 128 + signal.SIGINT
     say("Done. `faust -A shopflow verify` compares Kafka, MongoDB and the tables.")
     return 0
