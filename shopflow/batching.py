@@ -28,11 +28,12 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 from mode.supervisors import OneForOneSupervisor
+from mode.utils.queues import FlowControlEvent
 
 from .errors import PartitionLost, Unavailable
 from .kafka import acknowledged
 
-__all__ = ["App", "Batch", "Chain", "Cursor", "Reader", "Restarts", "Session", "each_batch"]
+__all__ = ["App", "Batch", "Chain", "Cursor", "Flow", "Reader", "Restarts", "Session", "each_batch"]
 
 #: Pause before a batch is tried again whose handler raised what it should have handled.
 RETRY_SECONDS = 1.0
@@ -258,7 +259,7 @@ class BatchConsumer(driver.Consumer):
             self._cursors[tp] = Cursor(offset)
         # Faust fetches already: what came before the cursors were set was dropped, and must come again.
         for tp, offset in starts.items():
-            await self._fetch_again(tp, offset)
+            self._fetch_again(tp, offset)
 
     async def seek_wait(self, partitions: Mapping[TP, int]) -> None:
         """Seek, as the recovery of tables does; what was fetched before no longer passes."""
@@ -283,17 +284,25 @@ class BatchConsumer(driver.Consumer):
         self._cursors.pop(tp, None)
         self._epochs[tp] = self._epochs.get(tp, 0) + 1
 
-    async def _fetch_again(self, tp: TP, offset: int) -> None:
+    def _fetch_again(self, tp: TP, offset: int) -> None:
         try:
-            await self.seek(tp, offset)
+            self._thread.seek(tp, offset)
         except IllegalStateError:  # revoked meanwhile: its next owner starts at the committed offset
             self._forget(tp)
 
-    async def _go_back(self, tp: TP, chain: Chain) -> None:
+    def _go_back(self, tp: TP, chain: Chain) -> None:
         """Fetch again from the end of the chain; batches that are under way no longer count."""
         chain.epoch = self._epochs[tp] = self._epochs.get(tp, 0) + 1
         self._cursors[tp] = Cursor(chain.done)
-        await self._fetch_again(tp, chain.done)
+        self._fetch_again(tp, chain.done)
+
+    def fetch_unfinished_again(self) -> None:
+        """What was on its way to the actors was thrown away. In a rebalance that is right: the seek brings it back."""
+        if not self.flow_active:
+            return
+        for tp, chain in list(self._chains.items()):
+            if self._cursors[tp].next != chain.done:
+                self._go_back(tp, chain)
 
     # -- what is read
 
@@ -333,14 +342,14 @@ class BatchConsumer(driver.Consumer):
             return  # fetched before we knew where to start: the seek to come brings it back
         start = cursor.next
         if not cursor.admits(run[0].offset):
-            await self._fetch_again(tp, start)
+            self._fetch_again(tp, start)
             return
         if reader is not None:
             try:
                 reader.recover(tp.partition, run)
             except Unavailable:  # it said so; the run comes again
                 await asyncio.sleep(RETRY_SECONDS)
-                await self._fetch_again(tp, start)
+                self._fetch_again(tp, start)
                 return
         cursor.next = run[-1].offset + 1
         if reader is not None:
@@ -393,7 +402,7 @@ class BatchConsumer(driver.Consumer):
         if chain.continues(batch.start):
             return
         if batch.start > chain.done:
-            await self._go_back(batch.tp, chain)
+            self._go_back(batch.tp, chain)
         raise PartitionLost(f"{batch.tp}: a batch from {batch.start} does not continue the chain at {chain.done}")
 
     def finish(self, batch: Batch) -> None:
@@ -425,6 +434,25 @@ class BatchConsumer(driver.Consumer):
     async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
         if tp.topic not in self.app.batched_topics:
             await super()._add_gap(tp, offset_from, offset_to)
+
+
+class Flow(FlowControlEvent):
+    """Faust's flow control, that loses nothing: it empties the actors' queues whenever the flow is resumed.
+
+    At the end of a recovery the flow is already on: what comes between the last seek and that moment would be missing
+    until the partition's next record comes.
+    """
+
+    def __init__(self, cleared: Callable[[], None]) -> None:
+        super().__init__()
+        self._cleared = cleared
+
+    def clear(self) -> None:
+        """Empty the queues, and have what was on its way through them fetched again."""
+        super().clear()
+        for queue in self._queues:
+            queue.maybe_endorse_pressure_drop()  # else a partition that was paused for a full queue stays so
+        self._cleared()
 
 
 class Restarts(OneForOneSupervisor):
@@ -491,6 +519,16 @@ class App(faust.App):
         """A topic whose agents get a `Batch` as each event's value."""
         self.batched_topics.add(name)
         return self.topic(name, key_serializer="raw", value_serializer="raw")
+
+    @cached_property
+    def flow_control(self) -> Flow:
+        """Between the consumer and the actors."""
+
+        def cleared() -> None:
+            if self._consumer is not None:
+                cast(BatchConsumer, self._consumer).fetch_unfinished_again()
+
+        return Flow(cleared)
 
     @cached_property
     def session(self) -> Session:

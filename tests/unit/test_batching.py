@@ -18,9 +18,21 @@ from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.produce import ProduceRequest
 from faust.types import TP
 from intervaltree import IntervalTree
+from mode.utils.queues import ThrowableQueue
 
 from shopflow import batching
-from shopflow.batching import App, Batch, BatchConsumer, Chain, Cursor, Restarts, Session, SessionProducer, each_batch
+from shopflow.batching import (
+    App,
+    Batch,
+    BatchConsumer,
+    Chain,
+    Cursor,
+    Flow,
+    Restarts,
+    Session,
+    SessionProducer,
+    each_batch,
+)
 from shopflow.errors import PartitionLost, Unavailable
 
 PURCHASES = TP("shop.purchases", 0)
@@ -108,6 +120,7 @@ class Consumer(BatchConsumer):
         self.log = batching_log  # type: ignore[assignment]
         self.fetched: dict[TP, list[Any]] | None = {}
         self.seeks: list[tuple[TP, int]] = []
+        self._thread = SimpleNamespace(seek=lambda tp, offset: self.seeks.append((tp, offset)))  # type: ignore[assignment]
         self.perform_seeks = 0
 
     def begin(self, tp: TP, offset: int) -> None:
@@ -121,9 +134,6 @@ class Consumer(BatchConsumer):
 
     async def perform_seek(self) -> None:
         self.perform_seeks += 1
-
-    async def seek(self, partition: TP, offset: int) -> None:
-        self.seeks.append((partition, offset))
 
     def highwater(self, tp: TP) -> int:
         return 0
@@ -271,6 +281,45 @@ def test_a_batch_whose_predecessor_is_missing_makes_the_consumer_go_back(consume
     for batch in batches(consumer, (0, 9)):
         take_turn(batch)
     assert consumer._new_offset(PURCHASES) == 9
+
+
+def test_what_faust_throws_away_when_it_resumes_the_flow_is_fetched_again(consumer: Consumer) -> None:
+    """At the end of a recovery it empties the actors' queues, though records come already."""
+
+    async def resume() -> tuple[list[Batch], list[Batch]]:
+        flow = Flow(consumer.fetch_unfinished_again)
+        queue: Any = ThrowableQueue(maxsize=2, flow_control=flow, clear_on_resume=True)
+        flow.resume()
+        full: list[str] = []
+        consumer.fetched = {PURCHASES: run_of(0, 3)}
+        thrown = [message.value async for _, message in consumer.getmany(timeout=0.1)]
+        for batch in (*thrown, *thrown):
+            queue.put_nowait_enhanced(
+                batch, on_pressure_high=lambda: full.append("full"), on_pressure_drop=lambda: full.append("dropped")
+            )
+        flow.resume()
+        assert queue.empty()
+        assert full == ["full", "dropped"]
+        return thrown, [message.value async for _, message in consumer.getmany(timeout=0.1)]
+
+    consumer.begin(PURCHASES, 0)
+    (thrown,), (again,) = asyncio.run(resume())
+    assert consumer.seeks == [(PURCHASES, 0)]
+    assert (thrown.owned, again.owned) == (False, True)
+    take_turn(again)
+
+
+@pytest.mark.parametrize("change", ["flow", "finished"])
+def test_nothing_is_fetched_again_in_a_rebalance_or_for_what_is_finished(consumer: Consumer, change: str) -> None:
+    """There the batch that an actor has in hand may still be finished; here none is missing."""
+    consumer.begin(PURCHASES, 0)
+    (batch,) = batches(consumer, (0, 3))
+    if change == "flow":
+        consumer.flow_active = False
+    else:
+        take_turn(batch)
+    consumer.fetch_unfinished_again()
+    assert consumer.seeks == []
 
 
 def test_a_batch_that_was_done_already_is_left(consumer: Consumer) -> None:
@@ -645,10 +694,10 @@ def test_a_partition_that_went_while_it_was_to_be_fetched_again_is_forgotten(con
     """Its next owner starts at what is committed."""
     consumer.begin(PURCHASES, 0)
 
-    async def gone(partition: TP, offset: int) -> None:
+    def gone(partition: TP, offset: int) -> None:
         raise IllegalStateError("not assigned")
 
-    consumer.seek = gone  # type: ignore[method-assign]
+    consumer._thread.seek = gone  # type: ignore[method-assign]
     assert batches(consumer, (3, 5)) == []
     assert consumer._new_offset(PURCHASES) is None
     assert list(consumer._filter_tps_with_pending_acks()) == []
@@ -674,7 +723,8 @@ class Seeking(Consumer):
     def __init__(self, app: Any) -> None:
         super().__init__(app)
         self.committed: dict[TP, int | None] = {PURCHASES: 7, TP(PURCHASES.topic, 1): None, TP("plain", 0): 1}
-        self._thread = SimpleNamespace(call_thread=self.call, _ensure_consumer=lambda: SimpleNamespace(committed=None))
+        self._thread.call_thread = self.call  # type: ignore[method-assign, assignment]
+        self._thread._ensure_consumer = lambda: SimpleNamespace(committed=None)  # type: ignore[method-assign, assignment]
 
     async def call(self, method: Any, tp: TP) -> int | None:
         return self.committed[tp]
