@@ -41,7 +41,7 @@ app = App(
     # A batch that waits for MongoDB waits as long as it must; the partition is lost by silence only.
     broker_max_poll_interval=86_400.0,
     consumer_max_fetch_size=4 * 1024 * 1024,
-    producer_linger=0.05,
+    producer_linger=0.0,  # what is sent comes as whole batches already
     producer_max_batch_size=256 * 1024,
     producer_max_request_size=17 * 1024 * 1024,
     web_bind=config.web.bind,
