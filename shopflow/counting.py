@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TypeAlias
 
 import msgspec
 
@@ -70,13 +70,9 @@ def rebuilt(era: int, now: float) -> bytes:
     return _encode(Totals(era=max(era + 1, int(now))))
 
 
-class Counted(NamedTuple):
-    """An accepted purchase, as far as the counts care."""
-
-    offset: int
-    customer_id: str
-    items: int
-    spent: int  # grosze
+#: An accepted purchase, as far as the counts care: offset, customer, items, and what was spent (grosze).
+#: A plain tuple: there is one of them for each purchase.
+Counted: TypeAlias = tuple[int, str, int, int]
 
 
 @dataclass(frozen=True)
@@ -131,6 +127,7 @@ def advance(
     totals = decode_totals(known) if known else Totals()
     counts: dict[str, PurchaseCount] = {}
     seen = totals.offset
+    customers_new = purchases_new = items_new = spent_new = 0
     for offset, customer_id, items, spent in accepted:
         count = counts.get(customer_id)
         if count is None:
@@ -147,10 +144,14 @@ def advance(
             count.spent += spent
             count.offset = offset
         if offset > seen:
-            totals.customers += offset == count.first
-            totals.purchases += 1
-            totals.items += items
-            totals.spent += spent
+            customers_new += offset == count.first
+            purchases_new += 1
+            items_new += items
+            spent_new += spent
+    totals.customers += customers_new
+    totals.purchases += purchases_new
+    totals.items += items_new
+    totals.spent += spent_new
     totals.duplicates += sum(offset > seen for offset in duplicates)
     totals.rejected += sum(offset > seen for offset in rejected)
     totals.offset = max(seen, end - 1)

@@ -210,8 +210,8 @@ class Processing:
         parts = split(batch.records, self._decode_purchase, tombstones=False)
         priced = await self._price(batch, parts)
         duplicates = await self._insert(batch, parts, priced)  # 1
-        counted = [
-            Counted(record.offset, event.customer_id, event.quantity, event.quantity * (event.price or 0))
+        counted: list[Counted] = [
+            (record.offset, event.customer_id, event.quantity, event.quantity * (event.price or 0))
             for number, (record, event) in enumerate(parts.accepted)
             if number not in duplicates
         ]

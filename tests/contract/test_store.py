@@ -525,6 +525,19 @@ def test_an_impossible_product_is_refused_and_brings_no_price(store: Store, run:
     assert {name: known.at(NOON + MINUTE) for name, known in history.items()} == {"milk": 1, "bread": 4}
 
 
+def test_a_batch_that_is_too_much_for_one_message_is_stored_all_the_same(
+    store: Store, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver splits it; what was sent before, and what is refused, is told by the same numbers."""
+    monkeypatch.setattr("shopflow.store._MAX_MESSAGE_BYTES", 5_000)
+    run(store.insert_purchases([purchase("p3", kafka(1))]))
+    documents = [purchase(f"p{number}", kafka(10 + number)) for number in range(20)]
+    documents[7]["value"] = 1 << 70
+    inserted = run(store.insert_purchases(documents))
+    assert (inserted.duplicates, list(inserted.refused)) == ({3}, [7])
+    assert len(run(store.purchase_prices({one["_id"] for one in documents}))) == 19
+
+
 def test_an_impossible_price_is_refused(store: Store, run: Run) -> None:
     """MongoDB's integers have 64 bits."""
     documents = [product(1 << 70, NOON, kafka(1)), product(1, NOON, kafka(2), "bread")]

@@ -84,7 +84,7 @@ def shop(tmp_path: Path) -> Shop:
 
 def test_what_is_written_is_read(shop: Shop) -> None:
     """By the agent, by Faust's own view of the table, and not beside the customers in it."""
-    shop.table.write(0, rows_after(Counted(0, "anna", 2, 600), end=1).items())
+    shop.table.write(0, rows_after((0, "anna", 2, 600), end=1).items())
     assert shop.count("anna") == (1, 0)
     assert shop.table["anna"].spent == 600
     assert list(shop.table.keys()) == ["anna"]
@@ -97,7 +97,7 @@ def test_what_is_written_is_read(shop: Shop) -> None:
 def test_customers_come_by_key_a_part_at_a_time(shop: Shop) -> None:
     """Neither the sums nor Faust's own key are among them, nor a key that is no text."""
     names = ["a", "a b", "b/c", "zażółć", "日本", "\U0001f95b"]
-    rows = rows_after(*(Counted(offset, name, 1, 1) for offset, name in enumerate(names)), end=9)
+    rows = rows_after(*((offset, name, 1, 1) for offset, name in enumerate(names)), end=9)
     shop.table.write(0, [*rows.items(), (b"\xff\xfe", rows[b"a"])])
     shop.table.acknowledged(0, 77, 78)
 
@@ -125,7 +125,7 @@ def test_a_full_disk_is_said_once_and_waited_for(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """In the work and in a recovery: what can't be written can be tried again."""
-    rows = rows_after(Counted(0, "anna", 1, 1), end=1)
+    rows = rows_after((0, "anna", 1, 1), end=1)
     with monkeypatch.context() as patch:
         patch.setattr(shop.table._raw, "_db_for_partition", lambda partition: Full())
         for _ in range(3):
@@ -141,8 +141,8 @@ def test_a_full_disk_is_said_once_and_waited_for(
 
 def test_the_larger_offset_stays_in_whatever_order(shop: Shop) -> None:
     """A worker that slept through the loss of its partition writes behind its successor."""
-    old = rows_after(Counted(0, "anna", 1, 1), end=1)
-    new = rows_after(Counted(1, "anna", 1, 1), end=2, get=old.get)
+    old = rows_after((0, "anna", 1, 1), end=1)
+    new = rows_after((1, "anna", 1, 1), end=2, get=old.get)
     shop.table.recover(0, records(new))
     shop.table.recover(0, records(old, start=2))
     assert shop.count("anna") == (2, 1)
@@ -153,8 +153,8 @@ def test_the_larger_offset_stays_in_whatever_order(shop: Shop) -> None:
 
 def test_what_a_late_record_outdid_is_published_again(shop: Shop) -> None:
     """Kafka's compaction keeps the last record of a key, so the last one must be the right one."""
-    old = rows_after(Counted(0, "anna", 1, 1), end=1)
-    new = rows_after(Counted(1, "anna", 1, 1), end=2, get=old.get)
+    old = rows_after((0, "anna", 1, 1), end=1)
+    new = rows_after((1, "anna", 1, 1), end=2, get=old.get)
     shop.table.recover(0, records(old) + records(new, start=2) + records(old, start=4))
     shop.recovered()
     assert dict(shop.published) == new
@@ -166,8 +166,8 @@ def test_what_a_late_record_outdid_is_published_again(shop: Shop) -> None:
 
 def test_what_was_outdone_is_known_after_a_restart(shop: Shop, tmp_path: Path) -> None:
     """The worker was killed before it could publish the right value again; nobody reads that record a second time."""
-    old = rows_after(Counted(0, "anna", 1, 1), end=1)
-    new = rows_after(Counted(1, "anna", 1, 1), end=2, get=old.get)
+    old = rows_after((0, "anna", 1, 1), end=1)
+    new = rows_after((1, "anna", 1, 1), end=2, get=old.get)
     shop.table.recover(0, records(old) + records(new, start=2) + records(old, start=4))
     shop.table._raw._dbs.clear()
     gc.collect()
@@ -183,7 +183,7 @@ def test_what_was_outdone_is_known_after_a_restart(shop: Shop, tmp_path: Path) -
 
 def test_a_record_that_is_no_count_is_ignored_and_said(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
     """It must not stop the recovery, nor go unnoticed."""
-    good = records(rows_after(Counted(0, "anna", 1, 1), end=1), start=2)
+    good = records(rows_after((0, "anna", 1, 1), end=1), start=2)
     with caplog.at_level(logging.ERROR):
         shop.table.recover(0, [
             FakeRecord(b"x", b"\xff", 0, 0, TOPIC), FakeRecord(b"y", None, 1, 0, TOPIC),
@@ -197,7 +197,7 @@ def test_a_record_that_is_no_count_is_ignored_and_said(shop: Shop, caplog: pytes
 @pytest.mark.parametrize("customer_id", ["__faust\0offset__", "\x00", "ż" * 128])
 def test_any_legal_id_is_a_customer(shop: Shop, customer_id: str) -> None:
     """Also one that Faust uses as a key of its own."""
-    shop.table.write(0, rows_after(Counted(0, customer_id, 1, 1), end=1).items())
+    shop.table.write(0, rows_after((0, customer_id, 1, 1), end=1).items())
     shop.table.acknowledged(0, 77, 78)
     assert shop.count(customer_id) == (1, 0)
     assert shop.table.persisted_offset(PLACE) == 77
@@ -205,14 +205,14 @@ def test_any_legal_id_is_a_customer(shop: Shop, customer_id: str) -> None:
 
 def test_a_table_that_adds_up_is_left_alone(shop: Shop) -> None:
     """The check costs one look through the partition, and only after something was recovered."""
-    shop.table.recover(0, records(rows_after(Counted(0, "anna", 1, 1), Counted(1, "bob", 1, 1), end=2)))
+    shop.table.recover(0, records(rows_after((0, "anna", 1, 1), (1, "bob", 1, 1), end=2)))
     shop.recovered()
     assert shop.reads == 0
 
 
 def test_a_table_that_is_short_is_read_again_from_the_start(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
     """A customer was lost on the way: its partition's sums tell."""
-    rows = rows_after(Counted(0, "anna", 1, 1), Counted(1, "bob", 1, 1), end=2)
+    rows = rows_after((0, "anna", 1, 1), (1, "bob", 1, 1), end=2)
     shop.whole = records(rows)
     shop.table.recover(0, records({key: value for key, value in rows.items() if key != b"bob"}))
     with caplog.at_level(logging.ERROR):
@@ -224,7 +224,7 @@ def test_a_table_that_is_short_is_read_again_from_the_start(shop: Shop, caplog: 
 
 def test_a_changelog_that_is_short_itself_is_said(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
     """The worker goes on with what there is, and says where to look."""
-    rows = rows_after(Counted(0, "anna", 1, 1), Counted(1, "bob", 1, 1), end=2)
+    rows = rows_after((0, "anna", 1, 1), (1, "bob", 1, 1), end=2)
     shop.whole = records({key: value for key, value in rows.items() if key != b"bob"})
     shop.table.recover(0, shop.whole)
     with caplog.at_level(logging.ERROR):
@@ -235,14 +235,14 @@ def test_a_changelog_that_is_short_itself_is_said(shop: Shop, caplog: pytest.Log
 
 def test_a_table_that_a_crash_left_ahead_of_its_sums_is_checked_later(shop: Shop) -> None:
     """Right after the batch that the crash cut off is done again."""
-    first = rows_after(Counted(0, "anna", 1, 1), end=1)
-    second = rows_after(Counted(1, "anna", 1, 1), Counted(2, "bob", 1, 1), end=3, get=first.get)
+    first = rows_after((0, "anna", 1, 1), end=1)
+    second = rows_after((1, "anna", 1, 1), (2, "bob", 1, 1), end=3, get=first.get)
     cut_off = {key: value for key, value in second.items() if key != TOTALS_KEY}
     shop.table.recover(0, records(first) + records(cut_off, start=2))
     shop.recovered()
     asyncio.run(shop.table.check_late(0))
     assert 0 in shop.table._unaudited
-    redone = advance(shop.table.getter(0), [Counted(1, "anna", 1, 1), Counted(2, "bob", 1, 1)], end=3).rows()
+    redone = advance(shop.table.getter(0), [(1, "anna", 1, 1), (2, "bob", 1, 1)], end=3).rows()
     shop.table.write(0, redone)
     asyncio.run(shop.table.check_late(0))
     assert 0 not in shop.table._unaudited
@@ -252,7 +252,7 @@ def test_a_table_that_a_crash_left_ahead_of_its_sums_is_checked_later(shop: Shop
 
 def test_a_forgotten_partition_is_empty(shop: Shop) -> None:
     """And its folder can be opened anew at once."""
-    shop.table.write(0, rows_after(Counted(0, "anna", 1, 1), end=1).items())
+    shop.table.write(0, rows_after((0, "anna", 1, 1), end=1).items())
     shop.table.forget(0)
     assert shop.count("anna") is None
 
@@ -273,8 +273,8 @@ class TestAudit:
 
     def test_too_few_never_pass_also_when_others_are_ahead(self) -> None:
         """What the sums count must be there."""
-        rows = rows_after(Counted(0, "anna", 1, 1), Counted(1, "bob", 1, 1), Counted(2, "eve", 1, 1), end=3)
-        ahead = rows_after(Counted(3, "anna", 1, 1), end=4, get=rows.get)
+        rows = rows_after((0, "anna", 1, 1), (1, "bob", 1, 1), (2, "eve", 1, 1), end=3)
+        ahead = rows_after((3, "anna", 1, 1), end=4, get=rows.get)
         rows[b"anna"] = ahead[b"anna"]
         assert self.of(rows).ahead
         assert self.of(rows).agrees
@@ -283,7 +283,7 @@ class TestAudit:
 
     def test_customers_without_sums_are_ahead(self) -> None:
         """The first batch was cut off."""
-        rows = rows_after(Counted(0, "anna", 1, 1), end=1)
+        rows = rows_after((0, "anna", 1, 1), end=1)
         del rows[TOTALS_KEY]
         assert self.of(rows).ahead
 
@@ -319,16 +319,16 @@ def goes_on(table: CountTable, purchases: list[Counted], end: int) -> bool:
 
 def test_a_changelog_that_is_short_itself_does_not_stop_its_partition(shop: Shop) -> None:
     """It was said; a batch that is tried for ever would not make it better, and nothing behind it would be stored."""
-    rows = rows_after(Counted(0, "anna", 1, 1), Counted(1, "bob", 1, 1), end=2)
+    rows = rows_after((0, "anna", 1, 1), (1, "bob", 1, 1), end=2)
     shop.whole = records(shorten(rows, b"bob"))
     shop.table.recover(0, shop.whole)
     shop.recovered()
-    assert goes_on(shop.table, [Counted(2, "anna", 1, 1)], end=3)
+    assert goes_on(shop.table, [(2, "anna", 1, 1)], end=3)
 
 
 def test_sums_that_arrived_without_their_customers_do_not_stop_the_partition(shop: Shop) -> None:
     """A crash left them ahead; the batch comes again with other limits, and its second half would mend the rest."""
-    batch = [Counted(0, "anna", 1, 1), Counted(1, "bob", 1, 1)]
+    batch = [(0, "anna", 1, 1), (1, "bob", 1, 1)]
     shop.whole = [FakeRecord(TOTALS_KEY, rows_after(*batch, end=2)[TOTALS_KEY], 0, 0, TOPIC)]
     shop.table.recover(0, shop.whole)
     shop.recovered()
@@ -340,7 +340,7 @@ def test_kafka_away_while_a_short_table_is_read_again_does_not_leave_it_empty(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Faust does not look at what `on_recovery_completed` raises: the worker would count on from nothing."""
-    rows = rows_after(Counted(0, "anna", 1, 1), Counted(1, "bob", 1, 1), end=2)
+    rows = rows_after((0, "anna", 1, 1), (1, "bob", 1, 1), end=2)
     shop.whole = records(rows)
     shop.table.recover(0, records(shorten(rows, b"bob")))
     read, failures = shop.read_whole, [Unavailable("Kafka", "does not answer")]
@@ -358,7 +358,7 @@ def test_kafka_away_while_a_short_table_is_read_again_does_not_leave_it_empty(
 
 def test_a_batch_that_holds_a_getter_does_not_keep_a_forgotten_partition_locked(shop: Shop) -> None:
     """It may wait for MongoDB for hours, while the partition is recovered anew."""
-    rows = rows_after(Counted(0, "anna", 1, 1), end=1)
+    rows = rows_after((0, "anna", 1, 1), end=1)
     shop.table.write(0, rows.items())
     get = shop.table.getter(0)
     assert get(b"anna")

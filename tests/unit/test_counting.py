@@ -32,7 +32,7 @@ Rows = dict[bytes, bytes]
 def test_a_purchase_at_or_below_the_offset_is_not_counted_again() -> None:
     """The watermark tells a redelivery."""
     rows: Rows = {}
-    batch = [Counted(0, "anna", 2, 600), Counted(3, "anna", 1, 100)]
+    batch = [(0, "anna", 2, 600), (3, "anna", 1, 100)]
     for _ in range(2):
         rows.update(advance(rows.get, batch, end=4).rows())
     count = decode_count(rows[b"anna"])
@@ -43,27 +43,27 @@ def test_a_purchase_at_or_below_the_offset_is_not_counted_again() -> None:
 
 def test_unchanged_customers_are_written_again() -> None:
     """The changelog may lack what RocksDB has: after a crash the redelivery brings it there."""
-    rows: Rows = dict(advance({}.get, [Counted(0, "anna", 1, 1)], end=1).rows())
-    again = advance(rows.get, [Counted(0, "anna", 1, 1)], end=1).rows()
+    rows: Rows = dict(advance({}.get, [(0, "anna", 1, 1)], end=1).rows())
+    again = advance(rows.get, [(0, "anna", 1, 1)], end=1).rows()
     assert dict(again) == rows
 
 
 def test_the_sums_come_last() -> None:
     """So that sums in the changelog never speak of customers who are not there yet."""
-    rows = advance({}.get, [Counted(0, "a", 1, 1), Counted(1, "b", 1, 1)], end=2).rows()
+    rows = advance({}.get, [(0, "a", 1, 1), (1, "b", 1, 1)], end=2).rows()
     assert [key for key, _ in rows] == [b"a", b"b", TOTALS_KEY]
 
 
 def test_repeated_and_rejected_records_are_in_the_sums() -> None:
     """Every record of the topic is accounted for."""
-    rows = dict(advance({}.get, [Counted(1, "a", 1, 1)], end=5, duplicates=[2, 4], rejected=[0, 3]).rows())
+    rows = dict(advance({}.get, [(1, "a", 1, 1)], end=5, duplicates=[2, 4], rejected=[0, 3]).rows())
     totals = decode_totals(rows[TOTALS_KEY])
     assert (totals.purchases, totals.duplicates, totals.rejected, totals.offset) == (1, 2, 2, 4)
 
 
 def test_handled_says_what_was_decided_before() -> None:
     """By the customer's offset or by the sums'."""
-    rows: Rows = dict(advance({}.get, [Counted(1, "a", 1, 1)], end=5).rows())
+    rows: Rows = dict(advance({}.get, [(1, "a", 1, 1)], end=5).rows())
     assert [handled(rows.get, "a", offset) for offset in (1, 4, 5)] == [True, True, False]
     del rows[TOTALS_KEY]
     assert [handled(rows.get, "a", offset) for offset in (1, 2)] == [True, False]
@@ -72,8 +72,8 @@ def test_handled_says_what_was_decided_before() -> None:
 
 def test_a_customer_and_the_sums_are_judged_each_by_their_own_offset() -> None:
     """A crash can leave either ahead of the other: neither is counted twice, neither is left short."""
-    first = dict(advance({}.get, [Counted(0, "anna", 1, 10)], end=1).rows())
-    batch = [Counted(1, "anna", 2, 20), Counted(2, "bob", 3, 30)]
+    first = dict(advance({}.get, [(0, "anna", 1, 10)], end=1).rows())
+    batch = [(1, "anna", 2, 20), (2, "bob", 3, 30)]
     second = dict(advance(first.get, batch, end=3).rows())
     customers_ahead = {**second, TOTALS_KEY: first[TOTALS_KEY]}
     sums_ahead = {**first, TOTALS_KEY: second[TOTALS_KEY]}
@@ -83,8 +83,8 @@ def test_a_customer_and_the_sums_are_judged_each_by_their_own_offset() -> None:
 
 def test_a_batch_from_before_takes_nothing_back() -> None:
     """Redelivered with other limits, it ends before what was counted."""
-    rows: Rows = dict(advance({}.get, [Counted(n, "anna", 1, 1) for n in range(5)], end=6, rejected=[5]).rows())
-    again = advance(rows.get, [Counted(0, "anna", 1, 1)], end=2, duplicates=[1]).rows()
+    rows: Rows = dict(advance({}.get, [(n, "anna", 1, 1) for n in range(5)], end=6, rejected=[5]).rows())
+    again = advance(rows.get, [(0, "anna", 1, 1)], end=2, duplicates=[1]).rows()
     settled = decode_totals(dict(again)[TOTALS_KEY])
     assert (settled.offset, settled.settled) == (5, 1)
     settled.settled = 5
@@ -93,15 +93,15 @@ def test_a_batch_from_before_takes_nothing_back() -> None:
 
 def test_sums_that_reach_further_than_the_batch_say_so() -> None:
     """A part of a batch that was cut off: they stand in the changelog before the customers of the other part."""
-    rows: Rows = dict(advance({}.get, [Counted(0, "anna", 1, 1), Counted(1, "bob", 1, 1)], end=2).rows())
-    part = dict(advance(rows.get, [Counted(0, "anna", 1, 1)], end=1).rows())
+    rows: Rows = dict(advance({}.get, [(0, "anna", 1, 1), (1, "bob", 1, 1)], end=2).rows())
+    part = dict(advance(rows.get, [(0, "anna", 1, 1)], end=1).rows())
     assert (decode_totals(part[TOTALS_KEY]).offset, decode_totals(part[TOTALS_KEY]).settled) == (1, 0)
     audit = Audit()
     for key, value in sorted(part.items()):
         audit.add(key, value)
     assert audit.agrees
     assert not audit.sure
-    rest = dict(advance((rows | part).get, [Counted(1, "bob", 1, 1)], end=2).rows())
+    rest = dict(advance((rows | part).get, [(1, "bob", 1, 1)], end=2).rows())
     assert {**part, **rest} == rows
 
 
@@ -126,8 +126,8 @@ def test_a_new_era_is_after_all_that_is_known_and_after_those_that_were_lost() -
 
 def test_in_a_new_era_all_is_counted_again() -> None:
     """From the start of the topic, whatever the counts of before were."""
-    batch = [Counted(0, "anna", 2, 600), Counted(3, "anna", 1, 100)]
-    rows: Rows = dict(advance({}.get, [*batch, Counted(4, "bob", 1, 1)], end=5).rows())
+    batch = [(0, "anna", 2, 600), (3, "anna", 1, 100)]
+    rows: Rows = dict(advance({}.get, [*batch, (4, "bob", 1, 1)], end=5).rows())
     before = rows.copy()
     rows[TOTALS_KEY] = rebuilt(0, now=1)
     assert current(rows.get, "anna") is None
@@ -250,7 +250,7 @@ class System:
             elif self.stored.setdefault(record.purchase, (number, offset)) != (number, offset):
                 duplicates.append(offset)
             else:
-                accepted.append(Counted(offset, record.customer, record.items, record.items * 10))
+                accepted.append((offset, record.customer, record.items, record.items * 10))
         return accepted, duplicates, rejected
 
     def store_some(self, number: int, start: int, end: int, which: int) -> None:

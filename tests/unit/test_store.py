@@ -7,18 +7,23 @@ import itertools
 import socket
 from collections.abc import Coroutine
 from datetime import datetime, timedelta, timezone
+from types import SimpleNamespace
 from typing import Any
 
+import bson
 import pytest
 from pymongo.errors import AutoReconnect, OperationFailure
 
 from shopflow.errors import Refused, Unavailable
+from shopflow.processing import purchase_document
 from shopflow.store import (
     MAX_DOCUMENT_BYTES,
     Deletion,
     Document,
     MongoStore,
     PriceHistory,
+    _errors,
+    _most_bytes,
     _translated,
     _written,
     duplicates,
@@ -367,6 +372,28 @@ def test_the_uri_comes_before_the_first_call() -> None:
         asyncio.run(MongoStore("shop").ping())
 
 
+@pytest.mark.parametrize("letter", ["a", "ł", "牛", "🐄", "\0"])
+@pytest.mark.parametrize("length", [1, 500])
+def test_what_is_sent_as_one_command_is_never_larger_than_it_is_taken_for(letter: str, length: int) -> None:
+    """A server cuts the connection on a message that is too large: it would be sent again for ever."""
+    record: Any = SimpleNamespace(topic="t" * 249, partition=2**31 - 1, offset=2**63 - 1)
+    name = letter * length
+    event: Any = SimpleNamespace(
+        purchase_id=name, customer_id=name, product_id=name, quantity=2**20, price=2**40, purchased_at=NOON
+    )
+    documents = [purchase_document(record, event)] * 3
+    assert sum(len(bson.encode(document)) for document in documents) < _most_bytes(documents)
+
+
+def test_a_write_that_no_majority_confirmed_is_tried_again() -> None:
+    """It may be taken back. So may one document's failure that is the server's fault."""
+    with pytest.raises(Unavailable, match="could not confirm the write: too slow"):
+        _errors([], {"code": 64, "errmsg": "too slow"})
+    with pytest.raises(Unavailable, match="no space"):
+        _errors([{"index": 0, "code": 14031, "errmsg": "no space"}], None)
+    assert _errors([{"index": 0, "code": 11000}], None) == [{"index": 0, "code": 11000}]
+
+
 # A server that is away
 
 
@@ -378,7 +405,7 @@ def call(store: MongoStore, name: str) -> Coroutine[Any, Any, object]:
 
     if name in ("customers", "counts", "sources"):
         return iterate()
-    bought, sold = {"_id": "p", "source": kafka(1)}, product()
+    bought, sold = {"_id": "p", "customer_id": "c", "product_id": "milk", "source": kafka(1)}, product()
     arguments: dict[str, list[object]] = {
         "insert_purchases": [[bought]],
         "upsert_products": [[sold]],

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from shopflow import listing, verification
-from shopflow.counting import Counted, advance, rebuilt
+from shopflow.counting import advance, rebuilt
 from shopflow.errors import Unavailable
 from shopflow.findings import Named
 from shopflow.kafka import Lag
@@ -76,7 +76,7 @@ class Shop:
             for offset, customer in enumerate(customers)
         ]
         asyncio.run(self.store.insert_purchases(documents))
-        counted = [Counted(offset, customer, 2, 600) for offset, customer in enumerate(customers)]
+        counted = [(offset, customer, 2, 600) for offset, customer in enumerate(customers)]
         rows = advance(lambda key: None, counted, end=len(customers)).rows()
         self.kafka.changelog = [FakeRecord(key, value) for key, value in rows]
         self.kafka.lag["purchases"] = Lag(len(customers), 0)
@@ -134,7 +134,7 @@ def test_a_price_changed_by_hand_is_found(shop: Shop) -> None:
 def test_a_count_that_is_wrong_is_found(shop: Shop) -> None:
     """Also one of a customer who never bought anything."""
     shop.sell("anna", "bob")
-    more = advance(lambda key: None, [Counted(0, "eve", 1, 1)], end=1).rows()
+    more = advance(lambda key: None, [(0, "eve", 1, 1)], end=1).rows()
     shop.kafka.changelog.insert(0, FakeRecord(*more[0]))
     assert shop.wrong() == ["customers", "sums"]
 
@@ -188,8 +188,8 @@ def test_without_topics_there_is_nothing_to_compare(shop: Shop) -> None:
 
 def test_tables_keep_the_larger_offset_and_skip_what_is_no_count() -> None:
     """As the workers do when they recover."""
-    old = advance(lambda key: None, [Counted(0, "anna", 1, 1)], end=1).rows()
-    new = advance(dict(old).get, [Counted(1, "anna", 1, 1)], end=2).rows()
+    old = advance(lambda key: None, [(0, "anna", 1, 1)], end=1).rows()
+    new = advance(dict(old).get, [(1, "anna", 1, 1)], end=2).rows()
     tables = Tables()
     tables._counts = [{}]
     tables.take(0, [FakeRecord(*row) for row in (*new, *old)] + [FakeRecord(b"x", b"?"), FakeRecord(b"y", None)])
@@ -217,7 +217,7 @@ def test_what_is_on_its_way_is_waited_for(shop: Shop) -> None:
 
 def test_a_customer_of_two_partitions_is_one_customer() -> None:
     """Producers differ in how they choose a partition."""
-    row, *_ = advance(lambda key: None, [Counted(0, "anna", 2, 5)], end=1).rows()
+    row, *_ = advance(lambda key: None, [(0, "anna", 2, 5)], end=1).rows()
     tables = Tables()
     tables._counts = [{}, {}]
     for partition in range(2):
@@ -271,7 +271,7 @@ def test_what_the_checks_say_when_it_is_not(shop: Shop) -> None:
 def test_what_was_repeated_or_rejected_is_accounted_for(shop: Shop) -> None:
     """They were sent, and are rightly not in MongoDB."""
     shop.sell("anna")
-    rows = advance(lambda key: None, [Counted(0, "anna", 2, 600)], end=4, duplicates=[1], rejected=[2, 3]).rows()
+    rows = advance(lambda key: None, [(0, "anna", 2, 600)], end=4, duplicates=[1], rejected=[2, 3]).rows()
     shop.kafka.changelog = [FakeRecord(key, value) for key, value in rows]
     shop.kafka.lag["purchases"] = Lag(4, 0)
     shop.kafka.lag["dead-letters"] = Lag(2, 2)  # nobody reads them: they do not wait
@@ -341,7 +341,7 @@ def test_all_partitions_of_the_changelog_are_read(shop: Shop, monkeypatch: pytes
 
     async def read(bootstrap: str, topic: str, partition: int, take: Callable[..., None]) -> None:
         asked.append((bootstrap, topic, partition))
-        rows = advance(lambda key: None, [Counted(partition, f"c{partition}", 1, 10)], end=partition + 1).rows()
+        rows = advance(lambda key: None, [(partition, f"c{partition}", 1, 10)], end=partition + 1).rows()
         take(partition, [FakeRecord(*row) for row in rows])
 
     monkeypatch.setattr(verification.kafka, "read_partition", read)
@@ -354,8 +354,8 @@ def test_all_partitions_of_the_changelog_are_read(shop: Shop, monkeypatch: pytes
 
 def test_of_two_values_with_one_offset_the_later_stays() -> None:
     """A redelivery writes a customer's value and the sums again; what it says last is what the workers have."""
-    first = advance(lambda key: None, [Counted(0, "anna", 1, 1)], end=1).rows()
-    again = advance(lambda key: None, [Counted(0, "anna", 5, 5)], end=1).rows()
+    first = advance(lambda key: None, [(0, "anna", 1, 1)], end=1).rows()
+    again = advance(lambda key: None, [(0, "anna", 5, 5)], end=1).rows()
     tables = Tables()
     tables._counts = [{}]
     tables.take(0, [FakeRecord(*row) for row in (*first, *again)])
@@ -373,7 +373,7 @@ def test_an_empty_shop_agrees(shop: Shop) -> None:
 def test_sums_that_are_not_what_their_customers_add_up_to_are_found(shop: Shop) -> None:
     """A value of the changelog that somebody else wrote: no customer shows it."""
     shop.sell("anna", "bob")
-    other = advance(lambda key: None, [Counted(1, "anna", 9, 600), Counted(1, "bob", 2, 600)], end=2).rows()
+    other = advance(lambda key: None, [(1, "anna", 9, 600), (1, "bob", 2, 600)], end=2).rows()
     shop.kafka.changelog.append(FakeRecord(*other[-1]))
     assert shop.wrong() == ["sums"]
     assert details(shop.verify())["sums"] == (
@@ -463,7 +463,7 @@ def test_who_bought_without_being_registered_is_named_and_no_failure(
 def test_a_key_of_the_changelog_that_is_no_id_is_shown(shop: Shop) -> None:
     """Neither left out nor a reason to fail; a record without a key is no count."""
     shop.sell("anna")
-    value = advance(lambda key: None, [Counted(0, "x", 1, 1)], end=1).rows()[0][1]
+    value = advance(lambda key: None, [(0, "x", 1, 1)], end=1).rows()[0][1]
     shop.kafka.changelog += [FakeRecord(b"\xff", value), FakeRecord(None, value)]
     assert "\\xff: stored nothing, counted 1 purchases" in details(shop.verify())["customers"]
 
@@ -472,8 +472,8 @@ def test_what_was_counted_before_the_tables_were_rebuilt_counts_no_more(shop: Sh
     """Neither for a customer nor for the sums, nor where a worker's table is compared."""
     tables = Tables()
     tables._counts = [{}]
-    old = advance(lambda key: None, [Counted(0, "anna", 9, 9), Counted(1, "bob", 1, 1)], end=2).rows()
-    new = advance({b"": rebuilt(0, 5)}.get, [Counted(0, "anna", 1, 1)], end=1).rows()
+    old = advance(lambda key: None, [(0, "anna", 9, 9), (1, "bob", 1, 1)], end=2).rows()
+    new = advance({b"": rebuilt(0, 5)}.get, [(0, "anna", 1, 1)], end=1).rows()
     tables.take(0, [FakeRecord(*row) for row in (*new, *old)])
     assert set(tables.counts(0)) == {b"anna"}
     assert (tables.counts(0)[b"anna"].items, tables.totals(0).items, tables.totals(0).era) == (1, 1, 5)

@@ -94,8 +94,8 @@ def one(customer_id: str, query: str = "") -> tuple[int, Any]:
 
 def test_the_sums_are_those_of_the_partitions_that_are_ours(worker: Worker) -> None:
     """However many customers there are, one row a partition is read."""
-    worker.sell(0, Counted(0, "anna", 2, 600), Counted(1, "bob", 1, 100))
-    worker.sell(2, Counted(0, "eve", 1, 5))
+    worker.sell(0, (0, "anna", 2, 600), (1, "bob", 1, 100))
+    worker.sell(2, (0, "eve", 1, 5))
     expected = {"partitions": [0, 2], "customers": 3, "purchases": 3, "items": 4, "spent": 705}
     assert sums() == (200, expected)
 
@@ -115,7 +115,7 @@ def test_while_partitions_change_hands_nothing_is_said(worker: Worker) -> None:
 
 def test_a_customer_of_ours_is_answered_without_asking(worker: Worker) -> None:
     """In whichever of our partitions they are: producers differ in how they choose one."""
-    worker.sell(2, Counted(0, "anna", 2, 600))
+    worker.sell(2, (0, "anna", 2, 600))
     assert one("anna") == (200, {"customer_id": "anna", "purchases": 1, "items": 2, "spent": 600})
     assert worker.peers.asked == []
 
@@ -175,8 +175,8 @@ def test_before_the_router_knows_the_table_all_are_asked(worker: Worker) -> None
 
 def test_a_customer_of_two_of_our_partitions_is_one_customer(worker: Worker) -> None:
     """Producers differ in how they choose a partition."""
-    worker.sell(0, Counted(0, "anna", 2, 600))
-    worker.sell(2, Counted(3, "anna", 1, 100))
+    worker.sell(0, (0, "anna", 2, 600))
+    worker.sell(2, (3, "anna", 1, 100))
     assert one("anna") == (200, {"customer_id": "anna", "purchases": 2, "items": 3, "spent": 700})
 
 
@@ -252,7 +252,7 @@ def page(partition: str, **query: str) -> tuple[int, Any]:
 
 def test_the_customers_of_a_partition_come_in_pages_by_id(worker: Worker) -> None:
     """With the partition's sums; the last page has no next one, also when it is full."""
-    worker.sell(2, *(Counted(offset, name, 2, 600) for offset, name in enumerate(["eve", "anna", "żółć", "bob"])))
+    worker.sell(2, *((offset, name, 2, 600) for offset, name in enumerate(["eve", "anna", "żółć", "bob"])))
     status, first = page("2", limit="2")
     assert (status, first["partition"], first["next"]) == (200, 2, "bob")
     assert first["customers"] == [["anna", 1, 2, 600], ["bob", 1, 2, 600]]
@@ -291,7 +291,7 @@ def test_while_partitions_change_hands_no_page_is_given(worker: Worker) -> None:
 
 def test_a_long_page_lets_others_have_their_turn(worker: Worker) -> None:
     """It is read in slices; a partition that goes meanwhile is not read on."""
-    worker.sell(0, *(Counted(offset, f"c{offset:05}", 1, 1) for offset in range(9_999)))
+    worker.sell(0, *((offset, f"c{offset:05}", 1, 1) for offset in range(9_999)))
 
     async def both(leave: bool) -> tuple[int, Any, int]:
         turns = 0
@@ -319,9 +319,9 @@ def test_a_long_page_lets_others_have_their_turn(worker: Worker) -> None:
 
 def test_what_was_counted_before_the_tables_were_rebuilt_is_in_no_page(worker: Worker) -> None:
     """It stands in RocksDB still; the page after it comes all the same."""
-    worker.sell(0, *(Counted(offset, name, 1, 1) for offset, name in enumerate(["a", "b", "c"])))
+    worker.sell(0, *((offset, name, 1, 1) for offset, name in enumerate(["a", "b", "c"])))
     worker.rows[0][TOTALS_KEY] = rebuilt(0, 5)
-    worker.sell(0, Counted(2, "c", 7, 70))
+    worker.sell(0, (2, "c", 7, 70))
     status, first = page("0", limit="2")
     assert (status, first["customers"], first["next"], first["totals"]["era"]) == (200, [], "b", 5)
     assert page("0", limit="2", after="b")[1]["customers"] == [["c", 1, 7, 70]]

@@ -16,7 +16,7 @@ from faust.assignor.client_assignment import ClientAssignment, ClientMetadata
 from faust.assignor.partition_assignor import PartitionAssignor
 
 from shopflow import workers
-from shopflow.counting import Counted, Totals, advance, decode_count, decode_totals
+from shopflow.counting import Totals, advance, decode_count, decode_totals
 from shopflow.kafka import Group
 from shopflow.models import PartitionTotals, PurchaseCount
 from shopflow.workers import Compared, Live, Worker, compare, live
@@ -144,7 +144,7 @@ class Changelog:
 
 def rows_of(*customers: str, items: int = 2) -> dict[bytes, bytes]:
     """The rows of a partition where each bought once."""
-    bought = [Counted(offset, name, items, 600) for offset, name in enumerate(customers)]
+    bought = [(offset, name, items, 600) for offset, name in enumerate(customers)]
     return dict(advance(lambda key: None, bought, end=len(customers)).rows())
 
 
