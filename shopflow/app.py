@@ -29,8 +29,9 @@ app = App(
     topic_partitions=config.topics.partitions,
     topic_replication_factor=config.topics.replication,
     topic_disable_leader=True,
-    # Batches, not records: each is up to `batching.max_records` records.
-    stream_buffer_maxsize=8,
+    # Batches of a partition that wait, each of up to `batching.max_records` records. More would cost memory only, and few
+    # make that what comes meanwhile is one batch: it gathers where it was fetched.
+    stream_buffer_maxsize=3,
     stream_wait_empty=False,
     broker_max_poll_records=config.batching.max_records,
     broker_commit_interval=config.batching.commit_interval_seconds,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
@@ -208,6 +209,7 @@ class Processing:
         """
         await batch.require_next()  # else a repeat could be stored before the purchase that it repeats
         parts = split(batch.records, self._decode_purchase, tombstones=False)
+        await asyncio.sleep(0)  # each of these steps holds the event loop for milliseconds
         priced = await self._price(batch, parts)
         duplicates = await self._insert(batch, parts, priced)  # 1
         counted: list[Counted] = [
@@ -216,6 +218,7 @@ class Processing:
             if number not in duplicates
         ]
         repeated = [parts.accepted[number][0].offset for number in duplicates]
+        await asyncio.sleep(0)
         partition = batch.tp.partition
         async with batch.turn():
             await self._reject(batch, parts.rejected)  # 2
@@ -267,6 +270,7 @@ class Processing:
         if not parts.accepted:
             return ()
         documents = [purchase_document(record, event) for record, event in parts.accepted]
+        await asyncio.sleep(0)
         inserted = await self._with_mongodb(batch, lambda: self._store.insert_purchases(documents))
         if inserted.differing:
             await self._reconcile(batch, parts.accepted, priced, inserted.differing)
