@@ -8,7 +8,7 @@ TEST_ARGS ?=
 FAULTS_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: demo test test-faults bench bench-recovery bench-latency bench-faults lint install clean
+.PHONY: demo test test-faults bench bench-recovery bench-latency bench-seeding bench-scaling bench-faults lint install clean
 
 demo: $(VENV)/installed
 	$(BIN)/faust -A shopflow demo $(DEMO_ARGS)
@@ -34,6 +34,14 @@ bench-recovery: $(VENV)/installed-bench
 # How long a purchase takes at 1,000 a second, beside the hand-written loop.
 bench-latency: $(VENV)/installed-bench
 	$(BIN)/python -m benchmarks.latency $(BENCH_ARGS)
+
+# How fast example events get into Kafka, beside a bare producer.
+bench-seeding: $(VENV)/installed-bench
+	$(BIN)/python -m benchmarks.seeding $(BENCH_ARGS)
+
+# One, two and three workers; one worker with 4, 16 and 64 partitions.
+bench-scaling: $(VENV)/installed-bench
+	$(BIN)/python -m benchmarks.scaling $(BENCH_ARGS)
 
 # The same faults for shopflow and for a textbook Faust application: what each lost. BENCH_ARGS="--seed 1".
 bench-faults: $(VENV)/installed-dev

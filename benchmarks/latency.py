@@ -21,7 +21,7 @@ import msgspec
 from aiokafka import AIOKafkaProducer
 from pymongo import AsyncMongoClient
 
-from benchmarks.rig import INDEXES, Contender, Load, Rig, Sold, opened, sale, until
+from benchmarks.rig import Contender, Load, Rig, Sold, opened, sale, until
 from benchmarks.throughput import CONTENDERS
 
 LOOP, SHOPFLOW = CONTENDERS[:2]
@@ -102,8 +102,7 @@ async def measure(rig: Rig, contender: Contender, rate: float, seconds: float) -
     """Start it, buy, print what was seen."""
     name = rig.new_name(contender.name)
     await rig.create_topic(f"{name}.purchases")
-    for fields in INDEXES:
-        rig.client[name].purchases.create_index(fields)
+    rig.create_indexes(name)
     process = rig.start(contender, name, f"{name}.")
     await until(lambda: process.said(contender.started), process, 60)
     buying = Buying(rig, name, f"http://127.0.0.1:{rig.port}" if contender is SHOPFLOW else None)

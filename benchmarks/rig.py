@@ -41,9 +41,14 @@ __all__ = [
     "Measured",
     "Process",
     "Rig",
+    "Run",
+    "Together",
     "any_port",
+    "fill",
     "module",
     "opened",
+    "partition_of",
+    "sale",
     "until",
 ]
 
@@ -60,9 +65,8 @@ _FIRST_DAY = datetime(2024, 3, 1, tzinfo=timezone.utc)
 _SECONDS = 30 * 86_400
 _TICK_SECONDS = 0.02
 _POLL_SECONDS = 0.2
-_START_SECONDS = 90.0
+START_SECONDS = 90.0
 _STOP_SECONDS = 10.0
-#: The servers end what the last run left them to do.
 _REST_SECONDS = 3.0
 _choose = DefaultPartitioner()
 _CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
@@ -78,6 +82,9 @@ class Load:
 
     repeated: float = 0.0
     """This share of the records repeats one of the last 2,000 purchases."""
+
+    partitions: int = PARTITIONS
+    """Of the topic that they wait in."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +194,23 @@ class Process:
         """The end of its output."""
         return self.log.read_text(encoding="utf-8", errors="replace")[-3_000:]
 
+    def cpu_seconds(self) -> float:
+        """Seconds of CPU, user and system, so far."""
+        return cpu_seconds(self.pid)
+
+    async def ended(self, seconds: float) -> None:
+        """Wait until it ends by itself.
+
+        Raises:
+            FailedError: It ended with another status than 0, or it took too long.
+        """
+        try:
+            status = await asyncio.to_thread(self._process.wait, seconds)
+        except subprocess.TimeoutExpired:
+            raise FailedError(f"not within {seconds:g} seconds:\n{self.tail()}") from None
+        if status:
+            raise FailedError(f"ended with status {status}:\n{self.tail()}")
+
     def peak_mb(self) -> float:
         """The most memory that it ever had, in MB."""
         status = Path(f"/proc/{self.pid}/status").read_text(encoding="ascii", errors="replace")
@@ -203,6 +227,41 @@ class Process:
             self._process.wait()
 
 
+class Together:
+    """Several processes that do one thing, as if they were one."""
+
+    def __init__(self, processes: Sequence[Process]) -> None:
+        self._processes = processes
+
+    def check(self) -> None:
+        """Raises:
+        FailedError: One of them has ended.
+        """
+        for process in self._processes:
+            process.check()
+
+    def said(self, pattern: str) -> bool:
+        """Is there a line like this in the output of each?"""
+        return all(process.said(pattern) for process in self._processes)
+
+    def tail(self) -> str:
+        """The ends of their output."""
+        return "\n".join(process.tail() for process in self._processes)
+
+    def cpu_seconds(self) -> float:
+        """Seconds of CPU of all of them so far."""
+        return sum(process.cpu_seconds() for process in self._processes)
+
+    def peak_mb(self) -> float:
+        """The sum of the most memory that each ever had, in MB."""
+        return sum(process.peak_mb() for process in self._processes)
+
+    def stop(self) -> None:
+        """One after the other."""
+        for process in self._processes:
+            process.stop()
+
+
 def cpu_seconds(pid: int) -> float:
     """Seconds of CPU, user and system, of a process so far."""
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
@@ -210,7 +269,10 @@ def cpu_seconds(pid: int) -> float:
 
 
 async def until(
-    condition: Callable[[], bool | Awaitable[bool]], process: Process, seconds: float, poll: float = _POLL_SECONDS
+    condition: Callable[[], bool | Awaitable[bool]],
+    process: Process | Together,
+    seconds: float,
+    poll: float = _POLL_SECONDS,
 ) -> None:
     """Poll until it is true.
 
@@ -226,15 +288,18 @@ async def until(
 
 
 @dataclass(frozen=True)
-class _Run:
+class Run:
     """One run of one contender."""
 
     contender: Contender
     load: Load
     backlog: Backlog
-    process: Process
+    process: Process | Together
     name: str
-    seconds: float
+    """Of the application: its consumer group and its database."""
+
+    seconds: float = 900.0
+    """It may take so long."""
 
 
 class Rig:
@@ -267,7 +332,12 @@ class Rig:
 
     async def _fill(self, load: Load, records: int) -> Backlog:
         prefix = f"{load.name}.{records}."
-        await self.create_topic(f"{prefix}purchases")
+        async with self.producer() as producer:
+            return await self.fill(producer, load, records, prefix)
+
+    async def fill(self, producer: Any, load: Load, records: int, prefix: str) -> Backlog:
+        """Make the topic of purchases, and produce so many records of this load into it."""
+        await self.create_topic(f"{prefix}purchases", load.partitions)
         last: dict[int, str] = {}
         purchases = 0
 
@@ -275,11 +345,15 @@ class Rig:
             nonlocal purchases
             for sold in sale(load, records):
                 purchases += not sold.repeated
-                last[partition_of(sold.key)] = sold.purchase_id
+                last[partition_of(sold.key, load.partitions)] = sold.purchase_id
                 yield sold.key, sold.value
 
-        ends = await self.produce(f"{prefix}purchases", rows())
+        ends = await fill(producer, f"{prefix}purchases", rows(), load.partitions)
         return Backlog(prefix, records, purchases, ends, list(last.values()))
+
+    def producer(self, **options: Any) -> Any:
+        """A producer of large batches, as an async context manager."""
+        return AIOKafkaProducer(bootstrap_servers=self.kafka, max_batch_size=_BATCH_BYTES, **options)
 
     @asynccontextmanager
     async def admin(self) -> AsyncIterator[Any]:
@@ -291,31 +365,18 @@ class Rig:
         finally:
             await client.close()
 
-    async def produce(self, topic: str, rows: Iterable[tuple[bytes, bytes]]) -> dict[int, int]:
-        """Fill an empty topic with keys and values, in whole batches; returns the partitions' ends."""
-        batches: dict[int, Any] = {}
-        ends = dict.fromkeys(range(PARTITIONS), 0)
-        async with AIOKafkaProducer(bootstrap_servers=self.kafka, max_batch_size=_BATCH_BYTES) as producer:
-            for key, value in rows:
-                partition = partition_of(key)
-                for _ in range(2):  # the second time into a new one
-                    if partition not in batches:
-                        batches[partition] = producer.create_batch()
-                    if batches[partition].append(key=key, value=value, timestamp=None) is not None:
-                        break
-                    await producer.send_batch(batches.pop(partition), topic, partition=partition)
-                ends[partition] += 1
-            for partition, batch in batches.items():
-                await producer.send_batch(batch, topic, partition=partition)
-        return ends
+    async def produce(self, topic: str, rows: Iterable[tuple[bytes, bytes]]) -> None:
+        """Fill an empty topic of 4 partitions with keys and values, in whole batches."""
+        async with self.producer() as producer:
+            await fill(producer, topic, rows, PARTITIONS)
 
-    async def create_topic(self, name: str, **configs: str) -> None:
-        """With 4 partitions; `_` stands for the `.` in the names of configurations."""
+    async def create_topic(self, name: str, partitions: int = PARTITIONS, **configs: str) -> None:
+        """`_` stands for the `.` in the names of configurations."""
         wanted = {key.replace("_", "."): value for key, value in configs.items()}
         async with self.admin() as admin:
-            await admin.create_topics([NewTopic(name, PARTITIONS, 1, topic_configs=wanted)])
+            await admin.create_topics([NewTopic(name, partitions, 1, topic_configs=wanted)])
 
-    def environment(self, name: str, prefix: str, folder: Path) -> dict[str, str]:
+    def environment(self, name: str, prefix: str, folder: Path, partitions: int = PARTITIONS) -> dict[str, str]:
         """What tells a contender where everything is."""
         return {
             "SHOPFLOW_APP_ID": name,
@@ -323,7 +384,7 @@ class Rig:
             "SHOPFLOW_MONGODB_URI": self.mongodb,
             "SHOPFLOW_MONGODB_DATABASE": name,
             "SHOPFLOW_TOPICS_PREFIX": prefix,
-            "SHOPFLOW_TOPICS_PARTITIONS": str(PARTITIONS),
+            "SHOPFLOW_TOPICS_PARTITIONS": str(partitions),
             "SHOPFLOW_DATA_DIR": str(folder / "data"),
         }
 
@@ -335,12 +396,14 @@ class Rig:
         """
         backlog = await self.backlog(load, max(PARTITIONS, int(records * contender.share)))
         name = self.new_name(contender.name)
-        for fields in INDEXES:
-            self.client[name].purchases.create_index(fields)
-        await asyncio.sleep(_REST_SECONDS)
-        process = self.start(contender, name, backlog.prefix)
+        self.create_indexes(name)
+        await self.rest()
+        launched = time.monotonic()
+        process = self.start(contender, name, backlog.prefix, load.partitions)
         try:
-            return await self._measured(_Run(contender, load, backlog, process, name, seconds))
+            await until(lambda: process.said(contender.started), process, START_SECONDS, _TICK_SECONDS)
+            start_seconds = time.monotonic() - launched
+            return await self.observe(Run(contender, load, backlog, process, name, seconds), start_seconds)
         finally:
             process.stop()
             await self.forget(name)
@@ -350,21 +413,33 @@ class Rig:
         self._runs += 1
         return f"run{self._runs}-{what}"
 
-    def start(self, contender: Contender, name: str, prefix: str) -> Process:
+    def create_indexes(self, name: str) -> None:
+        """Those of shopflow, in the database of this application."""
+        for fields in INDEXES:
+            self.client[name].purchases.create_index(fields)
+
+    async def rest(self) -> None:
+        """Let the servers end what the last run left them to do."""
+        await asyncio.sleep(_REST_SECONDS)
+
+    def start(self, contender: Contender, name: str, prefix: str, partitions: int = PARTITIONS) -> Process:
         """Start it as the application of this name; with the folder that it had, if it ran before."""
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
         self.port = any_port()
         command = [part.format(port=self.port, name=name) for part in contender.command]
-        environment = {**self.environment(name, prefix, folder), **contender.environment}
-        process = Process(command, folder, folder / "log", environment)
+        environment = {**self.environment(name, prefix, folder, partitions), **contender.environment}
+        process = Process(command, folder, folder / f"log-{self.port}", environment)
         self.processes.append(process)
         return process
 
-    async def _measured(self, run: _Run) -> Measured:
-        launched, pid = time.monotonic(), run.process.pid
-        await until(lambda: run.process.said(run.contender.started), run.process, _START_SECONDS, _TICK_SECONDS)
-        began, cpu, servers = time.monotonic(), cpu_seconds(pid), self._servers_cpu()
+    async def observe(self, run: Run, start_seconds: float = 0.0) -> Measured:
+        """From now on, until everything is stored and committed.
+
+        Raises:
+            FailedError: It wasn't within the time of the run, or there are too few documents or too many.
+        """
+        began, cpu, servers = time.monotonic(), run.process.cpu_seconds(), self._servers_cpu()
         await self._stored(run)
         stored = time.monotonic()
         group = run.contender.group.format(name=run.name)
@@ -376,9 +451,9 @@ class Rig:
             run.backlog.records,
             seconds=ended - began,
             stored_seconds=stored - began,
-            cpu_seconds=cpu_seconds(pid) - cpu,
+            cpu_seconds=run.process.cpu_seconds() - cpu,
             peak_mb=run.process.peak_mb(),
-            start_seconds=began - launched,
+            start_seconds=start_seconds,
             server_cpu_seconds=self._servers_cpu() - servers,
         )
         if collection := run.contender.collection:
@@ -390,7 +465,7 @@ class Rig:
     def _servers_cpu(self) -> float:
         return sum(cpu_seconds(pid) for pid in self._server_pids)
 
-    async def _stored(self, run: _Run) -> None:
+    async def _stored(self, run: Run) -> None:
         """Wait until the last purchase of each partition is there. Only these few are asked for: it disturbs nobody."""
         if not run.contender.collection:
             return
@@ -398,7 +473,9 @@ class Rig:
         condition = {"_id": {"$in": last}}
         await until(lambda: collection.count_documents(condition) == len(last), run.process, run.seconds)
 
-    async def committed(self, group: str, backlog: Backlog, process: Process, seconds: float = 900.0) -> None:
+    async def committed(
+        self, group: str, backlog: Backlog, process: Process | Together, seconds: float = 900.0
+    ) -> None:
         """Wait until the group has committed all of it.
 
         Raises:
@@ -426,10 +503,28 @@ class Rig:
                 await admin.delete_topics(topics)
 
 
-def partition_of(key: bytes) -> int:
+async def fill(producer: Any, topic: str, rows: Iterable[tuple[bytes, bytes]], partitions: int) -> dict[int, int]:
+    """Produce keys and values into an empty topic, in whole batches; returns the partitions' ends."""
+    batches: dict[int, Any] = {}
+    ends = dict.fromkeys(range(partitions), 0)
+    for key, value in rows:
+        partition = partition_of(key, partitions)
+        for _ in range(2):  # the second time into a new one
+            if partition not in batches:
+                batches[partition] = producer.create_batch()
+            if batches[partition].append(key=key, value=value, timestamp=None) is not None:
+                break
+            await producer.send_batch(batches.pop(partition), topic, partition=partition)
+        ends[partition] += 1
+    for partition, batch in batches.items():
+        await producer.send_batch(batch, topic, partition=partition)
+    return ends
+
+
+def partition_of(key: bytes, partitions: int = PARTITIONS) -> int:
     """Where Java's producer puts it."""
-    partitions = list(range(PARTITIONS))
-    partition: int = _choose(key, partitions, partitions)
+    numbers = list(range(partitions))
+    partition: int = _choose(key, numbers, numbers)
     return partition
 
 

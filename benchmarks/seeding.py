@@ -1,0 +1,179 @@
+"""How fast example events get into Kafka, beside a bare producer: `python -m benchmarks.seeding [--purchases N] ...`
+
+`shopflow seed-purchases --rate 0` and `shopflow seed-customers`, and a program that sends as many ready-made events
+with aiokafka alone. They take turns, on the same Kafka and the same topics; after each the topic must have grown by as
+many records as were sent. The bare producer tells by its own clock how long the sending took. shopflow's time is that
+of the whole command, less that of the same command with `--count 1`, which is run before: Python's start, the
+connections, the check of the topics and, for purchases, reading who can buy what.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import msgspec
+
+from benchmarks.bare_producer import BUYERS, Sent
+from benchmarks.rig import PARTITIONS, Contender, FailedError, Rig, module, opened
+from shopflow import kafka
+
+SHOPFLOW = (sys.executable, "-m", "shopflow")
+LONGEST_SECONDS = 300.0
+
+
+@dataclass(frozen=True)
+class Seeding:
+    """One round of one program."""
+
+    records: int
+    seconds: float
+    cpu_seconds: float
+    start_seconds: float
+    """What was subtracted; for the bare producer making the events."""
+
+    @property
+    def rate(self) -> float:
+        """Records a second."""
+        return self.records / self.seconds
+
+    @property
+    def cpu_us(self) -> float:
+        """Microseconds of CPU for each record."""
+        return self.cpu_seconds / self.records * 1e6
+
+
+class Bench:
+    """One application and its topics, to which both programs send.
+
+    Arguments:
+        name: Of the application.
+    """
+
+    def __init__(self, rig: Rig, name: str) -> None:
+        self._rig = rig
+        self._name = name
+        #: What the bare producer said, each time.
+        self.said: list[Sent] = []
+
+    async def _run(self, *command: str) -> tuple[float, float, str]:
+        """Run it to its end; returns seconds, seconds of CPU, and the end of its output."""
+        began, cpu = time.monotonic(), _cpu_of_children()
+        process = self._rig.start(Contender(command[-1], command), self._name, f"{self._name}.")
+        await process.ended(LONGEST_SECONDS)
+        return time.monotonic() - began, _cpu_of_children() - cpu, process.tail()
+
+    async def prepare(self) -> None:
+        """Topics, products, and customers who buy."""
+        await self._run(*SHOPFLOW, "seed-products", "--direct")
+        await self._run(*SHOPFLOW, "seed-customers", "--direct", "--count", str(BUYERS))
+        for what in ("customers", "purchases"):
+            await self._run(*SHOPFLOW, *_seed(what, 1))
+
+    async def shopflow(self, what: str, count: int) -> Seeding:
+        """Its command, twice."""
+        start, start_cpu, _ = await self._run(*SHOPFLOW, *_seed(what, 1))
+        async with _Grown(self._rig.kafka, f"{self._name}.{what}", count):
+            seconds, cpu, _ = await self._run(*SHOPFLOW, *_seed(what, count))
+        return Seeding(count, seconds - start, cpu - start_cpu, start)
+
+    async def bare(self, what: str, count: int) -> Seeding:
+        """aiokafka alone."""
+        async with _Grown(self._rig.kafka, f"{self._name}.{what}", count):
+            _, _, said = await self._run(*module("bare_producer"), what, str(count))
+        sent = msgspec.json.decode(said.splitlines()[-1], type=Sent)
+        self.said.append(sent)
+        return Seeding(count, sent.sending_seconds, sent.sending_cpu_seconds, sent.making_seconds)
+
+
+class _Grown:
+    """Check that a topic gets so many records longer."""
+
+    def __init__(self, bootstrap: str, topic: str, count: int) -> None:
+        self._where = bootstrap, topic, PARTITIONS
+        self._count = count
+        self._before = 0
+
+    async def __aenter__(self) -> None:
+        self._before = await kafka.size(*self._where)
+
+    async def __aexit__(self, *failure: object) -> None:
+        grown = await kafka.size(*self._where) - self._before
+        if failure[0] is None and grown != self._count:
+            raise FailedError(f"{grown} records instead of {self._count} in {self._where[1]}")
+
+
+def _seed(what: str, count: int) -> Sequence[str]:
+    rate = ("--rate", "0") if what == "purchases" else ()
+    return ("--quiet", f"seed-{what}", "--count", str(count), *rate)
+
+
+def _cpu_of_children() -> float:
+    """Of those that have ended: here one after the other."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def show(what: str, rows: dict[str, list[Seeding]]) -> None:
+    """A table; the bare producer is its measure."""
+    print(f"\n### {what}\n")
+    print("| | records | seconds | a second (slowest to fastest round) | ratio | CPU us each | start s |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
+    measure = _median(rows["bare producer"], lambda each: each.rate)
+    for name, rounds in rows.items():
+        rate = _median(rounds, lambda each: each.rate)
+        rates = [each.rate for each in rounds]
+        print(
+            f"| {name} | {rounds[0].records:,} | {_median(rounds, lambda each: each.seconds):.1f} "
+            f"| {rate:,.0f} ({min(rates):,.0f} to {max(rates):,.0f}) | {rate / measure:.2f} "
+            f"| {_median(rounds, lambda each: each.cpu_us):.1f} "
+            f"| {_median(rounds, lambda each: each.start_seconds):.1f} |"
+        )
+
+
+def _median(rounds: Sequence[Seeding], figure: Callable[[Seeding], float]) -> float:
+    return median(figure(each) for each in rounds)
+
+
+async def run(rig: Rig, arguments: argparse.Namespace) -> None:
+    """Purchases, then customers."""
+    bench = Bench(rig, rig.new_name("seeding"))
+    await bench.prepare()
+    for what, count in (("purchases", arguments.purchases), ("customers", arguments.customers)):
+        rows: dict[str, list[Seeding]] = {"bare producer": [], f"shopflow seed-{what}": []}
+        for _ in range(arguments.rounds):
+            for each, program in zip(rows.values(), (bench.bare, bench.shopflow), strict=True):
+                await rig.rest()
+                each.append(await program(what, count))
+        show(what, rows)
+    customers = bench.said[-arguments.rounds :]
+    drawn, made = (
+        median(figures) for figures in zip(*((s.faker_seconds, s.making_seconds) for s in customers), strict=True)
+    )
+    print(
+        f"\nFaker: {drawn:.2f} s at the start, for any number of customers (its import, and drawing names and streets)."
+        f" Making and encoding {arguments.customers:,} customers of these: {made:.2f} s."
+    )
+
+
+def main() -> None:
+    """Run, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--purchases", type=int, default=300_000)
+    parser.add_argument("--customers", type=int, default=100_000)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="shopflow-bench-") as folder, opened(None, Path(folder)) as rig:
+        asyncio.run(run(rig, arguments))
+
+
+if __name__ == "__main__":
+    main()
