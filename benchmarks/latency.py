@@ -3,6 +3,9 @@
 Purchases come at a steady rate. Of some of them, each another customer's, it is measured how long it takes from Kafka's
 acknowledgement until the document is in MongoDB, and until `/counts/` tells of the customer. shopflow, and the loop,
 which has no such view. What is asked for often enough to know delays everything a little, for both alike.
+
+In shopflow's event loop a task wakes up every 5 ms meanwhile, and sees how long the loop was held: how much too late it
+woke up. With `--backlog N` the same while so many purchases that wait are worked off at full speed.
 """
 
 from __future__ import annotations
@@ -11,8 +14,8 @@ import argparse
 import asyncio
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import quantiles
 
@@ -21,10 +24,13 @@ import msgspec
 from aiokafka import AIOKafkaProducer
 from pymongo import AsyncMongoClient
 
-from benchmarks.rig import Contender, Load, Rig, Sold, opened, sale, until
-from benchmarks.throughput import CONTENDERS
+from benchmarks.rig import Contender, Load, Process, Rig, Sold, module, opened, sale, until
+from benchmarks.throughput import CONTENDERS, WORKER
+from benchmarks.watched_shopflow import SEEN
+from benchmarks.watching import Held, held, read
 
-LOOP, SHOPFLOW = CONTENDERS[:2]
+LOOP = CONTENDERS[0]
+SHOPFLOW = replace(CONTENDERS[1], command=(*module("watched_shopflow"), *WORKER))
 LOAD = Load("latency", customers=1_000)
 #: Of so many purchases one is followed to MongoDB, and another one to the view.
 FOLLOWED = 50
@@ -62,8 +68,8 @@ class Buying:
         self._kafka = rig.kafka
         self._topic = f"{name}.purchases"
 
-    async def buy(self, rate: float, seconds: float) -> None:
-        """For so long."""
+    async def buy(self, rate: float, seconds: float) -> tuple[float, float]:
+        """For so long; returns when the first was followed and when the last was seen (`time.monotonic`)."""
         producer = AIOKafkaProducer(bootstrap_servers=self._kafka, acks="all")
         tasks: list[asyncio.Task[None]] = []
         async with producer, aiohttp.ClientSession() as web:
@@ -77,6 +83,7 @@ class Buying:
                 else:
                     tasks.append(asyncio.create_task(self._to_view(producer, web, sold, number)))
             await asyncio.gather(*tasks)
+        return began + WARM_SECONDS, time.monotonic()
 
     async def _to_mongodb(self, producer: AIOKafkaProducer, sold: Sold) -> None:
         await producer.send_and_wait(self._topic, sold.value, sold.key)
@@ -98,31 +105,76 @@ class Buying:
         await seen(is_there, self.followed.counts)
 
 
-async def measure(rig: Rig, contender: Contender, rate: float, seconds: float) -> None:
-    """Start it, buy, print what was seen."""
+async def measure(rig: Rig, contender: Contender, rate: float, seconds: float) -> Held | None:
+    """Start it, buy, print what was seen; returns how long shopflow's loop was held."""
     name = rig.new_name(contender.name)
     await rig.create_topic(f"{name}.purchases")
-    rig.create_indexes(name)
-    process = rig.start(contender, name, f"{name}.")
-    await until(lambda: process.said(contender.started), process, 60)
+    process = await started(rig, contender, name, f"{name}.")
     buying = Buying(rig, name, f"http://127.0.0.1:{rig.port}" if contender is SHOPFLOW else None)
-    await buying.buy(rate, seconds)
+    since, until_then = await buying.buy(rate, seconds)
     process.stop()
+    loop = held(read(rig.folder / name / SEEN), since, until_then) if contender is SHOPFLOW else None
     await rig.forget(name)
     for what, found in (("in MongoDB", buying.followed.documents), ("in /counts/", buying.followed.counts)):
         if found:
             cuts = quantiles(found, n=100, method="inclusive")
             figures = " | ".join(f"{value * 1000:.0f}" for value in (cuts[49], cuts[98], max(found)))
             print(f"| {contender.name}, {what} | {len(found):,} | {figures} |", flush=True)
+    return loop
+
+
+async def started(rig: Rig, contender: Contender, name: str, prefix: str) -> Process:
+    """Start it, and wait until it takes purchases."""
+    rig.create_indexes(name)
+    process = rig.start(contender, name, prefix)
+    await until(lambda: process.said(contender.started), process, 60, 0.02)
+    return process
+
+
+async def at_full_speed(rig: Rig, purchases: int) -> Held:
+    """How long shopflow's loop is held while it works off so many purchases."""
+    backlog = await rig.backlog(LOAD, purchases)
+    name = rig.new_name(SHOPFLOW.name)
+    process = await started(rig, SHOPFLOW, name, backlog.prefix)
+    since = time.monotonic()
+    await rig.committed(name, backlog, process)
+    until_then = time.monotonic()
+    process.stop()
+    loop = held(read(rig.folder / name / SEEN), since, until_then)
+    await rig.forget(name)
+    return loop
+
+
+def show_loops(loops: Mapping[str, Sequence[Held]]) -> None:
+    """As Markdown, a line for each round."""
+    print(
+        "\n| shopflow's event loop | woke up | late: p50 ms | p99 ms | longest ms | its CPU | its collections ", end=""
+    )
+    print("| collections | longest ms |")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
+    for what, rounds in loops.items():
+        for each in rounds:
+            print(
+                f"| {what} | {each.wakes:,} | {each.p50:.1f} | {each.p99:.1f} | {each.longest:.1f} "
+                f"| {each.longest_cpu:.1f} | {each.longest_collecting:.1f} "
+                f"| {each.collections:,} | {each.longest_collection:.1f} |"
+            )
 
 
 async def run(rig: Rig, arguments: argparse.Namespace) -> None:
     """Both, in turn."""
     print("| | followed | p50 ms | p99 ms | longest ms |")
     print("|---|---:|---:|---:|---:|")
+    steady, busy = f"{arguments.rate:,.0f} a second", f"{arguments.backlog:,} at full speed"
+    loops: dict[str, list[Held]] = {steady: [], busy: []}
     for _ in range(arguments.rounds):
         for contender in (LOOP, SHOPFLOW):
-            await measure(rig, contender, arguments.rate, arguments.seconds)
+            if loop := await measure(rig, contender, arguments.rate, arguments.seconds):
+                loops[steady].append(loop)
+    for _ in range(arguments.rounds if arguments.backlog else 0):
+        await rig.rest()
+        loops[busy].append(await at_full_speed(rig, arguments.backlog))
+    show_loops(loops)
 
 
 def main() -> None:
@@ -130,6 +182,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rate", type=float, default=1_000.0, help="purchases a second")
     parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--backlog", type=int, default=0, help="also, how long the loop is held with so many waiting")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--mongodb", metavar="URI", help="this one instead of the fast one, or the embedded one")
     arguments = parser.parse_args()
