@@ -82,10 +82,10 @@ class _UnderWay:
     async def add(self, future: asyncio.Future[Any]) -> None:
         """One more; waits when there are too many, looks at those that are done now and then."""
         self._futures.append(future)
-        done = next((number for number, one in enumerate(self._futures) if not one.done()), len(self._futures))
         if len(self._futures) >= _UNDER_WAY:
             await self.settle(_UNDER_WAY // 2)
-        elif done:
+        elif self._futures[0].done():
+            done = next((number for number, one in enumerate(self._futures) if not one.done()), len(self._futures))
             await self.settle(len(self._futures) - done)
 
     async def settle(self, keep: int) -> None:

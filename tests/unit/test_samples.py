@@ -7,6 +7,7 @@ from collections import Counter
 from datetime import datetime, timedelta, timezone
 from itertools import islice
 from typing import Any
+from uuid import UUID
 
 import faker
 import pytest
@@ -165,6 +166,13 @@ class TestPurchases:
     def test_nobody_or_nothing_is_refused_at_once(self, customer_ids: list[str], product_ids: list[str]) -> None:
         with pytest.raises(ValueError, match="at least one"):
             purchases(random.Random(1), customer_ids, product_ids, lambda: NOW)
+
+
+def test_ids_are_random_uuids() -> None:
+    """Of version 4, put together by hand: the same as the library makes of the same bits."""
+    rng = random.Random(1)
+    for bits in (0, (1 << 128) - 1, *(rng.getrandbits(128) for _ in range(500))):
+        assert samples._as_id(bits) == UUID(int=bits, version=4).hex
 
 
 def test_a_time_without_a_time_zone_is_refused() -> None:
