@@ -4,8 +4,8 @@ One, two and three workers on a topic of 4 partitions, and one worker on topics 
 there when the work begins, the purchases wait in a transaction of Kafka's: they are in the topic, and nobody sees them
 until it is committed, which is when the group is complete and the clock starts.
 
-The first run on new servers is a fourth faster than all later ones, whoever's it is: it isn't counted. Every second
-round goes backwards.
+The first run on new servers isn't counted: with one worker or with three, it came out a fourth faster than what
+followed. Every second round goes backwards.
 """
 
 from __future__ import annotations
