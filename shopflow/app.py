@@ -29,8 +29,8 @@ app = App(
     topic_partitions=config.topics.partitions,
     topic_replication_factor=config.topics.replication,
     topic_disable_leader=True,
-    # Batches of a partition that wait, each of up to `batching.max_records` records. More would cost memory only, and few
-    # make that what comes meanwhile is one batch: it gathers where it was fetched.
+    # Batches of a partition that wait, each of up to `batching.max_records` records. More would only cost memory; with
+    # few, what comes meanwhile gathers where it was fetched, and is one batch.
     stream_buffer_maxsize=3,
     stream_wait_empty=False,
     broker_max_poll_records=config.batching.max_records,
