@@ -38,9 +38,11 @@ __all__ = ["App", "Batch", "Chain", "Cursor", "Flow", "Reader", "Restarts", "Ses
 #: Pause before a batch is tried again whose handler raised what it should have handled.
 RETRY_SECONDS = 1.0
 _LOOK_AGAIN_SECONDS = 0.05
-#: How long Kafka may hold a fetch that finds nothing. A partition whose records were just taken is in no fetch that is
-#: under way, so its next record may wait as long; Faust has 1500.
-FETCH_WAIT_MS = 100
+#: How long Kafka may hold a fetch that finds nothing, after records came and while none come. A partition whose records
+#: were just taken is in no fetch that is under way, so its next record may wait as long; Faust has 1500 always.
+FETCH_WAIT_MS, IDLE_FETCH_WAIT_MS = 10, 500
+#: A batch that waits for its actor takes in what comes meanwhile, for so long.
+_GATHER_SECONDS = 1.0
 
 
 class Cursor:
@@ -134,7 +136,7 @@ class Session:
 class Batch:
     """A run of records of one partition: everything from offset `start` up to, not including, `end`."""
 
-    __slots__ = ("_consumer", "end", "epoch", "generation", "records", "start", "tp")
+    __slots__ = ("_consumer", "_gathers_until", "end", "epoch", "generation", "records", "start", "tp")
 
     def __init__(self, consumer: BatchConsumer, records: list[Any], tp: TP, start: int, epoch: int) -> None:
         self._consumer = consumer
@@ -144,6 +146,21 @@ class Batch:
         self.end: int = records[-1].offset + 1
         self.generation = consumer.app.consumer_generation_id
         self.epoch = epoch
+        self._gathers_until = time.monotonic() + _GATHER_SECONDS
+
+    def gather(self, batch: Batch, limit: int) -> bool:
+        """Take in the batch that follows, while this one waits for its actor, if they have at most `limit` records."""
+        fits = len(self.records) + len(batch.records) <= limit and time.monotonic() < self._gathers_until
+        mine, its = (self.end, self.epoch, self.generation), (batch.start, batch.epoch, batch.generation)
+        if not fits or mine != its:
+            return False
+        self.records += batch.records
+        self.end = batch.end
+        return True
+
+    def take(self) -> None:
+        """An actor begins: what is in it now is all that it will have."""
+        self._consumer.taken(self)
 
     @property
     def owned(self) -> bool:
@@ -204,8 +221,12 @@ class CommittedThread(driver.AIOKafkaConsumerThread):
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
         consumer._isolation_level = "read_committed"  # Faust sets it for its own transactions only
-        consumer._fetch_max_wait_ms = FETCH_WAIT_MS
         return consumer
+
+    def came(self, records: bool) -> None:
+        """Did the last fetch bring some? Then more may come at any moment."""
+        fetcher: Any = self._ensure_consumer()._fetcher
+        fetcher._fetch_max_wait_ms = FETCH_WAIT_MS if records else IDLE_FETCH_WAIT_MS
 
     async def on_start(self) -> None:
         await super().on_start()
@@ -229,6 +250,7 @@ class BatchConsumer(driver.Consumer):
     """Faust's consumer, with one event per fetched run and the chain instead of acknowledgements."""
 
     app: App
+    _thread: CommittedThread
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -236,6 +258,7 @@ class BatchConsumer(driver.Consumer):
         self._cursors: dict[TP, Cursor] = {}
         self._epochs: dict[TP, int] = {}
         self._locks: dict[TP, asyncio.Lock] = {}
+        self._waiting: dict[TP, Batch] = {}
 
     def _new_consumer_thread(self) -> CommittedThread:
         return CommittedThread(self, loop=self.loop, beacon=self.beacon)
@@ -286,6 +309,7 @@ class BatchConsumer(driver.Consumer):
     def _forget(self, tp: TP) -> None:
         self._chains.pop(tp, None)
         self._cursors.pop(tp, None)
+        self._waiting.pop(tp, None)
         self._epochs[tp] = self._epochs.get(tp, 0) + 1
 
     def _fetch_again(self, tp: TP, offset: int) -> None:
@@ -316,6 +340,7 @@ class BatchConsumer(driver.Consumer):
         generation = self.app.consumer_generation_id
         if records is None or self.should_stop:
             return
+        self._thread.came(bool(records))
         if not self.flow_active:
             try:
                 await self.perform_seek()
@@ -358,8 +383,17 @@ class BatchConsumer(driver.Consumer):
         cursor.next = run[-1].offset + 1
         if reader is not None:
             yield self._to_message(tp, run[-1])
-        else:
-            yield self._batch_message(Batch(self, run, tp, start, self._epochs.setdefault(tp, 0)))
+            return
+        batch = Batch(self, run, tp, start, self._epochs.setdefault(tp, 0))
+        waiting = self._waiting.get(tp)
+        if waiting is None or not waiting.gather(batch, self.app.conf.broker_max_poll_records):
+            self._waiting[tp] = batch  # the one behind which the next can be taken in
+            yield self._batch_message(batch)
+
+    def taken(self, batch: Batch) -> None:
+        """An actor has it: nothing can be added any more."""
+        if self._waiting.get(batch.tp) is batch:
+            del self._waiting[batch.tp]
 
     def _batch_message(self, batch: Any) -> ConsumerMessage:
         last, unknown_size = batch.records[-1], 0
@@ -601,6 +635,7 @@ async def each_batch(stream: Any, handle: Callable[[Batch], Awaitable[None]]) ->
     """
     stream.enable_acks = False  # else a cancelled actor acknowledges the batch it never finished
     async for event in stream.events():
+        event.value.take()
         await _handle_one(stream.log, event.value, handle)
         await stream.ack(event)
 

@@ -120,7 +120,11 @@ class Consumer(BatchConsumer):
         self.log = batching_log  # type: ignore[assignment]
         self.fetched: dict[TP, list[Any]] | None = {}
         self.seeks: list[tuple[TP, int]] = []
-        self._thread = SimpleNamespace(seek=lambda tp, offset: self.seeks.append((tp, offset)))  # type: ignore[assignment]
+        self._waiting = {}
+        self.came: list[bool] = []
+        self._thread = SimpleNamespace(  # type: ignore[assignment]
+            seek=lambda tp, offset: self.seeks.append((tp, offset)), came=self.came.append
+        )
         self.perform_seeks = 0
 
     def begin(self, tp: TP, offset: int) -> None:
@@ -153,6 +157,7 @@ def consumer(reader: Reader) -> Consumer:
         readers={CHANGELOG.topic: reader},
         consumer_generation_id=1,
         session=Session(30.0),
+        conf=SimpleNamespace(broker_max_poll_records=100),
         monitor=SimpleNamespace(track_tp_end_offset=lambda tp, offset: None),
     )
     return Consumer(app)
@@ -170,7 +175,12 @@ def messages(consumer: Consumer, fetched: Mapping[TP, list[Any]]) -> list[Any]:
 
 def batches(consumer: Consumer, *runs: tuple[int, int]) -> list[Batch]:
     """The batches that these runs become, each fetched by itself."""
-    return [message.value for start, end in runs for message in messages(consumer, {PURCHASES: run_of(start, end)})]
+    found = []
+    for start, end in runs:
+        for message in messages(consumer, {PURCHASES: run_of(start, end)}):
+            message.value.take()
+            found.append(message.value)
+    return found
 
 
 def test_a_run_becomes_one_batch_that_knows_where_it_starts(consumer: Consumer) -> None:
@@ -188,6 +198,46 @@ def test_a_batch_begins_where_the_last_one_ended_also_behind_a_hole(consumer: Co
     assert consumer.seeks == [(PURCHASES, 5)]
     (batch,) = batches(consumer, (7, 9))
     assert (batch.start, batch.end) == (5, 9)
+
+
+def test_what_comes_while_a_batch_waits_for_its_actor_is_taken_into_it(consumer: Consumer) -> None:
+    """One write for it all, instead of one after the other: what comes last waits least."""
+    consumer.begin(PURCHASES, 5)
+    (message,) = messages(consumer, {PURCHASES: run_of(5, 9)})
+    assert messages(consumer, {PURCHASES: run_of(9, 10)}) == []
+    batch: Batch = message.value
+    batch.take()
+    assert (batch.start, batch.end, [record.offset for record in batch.records]) == (5, 10, [5, 6, 7, 8, 9])
+    (later,) = messages(consumer, {PURCHASES: run_of(10, 12)})
+    assert (later.value.start, batch.end) == (10, 10)
+    take_turn(batch)
+    take_turn(later.value)
+    assert consumer._new_offset(PURCHASES) == 12
+
+
+@pytest.mark.parametrize("change", ["many", "long", "sought", "rebalance"])
+def test_a_batch_takes_in_no_more_than_it_may(consumer: Consumer, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor what does not follow it; and when it does not get to its actor, it must not swallow what comes."""
+    consumer.begin(PURCHASES, 0)
+    (first,) = messages(consumer, {PURCHASES: run_of(0, 60)})
+    if change == "long":
+        later = batching.time.monotonic() + 1.5
+        monkeypatch.setattr(batching.time, "monotonic", lambda: later)
+    elif change == "sought":
+        consumer._forget(PURCHASES)
+        consumer.begin(PURCHASES, 60)
+    elif change == "rebalance":
+        consumer.app.consumer_generation_id = 2  # type: ignore[misc]
+    (second,) = messages(consumer, {PURCHASES: run_of(60, 101 if change == "many" else 62)})
+    assert (first.value.end, second.value.start) == (60, 60)
+
+
+def test_kafka_holds_an_empty_fetch_only_while_nothing_comes(consumer: Consumer) -> None:
+    """A partition whose records were just taken is in no fetch under way: its next record would wait as long."""
+    consumer.begin(PURCHASES, 0)
+    messages(consumer, {PURCHASES: run_of(0, 1)})
+    messages(consumer, {})
+    assert consumer.came == [True, False]
 
 
 def test_a_run_without_a_known_start_is_dropped(consumer: Consumer) -> None:
@@ -417,6 +467,11 @@ class Stream:
 batching_log = logging.getLogger("tests.batching")
 
 
+def handed(start: int) -> Any:
+    """A batch, as far as an agent cares."""
+    return SimpleNamespace(start=start, tp=PURCHASES, take=lambda: None)
+
+
 class Failing:
     """A handler that raises these, one a call."""
 
@@ -433,7 +488,10 @@ class Failing:
 def test_an_agent_never_raises_and_tries_again_what_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """An exception in a Faust agent would acknowledge the batch."""
     monkeypatch.setattr(batching, "RETRY_SECONDS", 0)
-    one, two = SimpleNamespace(start=1, tp=PURCHASES), SimpleNamespace(start=2, tp=PURCHASES)
+    one, two = (
+        handed(1),
+        SimpleNamespace(start=2, tp=PURCHASES, take=lambda: None),
+    )
     handle = Failing(ValueError("a fault"), KeyError("another"))
     stream = Stream(one, two)
     asyncio.run(each_batch(stream, handle))
@@ -450,7 +508,7 @@ def test_what_keeps_failing_is_said_once_and_when_it_is_over(
     for error, said in ((ValueError("a fault"), ["again", "at the try 31"]), (Unavailable("RocksDB", "full"), [])):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
-            asyncio.run(each_batch(Stream(SimpleNamespace(start=1, tp=PURCHASES)), Failing(*[error] * 30)))
+            asyncio.run(each_batch(Stream(handed(1)), Failing(*[error] * 30)))
         lines = [record.getMessage() for record in caplog.records]
         assert [line.endswith(end) for line, end in zip(lines, said, strict=True)] == [True] * len(said)
 
@@ -589,7 +647,7 @@ def test_a_batch_waits_while_its_session_may_have_run_out(consumer: Consumer) ->
 def test_an_agent_leaves_a_batch_that_it_lost() -> None:
     """It is another worker's, or comes again."""
     handle = Failing(PartitionLost("gone"))
-    asyncio.run(each_batch(Stream(SimpleNamespace(start=1, tp=PURCHASES)), handle))
+    asyncio.run(each_batch(Stream(handed(1)), handle))
     assert handle.handled == [1]
 
 
