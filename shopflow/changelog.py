@@ -1,7 +1,8 @@
 """A table written a batch at a time, its changelog read a run at a time, and checked after every recovery.
 
-Beside `batching` the only module that touches Faust's internals. `table[key] = value` costs 60 us a key in Faust and
-piles up memory; one RocksDB write and a few Kafka batches for all keys of a batch cost 2 us a key.
+Beside the batch transport (`batching`, `consuming`, `producing`) the only module that touches Faust's internals.
+`table[key] = value` costs 60 us a key in Faust and piles up memory; one RocksDB write and a few Kafka batches for all
+keys of a batch cost 2 us a key.
 """
 
 from __future__ import annotations

@@ -1,0 +1,565 @@
+"""The consumer: runs that don't fit are fetched again, and only an unbroken chain is committed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from aiokafka.errors import IllegalStateError, KafkaConnectionError
+from faust.types import TP
+from intervaltree import IntervalTree
+from mode.utils.queues import ThrowableQueue
+
+from shopflow import consuming
+from shopflow.consuming import Batch, BatchConsumer, Flow
+from shopflow.errors import PartitionLost, Unavailable
+from shopflow.positions import Chain, Cursor, Session
+
+PURCHASES = TP("shop.purchases", 0)
+CHANGELOG = TP("shop-counts-changelog", 0)
+
+
+def run_of(start: int, end: int, tp: TP = PURCHASES) -> list[Any]:
+    """Records with the offsets from `start` up to, not including, `end`."""
+    fields = {"topic": tp.topic, "partition": tp.partition, "timestamp": 1000, "timestamp_type": 0}
+    more = {"key": b"k", "value": b"v", "headers": (), "checksum": None}
+    sizes = {"serialized_key_size": 1, "serialized_value_size": 1}
+    return [SimpleNamespace(offset=offset, **fields, **more, **sizes) for offset in range(start, end)]
+
+
+log = logging.getLogger("tests.consuming")
+
+
+class Reader:
+    """A table that takes in changelog runs."""
+
+    def __init__(self) -> None:
+        self.runs: list[tuple[int, list[int]]] = []
+
+    def recover(self, partition: int, records: list[Any]) -> None:
+        self.runs.append((partition, [record.offset for record in records]))
+
+
+class Consumer(BatchConsumer):
+    """The consumer without Kafka: `fetched` is what comes next, `seeks` where it went back to."""
+
+    def __init__(self, app: Any) -> None:  # the real one wants a transport
+        self.app = app
+        self._chains, self._cursors, self._epochs, self._locks = {}, {}, {}, {}
+        self._acked: dict[TP, list[int]] = defaultdict(list)
+        self._acked_index: dict[TP, set[int]] = defaultdict(set)
+        self._gap: dict[TP, Any] = defaultdict(IntervalTree)
+        self._committed_offset: dict[TP, int | None] = defaultdict(lambda: None)
+        self._buffered_partitions = set()
+        self._read_offset = defaultdict(lambda: None)
+        self.flow_active = True
+        self.log = log  # type: ignore[assignment]
+        self.fetched: dict[TP, list[Any]] | None = {}
+        self.seeks: list[tuple[TP, int]] = []
+        self._waiting = {}
+        self.came: list[bool] = []
+        self._thread = SimpleNamespace(  # type: ignore[assignment]
+            seek=lambda tp, offset: self.seeks.append((tp, offset)), came=self.came.append
+        )
+        self.perform_seeks = 0
+
+    def begin(self, tp: TP, offset: int) -> None:
+        """As after `perform_seek`."""
+        self._chains[tp], self._cursors[tp] = Chain(offset, self._epochs.setdefault(tp, 0)), Cursor(offset)
+
+    should_stop = False  # type: ignore[assignment]
+
+    async def _wait_next_records(self, timeout: float) -> tuple[Any, Any]:
+        return self.fetched, None
+
+    async def perform_seek(self) -> None:
+        self.perform_seeks += 1
+
+    def highwater(self, tp: TP) -> int:
+        return 0
+
+
+@pytest.fixture
+def reader() -> Reader:
+    """Of the changelog."""
+    return Reader()
+
+
+@pytest.fixture
+def consumer(reader: Reader) -> Consumer:
+    """A consumer of one batched topic and one changelog."""
+    app = SimpleNamespace(
+        batched_topics={PURCHASES.topic},
+        readers={CHANGELOG.topic: reader},
+        consumer_generation_id=1,
+        session=Session(30.0),
+        conf=SimpleNamespace(broker_max_poll_records=100),
+        monitor=SimpleNamespace(track_tp_end_offset=lambda tp, offset: None),
+    )
+    return Consumer(app)
+
+
+def messages(consumer: Consumer, fetched: Mapping[TP, list[Any]]) -> list[Any]:
+    """What the consumer makes of this fetch."""
+    consumer.fetched = dict(fetched)
+
+    async def collect() -> list[Any]:
+        return [message async for _, message in consumer.getmany(timeout=0.1)]
+
+    return asyncio.run(collect())
+
+
+def batches(consumer: Consumer, *runs: tuple[int, int]) -> list[Batch]:
+    """The batches that these runs become, each fetched by itself."""
+    found = []
+    for start, end in runs:
+        for message in messages(consumer, {PURCHASES: run_of(start, end)}):
+            message.value.take()
+            found.append(message.value)
+    return found
+
+
+def test_a_run_becomes_one_batch_that_knows_where_it_starts(consumer: Consumer) -> None:
+    """The offset of the event is that of its last record."""
+    consumer.begin(PURCHASES, 5)
+    (message,) = messages(consumer, {PURCHASES: run_of(5, 9)})
+    assert (message.value.start, message.value.end, message.offset) == (5, 9, 8)
+    assert message.value.owned
+
+
+def test_a_batch_begins_where_the_last_one_ended_also_behind_a_hole(consumer: Consumer) -> None:
+    """Else the chain would break at every hole."""
+    consumer.begin(PURCHASES, 5)
+    assert batches(consumer, (7, 9)) == []
+    assert consumer.seeks == [(PURCHASES, 5)]
+    (batch,) = batches(consumer, (7, 9))
+    assert (batch.start, batch.end) == (5, 9)
+
+
+def test_what_comes_while_a_batch_waits_for_its_actor_is_taken_into_it(consumer: Consumer) -> None:
+    """One write for it all, instead of one after the other: what comes last waits least."""
+    consumer.begin(PURCHASES, 5)
+    (message,) = messages(consumer, {PURCHASES: run_of(5, 9)})
+    assert messages(consumer, {PURCHASES: run_of(9, 10)}) == []
+    batch: Batch = message.value
+    batch.take()
+    assert (batch.start, batch.end, [record.offset for record in batch.records]) == (5, 10, [5, 6, 7, 8, 9])
+    (later,) = messages(consumer, {PURCHASES: run_of(10, 12)})
+    assert (later.value.start, batch.end) == (10, 10)
+    take_turn(batch)
+    take_turn(later.value)
+    assert consumer._new_offset(PURCHASES) == 12
+
+
+@pytest.mark.parametrize("change", ["many", "long", "sought", "rebalance"])
+def test_a_batch_takes_in_no_more_than_it_may(consumer: Consumer, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor what does not follow it; and when it does not get to its actor, it must not swallow what comes."""
+    consumer.begin(PURCHASES, 0)
+    (first,) = messages(consumer, {PURCHASES: run_of(0, 60)})
+    if change == "long":
+        later = consuming.time.monotonic() + 1.5
+        monkeypatch.setattr(consuming.time, "monotonic", lambda: later)
+    elif change == "sought":
+        consumer._forget(PURCHASES)
+        consumer.begin(PURCHASES, 60)
+    elif change == "rebalance":
+        consumer.app.consumer_generation_id = 2  # type: ignore[misc]
+    (second,) = messages(consumer, {PURCHASES: run_of(60, 101 if change == "many" else 62)})
+    assert (first.value.end, second.value.start) == (60, 60)
+
+
+def test_kafka_holds_an_empty_fetch_only_while_nothing_comes(consumer: Consumer) -> None:
+    """A partition whose records were just taken is in no fetch under way: its next record would wait as long."""
+    consumer.begin(PURCHASES, 0)
+    messages(consumer, {PURCHASES: run_of(0, 1)})
+    messages(consumer, {})
+    assert consumer.came == [True, False]
+
+
+def test_a_run_without_a_known_start_is_dropped(consumer: Consumer) -> None:
+    """It was fetched before the seek to the committed offset, which brings it back."""
+    assert batches(consumer, (0, 3)) == []
+    assert consumer.seeks == []
+
+
+def test_what_is_fetched_in_a_rebalance_is_dropped(consumer: Consumer) -> None:
+    """Another worker may have gone on from there."""
+    consumer.begin(PURCHASES, 0)
+    consumer.flow_active = False
+    assert messages(consumer, {PURCHASES: run_of(0, 3)}) == []
+    assert consumer.perform_seeks == 1
+
+
+def test_runs_after_a_change_of_generation_are_dropped(consumer: Consumer) -> None:
+    """A rebalance can happen between two runs of one fetch."""
+    other = TP(PURCHASES.topic, 1)
+    for tp in (PURCHASES, other):
+        consumer.begin(tp, 0)
+    consumer.fetched = {PURCHASES: run_of(0, 3), other: run_of(0, 3, other)}
+
+    async def collect() -> list[TP]:
+        found = []
+        async for tp, _ in consumer.getmany(timeout=0.1):
+            found.append(tp)
+            consumer.app.consumer_generation_id = 2  # type: ignore[misc]
+        return found
+
+    assert asyncio.run(collect()) == [PURCHASES]
+    assert consumer._cursors[other].next == 0
+
+
+def test_a_changelog_run_goes_whole_to_its_table_and_its_last_record_to_faust(
+    consumer: Consumer, reader: Reader
+) -> None:
+    """Faust's recovery counts offsets; it need not see each record."""
+    consumer._cursors[CHANGELOG] = Cursor(0)
+    (message,) = messages(consumer, {CHANGELOG: run_of(0, 4, CHANGELOG)})
+    assert reader.runs == [(0, [0, 1, 2, 3])]
+    assert message.offset == 3
+
+
+def test_a_changelog_run_from_before_a_seek_is_not_taken_in(consumer: Consumer, reader: Reader) -> None:
+    """It would move the recovery on, and what it then reads again would be refused as seen."""
+    assert messages(consumer, {CHANGELOG: run_of(0, 4, CHANGELOG)}) == []
+    consumer._cursors[CHANGELOG] = Cursor(10)
+    assert messages(consumer, {CHANGELOG: run_of(0, 4, CHANGELOG)}) == []
+    assert consumer.seeks == [(CHANGELOG, 10)]
+    assert reader.runs == []
+
+
+def test_other_topics_come_record_by_record(consumer: Consumer) -> None:
+    """An application may have plain agents beside these."""
+    plain = TP("plain", 0)
+    assert [message.offset for message in messages(consumer, {plain: run_of(3, 6, plain)})] == [3, 4, 5]
+
+
+def take_turn(batch: Batch, body: Callable[[], None] = lambda: None) -> None:
+    """Take the batch's turn."""
+
+    async def take() -> None:
+        async with batch.turn():
+            body()
+
+    asyncio.run(take())
+
+
+def test_turns_in_order_move_what_is_committed(consumer: Consumer) -> None:
+    """The end of the chain, and nothing else, is offered for the commit."""
+    consumer.begin(PURCHASES, 0)
+    consumer._acked[PURCHASES], consumer._acked_index[PURCHASES] = [99], {99}
+    first, second = batches(consumer, (0, 3), (3, 7))
+    take_turn(first)
+    assert consumer._new_offset(PURCHASES) == 3
+    take_turn(second)
+    assert consumer._new_offset(PURCHASES) == 7
+    assert list(consumer._filter_tps_with_pending_acks()) == [PURCHASES]
+
+
+def test_a_batch_whose_predecessor_is_missing_makes_the_consumer_go_back(consumer: Consumer) -> None:
+    """And every batch that was fetched meanwhile is void: it comes again."""
+    consumer.begin(PURCHASES, 0)
+    lost, second, third = batches(consumer, (0, 3), (3, 7), (7, 9))
+    with pytest.raises(PartitionLost):
+        take_turn(second)
+    assert consumer.seeks == [(PURCHASES, 0)]
+    assert not any(batch.owned for batch in (lost, second, third))
+    assert consumer._new_offset(PURCHASES) == 0
+    for batch in batches(consumer, (0, 9)):
+        take_turn(batch)
+    assert consumer._new_offset(PURCHASES) == 9
+
+
+def test_what_faust_throws_away_when_it_resumes_the_flow_is_fetched_again(consumer: Consumer) -> None:
+    """At the end of a recovery it empties the actors' queues, though records come already."""
+
+    async def resume() -> tuple[list[Batch], list[Batch]]:
+        flow = Flow(consumer.fetch_unfinished_again)
+        queue: Any = ThrowableQueue(maxsize=2, flow_control=flow, clear_on_resume=True)
+        flow.resume()
+        full: list[str] = []
+        consumer.fetched = {PURCHASES: run_of(0, 3)}
+        thrown = [message.value async for _, message in consumer.getmany(timeout=0.1)]
+        for batch in (*thrown, *thrown):
+            queue.put_nowait_enhanced(
+                batch, on_pressure_high=lambda: full.append("full"), on_pressure_drop=lambda: full.append("dropped")
+            )
+        flow.resume()
+        assert queue.empty()
+        assert full == ["full", "dropped"]
+        return thrown, [message.value async for _, message in consumer.getmany(timeout=0.1)]
+
+    consumer.begin(PURCHASES, 0)
+    (thrown,), (again,) = asyncio.run(resume())
+    assert consumer.seeks == [(PURCHASES, 0)]
+    assert (thrown.owned, again.owned) == (False, True)
+    take_turn(again)
+
+
+@pytest.mark.parametrize("change", ["flow", "finished"])
+def test_nothing_is_fetched_again_in_a_rebalance_or_for_what_is_finished(consumer: Consumer, change: str) -> None:
+    """There the batch that an actor has in hand may still be finished; here none is missing."""
+    consumer.begin(PURCHASES, 0)
+    (batch,) = batches(consumer, (0, 3))
+    if change == "flow":
+        consumer.flow_active = False
+    else:
+        take_turn(batch)
+    consumer.fetch_unfinished_again()
+    assert consumer.seeks == []
+
+
+def test_a_batch_that_was_done_already_is_left(consumer: Consumer) -> None:
+    """Nothing is fetched again for it."""
+    consumer.begin(PURCHASES, 0)
+    (batch,) = batches(consumer, (0, 3))
+    take_turn(batch)
+    with pytest.raises(PartitionLost):
+        take_turn(batch)
+    assert consumer.seeks == []
+
+
+def test_an_error_in_a_turn_leaves_the_batch_unfinished(consumer: Consumer) -> None:
+    """It is still the next one."""
+    consumer.begin(PURCHASES, 0)
+    (batch,) = batches(consumer, (0, 3))
+
+    def fails() -> None:
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        take_turn(batch, fails)
+    assert consumer._new_offset(PURCHASES) == 0
+    take_turn(batch)
+    assert consumer._new_offset(PURCHASES) == 3
+
+
+@pytest.mark.parametrize("change", ["flow", "generation", "forgotten"])
+def test_a_lost_partition_is_neither_touched_nor_committed(consumer: Consumer, change: str) -> None:
+    """Its database may be another worker's by now."""
+    consumer.begin(PURCHASES, 0)
+    (batch,) = batches(consumer, (0, 3))
+    if change == "flow":
+        consumer.flow_active = False
+    elif change == "generation":
+        consumer.app.consumer_generation_id = 2  # type: ignore[misc]
+    else:
+        consumer._forget(PURCHASES)
+    touched: list[int] = []
+    with pytest.raises(PartitionLost):
+        take_turn(batch, lambda: touched.append(1))
+    assert touched == []
+    assert consumer._new_offset(PURCHASES) in {0, None}
+
+
+def test_a_partition_lost_during_a_turn_is_not_finished(consumer: Consumer) -> None:
+    """Its successor does the batch again."""
+    consumer.begin(PURCHASES, 0)
+    (batch,) = batches(consumer, (0, 3))
+    with pytest.raises(PartitionLost):
+        take_turn(batch, lambda: consumer._forget(PURCHASES))
+
+
+def test_two_actors_of_one_partition_take_turns(consumer: Consumer) -> None:
+    """Faust can start an actor beside a predecessor that is not gone yet."""
+    consumer.begin(PURCHASES, 0)
+    first, second = batches(consumer, (0, 3), (3, 6))
+    seen: list[str] = []
+
+    async def actor(batch: Batch, name: str) -> None:
+        async with batch.turn():
+            seen.append(f"{name} in")
+            await asyncio.sleep(0)
+            seen.append(f"{name} out")
+
+    async def both() -> None:
+        await asyncio.gather(actor(first, "a"), actor(second, "b"))
+
+    asyncio.run(both())
+    assert seen == ["a in", "a out", "b in", "b out"]
+
+
+def test_faust_does_not_fill_gaps_of_batched_topics(consumer: Consumer) -> None:
+    """It takes for a hole what it dropped itself."""
+    asyncio.run(consumer._add_gap(PURCHASES, 0, 100))
+
+
+def test_a_run_of_the_changelog_that_can_not_be_taken_in_comes_again(
+    consumer: Consumer, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk in a recovery: neither a hole in the table nor the end of the worker."""
+    monkeypatch.setattr(consuming, "RETRY_SECONDS", 0)
+    consumer.begin(CHANGELOG, 0)
+    full = [Unavailable("RocksDB", "full")] * 2
+    recover = reader.recover
+
+    def fails(partition: int, records: list[Any]) -> None:
+        if full:
+            raise full.pop()
+        recover(partition, records)
+
+    reader.recover = fails  # type: ignore[method-assign]
+    run = run_of(0, 5, CHANGELOG)
+    assert [len(messages(consumer, {CHANGELOG: run})) for _ in range(3)] == [0, 0, 1]
+    assert consumer.seeks == [(CHANGELOG, 0)] * 2
+
+
+def test_what_faust_takes_for_read_is_delivered_again(consumer: Consumer) -> None:
+    """A delivery held up by a full queue says after the seek back how far it had read: the rest would be dropped."""
+    consumer.begin(PURCHASES, 0)
+    consumer._read_offset[PURCHASES] = 9_999
+    (message,) = messages(consumer, {PURCHASES: run_of(0, 5)})
+    assert message.offset == 4
+    assert consumer._read_offset[PURCHASES] is None
+
+
+def test_a_batch_waits_while_its_session_may_have_run_out(consumer: Consumer) -> None:
+    """The worker slept: until Kafka says so, it can't know whether the partition is still its own."""
+    clock = [100.0]
+    consumer.begin(PURCHASES, 0)
+    (batch,) = batches(consumer, (0, 2))
+    consumer.app.session = Session(30.0, lambda: clock[0])  # type: ignore[misc]
+    consumer.app.session.renewed(100.0)
+
+    async def story() -> None:
+        await asyncio.wait_for(batch.session(), 5)
+        clock[0] = 140.0
+        waiting = asyncio.create_task(batch.session())
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        consumer.app.session.renewed(139.0)
+        await asyncio.wait_for(waiting, 5)
+        clock[0] = 200.0
+        waiting = asyncio.create_task(batch.session())
+        await asyncio.sleep(0.1)
+        consumer.app.consumer_generation_id += 1
+        with pytest.raises(PartitionLost):
+            await asyncio.wait_for(waiting, 5)
+
+    asyncio.run(story())
+
+
+def test_a_seek_that_fails_in_a_rebalance_does_not_stop_the_consumer(consumer: Consumer) -> None:
+    """Kafka may be away just then; Faust seeks again before the flow is resumed."""
+
+    async def fails() -> None:
+        raise KafkaConnectionError("away")
+
+    consumer.perform_seek = fails  # type: ignore[method-assign]
+    consumer.flow_active = False
+    assert messages(consumer, {PURCHASES: run_of(0, 3)}) == []
+
+
+def test_a_partition_that_went_while_it_was_to_be_fetched_again_is_forgotten(consumer: Consumer) -> None:
+    """Its next owner starts at what is committed."""
+    consumer.begin(PURCHASES, 0)
+
+    def gone(partition: TP, offset: int) -> None:
+        raise IllegalStateError("not assigned")
+
+    consumer._thread.seek = gone  # type: ignore[method-assign]
+    assert batches(consumer, (3, 5)) == []
+    assert consumer._new_offset(PURCHASES) is None
+    assert list(consumer._filter_tps_with_pending_acks()) == []
+
+
+def test_topics_that_come_record_by_record_are_committed_as_faust_does(consumer: Consumer) -> None:
+    """The chain is for those in batches only."""
+    plain = TP("plain", 0)
+    consumer.begin(PURCHASES, 5)
+    consumer._acked[plain], consumer._acked_index[plain] = [3, 4, 6], {3, 4, 6}
+    assert list(consumer._filter_tps_with_pending_acks()) == [PURCHASES, plain]
+    assert list(consumer._filter_tps_with_pending_acks({"plain"})) == [plain]
+    assert consumer._new_offset(plain) == 5
+    asyncio.run(consumer._add_gap(plain, 10, 12))
+    assert [(gap.begin, gap.end) for gap in consumer._gap[plain]] == [(10, 13)]
+
+
+class Seeking(Consumer):
+    """With the real seeks, over a Faust consumer that does nothing."""
+
+    perform_seek = BatchConsumer.perform_seek  # type: ignore[assignment]
+
+    def __init__(self, app: Any) -> None:
+        super().__init__(app)
+        self.committed: dict[TP, int | None] = {PURCHASES: 7, TP(PURCHASES.topic, 1): None, TP("plain", 0): 1}
+        self._thread.call_thread = self.call  # type: ignore[method-assign, assignment]
+        self._thread._ensure_consumer = lambda: SimpleNamespace(committed=None)  # type: ignore[method-assign, assignment]
+
+    async def call(self, method: Any, tp: TP) -> int | None:
+        return self.committed[tp]
+
+    def assignment(self) -> set[TP]:
+        return set(self.committed)
+
+    async def earliest_offsets(self, *partitions: TP) -> dict[TP, int]:
+        return dict.fromkeys(partitions, 3)
+
+
+@pytest.fixture
+def seeking(consumer: Consumer, monkeypatch: pytest.MonkeyPatch) -> Seeking:
+    """A consumer of two partitions: one has a committed offset, the other none."""
+
+    async def nothing(*args: Any) -> None:
+        return
+
+    for name in ("perform_seek", "seek_wait", "on_partitions_revoked"):
+        monkeypatch.setattr(consuming.driver.Consumer, name, nothing)
+    return Seeking(consumer.app)
+
+
+def test_a_partition_begins_where_it_was_committed_else_where_it_begins(seeking: Seeking) -> None:
+    """A topic whose first records are deleted does not begin at 0."""
+    asyncio.run(seeking.perform_seek())
+    assert {tp: chain.done for tp, chain in seeking._chains.items()} == {PURCHASES: 7, TP(PURCHASES.topic, 1): 3}
+    assert {tp: cursor.next for tp, cursor in seeking._cursors.items()} == {PURCHASES: 7, TP(PURCHASES.topic, 1): 3}
+
+
+def test_what_was_fetched_while_it_was_not_known_where_to_start_is_fetched_again(seeking: Seeking) -> None:
+    """Faust reads already: such runs are dropped, and nothing may come after them that would tell of it."""
+    dropped: list[Any] = []
+    call = seeking.call
+
+    async def slow(method: Any, tp: TP) -> int | None:
+        seeking.fetched = {PURCHASES: run_of(7, 9)}
+        dropped.append([message async for message in seeking.getmany(timeout=0.1)])
+        return await call(method, tp)
+
+    seeking._thread.call_thread = slow
+    asyncio.run(seeking.perform_seek())
+    assert dropped[0] == []
+    assert sorted(seeking.seeks) == [(PURCHASES, 7), (TP(PURCHASES.topic, 1), 3)]
+    (batch,) = batches(seeking, (7, 9))
+    assert (batch.start, batch.end) == (7, 9)
+
+
+def test_a_seek_makes_what_was_fetched_before_void(seeking: Seeking) -> None:
+    """The same records come again, as another batch; only that one may be finished."""
+    asyncio.run(seeking.perform_seek())
+    (before,) = batches(seeking, (7, 9))
+    asyncio.run(seeking.perform_seek())
+    (after,) = batches(seeking, (7, 9))
+    assert (before.owned, after.owned) == (False, True)
+
+
+def test_a_recovery_begins_where_it_seeks(seeking: Seeking, reader: Reader) -> None:
+    """Not where the last one ended."""
+    seeking._cursors[CHANGELOG] = Cursor(50)
+    asyncio.run(seeking.seek_wait({CHANGELOG: 4}))
+    assert messages(seeking, {CHANGELOG: run_of(50, 52, CHANGELOG)}) == []
+    assert len(messages(seeking, {CHANGELOG: run_of(4, 6, CHANGELOG)})) == 1
+    assert reader.runs == [(0, [4, 5])]
+
+
+def test_a_revoked_partition_has_nothing_to_commit(seeking: Seeking) -> None:
+    """Another worker may be further by now."""
+    asyncio.run(seeking.perform_seek())
+    (batch,) = batches(seeking, (7, 9))
+    asyncio.run(seeking.on_partitions_revoked({PURCHASES}))
+    assert not batch.owned
+    assert seeking._new_offset(PURCHASES) is None
+    assert batches(seeking, (9, 11)) == []

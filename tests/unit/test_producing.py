@@ -1,0 +1,52 @@
+"""The producer: nothing is sent by who may have lost its partitions."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from aiokafka.errors import KafkaConnectionError, KafkaError
+from aiokafka.protocol.metadata import MetadataRequest
+from aiokafka.protocol.produce import ProduceRequest
+
+from shopflow.positions import Session
+from shopflow.producing import SessionProducer
+
+
+class Connection:
+    """A client that answers what it is told."""
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers = list(answers)
+        self.sent: list[Any] = []
+
+    async def send(self, node_id: int, request: Any, **options: Any) -> Any:
+        self.sent.append(request)
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def test_what_a_sleeper_had_in_hand_is_not_sent_when_it_wakes_up() -> None:
+    """Its partitions may be others' by now. Nor is anything sent a second time behind our back."""
+    clock = [100.0]
+    session = Session(30.0, lambda: clock[0])
+    session.renewed(100.0)
+    producer = SessionProducer.__new__(SessionProducer)
+    producer.app = SimpleNamespace(session=session)  # type: ignore[assignment]
+    connection = Connection("sent", KafkaConnectionError("cut"), "metadata")
+    guarded = producer._guarded(connection.send)
+    produce = ProduceRequest(transactional_id=None, required_acks=-1, timeout=1, topics=[])
+    assert asyncio.run(guarded(1, produce)) == "sent"
+    with pytest.raises(KafkaError) as cut:
+        asyncio.run(guarded(1, produce))
+    assert not cut.value.retriable
+    clock[0] = 140.0
+    with pytest.raises(KafkaError) as slept:
+        asyncio.run(guarded(1, produce))
+    assert not slept.value.retriable
+    assert asyncio.run(guarded(1, MetadataRequest([]))) == "metadata"
+    assert len(connection.sent) == 3
