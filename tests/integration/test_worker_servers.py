@@ -23,7 +23,7 @@ def test_a_worker_takes_its_servers_along_and_leaves_its_data(open_embedded_shop
             worker.send(number)
             worker.wait()
             until(lambda: shop.leftovers() == [], "nothing is left running")
-            assert shop.locked() == []
+            until(lambda: shop.locked() == [], "nothing is locked")  # a process loses its name before its files
             worker = shop.start_worker(port=worker.port).ready()
             assert len(shop.run("list-products", "--json").json()) == 13
         os.kill(shop.server_pid("kafka"), signal.SIGKILL)
