@@ -34,7 +34,7 @@ class Summary:
     slowest: float
     fastest: float
     ratio: float
-    """Of the rate to that of the loop; where it doesn't take part, to that of Quix Streams."""
+    """Of the rate to that of the loop, round by round; where it doesn't take part, to that of Quix Streams."""
 
     cpu_us: float
     server_cpu_us: float
@@ -47,13 +47,12 @@ def summaries(found: Iterable[Measured]) -> list[Summary]:
     groups: dict[tuple[str, str], list[Measured]] = {}
     for each in found:
         groups.setdefault((each.load, each.contender), []).append(each)
-    rates = {key: median(each.rate for each in group) for key, group in groups.items()}
-    return [_summary(load, group, rates) for (load, _), group in groups.items()]
+    return [_summary(load, group, groups) for (load, _), group in groups.items()]
 
 
-def _summary(load: str, group: Sequence[Measured], rates: dict[tuple[str, str], float]) -> Summary:
+def _summary(load: str, group: Sequence[Measured], groups: dict[tuple[str, str], list[Measured]]) -> Summary:
     first = group[0]
-    against = next(rates[load, name] for name in (*_MEASURES, first.contender) if (load, name) in rates)
+    against = next(groups[load, name] for name in (*_MEASURES, first.contender) if (load, name) in groups)
     speeds = [each.rate for each in group]
     return Summary(
         load=load,
@@ -63,12 +62,19 @@ def _summary(load: str, group: Sequence[Measured], rates: dict[tuple[str, str], 
         rate=median(speeds),
         slowest=min(speeds),
         fastest=max(speeds),
-        ratio=median(speeds) / against,
+        ratio=_ratio(speeds, [each.rate for each in against]),
         cpu_us=median(each.cpu_us for each in group),
         server_cpu_us=median(each.server_cpu_seconds / each.records * 1e6 for each in group),
         peak_mb=median(each.peak_mb for each in group),
         start_seconds=median(each.start_seconds for each in group),
     )
+
+
+def _ratio(speeds: Sequence[float], against: Sequence[float]) -> float:
+    """The median of the rounds' ratios: the machine may be faster in one round than in another."""
+    if len(speeds) == len(against):
+        return median(one / other for one, other in zip(speeds, against, strict=True))
+    return median(speeds) / median(against)  # a run failed
 
 
 def print_table(found: Iterable[Measured]) -> None:
