@@ -17,6 +17,7 @@ from aiokafka import AIOKafkaConsumer
 from pymongo import AsyncMongoClient, WriteConcern
 from pymongo.errors import BulkWriteError
 
+from benchmarks.documents import document
 from benchmarks.settings import APP_ID, BROKER, DATABASE, MONGODB, STARTED, TOPIC
 
 MOST_RECORDS = 4_000
@@ -42,29 +43,9 @@ decode = msgspec.json.Decoder(Purchase).decode
 counts: dict[str, list[int]] = {}
 
 
-def document(record: Any) -> dict[str, Any]:
-    """As it stands in MongoDB."""
-    purchase = decode(record.value)
-    return {
-        "_id": purchase.purchase_id,
-        "customer_id": purchase.customer_id,
-        "product_id": purchase.product_id,
-        "quantity": purchase.quantity,
-        "price": purchase.price,
-        "value": purchase.quantity * purchase.price,
-        "purchased_at": purchase.purchased_at,
-        "source": {
-            "origin": "kafka",
-            "topic": record.topic,
-            "partition": record.partition,
-            "offset": record.offset,
-        },
-    }
-
-
 async def store(collection: Any, run: list[Any]) -> None:
     """Write a run of one partition, then count it."""
-    documents = [document(record) for record in run]
+    documents = [document(decode(record.value), record) for record in run]
     repeated: set[int] = set()
     try:
         await collection.insert_many(documents, ordered=False)

@@ -9,6 +9,7 @@ import faust
 from pymongo import AsyncMongoClient
 from pymongo.errors import BulkWriteError
 
+from benchmarks.documents import document
 from benchmarks.settings import APP_ID, BROKER, DATABASE, MONGODB, TOPIC
 
 MOST_RECORDS = 500
@@ -56,32 +57,13 @@ async def connect() -> None:
     _client.append(AsyncMongoClient(MONGODB))
 
 
-def document(event: Any) -> dict[str, Any]:
-    """As it stands in MongoDB."""
-    purchase, message = event.value, event.message
-    return {
-        "_id": purchase.purchase_id,
-        "customer_id": purchase.customer_id,
-        "product_id": purchase.product_id,
-        "quantity": purchase.quantity,
-        "price": purchase.price,
-        "value": purchase.quantity * purchase.price,
-        "purchased_at": purchase.purchased_at,
-        "source": {
-            "origin": "kafka",
-            "topic": message.topic,
-            "partition": message.partition,
-            "offset": message.offset,
-        },
-    }
-
-
 @app.agent(purchases_topic)
 async def store(purchases: Any) -> None:
     """Many at once into MongoDB. One that is there already changes nothing."""
     async for events in purchases.take_events(MOST_RECORDS, within=1.0):
         try:
-            await _client[0][DATABASE].purchases.insert_many([document(event) for event in events], ordered=False)
+            documents = [document(event.value, event.message) for event in events]
+            await _client[0][DATABASE].purchases.insert_many(documents, ordered=False)
         except BulkWriteError as error:
             if any(each["code"] != DUPLICATE_KEY for each in error.details["writeErrors"]):
                 raise
