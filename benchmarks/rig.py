@@ -42,6 +42,7 @@ __all__ = [
     "Process",
     "Rig",
     "Run",
+    "Timed",
     "Together",
     "any_port",
     "fill",
@@ -124,25 +125,13 @@ class Contender:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Measured:
-    """One run of one contender."""
+@dataclass(frozen=True, kw_only=True)
+class Timed:
+    """So many records, and what they took."""
 
-    contender: str
-    load: str
     records: int
     seconds: float
-    """From the start of consumption until everything is stored and committed."""
-
-    stored_seconds: float
-    """The same, until the last document is stored; the commit may follow later."""
-
     cpu_seconds: float
-    peak_mb: float
-    start_seconds: float
-    """From the start of the process to the start of consumption."""
-
-    server_cpu_seconds: float
 
     @property
     def rate(self) -> float:
@@ -153,6 +142,22 @@ class Measured:
     def cpu_us(self) -> float:
         """Microseconds of CPU for each record."""
         return self.cpu_seconds / self.records * 1e6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured(Timed):
+    """One run of one contender; `seconds` from the start of consumption until everything is stored and committed."""
+
+    contender: str
+    load: str
+    stored_seconds: float
+    """The same, until the last document is stored; the commit may follow later."""
+
+    peak_mb: float
+    start_seconds: float
+    """From the start of the process to the start of consumption."""
+
+    server_cpu_seconds: float
 
 
 class FailedError(Exception):
@@ -446,9 +451,9 @@ class Rig:
         await self.committed(group, run.backlog, run.process, run.seconds)
         ended = time.monotonic()
         measured = Measured(
-            run.contender.name,
-            run.load.name,
-            run.backlog.records,
+            contender=run.contender.name,
+            load=run.load.name,
+            records=run.backlog.records,
             seconds=ended - began,
             stored_seconds=stored - began,
             cpu_seconds=run.process.cpu_seconds() - cpu,

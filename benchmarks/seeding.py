@@ -23,32 +23,19 @@ from statistics import median
 import msgspec
 
 from benchmarks.bare_producer import BUYERS, Sent
-from benchmarks.rig import PARTITIONS, Contender, FailedError, Rig, module, opened
+from benchmarks.rig import PARTITIONS, Contender, FailedError, Rig, Timed, module, opened
 from shopflow import kafka
 
 SHOPFLOW = (sys.executable, "-m", "shopflow")
 LONGEST_SECONDS = 300.0
 
 
-@dataclass(frozen=True)
-class Seeding:
+@dataclass(frozen=True, kw_only=True)
+class Seeding(Timed):
     """One round of one program."""
 
-    records: int
-    seconds: float
-    cpu_seconds: float
     start_seconds: float
     """What was subtracted; for the bare producer making the events."""
-
-    @property
-    def rate(self) -> float:
-        """Records a second."""
-        return self.records / self.seconds
-
-    @property
-    def cpu_us(self) -> float:
-        """Microseconds of CPU for each record."""
-        return self.cpu_seconds / self.records * 1e6
 
 
 class Bench:
@@ -83,7 +70,7 @@ class Bench:
         start, start_cpu, _ = await self._run(*SHOPFLOW, *_seed(what, 1))
         async with _Grown(self._rig.kafka, f"{self._name}.{what}", count):
             seconds, cpu, _ = await self._run(*SHOPFLOW, *_seed(what, count))
-        return Seeding(count, seconds - start, cpu - start_cpu, start)
+        return Seeding(records=count, seconds=seconds - start, cpu_seconds=cpu - start_cpu, start_seconds=start)
 
     async def bare(self, what: str, count: int) -> Seeding:
         """aiokafka alone."""
@@ -91,7 +78,12 @@ class Bench:
             _, _, said = await self._run(*module("bare_producer"), what, str(count))
         sent = msgspec.json.decode(said.splitlines()[-1], type=Sent)
         self.said.append(sent)
-        return Seeding(count, sent.sending_seconds, sent.sending_cpu_seconds, sent.making_seconds)
+        return Seeding(
+            records=count,
+            seconds=sent.sending_seconds,
+            cpu_seconds=sent.sending_cpu_seconds,
+            start_seconds=sent.making_seconds,
+        )
 
 
 class _Grown:
