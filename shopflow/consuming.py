@@ -110,11 +110,11 @@ class Batch:
             await asyncio.sleep(_LOOK_AGAIN_SECONDS)
             self.check_owned()
 
-    async def require_next(self) -> None:
+    def require_next(self) -> None:
         """Raises:
         PartitionLost: It isn't next in the chain, or not ours.
         """
-        await self._consumer.require_next(self)
+        self._consumer.require_next(self)
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
@@ -124,7 +124,7 @@ class Batch:
             PartitionLost: It isn't next, or not ours. What is missing before it is fetched again.
         """
         async with self._consumer.lock(self.tp):
-            await self._consumer.require_next(self)
+            self._consumer.require_next(self)
             yield
             self._consumer.finish(self)
 
@@ -343,7 +343,7 @@ class BatchConsumer(driver.Consumer):
         """After a crash Faust may start an actor beside its predecessor; only one may touch the table."""
         return self._locks.setdefault(tp, asyncio.Lock())
 
-    async def require_next(self, batch: Batch) -> None:
+    def require_next(self, batch: Batch) -> None:
         """Let only the batch pass that continues the chain; if something before it is missing, fetch that again.
 
         Raises:

@@ -43,7 +43,7 @@ class BatchLike(Protocol):
 
     async def session(self) -> None: ...
 
-    async def require_next(self) -> None: ...
+    def require_next(self) -> None: ...
 
     def turn(self) -> AbstractAsyncContextManager[None]: ...
 
@@ -207,7 +207,7 @@ class Processing:
         3. The counts are in RocksDB, and 4. Kafka has acknowledged their changelog records.
         Then the batch is finished, and its end may be committed.
         """
-        await batch.require_next()  # else a repeat could be stored before the purchase that it repeats
+        batch.require_next()  # else a repeat could be stored before the purchase that it repeats
         parts = split(batch.records, self._decode_purchase, tombstones=False)
         await asyncio.sleep(0)  # each of these steps holds the event loop for milliseconds
         priced = await self._price(batch, parts)

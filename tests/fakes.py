@@ -277,7 +277,7 @@ class FakeBatch:
     async def session(self) -> None:
         self.check_owned()
 
-    async def require_next(self) -> None:
+    def require_next(self) -> None:
         self.check_owned()
         if self.early:
             raise PartitionLost("not the next in the chain")
