@@ -129,7 +129,7 @@ class Batching(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     product_wait_seconds: float = 10.0
     """How long a purchase without a price waits for a product that nobody offered yet, before it is a dead letter."""
 
-    commit_interval_seconds: float = 1.0
+    commit_interval_seconds: float = 0.25
     """How often finished batches are committed to Kafka. More often: less is done again after a crash."""
 
     session_timeout_seconds: float = 30.0
