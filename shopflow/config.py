@@ -19,6 +19,7 @@ EMBEDDED = "embedded"
 PREFIX = "SHOPFLOW_"
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,180}")
+_UNKNOWN = re.compile(r"Object contains unknown field `(.*?)`(?: - at `(\$(?:\.\w+)*)`)?", re.DOTALL)
 _BROKER = re.compile(r"(?:kafka://)?[^\s/;:@]+:(\d{1,5})")
 _MONGODB = re.compile(r"mongodb(\+srv)?://[^\s/?]\S*")
 #: What Kubernetes puts into every container for services that happen to be called "shopflow" or "shopflow-mongodb".
@@ -104,7 +105,7 @@ class Web(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """The worker's web server. Faust's `--web-bind`, `--web-port` and `--web-host` win over these."""
 
     bind: str = "127.0.0.1"
-    """The address it listens on. 0.0.0.0: every network; there is no login, so put something before it."""
+    """The address it listens on. 0.0.0.0: every network; then set the tokens, and put TLS before it."""
 
     port: int = 6066
     """The port it listens on. Two workers on one machine need two."""
@@ -112,9 +113,34 @@ class Web(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     host: str = ""
     """The name under which other workers reach this one. Empty: 127.0.0.1 when bound to it, else the host's name."""
 
+    read_token: str = ""
+    """Who reads must show it. Empty: anybody who reaches the port may read. Take it from the environment."""
+
+    write_token: str = ""
+    """Who sends events must show it; it also reads. Empty: anybody may send. Take it from the environment."""
+
+    max_body_bytes: int = 1_048_576
+    """A longer request is refused."""
+
+    max_events: int = 500
+    """Most events of one request, and most entries of one page of an answer."""
+
+    max_requests: int = 100
+    """Most requests that are answered at once; more are asked to come again."""
+
     def __post_init__(self) -> None:
         _check(self.bind != "", "bind", "an address")
         _check(1 <= self.port <= 65535, "port", "1 to 65535")
+        for name in ("read_token", "write_token"):
+            legal = re.fullmatch(r"[!-9;-~]{0,256}", getattr(self, name)) is not None
+            _check(legal, name, "at most 256 printable ASCII characters without a space or ':'")
+        _check(1_024 <= self.max_body_bytes <= 16_777_216, "max_body_bytes", "1024 to 16777216")
+        _check(1 <= self.max_events <= 10_000, "max_events", "1 to 10000")
+        _check(1 <= self.max_requests <= 10_000, "max_requests", "1 to 10000")
+
+    def __repr__(self) -> str:
+        """Without the tokens: a configuration may end up in a log."""
+        return f"Web(bind={self.bind!r}, port={self.port}, host={self.host!r})"
 
 
 class Batching(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -312,13 +338,14 @@ def _convert(values: dict[str, Any], file: str | None) -> Config:
 
 def _fault(text: str) -> tuple[list[str], str]:
     """The field and what is wrong with it, out of msgspec's "message - at `$.field`"."""
+    # The unknown field first: its name is the user's, with anything in it.
+    if unknown := _UNKNOWN.fullmatch(text):
+        return [*(unknown[2] or "$").split(".")[1:], _visible(unknown[1])], "no such field"
     message, _, place = text.partition(" - at `")
     of_name = place.startswith("key` in `")
     path = [part for part in place.removeprefix("key` in `").rstrip("`").split(".") if part not in {"", "$"}]
     if of_name:
         return [*path, "(a field's name)"], message
-    if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", message, re.DOTALL):
-        return [*path, _visible(unknown[1])], "no such field"
     if re.match(r"[a-z_]+: must be ", message):
         field, _, message = message.partition(": ")
         path.append(field)
