@@ -16,6 +16,7 @@ from .attempts import Attempts
 from .batching import Restarts, each_batch
 from .dead_letters import DeadLetters, Headers
 from .errors import Unavailable
+from .ledger import Ledger
 from .limits import Limit
 from .price_log import PriceLog
 from .pricing import Pricing
@@ -73,11 +74,10 @@ pricing = Pricing(
 
 processing = Processing(
     store,
-    purchase_counts,
+    Ledger(purchase_counts, attempts, _publish_counts),
     attempts,
     pricing,
     dead_letters,
-    publish=_publish_counts,
     max_event_bytes=config.batching.max_event_bytes,
     limit=Limit(config.dead_letters.max_share, config.dead_letters.window),
 )

@@ -13,15 +13,16 @@ from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 from .attempts import Attempts
-from .counting import Counted, advance
+from .counting import Changes, Counted, advance
 from .dead_letters import DeadLetters, Rejection
 from .errors import Rejected
+from .ledger import Ledger
 from .limits import Limit
 from .models import Customer, Decoder, Product, Purchase, check_id
 from .pricing import Priced, Pricing
 from .store import Deletion, Document, Store, differs
 
-__all__ = ["Processing", "in_order", "product_document", "split"]
+__all__ = ["Counting", "Follower", "Processing", "in_order", "product_document", "split"]
 
 log = logging.getLogger(__name__)
 
@@ -48,16 +49,36 @@ class BatchLike(Protocol):
     def turn(self) -> AbstractAsyncContextManager[None]: ...
 
 
-class Counts(Protocol):
-    """What is needed of the table `purchase_counts`."""
+@dataclass(frozen=True)
+class Counting:
+    """What a batch of purchases was to the counts, for those who follow them."""
 
-    def getter(self, partition: int) -> Callable[[bytes], bytes | None]: ...
+    partition: int
+    end: int
+    """The offset after the batch's last record."""
 
-    def write(self, partition: int, rows: Iterable[tuple[bytes, bytes]]) -> None: ...
+    fresh: Sequence[tuple[Any, Purchase]]
+    """Records and events that are stored and were not sent before, by offset; each with its price."""
 
-    def acknowledged(self, partition: int, last: int, rows: int) -> None: ...
+    duplicates: Sequence[int]
+    """Offsets of purchases that were sent before."""
 
-    async def check_late(self, partition: int) -> None: ...
+    rejected: Sequence[int]
+    """Offsets of records that went to the dead letters."""
+
+    changes: Changes
+    """The counts as they are now."""
+
+
+class Follower(Protocol):
+    """What else is made of the purchases, in the order of the log and under the same guarantee."""
+
+    async def follow(self, batch: BatchLike, counting: Counting) -> None:
+        """Take in a batch that was counted, before it is finished. It may come again: then it changes nothing.
+
+        Raises:
+            PartitionLost: The batch is no longer ours.
+        """
 
 
 @dataclass
@@ -154,35 +175,35 @@ class Processing:
 
     Arguments:
         store: MongoDB.
-        counts: The table of counts.
+        counts: The table of counts, and its changelog.
         attempts: Tries again while MongoDB or Kafka are away.
         pricing: Gives prices to purchases without one.
-        publish: Sends keys and values to one partition of the counts' changelog; returns the offset of the last.
         dead_letters: Where the bad records go.
         max_event_bytes: A larger event is a bad record.
         limit: When too many records are bad; without it all of them become dead letters.
+        followers: What else is made of the purchases, one after the other.
     """
 
     def __init__(
         self,
         store: Store,
-        counts: Counts,
+        counts: Ledger,
         attempts: Attempts,
         pricing: Pricing,
         dead_letters: DeadLetters,
         *,
-        publish: Callable[[int, Sequence[tuple[bytes, bytes]]], Awaitable[int]],
         max_event_bytes: int,
         limit: Limit | None = None,
+        followers: Sequence[Follower] = (),
     ) -> None:
         self._store = store
         self._counts = counts
         self._with_mongodb = attempts.with_mongodb
         self._with_kafka = attempts.with_kafka
         self._pricing = pricing
-        self._publish = publish
         self._dead_letters = dead_letters
         self._limit = limit
+        self._followers = followers
         self._decode_product = Decoder(Product, "product_id", max_event_bytes)
         self._decode_customer = Decoder(Customer, "customer_id", max_event_bytes)
         self._decode_purchase = Decoder(Purchase, "customer_id", max_event_bytes)
@@ -205,6 +226,7 @@ class Processing:
         1. The documents are in MongoDB's journal.
         2. The bad records are in the dead letters, and the prices that were given in their log.
         3. The counts are in RocksDB, and 4. Kafka has acknowledged their changelog records.
+        5. So is what follows from them.
         Then the batch is finished, and its end may be committed.
         """
         batch.require_next()  # else a repeat could be stored before the purchase that it repeats
@@ -212,10 +234,10 @@ class Processing:
         await asyncio.sleep(0)  # each of these steps holds the event loop for milliseconds
         priced = await self._price(batch, parts)
         duplicates = await self._insert(batch, parts, priced)  # 1
+        fresh = [pair for number, pair in enumerate(parts.accepted) if number not in duplicates]
         counted: list[Counted] = [
             (record.offset, event.customer_id, event.quantity, event.quantity * (event.price or 0))
-            for number, (record, event) in enumerate(parts.accepted)
-            if number not in duplicates
+            for record, event in fresh
         ]
         repeated = [parts.accepted[number][0].offset for number in duplicates]
         await asyncio.sleep(0)
@@ -223,20 +245,13 @@ class Processing:
         async with batch.turn():
             await self._reject(batch, parts.rejected)  # 2
             await self._pricing.keep(batch, priced)
+            rejected = [record.offset for record, _ in parts.rejected]
             changes = advance(
-                self._counts.getter(partition),
-                counted,
-                end=batch.end,
-                duplicates=repeated,
-                rejected=[record.offset for record, _ in parts.rejected],
+                self._counts.getter(partition), counted, end=batch.end, duplicates=repeated, rejected=rejected
             )
-            rows = changes.rows()
-            self._counts.write(partition, rows)  # 3: nothing is awaited between the reading of the counts and this
-            if rows:
-                last = await self._with_kafka(batch, lambda: self._publish(partition, rows))  # 4
-                batch.check_owned()  # else the database may be another's by now
-                self._counts.acknowledged(partition, last, len(rows))
-            await self._counts.check_late(partition)
+            await self._counts.enter(batch, changes.rows())  # 3, 4
+            for follower in self._followers:
+                await follower.follow(batch, Counting(partition, batch.end, fresh, repeated, rejected, changes))  # 5
 
     # -- the steps
 

@@ -23,7 +23,7 @@ LAYERS = (
     {"config", "models", "outages", "limits", "samples", "kafka", "positions", "price_log"},
     {"consuming", "counting", "store", "embedded", "dead_letters", "child", "group", "producing", "workers"},
     {"attempts", "batching", "changelog", "letters", "seeding", "verification"},
-    {"pricing"},
+    {"ledger", "pricing"},
     {"app", "listing", "processing"},
     {"deep", "rebuild"},
     {"topics", "tables"},

@@ -13,6 +13,7 @@ import pytest
 
 from shopflow.attempts import Attempts
 from shopflow.dead_letters import DeadLetters
+from shopflow.ledger import Ledger
 from shopflow.outages import Outage
 from shopflow.price_log import PriceLog
 from shopflow.pricing import Pricing
@@ -45,7 +46,7 @@ def processing() -> Processing:
     pricing = Pricing(
         store, counts, attempts, PriceLog("prices", none, none), rejected_before=letters.before, wait_seconds=0
     )
-    return Processing(store, counts, attempts, pricing, letters, publish=publish, max_event_bytes=10_000)
+    return Processing(store, Ledger(counts, attempts, publish), attempts, pricing, letters, max_event_bytes=10_000)
 
 
 def batch(customers: int) -> FakeBatch:

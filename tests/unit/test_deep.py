@@ -18,6 +18,7 @@ from shopflow.deep import verify_deep
 from shopflow.errors import Rejected
 from shopflow.findings import Check, Report
 from shopflow.kafka import Span
+from shopflow.ledger import Ledger
 from shopflow.outages import Outage
 from shopflow.price_log import PriceLog
 from shopflow.pricing import Pricing
@@ -66,7 +67,7 @@ class Shop:
         prices = PriceLog("prices", self._keep_prices, self._kept_prices)
         pricing = Pricing(self.store, counts, attempts, prices, rejected_before=letters.before, wait_seconds=0)
         self.processing = Processing(
-            self.store, counts, attempts, pricing, letters, publish=self._publish, max_event_bytes=1_000
+            self.store, Ledger(counts, attempts, self._publish), attempts, pricing, letters, max_event_bytes=1_000
         )
 
     async def _keep_prices(self, topic: str, partition: int, value: bytes) -> None:

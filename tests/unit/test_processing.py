@@ -21,6 +21,7 @@ from shopflow.attempts import Attempts
 from shopflow.counting import TOTALS_KEY, decode_count, decode_totals, rebuilt
 from shopflow.dead_letters import DeadLetters
 from shopflow.errors import PartitionLost, Unavailable
+from shopflow.ledger import Ledger
 from shopflow.limits import Limit
 from shopflow.outages import Outage
 from shopflow.price_log import PriceLog
@@ -81,11 +82,10 @@ class Shop:
         )
         self.processing = Processing(
             self.store,
-            self.counts,
+            Ledger(self.counts, attempts, self.publish),
             attempts,
             self.pricing,
             self.dead_letters,
-            publish=self.publish,
             max_event_bytes=10_000,
         )
 
@@ -383,13 +383,13 @@ def test_a_batch_that_was_lost_touches_no_table(shop: Shop, step: str) -> None:
 def test_a_batch_that_was_lost_while_its_rows_were_under_way_does_not_touch_the_table(shop: Shop) -> None:
     """The partition's database may be gone, or opened anew for a successor in this same process."""
     batch = shop.batch(purchase("p1"))
-    publish = shop.processing._publish
+    publish = shop.processing._counts._publish
 
     async def loses(partition: int, rows: Sequence[tuple[bytes, bytes]]) -> int:
         batch.lost = True
         return await publish(partition, rows)
 
-    shop.processing._publish = loses
+    shop.processing._counts._publish = loses
     with suppress(PartitionLost):
         shop.handle(batch)
     assert shop.counts.persisted == {}
@@ -723,3 +723,22 @@ def test_what_is_not_too_much_goes_on(shop: Shop) -> None:
     shop.processing._limit = Limit(0.5, 6)
     shop.handle(shop.batch(purchase("p1"), b"bad", b"bad", b"bad"))
     assert (len(shop.outlet.got), shop.events[-1]) == (3, "finished")
+
+
+def test_who_follows_the_counts_gets_what_is_new_before_the_batch_is_finished(shop: Shop) -> None:
+    """Sent twice, or bad, is not new; and the counts that it gets are those after the batch."""
+    seen: list[Any] = []
+
+    class Following:
+        async def follow(self, batch: Any, counting: Any) -> None:
+            shop.events.append("followed")
+            seen.append(counting)
+
+    shop.processing._followers = (Following(),)
+    shop.handle(shop.batch(purchase("p1")))
+    assert shop.events[-3:] == ["changelog", "followed", "finished"]
+    shop.handle(shop.batch(purchase("p1"), purchase("p2", quantity=0), purchase("p3"), start=1))
+    counting = seen[1]
+    assert [event.purchase_id for _, event in counting.fresh] == ["p3"]
+    assert (counting.duplicates, counting.rejected, counting.end) == ([1], [2], 4)
+    assert counting.changes.counts["anna"].purchases == 2
