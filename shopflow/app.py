@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+from functools import cache
+
+from . import credentials
+from .access import Guard
 from .batching import App
 from .config import load
+from .credentials import Bootstrap, Security
 from .embedded import Addresses
 from .outages import Outage
 from .store import MongoStore
 
-__all__ = ["app", "bootstrap", "config", "connect", "connect_kafka", "kafka_outage", "mongodb_outage", "store"]
+__all__ = [
+    "app",
+    "bootstrap",
+    "config",
+    "connect",
+    "connect_kafka",
+    "kafka_at",
+    "kafka_outage",
+    "mongodb_outage",
+    "store",
+]
 
 config = load()
+credentials.check(config)
 
 store = MongoStore(config.mongodb.database)
 
 mongodb_outage = Outage("MongoDB")
 kafka_outage = Outage("Kafka")
 
-app = App(
+app: App = App(
     config.app_id,
     broker="kafka://" if config.embeds_kafka else config.broker,
     store="rocksdb://?driver=rocksdict",
@@ -48,7 +64,16 @@ app = App(
     web_bind=config.web.bind,
     web_port=config.web.port,
     web_host=config.web.host or ("127.0.0.1" if config.web.bind in {"127.0.0.1", "localhost"} else None),
+    web_application_options={
+        "middlewares": [Guard(config.web, lambda: (app.conf.web_bind, app.conf.web_host)).middleware],
+        "client_max_size": config.web.max_body_bytes,
+    },
 )
+
+
+@cache
+def _security() -> Security:
+    return credentials.load(config)
 
 
 def connect(addresses: Addresses) -> None:
@@ -60,9 +85,18 @@ def connect(addresses: Addresses) -> None:
 def connect_kafka(addresses: Addresses) -> None:
     """Tell the application where Kafka is. No I/O."""
     broker = ";".join(f"kafka://{server}" for server in addresses.kafka.split(";"))
-    app.reconfigure(broker=broker, broker_consumer=broker, broker_producer=broker)
+    app.reconfigure(broker=broker, broker_consumer=broker, broker_producer=broker, broker_credentials=_security().faust)
 
 
-def bootstrap() -> str:
-    """Kafka's servers, as host:port;host:port."""
-    return ";".join(f"{url.host}:{url.port}" for url in app.conf.broker)
+def kafka_at(addresses: Addresses) -> Bootstrap:
+    """Kafka there, and how to get in.
+
+    Raises:
+        Refused: A certificate that the configuration names is not what it must be.
+    """
+    return Bootstrap(addresses.kafka, _security())
+
+
+def bootstrap() -> Bootstrap:
+    """Kafka where the application has been told that it is, and how to get in."""
+    return Bootstrap(";".join(f"{url.host}:{url.port}" for url in app.conf.broker), _security())

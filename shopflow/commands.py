@@ -20,7 +20,8 @@ from faust.cli import AppCommand, argument, option
 from faust.cli.send import send as faust_send
 
 from . import kafka, letters, listing, running, samples, seeding, topics
-from .app import app, config, connect_kafka, store
+from .app import app, config, connect_kafka, kafka_at, store
+from .credentials import Bootstrap
 from .deep import verify_deep
 from .demo import demo as run_demo
 from .embedded import Addresses, Servers, locate
@@ -139,9 +140,9 @@ async def _seed(
             await store.prepare()
             total = await seeding.to_mongodb(paced, direct.document, direct.write, advance)
         else:
-            addresses = locate(config, mongodb=False)
-            await kafka.ensure_topics(addresses.kafka, topics.SPECS)
-            total = await seeding.through_kafka(addresses.kafka, name, topics.KEYS[name], paced, advance)
+            bootstrap = kafka_at(locate(config, mongodb=False))
+            await kafka.ensure_topics(bootstrap, topics.SPECS)
+            total = await seeding.through_kafka(bootstrap, name, topics.KEYS[name], paced, advance)
     where = "in MongoDB" if direct else f"in Kafka, topic {name}"
     self.say(f"{total} {what} {where}.")
 
@@ -221,10 +222,11 @@ async def verify(self: Command, deep: bool, as_json: bool) -> int:
     """Are Kafka, MongoDB and the tables in agreement? Exit status 0: yes, 1: no, 2: could not tell."""
     try:
         async with _mongodb() as addresses:
-            report = await run_verify(addresses.kafka, store, topics.LAYOUT)
+            bootstrap = kafka_at(addresses)
+            report = await run_verify(bootstrap, store, topics.LAYOUT, token=config.web.read_token)
             if deep:
                 bar = partial(progress_bar, quiet=self.quiet)
-                await verify_deep(addresses.kafka, store, topics.LAYOUT, report, bar)
+                await verify_deep(bootstrap, store, topics.LAYOUT, report, bar)
     except (Refused, Unavailable) as error:
         click.echo(f"Could not tell: {error}", err=True)
         return _COULD_NOT_TELL
@@ -260,7 +262,7 @@ async def dead_letters(self: Command, action: str, ids: Sequence[str], **options
     """What could not be accepted, and why; put it back: list, show ID, retry ID... (or --all, or --reason TEXT)."""
     _check_letters(action, ids, options)
     wanted = [letters.Id.parse(each) for each in dict.fromkeys(ids)]
-    bootstrap = locate(config, mongodb=False).kafka
+    bootstrap = kafka_at(locate(config, mongodb=False))
     as_json = options["as_json"] or self.json
     if action == "retry":
         return await _retry(self, bootstrap, wanted, options["reason"])
@@ -297,7 +299,7 @@ def _check_letters(action: str, ids: Sequence[str], options: dict[str, Any]) -> 
         raise Refused("dead-letters retry: takes ids, or --all, or --reason TEXT; one of the three")
 
 
-async def _retry(self: Command, bootstrap: str, ids: Sequence[letters.Id], reason: str | None) -> int:
+async def _retry(self: Command, bootstrap: Bootstrap, ids: Sequence[letters.Id], reason: str | None) -> int:
     await kafka.ensure_topics(bootstrap, topics.SPECS)
     if ids:
         await letters.check(bootstrap, topics.LETTERS, ids)  # all of them are there, or none is put back

@@ -13,7 +13,7 @@ import yaml
 
 from .errors import Refused
 
-__all__ = ["Batching", "Config", "DeadLetters", "Embedded", "MongoDB", "Topics", "Web", "load", "variables"]
+__all__ = ["Batching", "Config", "DeadLetters", "Embedded", "Kafka", "MongoDB", "Topics", "Web", "load", "variables"]
 
 EMBEDDED = "embedded"
 PREFIX = "SHOPFLOW_"
@@ -29,6 +29,60 @@ _KUBERNETES = re.compile(r"SHOPFLOW_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_
 def _check(good: bool, field: str, must: str) -> None:
     if not good:
         raise ValueError(f"{field}: must be {must}")
+
+
+class Kafka(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How to get into Kafka, when it is not the embedded one. What goes together is checked in `credentials`."""
+
+    security_protocol: str = "plaintext"
+    """`plaintext`, `ssl`, `sasl_plaintext` or `sasl_ssl`: with TLS, with a login, with both."""
+
+    sasl_mechanism: str = "PLAIN"
+    """How the login goes: `PLAIN`, `SCRAM-SHA-256` or `SCRAM-SHA-512`."""
+
+    username: str = ""
+    """The user of the login."""
+
+    password: str = ""
+    """Their password. Take it from the environment."""
+
+    ca_file: str = ""
+    """The certificates (PEM) that sign the brokers'. Empty: those that the system trusts."""
+
+    certificate_file: str = ""
+    """Our certificate (PEM), for brokers that demand one."""
+
+    key_file: str = ""
+    """Its key (PEM). Empty: in the same file."""
+
+    key_password: str = ""
+    """What opens the key, if it is locked. Take it from the environment."""
+
+    check_hostname: bool = True
+    """Must a broker's certificate be made for its name? Only false with a CA that signs nobody else's."""
+
+    def __post_init__(self) -> None:
+        protocols = {"plaintext", "ssl", "sasl_plaintext", "sasl_ssl"}
+        known = self.security_protocol.lower() in protocols
+        _check(known, "security_protocol", "plaintext, ssl, sasl_plaintext or sasl_ssl")
+        mechanisms = {"PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"}
+        _check(self.sasl_mechanism.upper() in mechanisms, "sasl_mechanism", "PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512")
+        for name in ("username", "password", "ca_file", "certificate_file", "key_file", "key_password"):
+            _check("\0" not in getattr(self, name), name, "without a NUL character")
+
+    def __repr__(self) -> str:
+        """Without the passwords: a configuration may end up in a log."""
+        return f"Kafka(security_protocol={self.security_protocol!r}, username={self.username!r})"
+
+    @property
+    def logs_in(self) -> bool:
+        """With a user and a password?"""
+        return self.security_protocol.lower().startswith("sasl_")
+
+    @property
+    def encrypts(self) -> bool:
+        """With TLS?"""
+        return self.security_protocol.lower().endswith("ssl")
 
 
 class MongoDB(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -192,6 +246,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     broker: str = EMBEDDED
     """`embedded`, or `kafka://host:port`, several separated by `;`."""
 
+    kafka: Kafka = Kafka()
     mongodb: MongoDB = MongoDB()
     topics: Topics = Topics()
 

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from . import kafka
+from .credentials import Bootstrap
 from .dead_letters import origin_of
 from .findings import Check, Named, Report
 from .kafka import Span
@@ -35,7 +36,7 @@ Advance = Callable[[int], None]
 Bar = Callable[[str, int], AbstractContextManager[Advance]]
 
 
-async def verify_deep(bootstrap: str, store: Store, shop: Layout, report: Report, bar: Bar) -> None:
+async def verify_deep(bootstrap: Bootstrap, store: Store, shop: Layout, report: Report, bar: Bar) -> None:
     """Compare each event with its document, and each document with its event; adds what was found to the report.
 
     Raises:
@@ -173,7 +174,7 @@ class _Facts:
 
     # -- reading
 
-    async def read(self, bootstrap: str, bar: Bar, documents: int) -> None:
+    async def read(self, bootstrap: Bootstrap, bar: Bar, documents: int) -> None:
         """The dead letters, the topic, the collection."""
         for partition, span in self._dead_spans.items():
             await kafka.each_run(
@@ -188,7 +189,7 @@ class _Facts:
             await self._documents(advance)
 
     async def _each_record(
-        self, bootstrap: str, take: Callable[[list[Any]], Awaitable[None]], advance: Advance, **options: Any
+        self, bootstrap: Bootstrap, take: Callable[[list[Any]], Awaitable[None]], advance: Advance, **options: Any
     ) -> None:
         for partition, span in self._spans.items():
             step = _Steps(span.start, advance)
@@ -393,7 +394,7 @@ _KINDS = (
 )
 
 
-async def _read_prices(bootstrap: str, topic: str, partition: int, since: int) -> list[bytes]:
+async def _read_prices(bootstrap: Bootstrap, topic: str, partition: int, since: int) -> list[bytes]:
     records = await kafka.read_since(bootstrap, topic, partition, since, values=True)
     return [record.value for record in records if record.value]
 

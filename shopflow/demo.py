@@ -15,7 +15,8 @@ from typing import Any
 import aiohttp
 
 from . import kafka, listing, samples, seeding, topics
-from .app import config, connect, store
+from .access import bearer
+from .app import config, connect, kafka_at, store
 from .child import Worker, child_worker
 from .embedded import Addresses, Servers
 from .errors import Refused, Unavailable
@@ -70,7 +71,7 @@ async def _shop(plan: Plan, addresses: Addresses, worker: Worker, servers: Serve
         await _sell(plan, addresses, worker, say)
         if not plan.leave:
             await _watch(worker, say)
-        report = await verify(addresses.kafka, store, topics.LAYOUT)
+        report = await verify(kafka_at(addresses), store, topics.LAYOUT, token=config.web.read_token)
         await store.close()
         for line in listing.report(report, as_json=False):
             say(line)
@@ -122,7 +123,8 @@ async def _answers(worker: Worker) -> None:
 async def _counts(worker: Worker) -> dict[str, Any] | None:
     """The worker's sums; None while it can't say."""
     try:
-        async with aiohttp.ClientSession() as http, http.get(f"{worker.url}/counts/") as response:
+        headers = bearer(config.web.read_token)
+        async with aiohttp.ClientSession(headers=headers) as http, http.get(f"{worker.url}/counts/") as response:
             if response.status == 200:
                 sums: dict[str, Any] = await response.json()
                 return sums
@@ -141,7 +143,7 @@ async def _offer_and_register(plan: Plan, addresses: Addresses, say: Say) -> Non
     ):
         name = topic.get_topic_name()
         with progress_bar(name, count) as advance:
-            await seeding.through_kafka(addresses.kafka, name, key, seeding.paced(events, count, 0), advance)
+            await seeding.through_kafka(kafka_at(addresses), name, key, seeding.paced(events, count, 0), advance)
     await _drained(addresses, say)
     say(f"{len(offered)} products are offered, {plan.customers} customers have registered.")
 
@@ -155,7 +157,7 @@ async def _sell(plan: Plan, addresses: Addresses, worker: Worker, say: Say) -> N
     began = monotonic()
     with progress_bar(name, plan.purchases) as advance:
         paced = seeding.paced(events, plan.purchases, plan.rate)
-        await seeding.through_kafka(addresses.kafka, name, "customer_id", paced, advance)
+        await seeding.through_kafka(kafka_at(addresses), name, "customer_id", paced, advance)
     await _drained(addresses, say)
     say(f"{plan.purchases} purchases were made, stored and counted in {monotonic() - began:.1f} s.")
     if sums := await _counts(worker):
@@ -166,7 +168,7 @@ async def _drained(addresses: Addresses, say: Say) -> None:
     """Wait until the worker has committed everything."""
     last, since = None, monotonic()
     while True:
-        lags = await kafka.lags(addresses.kafka, config.app_id, topics.LAYOUT.events)
+        lags = await kafka.lags(kafka_at(addresses), config.app_id, topics.LAYOUT.events)
         waiting = sum(lag.waiting for lag in lags.values())
         if not waiting:
             return

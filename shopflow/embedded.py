@@ -28,7 +28,7 @@ import zipfile
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -96,8 +96,8 @@ class Addresses:
     kafka: str
     """`host:port`, several separated by `;`."""
 
-    mongodb: str
-    """A MongoDB URI."""
+    mongodb: str = field(repr=False)
+    """A MongoDB URI: it may have a password in it."""
 
 
 def locate(config: Config, *, mongodb: bool = True) -> Addresses:

@@ -13,6 +13,7 @@ from aiokafka.errors import CommitFailedError, IllegalGenerationError, KafkaErro
 from aiokafka.protocol.group import LeaveGroupRequest
 
 from . import kafka
+from .credentials import Bootstrap
 from .errors import Unavailable
 
 __all__ = ["reset_offsets"]
@@ -25,7 +26,7 @@ _PAUSE_SECONDS = 0.05
 _NOT_EMPTY = (CommitFailedError, IllegalGenerationError, UnknownMemberIdError)
 
 
-async def reset_offsets(bootstrap: str, group: str, offsets: Mapping[tuple[str, int], int]) -> None:
+async def reset_offsets(bootstrap: Bootstrap, group: str, offsets: Mapping[tuple[str, int], int]) -> None:
     """Set the group's committed offsets.
 
     Kafka lets nobody do so while the group has members. So they are put out of it: they notice at their next heartbeat,
@@ -58,9 +59,9 @@ async def reset_offsets(bootstrap: str, group: str, offsets: Mapping[tuple[str, 
 
 
 @asynccontextmanager
-async def _outsider(bootstrap: str, group: str) -> AsyncIterator[Any]:
+async def _outsider(bootstrap: Bootstrap, group: str) -> AsyncIterator[Any]:
     """A consumer that can commit for the group without being a member."""
-    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap.split(";"), group_id=group, enable_auto_commit=False)
+    consumer = AIOKafkaConsumer(**bootstrap.options, group_id=group, enable_auto_commit=False)
     await consumer.start()
     try:
         yield consumer
@@ -68,11 +69,11 @@ async def _outsider(bootstrap: str, group: str) -> AsyncIterator[Any]:
         await consumer.stop()
 
 
-async def _put_out(bootstrap: str, group: str, member: str) -> None:
+async def _put_out(bootstrap: Bootstrap, group: str, member: str) -> None:
     """As if the member had said goodbye."""
     async with kafka.admin(bootstrap) as admin:
         coordinator = await admin.find_coordinator(group)
-    client = AIOKafkaClient(bootstrap_servers=bootstrap.split(";"))
+    client = AIOKafkaClient(**bootstrap.options)
     try:
         await client.bootstrap()
         while not await client.ready(coordinator):

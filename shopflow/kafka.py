@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import logging
+import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -12,14 +13,20 @@ from typing import Any, TypeVar, cast
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.conn import collect_hosts, create_conn
 from aiokafka.errors import (
+    AuthenticationFailedError,
+    IllegalSaslStateError,
     KafkaConnectionError,
     KafkaError,
     KafkaTimeoutError,
+    SaslAuthenticationFailed,
     TopicAlreadyExistsError,
+    UnsupportedSaslMechanismError,
     for_code,
 )
 
+from .credentials import Bootstrap, Security
 from .errors import Refused, Unavailable
 
 __all__ = [
@@ -57,6 +64,8 @@ _TRANSACTION_SECONDS = 20.0
 #: How long a commit, or the start of a producer that has to end its predecessor's transaction, may take.
 _COMMIT_SECONDS = 60.0
 _STOP_SECONDS = 10.0
+#: How long a broker may take to say why it lets nobody in.
+_EXPLAIN_MILLISECONDS = 5_000
 #: What is fetched of one partition at once where several are read side by side.
 _FETCH_BYTES = 4 * 1024 * 1024
 
@@ -93,17 +102,13 @@ def quiet() -> None:
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
 
-def _servers(bootstrap: str) -> list[str]:
-    return [server for server in bootstrap.split(";") if server]
-
-
 @asynccontextmanager
-async def _started(client: Any, bootstrap: str, stop: str = "stop") -> AsyncIterator[Any]:
+async def _started(client: Any, bootstrap: Bootstrap, stop: str = "stop") -> AsyncIterator[Any]:
     try:
         await client.start()
     except KafkaConnectionError as error:
         await getattr(client, stop)()
-        raise Unavailable("Kafka", f"{bootstrap} does not answer") from error
+        raise await _explained(bootstrap) from error
     try:
         yield client
     except KafkaError as error:
@@ -112,20 +117,75 @@ async def _started(client: Any, bootstrap: str, stop: str = "stop") -> AsyncIter
         await getattr(client, stop)()
 
 
-def admin(bootstrap: str) -> Any:
+async def _explained(bootstrap: Bootstrap) -> Exception:
+    """Why no client can start: aiokafka only logs what each broker said."""
+    if bootstrap.security.protocol != "PLAINTEXT":
+        for host, port, _ in collect_hosts(bootstrap.hosts):
+            try:
+                connection = await create_conn(
+                    host, port, request_timeout_ms=_EXPLAIN_MILLISECONDS, **bootstrap.security.options
+                )
+            except (KafkaError, OSError, asyncio.TimeoutError) as error:
+                if why := _refusal(error, bootstrap.security):
+                    return Refused(f"{why[0]}: Kafka at {host}:{port} {why[1]}")
+            else:
+                connection.close()
+    return Unavailable("Kafka", f"{bootstrap} does not answer")
+
+
+#: The field that is wrong when a broker says this, and how it is told.
+_REFUSALS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str, str], ...] = (
+    (
+        (SaslAuthenticationFailed, AuthenticationFailedError),
+        "kafka.username, kafka.password",
+        "refuses the login of {username!r}",
+    ),
+    (UnsupportedSaslMechanismError, "kafka.sasl_mechanism", "takes no login by {mechanism}"),
+    (IllegalSaslStateError, "kafka.security_protocol", "takes no login at this port"),
+    (ssl.SSLCertVerificationError, "kafka.ca_file", "shows a certificate that is not accepted: {reason}"),
+)
+
+
+def _refusal(error: BaseException | None, security: Security) -> tuple[str, str] | None:
+    """The field that is wrong, and what the broker did; None when it seems to be away."""
+    if error is None:
+        return None
+    reason = str(getattr(error, "verify_message", "") or getattr(error, "reason", ""))
+    for kind, field, said in _REFUSALS:
+        if isinstance(error, kind):
+            return field, said.format(username=security.username, mechanism=security.mechanism, reason=reason)
+    if isinstance(error, ssl.SSLError):
+        if "ALERT" in reason:
+            return "kafka.certificate_file", f"refuses our certificate: {reason}"
+        return "kafka.security_protocol", f"speaks no TLS at this port: {reason}"
+    return _refusal(error.__cause__, security)
+
+
+class _NoLogins(logging.Filter):
+    """`-l debug` shows every request, and in a login is the password."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let it pass?"""
+        return not any("SaslAuthenticate" in type(argument).__name__ for argument in record.args or ())
+
+
+logging.getLogger("aiokafka.conn").addFilter(_NoLogins())
+
+
+def admin(bootstrap: Bootstrap) -> Any:
     """An admin client, as an async context manager.
 
     Raises:
         Unavailable: Kafka does not answer.
     """
-    return _started(AIOKafkaAdminClient(bootstrap_servers=_servers(bootstrap)), bootstrap, stop="close")
+    return _started(AIOKafkaAdminClient(**bootstrap.options), bootstrap, stop="close")
 
 
-def producer(bootstrap: str) -> Any:
+def producer(bootstrap: Bootstrap) -> Any:
     """An idempotent producer of raw keys and values, as an async context manager. Partitions by key as Java's does."""
     return _started(
         AIOKafkaProducer(
-            bootstrap_servers=_servers(bootstrap),
+            **bootstrap.options,
             enable_idempotence=True,
             linger_ms=20,
             max_batch_size=262_144,
@@ -135,10 +195,10 @@ def producer(bootstrap: str) -> Any:
     )
 
 
-def consumer(bootstrap: str, **options: Any) -> Any:
+def consumer(bootstrap: Bootstrap, **options: Any) -> Any:
     """A consumer without a group, of what was committed only, as an async context manager."""
     options = {
-        "bootstrap_servers": _servers(bootstrap),
+        **bootstrap.options,
         "group_id": None,
         "isolation_level": "read_committed",
         **options,
@@ -182,7 +242,7 @@ class Transactions:
 
 
 @asynccontextmanager
-async def transactions(bootstrap: str, transactional_id: str) -> AsyncIterator[Transactions]:
+async def transactions(bootstrap: Bootstrap, transactional_id: str) -> AsyncIterator[Transactions]:
     """The one producer of this id: an earlier one can do nothing more, and what it had not committed is aborted.
 
     Raises:
@@ -190,7 +250,7 @@ async def transactions(bootstrap: str, transactional_id: str) -> AsyncIterator[T
     """
     asyncio.get_running_loop().set_exception_handler(_leave_to_caller)
     client = AIOKafkaProducer(
-        bootstrap_servers=_servers(bootstrap),
+        **bootstrap.options,
         transactional_id=transactional_id,
         transaction_timeout_ms=int(_TRANSACTION_SECONDS * 1000),
         max_batch_size=262_144,
@@ -199,6 +259,8 @@ async def transactions(bootstrap: str, transactional_id: str) -> AsyncIterator[T
     try:
         try:
             await _within(_COMMIT_SECONDS, client.start())
+        except KafkaConnectionError as error:
+            raise await _explained(bootstrap) from error
         except KafkaError as error:
             raise Unavailable("Kafka", str(error) or type(error).__name__) from error
         yield Transactions(client)
@@ -244,7 +306,7 @@ async def acknowledged(sends: Iterable[Awaitable[Awaitable[T]]]) -> list[T]:
     return cast("list[T]", results)
 
 
-async def wait_for(bootstrap: str, seconds: float, say: Callable[[str], None]) -> None:
+async def wait_for(bootstrap: Bootstrap, seconds: float, say: Callable[[str], None]) -> None:
     """Wait until Kafka answers.
 
     Raises:
@@ -265,7 +327,7 @@ async def wait_for(bootstrap: str, seconds: float, say: Callable[[str], None]) -
             await asyncio.sleep(_CHECK_SECONDS)
 
 
-async def ensure_topics(bootstrap: str, specs: Sequence[TopicSpec]) -> None:
+async def ensure_topics(bootstrap: Bootstrap, specs: Sequence[TopicSpec]) -> None:
     """Create the topics that don't exist, and check those that do.
 
     Raises:
@@ -291,7 +353,7 @@ async def _partitions(client: Any, names: list[str]) -> dict[str, int]:
     return {topic["topic"]: len(topic["partitions"]) for topic in described if topic["error_code"] == 0}
 
 
-async def partitions(bootstrap: str, names: Iterable[str]) -> dict[str, int]:
+async def partitions(bootstrap: Bootstrap, names: Iterable[str]) -> dict[str, int]:
     """How many partitions each of these topics has; without those that do not exist.
 
     Raises:
@@ -301,7 +363,7 @@ async def partitions(bootstrap: str, names: Iterable[str]) -> dict[str, int]:
         return await _partitions(client, list(names))
 
 
-async def size(bootstrap: str, topic: str, count: int) -> int:
+async def size(bootstrap: Bootstrap, topic: str, count: int) -> int:
     """How many offsets there are in a topic with so many partitions: at least as many as records.
 
     Raises:
@@ -353,7 +415,9 @@ async def _runs(client: Any, place: TopicPartition, end: int) -> AsyncIterator[l
             yield run
 
 
-async def read_partition(bootstrap: str, topic: str, partition: int, take: Callable[[int, list[Any]], None]) -> None:
+async def read_partition(
+    bootstrap: Bootstrap, topic: str, partition: int, take: Callable[[int, list[Any]], None]
+) -> None:
     """Read a partition from its start to its present end, and pass each run of records on."""
     place = TopicPartition(topic, partition)
     async with consumer(bootstrap, enable_auto_commit=False) as client:
@@ -363,7 +427,7 @@ async def read_partition(bootstrap: str, topic: str, partition: int, take: Calla
             take(partition, run)
 
 
-async def by_time(bootstrap: str, topic: str, count: int, *, values: bool = True) -> AsyncGenerator[Any, None]:
+async def by_time(bootstrap: Bootstrap, topic: str, count: int, *, values: bool = True) -> AsyncGenerator[Any, None]:
     """The records of a topic with so many partitions up to its present end, oldest first; a run of each in memory.
 
     Those of one partition stay in their order, whatever time they say they have.
@@ -407,7 +471,7 @@ async def _merged(streams: Sequence[AsyncIterator[Any]]) -> AsyncIterator[Any]:
             heapq.heapreplace(heads, (following.timestamp or 0, number, following))
 
 
-async def read_places(bootstrap: str, topic: str, places: Iterable[tuple[int, int]]) -> AsyncGenerator[Any, None]:
+async def read_places(bootstrap: Bootstrap, topic: str, places: Iterable[tuple[int, int]]) -> AsyncGenerator[Any, None]:
     """The record at each partition and offset; None where there is none (any more)."""
     async with consumer(bootstrap, enable_auto_commit=False) as client:
         for partition, offset in places:
@@ -424,7 +488,12 @@ async def _first(client: Any, place: TopicPartition, offset: int) -> Any:
 
 
 async def each_run(
-    bootstrap: str, topic: str, partition: int, end: int, handle: Callable[[list[Any]], Awaitable[None]], **options: Any
+    bootstrap: Bootstrap,
+    topic: str,
+    partition: int,
+    end: int,
+    handle: Callable[[list[Any]], Awaitable[None]],
+    **options: Any,
 ) -> None:
     """Read a partition from its start up to `end`, and wait for each run of records to be handled: few are in memory.
 
@@ -439,7 +508,7 @@ async def each_run(
             await handle([record for record in run if record.offset < end])
 
 
-async def count_records(bootstrap: str, topic: str, partitions: int) -> int:
+async def count_records(bootstrap: Bootstrap, topic: str, partitions: int) -> int:
     """How many records a topic holds: what was aborted and the ends of transactions are none. Reads them all."""
     total = 0
 
@@ -483,7 +552,7 @@ class Group:
     """The ids of the members: the workers that run, and those whose session has not run out yet."""
 
 
-async def group_of(bootstrap: str, name: str) -> Group:
+async def group_of(bootstrap: Bootstrap, name: str) -> Group:
     """Describe a consumer group; one that does not exist is `Dead`.
 
     Raises:
@@ -503,7 +572,9 @@ async def group_of(bootstrap: str, name: str) -> Group:
     return Group(state, tuple(sorted(found)), tuple(member[0] for member in members))
 
 
-async def read_since(bootstrap: str, topic: str, partition: int, since: int, *, values: bool = False) -> list[Any]:
+async def read_since(
+    bootstrap: Bootstrap, topic: str, partition: int, since: int, *, values: bool = False
+) -> list[Any]:
     """The records of a partition since this time (Unix, ms) up to its present end; their values only if wanted."""
     place = TopicPartition(topic, partition)
     options = {} if values else {"value_deserializer": lambda _: None}
@@ -532,7 +603,7 @@ class Span:
     end: int
 
 
-async def spans(bootstrap: str, group: str, topics: Iterable[str]) -> dict[str, dict[int, Span]]:
+async def spans(bootstrap: Bootstrap, group: str, topics: Iterable[str]) -> dict[str, dict[int, Span]]:
     """What each partition of each topic that exists holds, and how far the group is.
 
     Raises:
@@ -554,7 +625,7 @@ async def _spans(client: Any, reader: Any, group: str, topics: Iterable[str]) ->
     return found
 
 
-async def lags(bootstrap: str, group: str, topics: Iterable[str]) -> dict[str, Lag]:
+async def lags(bootstrap: Bootstrap, group: str, topics: Iterable[str]) -> dict[str, Lag]:
     """The group's lag in each topic that exists.
 
     Raises:

@@ -17,6 +17,7 @@ import msgspec
 from aiokafka.errors import BrokerResponseError, KafkaError, ProducerFenced
 
 from . import kafka
+from .credentials import Bootstrap
 from .dead_letters import PREFIX, Headers, origin_of
 from .errors import Refused, Unavailable
 from .kafka import acknowledged
@@ -201,7 +202,12 @@ def _nobody(_: int) -> None:
 
 
 async def read(
-    bootstrap: str, places: Places, reason: str | None = None, *, values: bool = True, progress: Progress = _nobody
+    bootstrap: Bootstrap,
+    places: Places,
+    reason: str | None = None,
+    *,
+    values: bool = True,
+    progress: Progress = _nobody,
 ) -> AsyncGenerator[Letter, None]:
     """All dead letters up to the present end, oldest first; with `reason`: those whose reason has this text in it.
 
@@ -220,7 +226,7 @@ async def read(
                 yield letter
 
 
-async def check(bootstrap: str, places: Places, ids: Iterable[Id]) -> None:
+async def check(bootstrap: Bootstrap, places: Places, ids: Iterable[Id]) -> None:
     """Are they all there?
 
     Raises:
@@ -232,7 +238,7 @@ async def check(bootstrap: str, places: Places, ids: Iterable[Id]) -> None:
 
 
 async def chosen(
-    bootstrap: str, places: Places, ids: Iterable[Id], *, progress: Progress = _nobody
+    bootstrap: Bootstrap, places: Places, ids: Iterable[Id], *, progress: Progress = _nobody
 ) -> AsyncGenerator[Letter, None]:
     """These dead letters, each once.
 
@@ -254,7 +260,7 @@ async def chosen(
             yield Letter.of(record)
 
 
-async def marks(bootstrap: str, places: Places) -> dict[Id, datetime]:
+async def marks(bootstrap: Bootstrap, places: Places) -> dict[Id, datetime]:
     """Which dead letters were put back, and when.
 
     Raises:
@@ -277,7 +283,7 @@ async def marks(bootstrap: str, places: Places) -> dict[Id, datetime]:
     return found
 
 
-async def mark_of(bootstrap: str, places: Places, letter: Id) -> tuple[datetime, Mark] | None:
+async def mark_of(bootstrap: Bootstrap, places: Places, letter: Id) -> tuple[datetime, Mark] | None:
     """When and where this dead letter was put back; None: it was not.
 
     Raises:
@@ -461,7 +467,7 @@ async def _chunks(letters: AsyncIterator[Letter]) -> AsyncGenerator[list[Letter]
         yield chunk
 
 
-async def retry(bootstrap: str, places: Places, letters: AsyncGenerator[Letter, None]) -> Outcome:
+async def retry(bootstrap: Bootstrap, places: Places, letters: AsyncGenerator[Letter, None]) -> Outcome:
     """Put these dead letters back, each exactly once.
 
     Raises:

@@ -15,6 +15,7 @@ from typing import Any
 
 from . import group, kafka
 from .counting import TOTALS_KEY, rebuilt
+from .credentials import Bootstrap
 from .errors import Refused, Unavailable
 from .models import Decoder, Product
 from .processing import in_order, product_document, split
@@ -52,7 +53,7 @@ class Work:
         )
 
 
-async def begin(bootstrap: str, store: Store, shop: Layout, *, max_event_bytes: int, keep_tables: bool) -> Work:
+async def begin(bootstrap: Bootstrap, store: Store, shop: Layout, *, max_event_bytes: int, keep_tables: bool) -> Work:
     """Send the workers back to the start of the topics.
 
     Arguments:
@@ -82,7 +83,7 @@ async def begin(bootstrap: str, store: Store, shop: Layout, *, max_event_bytes: 
     return Work(starts, ends)
 
 
-async def _restore_products(bootstrap: str, store: Store, shop: Layout, max_event_bytes: int) -> None:
+async def _restore_products(bootstrap: Bootstrap, store: Store, shop: Layout, max_event_bytes: int) -> None:
     """Products and their prices come first: no purchase must be given its price from half a history."""
     await store.prepare()
     decode = Decoder(Product, "product_id", max_event_bytes)
@@ -97,7 +98,7 @@ async def _restore_products(bootstrap: str, store: Store, shop: Layout, max_even
                 await store.delete_products(deletions)
 
 
-async def _count_anew(bootstrap: str, shop: Layout) -> None:
+async def _count_anew(bootstrap: Bootstrap, shop: Layout) -> None:
     """Put empty sums of a new era behind the counts of each partition: those count no more."""
     tables = Tables()
     await tables.read(bootstrap, shop.changelog, shop.partitions)
@@ -108,7 +109,7 @@ async def _count_anew(bootstrap: str, shop: Layout) -> None:
 
 
 async def finished(
-    bootstrap: str, shop: Layout, work: Work, check: Callable[[], None], progress: AbstractContextManager[Advance]
+    bootstrap: Bootstrap, shop: Layout, work: Work, check: Callable[[], None], progress: AbstractContextManager[Advance]
 ) -> None:
     """Return when all that there was has been done again.
 
@@ -134,12 +135,12 @@ async def finished(
             await asyncio.sleep(_LOOK_SECONDS)
 
 
-async def _places(bootstrap: str, shop: Layout) -> dict[tuple[str, int], kafka.Span]:
+async def _places(bootstrap: Bootstrap, shop: Layout) -> dict[tuple[str, int], kafka.Span]:
     spans = await kafka.spans(bootstrap, shop.group, shop.events)
     return {(topic, number): span for topic, places in spans.items() for number, span in places.items()}
 
 
-async def _nothing_waits(bootstrap: str, shop: Layout) -> bool:
+async def _nothing_waits(bootstrap: Bootstrap, shop: Layout) -> bool:
     """Are the offsets that are left no records, but the ends of transactions?"""
     lags = await kafka.lags(bootstrap, shop.group, shop.events)
     return not any(lag.waiting for lag in lags.values())

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from . import kafka, rebuild, topics
-from .app import config, connect, store
+from .app import config, connect, kafka_at, store
 from .child import child_worker
 from .embedded import Addresses, Servers
 from .progress import progress_bar
@@ -25,13 +25,13 @@ def replay(say: Say, *, keep_tables: bool, quiet: bool) -> int:
         with Servers(config, say) as servers:
             addresses = servers.start()
             connect(addresses)
-            running = bool(asyncio.run(kafka.group_of(addresses.kafka, config.app_id)).members)
+            running = bool(asyncio.run(kafka.group_of(kafka_at(addresses), config.app_id)).members)
             work = asyncio.run(_begin(addresses, keep_tables=keep_tables))
             begun = True
             say(f"{'MongoDB' if keep_tables else 'MongoDB and the tables'}: {work.total} events are read again.")
             with _somebody(say, running=running) as check:
                 bar = progress_bar("replay", work.total, quiet=quiet)
-                asyncio.run(rebuild.finished(addresses.kafka, topics.LAYOUT, work, check, bar))
+                asyncio.run(rebuild.finished(kafka_at(addresses), topics.LAYOUT, work, check, bar))
     except KeyboardInterrupt:
         if begun:
             say("Stopped. What is left of the replay is done by the workers that run, or by the next one.")
@@ -44,9 +44,9 @@ def replay(say: Say, *, keep_tables: bool, quiet: bool) -> int:
 
 async def _begin(addresses: Addresses, *, keep_tables: bool) -> rebuild.Work:
     try:
-        await kafka.ensure_topics(addresses.kafka, topics.SPECS)
+        await kafka.ensure_topics(kafka_at(addresses), topics.SPECS)
         return await rebuild.begin(
-            addresses.kafka,
+            kafka_at(addresses),
             store,
             topics.LAYOUT,
             max_event_bytes=config.batching.max_event_bytes,

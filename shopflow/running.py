@@ -21,7 +21,7 @@ from click.core import ParameterSource
 from faust.cli import AppCommand
 from faust.cli.worker import worker as faust_worker
 
-from . import kafka, topics
+from . import access, kafka, topics
 from .app import app, bootstrap, config, connect, kafka_outage
 from .child import check_port
 from .embedded import Servers
@@ -72,7 +72,10 @@ class WorkerCommand(faust_worker):
         options = {**self.kwargs, **kwargs}
         port = options.get("web_port") or app.conf.web_port
         if options.get("with_web"):
-            check_port(options.get("web_bind") or app.conf.web_bind, port)
+            bind = options.get("web_bind") or app.conf.web_bind
+            check_port(bind, port)
+            for warning in access.warnings(config.web, bind):
+                self.say(f"Warning: {warning}. See docs/SECURITY.md.")
         choose_datadir(self, port)
         with Servers(config, self.say) as servers:
             connect(servers.start())
@@ -210,7 +213,7 @@ def _kafka_answers() -> bool:
 
     try:
         asyncio.run(asyncio.wait_for(ask(), _PROBE_SECONDS))
-    except (Unavailable, asyncio.TimeoutError):
+    except (Refused, Unavailable, asyncio.TimeoutError):
         return False
     return True
 
@@ -223,7 +226,8 @@ def serve(servers: Servers, say: Callable[[str], None]) -> int:
             say("Nothing to start: the servers run already, or are not configured as `embedded`.")
             return 0
         say(f"Kafka:   {addresses.kafka}")
-        say(f"MongoDB: {addresses.mongodb}")
+        # What is configured may have a password in it.
+        say(f"MongoDB: {addresses.mongodb if config.embeds_mongodb else 'as mongodb.uri says'}")
         say("Ctrl-C stops them.")
         sys.stdout.flush()
         while (failure := servers.failure()) is None:

@@ -10,6 +10,7 @@ from typing import Any
 from aiokafka.errors import KafkaError
 
 from . import kafka
+from .credentials import Bootstrap
 from .errors import Unavailable
 from .models import encode
 from .store import Document, Store
@@ -49,7 +50,9 @@ async def paced(events: Iterable[Event], count: int | None, rate: float) -> Asyn
         yield event
 
 
-async def through_kafka(bootstrap: str, topic: str, key: str, events: AsyncIterator[Event], progress: Progress) -> int:
+async def through_kafka(
+    bootstrap: Bootstrap, topic: str, key: str, events: AsyncIterator[Event], progress: Progress
+) -> int:
     """Produce events, each under the value of its field `key`.
 
     Returns:

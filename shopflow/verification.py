@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import msgspec
 
 from . import kafka, workers
 from .counting import TOTALS_KEY, Position, Totals, decode_count, decode_totals, position_of
+from .credentials import Bootstrap
 from .errors import Unavailable
 from .findings import Check, Named, Report
 from .models import PartitionTotals, PurchaseCount
@@ -58,7 +60,7 @@ class Tables:
         self._counts: list[dict[bytes, PurchaseCount]] = []
         self._totals: dict[int, PartitionTotals] = {}
 
-    async def read(self, bootstrap: str, topic: str, partitions: int) -> None:
+    async def read(self, bootstrap: Bootstrap, topic: str, partitions: int) -> None:
         """Read all partitions of the changelog."""
         self._counts = [{} for _ in range(partitions)]
         for partition in range(partitions):
@@ -113,8 +115,11 @@ class _State(NamedTuple):
     live: workers.Live
 
 
-async def verify(bootstrap: str, store: Store, shop: Layout) -> Report:
+async def verify(bootstrap: Bootstrap, store: Store, shop: Layout, *, token: str = "") -> Report:
     """Compare what was sent, what is stored and what was counted; wait a little for what is on its way.
+
+    Arguments:
+        token: What the workers want to see before they tell what they have.
 
     Raises:
         Unavailable: Kafka or MongoDB does not answer.
@@ -126,7 +131,7 @@ async def verify(bootstrap: str, store: Store, shop: Layout) -> Report:
         before = await _state(bootstrap, shop)
         if any(topic not in before.lags for topic in shop.events):
             raise Unavailable("Kafka", "the shop's topics do not exist yet: start a worker, or seed some events")
-        report = await _compare(bootstrap, store, before, shop)
+        report = await _compare(bootstrap, store, before, shop, token)
         after = await _state(bootstrap, shop)
         moved = before != after or last not in (None, before)
         last = after
@@ -147,7 +152,7 @@ def _settled(report: Report, still: int, *, waits: bool, patient: bool) -> bool:
     return report.status == 0 or not waits or still == _STILL
 
 
-async def _state(bootstrap: str, shop: Layout) -> _State:
+async def _state(bootstrap: Bootstrap, shop: Layout) -> _State:
     lags = await kafka.lags(bootstrap, shop.group, (*shop.events, shop.dead_letters))
     return _State(lags, await workers.live(bootstrap, shop.group, shop.changelog))
 
@@ -156,7 +161,7 @@ def _waiting(lags: dict[str, kafka.Lag], shop: Layout) -> int:
     return sum(lags[topic].waiting for topic in shop.events)
 
 
-async def _compare(bootstrap: str, store: Store, state: _State, shop: Layout) -> Report:
+async def _compare(bootstrap: Bootstrap, store: Store, state: _State, shop: Layout, token: str) -> Report:
     lags = state.lags
     tables = Tables()
     await tables.read(bootstrap, shop.changelog, shop.partitions)
@@ -201,7 +206,7 @@ async def _compare(bootstrap: str, store: Store, state: _State, shop: Layout) ->
             ),
             customers,
             _sums(tables, shop.partitions),
-            await _workers(state.live, tables, shop.partitions),
+            await _workers(state.live, tables, shop.partitions, token),
             _registrations(unregistered),
         ]
     )
@@ -256,13 +261,13 @@ def _sums(tables: Tables, partitions: int) -> Check:
     return Check("sums", True, f"{partitions} partitions, each with the sums its customers add up to")
 
 
-async def _workers(live: workers.Live, tables: Tables, partitions: int) -> Check:
+async def _workers(live: workers.Live, tables: Tables, partitions: int, token: str) -> Check:
     """The tables of the live workers are what the changelog says."""
     if live.unclear:
         return Check("workers", None, live.unclear)
     if not live.workers:
         return Check("workers", True, "no worker runs; the next one recovers its tables from the changelog")
-    found = await workers.compare(live, partitions, tables)
+    found = await workers.compare(live, partitions, tables, partial(workers.session, token))
     unasked = f"{found.unasked.count} can't be asked: {found.unasked.listed()}"
     if found.wrong.count:
         also = f"; {unasked}" if found.unasked.count else ""

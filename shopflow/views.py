@@ -9,7 +9,8 @@ import aiohttp
 import msgspec
 from yarl import URL
 
-from .app import app
+from .access import bearer
+from .app import app, config
 from .counting import TOTALS_KEY, current, decode_count, decode_totals
 from .tables import purchase_counts
 from .workers import MOST_ROWS
@@ -131,7 +132,9 @@ async def _ask_others(customer_id: str, url: URL) -> dict[str, Any] | None:
     for host in _others(customer_id):
         peer = url.with_scheme(host.scheme or "http").with_host(host.host or "").with_port(host.port)
         timeout = aiohttp.ClientTimeout(total=_PEER_SECONDS)
-        async with app.http_client.get(peer.with_query({_LOCAL: "1"}), timeout=timeout) as response:
+        async with app.http_client.get(
+            peer.with_query({_LOCAL: "1"}), timeout=timeout, headers=bearer(config.web.read_token)
+        ) as response:
             if response.status == 200:
                 answer: dict[str, Any] = await response.json()
                 return answer

@@ -14,11 +14,13 @@ import msgspec
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
 
 from . import kafka
+from .access import bearer
+from .credentials import Bootstrap
 from .errors import Unavailable
 from .findings import Named
 from .models import PartitionTotals, PurchaseCount
 
-__all__ = ["MOST_ROWS", "Compared", "Live", "Page", "Tables", "Worker", "compare", "live", "pages"]
+__all__ = ["MOST_ROWS", "Compared", "Live", "Page", "Tables", "Worker", "compare", "live", "pages", "session"]
 
 #: Most customers that a worker tells of at once.
 MOST_ROWS = 10_000
@@ -64,7 +66,7 @@ class _Metadata(msgspec.Struct):
     url: str
 
 
-async def live(bootstrap: str, group: str, changelog: str) -> Live:
+async def live(bootstrap: Bootstrap, group: str, changelog: str) -> Live:
     """Who is in the group, by its coordinator.
 
     Raises:
@@ -147,12 +149,13 @@ class Compared:
     unasked: Named = field(default_factory=Named)
 
 
-def _session() -> AbstractAsyncContextManager[Any]:
-    return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_ANSWER_SECONDS))
+def session(token: str = "") -> AbstractAsyncContextManager[Any]:
+    """An `aiohttp.ClientSession` that shows the token to whom it asks."""
+    return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_ANSWER_SECONDS), headers=bearer(token))
 
 
 async def compare(
-    found: Live, partitions: int, tables: Tables, session: Callable[[], AbstractAsyncContextManager[Any]] = _session
+    found: Live, partitions: int, tables: Tables, session: Callable[[], AbstractAsyncContextManager[Any]] = session
 ) -> Compared:
     """Compare every customer and the sums of each partition that a live worker owns with the changelog.
 

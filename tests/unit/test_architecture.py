@@ -20,7 +20,9 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem not in 
 #: From the bottom up: a module imports only from layers below its own.
 LAYERS = (
     {"errors", "findings", "keeper", "progress"},
-    {"config", "models", "outages", "limits", "samples", "kafka", "positions", "price_log"},
+    {"config", "models", "outages", "limits", "samples", "positions", "price_log"},
+    {"access", "credentials"},
+    {"kafka"},
     {"consuming", "counting", "store", "embedded", "dead_letters", "child", "group", "producing", "workers"},
     {"attempts", "batching", "changelog", "letters", "seeding", "verification"},
     {"ledger", "pricing"},

@@ -94,6 +94,9 @@ def test_every_variable_overrides_its_field_and_no_other(variable: str, read: Re
     others = {
         "SHOPFLOW_BROKER": "kafka://one:9092",
         "SHOPFLOW_MONGODB_URI": "mongodb://one:27017",
+        "SHOPFLOW_KAFKA_SECURITY_PROTOCOL": "ssl",
+        "SHOPFLOW_KAFKA_SASL_MECHANISM": "SCRAM-SHA-512",
+        "SHOPFLOW_KAFKA_CHECK_HOSTNAME": "false",
         "SHOPFLOW_EMBEDDED_KAFKA_VERSION": "4.0.0",
         "SHOPFLOW_TOPICS_RETENTION_HOURS": "24",
         "SHOPFLOW_EMBEDDED_KAFKA_PORT": "1024",
@@ -102,7 +105,7 @@ def test_every_variable_overrides_its_field_and_no_other(variable: str, read: Re
     default = defaults[path]
     text = others.get(variable, "other" if isinstance(default, str) else str(default * 2))
     found = dict(leaves(msgspec.to_builtins(read(**{variable: text}))))
-    assert found.pop(path) == type(default)(text)
+    assert found.pop(path) == (yaml.safe_load(text) if isinstance(default, bool) else type(default)(text))
     del defaults[path]
     assert found == defaults
 
@@ -179,6 +182,15 @@ BAD_VALUES = [
     ("broker", "kafka://a:99999", "must be 'embedded' or kafka://host:port"),
     ("broker", "kafka://a:0", "must be 'embedded' or kafka://host:port"),
     ("broker", "http://a:9092", "must be 'embedded' or kafka://host:port"),
+    ("kafka.security_protocol", "tls", "must be plaintext, ssl, sasl_plaintext or sasl_ssl"),
+    ("kafka.sasl_mechanism", "GSSAPI", "must be PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"),
+    ("kafka.username", "a\0b", "must be without a NUL"),
+    ("kafka.password", "a\0b", "must be without a NUL"),
+    ("kafka.ca_file", "a\0b", "must be without a NUL"),
+    ("kafka.certificate_file", "a\0b", "must be without a NUL"),
+    ("kafka.key_file", "a\0b", "must be without a NUL"),
+    ("kafka.key_password", "a\0b", "must be without a NUL"),
+    ("kafka.check_hostname", "perhaps", "expected `bool`"),
     ("mongodb.uri", "", "must be 'embedded', mongodb://host"),
     ("mongodb.uri", "localhost:27017", "must be 'embedded', mongodb://host"),
     ("mongodb.uri", "mongodb://", "must be 'embedded', mongodb://host"),

@@ -22,6 +22,7 @@ from aiokafka.errors import (
 )
 
 from shopflow import kafka, topics
+from shopflow.credentials import Bootstrap
 from shopflow.errors import Refused, Unavailable
 from shopflow.kafka import TopicSpec
 from tests.fakes import FakeRecord
@@ -75,7 +76,7 @@ def test_a_kafka_that_does_not_answer_is_refused_after_a_while() -> None:
         address = f"127.0.0.1:{unused.getsockname()[1]}"
         said: list[str] = []
         with pytest.raises(Refused, match=f"broker: Kafka at {address} does not answer"):
-            asyncio.run(kafka.wait_for(address, 0.1, said.append))
+            asyncio.run(kafka.wait_for(Bootstrap(address), 0.1, said.append))
     assert said == [f"Waiting for Kafka at {address} ..."]
 
 
@@ -231,7 +232,7 @@ def test_any_error_of_kafka_in_between_is_one_that_goes_away() -> None:
     away = Away()
 
     async def use() -> None:
-        async with kafka._started(away, "kafka:1"):
+        async with kafka._started(away, Bootstrap("kafka:1")):
             raise GroupCoordinatorNotAvailableError
 
     with pytest.raises(Unavailable, match="GroupCoordinatorNotAvailableError"):
@@ -252,7 +253,7 @@ def test_a_coordinator_that_never_comes_is_an_error(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(("bootstrap", "servers"), [("a:1", ["a:1"]), ("a:1;b:2", ["a:1", "b:2"]), ("a:1;", ["a:1"])])
 def test_several_brokers_are_separated_by_semicolons(bootstrap: str, servers: list[str]) -> None:
     """As Faust writes them."""
-    assert kafka._servers(bootstrap) == servers
+    assert Bootstrap(bootstrap).hosts == servers
 
 
 class Creating(Client):
@@ -476,7 +477,7 @@ def test_a_kafka_that_is_away_takes_no_transactions() -> None:
         unused.bind(("127.0.0.1", 0))  # bound, not listening: nobody else takes it
 
         async def use() -> None:
-            async with kafka.transactions(f"127.0.0.1:{unused.getsockname()[1]}", "id"):
+            async with kafka.transactions(Bootstrap(f"127.0.0.1:{unused.getsockname()[1]}"), "id"):
                 raise AssertionError("it can't have started")
 
         with pytest.raises(Unavailable, match="Kafka"):

@@ -56,7 +56,7 @@ class Shop:
         assert (group, changelog) == ("shop", "changelog")
         return self.live if isinstance(self.live, Live) else next(self.live)
 
-    async def compare(self, live: Live, partitions: int, tables: Tables) -> Compared:
+    async def compare(self, live: Live, partitions: int, tables: Tables, session: Any) -> Compared:
         assert partitions == 1
         return self.compared
 
@@ -411,7 +411,7 @@ def test_a_worker_that_can_not_be_asked_is_asked_again_for_a_while(shop: Shop, m
     shop.live = Live((Worker("http://a", (0,)),))
     asked = 0
 
-    async def compare(live: Live, partitions: int, tables: Tables) -> Compared:
+    async def compare(live: Live, partitions: int, tables: Tables, session: Any) -> Compared:
         nonlocal asked
         asked += 1
         return Compared() if asked == 6 else Compared(unasked=Named(["http://a: does not answer"]))

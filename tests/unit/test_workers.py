@@ -225,7 +225,7 @@ def test_a_worker_has_a_limited_time_for_its_answer() -> None:
     """A frozen one keeps its connections open for ever."""
 
     async def timeout() -> float | None:
-        async with workers._session() as http:
+        async with workers.session() as http:
             total: float | None = http.timeout.total
             return total
 
