@@ -130,7 +130,20 @@ async def _explained(bootstrap: Bootstrap) -> Exception:
                     return Refused(f"{why[0]}: Kafka at {host}:{port} {why[1]}")
             else:
                 connection.close()
-    return Unavailable("Kafka", f"{bootstrap} does not answer")
+    hint = ""
+    if await _takes_connections(bootstrap):
+        protocol = bootstrap.security.protocol.lower()
+        hint = f", though it takes connections: is {protocol} the right kafka.security_protocol?"
+    return Unavailable("Kafka", f"{bootstrap} does not answer{hint}")
+
+
+async def _takes_connections(bootstrap: Bootstrap) -> bool:
+    for host, port, _ in collect_hosts(bootstrap.hosts):
+        with suppress(OSError, asyncio.TimeoutError):
+            _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), _CHECK_SECONDS)
+            writer.close()
+            return True
+    return False
 
 
 #: The field that is wrong when a broker says this, and how it is told.
@@ -151,6 +164,8 @@ def _refusal(error: BaseException | None, security: Security) -> tuple[str, str]
     if error is None:
         return None
     reason = str(getattr(error, "verify_message", "") or getattr(error, "reason", ""))
+    if "mismatch" in reason.lower():
+        return "kafka.check_hostname", f"shows a certificate for another name: {reason}"
     for kind, field, said in _REFUSALS:
         if isinstance(error, kind):
             return field, said.format(username=security.username, mechanism=security.mechanism, reason=reason)
@@ -320,7 +335,7 @@ async def wait_for(bootstrap: Bootstrap, seconds: float, say: Callable[[str], No
                 return
         except Unavailable as error:
             if asyncio.get_running_loop().time() >= deadline:
-                raise Refused(f"broker: Kafka at {bootstrap} does not answer") from error
+                raise Refused(f"broker: Kafka at {str(error).removeprefix('Kafka: ')}") from error
             if not said:
                 say(f"Waiting for Kafka at {bootstrap} ...")
                 said = True

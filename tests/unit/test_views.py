@@ -26,7 +26,8 @@ class Peers:
         self.asked: list[URL] = []
 
     @asynccontextmanager
-    async def get(self, url: URL, timeout: Any) -> Any:
+    async def get(self, url: URL, timeout: Any, headers: dict[str, str]) -> Any:
+        self.headers = headers
         self.asked.append(url)
         status, body = self.answers[url.port or 0]
 
@@ -152,7 +153,7 @@ def test_a_peer_that_can_not_say_is_no_answer(worker: Worker) -> None:
 def test_a_peer_that_does_not_answer_is_no_answer(worker: Worker, error: Exception) -> None:
     """It may have the customer."""
 
-    def fails(url: URL, timeout: Any) -> Any:
+    def fails(url: URL, timeout: Any, headers: Any) -> Any:
         raise error
 
     worker.peers.get = fails  # type: ignore[assignment]

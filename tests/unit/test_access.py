@@ -1,0 +1,420 @@
+"""Who gets into the web server, to do what, and how many at once: aiohttp's own server, small views, real requests."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from base64 import b64encode
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+from yarl import URL
+
+from shopflow import access
+from shopflow.access import Guard, bearer, warnings
+from shopflow.config import Web
+
+READ, WRITE = "read-token-with-24-chars", "write-token-with-24-chars"
+
+Client = TestClient[web.Request, web.Application]
+Test = Callable[[Client], Coroutine[Any, Any, None]]
+
+
+async def answer(request: web.Request) -> web.Response:
+    """A view: says what it got."""
+    return web.json_response({"body": (await request.read()).decode()})
+
+
+async def framed(request: web.Request) -> web.Response:
+    """A view with a policy of its own."""
+    return web.Response(text="page", headers={"Content-Security-Policy": "default-src 'self'"})
+
+
+async def broken(request: web.Request) -> web.Response:
+    """A view with a fault."""
+    raise ValueError("a secret: s3cret")
+
+
+async def moved(request: web.Request) -> web.Response:
+    """A view that sends elsewhere."""
+    raise web.HTTPFound("/counts/")
+
+
+@asynccontextmanager
+async def serving(
+    settings: Web, bind: str = "127.0.0.1", host: str = "127.0.0.1", **views: Any
+) -> AsyncIterator[Client]:
+    """A server that is guarded."""
+    guard = Guard(settings, lambda: (bind, host))
+    application = web.Application(middlewares=[guard.middleware], client_max_size=settings.max_body_bytes)
+    reading = {
+        "/counts/": answer, "/page": framed, "/broken": broken, "/moved": moved, "/health/live": answer,
+        "/openapi.json": answer, "/docs/": answer, "/docs/{name}": answer, "/{name}/": answer, **views,
+    }  # fmt: skip
+    for path, view in reading.items():
+        application.router.add_get(path, view)
+    application.router.add_post("/events/purchases", views.get("/events/purchases", answer))
+    async with TestClient(TestServer(application)) as client:
+        yield client
+
+
+def run(settings: Web, test: Test, **options: Any) -> None:
+    """Run the test against a server."""
+
+    async def go() -> None:
+        async with serving(settings, **options) as client:
+            await test(client)
+
+    asyncio.run(go())
+
+
+def basic(token: str) -> dict[str, str]:
+    """As a browser logs in."""
+    return {"Authorization": "Basic " + b64encode(f"anybody:{token}".encode()).decode()}
+
+
+BOTH = Web(read_token=READ, write_token=WRITE)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status"),
+    [
+        ("GET", "/counts/", {}, 401),
+        ("HEAD", "/counts/", {}, 401),
+        ("GET", "/counts/", bearer(READ), 200),
+        ("GET", "/counts/", bearer(WRITE), 200),
+        ("HEAD", "/counts/", bearer(READ), 200),
+        ("GET", "/counts/", basic(READ), 200),
+        ("GET", "/counts/", basic(WRITE), 200),
+        ("GET", "/counts/", {"Authorization": f"bEARER   {READ} "}, 200),
+        ("GET", "/counts/", bearer(READ + "x"), 401),
+        ("GET", "/counts/", bearer(READ[:-1]), 401),
+        ("GET", "/counts/", bearer(READ.upper()), 401),
+        ("GET", "/counts/", {"Authorization": f"Token {READ}"}, 401),
+        ("GET", "/counts/", {"Authorization": READ}, 401),
+        ("GET", "/counts/", {"Authorization": "Bearer"}, 401),
+        ("GET", "/counts/", {"Authorization": "Bearer łódź"}, 401),
+        ("GET", "/counts/", {"Authorization": "Basic not-base64!"}, 401),
+        ("GET", "/counts/", {"Authorization": "Basic " + b64encode(READ.encode()).decode()}, 401),
+        ("GET", "/counts/", {"Authorization": "Basic ="}, 401),
+        ("GET", f"/counts/?token={READ}", {}, 401),
+        ("GET", "/nothing", {}, 401),
+        ("GET", "/nothing", bearer(READ), 404),
+        ("GET", "/health/live", {}, 200),
+        ("GET", "/openapi.json", {}, 200),
+        ("GET", "/docs/", {}, 200),
+        ("GET", "/docs/script.js", {}, 200),
+        ("GET", "/health/unknown", {}, 401),
+        ("GET", "/health%2flive/", {}, 401),
+        ("GET", "/health/../counts/", {}, 401),
+        ("GET", "/Health/", {}, 401),
+        ("POST", "/events/purchases", {}, 401),
+        ("POST", "/events/purchases", bearer(WRITE), 200),
+        ("POST", "/events/purchases", bearer(READ), 403),
+        ("POST", "/events/purchases", basic(WRITE), 401),
+        ("POST", "/events/purchases", basic(READ), 401),
+        ("POST", "/events/purchases", bearer(WRITE + "x"), 401),
+        ("PUT", "/events/purchases", bearer(READ), 403),
+        ("PUT", "/events/purchases", bearer(WRITE), 405),
+        ("DELETE", "/counts/", {}, 401),
+        ("OPTIONS", "/events/purchases", {}, 401),
+    ],
+)  # fmt: skip
+def test_with_both_tokens(method: str, path: str, headers: dict[str, str], status: int) -> None:
+    """Reading needs one of the two, sending the write token and not by a browser's login; health and docs are open."""
+
+    async def test(client: Client) -> None:
+        url = URL(path, encoded=True)
+        async with client.request(method, url, headers=headers, allow_redirects=False) as response:
+            assert response.status == status
+            if status >= 400 and method != "HEAD":
+                assert list(await response.json()) == ["error"]
+
+    run(BOTH, test)
+
+
+def test_a_browser_is_asked_to_log_in_and_a_sender_is_not() -> None:
+    """A login of a browser is sent by itself; so it must never be enough to send events."""
+
+    async def test(client: Client) -> None:
+        async with client.get("/counts/") as response:
+            ways = response.headers.getall("WWW-Authenticate")
+        assert [way.split()[0] for way in ways] == ["Basic", "Bearer"]
+        async with client.post("/events/purchases") as response:
+            ways = response.headers.getall("WWW-Authenticate")
+        assert [way.split()[0] for way in ways] == ["Bearer"]
+
+    run(BOTH, test)
+
+
+@pytest.mark.parametrize(
+    ("settings", "read", "sent"),
+    [(Web(), 200, 200), (Web(read_token=READ), 401, 200), (Web(write_token=WRITE), 200, 401), (BOTH, 401, 401)],
+)
+def test_without_a_token_what_it_is_for_is_open(settings: Web, read: int, sent: int) -> None:
+    """As the configuration says; at start a warning says so too."""
+
+    async def test(client: Client) -> None:
+        assert ((await client.get("/counts/")).status, (await client.post("/events/purchases")).status) == (read, sent)
+        shown = {"Authorization": "Bearer "}
+        assert (await client.get("/counts/", headers=shown)).status == read  # no token is no token
+
+    run(settings, test)
+
+
+def test_no_answer_tells_a_token() -> None:
+    """Neither the right one nor the one that was shown."""
+
+    async def test(client: Client) -> None:
+        for headers in ({}, bearer("shown-by-mistake"), basic("shown-by-mistake")):
+            for response in (await client.get("/x", headers=headers), await client.post("/x", headers=headers)):
+                text = await response.text() + str(response.headers)
+                assert not any(token in text for token in (READ, WRITE, "shown-by-mistake"))
+
+    run(BOTH, test)
+
+
+# -- other web sites in a browser on this machine
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:6066", 200),
+        ("127.0.0.1", 200),
+        ("127.8.8.8:1", 200),
+        ("localhost:6066", 200),
+        ("LOCALHOST.", 200),
+        ("[::1]:6066", 200),
+        ("shop.internal:6066", 200),
+        ("evil.example:6066", 421),
+        ("127.0.0.1.evil.example", 421),
+        ("localhost.evil.example", 421),
+        ("10.0.0.7:6066", 421),
+        ("a b", 421),
+        ("evil.example:80:80", 421),
+    ],
+)
+def test_a_name_that_leads_here_by_a_trick_is_refused(host: str, status: int) -> None:
+    """DNS rebinding: a web site lets its own name lead to 127.0.0.1, and its script may then read the answers."""
+
+    async def test(client: Client) -> None:
+        for request in (
+            client.get("/counts/", headers={"Host": host}),
+            client.post("/events/purchases", headers={"Host": host}),
+        ):
+            async with request as response:
+                assert response.status == status
+                if status == 421:
+                    assert "web.host" in (await response.json())["error"]
+        assert (await client.get("/health/live", headers={"Host": host})).status == 200
+
+    run(Web(host="shop.internal"), test)
+
+
+@pytest.mark.parametrize(("settings", "bind"), [(BOTH, "127.0.0.1"), (Web(), "0.0.0.0"), (Web(), "10.1.2.3")])  # noqa: S104
+def test_any_name_is_good_when_a_token_decides_or_the_network_may_ask(settings: Web, bind: str) -> None:
+    """Behind a proxy the name is the proxy's."""
+
+    async def test(client: Client) -> None:
+        headers = {"Host": "shop.example", **bearer(settings.read_token)}
+        assert (await client.get("/counts/", headers=headers)).status == 200
+
+    run(settings, test, bind=bind)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Sec-Fetch-Site": "same-origin"}, 200),
+        ({"Sec-Fetch-Site": "none"}, 200),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site", "Origin": "http://127.0.0.1:6066"}, 403),
+        ({"Origin": "http://127.0.0.1:6066"}, 200),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "http://127.0.0.1:8000"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://[x"}, 403),
+    ],
+)
+def test_another_web_site_can_not_send_events(headers: dict[str, str], status: int) -> None:
+    """A browser lets every site post to 127.0.0.1, without asking."""
+
+    async def test(client: Client) -> None:
+        given = {"Host": "127.0.0.1:6066", **headers}
+        assert (await client.post("/events/purchases", headers=given)).status == status
+
+    run(Web(), test)
+
+
+# -- limits
+
+
+def test_a_body_up_to_the_limit_reaches_the_view() -> None:
+    """Whole; read once, and found by the view."""
+
+    async def test(client: Client) -> None:
+        body = "x" * 1_024
+        async with client.post("/events/purchases", data=body) as response:
+            assert (await response.json())["body"] == body
+
+    run(Web(max_body_bytes=1_024), test)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_longer_body_is_refused_whether_its_length_is_told_or_not(chunked: bool) -> None:
+    """Without its length it is read only as far as it may go."""
+
+    async def parts() -> AsyncIterator[bytes]:
+        for _ in range(64):
+            yield b"x" * 1_024
+
+    async def test(client: Client) -> None:
+        async with client.post("/events/purchases", data=parts() if chunked else b"x" * 1_025) as response:
+            assert response.status == 413
+            assert "1024 bytes (web.max_body_bytes)" in (await response.json())["error"]
+
+    run(Web(max_body_bytes=1_024), test)
+
+
+def test_who_has_no_token_can_send_no_body() -> None:
+    """The refusal does not wait for it."""
+
+    async def never() -> AsyncIterator[bytes]:
+        yield b"x"
+        await asyncio.sleep(60)
+
+    async def test(client: Client) -> None:
+        response = await asyncio.wait_for(client.post("/events/purchases", data=never()), 5)
+        assert response.status == 401
+
+    run(BOTH, test)
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some slow senders would else take all places."""
+    monkeypatch.setattr(access, "BODY_SECONDS", 0.1)
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"x"
+        await asyncio.sleep(5)
+
+    async def test(client: Client) -> None:
+        async with client.post("/events/purchases", data=slow()) as response:
+            assert response.status == 408
+
+    run(Web(), test)
+
+
+def test_more_requests_than_allowed_are_asked_to_come_again_and_health_is_not() -> None:
+    """Writers leave a tenth to readers; places that are given back are given again."""
+
+    async def test() -> None:
+        go = asyncio.Event()
+
+        async def wait(request: web.Request) -> web.Response:
+            await go.wait()
+            return web.json_response({})
+
+        views = {"/wait": wait, "/events/purchases": wait}
+        async with serving(Web(max_requests=10), **views) as client:
+            posts = [asyncio.create_task(client.post("/events/purchases")) for _ in range(12)]
+            statuses = await _first(posts, 3)
+            assert statuses == [503] * 3  # nine wait
+            assert (await client.get("/counts/")).status == 200  # the tenth place is a reader's
+            reader = asyncio.create_task(client.get("/wait"))
+            while not (full := (await client.get("/counts/")).status == 503):
+                await asyncio.sleep(0.01)
+            assert full
+            assert (await client.get("/health/live")).status == 200
+            async with client.get("/counts/") as response:
+                assert response.headers["Retry-After"] == "1"
+            go.set()
+            assert (await reader).status == 200
+            assert sorted([(await post).status for post in posts]) == [200] * 9 + [503] * 3
+            assert (await client.get("/counts/")).status == 200
+
+    asyncio.run(asyncio.wait_for(test(), 20))
+
+
+async def _first(tasks: list[asyncio.Task[Any]], count: int) -> list[int]:
+    while len(done := [task for task in tasks if task.done()]) < count:
+        await asyncio.sleep(0.01)
+    return [task.result().status for task in done]
+
+
+# -- every answer
+
+
+@pytest.mark.parametrize("path", ["/counts/", "/nothing", "/broken", "/moved", "/health/live"])
+def test_every_answer_says_what_a_browser_must_not_do_with_it(path: str) -> None:
+    """Also the errors."""
+
+    async def test(client: Client) -> None:
+        async with client.get(path, allow_redirects=False) as response:
+            assert {name: response.headers[name] for name in access.HEADERS} == access.HEADERS
+
+    run(Web(), test)
+
+
+def test_a_view_may_have_a_policy_of_its_own() -> None:
+    """The page needs one."""
+
+    async def test(client: Client) -> None:
+        async with client.get("/page") as response:
+            assert response.headers.getall("Content-Security-Policy") == ["default-src 'self'"]
+
+    run(Web(), test)
+
+
+def test_a_fault_of_a_view_is_in_the_log_and_not_in_the_answer(caplog: pytest.LogCaptureFixture) -> None:
+    """The answer goes to strangers."""
+
+    async def test(client: Client) -> None:
+        async with client.get("/broken") as response:
+            assert response.status == 500
+            assert json.loads(await response.text()) == {"error": "the worker failed at this; its log says how"}
+
+    run(Web(), test)
+    assert "ValueError" in caplog.text
+
+
+def test_an_unknown_method_is_told_which_are_known() -> None:
+    """In the shape of all errors."""
+
+    async def test(client: Client) -> None:
+        async with client.post("/page") as response:
+            assert response.status == 405
+            assert response.headers["Allow"] == "GET,HEAD"
+            assert list(await response.json()) == ["error"]
+
+    run(Web(), test)
+
+
+# -- what is said at start
+
+
+@pytest.mark.parametrize(
+    ("settings", "bind", "said"),
+    [
+        (Web(), "127.0.0.1", []),
+        (Web(), "localhost", []),
+        (Web(), "::1", []),
+        (BOTH, "0.0.0.0", []),  # noqa: S104
+        (Web(), "0.0.0.0", ["web.read_token is not set", "web.write_token is not set"]),  # noqa: S104
+        (Web(), "shop.example", ["web.read_token is not set", "web.write_token is not set"]),
+        (Web(read_token=READ), "127.0.0.1", ["web.write_token is not set"]),
+        (Web(write_token=WRITE), "127.0.0.1", []),
+        (Web(read_token=READ[:15], write_token=WRITE), "127.0.0.1", ["web.read_token is short"]),
+    ],
+)
+def test_whoever_starts_a_worker_hears_who_can_get_in(settings: Web, bind: str, said: list[str]) -> None:
+    """And nothing when that is nobody, or was meant so."""
+    found = warnings(settings, bind)
+    assert [line[: len(start)] for line, start in zip(found, said, strict=True)] == said
+    assert not any(token in line for line in found for token in (READ[:15], WRITE))
