@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import binascii
 import hmac
 import logging
@@ -29,8 +28,6 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Content-Security-Policy": "frame-ancestors 'none'",
 }
-#: How long a sender may take for the body of a request.
-BODY_SECONDS = 10.0
 #: A token that is shorter can be guessed.
 _SHORT = 16
 _READING = {"GET", "HEAD", "OPTIONS"}
@@ -108,7 +105,7 @@ class Guard:
         if self._is_full(writes=writes):
             return refuse(503, "too many requests at once; come again", {"Retry-After": "1"})
         with self._counted(writes=writes):
-            return await self._read_body(request) or await handler(request)
+            return self._too_large(request) or await handler(request)
 
     # Who may
 
@@ -160,21 +157,12 @@ class Guard:
             self._writing -= writes
             self._reading -= not writes
 
-    async def _read_body(self, request: web.Request) -> web.Response | None:
-        """Read it, as long as it is short and comes soon; the view then finds it read."""
-        if not request.can_read_body:
-            return None
+    def _too_large(self, request: web.Request) -> web.Response | None:
+        """Refuse a body that is said to be too large. Of one that does not say it, the view reads only so much."""
         most = self._settings.max_body_bytes
-        too_large = f"the body is larger than {most} bytes (web.max_body_bytes)"
-        try:
-            if (request.content_length or 0) <= most:
-                await asyncio.wait_for(request.read(), BODY_SECONDS)
-                return None
-            answer = refuse(413, too_large)
-        except web.HTTPRequestEntityTooLarge:
-            answer = refuse(413, too_large)
-        except asyncio.TimeoutError:
-            answer = refuse(408, f"the body did not come within {BODY_SECONDS:g} seconds")
+        if (request.content_length or 0) <= most:
+            return None
+        answer = refuse(413, f"the body is larger than {most} bytes (web.max_body_bytes)")
         answer.force_close()
         return answer
 
@@ -252,6 +240,8 @@ def _is_foreign(request: web.Request) -> bool:
 
 def _as_json(error: web.HTTPException) -> web.Response:
     """aiohttp's own errors (no such path, no such method) in the shape of all others."""
+    if error.status == 413:
+        return refuse(413, "the body is too large (web.max_body_bytes)")
     if error.content_type == "application/json":
         answer = web.Response(status=error.status, body=error.body, content_type="application/json", charset="utf-8")
     else:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import pickle
 import ssl
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +24,16 @@ from aiokafka.errors import (
 from faust.transport.drivers.aiokafka import credentials_to_aiokafka_auth
 
 from shopflow import credentials, kafka
+from shopflow.access import Guard
+from shopflow.app import app
+from shopflow.app import config as config_of_app
 from shopflow.config import Config, Kafka, MongoDB, Web
 from shopflow.credentials import Bootstrap, Security
 from shopflow.embedded import Addresses
 from shopflow.errors import Refused, Unavailable
 from tests.certificates import Authority
 
+ROOT = Path(__file__).parents[2]
 SECRET = "geheim-7f3a"  # noqa: S105 - looked for in messages
 
 
@@ -239,3 +246,29 @@ def test_the_log_of_requests_has_no_logins(caplog: pytest.LogCaptureFixture) -> 
 def test_the_application_gets_the_credentials() -> None:
     """`broker_credentials` is what Faust's consumer and producer are made with."""
     assert isinstance(Security("SASL_PLAINTEXT", "PLAIN", "shop", SECRET).faust, faust.SASLCredentials)
+
+
+@pytest.mark.parametrize("program", ["faust", "shopflow"])
+def test_settings_that_do_not_go_together_end_every_command_with_one_line(program: str, tmp_path: Path) -> None:
+    """At start, also of a command that would not need Kafka."""
+    names = ["faust", "-A", "shopflow"] if program == "faust" else ["shopflow"]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("SHOPFLOW_")}
+    environment |= {"PYTHONPATH": str(ROOT), "SHOPFLOW_KAFKA_PASSWORD": SECRET}
+    done = subprocess.run(
+        [sys.executable, "-m", *names, "list-products"],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "Error: kafka.password: has no use with security_protocol plaintext; take sasl_ssl\n"
+
+
+def test_the_web_server_of_the_application_is_guarded() -> None:
+    """Before the first view; nothing that is not in the middlewares is asked."""
+    server = app.web.web_app  # type: ignore[attr-defined]
+    assert any(getattr(each, "__func__", None) is Guard.middleware for each in server.middlewares)
+    assert server._client_max_size == config_of_app.web.max_body_bytes

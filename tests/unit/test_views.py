@@ -13,6 +13,7 @@ import pytest
 from yarl import URL
 
 from shopflow import views
+from shopflow.config import Config, Web
 from shopflow.counting import TOTALS_KEY, Counted, advance, rebuilt
 
 ME, NEAR, FAR = URL("http://127.0.0.1:6066"), URL("http://127.0.0.1:6067"), URL("http://127.0.0.1:6068")
@@ -147,6 +148,16 @@ def test_a_peer_that_can_not_say_is_no_answer(worker: Worker) -> None:
     """503, not 404: the customer may be there."""
     worker.peers.answers = {6067: (404, {}), 6068: (503, {})}
     assert one("anna")[0] == 503
+
+
+def test_a_peer_is_shown_the_read_token(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lets nobody in without it, not even another worker."""
+    monkeypatch.setattr(views, "config", Config(web=Web(read_token="t0ken")))  # noqa: S106
+    worker.peers.answers[6067] = 404, {}
+    worker.peers.answers[6068] = 404, {}
+    one("anna")
+    assert worker.peers.asked
+    assert worker.peers.headers == {"Authorization": "Bearer t0ken"}
 
 
 @pytest.mark.parametrize("error", [aiohttp.ClientConnectionError("refused"), asyncio.TimeoutError()])
