@@ -39,7 +39,10 @@ app: App = App(
     store="rocksdb://?driver=rocksdict",
     origin="shopflow",
     # An explicit list: autodiscover=True only warns when a module fails to import; the worker runs without its agents.
-    autodiscover=["shopflow.agents", "shopflow.views", "shopflow.commands"],
+    autodiscover=[
+        *("shopflow.agents", "shopflow.views", "shopflow.events", "shopflow.reading", "shopflow.openapi"),
+        "shopflow.commands",
+    ],
     # One for each worker of a machine; a worker that is started with another web port, or --datadir, has another.
     datadir=str(config.data_path / f"worker-{config.web.port}"),
     topic_partitions=config.topics.partitions,

@@ -109,6 +109,9 @@ async def _started(client: Any, bootstrap: Bootstrap, stop: str = "stop") -> Asy
     except KafkaConnectionError as error:
         await getattr(client, stop)()
         raise await _explained(bootstrap) from error
+    except BaseException:  # another refusal, or who waits for it has left
+        await getattr(client, stop)()
+        raise
     try:
         yield client
     except KafkaError as error:
@@ -306,19 +309,28 @@ async def acknowledged(sends: Iterable[Awaitable[Awaitable[T]]]) -> list[T]:
     Raises:
         KafkaError: The first that failed. None of the others is left behind to be complained about later.
     """
-    deliveries: list[Awaitable[T]] = []
+    deliveries: list[asyncio.Future[T]] = []
     failure: BaseException | None = None
-    for send in sends:
-        try:
-            deliveries.append(await send)
-        except KafkaError as error:
-            failure = error
-            break
+    try:
+        for send in sends:
+            delivery = await send
+            deliveries.append(asyncio.ensure_future(delivery))
+    except KafkaError as error:
+        failure = error
+    except asyncio.CancelledError:
+        for left in deliveries:
+            left.add_done_callback(_seen)
+        raise
     results = await asyncio.gather(*deliveries, return_exceptions=True)
     failures = [result for result in results if isinstance(result, BaseException)]
     if first := next(iter(failures), failure):
         raise first
     return cast("list[T]", results)
+
+
+def _seen(delivery: asyncio.Future[Any]) -> None:
+    if not delivery.cancelled():
+        delivery.exception()
 
 
 async def wait_for(bootstrap: Bootstrap, seconds: float, say: Callable[[str], None]) -> None:

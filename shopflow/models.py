@@ -22,7 +22,9 @@ __all__ = [
     "Product",
     "Purchase",
     "PurchaseCount",
+    "check_value",
     "encode",
+    "read_time",
     "struct_of",
 ]
 
@@ -218,7 +220,7 @@ class Decoder(Generic[R]):
         fields = msgspec.structs.asdict(loose)
         try:
             for name in self._times:
-                fields[name] = _time(fields[name])
+                fields[name] = read_time(fields[name])
             return msgspec.convert(fields, self._struct)
         except (msgspec.ValidationError, ValueError):
             raise Rejected("invalid event", _plain(error)) from error
@@ -249,7 +251,12 @@ def check_value(quantity: int, price: int | None) -> None:
         raise Rejected("invalid event", f"quantity times price is over {MAX_VALUE} grosze")
 
 
-def _time(text: str) -> datetime:
+def read_time(text: str) -> datetime:
+    """A time in ISO 8601 as Python reads it, which is more than RFC 3339 allows.
+
+    Raises:
+        ValueError: It is none.
+    """
     if "\0" in text:  # where Python from 3.11 on stops reading
         raise ValueError("a time with a NUL")
     # Python 3.10 doesn't know "Z".

@@ -226,6 +226,12 @@ class Store(Protocol):
     async def customer_ids(self, limit: int) -> list[str]:
         """At most `limit` ids, in their order."""
 
+    async def products_after(self, after: str, limit: int) -> list[Document]:
+        """At most `limit` products, by id, those behind this id ("": from the first on)."""
+
+    async def purchases_after(self, customer_id: str, after: tuple[datetime, str] | None, limit: int) -> list[Document]:
+        """At most `limit` purchases of a customer, by time and id, those behind this time and id (None: all)."""
+
     def customers(self, limit: int | None = None) -> AsyncIterator[Document]:
         """Customers by id, each with `purchases`, oldest first, each of these with `product_name` if it is known.
 
@@ -374,6 +380,31 @@ class MongoStore:
 
     async def customer_ids(self, limit: int) -> list[str]:
         return await self._ids(CUSTOMERS, limit)
+
+    async def products_after(self, after: str, limit: int) -> list[Document]:
+        return await self._sorted(PRODUCTS, {"_id": {"$gt": after}}, "_id", limit)
+
+    async def purchases_after(self, customer_id: str, after: tuple[datetime, str] | None, limit: int) -> list[Document]:
+        # The index has the time, not the id. So the many of later times are read in the index's order, and only those
+        # of one moment, where a page begins or ends, are put in the order of their ids.
+        of_customer: Document = {"customer_id": {"$eq": customer_id}}
+
+        async def of_moment(time: datetime, behind: Document, most: int) -> list[Document]:
+            return await self._sorted(PURCHASES, {**of_customer, "purchased_at": time, **behind}, "_id", most)
+
+        found, later = [], of_customer
+        if after is not None:
+            found = await of_moment(after[0], {"_id": {"$gt": after[1]}}, limit)
+            later = {**of_customer, "purchased_at": {"$gt": after[0]}}
+        if (rest := limit - len(found)) < 1:
+            return found
+        more = await self._sorted(PURCHASES, later, "purchased_at", rest)
+        if len(more) == rest:
+            last = more[-1]["purchased_at"]
+            more = [purchase for purchase in more if purchase["purchased_at"] != last]
+            more.sort(key=itemgetter("purchased_at", "_id"))
+            return [*found, *more, *await of_moment(last, {}, rest - len(more))]
+        return [*found, *sorted(more, key=itemgetter("purchased_at", "_id"))]
 
     async def customers(self, limit: int | None = None) -> AsyncIterator[Document]:
         # By ranges of ids, not by one cursor: that would be gone when the reader pauses for some minutes.
@@ -560,6 +591,13 @@ class MongoStore:
         with _translated():
             found = await self._collection(name).find({}, {"_id": 1}).sort("_id", 1).limit(limit).to_list()
         return [document["_id"] for document in found]
+
+    async def _sorted(self, name: str, condition: Document, by: str, limit: int) -> list[Document]:
+        if limit < 1:
+            return []
+        with _translated():
+            found: list[Document] = await self._collection(name).find(condition).sort(by, 1).limit(limit).to_list()
+        return found
 
     async def _purchases_of(self, customer_ids: Sequence[str]) -> dict[str, list[Document]]:
         """The purchases of each, oldest first, with the products' names."""

@@ -155,6 +155,20 @@ class FakeStore:
         self._called("customer_ids")
         return sorted(self.collections["customers"])[: max(0, limit)]
 
+    async def products_after(self, after: str, limit: int) -> list[Document]:
+        self._called("products_after")
+        stored = self.collections["products"]
+        return [deepcopy(stored[name]) for name in sorted(stored) if name > after][: max(0, limit)]
+
+    async def purchases_after(
+        self, customer_id: str, after: tuple[datetime, str] | None, limit: int
+    ) -> list[Document]:
+        self._called("purchases_after")
+        place = itemgetter("purchased_at", "_id")
+        found = [one for one in self.collections["purchases"].values() if one["customer_id"] == customer_id]
+        behind = [one for one in sorted(found, key=place) if after is None or place(one) > after]
+        return deepcopy(behind[: max(0, limit)])
+
     async def customers(self, limit: int | None = None) -> AsyncIterator[Document]:
         self._called("customers")
         for name in sorted(self.collections["customers"])[: None if limit is None else max(0, limit)]:
