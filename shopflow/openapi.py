@@ -54,7 +54,8 @@ def document() -> Schema:
             "title": "shopflow",
             "version": _version(),
             "description": "Events into the shop, and what became of them. Times are ISO 8601 with an offset; "
-            "prices are whole numbers of grosze (1/100 zł). Every path also works with or without its last slash.",
+            "prices are whole numbers of grosze (1/100 zł). The paths of events, products and "
+            "customers work with and without a slash at their end.",
         },
         "paths": {
             **{f"/events/{kind}": {"post": _post(kind)} for kind in FORMS},

@@ -39,7 +39,7 @@ async def products(request: Any) -> tuple[int, Any]:
     return 200, {"products": page, "next": page[-1]["product_id"] if len(found) > limit else None}
 
 
-@route("get", "/customers/{customer_id}/")
+@route("get", "/customers/{customer_id:[^/]+}/")
 async def customer(request: Any, customer_id: str) -> tuple[int, Any]:
     """A customer who has registered."""
     found = await within(MONGODB_SECONDS, "MongoDB", store.documents(CUSTOMERS, [customer_id]))
@@ -48,7 +48,7 @@ async def customer(request: Any, customer_id: str) -> tuple[int, Any]:
     return 200, _shown(found[customer_id], "customer_id", _CUSTOMER)
 
 
-@route("get", "/customers/{customer_id}/purchases/")
+@route("get", "/customers/{customer_id:[^/]+}/purchases/")
 async def purchases(request: Any, customer_id: str) -> tuple[int, Any]:
     """A customer's purchases, oldest first, a page at a time."""
     limit, after = limit_of(request), _cursor(request.query.get("after"))

@@ -42,7 +42,7 @@ async def counts(web: Any, request: Any) -> Any:
     return web.json({"partitions": partitions, **sums})
 
 
-@app.page("/counts/{customer_id}/")
+@app.page("/counts/{customer_id:[^/]+}/")
 async def count(web: Any, request: Any, customer_id: str) -> Any:
     """One customer's counts, from whichever worker has them."""
     if not app.serving:

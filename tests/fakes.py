@@ -160,9 +160,7 @@ class FakeStore:
         stored = self.collections["products"]
         return [deepcopy(stored[name]) for name in sorted(stored) if name > after][: max(0, limit)]
 
-    async def purchases_after(
-        self, customer_id: str, after: tuple[datetime, str] | None, limit: int
-    ) -> list[Document]:
+    async def purchases_after(self, customer_id: str, after: tuple[datetime, str] | None, limit: int) -> list[Document]:
         self._called("purchases_after")
         place = itemgetter("purchased_at", "_id")
         found = [one for one in self.collections["purchases"].values() if one["customer_id"] == customer_id]

@@ -599,3 +599,36 @@ def test_the_fake_is_away_as_often_as_told(run: Run) -> None:
     fake.refuses = lambda document: "too sour" if document["_id"] == "milk" else None
     assert run(fake.upsert_products([product(1, NOON, kafka(1)), product(1, NOON, kafka(2), "tea")])) == {0: "too sour"}
     assert run(fake.sizes()) == {"products": 1, "customers": 0, "purchases": 1, "prices": 1}
+
+
+def test_products_are_paged_by_their_ids(store: Store, run: Run) -> None:
+    """Those behind an id, whatever it is; ids of other kinds than text are another program's."""
+    run(store.upsert_products([product(1, NOON, kafka(1), name) for name in ("b", "$gt", "a", "ł")]))
+    assert [one["_id"] for one in run(store.products_after("", 9))] == ["$gt", "a", "b", "ł"]
+    assert [one["_id"] for one in run(store.products_after("a", 1))] == ["b"]
+    assert run(store.products_after("b", 1)) == [product(1, NOON, kafka(1), "ł")]
+    assert run(store.products_after("", 0)) == run(store.products_after("ł", 9)) == []
+
+
+def test_purchases_are_paged_by_time_and_id(store: Store, run: Run) -> None:
+    """Each once and in order, wherever a page ends, also among many of one moment; no other customer's."""
+    seed = random.SystemRandom().randrange(2**32)
+    print(f"seed {seed}")
+    choice = random.Random(seed)
+    ids = [f"{choice.randrange(10**6):06}" for _ in range(40)]
+    made = [
+        purchase(name, kafka(number), purchased_at=NOON + choice.randrange(5) * MINUTE)
+        for number, name in enumerate(dict.fromkeys(ids))
+    ]
+    run(store.insert_purchases([*made, purchase("other", kafka(99), "bob")]))
+    wanted = sorted(made, key=lambda one: (one["purchased_at"], one["_id"]))
+    assert run(store.purchases_after("anna", None, 99)) == wanted
+    for size in (1, 3, 7, 40):
+        found: list[Document] = []
+        while page := run(
+            store.purchases_after("anna", (found[-1]["purchased_at"], found[-1]["_id"]) if found else None, size)
+        ):
+            assert len(page) <= size
+            found += page
+        assert found == wanted
+    assert run(store.purchases_after("anna", None, 0)) == run(store.purchases_after('{"$gt": ""}', None, 9)) == []
