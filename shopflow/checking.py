@@ -99,7 +99,7 @@ class Form:
 
     def _take(self, name: str, field: Any, sent: dict[str, Any], values: dict[str, Any]) -> None:
         if name in sent:
-            value = self._time(sent[name], field.type) if name in self._times else sent[name]
+            value = self._time(sent[name], field.type) if name in self._times else _whole(sent[name])
             values[name] = msgspec.convert(value, field.type)
         elif name in self.made:
             values[name] = self.made[name]()
@@ -131,6 +131,11 @@ class Form:
         key = values[self._key].encode()
         self._accept(key, value)  # the very check of the agents: what was accepted here is never a dead letter
         return Ready(values[self._id], key, value)
+
+
+def _whole(sent: Any) -> Any:
+    """JSON knows one kind of number, and JSON Schema calls 2.0 an integer."""
+    return int(sent) if isinstance(sent, float) and sent.is_integer() else sent
 
 
 def _place(error: Rejected) -> str:

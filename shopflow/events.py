@@ -116,10 +116,10 @@ def _decoded(body: bytes) -> Any:
         sent = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
         raise Refusal(400, f"The body is not JSON: {error}") from error
-    if isinstance(sent, list) and not sent:
-        raise Refusal(400, "The array is empty.", [Problem("[]", "must have at least one event")])
-    if isinstance(sent, list) and len(sent) > config.web.max_events:
-        raise Refusal(413, f"There are {len(sent)} events in the array: {config.web.max_events} are accepted.")
+    most = config.web.max_events
+    if isinstance(sent, list) and not 1 <= len(sent) <= most:
+        problem = Problem("[]", f"must have 1 to {most} events, not {len(sent)}")
+        raise Refusal(400, "The array has too few or too many events.", [problem])
     if not isinstance(sent, dict | list):
         raise Refusal(400, "The body must be an object, or an array of objects.")
     return sent

@@ -110,9 +110,7 @@ def _post(kind: str) -> Schema:
         "responses": {
             "202": _answer("Kafka has acknowledged all; their ids, in the order they were sent.", "Accepted"),
             "400": _answer("Something is wrong; nothing was stored. `fields` names every problem.", "Error"),
-            "413": _answer(
-                f"More than {config.web.max_body_bytes} bytes, or more than {config.web.max_events} events.", "Error"
-            ),
+            "413": _answer(f"More than {config.web.max_body_bytes} bytes.", "Error"),
             "415": _answer("Content-Type is not application/json.", "Error"),
             **_common(config.web.write_token),
         },

@@ -42,6 +42,7 @@ async def products(request: Any) -> tuple[int, Any]:
 @route("get", "/customers/{customer_id:[^/]+}/")
 async def customer(request: Any, customer_id: str) -> tuple[int, Any]:
     """A customer who has registered."""
+    _check_id(customer_id)
     found = await within(MONGODB_SECONDS, "MongoDB", store.documents(CUSTOMERS, [customer_id]))
     if customer_id not in found:
         raise Refusal(404, "No customer with this id has registered.")
@@ -51,6 +52,7 @@ async def customer(request: Any, customer_id: str) -> tuple[int, Any]:
 @route("get", "/customers/{customer_id:[^/]+}/purchases/")
 async def purchases(request: Any, customer_id: str) -> tuple[int, Any]:
     """A customer's purchases, oldest first, a page at a time."""
+    _check_id(customer_id)
     limit, after = limit_of(request), _cursor(request.query.get("after"))
     found = await within(MONGODB_SECONDS, "MongoDB", store.purchases_after(customer_id, after, limit + 1))
     if not found and after is None:
@@ -60,6 +62,11 @@ async def purchases(request: Any, customer_id: str) -> tuple[int, Any]:
     page = [_shown(one, "purchase_id", _PURCHASE) for one in found[:limit]]
     following = _cursor_of(found[limit - 1]) if len(found) > limit else None
     return 200, {"customer_id": customer_id, "purchases": page, "next": following}
+
+
+def _check_id(customer_id: str) -> None:
+    if len(customer_id) > MAX_ID_LENGTH:
+        raise Refusal(404, f"No customer has an id of more than {MAX_ID_LENGTH} characters.")
 
 
 def _shown(document: Document, id_field: str, fields: tuple[str, ...]) -> dict[str, Any]:

@@ -65,6 +65,11 @@ def test_only_known_fields_are_passed_on() -> None:
     assert value({**WHOLE, "price": None}) == {name: one for name, one in WHOLE.items() if name != "price"}
 
 
+def test_a_whole_number_may_be_written_with_a_point() -> None:
+    """As JSON Schema has it; it goes to Kafka as an integer."""
+    assert FORM.check({**WHOLE, "quantity": 2.0}).ready[0].value == FORM.check(WHOLE).ready[0].value
+
+
 def test_every_problem_of_every_event_is_named() -> None:
     """By the field, in an array with the number of the event: one answer is enough to mend all."""
     assert problems([WHOLE, {"quantity": 0, "price": "4", "purchased_at": "soon"}, 7]) == {
