@@ -11,13 +11,13 @@ from typing import Any
 from aiokafka.errors import KafkaError
 
 from . import kafka, topics
-from .app import app, bootstrap, config, kafka_outage, mongodb_outage, store
+from .app import app, bootstrap, config, kafka_outage, limit, metrics, mongodb_outage, store
 from .attempts import Attempts
 from .batching import Restarts, each_batch
 from .dead_letters import DeadLetters, Headers
 from .errors import Unavailable
 from .ledger import Ledger
-from .limits import Limit
+from .metrics import MeteredStore
 from .price_log import PriceLog
 from .pricing import Pricing
 from .processing import Processing
@@ -73,29 +73,30 @@ pricing = Pricing(
 )
 
 processing = Processing(
-    store,
+    MeteredStore(store, metrics),
     Ledger(purchase_counts, attempts, _publish_counts),
     attempts,
     pricing,
     dead_letters,
     max_event_bytes=config.batching.max_event_bytes,
-    limit=Limit(config.dead_letters.max_share, config.dead_letters.window),
+    limit=limit,
+    on_rejected=metrics.rejected,
 )
 
 
 @app.agent(topics.products, isolated_partitions=True, supervisor_strategy=Restarts)
 async def products(stream: Any) -> None:
     """Products offered: into `products` and `prices`."""
-    await each_batch(stream, processing.products)
+    await each_batch(stream, metrics.observed(processing.products))
 
 
 @app.agent(topics.customers, isolated_partitions=True, supervisor_strategy=Restarts)
 async def customers(stream: Any) -> None:
     """Customers registered: into `customers`."""
-    await each_batch(stream, processing.customers)
+    await each_batch(stream, metrics.observed(processing.customers))
 
 
 @app.agent(topics.purchases, isolated_partitions=True, supervisor_strategy=Restarts)
 async def purchases(stream: Any) -> None:
     """Purchases made: into `purchases` and the counts."""
-    await each_batch(stream, processing.purchases)
+    await each_batch(stream, metrics.observed(processing.purchases))

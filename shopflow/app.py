@@ -10,6 +10,8 @@ from .batching import App
 from .config import load
 from .credentials import Bootstrap, Security
 from .embedded import Addresses
+from .limits import Limit
+from .metrics import Metrics
 from .outages import Outage
 from .store import MongoStore
 
@@ -21,6 +23,8 @@ __all__ = [
     "connect_kafka",
     "kafka_at",
     "kafka_outage",
+    "limit",
+    "metrics",
     "mongodb_outage",
     "store",
 ]
@@ -33,6 +37,9 @@ store = MongoStore(config.mongodb.database)
 mongodb_outage = Outage("MongoDB")
 kafka_outage = Outage("Kafka")
 
+metrics = Metrics()
+limit = Limit(config.dead_letters.max_share, config.dead_letters.window)
+
 app: App = App(
     config.app_id,
     broker="kafka://" if config.embeds_kafka else config.broker,
@@ -40,7 +47,12 @@ app: App = App(
     origin="shopflow",
     # An explicit list: autodiscover=True only warns when a module fails to import; the worker runs without its agents.
     autodiscover=[
-        *("shopflow.agents", "shopflow.views", "shopflow.events", "shopflow.reading", "shopflow.openapi"),
+        "shopflow.agents",
+        "shopflow.views",
+        "shopflow.events",
+        "shopflow.reading",
+        "shopflow.openapi",
+        "shopflow.health_views",
         "shopflow.commands",
     ],
     # One for each worker of a machine; a worker that is started with another web port, or --datadir, has another.

@@ -12,6 +12,7 @@ from typing import Any, cast
 import faust
 from faust.exceptions import AlreadyConfiguredWarning
 from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
 from mode.supervisors import OneForOneSupervisor
 
 from .consuming import Batch, BatchConsumer, Flow, Reader
@@ -48,6 +49,8 @@ class App(faust.App):
         self.batched_topics: set[str] = set()
         #: Changelog topic -> the table that takes in its runs.
         self.readers: dict[str, Reader] = {}
+        #: What runs beside the work, from the start of a worker on: unlike a `task`, also while tables are recovered.
+        self.watching: list[Callable[[], Awaitable[None]]] = []
         super().__init__(*args, **kwargs)
 
     def batched_topic(self, name: str) -> Any:
@@ -75,6 +78,34 @@ class App(faust.App):
         """Are the tables of our partitions complete? Not before the first assignment, nor in a rebalance."""
         recovered = self.tables.recovery.completed.is_set()  # type: ignore[attr-defined]
         return bool(recovered and not self.rebalancing and not self.in_recovery)
+
+    async def on_start(self) -> None:
+        """A worker starts."""
+        await super().on_start()
+        for watch in self.watching:
+            self.add_future(watch())
+
+    @property
+    def owned(self) -> list[TP]:
+        """The partitions of the batched topics that are ours; none before the first assignment."""
+        if self._consumer is None or not self.consumer_generation_id:
+            return []
+        return sorted(tp for tp in self._consumer.assignment() if tp.topic in self.batched_topics)
+
+    @property
+    def joined(self) -> bool:
+        """Has the group ever told us which partitions are ours? It may be none, if there are more workers."""
+        return self.tables.recovery.completed.is_set()  # type: ignore[attr-defined, no-any-return]
+
+    def call_in_consumer(self, callback: Callable[[], None]) -> None:
+        """Call this in the consumer's thread.
+
+        Raises:
+            RuntimeError: It does not run.
+        """
+        if self._consumer is None:
+            raise RuntimeError("the consumer has not been made yet")
+        cast(BatchConsumer, self._consumer).call_in_thread(callback)
 
     def reconfigure(self, **settings: Any) -> None:
         """Change settings that could not be known at import (where the servers are), before anything is started."""

@@ -177,6 +177,14 @@ class BatchConsumer(driver.Consumer):
     def _new_consumer_thread(self) -> CommittedThread:
         return CommittedThread(self, loop=self.loop, beacon=self.beacon)
 
+    def call_in_thread(self, callback: Callable[[], None]) -> None:
+        """Call this in the consumer's thread, when its loop comes to it.
+
+        Raises:
+            RuntimeError: The thread has ended.
+        """
+        self._thread.thread_loop.call_soon_threadsafe(callback)
+
     # -- where to read
 
     async def perform_seek(self) -> None:

@@ -37,6 +37,8 @@ __all__ = [
     "Transactions",
     "acknowledged",
     "admin",
+    "any_record",
+    "asking_spans",
     "by_time",
     "consumer",
     "count_records",
@@ -109,7 +111,7 @@ async def _started(client: Any, bootstrap: Bootstrap, stop: str = "stop") -> Asy
     except KafkaConnectionError as error:
         await getattr(client, stop)()
         raise await _explained(bootstrap) from error
-    except BaseException:  # another refusal, or who waits for it has left
+    except BaseException:  # given up, or another refusal: what was begun must not be left behind
         await getattr(client, stop)()
         raise
     try:
@@ -190,13 +192,13 @@ class _NoLogins(logging.Filter):
 logging.getLogger("aiokafka.conn").addFilter(_NoLogins())
 
 
-def admin(bootstrap: Bootstrap) -> Any:
+def admin(bootstrap: Bootstrap, **options: Any) -> Any:
     """An admin client, as an async context manager.
 
     Raises:
         Unavailable: Kafka does not answer.
     """
-    return _started(AIOKafkaAdminClient(**bootstrap.options), bootstrap, stop="close")
+    return _started(AIOKafkaAdminClient(**{**bootstrap.options, **options}), bootstrap, stop="close")
 
 
 def producer(bootstrap: Bootstrap) -> Any:
@@ -287,12 +289,12 @@ async def transactions(bootstrap: Bootstrap, transactional_id: str) -> AsyncIter
             await _within(_STOP_SECONDS, client.stop())
 
 
-async def _within(seconds: float, work: Awaitable[None]) -> None:
+async def _within(seconds: float, work: Awaitable[T]) -> T:
     """Raises:
     KafkaTimeoutError: It took longer; aiokafka would try for ever.
     """
     try:
-        await asyncio.wait_for(work, seconds)
+        return await asyncio.wait_for(work, seconds)
     except asyncio.TimeoutError as error:
         raise KafkaTimeoutError(f"no answer within {seconds:g} s") from error
 
@@ -650,6 +652,34 @@ async def _spans(client: Any, reader: Any, group: str, topics: Iterable[str]) ->
         done = max(committed[place].offset if place in committed else -1, starts[place])
         found[place.topic][place.partition] = Span(starts[place], done, ends[place])
     return found
+
+
+@asynccontextmanager
+async def asking_spans(
+    bootstrap: Bootstrap, group: str, topics: Iterable[str], seconds: float
+) -> AsyncIterator[Callable[[], Awaitable[dict[str, dict[int, Span]]]]]:
+    """Gives what asks for the spans, as often as it is called, over connections that stay open.
+
+    Arguments:
+        seconds: How long one answer may take.
+
+    Raises:
+        Unavailable: Kafka does not answer.
+    """
+    names, options = list(topics), {"request_timeout_ms": int(seconds * 1000)}
+    async with admin(bootstrap, **options) as client, consumer(bootstrap, **options) as reader:
+        yield lambda: _within(seconds, _spans(client, reader, group, names))
+
+
+async def any_record(bootstrap: Bootstrap, topic: str, partition: int, span: Span, seconds: float) -> bool:
+    """Is there a record between what the group has committed and the end? See `lags`.
+
+    Raises:
+        Unavailable: Kafka does not answer within so many seconds.
+    """
+    async with consumer(bootstrap, request_timeout_ms=int(seconds * 1000)) as reader:
+        place = TopicPartition(topic, partition)
+        return await _within(seconds, _any_record(reader, place, span.done, span.end))
 
 
 async def lags(bootstrap: Bootstrap, group: str, topics: Iterable[str]) -> dict[str, Lag]:

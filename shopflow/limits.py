@@ -82,6 +82,11 @@ class Limit:
         self._window = window
         self._shares: dict[str, FailureShare] = {}
 
+    @property
+    def stopped(self) -> list[str]:
+        """Topics that are held up, until the worker starts anew."""
+        return sorted(topic for topic, share in self._shares.items() if share.passed)
+
     async def hold(self, tp: Any, records: Sequence[Any], failed: Failed, check: Callable[[], None]) -> None:
         """Return at once, or when too much of the batch's topic has failed: wait until `check` raises.
 

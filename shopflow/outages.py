@@ -33,6 +33,7 @@ class Outage:
     def __init__(self, service: str, away: str = "is away", back: str = "is back") -> None:
         self.service = service
         self._away, self._back = away, back
+        self.failures = 0  #: requests that failed since the start, each of which is made again
         self._since: float | None = None
         self._failing: set[object] = set()
         self._lock = threading.Lock()
@@ -46,6 +47,7 @@ class Outage:
     def failed(self, error: Unavailable, who: object) -> None:
         """A request of `who` failed."""
         with self._lock:
+            self.failures += 1
             self._failing.add(who)
             if self._since is not None:
                 return

@@ -20,7 +20,7 @@ from .ledger import Ledger
 from .limits import Limit
 from .models import Customer, Decoder, Product, Purchase, check_id
 from .pricing import Priced, Pricing
-from .store import Deletion, Document, Store, differs
+from .store import Deletion, Document, Writes, differs
 
 __all__ = ["Counting", "Follower", "Processing", "in_order", "product_document", "split"]
 
@@ -182,11 +182,12 @@ class Processing:
         max_event_bytes: A larger event is a bad record.
         limit: When too many records are bad; without it all of them become dead letters.
         followers: What else is made of the purchases, one after the other.
+        on_rejected: Told topic, reason and number of the records that became dead letters.
     """
 
     def __init__(
         self,
-        store: Store,
+        store: Writes,
         counts: Ledger,
         attempts: Attempts,
         pricing: Pricing,
@@ -195,6 +196,7 @@ class Processing:
         max_event_bytes: int,
         limit: Limit | None = None,
         followers: Sequence[Follower] = (),
+        on_rejected: Callable[[str, str, int], None] | None = None,
     ) -> None:
         self._store = store
         self._counts = counts
@@ -204,6 +206,7 @@ class Processing:
         self._dead_letters = dead_letters
         self._limit = limit
         self._followers = followers
+        self._on_rejected = on_rejected
         self._decode_product = Decoder(Product, "product_id", max_event_bytes)
         self._decode_customer = Decoder(Customer, "customer_id", max_event_bytes)
         self._decode_purchase = Decoder(Purchase, "customer_id", max_event_bytes)
@@ -333,6 +336,8 @@ class Processing:
             return
         sent = await self._with_kafka(batch, lambda: self._dead_letters.put(rejected))
         for reason, count in Counter(error.reason for _, error in sent).items():
+            if self._on_rejected is not None:
+                self._on_rejected(batch.tp.topic, reason, count)
             log.warning(
                 "%d record(s) of %s to the dead letters: %s", count, batch.records[0].topic, reason,
             )  # fmt: skip

@@ -30,7 +30,7 @@ from pymongo.read_concern import ReadConcern
 
 from .errors import Refused, Unavailable
 
-__all__ = ["Deletion", "Document", "Inserted", "MongoStore", "PriceHistory", "Store", "Totals"]
+__all__ = ["Deletion", "Document", "Inserted", "MongoStore", "PriceHistory", "Store", "Totals", "Writes"]
 
 Document = dict[str, Any]
 
@@ -161,27 +161,8 @@ class PriceHistory:
         return next((price for _, price in self.prices if price is not None), None)
 
 
-class Store(Protocol):
-    """What shopflow needs of its database.
-
-    Every coroutine and iterator raises `Unavailable` when the server is away, refuses the login or could not confirm a
-    write. The same call can be made again, any number of times: all writes are idempotent. When a write returns, its
-    documents are in the journal of a majority of the servers. Documents are those of the contract, times in UTC;
-    they are not changed.
-    """
-
-    async def prepare(self) -> None:
-        """Create the indexes that are missing.
-
-        Raises:
-            Refused: An index of that name exists, and it is another.
-        """
-
-    async def ping(self) -> None:
-        """Return when the server answers."""
-
-    async def close(self) -> None:
-        """Close the connections. May be called twice."""
+class Writes(Protocol):
+    """The writing part of `Store`, which says more."""
 
     async def insert_purchases(self, documents: Sequence[Document]) -> Inserted:
         """Store purchases. One whose `_id` is stored already changes nothing; one that is refused stops no other.
@@ -207,6 +188,29 @@ class Store(Protocol):
 
     async def delete_customers(self, deletions: Sequence[Deletion]) -> None:
         """Delete customers, unless what is stored came later in the same partition. Their purchases stay."""
+
+
+class Store(Writes, Protocol):
+    """What shopflow needs of its database.
+
+    Every coroutine and iterator raises `Unavailable` when the server is away, refuses the login or could not confirm a
+    write. The same call can be made again, any number of times: all writes are idempotent. When a write returns, its
+    documents are in the journal of a majority of the servers. Documents are those of the contract, times in UTC;
+    they are not changed.
+    """
+
+    async def prepare(self) -> None:
+        """Create the indexes that are missing.
+
+        Raises:
+            Refused: An index of that name exists, and it is another.
+        """
+
+    async def ping(self) -> None:
+        """Return when the server answers."""
+
+    async def close(self) -> None:
+        """Close the connections. May be called twice."""
 
     async def price_history(self, product_ids: Collection[str]) -> dict[str, PriceHistory]:
         """The prices of those products that are known.

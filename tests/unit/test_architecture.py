@@ -24,12 +24,14 @@ LAYERS = (
     {"access", "credentials"},
     {"kafka"},
     {"consuming", "counting", "store", "embedded", "dead_letters", "child", "group", "producing", "sending", "workers"},
-    {"attempts", "batching", "changelog", "checking", "letters", "seeding", "verification"},
+    {"attempts", "batching", "changelog", "checking", "lag", "letters", "seeding", "verification"},
+    {"health"},
+    {"metrics"},
     {"ledger", "pricing"},
     {"app", "listing", "processing"},
     {"deep", "rebuild"},
     {"topics", "tables", "web"},
-    {"agents", "events", "reading", "views", "running"},
+    {"agents", "events", "health_views", "reading", "views", "running"},
     {"openapi"},
     {"demo", "replay"},
     {"commands"},
@@ -76,6 +78,7 @@ def test_imports_point_down(module: str) -> None:
         ("yaml", {"config"}),
         ("faker", {"samples"}),
         ("rich", {"progress"}),
+        ("prometheus_client", {"metrics"}),
     ],
 )
 def test_each_edge_has_one_module(package: str, owners: set[str]) -> None:
@@ -153,7 +156,7 @@ def test_what_is_public_is_explained(module: str) -> None:
 def test_nothing_imports_what_faust_discovers() -> None:
     """Agents, views and commands are ends: nothing rests on them."""
     for module in MODULES:
-        assert not imported(module)[0] & {"agents", "views", "commands"}, module
+        assert not imported(module)[0] & {"agents", "views", "health_views", "commands"}, module
         assert module == "openapi" or not imported(module)[0] & {"events", "reading"}, module
 
 
