@@ -18,6 +18,7 @@ from prometheus_client import (
     Histogram,
     PlatformCollector,
     ProcessCollector,
+    disable_created_metrics,
     generate_latest,
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -30,6 +31,8 @@ from .outages import Outage
 from .store import CUSTOMERS, PRODUCTS, PURCHASES, Deletion, Document, Inserted, Writes
 
 __all__ = ["CONTENT_TYPE", "MeteredStore", "Metrics", "Rebalances", "Sources"]
+
+disable_created_metrics()  # a second series for each, that nobody asks for
 
 #: Prometheus' text format.
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"

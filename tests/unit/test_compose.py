@@ -24,7 +24,7 @@ SERVICES: dict[str, Any] = COMPOSE["services"]
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 EXAMPLE = (ROOT / ".env.example").read_text(encoding="utf-8")
 
-PINNED = re.compile(r"[a-z/]+:\d+\.\d+\.\d+(-[a-z-]+)?")
+PINNED = re.compile(r"[a-z/]+:v?\d+\.\d+\.\d+(-[a-z-]+)?")
 VARIABLE = re.compile(r"(?<!\$)\$\{(?P<name>\w+)(?::(?P<how>[-?])(?P<text>[^}]*))?\}")
 NEVER_ENDING = sorted(name for name in SERVICES if name != "topics")
 
@@ -44,7 +44,8 @@ def seconds(text: str) -> int:
 
 
 def test_the_shop_has_these_services() -> None:
-    assert sorted(SERVICES) == ["kafka", "mongodb", "topics", "worker"]
+    assert sorted(SERVICES) == ["grafana", "kafka", "mongodb", "prometheus", "topics", "worker"]
+    assert {name for name in SERVICES if "profiles" in SERVICES[name]} == {"grafana", "prometheus"}
 
 
 @pytest.mark.parametrize("name", sorted(SERVICES))

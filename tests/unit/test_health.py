@@ -1,0 +1,361 @@
+"""Health: what makes a worker dead or not ready, and above all what does not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from shopflow import health as module
+from shopflow import lag as lag_module
+from shopflow.errors import Unavailable
+from shopflow.health import STUCK_TURNS, Activity, Health, Ping, Progress, Pulse
+from shopflow.kafka import Span
+from shopflow.lag import Lags
+from shopflow.outages import Outage
+
+PLACE = ("shop.purchases", 0)
+TP = SimpleNamespace(topic=PLACE[0], partition=PLACE[1])
+AWAY = Unavailable("MongoDB", "mongodb://anna:secret@host does not answer")
+
+
+async def has_records(topic: str, partition: int, span: Span) -> bool:
+    return True
+
+
+class Case:
+    """A worker's health, with all that it looks at in the test's hand; everything is well at first."""
+
+    def __init__(self) -> None:
+        self.serving = self.joined = self.sure = True
+        self.owned = [TP]
+        self.stopped: list[str] = []
+        self.error: Unavailable | None = None
+        self.mongodb, self.kafka = Outage("MongoDB"), Outage("Kafka")
+        self.activity = Activity()
+        self.lags = Lags(lambda: None, has_records)  # type: ignore[arg-type, return-value]
+        self.health = Health(
+            lags=self.lags,
+            activity=self.activity,
+            serving=lambda: self.serving,
+            joined=lambda: self.joined,
+            owned=lambda: self.owned,
+            stopped=lambda: self.stopped,
+            session=lambda: self.sure,
+            ping=Ping(self._ping),
+            mongodb=self.mongodb,
+            kafka=self.kafka,
+        )
+        self.lags.looked = self.health.looked
+
+    async def _ping(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+    def look(self, times: int = 1, *, done: int = 5, end: int = 9) -> None:
+        """So many looks at Kafka, one after the other."""
+
+        async def looking() -> None:
+            for _ in range(times):
+                await self.lags.take({PLACE[0]: {PLACE[1]: Span(0, done, end)}})
+
+        asyncio.run(looking())
+
+    def ready(self) -> list[str]:
+        return asyncio.run(self.health.ready())
+
+
+#: More looks than a stuck actor gets.
+MANY = round(module.STUCK_SECONDS / lag_module.LOOK_SECONDS) + 5
+
+
+def test_a_well_worker_is_live_and_ready() -> None:
+    case = Case()
+    case.look(MANY, done=9)
+    assert (case.health.live(), case.ready()) == ([], [])
+
+
+def test_who_owns_no_partition_is_ready() -> None:
+    """There are more workers than partitions."""
+    case = Case()
+    case.owned = []
+    case.look(MANY)
+    assert (case.health.live(), case.ready()) == ([], [])
+
+
+def test_a_stuck_actor_is_found_by_what_waits() -> None:
+    case = Case()
+    case.look(MANY)
+    (reason,) = case.health.live()
+    assert reason == "events wait in partition 0 of shop.purchases, and for 300 s nothing was done"
+    assert case.ready() == [reason]
+
+
+def no_progress_but(change: Callable[[Case], None]) -> Case:
+    """Events wait for long, nothing is done, and there is a reason."""
+    case = Case()
+    change(case)
+    case.look(MANY)
+    return case
+
+
+def set_to(name: str, value: Any) -> Callable[[Case], None]:
+    return lambda case: setattr(case, name, value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        set_to("error", AWAY),
+        set_to("serving", False),
+        set_to("sure", False),
+        set_to("owned", []),
+        set_to("stopped", [PLACE[0]]),
+        lambda case: case.mongodb.failed(AWAY, case),
+        lambda case: case.kafka.failed(AWAY, case),
+    ],
+    ids=["mongodb", "recovery", "session", "not ours", "stopped", "mongodb refuses", "kafka"],
+)
+def test_waiting_with_a_reason_is_living(change: Callable[[Case], None]) -> None:
+    """A restart would not bring the server back, nor make the recovery any shorter."""
+    assert no_progress_but(change).health.live() == []
+
+
+def test_what_is_tried_again_is_not_stuck() -> None:
+    """A batch that the program can't handle is no reason for a restart: the next worker can't either."""
+    case = Case()
+    for _ in range(MANY):
+        case.look()
+        case.activity.mark(PLACE)
+    assert case.health.live() == []
+
+
+def test_slow_progress_is_progress() -> None:
+    case = Case()
+    for done in range(MANY):
+        case.look(2, done=done, end=1_000_000)
+    assert case.health.live() == []
+
+
+def test_after_an_outage_the_patience_begins_anew() -> None:
+    """Else all that waited would make the worker look stuck at once."""
+    case = Case()
+    case.look(MANY - 6)
+    case.serving = False
+    case.look()
+    case.serving = True
+    case.look(MANY - 6)
+    assert case.health.live() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (set_to("joined", False), "no partitions were assigned yet"),
+        (set_to("serving", False), "partitions change hands, or their tables are being recovered"),
+        (set_to("error", AWAY), "MongoDB does not answer"),
+        (lambda case: case.mongodb.failed(AWAY, case), "MongoDB is away, or refuses to write"),
+        (lambda case: case.kafka.failed(AWAY, case), "Kafka is away"),
+        (lambda case: setattr(case.lags, "answers", False), "Kafka does not answer"),
+        (
+            set_to("sure", False),
+            "Kafka has not answered for so long that the partitions may be another worker's by now",
+        ),
+    ],
+)
+def test_why_it_is_not_ready(change: Callable[[Case], None], reason: str) -> None:
+    """One reason each, and nothing of the server's own words: they may hold an address or a name."""
+    case = Case()
+    change(case)
+    assert case.ready() == [reason]
+    assert case.health.live() == []
+
+
+# -- the consumer's thread
+
+
+def test_a_thread_that_does_not_turn_is_stuck() -> None:
+    pulse, asked = Pulse(), []
+    pulse.turn(asked.append)
+    asked.pop()()
+    for _ in range(STUCK_TURNS + 1):
+        assert not pulse.stuck
+        pulse.turn(asked.append)
+    assert pulse.stuck
+    assert len(asked) == 1  # it is not asked again and again: that would pile up
+    asked.pop()()
+    assert not pulse.stuck
+
+
+def test_a_thread_that_has_not_begun_is_not_stuck() -> None:
+    """A worker's start may take long."""
+    pulse = Pulse()
+    for _ in range(3 * STUCK_TURNS):
+        pulse.turn(lambda callback: None)
+    assert not pulse.stuck
+
+
+def test_a_thread_that_has_ended_is_not_stuck() -> None:
+    """The worker stops."""
+
+    def ended(callback: Callable[[], None]) -> None:
+        raise RuntimeError("Event loop is closed")
+
+    pulse = Pulse()
+    pulse.turn(lambda callback: callback())
+    for _ in range(3 * STUCK_TURNS):
+        pulse.turn(ended)
+    assert not pulse.stuck
+
+
+def test_progress_forgets_what_no_longer_waits() -> None:
+    progress = Progress(2)
+    progress.look({PLACE: 1})
+    progress.look({PLACE: 1})
+    progress.look({})
+    progress.look({PLACE: 1})
+    progress.look({PLACE: 1})
+    assert progress.still == []
+    progress.look({PLACE: 1})
+    assert progress.still == [PLACE]
+
+
+# -- the ping
+
+
+def test_a_ping_is_not_waited_for_and_not_sent_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frozen server never answers: it gets one ping at a time, and the probe its answer in time."""
+    monkeypatch.setattr(module, "PING_SECONDS", 0.01)
+    monkeypatch.setattr(module, "_PING_COUNTS_SECONDS", 0.0)
+
+    async def scenario() -> None:
+        sent, thawed = [], asyncio.Event()
+
+        async def ping() -> None:
+            sent.append(None)
+            await thawed.wait()
+
+        asked = Ping(ping)
+        assert await asyncio.gather(*(asked.ok() for _ in range(5))) == [False] * 5
+        assert not await asked.ok()
+        assert len(sent) == 1
+        thawed.set()
+        assert await asked.ok()
+        assert await asked.ok()
+        assert len(sent) == 2
+
+    asyncio.run(scenario())
+
+
+def test_a_ping_without_an_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its connection may be dead, and the server long back on another."""
+    monkeypatch.setattr(module, "PING_SECONDS", 0.01)
+    monkeypatch.setattr(module, "_PING_COUNTS_SECONDS", 0.0)
+    monkeypatch.setattr(module, "_PING_GIVEN_UP_SECONDS", 0.0)
+
+    async def scenario() -> None:
+        sent = []
+
+        async def ping() -> None:
+            sent.append(None)
+            if len(sent) == 1:
+                await asyncio.Event().wait()
+
+        asked = Ping(ping)
+        assert not await asked.ok()
+        assert await asked.ok()
+
+    asyncio.run(scenario())
+
+
+def test_an_answer_counts_for_a_while() -> None:
+    """Whoever asks often does not have the server asked as often."""
+
+    async def scenario() -> None:
+        sent = []
+
+        async def ping() -> None:
+            sent.append(None)
+
+        asked = Ping(ping)
+        assert [await asked.ok() for _ in range(5)] == [True] * 5
+        assert len(sent) == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_ping_ends_an_outage_that_nobody_works_on() -> None:
+    """The batches that saw it begin went to another worker: without work nobody else would see it end."""
+    outage = Outage("MongoDB")
+    outage.failed(AWAY, "batch")
+    outage.gave_up("batch")
+
+    async def ping() -> None:
+        pass
+
+    assert asyncio.run(Ping(ping, lambda: outage.succeeded("ping")).ok())
+    assert outage.seconds is None
+
+
+# -- the lag
+
+
+def test_the_end_of_a_transaction_is_no_lag() -> None:
+    """It takes an offset that is never committed; it is looked into once, when nothing moves."""
+    looked_into = []
+
+    async def any_record(topic: str, partition: int, span: Span) -> bool:
+        looked_into.append(span)
+        return False
+
+    lags = Lags(lambda: None, any_record)  # type: ignore[arg-type, return-value]
+
+    async def scenario() -> list[int]:
+        found = []
+        for span in (Span(0, 5, 6), Span(0, 5, 6), Span(0, 5, 6), Span(0, 5, 8), Span(0, 8, 8)):
+            await lags.take({PLACE[0]: {PLACE[1]: span}})
+            found.append(lags.waiting(PLACE))
+        return found
+
+    assert asyncio.run(scenario()) == [1, 0, 0, 3, 0]
+    assert looked_into == [Span(0, 5, 6)]
+
+
+def test_the_lag_outlives_a_kafka_that_goes_and_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was known stays known, with its age; each time it is connected anew. A fault in it ends nothing."""
+    monkeypatch.setattr(lag_module, "LOOK_SECONDS", 0.0)
+    errors: list[Exception | None] = [None, AWAY, ValueError("a fault"), None]
+    seen: list[bool | None] = []
+
+    async def scenario() -> None:
+        over = asyncio.Event()
+
+        async def ask() -> dict[str, dict[int, Span]]:
+            if not errors:
+                over.set()
+                await asyncio.Event().wait()
+            error = errors.pop(0)
+            if error:
+                raise error
+            return {PLACE[0]: {PLACE[1]: Span(0, 0, 7)}}
+
+        @asynccontextmanager
+        async def connect() -> Any:
+            seen.append(lags.answers)
+            yield ask
+
+        lags = Lags(connect, has_records)
+        assert (lags.age, lags.waiting(PLACE)) == (None, 0)
+        running = asyncio.ensure_future(lags.run())
+        await asyncio.wait_for(over.wait(), 10)
+        running.cancel()
+        assert lags.waiting(PLACE) == 7
+        assert lags.age is not None
+        assert lags.answers
+
+    asyncio.run(scenario())
+    assert seen == [None, False, False]
