@@ -80,10 +80,11 @@ class App(faust.App):
         return bool(recovered and not self.rebalancing and not self.in_recovery)
 
     async def on_start(self) -> None:
-        """A worker starts."""
+        """What watches starts with a worker, not with a command that only sends."""
         await super().on_start()
-        for watch in self.watching:
-            self.add_future(watch())
+        if not (self.client_only or self.producer_only):
+            for watch in self.watching:
+                self.add_future(watch())
 
     @property
     def owned(self) -> list[TP]:

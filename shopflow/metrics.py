@@ -32,7 +32,7 @@ from .store import CUSTOMERS, PRODUCTS, PURCHASES, Deletion, Document, Inserted,
 
 __all__ = ["CONTENT_TYPE", "MeteredStore", "Metrics", "Rebalances", "Sources"]
 
-disable_created_metrics()  # a second series for each, that nobody asks for
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, that nobody asks for
 
 #: Prometheus' text format.
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"

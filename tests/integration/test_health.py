@@ -202,6 +202,16 @@ def test_a_killed_kafka(own: Own) -> None:
     is_well(own)
 
 
+def test_a_probed_worker_stops_in_an_outage(own: Own) -> None:
+    """What waits for the answer to a ping does not hold it up, and nothing is left open. The last test of this shop."""
+    is_well(own)
+    with own.servers["mongodb"].frozen():
+        not_ready(own.worker, "MongoDB does not answer")
+        assert own.worker.stop() == 0
+    for complaint in ("Task was destroyed", "Unclosed", "Traceback"):
+        assert complaint not in own.worker.output.rpartition("Stopping...")[2]
+
+
 def test_a_worker_without_a_partition_is_ready(open_shop: OpenShop) -> None:
     """There are more workers than partitions: it stands by."""
     with open_shop(topics_partitions=1) as shop:
