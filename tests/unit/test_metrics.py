@@ -318,6 +318,12 @@ def test_a_panel_shows_what_is_there(title: str, expression: str) -> None:
     assert found <= SERIES
 
 
+def test_every_alert_is_tried() -> None:
+    """`alerts.test.yml` says when it comes."""
+    tried = (DEPLOY / "prometheus/alerts.test.yml").read_text(encoding="utf-8")
+    assert [rule["alert"] for rule in ALERTS if rule["alert"] not in tried] == []
+
+
 def test_the_names_in_an_expression_are_found() -> None:
     """Functions, labels and the values of labels are none."""
     assert names('sum by (le_x, topic) (rate(shopflow_a_b_bucket{job="not_this"}[5m])) / shopflow_c_d offset 5m') == {
@@ -361,11 +367,16 @@ def test_prometheus_finds_the_workers_and_the_rules_where_compose_puts_them() ->
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool, which comes with Prometheus")
 @pytest.mark.parametrize(
     "arguments",
-    [["check", "rules", "alerts.yml"], ["check", "config", "--syntax-only", "prometheus.yml"], ["check", "metrics"]],
-    ids=lambda arguments: arguments[1],
+    [
+        ["check", "rules", "alerts.yml"],
+        ["check", "config", "--syntax-only", "prometheus.yml"],
+        ["check", "metrics"],
+        ["test", "rules", "alerts.test.yml"],
+    ],
+    ids=lambda arguments: "-".join(arguments[:2]),
 )
 def test_promtool_accepts_it(arguments: list[str]) -> None:
-    """Prometheus' own checks: the expressions' syntax, the settings' names, the conventions of the metrics' names."""
+    """Prometheus' own checks: expressions, settings, the conventions of names; and when each alert comes, and when not."""
     done = subprocess.run(
         ["promtool", *arguments],
         cwd=DEPLOY / "prometheus",
