@@ -376,7 +376,7 @@ def test_prometheus_finds_the_workers_and_the_rules_where_compose_puts_them() ->
     ids=lambda arguments: "-".join(arguments[:2]),
 )
 def test_promtool_accepts_it(arguments: list[str]) -> None:
-    """Prometheus' own checks: expressions, settings, the conventions of names; and when each alert comes, and when not."""
+    """Prometheus' own checks: expressions, settings, the conventions of names; when each alert comes, and when not."""
     done = subprocess.run(
         ["promtool", *arguments],
         cwd=DEPLOY / "prometheus",
