@@ -134,7 +134,9 @@ def test_a_batch_is_held_until_it_is_lost(monkeypatch: pytest.MonkeyPatch, caplo
     monkeypatch.setattr(limits, "_LOOK_SECONDS", 0)
     limit = Limit(0.5, 10)
     assert hold(limit, "xxxxx") == 0
+    assert limit.stopped == []
     assert hold(limit, "x", start=5, looks=7) == 7
+    assert limit.stopped == ["shop.purchases"]
     assert hold(limit, "x", start=5) == 3
     assert hold(limit, "." * 100, start=6) == 3
     assert hold(limit, "xxxxx", topic="shop.products") == 0
