@@ -1,12 +1,12 @@
 # The worker, and every other command: docker run shopflow:0.1.0 NAME
-# Without the embedded servers: the settings name a Kafka and a MongoDB (see docker-compose.yml).
+# With the charts, without the embedded servers: the settings name a Kafka and a MongoDB (see docker-compose.yml).
 
 FROM python:3.13.14-slim-bookworm AS build
 WORKDIR /src
 COPY pyproject.toml setup.cfg README.md LICENSE ./
 COPY shopflow ./shopflow
 RUN python -m venv /opt/shopflow \
-    && /opt/shopflow/bin/pip install --no-cache-dir --disable-pip-version-check .
+    && /opt/shopflow/bin/pip install --no-cache-dir --disable-pip-version-check '.[page]'
 
 FROM python:3.13.14-slim-bookworm
 RUN useradd --uid 10001 --create-home shopflow \

@@ -6,15 +6,20 @@ BIN := $(VENV)/bin
 DEMO_ARGS ?=
 TEST_ARGS ?=
 FAULTS_ARGS ?=
+BROWSER_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: demo test test-faults bench bench-recovery bench-latency bench-seeding bench-scaling bench-faults lint install clean
+.PHONY: demo test test-browser test-faults bench bench-recovery bench-latency bench-seeding bench-scaling bench-faults lint install clean
 
 demo: $(VENV)/installed
 	$(BIN)/faust -A shopflow demo $(DEMO_ARGS)
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n 4 --dist loadfile $(TEST_ARGS)
+
+# The page in a real browser, Debian's chromium. SHOPFLOW_TEST_PICTURES=FOLDER keeps pictures of it.
+test-browser: $(VENV)/installed-browser
+	$(BIN)/python -m pytest tests/browser -n 2 --dist worksteal $(BROWSER_ARGS)
 
 # Workers and servers are killed in the middle of 100,000 purchases; then, shorter, the same with an older Kafka.
 # SHOPFLOW_TEST_SEED=N repeats a run, FAULTS_ARGS="-k NAME" a test.
@@ -59,12 +64,16 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed: setup.cfg pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[embedded]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[embedded,page]'
 	@touch $@
 
 $(VENV)/installed-dev: setup.cfg pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[embedded,test,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[embedded,page,test,dev]'
 	@touch $@ $(VENV)/installed
+
+$(VENV)/installed-browser: setup.cfg pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[embedded,page,test,browser,dev]'
+	@touch $@ $(VENV)/installed $(VENV)/installed-dev
 
 $(VENV)/installed-bench: setup.cfg pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[embedded,bench]'

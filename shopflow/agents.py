@@ -11,7 +11,7 @@ from typing import Any
 from aiokafka.errors import KafkaError
 
 from . import kafka, topics
-from .app import app, bootstrap, config, kafka_outage, limit, metrics, mongodb_outage, store
+from .app import app, board, bootstrap, config, kafka_outage, limit, metrics, mongodb_outage, store
 from .attempts import Attempts
 from .batching import Restarts, each_batch
 from .dead_letters import DeadLetters, Headers
@@ -81,6 +81,7 @@ processing = Processing(
     max_event_bytes=config.batching.max_event_bytes,
     limit=limit,
     on_rejected=metrics.rejected,
+    sold=board.sold,
 )
 
 

@@ -7,6 +7,7 @@ from functools import cache
 from . import credentials
 from .access import Guard
 from .batching import App
+from .board import Board
 from .config import load
 from .credentials import Bootstrap, Security
 from .embedded import Addresses
@@ -17,6 +18,7 @@ from .store import MongoStore
 
 __all__ = [
     "app",
+    "board",
     "bootstrap",
     "config",
     "connect",
@@ -38,6 +40,9 @@ mongodb_outage = Outage("MongoDB")
 kafka_outage = Outage("Kafka")
 
 metrics = Metrics()
+#: What this worker sold in the last minutes.
+board = Board()
+#: When too many records of a topic are bad.
 limit = Limit(config.dead_letters.max_share, config.dead_letters.window)
 
 app: App = App(
@@ -49,6 +54,7 @@ app: App = App(
     autodiscover=[
         "shopflow.agents",
         "shopflow.views",
+        "shopflow.page",
         "shopflow.events",
         "shopflow.reading",
         "shopflow.openapi",

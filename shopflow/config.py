@@ -408,7 +408,7 @@ def _fault(text: str) -> tuple[list[str], str]:
 
 
 def _visible(name: str) -> str:
-    return name if name.strip() and name.isprintable() else repr(name)
+    return name if name.strip() and name.isprintable() and ":" not in name else repr(name)
 
 
 def _lower(message: str) -> str:

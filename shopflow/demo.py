@@ -66,6 +66,7 @@ async def _shop(plan: Plan, addresses: Addresses, worker: Worker, servers: Serve
     async with _guarded(worker, servers):
         say(f"Starting a worker ... (its log: {worker.log})")
         await _until(_answers(worker), _WORKER_START_SECONDS, "the worker does not answer")
+        say(f"The shop: {worker.url}/")
         say(f"Counts of all customers: {worker.url}/counts/")
         await _offer_and_register(plan, addresses, say)
         await _sell(plan, addresses, worker, say)
@@ -182,7 +183,7 @@ async def _drained(addresses: Addresses, say: Say) -> None:
 async def _watch(worker: Worker, say: Say) -> None:
     """Show what happens until Ctrl-C."""
     say("")
-    say(f"The shop is open: {worker.url}/counts/  In another terminal, in this folder:")
+    say(f"The shop is open: {worker.url}/  In another terminal, in this folder:")
     say("    .venv/bin/faust -A shopflow seed-purchases --count 100 --rate 10")
     say("    .venv/bin/faust -A shopflow list-customers --limit 3")
     say("Ctrl-C closes it.")

@@ -6,7 +6,7 @@ import asyncio
 import heapq
 import logging
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -43,6 +43,7 @@ __all__ = [
     "consumer",
     "count_records",
     "each_run",
+    "empty",
     "ensure_topics",
     "group_of",
     "partitions",
@@ -51,6 +52,7 @@ __all__ = [
     "read_places",
     "size",
     "spans",
+    "tail",
     "transactions",
 ]
 
@@ -500,6 +502,25 @@ async def _merged(streams: Sequence[AsyncIterator[Any]]) -> AsyncIterator[Any]:
             heapq.heapreplace(heads, (following.timestamp or 0, number, following))
 
 
+async def tail(bootstrap: Bootstrap, topic: str, count: int, most: int) -> list[Any]:
+    """The last records of each partition of a topic with so many partitions, without their values, in no order.
+
+    Arguments:
+        most: Offsets that are looked at in each partition, from its present end.
+    """
+    places = [TopicPartition(topic, number) for number in range(count)]
+    options: dict[str, Any] = {"enable_auto_commit": False, "value_deserializer": lambda _: None}
+    found: list[Any] = []
+    async with consumer(bootstrap, **options) as client:
+        starts, ends = await client.beginning_offsets(places), await client.end_offsets(places)
+        for place in places:
+            client.assign([place])
+            client.seek(place, max(starts[place], ends[place] - most))
+            async for run in _runs(client, place, ends[place]):
+                found += [record for record in run if record.offset < ends[place]]
+    return found
+
+
 async def read_places(bootstrap: Bootstrap, topic: str, places: Iterable[tuple[int, int]]) -> AsyncGenerator[Any, None]:
     """The record at each partition and offset; None where there is none (any more)."""
     async with consumer(bootstrap, enable_auto_commit=False) as client:
@@ -698,6 +719,20 @@ async def lags(bootstrap: Bootstrap, group: str, topics: Iterable[str]) -> dict[
                     waiting += span.end - span.done
             answer[name] = Lag(sum(span.end - span.start for span in partitions.values()), waiting)
     return answer
+
+
+async def empty(bootstrap: Bootstrap, places: Mapping[tuple[str, int], Span]) -> set[tuple[str, int]]:
+    """The topics and partitions that have no record between what is done and their end, but for transactions' ends.
+
+    Raises:
+        Unavailable: Kafka does not answer.
+    """
+    async with consumer(bootstrap) as client:
+        return {
+            place
+            for place, span in places.items()
+            if not await _any_record(client, TopicPartition(*place), span.done, span.end)
+        }
 
 
 async def _any_record(client: Any, place: TopicPartition, start: int, end: int) -> bool:

@@ -33,6 +33,7 @@ __all__ = [
     "check",
     "chosen",
     "headers_back",
+    "latest",
     "mark_of",
     "marks",
     "read",
@@ -224,6 +225,18 @@ async def read(
             letter = Letter.of(record)
             if wanted is None or wanted in letter.reason.casefold():
                 yield letter
+
+
+async def latest(bootstrap: Bootstrap, places: Places, limit: int) -> list[Letter]:
+    """The dead letters that came last, newest first, without their values. Reads few, however many there are.
+
+    Raises:
+        Unavailable: Kafka does not answer.
+    """
+    count = (await kafka.partitions(bootstrap, [places.dead_letters])).get(places.dead_letters, 0)
+    records = await kafka.tail(bootstrap, places.dead_letters, count, limit)
+    found = sorted(map(Letter.of, records), key=lambda letter: (letter.time, letter.id), reverse=True)
+    return found[:limit]
 
 
 async def check(bootstrap: Bootstrap, places: Places, ids: Iterable[Id]) -> None:

@@ -83,9 +83,13 @@ class Limit:
         self._shares: dict[str, FailureShare] = {}
 
     @property
-    def stopped(self) -> list[str]:
-        """Topics that are held up, until the worker starts anew."""
-        return sorted(topic for topic, share in self._shares.items() if share.passed)
+    def stopped(self) -> dict[str, str]:
+        """The topics of which too much failed, each with what was found."""
+        return {
+            topic: f"{share.failures} of its last {share.records} records can't be accepted, most often: {share.reason}"
+            for topic, share in self._shares.items()
+            if share.passed
+        }
 
     async def hold(self, tp: Any, records: Sequence[Any], failed: Failed, check: Callable[[], None]) -> None:
         """Return at once, or when too much of the batch's topic has failed: wait until `check` raises.

@@ -180,6 +180,7 @@ class Processing:
         pricing: Gives prices to purchases without one.
         dead_letters: Where the bad records go.
         max_event_bytes: A larger event is a bad record.
+        sold: Told of the purchases of each batch that is finished.
         limit: When too many records are bad; without it all of them become dead letters.
         followers: What else is made of the purchases, one after the other.
         on_rejected: Told topic, reason and number of the records that became dead letters.
@@ -195,6 +196,7 @@ class Processing:
         *,
         max_event_bytes: int,
         limit: Limit | None = None,
+        sold: Callable[[Sequence[Purchase]], None] = lambda purchases: None,
         followers: Sequence[Follower] = (),
         on_rejected: Callable[[str, str, int], None] | None = None,
     ) -> None:
@@ -205,6 +207,7 @@ class Processing:
         self._pricing = pricing
         self._dead_letters = dead_letters
         self._limit = limit
+        self._sold = sold
         self._followers = followers
         self._on_rejected = on_rejected
         self._decode_product = Decoder(Product, "product_id", max_event_bytes)
@@ -255,6 +258,7 @@ class Processing:
             await self._counts.enter(batch, changes.rows())  # 3, 4
             for follower in self._followers:
                 await follower.follow(batch, Counting(partition, batch.end, fresh, repeated, rejected, changes))  # 5
+        self._sold([event for _, event in fresh])
 
     # -- the steps
 

@@ -251,6 +251,9 @@ class Store(Writes, Protocol):
     async def registered(self, customer_ids: Collection[str]) -> set[str]:
         """Which of these customers are registered."""
 
+    async def last_purchases(self, customer_id: str, limit: int) -> list[Document]:
+        """At most `limit` purchases of a customer, newest first, each with `product_name` if it is known."""
+
     async def documents(self, collection: str, ids: Collection[str]) -> dict[str, Document]:
         """The documents of `products`, `customers` or `purchases` that have these ids, by id, as they are."""
 
@@ -438,6 +441,13 @@ class MongoStore:
     async def registered(self, customer_ids: Collection[str]) -> set[str]:
         found = await self._find_at_once(CUSTOMERS, customer_ids, {"_id": 1})
         return {document["_id"] for document in found}
+
+    async def last_purchases(self, customer_id: str, limit: int) -> list[Document]:
+        with _translated():
+            found = self._collection(PURCHASES).find({"customer_id": {"$eq": customer_id}})
+            purchases = await found.sort([("purchased_at", -1), ("_id", -1)]).limit(limit).to_list()
+        products = await self.documents(PRODUCTS, {purchase["product_id"] for purchase in purchases})
+        return [{**each, "product_name": products.get(each["product_id"], {}).get("name")} for each in purchases]
 
     async def documents(self, collection: str, ids: Collection[str]) -> dict[str, Document]:
         return {document["_id"]: document for document in await self._find_at_once(collection, ids, {})}

@@ -203,6 +203,14 @@ class FakeStore:
         self._called("registered")
         return set(customer_ids) & set(self.collections["customers"])
 
+    async def last_purchases(self, customer_id: str, limit: int) -> list[Document]:
+        self._called("last_purchases")
+        found = [each for each in self.collections["purchases"].values() if each["customer_id"] == customer_id]
+        found.sort(key=lambda each: (each["purchased_at"], each["_id"]), reverse=True)
+        products = self.collections["products"]
+        names = [products.get(each["product_id"], {}).get("name") for each in found]
+        return [{**each, "product_name": name} for each, name in zip(found, names, strict=True)][:limit]
+
     async def documents(self, collection: str, ids: Collection[str]) -> dict[str, Document]:
         self._called("documents")
         stored = self.collections[collection]

@@ -632,3 +632,16 @@ def test_purchases_are_paged_by_time_and_id(store: Store, run: Run) -> None:
             found += page
         assert found == wanted
     assert run(store.purchases_after("anna", None, 0)) == run(store.purchases_after('{"$gt": ""}', None, 9)) == []
+
+
+def test_the_last_purchases_of_a_customer(store: Store, run: Run) -> None:
+    """Newest first, with the products' names; an id is only ever an id."""
+    run(store.upsert_products([product(300, NOON, kafka(0))]))
+    documents = [purchase(f"p{number}", kafka(number), purchased_at=NOON + number * MINUTE) for number in range(5)]
+    documents += [purchase("x", kafka(9), "bob"), purchase("p9", kafka(8), product_id="gone", purchased_at=NOON)]
+    run(store.insert_purchases(documents))
+    found = run(store.last_purchases("anna", 10))
+    assert [one["_id"] for one in found] == ["p4", "p3", "p2", "p1", "p9", "p0"]
+    assert [one["product_name"] for one in found] == ["Milk"] * 4 + [None, "Milk"]
+    assert [one["_id"] for one in run(store.last_purchases("anna", 2))] == ["p4", "p3"]
+    assert run(store.last_purchases("$gt", 2)) == run(store.last_purchases("nobody", 2)) == []

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -403,7 +403,7 @@ class Shop:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, SIGKILL)
             if self.servers and self._lasting_kafka:
-                asyncio.run(self._delete_topics())
+                _run(self._delete_topics())
             if self.servers and self._lasting_mongodb:
                 self.db.client.drop_database(self.name)
                 self.db.client.close()
@@ -451,28 +451,28 @@ class Shop:
 
     def send(self, kind: str, *records: Record) -> list[Place]:
         """Send records with a plain producer; where they are, in the same order."""
-        return asyncio.run(self._send(self.topic(kind), records))
+        return _run(self._send(self.topic(kind), records))
 
     def send_to(self, topic: str, *records: Record) -> list[Place]:
         """Send records to a topic by its whole name."""
-        return asyncio.run(self._send(topic, records))
+        return _run(self._send(topic, records))
 
     def read(self, kind: str) -> list[Any]:
         """All records of a topic, by partition and offset."""
-        return asyncio.run(self._read(self.topic(kind)))
+        return _run(self._read(self.topic(kind)))
 
     def sell_in_transaction(self, *events: Json, commit: bool) -> None:
         """Send purchases with a transactional producer, and commit or abort."""
-        asyncio.run(self._sell_in_transaction(events, commit))
+        _run(self._sell_in_transaction(events, commit))
 
     def create_topic(self, kind: str, partitions: int, **configs: str) -> None:
         """As somebody else would have created it; `_` stands for the `.` in the names of configurations."""
         wanted = {name.replace("_", "."): value for name, value in configs.items()}
-        asyncio.run(self._create_topic(self.topic(kind), partitions, wanted))
+        _run(self._create_topic(self.topic(kind), partitions, wanted))
 
     def ends(self) -> dict[str, int]:
         """How many records each topic that exists ever had."""
-        ends, _ = asyncio.run(self._offsets())
+        ends, _ = _run(self._offsets())
         sums: dict[str, int] = {}
         for place, end in ends.items():
             sums[place.topic] = sums.get(place.topic, 0) + end
@@ -480,7 +480,7 @@ class Shop:
 
     def lag(self) -> int:
         """Events that the group has not committed yet."""
-        ends, committed = asyncio.run(self._offsets())
+        ends, committed = _run(self._offsets())
         return sum(
             end - max(committed.get(place, 0), 0)
             for place, end in ends.items()
@@ -489,7 +489,7 @@ class Shop:
 
     def committed(self, kind: str) -> dict[int, int]:
         """The offset that the group has committed, by partition of a topic."""
-        _, committed = asyncio.run(self._offsets())
+        _, committed = _run(self._offsets())
         return {place.partition: offset for place, offset in committed.items() if place.topic == self.topic(kind)}
 
     def drain(self, seconds: float = 60.0) -> None:
@@ -498,7 +498,7 @@ class Shop:
 
     def describe_topics(self) -> dict[str, tuple[int, dict[str, str]]]:
         """Partitions and configuration of each topic of the shop."""
-        return asyncio.run(self._describe_topics())
+        return _run(self._describe_topics())
 
     async def _send(self, topic: str, records: Sequence[Record]) -> list[Place]:
         async with AIOKafkaProducer(
@@ -585,6 +585,12 @@ class Shop:
             yield admin
         finally:
             await admin.close()
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """Run it to its end in a thread: in the main one a loop may run already, as Playwright's does."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()
 
 
 def _environment(name: str, servers: Addresses | None, settings: Mapping[str, Any]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from urllib.request import urlopen
 
 import pytest
 
@@ -29,6 +30,10 @@ def test_the_demo_verifies_what_it_did_and_goes_on_the_next_time(open_embedded_s
             assert shop.locked() == []
         demo = opened(shop)
         assert "/counts/" in demo.output
+        address = next(line for line in demo.output.splitlines() if "http://127.0.0.1:" in line)
+        assert address.startswith("The shop: http://127.0.0.1:")
+        with urlopen(address.removeprefix("The shop: ")) as page:  # noqa: S310 - of this machine
+            assert b"<title>shopflow: " in page.read()
         demo.kill()
         until(lambda: shop.leftovers() == [], "nothing is left running")
         until(lambda: shop.locked() == [], "nothing is locked")  # a process loses its name before its files

@@ -20,6 +20,7 @@ from shopflow.changelog import Audit, CountTable
 from shopflow.counting import TOTALS_KEY, Counted, advance, decode_count, decode_totals
 from shopflow.dead_letters import DeadLetters
 from shopflow.errors import ShopflowError, Unavailable
+from shopflow.ledger import Ledger
 from shopflow.models import encode
 from shopflow.outages import Outage
 from shopflow.price_log import PriceLog
@@ -388,11 +389,10 @@ class SharedShop(Shop):
         dead_letters = DeadLetters("dead", 1, "shopflow", FakeOutlet().send)
         self.processing = Processing(
             store,
-            self.table,
+            Ledger(self.table, attempts, lambda partition, rows: self.publish(TOPIC, partition, rows)),
             attempts,
             Pricing(store, self.table, attempts, no_log(), rejected_before=dead_letters.before, wait_seconds=0),
             dead_letters,
-            publish=lambda partition, rows: self.publish(TOPIC, partition, rows),
             max_event_bytes=10_000,
         )
 

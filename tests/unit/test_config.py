@@ -138,6 +138,7 @@ def test_a_folder_instead_of_a_file_is_refused(read: Read, tmp_path: Path) -> No
     [
         ("brokr: x", "config.yaml: brokr: no such field"),
         ("'a - at `b': x", "config.yaml: a - at `b: no such field"),
+        ("':': x", "config.yaml: ':': no such field"),
         ("topics: {'a - at `b': x}", "config.yaml: topics.a - at `b: no such field"),
         ("topics: {retention: 1}", "config.yaml: topics.retention: no such field"),
         ("mongodb.uri: embedded", "config.yaml: mongodb.uri: no such field"),

@@ -201,6 +201,34 @@ def test_the_end_of_a_transaction_does_not_wait(client: Client) -> None:
     assert lags == {"purchases": kafka.Lag(records=40, waiting=0)}
 
 
+def test_places_without_a_record_are_told(client: Client) -> None:
+    """As the lag: the end of a transaction is none."""
+    places = {("purchases", 0): kafka.Span(10, 25, 30), ("purchases", 1): kafka.Span(10, 10, 30)}
+    assert asyncio.run(kafka.empty("kafka:1", places)) == set()
+    client.only_markers = True
+    assert asyncio.run(kafka.empty("kafka:1", places)) == set(places)
+
+
+def test_a_client_that_is_not_waited_for_is_closed() -> None:
+    """Kafka is frozen, and the page has no more patience: no connection stays."""
+    stopped = []
+
+    class Slow:
+        async def start(self) -> None:
+            await asyncio.sleep(60)
+
+        async def close(self) -> None:
+            stopped.append(self)
+
+    async def run() -> None:
+        async with kafka._started(Slow(), "kafka:1", stop="close"):
+            raise AssertionError
+
+    with pytest.raises(asyncio.TimeoutError):
+        asyncio.run(asyncio.wait_for(run(), 0.01))
+    assert len(stopped) == 1
+
+
 def test_records_are_counted_and_not_offsets(client: Client) -> None:
     """Three runs of one record in each partition."""
     assert asyncio.run(kafka.count_records("kafka:1", "purchases", 2)) == 6
@@ -395,6 +423,16 @@ def test_what_arrives_while_a_topic_is_read_is_not_read(log: Log) -> None:
         return [(record.partition, record.offset) async for record in kafka.by_time("kafka:1", "t", 3)]
 
     assert asyncio.run(read()) == [(2, 7), (0, 0), (0, 1)]
+
+
+def test_the_tail_of_a_topic_is_read_and_no_more(log: Log) -> None:
+    """So many offsets of each partition: a topic of millions is not read for the last few."""
+    for most, expected in ((1, [(0, 5), (2, 9)]), (2, [(0, 5), (2, 8), (2, 9)]), (50, None)):
+        found = asyncio.run(kafka.tail("kafka:1", "t", 3, most))
+        places = [(record.partition, record.offset) for record in found]
+        assert places == (expected or [(0, 0), (0, 1), (0, 2), (0, 5), (2, 7), (2, 8), (2, 9)])
+    log.ends = [1, 0, 8]
+    assert len(asyncio.run(kafka.tail("kafka:1", "t", 3, 50))) == 2  # what came while it was read is not
 
 
 def test_records_are_found_by_their_places(log: Log) -> None:

@@ -354,11 +354,15 @@ class Topics:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **topics: Sequence[FakeRecord]) -> None:
         self.topics = {f"shop.{name.replace('_', '-')}": records for name, records in topics.items()}
-        for name in ("partitions", "by_time", "read_places", "read_partition"):
+        for name in ("partitions", "by_time", "read_places", "read_partition", "tail"):
             monkeypatch.setattr(kafka, name, getattr(self, name))
 
     async def partitions(self, bootstrap: str, names: Iterable[str]) -> dict[str, int]:
         return {name: 4 for name in names if name in self.topics}
+
+    async def tail(self, bootstrap: str, topic: str, count: int, most: int) -> list[Any]:
+        places = [[one for one in self.topics.get(topic, ()) if one.partition == number] for number in range(count)]
+        return [record for records in places for record in records[-most:]]
 
     async def by_time(
         self, bootstrap: str, topic: str, count: int, *, values: bool = True
@@ -415,6 +419,16 @@ def test_a_shop_without_the_topics_has_none(monkeypatch: pytest.MonkeyPatch) -> 
     assert asyncio.run(letters.mark_of("kafka:1", PLACES, Id(0, 0))) is None
     with pytest.raises(Refused):
         asyncio.run(letters.check("kafka:1", PLACES, [Id(0, 0)]))
+
+
+def test_the_latest_come_first_and_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all partitions, by their time; none where the topic is not there."""
+    times = [(0, 0, 5), (1, 0, 9), (0, 1, 7), (1, 1, 1), (2, 1, 8)]
+    Topics(monkeypatch, dead_letters=[replace(dead(*place), timestamp=1_000 * at) for *place, at in times])
+    found = asyncio.run(letters.latest("kafka:1", PLACES, 3))
+    assert [str(one.id) for one in found] == ["0:1", "1:2", "1:0"]
+    Topics(monkeypatch)
+    assert asyncio.run(letters.latest("kafka:1", PLACES, 3)) == []
 
 
 def test_marks_are_those_that_stand(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,6 +104,15 @@ def test_memory_is_bounded_by_the_window() -> None:
     assert len(share._failed) == 10
 
 
+def test_it_says_which_topics_are_stopped() -> None:
+    """For the page; none as long as nothing is held up."""
+    limit = Limit(0.5, 4)
+    assert hold(limit, "..x.") == 0
+    assert limit.stopped == {}
+    assert hold(limit, "xxx", start=4) == 3
+    assert limit.stopped == {"shop.purchases": "3 of its last 4 records can't be accepted, most often: why"}
+
+
 def hold(limit: Limit, good: str, *, topic: str = "shop.purchases", start: int = 0, looks: int = 3) -> int:
     """Offer a batch; how often it was asked whether the batch is still ours. It is lost at look number `looks`."""
     asked = 0
@@ -134,9 +143,9 @@ def test_a_batch_is_held_until_it_is_lost(monkeypatch: pytest.MonkeyPatch, caplo
     monkeypatch.setattr(limits, "_LOOK_SECONDS", 0)
     limit = Limit(0.5, 10)
     assert hold(limit, "xxxxx") == 0
-    assert limit.stopped == []
+    assert list(limit.stopped) == []
     assert hold(limit, "x", start=5, looks=7) == 7
-    assert limit.stopped == ["shop.purchases"]
+    assert list(limit.stopped) == ["shop.purchases"]
     assert hold(limit, "x", start=5) == 3
     assert hold(limit, "." * 100, start=6) == 3
     assert hold(limit, "xxxxx", topic="shop.products") == 0

@@ -68,6 +68,7 @@ class Shop:
         self.publish_failures: list[Exception] = []
         self.published: list[tuple[bytes, bytes]] = []
         self.price_log: list[bytes] = []
+        self.sold: list[Any] = []
         self.mongodb, self.kafka = Outage("MongoDB"), Outage("Kafka")
         self.dead_letters = DeadLetters("shop.dead-letters", 4, "shopflow", self.outlet.send)
         attempts = Attempts(self.store, self.mongodb, self.kafka)
@@ -87,6 +88,7 @@ class Shop:
             self.pricing,
             self.dead_letters,
             max_event_bytes=10_000,
+            sold=self.sold.append,
         )
 
     async def send_prices(self, topic: str, partition: int, value: bytes) -> None:
@@ -723,6 +725,17 @@ def test_what_is_not_too_much_goes_on(shop: Shop) -> None:
     shop.processing._limit = Limit(0.5, 6)
     shop.handle(shop.batch(purchase("p1"), b"bad", b"bad", b"bad"))
     assert (len(shop.outlet.got), shop.events[-1]) == (3, "finished")
+
+
+def test_what_was_sold_is_told_when_its_batch_is_finished(shop: Shop) -> None:
+    """Without what was not accepted and what was sent before; not at all of a batch that came to nothing."""
+    shop.handle(shop.batch(purchase("p1"), b"bad", purchase("p2"), purchase("p1")))
+    assert [[event.purchase_id for event in batch] for batch in shop.sold] == [["p1", "p2"]]
+    lost = shop.batch(purchase("p3"), start=4)
+    lost.lost = True
+    with pytest.raises(PartitionLost):
+        shop.handle(lost)
+    assert len(shop.sold) == 1
 
 
 def test_who_follows_the_counts_gets_what_is_new_before_the_batch_is_finished(shop: Shop) -> None:

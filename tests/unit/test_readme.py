@@ -99,8 +99,9 @@ def check_curl(words: list[str]) -> None:
     url = urlsplit(address)
     assert url.hostname == "127.0.0.1"
     assert url.port in {config.Web().port, config.Web().port + 1}
-    pages = re.findall(r'@app\.page\("(.+?)"\)', (ROOT / "shopflow" / "views.py").read_text(encoding="utf-8"))
-    assert any(re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", page), url.path) for page in pages)
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "shopflow").glob("*.py"))
+    pages = re.findall(r'@app\.page\("(.+?)"\)', sources)
+    assert any(re.fullmatch(re.sub(r"\{[^}]+\}", "[^/]+", page), url.path) for page in pages)
 
 
 def check_program(words: list[str]) -> None:

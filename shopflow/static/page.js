@@ -1,0 +1,122 @@
+// Keeps the page up to date. Everything that comes from events is set as text, never as HTML.
+"use strict";
+
+const EVERY_MS = 2000;
+const PATIENCE_MS = 10000;
+
+const byId = (id) => document.getElementById(id);
+
+function setText(element, text) {
+  if (element && element.textContent !== text) element.textContent = text;
+}
+
+function setLevel(element, level) {
+  if (level) element.dataset.level = level;
+  else delete element.dataset.level;
+}
+
+function cellOf(cell, tag) {
+  const made = document.createElement(tag);
+  if (tag === "th") made.scope = "row";
+  setLevel(made, cell.level);
+  if (cell.href && cell.href.startsWith("/")) {
+    const link = document.createElement("a");
+    link.href = cell.href;
+    link.textContent = cell.text;
+    made.append(link);
+  } else {
+    made.textContent = cell.text;
+  }
+  return made;
+}
+
+function showTable(name, rows) {
+  const table = document.querySelector(`[data-table="${name}"]`);
+  if (!table) return;
+  const wanted = JSON.stringify(rows);
+  if (table.shown === wanted) return;
+  const body = table.tBodies[0];
+  if (body.contains(document.activeElement)) return; // a link in it has the keyboard's focus: next time
+  table.shown = wanted;
+  body.replaceChildren(...rows.map((row) => {
+    const line = document.createElement("tr");
+    line.append(...row.map((cell, at) => cellOf(cell, at ? "td" : "th")));
+    return line;
+  }));
+  const empty = document.querySelector(`[data-empty="${name}"]`);
+  if (empty) empty.hidden = rows.length > 0;
+}
+
+function show(now) {
+  setLevel(byId("condition"), now.level);
+  setText(byId("headline"), now.headline);
+  document.title = `shopflow: ${now.headline}`;
+  const list = byId("sentences");
+  const said = JSON.stringify(now.sentences);
+  if (list.shown !== said) {
+    list.shown = said;
+    list.replaceChildren(...now.sentences.map((sentence) => {
+      const item = document.createElement("li");
+      item.textContent = sentence.text;
+      setLevel(item, sentence.level);
+      return item;
+    }));
+  }
+  for (const item of document.querySelectorAll("[data-service]")) {
+    const cell = now.services[item.dataset.service];
+    setText(item.querySelector("strong"), cell.text);
+    setLevel(item, cell.level);
+  }
+  for (const item of document.querySelectorAll("[data-number]")) setText(item, now.numbers[item.dataset.number]);
+  for (const [name, rows] of Object.entries(now.tables)) showTable(name, rows);
+  setText(byId("time"), now.time);
+}
+
+function lost(why) {
+  const banner = byId("lost");
+  if (banner.hidden) {
+    banner.hidden = false;
+    banner.textContent =
+      `Connection lost: the worker at ${location.host} no longer answers${why}. ` +
+      `What is shown below is from ${byId("time").textContent}. The page goes on by itself when the worker is back.`;
+    document.title = "shopflow: connection lost";
+    document.body.dataset.lost = "";
+  }
+}
+
+function found() {
+  byId("lost").hidden = true;
+  byId("lost").textContent = "";
+  delete document.body.dataset.lost;
+}
+
+async function refresh() {
+  try {
+    const answer = await fetch("/page/data.json", { cache: "no-store", signal: AbortSignal.timeout(PATIENCE_MS) });
+    if (!answer.ok) {
+      lost(` as it should (status ${answer.status})`);
+    } else {
+      const now = await answer.json();
+      found();
+      show(now);
+    }
+  } catch {
+    lost("");
+  }
+  setTimeout(refresh, EVERY_MS);
+}
+
+async function draw() {
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  dark.addEventListener("change", () => location.reload());
+  const wide = matchMedia("(min-width: 60rem)").matches;
+  byId("charts").classList.toggle("wide", wide);
+  const answer = await fetch(`/page/charts.json?dark=${dark.matches ? 1 : 0}&wide=${wide ? 1 : 0}`);
+  if (answer.ok) await Bokeh.embed.embed_item(await answer.json(), "charts");
+}
+
+if (byId("charts") && window.Bokeh) {
+  Bokeh.set_log_level("error");
+  draw().catch((error) => lost(` the charts: ${error.message}`));
+}
+setTimeout(refresh, EVERY_MS);

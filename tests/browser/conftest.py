@@ -1,0 +1,111 @@
+"""A headless Chromium, pages in it that complain, and pictures of them where they are wanted."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from tests.integration.conftest import open_shop, pytest_runtest_makereport, servers
+from tests.integration.shop import Worker
+
+__all__ = ["open_shop", "pytest_runtest_makereport", "servers"]
+
+_PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
+#: A folder where pictures of the pages are kept.
+_PICTURES = "SHOPFLOW_TEST_PICTURES"
+
+
+class Tab:
+    """A page of a worker, and what went wrong in it.
+
+    Attributes:
+        page: Playwright's.
+        errors: What the browser's console said, and what scripts raised.
+        foreign: Addresses that were asked for and are not the worker's.
+    """
+
+    def __init__(self, page: Page, worker: Worker) -> None:
+        self.page = page
+        self.origin = f"http://127.0.0.1:{worker.port}"
+        self.errors: list[str] = []
+        self.foreign: list[str] = []
+        page.on("console", lambda said: self.errors.append(said.text) if said.type in {"error", "warning"} else None)
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("request", self._requested)
+
+    def _requested(self, request: Any) -> None:
+        if not request.url.startswith((f"{self.origin}/", "data:")):
+            self.foreign.append(request.url)
+
+    def open(self, path: str = "/") -> Page:
+        """Go there."""
+        self.page.goto(self.origin + path)
+        return self.page
+
+    def table(self, name: str) -> list[list[str]]:
+        """The cells of a table as they are shown."""
+        rows: list[list[str]] = self.page.eval_on_selector_all(
+            f'[data-table="{name}"] tbody tr', "rows => rows.map(row => [...row.cells].map(cell => cell.textContent))"
+        )
+        return rows
+
+    def number(self, name: str) -> str:
+        """One of the numbers."""
+        return self.page.locator(f'[data-number="{name}"]').inner_text()
+
+    def sentences(self) -> str:
+        """What it says is wrong."""
+        return self.page.locator("#condition").inner_text()
+
+    def column(self, name: str) -> list[float]:
+        """What a chart shows: a column of Bokeh's data source; empty while there are no charts."""
+        found: list[float] = self.page.evaluate(
+            "name => [...(globalThis.Bokeh?.documents[0]?.get_model_by_name('sales')?.data[name] ?? [])]", name
+        )
+        return found
+
+    def width(self) -> int:
+        """How wide what is on the page is; more than the window's means scrolling sideways."""
+        found: int = self.page.evaluate("document.documentElement.scrollWidth")
+        return found
+
+    def keep(self, name: str, *, whole: bool = True) -> None:
+        """Keep a picture, if somebody wants one."""
+        if folder := os.environ.get(_PICTURES):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            self.page.screenshot(path=Path(folder) / f"{name}.png", full_page=whole)
+
+
+OpenTab = Callable[..., Tab]
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    """The machine's own."""
+    found = next(filter(None, map(shutil.which, _PROGRAMS)), None)
+    if found is None:
+        pytest.fail(f"none of {', '.join(_PROGRAMS)} is installed; on Debian and Ubuntu: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_tab(chromium: Browser) -> Iterator[OpenTab]:
+    """Opens a tab for a worker, each with a storage of its own; takes the options of Playwright's `new_context`."""
+    contexts = []
+
+    def opened(worker: Worker, **options: Any) -> Tab:
+        contexts.append(chromium.new_context(**{"viewport": {"width": 1280, "height": 900}, **options}))
+        return Tab(contexts[-1].new_page(), worker)
+
+    yield opened
+    for context in contexts:
+        context.close()

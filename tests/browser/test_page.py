@@ -1,0 +1,301 @@
+"""The page at `/`: it moves while the shop sells, says what is wrong, and runs nothing that events bring."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import sys
+from collections.abc import Iterator
+from datetime import datetime, timezone
+
+import pytest
+from playwright.sync_api import Error
+
+from shopflow.embedded import Addresses
+from tests.faults.proxy import Proxy
+from tests.integration.conftest import OpenShop
+from tests.integration.shop import Record, Shop, Worker, becomes, customer, product, purchase, until
+
+from .conftest import OpenTab, Tab
+
+pytestmark = pytest.mark.servers
+
+#: A worker as it is where the extra `page` is not installed.
+WITHOUT_EXTRA = (
+    sys.executable,
+    "-c",
+    "import sys; sys.modules['bokeh'] = None; from shopflow.__main__ import main; main()",
+)
+HOSTILE = "<img src=x onerror=document.title='owned'><script>self.owned=1</script>"
+#: Longer than the page takes to learn what has changed.
+SOON = 20.0
+
+
+def cut(name: str) -> str:
+    """As a table has it."""
+    return name if len(name) <= 60 else f"{name[:60]}..."
+
+
+def now() -> str:
+    """For the time of a purchase."""
+    return datetime.now(timezone.utc).isoformat()
+
+
+@pytest.fixture(scope="module")
+def shop(open_shop: OpenShop) -> Iterator[Shop]:
+    """A shop with products and customers."""
+    with open_shop() as opened:
+        opened.start_worker().ready()
+        opened.offer(product("milk", name="Mleko"), product("evil", name=HOSTILE))
+        opened.register(customer("anna", first_name="Anna", last_name="Nowak"))
+        opened.sell(purchase("anna", product_id="milk", quantity=3, price=450, purchased_at=now()))
+        opened.drain()
+        yield opened
+
+
+@pytest.fixture
+def worker(shop: Shop) -> Worker:
+    """The shop's worker."""
+    found = next(one for one in shop._processes if isinstance(one, Worker))
+    assert found.status is None
+    return found
+
+
+def quiet(tab: Tab) -> None:
+    """Nothing was complained about, and nobody but the worker was asked for anything."""
+    assert tab.errors == []
+    assert tab.foreign == []
+
+
+def test_the_numbers_and_the_charts_move_while_the_shop_sells(shop: Shop, worker: Worker, open_tab: OpenTab) -> None:
+    """The page is open before the purchases are made; nobody touches it."""
+    tab = open_tab(worker)
+    tab.open()
+    until(lambda: len(tab.column("purchases")) == 300, "the charts have data")
+    before, sold = int(tab.number("Purchases so far")), sum(tab.column("purchases"))
+    shop.sell(
+        *(purchase("anna", product_id="milk", quantity=1, price=1250, purchased_at=now()) for _ in range(40)),
+    )
+    until(lambda: tab.number("Purchases so far") == str(before + 40), "the sum has moved", SOON)
+    until(lambda: sum(tab.column("purchases")) == sold + 40, "the chart of purchases has moved", SOON)
+    until(lambda: max(tab.column("money")) >= 500.0, "the chart of money has moved", SOON)
+    until(lambda: tab.table("latest")[0][1:] == ["Anna Nowak", "Mleko", "1", "12,50 zł"], "the latest are shown", SOON)
+    assert tab.table("bestsellers")[0][0] == "Mleko"
+    becomes(lambda: tab.number("Events waiting"), "0", SOON)
+    assert tab.page.locator("#charts canvas").count() >= 2
+    partitions = tab.table("partitions")
+    assert [row[0] for row in partitions] == ["0", "1", "2", "3"]
+    assert {(row[1], row[2]) for row in partitions} == {(f"127.0.0.1:{worker.port}", "running")}
+    assert tab.page.locator('[data-service="Kafka"]').inner_text() == "Kafka up"
+    assert tab.page.locator('[data-service="MongoDB"]').inner_text() == "MongoDB up"
+    quiet(tab)
+    tab.keep("page")
+
+
+def test_nothing_that_an_event_brings_runs_as_a_script(shop: Shop, worker: Worker, open_tab: OpenTab) -> None:
+    """A product's name, a customer's name and id, the reason of a dead letter: they are shown as they are."""
+    shop.register(customer(HOSTILE, first_name=HOSTILE, last_name="</td>", city=HOSTILE))
+    tab = open_tab(worker)
+    tab.open()
+    shop.sell(*(purchase(HOSTILE, product_id="evil", quantity=9, price=100, purchased_at=now()) for _ in range(30)))
+    shop.send("purchases", Record(b"anna", f'{{"purchase_id": "{HOSTILE[:9]}", "quantity": 0}}'.encode()))
+    until(lambda: tab.table("bestsellers")[0][0] == cut(HOSTILE), "the best seller has its name", SOON)
+    until(
+        lambda: tab.table("latest")[0][1:3] == [cut(f"{HOSTILE} </td>"), cut(HOSTILE)],
+        "the latest have their names",
+        SOON,
+    )
+    until(lambda: len(tab.table("letters")) >= 1, "the dead letter is there", SOON)
+    until(lambda: "could not be accepted" in tab.sentences(), "it is said", SOON)
+    tab.page.locator('[data-table="latest"] a').first.click()  # the customer, by the link: made by the server
+    assert tab.page.locator("#customer h3").inner_text() == cut(f"{HOSTILE} </td>")
+    assert tab.page.locator("#customer dd").first.inner_text() == HOSTILE
+    assert tab.table("customer")[0][1] == cut(HOSTILE)
+    assert tab.page.locator("img, main script").count() == 0
+    assert "owned" not in tab.page.title()
+    assert tab.page.evaluate("self.owned") is None
+    quiet(tab)
+    tab.keep("hostile")
+
+
+def test_a_policy_forbids_what_is_not_the_workers(shop: Shop, worker: Worker, open_tab: OpenTab) -> None:
+    """Should a name get into the HTML after all: the browser runs only what the worker serves as a script."""
+    tab = open_tab(worker)
+    page = tab.open()
+    page.evaluate(
+        "const made = document.createElement('script'); made.textContent = 'document.title = \"owned\"';"
+        "document.body.append(made); document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"eval(1)\">')"
+    )
+    until(lambda: sum("Content Security Policy" in error for error in tab.errors) >= 2, "the browser refuses both")
+    assert "owned" not in page.title()
+
+
+def test_a_customer_is_found_by_id_with_the_keyboard_alone(shop: Shop, worker: Worker, open_tab: OpenTab) -> None:
+    """The first key leads past the header; each stop is visible; Enter searches. One who is not there is said so."""
+    tab = open_tab(worker)
+    page = tab.open()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the shop"
+    page.keyboard.press("Enter")
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+        assert outline not in {"none", ""}, page.evaluate("document.activeElement.outerHTML")
+        if page.evaluate("document.activeElement.id") == "customer-id":
+            break
+    page.keyboard.type("anna")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/?customer=anna*")
+    assert page.locator("#customer h3").inner_text() == "Anna Nowak"
+    facts = page.locator("#customer .facts").inner_text()
+    assert "Purchases" in facts
+    assert tab.table("customer")[-1][1:] == ["Mleko", "3", "4,50 zł", "13,50 zł"]
+    page.fill("#customer-id", "nobody")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/?customer=nobody*")
+    assert page.locator("#customer .problem").inner_text() == "There is no customer with this id."
+    quiet(tab)
+
+
+def test_it_has_names_for_those_who_do_not_see_it(worker: Worker, open_tab: OpenTab) -> None:
+    """Landmarks, one heading of the first rank, a caption for each table, a label for the field, heads for columns."""
+    tab = open_tab(worker)
+    page = tab.open()
+    for landmark in ("header", "main", "footer", "html[lang=en]", "h1"):
+        assert page.locator(landmark).count() == 1, landmark
+    assert page.locator("table").count() == page.locator("table > caption").count() == 5
+    assert page.locator("table:not(:has(thead th[scope=col]))").count() == 0
+    assert page.get_by_label("Customer’s id").count() == 1
+    assert page.locator("#charts").get_attribute("role") == "img"
+    quiet(tab)
+
+
+def test_it_fits_a_narrow_phone(worker: Worker, open_tab: OpenTab) -> None:
+    """320 pixels, as the smallest: nothing scrolls sideways but the tables that are too wide, each in its frame."""
+    tab = open_tab(worker, viewport={"width": 320, "height": 640}, is_mobile=True, has_touch=True)
+    page = tab.open("/?customer=anna")
+    until(lambda: page.locator("#charts canvas").count() >= 2, "the charts are drawn")
+    until(lambda: len(tab.column("money")) == 300, "the charts have data")
+    assert tab.width() == 320
+    assert page.evaluate("document.querySelector('#charts').getBoundingClientRect().right") <= 320
+    quiet(tab)
+    tab.keep("phone")
+
+
+def test_it_is_dark_where_people_want_it_dark(worker: Worker, open_tab: OpenTab) -> None:
+    """The page and what Bokeh draws."""
+
+    def colours(scheme: str) -> tuple[int, int]:
+        tab = open_tab(worker, color_scheme=scheme)
+        page = tab.open()
+        until(lambda: len(tab.column("money")) == 300, "the charts have data")
+        ground = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/[0-9]+/g).map(Number)")
+        chart = page.evaluate("Bokeh.documents[0].get_model_by_name('money').background_fill_color.slice(1)")
+        quiet(tab)
+        tab.keep(scheme)
+        return sum(ground), sum(bytes.fromhex(chart))
+
+    assert min(colours("light")) > 3 * 200
+    assert max(colours("dark")) < 3 * 60
+
+
+def test_without_javascript_it_shows_the_same_and_comes_anew(worker: Worker, open_tab: OpenTab) -> None:
+    """The server writes the whole page."""
+    tab = open_tab(worker, java_script_enabled=False)
+    page = tab.open()
+    html = page.content()
+    assert 'http-equiv="refresh"' in html
+    assert int(tab.page.locator('[data-number="Purchases so far"]').inner_text()) >= 1
+    assert "Mleko" in page.locator('[data-table="bestsellers"]').inner_text()
+
+
+def test_a_worker_that_is_gone_is_said_to_be_gone(open_shop: OpenShop, open_tab: OpenTab) -> None:
+    """Two workers: each shows what both sold. One is killed: the other's page says so. Then the other, too."""
+    with open_shop() as shop:
+        first = shop.start_worker().ready()
+        second = shop.start_worker()
+        until(lambda: first.partitions() and second.partitions() and
+              sorted(first.partitions() + second.partitions()) == [0, 1, 2, 3], "both have partitions", 60)  # fmt: skip
+        tab = open_tab(first)
+        tab.open()
+        becomes(lambda: tab.page.locator('[data-service="Workers"] strong').inner_text(), "2 up", SOON)
+        until(lambda: {row[2] for row in tab.table("partitions")} == {"running"}, "all run", SOON)
+        assert {row[1] for row in tab.table("partitions")} == {f"127.0.0.1:{first.port}", f"127.0.0.1:{second.port}"}
+        shop.sell(*(purchase(f"c{number}", purchased_at=now()) for number in range(40)))
+        becomes(lambda: tab.number("Purchases so far"), "40", SOON)
+        becomes(lambda: sum(tab.column("purchases")), 40, SOON)
+        second.kill()
+        until(lambda: f"127.0.0.1:{second.port} does not answer" in tab.sentences(), "it is said", SOON)
+        becomes(tab.sentences, "All is well", 60)  # the first has taken its partitions
+        first.kill()
+        until(lambda: "Connection lost" in tab.page.locator("#lost").inner_text(), "it says so itself", SOON)
+        assert tab.page.title() == "shopflow: connection lost"
+        tab.keep("lost")
+        shop.start_worker(port=first.port)
+        until(lambda: not tab.page.locator("#lost").is_visible(), "it goes on by itself", 60)
+
+
+def test_it_says_when_mongodb_is_away(servers: Addresses, open_shop: OpenShop, open_tab: OpenTab) -> None:
+    """In words, with what becomes of the purchases; and no more when it is back."""
+    with Proxy(servers.mongodb) as proxy, open_shop(mongodb=proxy.uri) as shop:
+        tab = open_tab(shop.start_worker().ready())
+        tab.open()
+        becomes(tab.sentences, "All is well", SOON)
+        proxy.freeze()
+        proxy.cut()
+        until(lambda: "MongoDB does not answer" in tab.sentences() or "MongoDB has not" in tab.sentences(),
+              "it is said", SOON)  # fmt: skip
+        assert "nothing is lost" in tab.sentences()
+        assert tab.page.locator('[data-service="MongoDB"]').inner_text() == "MongoDB down"
+        tab.keep("mongodb-away")
+        proxy.heal()
+        becomes(tab.sentences, "All is well", 60)
+
+
+def test_without_the_extra_it_says_so_and_shows_tables(open_shop: OpenShop, open_tab: OpenTab) -> None:
+    """All but the charts, and the numbers of the charts in a table that is open."""
+    with open_shop() as shop:
+        tab = open_tab(shop.start_worker(program=WITHOUT_EXTRA).ready())
+        page = tab.open()
+        assert "pip install 'shopflow[page]'" in page.locator("#no-charts").inner_text()
+        shop.sell(*(purchase("anna", quantity=1, price=100, purchased_at=now()) for _ in range(5)))
+        until(lambda: "5" in [row[1] for row in tab.table("minutes")[:2]], "the table moves", SOON)
+        assert page.locator('[data-table="minutes"]').is_visible()
+        assert page.locator('[data-table="latest"]').is_visible()
+        quiet(tab)
+        tab.keep("without-extra")
+
+
+def test_the_page_answers_what_it_does_not_have(worker: Worker) -> None:
+    """No file but its own; headers that keep it to itself; a longest id."""
+    assert worker.get("/page/static/..%2Fpage.py")[0] == 404
+    assert worker.get("/page/static/page.html")[0] == 404
+    assert "at most 128 characters" in worker.get(f"/?customer={'x' * 129}")[1]
+    connection = http.client.HTTPConnection("127.0.0.1", worker.port, timeout=10)
+    connection.request("GET", "/", headers={"Authorization": "Basic " + base64.b64encode(b"any:one").decode()})
+    response = connection.getresponse()
+    policy = response.getheader("Content-Security-Policy", "")
+    assert "default-src 'none'; script-src 'self';" in policy
+    assert "unsafe-eval" not in policy
+    assert response.getheader("X-Content-Type-Options") == "nosniff"
+    connection.close()
+
+
+def test_it_works_with_a_token_for_reading(open_shop: OpenShop, open_tab: OpenTab) -> None:
+    """The browser asks for it as a password and sends it with all that the page fetches; the workers show it, too."""
+    with open_shop(web_read_token="let-me-in") as shop:  # noqa: S106 - of this test
+        first, second = shop.start_worker(), shop.start_worker()
+        tab = open_tab(first, http_credentials={"username": "anybody", "password": "let-me-in"})
+        until(lambda: _answers(tab, first) and _answers(tab, second), "both workers answer", 60)
+        tab.open("/?customer=nobody")
+        becomes(lambda: tab.page.locator('[data-service="Workers"] strong').inner_text(), "2 up", 60)
+        assert tab.page.locator("#customer .problem").inner_text() == "There is no customer with this id."
+        until(lambda: len(tab.column("purchases")) == 300, "the charts have data", SOON)
+        assert "let-me-in" not in tab.page.content()
+
+
+def _answers(tab: Tab, worker: Worker) -> bool:
+    try:
+        return bool(tab.page.request.get(f"http://127.0.0.1:{worker.port}/counts/").status == 200)
+    except Error:  # it does not listen yet
+        return False

@@ -1,0 +1,136 @@
+"""What is said in words of a shop that is not well."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime, timezone
+from typing import Any
+
+import pytest
+
+from shopflow.board import Snapshot
+from shopflow.condition import Condition, Report, Totals, Waiting, WorkerState, sentences
+from shopflow.kafka import Span
+from shopflow.letters import Id, Letter
+
+AT = 1_800_000_000.0
+
+
+def report(*partitions: int, **fields: Any) -> Report:
+    """What a worker with these partitions says."""
+    given = {"serving": True, "assigned": {"sold": list(partitions)}, "totals": Totals(), "board": Snapshot()}
+    return Report(**{**given, **fields})
+
+
+def state(port: int, *partitions: int, **fields: Any) -> WorkerState:
+    """A worker that answers."""
+    return WorkerState(f"http://h:{port}", report(*partitions, **fields))
+
+
+def letter(reason: str, ago: float) -> Letter:
+    """A dead letter."""
+    time = datetime.fromtimestamp(AT - ago, timezone.utc)
+    return Letter(Id(0, 1), time, "sold", 0, 1, reason, None, None, [])
+
+
+WELL = Condition(
+    AT,
+    [state(1, 0), state(2, 1)],
+    Snapshot(),
+    topics=("sold",),
+    partitions=2,
+    spans={"sold": {0: Span(0, 5, 5), 1: Span(0, 7, 9)}},
+    kafka="",
+    mongodb="",
+)
+
+
+def said(**changes: Any) -> list[str]:
+    """The sentences about a shop that is well but for these."""
+    return [sentence.text for sentence in sentences(replace(WELL, **changes))]
+
+
+def waiting(*pairs: tuple[int, int]) -> list[Waiting]:
+    """So many waiting and done, each ten seconds after the one before."""
+    return [Waiting(AT + 10 * number, events, done) for number, (events, done) in enumerate(pairs)]
+
+
+def test_nothing_is_said_of_a_shop_that_is_well() -> None:
+    """Nor of what is not known yet."""
+    assert said() == []
+    assert said(kafka=None, mongodb=None, spans=None) == []
+    assert WELL.waiting == 2
+    assert replace(WELL, spans=None).waiting is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"mongodb": "gone"}, "MongoDB does not answer. New events wait in Kafka, nothing is lost."),
+        ({"kafka": "gone"}, "Kafka does not answer. Nothing new comes in until it is back."),
+        (
+            {"workers": [state(1, 0, mongodb_away=12.3), state(2, 1, mongodb_away=150.0)]},
+            "MongoDB has not answered for 2 min. New events wait in Kafka, nothing is lost.",
+        ),
+        (
+            {"workers": [state(1, 0), WorkerState("http://h:2", None, "refused")]},
+            "The worker h:2 does not answer. What it knows is missing here.",
+        ),
+        (
+            {"workers": [state(1, 0), state(2, 1, serving=False)]},
+            "The worker h:2 is getting its partitions or recovering their counts.",
+        ),
+        ({"workers": [state(1, 0)]}, "No worker has partition 1 of sold."),
+        ({"workers": [state(1)]}, "No worker has partitions 0, 1 of sold."),
+        (
+            {"workers": [state(1, 0, 1, stopped={"sold": "too many are bad"})]},
+            "The worker h:1 has stopped taking sold: too many are bad.",
+        ),
+        (
+            {"letters": [letter("wrong key", 5), letter("old", 2_000)], "dead": 2},
+            "1 record could not be accepted in the last 15 minutes. The last reason: wrong key",
+        ),
+        (
+            {"letters": [letter("", 5), letter("x", 6)], "dead": 9},
+            "At least 2 records could not be accepted in the last 15 minutes. The last reason: none given",
+        ),
+        (
+            {"trend": waiting((3, 10), (3, 10), (4, 10), (9, 10))},
+            "9 events wait in Kafka, and none was processed for 30 s.",
+        ),
+        (
+            {"trend": waiting((1_000, 10), (1_200, 20), (1_400, 30), (1_600, 40))},
+            "1600 events wait in Kafka, and they become more: they come faster than they are processed.",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said(changes: dict[str, Any], expected: str) -> None:
+    """Each in a sentence that says what it means."""
+    assert said(**changes) == [expected]
+
+
+@pytest.mark.parametrize(
+    "trend",
+    [
+        waiting((900, 10), (900, 10)),  # too short a time to tell
+        waiting((0, 10), (9, 10), (9, 10), (9, 10)),  # it has come just now
+        waiting((5_000, 10), (4_000, 1_010), (3_000, 2_010), (2_000, 3_010)),  # it is being worked off
+        waiting((10, 10), (20, 20), (300, 30), (400, 40)),  # a few
+        waiting((500, 10), (500, 10), (500, 10), (0, 510)),  # done
+        [],
+    ],
+)
+def test_what_moves_is_not_complained_about(trend: list[Waiting]) -> None:
+    """Events wait all the time; that alone is no fault."""
+    assert said(trend=trend) == []
+
+
+def test_the_worst_comes_first() -> None:
+    """The page has the colour of the first."""
+    found = sentences(replace(WELL, workers=[state(1, 0, 1, serving=False)], mongodb="gone"))
+    assert [sentence.level for sentence in found] == ["bad", "warn"]
+
+
+def test_a_reason_from_outside_is_cut() -> None:
+    """A dead letter's reason may be as long as a header."""
+    assert len(said(letters=[letter("x" * 5_000, 1)], dead=1)[0]) < 300

@@ -1,0 +1,144 @@
+"""An answer that many want is asked for once, in bounded time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+import msgspec
+import pytest
+
+from shopflow import kafka, overview, peers, topics
+from shopflow.errors import Unavailable
+from shopflow.kafka import Span
+from shopflow.overview import Kept
+
+from .test_condition import report
+
+
+class Server:
+    """Counts what it is asked, and answers when it is let."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.fails: Exception | None = None
+        self.free = asyncio.Event()
+        self.free.set()
+        self.time = 0.0
+
+    async def ask(self) -> int:
+        self.asked += 1
+        await self.free.wait()
+        if self.fails:
+            raise self.fails
+        return self.asked
+
+
+def test_many_who_ask_at_once_are_one_request() -> None:
+    """And none while the answer is fresh."""
+
+    async def run() -> None:
+        server = Server()
+        kept = Kept(server.ask, 2.0, 0, clock=lambda: server.time)
+        assert await asyncio.gather(*(kept.get() for _ in range(50))) == [1] * 50
+        assert await kept.get() == 1
+        server.time = 2.0
+        assert await asyncio.gather(*(kept.get() for _ in range(50))) == [2] * 50
+        assert (server.asked, kept.failure) == (2, "")
+
+    asyncio.run(run())
+
+
+def test_a_server_that_is_slow_holds_nobody_up() -> None:
+    """The answer before counts meanwhile, and no second request is sent."""
+
+    async def run() -> None:
+        server = Server()
+        kept = Kept(server.ask, 0.0, 0)
+        assert await kept.get() == 1
+        server.free.clear()
+        for _ in range(3):
+            assert await kept.get(patience=0.01) == 1
+        assert server.asked == 2
+        server.free.set()
+        assert await kept.get() == 2
+
+    asyncio.run(run())
+
+
+def test_why_there_is_no_answer_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None before it was ever asked; empty when it is there again. The answer before stays."""
+    monkeypatch.setattr(overview, "_MOST_SECONDS", 0.01)
+
+    async def run() -> None:
+        server = Server()
+        kept = Kept(server.ask, 0.0, 0)
+        assert kept.failure is None
+        server.fails = Unavailable("MongoDB", "away")
+        assert await kept.get() == 0
+        assert kept.failure == "MongoDB: away"
+        server.free.clear()
+        assert await kept.get() == 0
+        assert kept.failure == "no answer within 0.01 s"
+        server.free.set()
+        server.fails = None
+        assert await kept.get() == 3
+        assert kept.failure == ""
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "silent"),
+    [
+        (200, msgspec.json.encode(report(1)), ""),
+        (503, b'{"error": "busy"}', "busy"),
+        (500, b"\xff", "answered 500"),
+        (200, b"{}", "not the answer of a worker: Object missing required field `serving`"),
+    ],
+)
+def test_whatever_another_worker_answers(
+    status: int, body: bytes, silent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be of another version, or be no worker at all."""
+
+    async def ask(host: object, path: str) -> tuple[int, bytes]:
+        return status, body
+
+    monkeypatch.setattr(peers, "ask", ask)
+    found = asyncio.run(overview._ask_worker(peers.URL("http://h:1")))
+    assert (found.url, found.silent) == ("http://h:1", silent)
+    assert (found.report is None) == bool(silent)
+
+
+def test_a_pause_ends_a_trend() -> None:
+    """Nothing is measured while nobody looks at the page; what was before tells nothing of the time between."""
+    early = [overview.Waiting(float(at), 5, 0) for at in range(0, 20, 2)]
+    late = [overview.Waiting(float(at), 5, 0) for at in range(500, 510, 2)]
+    assert overview._recent([*early, *late]) == late
+    assert overview._recent(late) == late
+
+
+def test_the_end_of_a_transaction_is_no_event_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dead letters are put back by transactions. It is looked once where a partition stands still."""
+    topic, other = list(topics.KEYS)[:2]
+    looked: list[list[tuple[str, int]]] = []
+
+    async def empty(bootstrap: str, places: Mapping[tuple[str, int], Span]) -> set[tuple[str, int]]:
+        looked.append(sorted(places))
+        return {place for place in places if place[1] == 1}
+
+    monkeypatch.setattr(kafka, "empty", empty)
+    monkeypatch.setattr(overview, "_standing", {})
+
+    def settled(done: int) -> list[int]:
+        spans = {topic: {0: Span(0, 3, 9), 1: Span(0, done, 9), 2: Span(0, 9, 9)}, other: {0: Span(0, 0, 0)}}
+        found = asyncio.run(overview._settled(spans))
+        return [span.end - span.done for span in found[topic].values()]
+
+    assert settled(7) == [6, 2, 0]
+    assert settled(8) == [6, 1, 0]
+    assert settled(8) == [6, 0, 0]
+    assert settled(8) == [6, 0, 0]
+    assert looked == [[(topic, 0)], [(topic, 1)]]
+    assert settled(9) == [6, 0, 0]
