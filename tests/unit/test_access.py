@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
+import faust
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
@@ -403,3 +404,28 @@ def test_whoever_starts_a_worker_hears_who_can_get_in(settings: Web, bind: str, 
     found = warnings(settings, bind)
     assert [line[: len(start)] for line, start in zip(found, said, strict=True)] == said
     assert not any(token in line for line in found for token in (READ[:15], WRITE))
+
+
+def test_fausts_own_web_server_lets_nobody_in_either() -> None:
+    """Its views, those of the application, and addresses at which there is nothing."""
+    guard = Guard(BOTH, lambda: ("127.0.0.1", "127.0.0.1"))
+    application = faust.App(
+        "guarded", web_application_options={"middlewares": [guard.middleware], "client_max_size": 1_024}
+    )
+
+    @application.page("/mine/")
+    async def mine(server: Any, request: Any) -> Any:
+        return server.json({"read": True})
+
+    application.web.init_server()
+
+    async def test() -> None:
+        async with TestClient(TestServer(application.web.web_app)) as client:  # type: ignore[attr-defined]
+            for path in ("/", "/mine/", "/router/", "/table/", "/nothing"):
+                assert (await client.get(path)).status == 401, path
+            async with client.get("/mine/", headers=bearer(READ)) as response:
+                assert await response.json() == {"read": True}
+                assert response.headers["X-Content-Type-Options"] == "nosniff"
+            assert (await client.get("/nothing", headers=bearer(READ))).status == 404
+
+    asyncio.run(test())

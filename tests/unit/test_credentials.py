@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import pickle
+import socket
 import ssl
 import subprocess
 import sys
@@ -225,6 +226,16 @@ def test_a_broker_that_is_away_stays_away(monkeypatch: pytest.MonkeyPatch) -> No
     found = asyncio.run(kafka._explained(Bootstrap("127.0.0.1:1", Security("SASL_PLAINTEXT", "PLAIN", "shop", SECRET))))
     assert isinstance(found, Unavailable)
     assert str(found) == "Kafka: 127.0.0.1:1 does not answer"
+
+
+def test_a_broker_that_takes_connections_and_says_nothing_may_want_another_protocol() -> None:
+    """One that demands TLS hangs up on who talks in plain text; it can't say why."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        found = asyncio.run(kafka._explained(Bootstrap(f"127.0.0.1:{listening.getsockname()[1]}")))
+    assert isinstance(found, Unavailable)
+    assert "though it takes connections: is plaintext the right kafka.security_protocol?" in str(found)
 
 
 def test_the_log_of_requests_has_no_logins(caplog: pytest.LogCaptureFixture) -> None:
