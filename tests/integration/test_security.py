@@ -112,7 +112,6 @@ def test_a_shop_with_logins_and_tokens_works_and_tells_no_secret(servers: Secure
     until(lambda: shop.db.customers.count_documents({}) >= 5, "the customers are stored")
     until(lambda: shop.db.products.count_documents({}) >= 13, "the products are stored")
     ended(run("seed-purchases", "--count", "40", "--rate", "0"))
-    ended(run("seed-purchases", "--count", "3", "--rate", "0", "--direct"))
     ended(run("list-products"))
     ended(run("list-customers"))
     broken = {**purchase(), "quantity": 0}
@@ -120,9 +119,9 @@ def test_a_shop_with_logins_and_tokens_works_and_tells_no_secret(servers: Secure
     until(lambda: "quantity" in run("dead-letters").stdout, "the dead letter is listed", 60)
     assert run("dead-letters", "retry", "--all").status == 0
     report = run("verify", "--deep", "--json")
-    # What was written straight to MongoDB is in no topic: `verify` says so, and could ask everybody.
+    ended(report)
     checks = {check["name"]: check for check in json.loads(report.stdout)["checks"]}
-    assert checks["workers"]["ok"] is True, report
+    assert checks["workers"]["detail"].startswith("2 live"), report  # both let `verify` ask
     # A customer's counts come from whichever worker has them.
     buyers = [found["_id"] for found in shop.db.customers.find()]
     for buyer in buyers:
@@ -139,6 +138,7 @@ def test_a_shop_with_logins_and_tokens_works_and_tells_no_secret(servers: Secure
         assert ask(workers[0], path, bearer(WRONG))[0] == 401
     assert ask(workers[0], "/events/purchases", bearer(READ_TOKEN), "POST")[0] == 403
     assert run("verify", web_read_token=WRONG).status == 2
+    ended(run("seed-purchases", "--count", "3", "--rate", "0", "--direct"))
     for worker in workers:
         assert worker.stop() == 0
         said.append(worker.output)
