@@ -17,6 +17,10 @@ from .shop import Shop
 
 OpenShop = Callable[..., Any]
 
+#: How long events come over HTTP while workers are killed, and how many requests of each kind schemathesis makes.
+HTTP_SECONDS = float(os.environ.get("SHOPFLOW_TEST_HTTP_SECONDS", "15"))
+HTTP_EXAMPLES = int(os.environ.get("SHOPFLOW_TEST_HTTP_EXAMPLES", "15"))
+
 #: Shops that are open now: what their processes said is shown when a test fails.
 _open: list[Shop] = []
 

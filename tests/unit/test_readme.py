@@ -6,6 +6,8 @@ The commands themselves are run by tests/integration/test_readme.py, `make demo`
 from __future__ import annotations
 
 import configparser
+import importlib
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -20,7 +22,8 @@ import pytest
 import yaml
 from faust.cli.base import cli
 
-from shopflow import commands, config, topics
+from shopflow import commands, config, events, topics
+from shopflow.app import app
 from shopflow.letters import Mark
 from shopflow.models import Customer, Product, Purchase
 
@@ -94,14 +97,20 @@ def check_compose(words: list[str]) -> None:
 
 
 def check_curl(words: list[str]) -> None:
-    """A page of the worker."""
-    (address,) = words
+    """A path of the worker; what is sent is an event that it accepts."""
+    for module in app.conf.autodiscover:
+        importlib.import_module(module)
+    *options, address = words
     url = urlsplit(address)
     assert url.hostname == "127.0.0.1"
     assert url.port in {config.Web().port, config.Web().port + 1}
-    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "shopflow").glob("*.py"))
-    pages = re.findall(r'@app\.page\("(.+?)"\)', sources)
-    assert any(re.fullmatch(re.sub(r"\{[^}]+\}", "[^/]+", page), url.path) for page in pages)
+    (path,) = [
+        path for path in app.web.views if re.fullmatch(re.sub(r"\{\w+(:.+?)?\}", "[^/]+", path), url.path) is not None
+    ]
+    if options:
+        header, kind, data, body = options
+        assert (header, kind, data) == ("-H", "Content-Type: application/json", "-d")
+        assert events.FORMS[path.split("/")[2]].check(json.loads(body)).problems == []
 
 
 def check_program(words: list[str]) -> None:
