@@ -135,7 +135,7 @@ def _numbers(now: Condition) -> dict[str, str]:
             totals.spent += worker.report.totals.spent
     return {
         "Purchases a second": f"{recent / _AVERAGE_SECONDS:.1f}",
-        "Money in the last minute": money(sum(_money(now.board, last - ago) for ago in range(60))),
+        "Money a minute": money(sum(_money(now.board, last - ago) for ago in range(60))),
         "Events waiting": _UNKNOWN if now.waiting is None else _grouped(now.waiting),
         "Purchases so far": _grouped(totals.purchases),
         "Money so far": money(totals.spent),

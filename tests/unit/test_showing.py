@@ -42,7 +42,7 @@ def test_a_shop_that_is_well() -> None:
     assert (found.level, found.headline, found.sentences) == ("good", "All is well", [])
     assert found.numbers == {
         "Purchases a second": "2.0",
-        "Money in the last minute": "45,00 zł",
+        "Money a minute": "45,00 zł",
         "Events waiting": "2",
         "Purchases so far": "1\N{NO-BREAK SPACE}234\N{NO-BREAK SPACE}567",
         "Money so far": "1,00 zł",
