@@ -156,7 +156,7 @@ def test_a_slow_sender_does_not_hold_up_the_stop(open_shop: OpenShop) -> None:
     with open_shop() as shop:
         worker = shop.start_worker().ready()
         with socket.create_connection(("127.0.0.1", worker.port)) as slow:
-            head = "POST /events/purchases HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            head = "POST /events/purchases HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
             slow.sendall(f"{head}Content-Length: 100\r\n\r\n[".encode())
             sent = purchase()
             assert post(worker, "purchases", sent)[0] == 202  # the server is at it
