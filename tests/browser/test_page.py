@@ -48,7 +48,9 @@ def shop(open_shop: OpenShop) -> Iterator[Shop]:
         opened.start_worker().ready()
         opened.offer(product("milk", name="Mleko"), product("evil", name=HOSTILE))
         opened.register(customer("anna", first_name="Anna", last_name="Nowak"))
+        opened.register(customer("zofia", first_name="Zofia", last_name="Nowak"))
         opened.sell(purchase("anna", product_id="milk", quantity=3, price=450, purchased_at=now()))
+        opened.sell(purchase("zofia", product_id="milk", quantity=3, price=450, purchased_at=now()))
         opened.drain()
         yield opened
 
@@ -143,10 +145,10 @@ def test_a_customer_is_found_by_id_with_the_keyboard_alone(shop: Shop, worker: W
         assert outline not in {"none", ""}, page.evaluate("document.activeElement.outerHTML")
         if page.evaluate("document.activeElement.id") == "customer-id":
             break
-    page.keyboard.type("anna")
+    page.keyboard.type("zofia")
     page.keyboard.press("Enter")
-    page.wait_for_url("**/?customer=anna*")
-    assert page.locator("#customer h3").inner_text() == "Anna Nowak"
+    page.wait_for_url("**/?customer=zofia*")
+    assert page.locator("#customer h3").inner_text() == "Zofia Nowak"
     facts = page.locator("#customer .facts").inner_text()
     assert "Purchases" in facts
     assert tab.table("customer")[-1][1:] == ["Mleko", "3", "4,50 zł", "13,50 zł"]
