@@ -26,7 +26,7 @@ _topics = tuple(topic.get_topic_name() for topic in (customers, products, purcha
 
 lags = Lags(
     lambda: kafka.asking_spans(bootstrap(), config.app_id, _topics, LOOK_SECONDS),
-    lambda topic, partition, span: kafka.any_record(bootstrap(), topic, partition, span, LOOK_SECONDS),
+    lambda places: kafka.empty(bootstrap(), places, LOOK_SECONDS),
 )
 
 health = Health(

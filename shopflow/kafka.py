@@ -37,7 +37,6 @@ __all__ = [
     "Transactions",
     "acknowledged",
     "admin",
-    "any_record",
     "asking_spans",
     "by_time",
     "consumer",
@@ -68,6 +67,7 @@ _TRANSACTION_SECONDS = 20.0
 #: How long a commit, or the start of a producer that has to end its predecessor's transaction, may take.
 _COMMIT_SECONDS = 60.0
 _STOP_SECONDS = 10.0
+_EMPTY_SECONDS = 5.0
 #: How long a broker may take to say why it lets nobody in.
 _EXPLAIN_MILLISECONDS = 5_000
 #: What is fetched of one partition at once where several are read side by side.
@@ -692,17 +692,6 @@ async def asking_spans(
         yield lambda: _within(seconds, _spans(client, reader, group, names))
 
 
-async def any_record(bootstrap: Bootstrap, topic: str, partition: int, span: Span, seconds: float) -> bool:
-    """Is there a record between what the group has committed and the end? See `lags`.
-
-    Raises:
-        Unavailable: Kafka does not answer within so many seconds.
-    """
-    async with consumer(bootstrap, request_timeout_ms=int(seconds * 1000)) as reader:
-        place = TopicPartition(topic, partition)
-        return await _within(seconds, _any_record(reader, place, span.done, span.end))
-
-
 async def lags(bootstrap: Bootstrap, group: str, topics: Iterable[str]) -> dict[str, Lag]:
     """The group's lag in each topic that exists.
 
@@ -721,17 +710,19 @@ async def lags(bootstrap: Bootstrap, group: str, topics: Iterable[str]) -> dict[
     return answer
 
 
-async def empty(bootstrap: Bootstrap, places: Mapping[tuple[str, int], Span]) -> set[tuple[str, int]]:
+async def empty(
+    bootstrap: Bootstrap, places: Mapping[tuple[str, int], Span], seconds: float = _EMPTY_SECONDS
+) -> set[tuple[str, int]]:
     """The topics and partitions that have no record between what is done and their end, but for transactions' ends.
 
     Raises:
-        Unavailable: Kafka does not answer.
+        Unavailable: Kafka does not answer, for one of them within so many seconds.
     """
-    async with consumer(bootstrap) as client:
+    async with consumer(bootstrap, request_timeout_ms=int(seconds * 1000)) as client:
         return {
             place
             for place, span in places.items()
-            if not await _any_record(client, TopicPartition(*place), span.done, span.end)
+            if not await _within(seconds, _any_record(client, TopicPartition(*place), span.done, span.end))
         }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager
 from time import monotonic
 
@@ -13,7 +13,7 @@ from aiokafka.errors import KafkaError
 from .errors import Unavailable
 from .kafka import Span
 
-__all__ = ["Lags", "Place", "Spans"]
+__all__ = ["Lags", "Place", "Spans", "Standing"]
 
 log = logging.getLogger(__name__)
 
@@ -24,27 +24,63 @@ Spans = Mapping[str, Mapping[int, Span]]
 Place = tuple[str, int]
 
 
+#: Tells which of these spans hold no record.
+Empty = Callable[[Mapping[Place, Span]], Awaitable[Collection[Place]]]
+
+
+class Standing:
+    """What only seems to wait: the end of a transaction takes an offset, and nothing is committed behind it.
+
+    Where nothing has moved between two looks, it is looked into, once: what stands still may be that.
+    """
+
+    def __init__(self) -> None:
+        #: Where each partition stood, and whether nothing waits there; None: not looked into.
+        self._seen: dict[Place, tuple[Span, bool | None]] = {}
+
+    async def look(self, spans: Mapping[Place, Span], empty: Empty) -> None:
+        """Take in where the partitions stand now.
+
+        Raises:
+            Unavailable: Kafka does not answer; what was to be looked into will be at the next look.
+        """
+        before = self._seen
+        self._seen = {
+            place: known if (known := before.get(place)) is not None and known[0] == span else (span, None)
+            for place, span in spans.items()
+        }
+        wanted = {
+            place: span for place, span in spans.items() if span.done < span.end and before.get(place) == (span, None)
+        }
+        if wanted:
+            nothing = await empty(wanted)
+            self._seen |= {place: (span, place in nothing) for place, span in wanted.items()}
+
+    def waiting(self, place: Place, span: Span) -> int:
+        """How many records of a partition that stands here wait."""
+        return 0 if self._seen.get(place) == (span, True) else max(span.end - span.done, 0)
+
+
 class Lags:
     """What each partition holds, and how far the group has come in it, as of the last look.
 
     Arguments:
         connect: Opens what asks Kafka for the spans.
-        any_record: Is there a record in this span of a partition? The end of a transaction takes an offset too.
+        empty: Tells which spans hold no record.
         looked: Called after each look.
     """
 
     def __init__(
         self,
         connect: Callable[[], AbstractAsyncContextManager[Callable[[], Awaitable[Spans]]]],
-        any_record: Callable[[str, int, Span], Awaitable[bool]],
+        empty: Empty,
         looked: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._connect = connect
-        self._any_record = any_record
+        self._empty = empty
         self.looked = looked
         self._spans: dict[Place, Span] = {}
-        #: Spans that hold no record.
-        self._empty: dict[Place, Span] = {}
+        self._standing = Standing()
         self._at: float | None = None
         #: Did Kafka answer when it was last asked? None: not asked yet.
         self.answers: bool | None = None
@@ -62,7 +98,7 @@ class Lags:
     def waiting(self, place: Place) -> int:
         """How many records of a partition are not committed yet."""
         span = self._spans.get(place)
-        return 0 if span is None or self._empty.get(place) == span else max(span.end - span.done, 0)
+        return 0 if span is None else self._standing.waiting(place, span)
 
     async def run(self) -> None:
         """Look every few seconds, for ever."""
@@ -84,12 +120,7 @@ class Lags:
     async def take(self, answer: Spans) -> None:
         """Kafka has answered."""
         found = {(topic, number): span for topic, spans in answer.items() for number, span in spans.items()}
-        before, self._spans, self._at, self.answers = self._spans, found, monotonic(), True
-        for place, span in found.items():
-            # Where nothing moves there may be nothing to come: it is looked into once.
-            still = span.done < span.end and before.get(place) == span and place not in self._empty
-            if still and not await self._any_record(*place, span):
-                self._empty[place] = span
-        self._empty = {place: span for place, span in self._empty.items() if found.get(place) == span}
+        self._spans, self._at, self.answers = found, monotonic(), True
+        await self._standing.look(found, self._empty)
         if self.looked is not None:
             await self.looked()

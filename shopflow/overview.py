@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -20,6 +20,7 @@ from .condition import Condition, Report, Totals, Waiting, WorkerState
 from .counting import TOTALS_KEY, decode_totals
 from .errors import ShopflowError, Unavailable
 from .kafka import Span
+from .lag import Standing
 from .letters import Letter
 from .tables import purchase_counts
 
@@ -156,24 +157,12 @@ async def _ask_kafka() -> _Log:
 
 
 async def _settled(spans: Mapping[str, Mapping[int, Span]]) -> dict[str, dict[int, Span]]:
-    """Without what only seems to wait: the end of a transaction takes an offset, and nothing is committed behind it.
-
-    Where nothing has moved, it is looked, once: what stands still may be that.
-    """
-    looks: dict[tuple[str, int], Span] = {}
+    """Without what only seems to wait."""
+    events = {(topic, number): span for topic in topics.KEYS for number, span in spans.get(topic, {}).items()}
+    await _standing.look(events, lambda places: kafka.empty(bootstrap(), places))
     settled = {topic: dict(partitions) for topic, partitions in spans.items()}
-    for topic in topics.KEYS:
-        for partition, span in spans.get(topic, {}).items():
-            place = (topic, partition)
-            if span.done < span.end and _standing.get(place, (None, None)) == (span, None):
-                looks[place] = span
-            elif _standing.get(place, (None, None))[0] != span:
-                _standing[place] = (span, None)
-    empty = await kafka.empty(bootstrap(), looks) if looks else set()
-    _standing.update({place: (span, place in empty) for place, span in looks.items()})
-    for (topic, partition), (span, nothing) in _standing.items():
-        if nothing and spans.get(topic, {}).get(partition) == span:
-            settled[topic][partition] = Span(span.start, span.end, span.end)
+    for (topic, number), span in events.items():
+        settled[topic][number] = replace(span, done=span.end - _standing.waiting((topic, number), span))
     return settled
 
 
@@ -196,8 +185,7 @@ def _seen() -> Snapshot:
     return merged(worker.report.board for worker in _workers.answer if worker.report)
 
 
-#: Where each partition stood, and whether nothing waits there; None: not looked.
-_standing: dict[tuple[str, int], tuple[Span, bool | None]] = {}
+_standing = Standing()
 _trend: deque[Waiting] = deque(maxlen=_TREND)
 _workers: Kept[list[WorkerState]] = Kept(_ask_workers, _BOARDS_SECONDS, [])
 _log: Kept[_Log] = Kept(_ask_kafka, _SERVERS_SECONDS, _Log())

@@ -224,11 +224,11 @@ def watched() -> tuple[Metrics, SimpleNamespace]:
     """Metrics that read a worker which owns two partitions, and what they read it from."""
     purchases, products = "shop.purchases", "shop.products"
 
-    async def any_record(*place: Any) -> bool:
-        return True
+    async def all_have_records(places: Any) -> set[Any]:
+        return set()
 
     known = SimpleNamespace(
-        lags=Lags(lambda: None, any_record),  # type: ignore[arg-type, return-value]
+        lags=Lags(lambda: None, all_have_records),  # type: ignore[arg-type, return-value]
         mongodb=Outage("MongoDB"),
         serving=True,
         stopped=[purchases],

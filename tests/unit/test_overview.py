@@ -11,6 +11,7 @@ import pytest
 from shopflow import kafka, overview, peers, topics
 from shopflow.errors import Unavailable
 from shopflow.kafka import Span
+from shopflow.lag import Standing
 from shopflow.overview import Kept
 
 from .test_condition import report
@@ -129,7 +130,7 @@ def test_the_end_of_a_transaction_is_no_event_that_waits(monkeypatch: pytest.Mon
         return {place for place in places if place[1] == 1}
 
     monkeypatch.setattr(kafka, "empty", empty)
-    monkeypatch.setattr(overview, "_standing", {})
+    monkeypatch.setattr(overview, "_standing", Standing())
 
     def settled(done: int) -> list[int]:
         spans = {topic: {0: Span(0, 3, 9), 1: Span(0, done, 9), 2: Span(0, 9, 9)}, other: {0: Span(0, 0, 0)}}
