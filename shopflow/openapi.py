@@ -23,7 +23,6 @@ _TYPES = {"docs.css": "text/css", "docs.js": "text/javascript"}
 #: Nothing from elsewhere, and nothing that stands in the page itself, may run.
 _POLICY = {
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
 }
 
 _ID: Schema = {"type": "string", "minLength": 1, "maxLength": MAX_ID_LENGTH}

@@ -198,7 +198,7 @@ class Processing:
         limit: Limit | None = None,
         sold: Callable[[Sequence[Purchase]], None] = lambda purchases: None,
         followers: Sequence[Follower] = (),
-        on_rejected: Callable[[str, str, int], None] | None = None,
+        on_rejected: Callable[[str, str, int], None] = lambda topic, reason, count: None,
     ) -> None:
         self._store = store
         self._counts = counts
@@ -340,8 +340,7 @@ class Processing:
             return
         sent = await self._with_kafka(batch, lambda: self._dead_letters.put(rejected))
         for reason, count in Counter(error.reason for _, error in sent).items():
-            if self._on_rejected is not None:
-                self._on_rejected(batch.tp.topic, reason, count)
+            self._on_rejected(batch.tp.topic, reason, count)
             log.warning(
                 "%d record(s) of %s to the dead letters: %s", count, batch.records[0].topic, reason,
             )  # fmt: skip
