@@ -29,6 +29,7 @@ __all__ = [
     "handled",
     "position_of",
     "rebuilt",
+    "summed",
 ]
 
 #: Where a partition's sums stand beside its customers: no customer's id is empty.
@@ -96,6 +97,17 @@ def current(get: Callable[[bytes], bytes | None], customer_id: str) -> PurchaseC
         return None
     count: PurchaseCount = decode_count(value)
     return None if totals and count.era < position_of(totals).era else count
+
+
+def summed(getter: Callable[[int], Callable[[bytes], bytes | None]], partitions: Iterable[int]) -> dict[str, int]:
+    """Customers, purchases, items and spent over these partitions."""
+    sums = dict.fromkeys(("customers", "purchases", "items", "spent"), 0)
+    for partition in partitions:
+        if value := getter(partition)(TOTALS_KEY):
+            totals = decode_totals(value)
+            for name in sums:
+                sums[name] += getattr(totals, name)
+    return sums
 
 
 def handled(get: Callable[[bytes], bytes | None], customer_id: str, offset: int) -> bool:

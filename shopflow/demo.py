@@ -14,8 +14,7 @@ from typing import Any
 
 import aiohttp
 
-from . import kafka, listing, samples, seeding, topics
-from .access import bearer
+from . import kafka, listing, peers, samples, seeding, topics
 from .app import config, connect, kafka_at, store
 from .child import Worker, child_worker
 from .embedded import Addresses, Servers
@@ -124,8 +123,10 @@ async def _answers(worker: Worker) -> None:
 async def _counts(worker: Worker) -> dict[str, Any] | None:
     """The worker's sums; None while it can't say."""
     try:
-        headers = bearer(config.web.read_token)
-        async with aiohttp.ClientSession(headers=headers) as http, http.get(f"{worker.url}/counts/") as response:
+        async with (
+            aiohttp.ClientSession(headers=peers.headers()) as http,
+            http.get(f"{worker.url}/counts/") as response,
+        ):
             if response.status == 200:
                 sums: dict[str, Any] = await response.json()
                 return sums

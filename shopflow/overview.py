@@ -17,12 +17,13 @@ from . import kafka, letters, peers, topics
 from .app import app, board, bootstrap, config, kafka_outage, limit, mongodb_outage, store
 from .board import Snapshot, merged
 from .condition import Condition, Report, Totals, Waiting, WorkerState
-from .counting import TOTALS_KEY, decode_totals
+from .counting import summed
 from .errors import ShopflowError, Unavailable
 from .kafka import Span
 from .lag import Standing
 from .letters import Letter
 from .tables import purchase_counts
+from .workers import reason
 
 __all__ = ["Kept", "condition", "report", "sales"]
 
@@ -104,7 +105,7 @@ def report() -> Report:
     return Report(
         serving=app.serving,
         assigned={topic: sorted(numbers) for topic, numbers in assigned.items() if topic in topics.KEYS},
-        totals=_totals(),
+        totals=Totals(**summed(purchase_counts.getter, purchase_counts.partitions_owned() if app.serving else ())),
         board=board.snapshot(),
         mongodb_away=mongodb_outage.seconds,
         kafka_away=kafka_outage.seconds,
@@ -112,23 +113,11 @@ def report() -> Report:
     )
 
 
-def _totals() -> Totals:
-    totals = Totals()
-    if not app.serving:
-        return totals
-    for partition in purchase_counts.partitions_owned():
-        if value := purchase_counts.getter(partition)(TOTALS_KEY):
-            found = decode_totals(value)
-            for name in msgspec.structs.fields(Totals):
-                setattr(totals, name.name, getattr(totals, name.name) + getattr(found, name.name))
-    return totals
-
-
 async def _ask_worker(host: URL) -> WorkerState:
     try:
         status, body = await peers.ask(host, "/board/")
         if status != 200:
-            return WorkerState(str(host), None, peers.reason(body, status))
+            return WorkerState(str(host), None, reason(body, status))
         return WorkerState(str(host), msgspec.json.decode(body, type=Report))
     except Unavailable as error:
         return WorkerState(str(host), None, str(error))

@@ -17,6 +17,7 @@ from .app import app, store
 from .errors import Unavailable
 from .models import MAX_ID_LENGTH
 from .store import Document
+from .workers import reason
 
 __all__ = ["board", "chart", "data", "index", "series", "static"]
 
@@ -34,8 +35,7 @@ _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'{styles}; img-src 'self' data:; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-_SAFE = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
-_FRESH = {**_SAFE, "Cache-Control": "no-store"}
+_FRESH = {"Cache-Control": "no-store"}
 
 _templates = Environment(
     loader=FileSystemLoader(_HERE / "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -86,7 +86,7 @@ async def static(web: Any, request: Any, name: str) -> Any:
     path = _STATIC / name if name in _OWN_FILES else charts.script() if name == _BOKEH else None
     if path is None:
         return web.json({"error": "there is no such file"}, status=404)
-    return FileResponse(path, headers={**_SAFE, "Cache-Control": "no-cache"})
+    return FileResponse(path, headers={"Cache-Control": "no-cache"})
 
 
 @app.page("/board/")
@@ -122,7 +122,7 @@ async def _count(customer_id: str) -> tuple[dict[str, int] | None, str]:
         return None, f"The counts are not known now: {error}."
     if status == 200:
         return msgspec.json.decode(body), ""
-    return None, "" if status == 404 else f"The counts are not known now: {peers.reason(body, status)}."
+    return None, "" if status == 404 else f"The counts are not known now: {reason(body, status)}."
 
 
 async def _stored(customer_id: str) -> tuple[Document | None, list[Document], str]:

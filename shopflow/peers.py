@@ -6,14 +6,13 @@ import asyncio
 from collections.abc import Mapping
 
 import aiohttp
-import msgspec
 from yarl import URL
 
 from .access import bearer
 from .app import app, config
 from .errors import Unavailable
 
-__all__ = ["SECONDS", "ask", "headers", "known", "me", "reason"]
+__all__ = ["SECONDS", "ask", "headers", "known", "me"]
 
 #: How long another worker may take for an answer.
 SECONDS = 2.0
@@ -51,11 +50,3 @@ async def ask(host: URL, path: str, query: Mapping[str, str] | None = None) -> t
             return response.status, await response.read()
     except (aiohttp.ClientError, asyncio.TimeoutError) as error:
         raise Unavailable(str(host), f"does not answer: {str(error) or type(error).__name__}") from error
-
-
-def reason(body: bytes, status: int) -> str:
-    """What an answer that is none says of itself."""
-    try:
-        return str(msgspec.json.decode(body)["error"])
-    except (msgspec.MsgspecError, UnicodeDecodeError, KeyError, TypeError):
-        return f"answered {status}"

@@ -9,10 +9,11 @@ import aiohttp
 import msgspec
 from yarl import URL
 
-from .access import bearer
-from .app import app, config
-from .counting import TOTALS_KEY, current, decode_count, decode_totals
+from . import peers
+from .app import app
+from .counting import TOTALS_KEY, current, decode_count, decode_totals, summed
 from .tables import purchase_counts
+from .web import unavailable, whole
 from .workers import MOST_ROWS
 
 __all__ = ["count", "counts", "partition_counts"]
@@ -31,28 +32,22 @@ _SLICE = 1_000
 async def counts(web: Any, request: Any) -> Any:
     """The sums over the partitions that this worker owns."""
     if not app.serving:
-        return _unavailable(web, _RECOVERING)
+        return unavailable(web, _RECOVERING)
     partitions = purchase_counts.partitions_owned()
-    sums = dict.fromkeys(("customers", *_FIELDS), 0)
-    for partition in partitions:
-        if value := purchase_counts.getter(partition)(TOTALS_KEY):
-            totals = decode_totals(value)
-            for name in sums:
-                sums[name] += getattr(totals, name)
-    return web.json({"partitions": partitions, **sums})
+    return web.json({"partitions": partitions, **summed(purchase_counts.getter, partitions)})
 
 
 @app.page("/counts/{customer_id:[^/]+}/")
 async def count(web: Any, request: Any, customer_id: str) -> Any:
     """One customer's counts, from whichever worker has them."""
     if not app.serving:
-        return _unavailable(web, _RECOVERING)
+        return unavailable(web, _RECOVERING)
     found = _local_count(customer_id)
     if found is None and _LOCAL not in request.query:
         try:
             found = await _ask_others(customer_id, request.url)
         except (aiohttp.ClientError, asyncio.TimeoutError) as error:
-            return _unavailable(web, f"another worker does not answer: {str(error) or type(error).__name__}")
+            return unavailable(web, f"another worker does not answer: {str(error) or type(error).__name__}")
     if found is None:
         return web.json({"error": "this customer never bought anything", "customer_id": customer_id}, status=404)
     return web.json(found)
@@ -64,12 +59,12 @@ async def partition_counts(web: Any, request: Any, partition: str) -> Any:
     limit = _limit(request.query.get("limit", str(_ROWS)))
     if limit is None:
         return web.json({"error": f"limit: must be a whole number from 1 to {MOST_ROWS}"}, status=400)
-    number, after = _whole(partition), request.query.get("after", "").encode("utf-8", "surrogatepass")
+    number, after = whole(partition), request.query.get("after", "").encode("utf-8", "surrogatepass")
     rows: list[tuple[bytes, bytes]] = []
     totals = b"{}"
     while True:  # the partition may go while the others have their turn
         if not app.serving:
-            return _unavailable(web, _RECOVERING)
+            return unavailable(web, _RECOVERING)
         if number not in purchase_counts.partitions_owned():
             return web.json({"error": "this worker does not own this partition", "partition": partition}, status=404)
         if not rows:
@@ -95,18 +90,9 @@ async def partition_counts(web: Any, request: Any, partition: str) -> Any:
     )
 
 
-def _whole(text: str) -> int:
-    """The number in decimal digits; -1 if it is none."""
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else -1
-
-
 def _limit(text: str) -> int | None:
-    number = _whole(text)
+    number = whole(text)
     return number if 1 <= number <= MOST_ROWS else None
-
-
-def _unavailable(web: Any, reason: str) -> Any:
-    return web.json({"error": reason}, status=503, headers={"Retry-After": "1"})
 
 
 def _local_count(customer_id: str) -> dict[str, Any] | None:
@@ -133,7 +119,7 @@ async def _ask_others(customer_id: str, url: URL) -> dict[str, Any] | None:
         peer = url.with_scheme(host.scheme or "http").with_host(host.host or "").with_port(host.port)
         timeout = aiohttp.ClientTimeout(total=_PEER_SECONDS)
         async with app.http_client.get(
-            peer.with_query({_LOCAL: "1"}), timeout=timeout, headers=bearer(config.web.read_token)
+            peer.with_query({_LOCAL: "1"}), timeout=timeout, headers=peers.headers()
         ) as response:
             if response.status == 200:
                 answer: dict[str, Any] = await response.json()

@@ -16,7 +16,7 @@ from .app import app, config
 from .checking import Problem
 from .errors import Unavailable
 
-__all__ = ["Refusal", "answering", "error", "limit_of", "route", "unavailable", "within"]
+__all__ = ["Refusal", "answering", "error", "limit_of", "route", "unavailable", "whole", "within"]
 
 #: After so many seconds a client may try again.
 RETRY_SECONDS = 1
@@ -152,6 +152,11 @@ async def within(seconds: float, what: str, work: Coroutine[Any, Any, T]) -> T:
             await asyncio.wait({task})
 
 
+def whole(text: str) -> int:
+    """The number in decimal digits; -1 if it is none."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else -1
+
+
 def limit_of(request: Any) -> int:
     """How many entries of a page are asked for in `?limit=`.
 
@@ -160,7 +165,7 @@ def limit_of(request: Any) -> int:
     """
     most = config.web.max_events
     text = request.query.get("limit", str(min(100, most)))
-    number = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
+    number = whole(text)
     if not 1 <= number <= most:
         raise Refusal(400, "The query is wrong.", [Problem("limit", f"must be a whole number from 1 to {most}")])
     return number

@@ -110,7 +110,7 @@ async def pages(http: Any, url: str, partition: int) -> AsyncIterator[Page]:
         except (aiohttp.ClientError, asyncio.TimeoutError, ValueError) as error:
             raise Unavailable(url, f"does not answer: {str(error) or type(error).__name__}") from error
         if response.status != 200:
-            raise Unavailable(url, f"partition {partition}: {_reason(body, response.status)}")
+            raise Unavailable(url, f"partition {partition}: {reason(body, response.status)}")
         try:
             page = msgspec.json.decode(body, type=Page)
         except msgspec.MsgspecError as error:
@@ -123,10 +123,11 @@ async def pages(http: Any, url: str, partition: int) -> AsyncIterator[Page]:
         after = page.next
 
 
-def _reason(body: bytes, status: int) -> str:
+def reason(body: bytes, status: int) -> str:
+    """What an answer that is none says of itself."""
     try:
         return str(msgspec.json.decode(body)["error"])
-    except (msgspec.MsgspecError, KeyError, TypeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, KeyError, TypeError):
         return f"answered {status}"
 
 

@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from shopflow import views
+from shopflow import peers, views
 from shopflow.config import Config, Web
 from shopflow.counting import TOTALS_KEY, Counted, advance, rebuilt
 
@@ -152,7 +152,7 @@ def test_a_peer_that_can_not_say_is_no_answer(worker: Worker) -> None:
 
 def test_a_peer_is_shown_the_read_token(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     """It lets nobody in without it, not even another worker."""
-    monkeypatch.setattr(views, "config", Config(web=Web(read_token="t0ken")))  # noqa: S106
+    monkeypatch.setattr(peers, "config", Config(web=Web(read_token="t0ken")))  # noqa: S106
     worker.peers.answers[6067] = 404, {}
     worker.peers.answers[6068] = 404, {}
     one("anna")
