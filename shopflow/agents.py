@@ -5,6 +5,7 @@ An actor per partition, so that each partition's batches are handled in order wh
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Sequence
 from typing import Any
 
@@ -14,20 +15,29 @@ from . import kafka, topics
 from .app import app, board, bootstrap, config, kafka_outage, limit, metrics, mongodb_outage, store
 from .attempts import Attempts
 from .batching import Restarts, each_batch
+from .changelog import CountTable
 from .dead_letters import DeadLetters, Headers
 from .errors import Unavailable
 from .ledger import Ledger
 from .metrics import MeteredStore
+from .mirror import Mirror
 from .price_log import PriceLog
 from .pricing import Pricing
 from .processing import Processing
-from .tables import purchase_counts
+from .sales import Sales
+from .tables import product_sales, purchase_counts
 
-__all__ = ["customers", "processing", "products", "purchases"]
+__all__ = ["customers", "mirror_sales", "processing", "products", "purchases"]
+
+#: How often the sales in MongoDB are brought up to date.
+_MIRROR_SECONDS = 0.5
 
 
-async def _publish_counts(partition: int, rows: Sequence[tuple[bytes, bytes]]) -> int:
-    return await app.publish(purchase_counts.changelog_topic_name, partition, rows)
+def _ledger(table: CountTable) -> Ledger:
+    async def publish(partition: int, rows: Sequence[tuple[bytes, bytes]]) -> int:
+        return await app.publish(table.changelog_topic_name, partition, rows)
+
+    return Ledger(table, attempts, publish)
 
 
 async def _send(topic: str, key: bytes | None, value: bytes | None, partition: int, headers: Headers) -> Awaitable[Any]:
@@ -59,6 +69,7 @@ price_log = PriceLog(topics.PRICES, _send_prices, _read_prices)
 async def _forget(*args: Any, **kwargs: Any) -> None:
     dead_letters.forget()
     price_log.forget()
+    sales_mirror.forget()
 
 
 attempts = Attempts(store, mongodb_outage, kafka_outage)
@@ -72,9 +83,11 @@ pricing = Pricing(
     wait_seconds=config.batching.product_wait_seconds,
 )
 
+sales_mirror = Mirror(product_sales, store, lambda: product_sales.partitions_owned() if app.serving else [])
+
 processing = Processing(
     MeteredStore(store, metrics),
-    Ledger(purchase_counts, attempts, _publish_counts),
+    _ledger(purchase_counts),
     attempts,
     pricing,
     dead_letters,
@@ -82,6 +95,7 @@ processing = Processing(
     limit=limit,
     on_rejected=metrics.rejected,
     sold=board.sold,
+    followers=[Sales(_ledger(product_sales), sales_mirror.changed)],
 )
 
 
@@ -101,3 +115,16 @@ async def customers(stream: Any) -> None:
 async def purchases(stream: Any) -> None:
     """Purchases made: into `purchases` and the counts."""
     await each_batch(stream, metrics.observed(processing.purchases))
+
+
+@app.task  # type: ignore[untyped-decorator]
+async def mirror_sales() -> None:
+    """Bring the sales in MongoDB up to date while the worker runs."""
+    while not app.should_stop:
+        try:
+            await sales_mirror.bring_up()
+        except Unavailable as error:
+            mongodb_outage.failed(error, sales_mirror)
+        else:
+            mongodb_outage.succeeded(sales_mirror)
+        await asyncio.sleep(_MIRROR_SECONDS)

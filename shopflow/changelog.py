@@ -306,8 +306,8 @@ class CountTable(faust.Table[str, PurchaseCount]):
                 return True
             last = attempt == _REBUILD_ATTEMPTS
             self.log.error(
-                "The counts of partition %d do not add up: %d purchases of %d customers, the sums say %d of %d. %s",
-                partition, audit.purchases, audit.customers, audit.totals.purchases, audit.totals.customers,
+                "%s: partition %d does not add up: %d purchases in %d rows, the sums say %d in %d. %s",
+                self.name, partition, audit.purchases, audit.customers, audit.totals.purchases, audit.totals.customers,
                 "Its changelog does not hold them either; `faust -A shopflow verify` names the customers." if last else
                 "Reading its changelog from the start.",
             )  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from .attempts import Attempts, Owned
 
-__all__ = ["Ledger", "Row", "Table"]
+__all__ = ["Ledger", "Partitioned", "Row", "Table"]
 
 #: Key and value, as they stand in RocksDB and in the changelog.
 Row = tuple[bytes, bytes]

@@ -76,6 +76,7 @@ async def begin(bootstrap: Bootstrap, store: Store, shop: Layout, *, max_event_b
     await _restore_products(bootstrap, store, shop, max_event_bytes)
     if not keep_tables:
         await _count_anew(bootstrap, shop)
+        await store.clear_sales()
     try:
         await group.reset_offsets(bootstrap, shop.group, starts)
     except Unavailable as error:
@@ -99,13 +100,14 @@ async def _restore_products(bootstrap: Bootstrap, store: Store, shop: Layout, ma
 
 
 async def _count_anew(bootstrap: Bootstrap, shop: Layout) -> None:
-    """Put empty sums of a new era behind the counts of each partition: those count no more."""
-    tables = Tables()
-    await tables.read(bootstrap, shop.changelog, shop.partitions)
-    async with kafka.producer(bootstrap) as producer:
-        for partition in range(shop.partitions):
-            sums = rebuilt(tables.totals(partition).era, time())
-            await producer.send_and_wait(shop.changelog, sums, TOTALS_KEY, partition=partition)
+    """Put empty sums of a new era behind the rows of each partition: those count no more."""
+    for changelog in (shop.changelog, shop.sales_changelog):
+        tables = Tables()
+        await tables.read(bootstrap, changelog, shop.partitions)
+        async with kafka.producer(bootstrap) as producer:
+            for partition in range(shop.partitions):
+                sums = rebuilt(tables.totals(partition).era, time())
+                await producer.send_and_wait(changelog, sums, TOTALS_KEY, partition=partition)
 
 
 async def finished(

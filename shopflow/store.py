@@ -30,11 +30,24 @@ from pymongo.read_concern import ReadConcern
 
 from .errors import Refused, Unavailable
 
-__all__ = ["Deletion", "Document", "Inserted", "MongoStore", "PriceHistory", "Store", "Totals", "Writes"]
+__all__ = [
+    "Deletion",
+    "Document",
+    "Inserted",
+    "MongoStore",
+    "PartSale",
+    "PriceHistory",
+    "Store",
+    "Totals",
+    "Writes",
+    "sale_id",
+]
 
 Document = dict[str, Any]
 
 PRODUCTS, CUSTOMERS, PURCHASES, PRICES = "products", "customers", "purchases", "prices"
+#: What was sold, and how far each partition of the purchases is in it.
+SALES, SALES_STATE = "sales", "sales_state"
 
 #: The field that says which of two documents with one `_id` is the newer.
 TIME = {PRODUCTS: "updated_at", CUSTOMERS: "registered_at", PRICES: "since"}
@@ -43,6 +56,8 @@ INDEXES = (
     (PURCHASES, [("customer_id", 1), ("purchased_at", 1)]),
     (PURCHASES, [("product_id", 1), ("purchased_at", 1)]),
     (PRICES, [("product_id", 1), ("since", 1)]),
+    (SALES, [("period", 1), ("start", 1)]),
+    (SALES, [("product_id", 1), ("period", 1), ("start", 1)]),
 )
 
 #: MongoDB's limit, less what an update has around the document.
@@ -141,6 +156,26 @@ class Totals:
 
     customers: int = 0
     """Those who bought something."""
+
+
+@dataclass(frozen=True)
+class PartSale:
+    """What one partition of the purchases sold of a product in a period, up to a position."""
+
+    period: str
+    """total, day or hour."""
+
+    start: datetime | None
+    """When the period begins, UTC; None: the total."""
+
+    product_id: str
+    purchases: int
+    units: int
+    revenue: int
+    """Grosze."""
+
+    position: tuple[int, int]
+    """Era and offset: what has a larger one is the later."""
 
 
 @dataclass(frozen=True)
@@ -263,6 +298,29 @@ class Store(Writes, Protocol):
     async def sizes(self) -> dict[str, int]:
         """How many documents each collection has: products, customers, purchases, prices."""
 
+    async def put_sales(self, partition: int, sales: Sequence[PartSale]) -> None:
+        """Bring the sales of a partition up to date. What is known at a later position stays."""
+
+    async def sales_position(self, partition: int) -> tuple[int, int]:
+        """Up to which era and offset the sales of a partition are all there; (-1, -1): nothing is known."""
+
+    async def reached_sales(self, partition: int, position: tuple[int, int]) -> None:
+        """Say that the sales of a partition are all there, up to this position. A later one stays."""
+
+    def sales(self, period: str, since: datetime | None = None) -> AsyncIterator[Document]:
+        """What was sold in the periods of this length that begin at `since` or later, over all partitions, by start.
+
+        Documents with `product_id`, `period`, `start`, `purchases`, `units`, `revenue`.
+        """
+
+    async def clear_sales(self) -> None:
+        """Forget all sales: they are counted anew."""
+
+
+def sale_id(period: str, start: datetime | None, product_id: str) -> str:
+    """The `_id` of a sale: no two have the same, and it says what it is."""
+    return f"{period} {start.isoformat(timespec='hours')[:13] if start else ''} {product_id}"
+
 
 class MongoStore:
     """The Store in a MongoDB database. `connect` comes first.
@@ -303,6 +361,41 @@ class MongoStore:
     async def close(self) -> None:
         if self._client is not None:
             await self._client.close()
+
+    # -- sales
+
+    async def put_sales(self, partition: int, sales: Sequence[PartSale]) -> None:
+        await self._update(SALES, [_part_update(partition, sale) for sale in sales])
+
+    async def sales_position(self, partition: int) -> tuple[int, int]:
+        with _translated():
+            found = await self._collection(SALES_STATE).find_one({"_id": partition})
+        return (found["era"], found["offset"]) if found else (-1, -1)
+
+    async def reached_sales(self, partition: int, position: tuple[int, int]) -> None:
+        document = {"_id": partition, "era": position[0], "offset": position[1]}
+        later = _not_before({"era": "$era", "offset": "$offset"}, position)
+        update = [{"$replaceWith": {"$cond": [later, {"$literal": document}, "$$ROOT"]}}]
+        await self._update(SALES_STATE, [UpdateOne({"_id": partition}, update, upsert=True)])
+
+    async def sales(self, period: str, since: datetime | None = None) -> AsyncIterator[Document]:
+        found = {"period": period} if since is None else {"period": period, "start": {"$gte": since}}
+        cursor = self._collection(SALES).find(found, {"parts": 0}).sort("start", 1)
+        async for document in _each(cursor):
+            yield _without_id(document)
+
+    async def clear_sales(self) -> None:
+        for name in (SALES, SALES_STATE):
+            with _translated():
+                await self._collection(name).delete_many({})
+
+    async def _update(self, name: str, operations: Sequence[UpdateOne]) -> None:
+        """Do all of these, which can be done again."""
+        if not operations:
+            return
+        errors = await _written(self._collection(name).bulk_write(operations, ordered=False))
+        if errors:  # two that put a new one there at once, for one: the next try finds it there
+            raise Unavailable("MongoDB", f"collection {name}: {_said(errors[0])}")
 
     # -- writing
 
@@ -708,6 +801,44 @@ def replacement(document: Document, time: str) -> UpdateOne:
         newer = {"$or": [newer, later]}
     keep_or_replace = {"$cond": [newer, "$$ROOT", {"$literal": document}]}
     return UpdateOne({"_id": document["_id"]}, [{"$replaceWith": keep_or_replace}], upsert=True)
+
+
+def _part_update(partition: int, sale: PartSale) -> UpdateOne:
+    """The update that puts a partition's part there, unless a later one is there, and adds the parts up; atomic."""
+    era, offset = sale.position
+    part = {"era": era, "offset": offset, **{name: getattr(sale, name) for name in _SOLD}}
+    place = f"parts.p{partition}"
+    known = {"era": f"${place}.era", "offset": f"${place}.offset"}
+    parts = {"$objectToArray": "$parts"}
+    return UpdateOne(
+        {"_id": sale_id(sale.period, sale.start, sale.product_id)},
+        [
+            {
+                "$set": {
+                    "product_id": {"$literal": sale.product_id},
+                    "period": sale.period,
+                    "start": sale.start,
+                    place: {"$cond": [_not_before(known, sale.position), {"$literal": part}, f"${place}"]},
+                }
+            },
+            {"$set": {name: {"$sum": {"$map": {"input": parts, "in": f"$$this.v.{name}"}}} for name in _SOLD}},
+        ],
+        upsert=True,
+    )
+
+
+_SOLD = ("purchases", "units", "revenue")
+
+
+def _not_before(known: Document, position: tuple[int, int]) -> Document:
+    """Is the position the known one or a later? Of what is missing it is: null is less than any number."""
+    era, offset = position
+    return {
+        "$or": [
+            {"$lt": [known["era"], era]},
+            {"$and": [{"$eq": [known["era"], era]}, {"$lte": [known["offset"], offset]}]},
+        ]
+    }
 
 
 def _later_than(source: Document) -> Document:

@@ -9,7 +9,10 @@ from .app import app, bootstrap
 from .changelog import CountTable
 from .kafka import read_partition
 
-__all__ = ["purchase_counts"]
+__all__ = ["product_sales", "purchase_counts"]
+
+
+_OPTIONS = {"write_buffer_size": 8 << 20, "block_cache_size": 32 << 20, "max_write_buffer_number": 2}
 
 
 async def _read_whole(topic: str, partition: int, take: Callable[[int, list[Any]], None]) -> None:
@@ -24,8 +27,21 @@ purchase_counts = CountTable(
     name="purchase_counts",
     default=None,
     help="what each customer bought so far: purchases, items, spent (grosze)",
-    options={"write_buffer_size": 8 << 20, "block_cache_size": 32 << 20, "max_write_buffer_number": 2},
+    options=_OPTIONS,
     read_whole=_read_whole,
 )
-app.tables.add(purchase_counts)
-app.readers[purchase_counts.changelog_topic_name] = purchase_counts
+
+#: Key `sales.key_of`: a product in a period. Value `models.PurchaseCount`: what was sold of it then. Partitioned as the
+#: purchases are: a product's sales are the sum over all partitions. The guarantee is that of `purchase_counts`.
+product_sales = CountTable(
+    app,
+    name="product_sales",
+    default=None,
+    help="what was sold of each product, ever, by day and by hour: purchases, units (items), revenue (spent, grosze)",
+    options=_OPTIONS,
+    read_whole=_read_whole,
+)
+
+for table in (purchase_counts, product_sales):
+    app.tables.add(table)
+    app.readers[table.changelog_topic_name] = table

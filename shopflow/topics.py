@@ -15,6 +15,7 @@ __all__ = [
     "LETTERS",
     "PRICES",
     "RETRIES",
+    "SALES_CHANGELOG",
     "SPECS",
     "customers",
     "products",
@@ -64,7 +65,10 @@ def _spec(name: str, *, compacted: bool = False, max_message_bytes: int = MAX_ME
 #: The changelog of table `purchase_counts`, named as Faust names it.
 CHANGELOG = f"{config.app_id}-purchase_counts-changelog"
 
-#: How the topics are created. The table's changelog is among them: it must have as many partitions as the purchases.
+#: The changelog of table `product_sales`.
+SALES_CHANGELOG = f"{config.app_id}-product_sales-changelog"
+
+#: How the topics are created. The tables' changelogs are among them: they must have the purchases' partitions.
 SPECS = (
     _spec(products.get_topic_name(), compacted=True),
     _spec(customers.get_topic_name(), compacted=True),
@@ -73,6 +77,7 @@ SPECS = (
     _spec(DEAD_LETTERS, max_message_bytes=MAX_MESSAGE_BYTES + _HEADERS_BYTES),
     _spec(RETRIES, compacted=True),
     _spec(CHANGELOG, compacted=True),
+    _spec(SALES_CHANGELOG, compacted=True),
 )
 
 #: The field that is each topic's key.
@@ -89,6 +94,7 @@ LAYOUT = Layout(
     purchases=purchases.get_topic_name(),
     dead_letters=DEAD_LETTERS,
     changelog=CHANGELOG,
+    sales_changelog=SALES_CHANGELOG,
     prices=PRICES,
     partitions=config.topics.partitions,
 )

@@ -44,6 +44,7 @@ class Layout:
     purchases: str
     dead_letters: str
     changelog: str
+    sales_changelog: str
     prices: str
     partitions: int
 

@@ -18,6 +18,7 @@ from shopflow.store import (
     Deletion,
     Document,
     Inserted,
+    PartSale,
     PriceHistory,
     Totals,
     differs,
@@ -26,6 +27,7 @@ from shopflow.store import (
     no_price_document,
     outdoes,
     price_document,
+    sale_id,
 )
 
 
@@ -36,6 +38,8 @@ class FakeStore:
         self.collections: dict[str, dict[str, Document]] = {
             name: {} for name in ("products", "customers", "purchases", "prices")
         }
+        self.parts: dict[str, dict[int, PartSale]] = {}
+        self.positions: dict[int, tuple[int, int]] = {}
         self.calls: list[str] = []
         self._away = 0
         #: Why a purchase, product or customer is refused; None: it is not.
@@ -222,6 +226,39 @@ class FakeStore:
             source = document.get("source")
             if isinstance(source, dict) and source.get("origin") == "kafka":
                 yield name, deepcopy(source)
+
+    async def put_sales(self, partition: int, sales: Sequence[PartSale]) -> None:
+        self._called("put_sales")
+        for sale in sales:
+            parts = self.parts.setdefault(sale_id(sale.period, sale.start, sale.product_id), {})
+            if partition not in parts or parts[partition].position <= sale.position:
+                parts[partition] = sale
+
+    async def sales_position(self, partition: int) -> tuple[int, int]:
+        self._called("sales_position")
+        return self.positions.get(partition, (-1, -1))
+
+    async def reached_sales(self, partition: int, position: tuple[int, int]) -> None:
+        self._called("reached_sales")
+        self.positions[partition] = max(position, self.positions.get(partition, (-1, -1)))
+
+    async def sales(self, period: str, since: datetime | None = None) -> AsyncIterator[Document]:
+        self._called("sales")
+        found = []
+        for parts in self.parts.values():
+            sale = next(iter(parts.values()))
+            if sale.period == period and (since is None or (sale.start is not None and sale.start >= since)):
+                sums = {
+                    name: sum(getattr(part, name) for part in parts.values())
+                    for name in ("purchases", "units", "revenue")
+                }
+                found.append({"product_id": sale.product_id, "period": period, "start": sale.start, **sums})
+        for document in sorted(found, key=lambda document: str(document["start"])):
+            yield document
+
+    async def clear_sales(self) -> None:
+        self._called("clear_sales")
+        self.parts, self.positions = {}, {}
 
     async def sizes(self) -> dict[str, int]:
         self._called("sizes")

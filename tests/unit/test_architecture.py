@@ -29,7 +29,8 @@ LAYERS = (
     {"metrics"},
     {"ledger", "pricing"},
     {"app", "listing", "processing"},
-    {"deep", "rebuild", "peers", "showing"},
+    {"deep", "rebuild", "peers", "sales", "showing"},
+    {"mirror"},
     {"topics", "tables", "charts", "web"},
     {"overview"},
     {"agents", "events", "health_views", "page", "reading", "views", "running"},
@@ -120,7 +121,7 @@ def test_what_faust_is_to_discover_is_there() -> None:
     for name in shopflow.app.conf.autodiscover:  # type: ignore[union-attr]
         importlib.import_module(name)
     assert {agent.rpartition(".")[2] for agent in shopflow.app.agents} == {"products", "customers", "purchases"}
-    assert set(shopflow.app.tables) == {"purchase_counts"}
+    assert set(shopflow.app.tables) == {"product_sales", "purchase_counts"}
 
 
 @pytest.mark.parametrize(

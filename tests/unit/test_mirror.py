@@ -1,0 +1,127 @@
+"""The sales in MongoDB are those of the table, whatever happens in between."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from shopflow.counting import TOTALS_KEY, rebuilt
+from shopflow.errors import Unavailable
+from shopflow.mirror import Mirror
+from tests.fakes import FakeStore
+from tests.unit.test_sales import NOON, Purchase, enter, numbered
+
+
+class Table:
+    """The rows of one partition, in a dict."""
+
+    def __init__(self) -> None:
+        self.rows: dict[bytes, bytes] = {}
+
+    def getter(self, partition: int) -> Any:
+        return self.rows.get
+
+    def customers_after(self, partition: int, after: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        return [row for row in sorted(self.rows.items()) if row[0] > after][:limit]
+
+
+class Mirrored:
+    """A table, its mirror and a store."""
+
+    def __init__(self) -> None:
+        self.table, self.store, self.owned = Table(), FakeStore(), [0]
+        self.events: list[Purchase] = []
+        self.mirror = Mirror(self.table, self.store, lambda: self.owned)
+
+    def sell(self, units: int, *, told: bool = True) -> None:
+        """A purchase of milk; `told`: by the worker whose mirror this is."""
+        self.events.append(Purchase("milk", units, 100, NOON))
+        before = dict(self.table.rows)
+        enter(self.table.rows, numbered(self.events)[-1:], len(self.events))
+        if told:
+            self.mirror.changed(0, [row for row in self.table.rows.items() if before.get(row[0]) != row[1]])
+
+    def bring_up(self) -> None:
+        asyncio.run(self.mirror.bring_up())
+
+    def units(self) -> int:
+        """What MongoDB says was sold ever."""
+
+        async def ask() -> int:
+            return sum([found["units"] async for found in self.store.sales("total")])
+
+        return asyncio.run(ask())
+
+
+@pytest.fixture
+def mirrored() -> Mirrored:
+    return Mirrored()
+
+
+def test_what_was_sold_before_is_found_in_the_table(mirrored: Mirrored) -> None:
+    """The worker that entered it was killed before it could write it."""
+    mirrored.sell(2, told=False)
+    mirrored.bring_up()
+    assert mirrored.units() == 2
+
+
+def test_only_what_changed_is_written(mirrored: Mirrored) -> None:
+    """And nothing when nothing did."""
+    mirrored.sell(2)
+    mirrored.bring_up()
+    mirrored.store.calls.clear()
+    mirrored.bring_up()
+    assert mirrored.store.calls == []
+    mirrored.sell(1)
+    mirrored.bring_up()
+    assert mirrored.units() == 3
+    assert mirrored.store.calls == ["put_sales", "reached_sales", "sales"]
+
+
+@pytest.mark.parametrize("calls", [1, 2, 3])
+def test_what_could_not_be_written_is_written_later(mirrored: Mirrored, calls: int) -> None:
+    """Wherever MongoDB went away."""
+    mirrored.bring_up()
+    mirrored.sell(2)
+    mirrored.store.away(calls)
+    for _ in range(calls):
+        with pytest.raises(Unavailable):
+            mirrored.bring_up()
+        mirrored.sell(1)
+    mirrored.bring_up()
+    assert mirrored.units() == 2 + calls
+
+
+def test_after_a_rebalance_it_is_looked_through_from_where_mongodb_is(mirrored: Mirrored) -> None:
+    """Another worker had the partition meanwhile, or has it now."""
+    mirrored.sell(2)
+    mirrored.bring_up()
+    mirrored.mirror.forget()
+    mirrored.sell(1, told=False)
+    mirrored.owned = []
+    mirrored.bring_up()
+    assert mirrored.units() == 2
+    mirrored.owned = [0]
+    mirrored.store.calls.clear()
+    mirrored.bring_up()
+    assert mirrored.units() == 3
+    assert mirrored.store.calls == ["sales_position", "put_sales", "reached_sales", "sales"]
+
+
+def test_a_partition_that_goes_while_it_is_looked_through_is_left(mirrored: Mirrored) -> None:
+    """Its database may be another's by then."""
+    mirrored.sell(2, told=False)
+    owned = iter([[0], [0], []])
+    mirrored.mirror = Mirror(mirrored.table, mirrored.store, lambda: next(owned, []))
+    mirrored.bring_up()
+    assert mirrored.units() == 0
+
+
+def test_rows_of_an_era_before_are_not_written(mirrored: Mirrored) -> None:
+    """A replay counts anew: what the table has of before counts no more."""
+    mirrored.sell(2, told=False)
+    mirrored.table.rows[TOTALS_KEY] = rebuilt(0, 1000)
+    mirrored.bring_up()
+    assert mirrored.units() == 0

@@ -1,0 +1,146 @@
+"""Sales by product: the same whatever the batches, whatever comes again, and whatever a crash left."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shopflow.changelog import Audit
+from shopflow.counting import TOTALS_KEY, decode_count, decode_totals, rebuilt
+from shopflow.sales import PERIODS, Sale, advance, key_of, sale_of, start_of
+
+NOON = datetime(2026, 5, 1, 12, 30, tzinfo=timezone.utc)
+
+
+@dataclass
+class Purchase:
+    """What of a purchase the sales care about."""
+
+    product_id: str
+    quantity: int
+    price: int
+    purchased_at: datetime
+
+
+@dataclass
+class Record:
+    """Its place."""
+
+    offset: int
+
+
+Fresh = list[tuple[Any, Any]]
+
+purchases = st.lists(
+    st.builds(
+        Purchase,
+        product_id=st.sampled_from(["milk", "tea", "$set", "day 2026"]),
+        quantity=st.integers(1, 5),
+        price=st.integers(0, 900),
+        purchased_at=st.sampled_from([NOON, NOON + timedelta(minutes=40), NOON - timedelta(days=1)]),
+    ),
+    min_size=1,
+    max_size=30,
+)
+
+
+def numbered(events: list[Purchase]) -> Fresh:
+    """Each at its offset."""
+    return [(Record(offset), event) for offset, event in enumerate(events)]
+
+
+def enter(rows: dict[bytes, bytes], fresh: Fresh, end: int, only: set[bytes] | None = None) -> None:
+    """Take in a batch; `only`: a crash lets just these rows through."""
+    made = advance(rows.get, fresh, end=end).rows()
+    rows.update((key, value) for key, value in made if only is None or key in only)
+
+
+def whole(events: list[Purchase]) -> dict[bytes, bytes]:
+    """All of them in one batch."""
+    rows: dict[bytes, bytes] = {}
+    enter(rows, numbered(events), len(events))
+    return rows
+
+
+def sales(rows: dict[bytes, bytes]) -> set[Sale]:
+    """The rows as sales."""
+    return {sale_of(key, decode_count(value)) for key, value in rows.items() if key != TOTALS_KEY}
+
+
+def test_a_purchase_is_in_the_total_in_its_day_and_in_its_hour() -> None:
+    """The times are UTC, whatever the producer's clock said: the events have them so."""
+    rows = whole([Purchase("milk", 2, 300, NOON), Purchase("milk", 1, 400, NOON + timedelta(hours=1))])
+    day, hour = NOON.replace(hour=0, minute=0), NOON.replace(minute=0)
+    assert sales(rows) == {
+        Sale("total", None, "milk", 2, 3, 1000),
+        Sale("day", day, "milk", 2, 3, 1000),
+        Sale("hour", hour, "milk", 1, 2, 600),
+        Sale("hour", hour + timedelta(hours=1), "milk", 1, 1, 400),
+    }
+
+
+@given(purchases)
+def test_the_sums_beside_the_rows_are_what_they_add_up_to(events: list[Purchase]) -> None:
+    """So a partition is checked after a recovery as the counts are."""
+    rows = whole(events)
+    audit = Audit()
+    for key, value in sorted(rows.items()):
+        audit.add(key, value)
+    assert audit.sure
+    assert audit.agrees
+    assert audit.purchases == len(PERIODS) * len(events)
+    assert audit.totals.spent == len(PERIODS) * sum(event.quantity * event.price for event in events)
+
+
+@given(purchases, st.data())
+def test_however_it_is_cut_into_batches_the_rows_are_the_same(events: list[Purchase], data: st.DataObject) -> None:
+    """Where a batch ends depends on what had come by then."""
+    rows: dict[bytes, bytes] = {}
+    numbers, start = numbered(events), 0
+    while start < len(events):
+        end = data.draw(st.integers(start + 1, len(events)))
+        enter(rows, numbers[start:end], end)
+        start = end
+    assert rows == whole(events)
+
+
+@given(purchases, st.data())
+def test_what_comes_again_after_a_crash_changes_nothing(events: list[Purchase], data: st.DataObject) -> None:
+    """A crash leaves any rows of a batch in the changelog; then it comes again, cut in another way."""
+    rows: dict[bytes, bytes] = {}
+    numbers = numbered(events)
+    cut = data.draw(st.integers(0, len(events)))
+    enter(rows, numbers[:cut], cut)
+    left = {key for key in whole(events) if data.draw(st.booleans())}
+    enter(rows, numbers[cut:], len(events), only=left)
+    again = data.draw(st.integers(0, cut))
+    second = data.draw(st.integers(again, len(events)))
+    for start, end in ((again, second), (second, len(events))):
+        if start < end:
+            enter(rows, numbers[start:end], end)
+    assert sales(rows) == sales(whole(events))
+    found, expected = decode_totals(rows[TOTALS_KEY]), decode_totals(whole(events)[TOTALS_KEY])
+    assert (found.customers, found.purchases, found.items, found.spent) == (
+        *(expected.customers, expected.purchases, expected.items, expected.spent),
+    )
+
+
+def test_a_new_era_counts_from_the_start() -> None:
+    """As `replay` does it: what was before counts no more."""
+    rows = whole([Purchase("milk", 2, 300, NOON)])
+    rows[TOTALS_KEY] = rebuilt(0, 1000)
+    enter(rows, numbered([Purchase("milk", 1, 300, NOON)]), 1)
+    assert Sale("total", None, "milk", 1, 1, 300) in sales(rows)
+    assert decode_totals(rows[TOTALS_KEY]).purchases == len(PERIODS)
+
+
+@given(st.sampled_from(PERIODS), st.text(min_size=1))
+def test_a_key_says_what_it_is(period: str, product_id: str) -> None:
+    """Also for a product whose id looks like a key."""
+    cut = {"total": "", "day": "2026-05-01", "hour": "2026-05-01T12"}[period]
+    start = {"total": None, "day": datetime(2026, 5, 1, tzinfo=timezone.utc), "hour": NOON.replace(minute=0)}[period]
+    assert start_of(key_of(period, cut, product_id)) == (period, start, product_id)
