@@ -18,13 +18,13 @@ from .batching import Restarts, each_batch
 from .changelog import CountTable
 from .dead_letters import DeadLetters, Headers
 from .errors import Unavailable
+from .following import Sales
 from .ledger import Ledger
 from .metrics import MeteredStore
 from .mirror import Mirror
 from .price_log import PriceLog
 from .pricing import Pricing
 from .processing import Processing
-from .sales import Sales
 from .tables import product_sales, purchase_counts
 
 __all__ = ["customers", "mirror_sales", "processing", "products", "purchases"]

@@ -54,6 +54,7 @@ app: App = App(
     autodiscover=[
         "shopflow.agents",
         "shopflow.views",
+        "shopflow.sales_views",
         "shopflow.page",
         "shopflow.events",
         "shopflow.reading",

@@ -192,12 +192,17 @@ async def seed_purchases(self: Command, count: int, rate: float, direct: bool) -
         await _seed(self, topics.purchases, events, count, way, rate=rate)
 
 
-@app.command(JSON, base=Command)
-async def list_products(self: Command, as_json: bool) -> None:
+@app.command(
+    JSON,
+    option("--sales", is_flag=True, help="With what was sold of each."),
+    base=Command,
+)
+async def list_products(self: Command, as_json: bool, sales: bool) -> None:
     """List the products in MongoDB."""
     async with _mongodb():
         products = await store.products()
-    for line in listing.products(products, as_json=as_json or self.json):
+        sold = {sale["product_id"]: sale async for sale in store.sales("total")} if sales else None
+    for line in listing.products(products, sold, as_json=as_json or self.json):
         self.say(line)
 
 

@@ -36,17 +36,38 @@ def _time(at: datetime) -> str:
     return at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
-def products(documents: Sequence[Document], *, as_json: bool) -> Iterator[str]:
-    """A line a product; as JSON one array."""
+def products(
+    documents: Sequence[Document], sold: Mapping[str, Document] | None = None, *, as_json: bool
+) -> Iterator[str]:
+    """A line a product; as JSON one array.
+
+    Arguments:
+        sold: The sales by product id, to be shown beside each.
+    """
     if as_json:
-        yield _json([_public(document, "product_id") for document in documents])
+        shown = [_public(document, "product_id") for document in documents]
+        if sold is not None:
+            for document in shown:
+                document |= {name: _sold(sold, document["product_id"])[name] for name in _SOLD}
+        yield _json(shown)
         return
     if not documents:
         yield f"Products: {_NOTHING_YET}."
     width = max((len(document["name"]) for document in documents), default=0)
     for document in documents:
         price = f"{money(document['price']):>12}"
-        yield f"{document['name']:<{width}} {price}  {document['type']}  ({document['_id']})"
+        line = f"{document['name']:<{width}} {price}  {document['type']}  ({document['_id']})"
+        if sold is not None:
+            sale = _sold(sold, document["_id"])
+            line += f"  {sale['units']} sold in {sale['purchases']} purchases, {money(sale['revenue'])}"
+        yield line
+
+
+_SOLD = ("purchases", "units", "revenue")
+
+
+def _sold(sold: Mapping[str, Document], product_id: str) -> Document:
+    return sold.get(product_id) or dict.fromkeys(_SOLD, 0)
 
 
 async def customers(documents: AsyncIterator[Document], *, as_json: bool) -> AsyncIterator[str]:

@@ -8,15 +8,13 @@ every product; a product's sales are their sum.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
 from .counting import TOTALS_KEY, Changes, Count, Totals, decode_count, decode_totals
-from .ledger import Ledger, Partitioned
 from .models import PurchaseCount
-from .processing import Counting
 
-__all__ = ["PERIODS", "Sale", "Sales", "advance", "key_of", "sale_of", "start_of"]
+__all__ = ["PERIODS", "Sale", "advance", "key_of", "sale_of", "start_of"]
 
 #: Every purchase is in a row of each; the sums of a partition have it as often.
 PERIODS = ("total", "day", "hour")
@@ -60,11 +58,6 @@ def sale_of(key: bytes, count: PurchaseCount) -> Sale:
     """The row as a sale."""
     period, start, product_id = start_of(key.decode())
     return Sale(period, start, product_id, count.purchases, count.items, count.spent)
-
-
-def next_period(period: str, start: datetime) -> datetime:
-    """Where the period that starts here ends."""
-    return start + (timedelta(days=1) if period == "day" else timedelta(hours=1))
 
 
 def advance(
@@ -127,29 +120,3 @@ def _by_row(fresh: Iterable[tuple[Any, Any]]) -> dict[str, list[Entry]]:
         for period in PERIODS:
             rows.setdefault(key_of(period, hour[: _DIGITS[period]], product_id), []).extend(entries)
     return rows
-
-
-class Sales:
-    """Enters the sales of each batch of purchases.
-
-    Arguments:
-        ledger: The table of sales, and its changelog.
-        changed: Told of the rows that were entered: partition, keys and values.
-    """
-
-    def __init__(self, ledger: Ledger, changed: Callable[[int, Sequence[tuple[bytes, bytes]]], None]) -> None:
-        self._ledger = ledger
-        self._changed = changed
-
-    async def follow(self, batch: Partitioned, counting: Counting) -> None:
-        """As `processing.Follower`."""
-        changes = advance(
-            self._ledger.getter(counting.partition),
-            counting.fresh,
-            end=counting.end,
-            duplicates=counting.duplicates,
-            rejected=counting.rejected,
-        )
-        rows = changes.rows()
-        await self._ledger.enter(batch, rows)
-        self._changed(counting.partition, rows)

@@ -280,6 +280,9 @@ class Store(Writes, Protocol):
     async def totals(self) -> Totals:
         """Sums over all purchases that came from Kafka. Takes long when there are many."""
 
+    def sold(self) -> AsyncIterator[tuple[str, int, int, int]]:
+        """`(product_id, purchases, units, revenue)` of the purchases that came from Kafka, in no order."""
+
     def counts(self) -> AsyncIterator[tuple[str, int, int, int]]:
         """`(customer_id, purchases, items, spent)` of the purchases that came from Kafka, in no order."""
 
@@ -319,7 +322,8 @@ class Store(Writes, Protocol):
 
 def sale_id(period: str, start: datetime | None, product_id: str) -> str:
     """The `_id` of a sale: no two have the same, and it says what it is."""
-    return f"{period} {start.isoformat(timespec='hours')[:13] if start else ''} {product_id}"
+    digits = 10 if period == "day" else 13
+    return f"{period} {start.isoformat()[:digits] if start else ''} {product_id}"
 
 
 class MongoStore:
@@ -527,8 +531,16 @@ class MongoStore:
         found = [sums async for sums in self._aggregate([_FROM_KAFKA, by_customer, altogether])]
         return Totals(**{name: int(found[0][name]) for name in (*_SUMS, "customers")}) if found else Totals()
 
+    async def sold(self) -> AsyncIterator[tuple[str, int, int, int]]:
+        async for sums in self._sums_by("product_id"):
+            yield sums
+
     async def counts(self) -> AsyncIterator[tuple[str, int, int, int]]:
-        async for sums in self._aggregate([_FROM_KAFKA, {"$group": {"_id": "$customer_id", **_SUMS}}]):
+        async for sums in self._sums_by("customer_id"):
+            yield sums
+
+    async def _sums_by(self, name: str) -> AsyncIterator[tuple[str, int, int, int]]:
+        async for sums in self._aggregate([_FROM_KAFKA, {"$group": {"_id": f"${name}", **_SUMS}}]):
             yield sums["_id"], int(sums["purchases"]), int(sums["items"]), int(sums["spent"])
 
     async def registered(self, customer_ids: Collection[str]) -> set[str]:

@@ -17,6 +17,7 @@ from .credentials import Bootstrap
 from .errors import Unavailable
 from .findings import Check, Named, Report
 from .models import PartitionTotals, PurchaseCount
+from .sales_check import compare_sales
 from .store import Store
 
 __all__ = ["Check", "Layout", "Report", "Tables", "verify"]
@@ -173,6 +174,9 @@ async def _compare(bootstrap: Bootstrap, store: Store, state: _State, shop: Layo
     accounted = sums["purchases"] + sums["duplicates"] + sums["rejected"]
     if sent != accounted:  # some offsets may be no records: then they have to be counted one by one
         sent = await kafka.count_records(bootstrap, shop.purchases, shop.partitions)
+    sold = Tables()
+    await sold.read(bootstrap, shop.sales_changelog, shop.partitions)
+    sales = await compare_sales(sold, shop.partitions, sums, store, live=bool(state.live.workers))
     customers, unregistered = await _customers(tables.by_customer(), store)
     report = Report(
         status=0,
@@ -207,6 +211,7 @@ async def _compare(bootstrap: Bootstrap, store: Store, state: _State, shop: Layo
             ),
             customers,
             _sums(tables, shop.partitions),
+            sales,
             await _workers(state.live, tables, shop.partitions, token),
             _registrations(unregistered),
         ]

@@ -193,15 +193,23 @@ class FakeStore:
         items, spent = sum(one["quantity"] for one in found), sum(one["value"] for one in found)
         return Totals(len(found), items, spent, len({one["customer_id"] for one in found}))
 
+    async def sold(self) -> AsyncIterator[tuple[str, int, int, int]]:
+        async for sums in self._sums_by("sold", "product_id"):
+            yield sums
+
     async def counts(self) -> AsyncIterator[tuple[str, int, int, int]]:
-        self._called("counts")
+        async for sums in self._sums_by("counts", "customer_id"):
+            yield sums
+
+    async def _sums_by(self, call: str, name: str) -> AsyncIterator[tuple[str, int, int, int]]:
+        self._called(call)
         sums: dict[str, list[int]] = {}
         for one in self._from_kafka():
-            mine = sums.setdefault(one["customer_id"], [0, 0, 0])
+            mine = sums.setdefault(one[name], [0, 0, 0])
             for index, number in enumerate((1, one["quantity"], one["value"])):
                 mine[index] += number
-        for name, (purchases, items, spent) in sums.items():
-            yield name, purchases, items, spent
+        for key, (purchases, items, spent) in sums.items():
+            yield key, purchases, items, spent
 
     async def registered(self, customer_ids: Collection[str]) -> set[str]:
         self._called("registered")

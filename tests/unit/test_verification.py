@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from shopflow import listing, verification
+from shopflow import listing, sales, verification
 from shopflow.counting import advance, rebuilt
 from shopflow.errors import Unavailable
 from shopflow.findings import Named
 from shopflow.kafka import Lag
+from shopflow.mirror import Mirror
 from shopflow.verification import Layout, Report, Tables, verify
 from shopflow.workers import Compared, Live, Worker
 from tests.fakes import FakeRecord, FakeStore
@@ -29,17 +32,29 @@ class Kafka:
         self.lags_seen: Iterator[dict[str, Lag]] | None = None
         self.lag = dict.fromkeys(("products", "customers", "purchases", "dead-letters"), NOTHING)
         self.changelog: list[FakeRecord] = []
+        self.sales: list[FakeRecord] = []
         self.markers = 0
 
     async def lags(self, bootstrap: str, group: str, topics: Any) -> dict[str, Lag]:
         return next(self.lags_seen) if self.lags_seen else dict(self.lag)
 
     async def read_partition(self, bootstrap: str, topic: str, partition: int, take: Callable[..., None]) -> None:
-        take(partition, [None] * self.records() if topic == LAYOUT.purchases else self.changelog)
+        changelogs = {LAYOUT.changelog: self.changelog, LAYOUT.sales_changelog: self.sales}
+        take(partition, [None] * self.records() if topic == LAYOUT.purchases else changelogs[topic])
 
     def records(self) -> int:
         """How many purchases there are, not counting the ends of transactions."""
         return self.lag["purchases"].records - self.markers
+
+
+@dataclass
+class Milk:
+    """A purchase as the sales see it."""
+
+    product_id: str = "milk"
+    quantity: int = 2
+    price: int = 300
+    purchased_at: datetime = datetime(2026, 5, 1, tzinfo=timezone.utc)
 
 
 class Shop:
@@ -79,7 +94,21 @@ class Shop:
         counted = [(offset, customer, 2, 600) for offset, customer in enumerate(customers)]
         rows = advance(lambda key: None, counted, end=len(customers)).rows()
         self.kafka.changelog = [FakeRecord(key, value) for key, value in rows]
+        self.sell_milk(len(customers))
         self.kafka.lag["purchases"] = Lag(len(customers), 0)
+
+    def sell_milk(self, count: int) -> None:
+        """As many purchases, in the table of sales and in MongoDB."""
+        milk = Milk()
+        rows = sales.advance(
+            lambda key: None, [(FakeRecord(b"", b"", n), milk) for n in range(count)], end=count
+        ).rows()
+        self.kafka.sales = [FakeRecord(key, value) for key, value in rows]
+        table: Any = SimpleNamespace(getter=lambda number: dict(rows).get, customers_after=lambda *place: [])
+        mirror = Mirror(table, self.store, lambda: [0])
+        asyncio.run(mirror.bring_up())
+        mirror.changed(0, rows)
+        asyncio.run(mirror.bring_up())
 
     def verify(self) -> Report:
         """Compare them."""
@@ -119,7 +148,7 @@ def test_a_document_deleted_by_hand_is_found_and_named(shop: Shop) -> None:
     """With its customer."""
     shop.sell("anna", "bob")
     del shop.store.collections["purchases"]["p1"]
-    assert shop.wrong() == ["purchases in MongoDB and tables", "customers"]
+    assert shop.wrong() == ["purchases in MongoDB and tables", "customers", "sales"]
     assert shop.verify().status == 1
     assert "bob: stored nothing, counted 1 purchases" in details(shop.verify())["customers"]
 
@@ -128,7 +157,7 @@ def test_a_price_changed_by_hand_is_found(shop: Shop) -> None:
     """The value no longer is what was counted."""
     shop.sell("anna", "bob")
     shop.store.collections["purchases"]["p0"]["value"] = 601
-    assert shop.wrong() == ["customers"]
+    assert shop.wrong() == ["customers", "sales"]
 
 
 def test_a_count_that_is_wrong_is_found(shop: Shop) -> None:
@@ -241,6 +270,7 @@ def test_what_the_checks_say_when_all_is_well(shop: Shop) -> None:
         "purchases in MongoDB and tables": "3 stored, 3 counted",
         "customers": "2 customers, each with the counts their purchases add up to",
         "sums": "1 partitions, each with the sums its customers add up to",
+        "sales": "1 products, each with the sales its purchases add up to",
         "workers": "no worker runs; the next one recovers its tables from the changelog",
         "registrations": "every customer who bought is registered",
     }
@@ -263,6 +293,8 @@ def test_what_the_checks_say_when_it_is_not(shop: Shop) -> None:
         "bob: stored 1 purchases, 3 items, 600 grosze, counted 1 purchases, 2 items, 600 grosze; "
         "anna: stored nothing, counted 1 purchases, 2 items, 600 grosze",
         "sums": "1 partitions, each with the sums its customers add up to",
+        "sales": "1 differ: "
+        "milk: 1 purchases, 3 units, 600 grosze bought, 2 purchases, 4 units, 1200 grosze in the table",
         "workers": "no worker runs; the next one recovers its tables from the changelog",
         "registrations": "every customer who bought is registered",
     }
@@ -375,7 +407,7 @@ def test_sums_that_are_not_what_their_customers_add_up_to_are_found(shop: Shop) 
     shop.sell("anna", "bob")
     other = advance(lambda key: None, [(1, "anna", 9, 600), (1, "bob", 2, 600)], end=2).rows()
     shop.kafka.changelog.append(FakeRecord(*other[-1]))
-    assert shop.wrong() == ["sums"]
+    assert shop.wrong() == ["sums", "sales"]
     assert details(shop.verify())["sums"] == (
         "1 differ: partition 0: the sums say 2 customers with 2 purchases, 11 items, 1200 grosze, "
         "its customers add up to 2 customers with 2 purchases, 4 items, 1200 grosze"
@@ -478,3 +510,35 @@ def test_what_was_counted_before_the_tables_were_rebuilt_counts_no_more(shop: Sh
     assert set(tables.counts(0)) == {b"anna"}
     assert (tables.counts(0)[b"anna"].items, tables.totals(0).items, tables.totals(0).era) == (1, 1, 5)
     assert verification._sums(tables, 1).good
+
+
+def test_sales_that_the_table_does_not_have_are_found_and_the_way_out_is_named(shop: Shop) -> None:
+    """So it is after an update from a version without them."""
+    shop.sell("anna", "bob")
+    shop.kafka.sales = []
+    assert details(shop.verify())["sales"] == (
+        "purchases: 0 in the table of sales, 2 in that of counts; `faust -A shopflow replay` counts them anew"
+    )
+
+
+def test_sales_changed_by_hand_are_found(shop: Shop) -> None:
+    """Other programs rely on them."""
+    shop.sell("anna")
+    parts = shop.store.parts["day 2026-05-01 milk"]
+    parts[0] = replace(parts[0], units=7)
+    (found,) = [check for check in shop.verify().checks if not check.good]
+    assert found.name == "sales"
+    assert "milk of the day 2026-05-01T00:00:00+00:00: 1 purchases, 7 units, 600 grosze in MongoDB" in found.detail
+
+
+def test_sales_on_their_way_to_mongodb_are_waited_for(shop: Shop) -> None:
+    """A worker brings them, a moment after the purchases; without one the next worker does."""
+    shop.sell("anna")
+    shop.store.positions, shop.store.parts = {}, {}
+    report = shop.verify()
+    assert report.status == 0
+    assert details(report)["sales"] == "1 products; the next worker brings MongoDB up to date"
+    shop.live = Live((Worker("http://here", (0,)),))
+    report = shop.verify()
+    assert report.status == 2
+    assert details(report)["sales"] == "partition 0: MongoDB does not have all of them yet"
