@@ -18,7 +18,7 @@ from .batching import Restarts, each_batch
 from .changelog import CountTable
 from .dead_letters import DeadLetters, Headers
 from .errors import Unavailable
-from .following import Sales
+from .following import Activity, Sales
 from .ledger import Ledger
 from .metrics import MeteredStore
 from .mirror import Mirror
@@ -95,7 +95,10 @@ processing = Processing(
     limit=limit,
     on_rejected=metrics.rejected,
     sold=board.sold,
-    followers=[Sales(_ledger(product_sales), sales_mirror.changed)],
+    followers=[
+        Sales(_ledger(product_sales), sales_mirror.changed),
+        Activity(attempts, lambda partition, rows: app.publish(topics.ACTIVITY, partition, rows)),
+    ],
 )
 
 

@@ -2,13 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from . import sales
-from .ledger import Ledger, Partitioned
+from .attempts import Attempts
+from .ledger import Ledger, Partitioned, Row
+from .models import CustomerActivity, encode, struct_of
 from .processing import Counting
 
-__all__ = ["Sales"]
+__all__ = ["Activity", "Sales"]
+
+_Activity = struct_of(CustomerActivity)
+
+
+class Activity:
+    """Tells other systems the counts of the customers who bought something.
+
+    At least once after each change, in the order of the log; a batch that comes again tells the same again.
+
+    Arguments:
+        publish: Sends rows to one partition of the topic; done when Kafka has acknowledged them.
+    """
+
+    def __init__(self, attempts: Attempts, publish: Callable[[int, Sequence[Row]], Awaitable[object]]) -> None:
+        self._with_kafka = attempts.with_kafka
+        self._publish = publish
+
+    async def follow(self, batch: Partitioned, counting: Counting) -> None:
+        """As `processing.Follower`."""
+        rows = [
+            (
+                customer_id.encode(),
+                encode(
+                    _Activity(
+                        customer_id=customer_id,
+                        purchases=count.purchases,
+                        items=count.items,
+                        spent=count.spent,
+                        offset=count.offset,
+                    )
+                ),
+            )
+            for customer_id, count in counting.changes.counts.items()
+        ]
+        if rows:
+            await self._with_kafka(batch, lambda: self._publish(counting.partition, rows))
 
 
 class Sales:

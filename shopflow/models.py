@@ -16,6 +16,7 @@ from .errors import Rejected
 __all__ = [
     "MAX_VALUE",
     "Customer",
+    "CustomerActivity",
     "Decoder",
     "Event",
     "PartitionTotals",
@@ -114,6 +115,20 @@ class PartitionTotals(faust.Record, serializer="json"):
     offset: int = -1
     settled: int = -1
     era: int = 0
+
+
+class CustomerActivity(faust.Record, serializer="json"):
+    """What one customer bought so far, for other systems. Topic `customer-activity`, key `customer_id`.
+
+    `offset` is that of the last purchase counted, in the partition of the purchases with this record's number: of two
+    records of a customer the one with the larger offset is the later. After a `replay` offsets begin anew.
+    """
+
+    customer_id: str
+    purchases: int
+    items: int
+    spent: int  # grosze
+    offset: int
 
 
 Event = Product | Customer | Purchase

@@ -8,6 +8,7 @@ from .letters import Places
 from .verification import Layout
 
 __all__ = [
+    "ACTIVITY",
     "CHANGELOG",
     "DEAD_LETTERS",
     "KEYS",
@@ -42,6 +43,10 @@ purchases = app.batched_topic(_name("purchases"))
 #: Key and value as they came, with the reason and the place in Kafka Connect's `__connect.errors.*` headers.
 DEAD_LETTERS = _name("dead-letters")
 
+#: Key customer_id, value `models.CustomerActivity`: the customer's counts, after each change. Compacted: the latest
+#: of each customer stays.
+ACTIVITY = _name("customer-activity")
+
 #: The prices given to purchases that came without one, in the partition with the purchases' number.
 PRICES = _name("purchase-prices")
 
@@ -73,6 +78,7 @@ SPECS = (
     _spec(products.get_topic_name(), compacted=True),
     _spec(customers.get_topic_name(), compacted=True),
     _spec(purchases.get_topic_name()),
+    _spec(ACTIVITY, compacted=True),
     _spec(PRICES),
     _spec(DEAD_LETTERS, max_message_bytes=MAX_MESSAGE_BYTES + _HEADERS_BYTES),
     _spec(RETRIES, compacted=True),

@@ -48,6 +48,8 @@ def test_the_shops_topics_are_those_of_the_contract() -> None:
         "shop.dead-letters": False,
         "shop.retries": True,
         "shopflow-purchase_counts-changelog": True,
+        "shopflow-product_sales-changelog": True,
+        "shop.customer-activity": True,
     }
     assert {spec.partitions for spec in topics.SPECS} == {4}
     assert specs["shop.dead-letters"].max_message_bytes > specs["shop.purchases"].max_message_bytes
