@@ -19,7 +19,8 @@ import click
 from faust.cli import AppCommand, argument, option
 from faust.cli.send import send as faust_send
 
-from . import kafka, letters, listing, running, samples, seeding, topics
+from . import kafka, letters, listing, plots, running, samples, seeding, topics
+from . import price_history as history
 from .app import app, config, connect_kafka, kafka_at, store
 from .credentials import Bootstrap
 from .deep import verify_deep
@@ -216,6 +217,41 @@ async def list_customers(self: Command, as_json: bool, limit: int | None) -> Non
     async with _mongodb():
         async for line in listing.customers(store.customers(limit), as_json=as_json or self.json):
             self.say(line)
+
+
+class Time(click.ParamType):
+    """A time in ISO 8601; without an offset it is local."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Raises `click.BadParameter`, which names the option."""
+        try:
+            # Python 3.10 doesn't know "Z".
+            return datetime.fromisoformat(f"{value[:-1]}+00:00" if value[-1:] in {"Z", "z"} else value).astimezone()
+        except (ValueError, OverflowError):
+            self.fail(f"{value!r} is no time in ISO 8601, as 2026-05-01 or 2026-05-01T12:00:00+02:00", param, ctx)
+
+
+@app.command(
+    argument("product_id"),
+    JSON,
+    option("--since", type=Time(), metavar="TIME", help="Only prices that were in force then or later."),
+    base=Command,
+)
+async def price_history(self: Command, product_id: str, as_json: bool, since: datetime | None) -> None:
+    """Every price a product had: since when, until when, and what was sold at it."""
+    as_json, paper = as_json or self.json, plots.paper(sys.stdout, os.environ)
+    async with _mongodb():
+        found = await history.read(store, product_id, since)
+        if found is None:
+            raise Refused(f"product_id: there is no product {product_id!r} in MongoDB, nor was there")
+        for line in listing.price_history(found, as_json=as_json):
+            self.say(line)
+        if paper and not as_json and not self.quiet:
+            course = await history.course(store, product_id, found.prices, _now(), since)
+            for line in listing.course(paper, found, course):
+                self.say(line)
 
 
 @app.command(

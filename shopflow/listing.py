@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Container, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
@@ -12,9 +13,22 @@ import msgspec
 
 from .findings import Report
 from .letters import Failure, Id, Letter, Mark, Outcome
+from .plots import Paper, price_and_units
+from .price_history import Course, Period, Prices
 from .store import Document
 
-__all__ = ["customers", "dead_letter", "dead_letters", "money", "products", "report", "retried", "visible"]
+__all__ = [
+    "course",
+    "customers",
+    "dead_letter",
+    "dead_letters",
+    "money",
+    "price_history",
+    "products",
+    "report",
+    "retried",
+    "visible",
+]
 
 _NOTHING_YET = "none yet"
 #: Characters of a key or a reason in a list.
@@ -33,7 +47,9 @@ def _json(document: Any) -> str:
 
 
 def _time(at: datetime) -> str:
-    return at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    with suppress(OverflowError, ValueError):  # in the years 1 and 9999 not every place has a time for it
+        at = at.astimezone()
+    return at.strftime("%Y-%m-%d %H:%M:%S")
 
 
 def products(
@@ -68,6 +84,34 @@ _SOLD = ("purchases", "units", "revenue")
 
 def _sold(sold: Mapping[str, Document], product_id: str) -> Document:
     return sold.get(product_id) or dict.fromkeys(_SOLD, 0)
+
+
+def price_history(found: Prices, *, as_json: bool) -> Iterator[str]:
+    """A line a price, oldest first, with what was sold at it; as JSON one object."""
+    if as_json:
+        yield _safe_json(found)
+        return
+    yield f"{visible(found.name or 'no longer offered')}  ({visible(found.product_id)})"
+    yield f"{'since':<19}  {'until':<19}  {'price':>12}  {'units':>9}  {'revenue':>14}"
+    for period in found.prices:
+        yield _period(period)
+
+
+def _period(period: Period) -> str:
+    since = "before that" if period.since is None else _time(period.since)
+    until = "" if period.until is None else _time(period.until)
+    price = "not for sale" if period.price is None else money(period.price)
+    return f"{since:<19}  {until:<19}  {price:>12}  {period.units:>9}  {money(period.revenue):>14}"
+
+
+def course(on: Paper, found: Prices, sold: Course) -> Iterator[str]:
+    """A plot of the prices, and below it what was sold."""
+    start, end = sold.start, sold.end
+    steps = [(one.since or start, one.until or end, one.price) for one in found.prices]
+    bars = [(one.since or start, (one.since or start) + sold.width, one.units) for one in sold.sold]
+    shown = [(since, until, price) for since, until, price in steps if since < end and until > start]
+    yield ""
+    yield from price_and_units(on, start, end, shown, bars, bucket=sold.bucket)
 
 
 async def customers(documents: AsyncIterator[Document], *, as_json: bool) -> AsyncIterator[str]:

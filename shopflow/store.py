@@ -31,12 +31,15 @@ from pymongo.read_concern import ReadConcern
 from .errors import Refused, Unavailable
 
 __all__ = [
+    "BEGINNING",
     "Deletion",
     "Document",
     "Inserted",
     "MongoStore",
     "PartSale",
     "PriceHistory",
+    "Sold",
+    "Span",
     "Store",
     "Totals",
     "Writes",
@@ -193,7 +196,28 @@ class PriceHistory:
         position = bisect_right(self.prices, milliseconds(time), key=itemgetter(0))
         if position:
             return self.prices[position - 1][1]
+        return self.first
+
+    @property
+    def first(self) -> int | None:
+        """The first known price, which counts before it was known; None if there never was one."""
         return next((price for _, price in self.prices if price is not None), None)
+
+
+#: From when on, and until when; None: without a limit.
+Span = tuple[datetime | None, datetime | None]
+
+
+@dataclass(frozen=True)
+class Sold:
+    """What was sold of a product, in Kafka's purchases and in direct ones, from a time on."""
+
+    since: datetime | None
+    """None: from the first purchase on."""
+
+    units: int
+    revenue: int
+    """Grosze, as the purchases say."""
 
 
 class Writes(Protocol):
@@ -252,6 +276,18 @@ class Store(Writes, Protocol):
 
         A product that another program put there, without a history, has the price that it has.
         """
+
+    async def units_over_time(
+        self, product_id: str, since: datetime | None, until: datetime | None, bucket: str
+    ) -> list[Sold]:
+        """What was sold of the product from `since` on and before `until`, by time.
+
+        Arguments:
+            bucket: `hour` or `day`, in UTC; those in which nothing was sold are left out.
+        """
+
+    async def units_in(self, product_id: str, spans: Sequence[Span]) -> list[Sold]:
+        """What was sold of the product in each of these spans: from its first time on, before its second."""
 
     async def purchase_prices(self, purchase_ids: Collection[str]) -> dict[str, int]:
         """The prices, in grosze, of those purchases that are stored."""
@@ -467,8 +503,27 @@ class MongoStore:
         without = [product_id for product_id in product_ids if product_id not in prices]
         async for product in self._find(PRODUCTS, "_id", without, {"price": 1}):
             if isinstance(product.get("price"), int):
-                prices[product["_id"]] = [(_BEGINNING, product["price"])]
+                prices[product["_id"]] = [(BEGINNING, product["price"])]
         return {name: PriceHistory(tuple(sorted(known, key=itemgetter(0)))) for name, known in prices.items()}
+
+    async def units_over_time(
+        self, product_id: str, since: datetime | None, until: datetime | None, bucket: str
+    ) -> list[Sold]:
+        start = {"$dateTrunc": {"date": "$purchased_at", "unit": bucket}}
+        stages = [_sold_in(product_id, (since, until)), {"$group": {"_id": start, **_SOLD}}, {"$sort": {"_id": 1}}]
+        return [_sold(sums["_id"], sums) async for sums in self._aggregate(stages)]
+
+    async def units_in(self, product_id: str, spans: Sequence[Span]) -> list[Sold]:
+        # A request each, by the index: some servers compare every purchase with every boundary of a `$bucket`.
+        places = asyncio.Semaphore(REQUESTS_AT_ONCE)
+
+        async def ask(span: Span) -> Sold:
+            stages = [_sold_in(product_id, span), {"$group": {"_id": None, **_SOLD}}]
+            async with places:
+                found = [sums async for sums in self._aggregate(stages)]
+            return _sold(span[0], found[0] if found else {})
+
+        return list(await asyncio.gather(*map(ask, spans)))
 
     async def purchase_prices(self, purchase_ids: Collection[str]) -> dict[str, int]:
         found = self._find(PURCHASES, "_id", purchase_ids, {"price": 1})
@@ -756,10 +811,22 @@ async def _each(cursor: Any) -> AsyncIterator[Document]:
             yield document
 
 
-_BEGINNING = datetime.min.replace(tzinfo=timezone.utc)
+#: Since when a product of another program has its price.
+BEGINNING = datetime.min.replace(tzinfo=timezone.utc)
 _FROM_KAFKA: Document = {"$match": {"source.origin": "kafka"}}
 _SUMS: Document = {"purchases": {"$sum": 1}, "items": {"$sum": "$quantity"}, "spent": {"$sum": "$value"}}
 _SUMS_OF_SUMS: Document = {name: {"$sum": f"${name}"} for name in _SUMS}
+_SOLD: Document = {"units": {"$sum": "$quantity"}, "revenue": {"$sum": "$value"}}
+
+
+def _sold_in(product_id: str, span: Span) -> Document:
+    """The stage that finds them; a purchase of another program may have no time."""
+    limits = {name: time for name, time in zip(("$gte", "$lt"), span, strict=True) if time is not None}
+    return {"$match": {"product_id": product_id, "purchased_at": limits or {"$type": "date"}}}
+
+
+def _sold(since: datetime | None, sums: Document) -> Sold:
+    return Sold(since, int(sums.get("units", 0)), int(sums.get("revenue", 0)))
 
 
 # -- the rules, without a server
@@ -818,7 +885,7 @@ def replacement(document: Document, time: str) -> UpdateOne:
 def _part_update(partition: int, sale: PartSale) -> UpdateOne:
     """The update that puts a partition's part there, unless a later one is there, and adds the parts up; atomic."""
     era, offset = sale.position
-    part = {"era": era, "offset": offset, **{name: getattr(sale, name) for name in _SOLD}}
+    part = {"era": era, "offset": offset, **{name: getattr(sale, name) for name in _SALE}}
     place = f"parts.p{partition}"
     known = {"era": f"${place}.era", "offset": f"${place}.offset"}
     parts = {"$objectToArray": "$parts"}
@@ -833,13 +900,13 @@ def _part_update(partition: int, sale: PartSale) -> UpdateOne:
                     place: {"$cond": [_not_before(known, sale.position), {"$literal": part}, f"${place}"]},
                 }
             },
-            {"$set": {name: {"$sum": {"$map": {"input": parts, "in": f"$$this.v.{name}"}}} for name in _SOLD}},
+            {"$set": {name: {"$sum": {"$map": {"input": parts, "in": f"$$this.v.{name}"}}} for name in _SALE}},
         ],
         upsert=True,
     )
 
 
-_SOLD = ("purchases", "units", "revenue")
+_SALE = ("purchases", "units", "revenue")
 
 
 def _not_before(known: Document, position: tuple[int, int]) -> Document:

@@ -20,6 +20,8 @@ from shopflow.store import (
     Inserted,
     PartSale,
     PriceHistory,
+    Sold,
+    Span,
     Totals,
     differs,
     milliseconds,
@@ -146,6 +148,29 @@ class FakeStore:
                 prices[name] = [(datetime.min.replace(tzinfo=timezone.utc), product["price"])]
         return {name: PriceHistory(tuple(sorted(known, key=itemgetter(0)))) for name, known in prices.items()}
 
+    async def units_over_time(
+        self, product_id: str, since: datetime | None, until: datetime | None, bucket: str
+    ) -> list[Sold]:
+        self._called("units_over_time")
+        cut = {"minute": 0, "second": 0, "microsecond": 0, **({"hour": 0} if bucket == "day" else {})}
+        sums: dict[datetime, list[Document]] = {}
+        for one in self._bought(product_id, (since, until)):
+            sums.setdefault(one["purchased_at"].replace(**cut), []).append(one)
+        return [_sold(start, bought) for start, bought in sorted(sums.items(), key=itemgetter(0))]
+
+    async def units_in(self, product_id: str, spans: Sequence[Span]) -> list[Sold]:
+        self._called("units_in")
+        return [_sold(span[0], self._bought(product_id, span)) for span in spans]
+
+    def _bought(self, product_id: str, span: Span) -> list[Document]:
+        since, until = (time and milliseconds(time) for time in span)
+        return [
+            one
+            for one in self.collections["purchases"].values()
+            if one["product_id"] == product_id and isinstance(time := one.get("purchased_at"), datetime)
+            if (since is None or time >= since) and (until is None or time < until)
+        ]
+
     async def products(self) -> list[Document]:
         self._called("products")
         found = deepcopy(list(self.collections["products"].values()))
@@ -271,6 +296,10 @@ class FakeStore:
     async def sizes(self) -> dict[str, int]:
         self._called("sizes")
         return {name: len(documents) for name, documents in self.collections.items()}
+
+
+def _sold(since: datetime | None, purchases: Sequence[Document]) -> Sold:
+    return Sold(since, sum(one["quantity"] for one in purchases), sum(one["value"] for one in purchases))
 
 
 def _as_stored(document: Document) -> Document:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import random
+import uuid
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from shopflow.errors import Refused, Unavailable
-from shopflow.store import Deletion, Document, MongoStore, Store
+from shopflow.store import Deletion, Document, MongoStore, Sold, Store
 from tests.contract.conftest import Run
 from tests.fakes import FakeStore
 
@@ -304,6 +307,88 @@ def test_histories_of_more_products_than_are_asked_for_at_once(store: Store, run
     run(store.upsert_products([product(number, NOON, kafka(number), f"x{number}") for number in range(210)]))
     history = run(store.price_history({f"x{number}" for number in range(220)}))
     assert {name: known.at(NOON) for name, known in history.items()} == {f"x{number}": number for number in range(210)}
+
+
+#: What a partition says of a product, in its order: minutes after noon and a price; None: it is deleted then.
+said = st.lists(st.tuples(st.integers(0, 4), st.none() | st.integers(0, 9)), min_size=1, max_size=8)
+
+
+@settings(max_examples=60, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(said=said, data=st.data())
+def test_late_and_repeated_events_give_the_same_history(
+    store: Store, run: Run, said: list[tuple[int, int | None]], data: st.DataObject
+) -> None:
+    """In any order, any number of times, some of them in one call: the time decides, then the place in the topic."""
+    name = uuid.uuid4().hex
+    numbers = range(len(said))
+    again = data.draw(st.lists(st.sampled_from(numbers), max_size=8), label="repeated")
+    order = data.draw(st.permutations([*numbers, *again]), label="order")
+    size = data.draw(st.integers(1, len(order)), label="events in a call")
+    for start in range(0, len(order), size):
+        some = [(number, NOON + said[number][0] * MINUTE, said[number][1]) for number in order[start : start + size]]
+        run(store.upsert_products([product(price, at, kafka(n), name) for n, at, price in some if price is not None]))
+        run(store.delete_products([Deletion(name, at, kafka(number)) for number, at, price in some if price is None]))
+    right = sorted({NOON + minute * MINUTE: price for minute, price in said}.items())
+    assert run(store.price_history({name}))[name].prices == tuple(right)
+
+
+#: When something is bought around a day's end, and how many.
+BOUGHT = {"a": (-61, 1), "b": (-60, 2), "c": (-1, 3), "d": (0, 4), "e": (59, 5), "f": (60, 6), "g": (24 * 60, 7)}
+MIDNIGHT = NOON + 12 * 60 * MINUTE
+
+
+def buy(store: Store, run: Run) -> None:
+    """Purchases of milk before, at and after midnight, one written directly; and one of bread."""
+    run(
+        store.insert_purchases(
+            [
+                purchase(name, kafka(many), quantity=many, value=10 * many, purchased_at=MIDNIGHT + minute * MINUTE)
+                for name, (minute, many) in BOUGHT.items()
+            ]
+        )
+    )
+    run(store.insert_purchases([purchase("h", {"origin": "direct"}, quantity=8, value=1, purchased_at=MIDNIGHT)]))
+    run(store.insert_purchases([purchase("i", kafka(9), product_id="bread", purchased_at=MIDNIGHT)]))
+
+
+def test_units_over_time_come_by_the_hour_and_by_the_day(store: Store, run: Run) -> None:
+    """In UTC, by time, without empty ones; the end is not within."""
+    buy(store, run)
+    hour, day = 60 * MINUTE, 24 * 60 * MINUTE
+    by_hour = run(store.units_over_time("milk", MIDNIGHT - hour, MIDNIGHT + day, "hour"))
+    assert by_hour == [
+        Sold(MIDNIGHT - hour, 5, 50), Sold(MIDNIGHT, 17, 91), Sold(MIDNIGHT + hour, 6, 60),
+    ]  # fmt: skip
+    by_day = run(store.units_over_time("milk", None, None, "day"))
+    assert by_day == [Sold(MIDNIGHT - day, 6, 60), Sold(MIDNIGHT, 23, 151), Sold(MIDNIGHT + day, 7, 70)]
+    assert run(store.units_over_time("tea", None, None, "day")) == []
+    old = purchase("old", kafka(99), purchased_at=datetime(1960, 1, 1, 0, 30, tzinfo=timezone.utc))
+    run(store.insert_purchases([old]))
+    first = run(store.units_over_time("milk", None, MIDNIGHT - 7 * day, "hour"))
+    assert first == [Sold(datetime(1960, 1, 1, tzinfo=timezone.utc), 2, 600)]
+
+
+def test_units_in_spans_touch_each_purchase_once(store: Store, run: Run) -> None:
+    """Each begins where the one before ends; open ends; nothing sold is nothing, not left out."""
+    buy(store, run)
+    edges = [MIDNIGHT + minute * MINUTE for minute in (-60, 0, 30, 31)]
+    spans = list(zip([None, *edges], [*edges, None], strict=True))
+    assert [(one.since, one.units) for one in run(store.units_in("milk", spans))] == [
+        (None, 1), (edges[0], 5), (edges[1], 12), (edges[2], 0), (edges[3], 18),
+    ]  # fmt: skip
+    assert run(store.units_in("milk", [(None, None)])) == [Sold(None, 36, 281)]
+    assert run(store.units_in("tea", [(None, None)])) == [Sold(None, 0, 0)]
+    assert run(store.units_in("milk", [])) == []
+
+
+def test_what_another_program_sold_breaks_no_sum(store: Store, run: Run) -> None:
+    """A purchase without a time is in none."""
+    buy(store, run)
+    foreign = purchase("p1", {})
+    del foreign["purchased_at"]
+    run(put(store, "purchases", foreign))
+    assert run(store.units_in("milk", [(None, None)])) == [Sold(None, 36, 281)]
+    assert sum(one.units for one in run(store.units_over_time("milk", None, None, "day"))) == 36
 
 
 def test_products_come_by_name_and_ids_in_their_order(store: Store, run: Run) -> None:

@@ -209,6 +209,7 @@ class Tour:
             "buy.py": lambda said: self.sends(int(words[4] != "0"), bad=int(words[4] == "0")),
             "list-products": lambda said: len(said.splitlines()) == 13,
             "list-customers": lambda said: len(re.findall(r"^\S", said, re.MULTILINE)) == 1,
+            "price-history": lambda said: len(said.splitlines()) == 3 and "zł" in said,
             "dead-letters": self.is_retried if "retry" in words else self.is_dead_letter,
             "verify": self.is_verified,
         }[name]

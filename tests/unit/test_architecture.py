@@ -19,13 +19,14 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem not in 
 
 #: From the bottom up: a module imports only from layers below its own.
 LAYERS = (
-    {"errors", "findings", "keeper", "progress"},
+    {"errors", "findings", "keeper", "plots", "progress"},
     {"config", "models", "outages", "limits", "samples", "positions", "price_log"},
     {"access", "credentials"},
     {"kafka"},
     {"consuming", "counting", "store", "embedded", "dead_letters", "board", "child", "group", "producing", "sending"},
     {"sales"},
-    {"attempts", "batching", "changelog", "checking", "lag", "letters", "sales_check", "seeding", "workers"},
+    {"attempts", "batching", "changelog", "checking", "lag", "letters", "price_history", "sales_check", "seeding"},
+    {"workers"},
     {"condition", "health", "verification"},
     {"metrics"},
     {"ledger", "pricing"},
@@ -83,6 +84,7 @@ def test_imports_point_down(module: str) -> None:
         ("prometheus_client", {"metrics"}),
         ("bokeh", {"charts"}),
         ("jinja2", {"page"}),
+        ("plotext", {"plots"}),
     ],
 )
 def test_each_edge_has_one_module(package: str, owners: set[str]) -> None:
@@ -135,6 +137,7 @@ def test_what_faust_is_to_discover_is_there() -> None:
         "seed-purchases",
         "list-products",
         "list-customers",
+        "price-history",
         "verify",
         "replay",
         "dead-letters",
@@ -186,7 +189,7 @@ def test_there_are_no_commands_but_those_of_the_contract() -> None:
     assert ours == {
         *("worker", "servers", "demo", "verify", "replay"),
         *("seed-products", "seed-customers", "seed-purchases"),
-        *("list-products", "list-customers", "dead-letters"),
+        *("list-products", "list-customers", "price-history", "dead-letters"),
         *("reset", "send"),
     }
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -13,6 +14,9 @@ from msgspec.structs import replace
 
 from shopflow import listing
 from shopflow.letters import Failure, Id, Letter, Mark, Outcome
+from shopflow.plots import Paper
+from shopflow.price_history import Course, Period, Prices
+from shopflow.store import Sold
 from shopflow.verification import Check, Report
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
@@ -325,3 +329,75 @@ def test_what_became_of_a_retry_is_said() -> None:
     assert listing.retried(Outcome(2, 3)) == "2 put back, 3 had been put back before."
     refused = Outcome(0, 0, [(Id(0, 1), "why")])
     assert listing.retried(refused) == "0 put back, 0 had been put back before, 1 could not be."
+
+
+HOUR = timedelta(hours=1)
+PRICES = Prices(
+    "milk",
+    "Mleko Łaciate",
+    (
+        Period(None, NOON, 389, 1, 389),
+        Period(NOON, NOON + HOUR, 389, 1234, 480_026),
+        Period(NOON + HOUR, NOON + 2 * HOUR, None),
+        Period(NOON + 2 * HOUR, None, 419, 2, 838),
+    ),
+)
+
+
+def test_prices_over_time_are_a_line_each() -> None:
+    """With the time since when, until when, and what was sold."""
+    times = [(NOON + number * HOUR).astimezone().strftime("%Y-%m-%d %H:%M:%S") for number in range(3)]
+    assert list(listing.price_history(PRICES, as_json=False)) == [
+        "Mleko Łaciate  (milk)",
+        "since                until                       price      units         revenue",
+        f"before that          {times[0]}       3,89 zł          1         3,89 zł",
+        f"{times[0]}  {times[1]}       3,89 zł       1234      4800,26 zł",
+        f"{times[1]}  {times[2]}  not for sale          0         0,00 zł",
+        f"{times[2]}                            4,19 zł          2         8,38 zł",
+    ]
+
+
+def test_prices_over_time_as_json() -> None:
+    """One object with the fields that are documented."""
+    (line,) = listing.price_history(PRICES, as_json=True)
+    said = json.loads(line)
+    assert list(said) == ["product_id", "name", "prices"]
+    assert (said["product_id"], said["name"], len(said["prices"])) == ("milk", "Mleko Łaciate", 4)
+    assert said["prices"][0]["since"] is None
+    assert said["prices"][2:] == [
+        {"since": "2026-05-01T13:00:00Z", "until": "2026-05-01T14:00:00Z", "price": None, "units": 0, "revenue": 0},
+        {"since": "2026-05-01T14:00:00Z", "until": None, "price": 419, "units": 2, "revenue": 838},
+    ]
+
+
+def test_what_a_terminal_would_obey_is_shown_in_the_prices() -> None:
+    """A product's name and id may be anything."""
+    for as_json in (False, True):
+        lines = list(listing.price_history(Prices("\x1b[2J", "\x07", ()), as_json=as_json))
+        assert all(line.isprintable() for line in lines)
+
+
+def test_the_plot_is_of_what_was_in_force_within_its_time() -> None:
+    """A price of the future is listed, not drawn."""
+    later = Period(NOON + 99 * HOUR, None, 99_999)
+    found = Prices("milk", "Milk", (*PRICES.prices[:-1], Period(NOON + 2 * HOUR, NOON + 99 * HOUR, 419), later))
+    sold = Course(NOON, NOON + 3 * HOUR, "hour", (Sold(NOON, 1234, 480_026),))
+    lines = list(listing.course(Paper(80, False), found, sold))
+    assert lines[:2] == ["", "Price, zł"]
+    assert "4,19┤" in lines[2]
+    assert any("1234┤" in line for line in lines)
+
+
+@pytest.mark.parametrize("year", [1, 9999])
+def test_a_time_at_the_end_of_the_calendar_is_shown(year: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the local time would be out of range it is UTC's."""
+    at = datetime(year, 1, 1, tzinfo=timezone.utc) if year == 1 else datetime(year, 12, 31, 23, 59, tzinfo=timezone.utc)
+    for zone in ("Etc/GMT+12", "Etc/GMT-14"):
+        monkeypatch.setenv("TZ", zone)
+        time.tzset()
+        try:
+            lines = list(listing.price_history(Prices("milk", "Milk", (Period(at, None, 1),)), as_json=False))
+            assert "0,01 zł" in lines[-1]
+        finally:
+            monkeypatch.undo()
+            time.tzset()

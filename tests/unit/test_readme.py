@@ -25,7 +25,7 @@ from faust.cli.base import cli
 from shopflow import commands, config, events, topics
 from shopflow.app import app
 from shopflow.letters import Mark
-from shopflow.models import Customer, Product, Purchase
+from shopflow.models import Customer, CustomerActivity, Product, Purchase
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -245,7 +245,15 @@ def test_the_table_of_events_is_the_schema() -> None:
     """Topics, keys and fields are those of topics.py and models.py."""
     records = {"shop.products": Product, "shop.customers": Customer, "shop.purchases": Purchase}
     rows = {row[0].split("`")[1]: row for row in table("| topic |")}
-    assert set(rows) == {*records, "shop.dead-letters", "shop.purchase-prices", "shop.retries"}
+    assert set(rows) == {
+        *records,
+        "shop.dead-letters",
+        "shop.purchase-prices",
+        "shop.retries",
+        "shop.customer-activity",
+    }
+    activity = re.findall(r"`([^`]+)`", rows["shop.customer-activity"][2])
+    assert activity == list(CustomerActivity._options.descriptors)
     mark = re.findall(r"`([^`]+)`", rows["shop.retries"][2])
     assert mark == list(Mark.__struct_fields__)
     prefix = topics.DEAD_LETTERS.removesuffix("dead-letters")
