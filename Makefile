@@ -68,7 +68,7 @@ $(VENV)/installed: setup.cfg pyproject.toml | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/installed-dev: setup.cfg pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[embedded,page,test,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[embedded,page,parquet,test,dev]'
 	@touch $@ $(VENV)/installed
 
 $(VENV)/installed-browser: setup.cfg pyproject.toml | $(VENV)/bin/python

@@ -14,8 +14,8 @@ from aiokafka.errors import KafkaError
 from . import kafka, topics
 from .app import app, board, bootstrap, config, kafka_outage, limit, metrics, mongodb_outage, store
 from .attempts import Attempts
-from .batching import Restarts, each_batch
 from .changelog import CountTable
+from .consuming import Batch
 from .dead_letters import DeadLetters, Headers
 from .errors import Unavailable
 from .following import Activity, Sales
@@ -101,23 +101,27 @@ processing = Processing(
     ],
 )
 
+_take_products = metrics.observed(processing.products)
+_take_customers = metrics.observed(processing.customers)
+_take_purchases = metrics.observed(processing.purchases)
 
-@app.agent(topics.products, isolated_partitions=True, supervisor_strategy=Restarts)
-async def products(stream: Any) -> None:
+
+@app.batch_agent(topics.products, takes_turn=True)
+async def products(batch: Batch) -> None:
     """Products offered: into `products` and `prices`."""
-    await each_batch(stream, metrics.observed(processing.products))
+    await _take_products(batch)
 
 
-@app.agent(topics.customers, isolated_partitions=True, supervisor_strategy=Restarts)
-async def customers(stream: Any) -> None:
+@app.batch_agent(topics.customers, takes_turn=True)
+async def customers(batch: Batch) -> None:
     """Customers registered: into `customers`."""
-    await each_batch(stream, metrics.observed(processing.customers))
+    await _take_customers(batch)
 
 
-@app.agent(topics.purchases, isolated_partitions=True, supervisor_strategy=Restarts)
-async def purchases(stream: Any) -> None:
+@app.batch_agent(topics.purchases, takes_turn=True)
+async def purchases(batch: Batch) -> None:
     """Purchases made: into `purchases` and the counts."""
-    await each_batch(stream, metrics.observed(processing.purchases))
+    await _take_purchases(batch)
 
 
 @app.task  # type: ignore[untyped-decorator]

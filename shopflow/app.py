@@ -66,20 +66,12 @@ app: App = App(
     datadir=str(config.data_path / f"worker-{config.web.port}"),
     topic_partitions=config.topics.partitions,
     topic_replication_factor=config.topics.replication,
-    topic_disable_leader=True,
-    # Batches of a partition that wait, each of up to `batching.max_records` records. More would only cost memory; with
-    # few, what comes meanwhile gathers where it was fetched, and is one batch.
-    stream_buffer_maxsize=3,
-    stream_wait_empty=False,
     broker_max_poll_records=config.batching.max_records,
     broker_commit_interval=config.batching.commit_interval_seconds,
     broker_session_timeout=config.batching.session_timeout_seconds,
     # Faust wants it no shorter than the session; 90 s is its default.
     broker_request_timeout=max(90.0, config.batching.session_timeout_seconds),
     broker_heartbeat_interval=config.batching.session_timeout_seconds / 10,
-    # A batch that waits for MongoDB waits as long as it must; the partition is lost by silence only.
-    broker_max_poll_interval=86_400.0,
-    consumer_max_fetch_size=4 * 1024 * 1024,
     producer_linger=0.0,  # what is sent comes as whole batches already
     producer_max_batch_size=256 * 1024,
     producer_max_request_size=17 * 1024 * 1024,

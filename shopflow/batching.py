@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import warnings
 from collections.abc import Awaitable, Callable, Iterable
-from functools import cached_property
+from functools import cached_property, update_wrapper
 from itertools import count
 from typing import Any, cast
 
@@ -21,7 +21,23 @@ from .kafka import acknowledged
 from .positions import Session
 from .producing import SessionProducer
 
-__all__ = ["App", "Restarts", "each_batch"]
+__all__ = ["SETTINGS", "App", "Restarts", "each_batch", "in_turn"]
+
+#: What batches need of Faust, in place of its own defaults.
+SETTINGS = {
+    "topic_disable_leader": True,
+    # Batches of a partition that wait, each of up to `broker_max_poll_records` records. More would only cost memory;
+    # with few, what comes meanwhile gathers where it was fetched, and is one batch.
+    "stream_buffer_maxsize": 3,
+    "stream_wait_empty": False,
+    "broker_max_poll_records": 4_000,
+    "broker_commit_interval": 0.25,  # what was finished and not committed is done again after a crash
+    # A batch that waits for a server waits as long as it must; the partition is lost by silence only.
+    "broker_max_poll_interval": 86_400.0,
+    "consumer_max_fetch_size": 4 * 1024 * 1024,
+}
+
+Handler = Callable[[Batch], Awaitable[None]]
 
 #: Pause before a batch is tried again whose handler raised what it should have handled.
 RETRY_SECONDS = 1.0
@@ -41,8 +57,18 @@ class BatchTransport(driver.Transport):
     Producer = SessionProducer
 
 
+class BatchedTopic(faust.Topic):
+    """One that is not made by who reads it: it would have the wrong number of partitions for who writes it."""
+
+    async def declare(self) -> None:
+        """Nothing."""
+
+
 class App(faust.App):
-    """A Faust application whose `batched_topics` come in batches, and whose tables' changelogs are read in runs."""
+    """A Faust application whose `batched_topics` come in batches, and whose tables' changelogs are read in runs.
+
+    It takes what `faust.App` takes; `SETTINGS` are its defaults.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         #: Topics whose agents get batches.
@@ -51,12 +77,37 @@ class App(faust.App):
         self.readers: dict[str, Reader] = {}
         #: What runs beside the work, from the start of a worker on: unlike a `task`, also while tables are recovered.
         self.watching: list[Callable[[], Awaitable[None]]] = []
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **{**SETTINGS, **kwargs})
 
     def batched_topic(self, name: str) -> Any:
         """A topic whose agents get a `Batch` as each event's value."""
         self.batched_topics.add(name)
-        return self.topic(name, key_serializer="raw", value_serializer="raw")
+        return BatchedTopic(self, topics=[name], key_serializer="raw", value_serializer="raw")
+
+    def batch_agent(self, topic: Any, *, takes_turn: bool = False) -> Callable[[Handler], Any]:
+        """Decorate `async def handle(batch)`: it gets the batches of a topic, those of a partition one after the other.
+
+        When it returns, the batch is finished, and only then may its end be committed. When it raises, it gets the
+        batch again, a second later; after a crash, or when the partition goes to another process, that one gets it. So
+        it sees every record at least once, and those of a partition in order, but for what comes again.
+
+        Arguments:
+            topic: A `batched_topic`, or its name.
+            takes_turn: `handle` finishes the batch itself, by `Batch.turn`; before that it may do what bears to be done
+                out of turn.
+        """
+        channel = self.batched_topic(topic) if isinstance(topic, str) else topic
+
+        def decorated(handle: Handler) -> Any:
+            handled = handle if takes_turn else in_turn(handle)
+
+            async def actor(stream: Any) -> None:
+                await each_batch(stream, handled)
+
+            update_wrapper(actor, handle)
+            return self.agent(channel, isolated_partitions=True, supervisor_strategy=Restarts)(actor)
+
+        return decorated
 
     @cached_property
     def flow_control(self) -> Flow:
@@ -155,7 +206,18 @@ class App(faust.App):
         return int(max(ends)) - 1
 
 
-async def each_batch(stream: Any, handle: Callable[[Batch], Awaitable[None]]) -> None:
+def in_turn(handle: Handler) -> Handler:
+    """Let a batch be handled only when it is the next of its partition; finished when `handle` returns."""
+
+    async def handled(batch: Batch) -> None:
+        await batch.session()
+        async with batch.turn():
+            await handle(batch)
+
+    return handled
+
+
+async def each_batch(stream: Any, handle: Handler) -> None:
     """Handle the batches of one partition, one after the other: the body of an agent.
 
     A `PartitionLost` ends a batch: its next owner gets it again. Anything else and the batch is tried again; given up,
@@ -169,7 +231,7 @@ async def each_batch(stream: Any, handle: Callable[[Batch], Awaitable[None]]) ->
         await stream.ack(event)
 
 
-async def _handle_one(log: Any, batch: Batch, handle: Callable[[Batch], Awaitable[None]]) -> None:
+async def _handle_one(log: Any, batch: Batch, handle: Handler) -> None:
     said = None
     for tries in count(1):
         try:

@@ -19,7 +19,7 @@ import click
 from faust.cli import AppCommand, argument, option
 from faust.cli.send import send as faust_send
 
-from . import kafka, letters, listing, plots, running, samples, seeding, topics
+from . import exporting, kafka, letters, listing, plots, running, samples, seeding, topics
 from . import price_history as history
 from .app import app, config, connect_kafka, kafka_at, store
 from .credentials import Bootstrap
@@ -252,6 +252,39 @@ async def price_history(self: Command, product_id: str, as_json: bool, since: da
             course = await history.course(store, product_id, found.prices, _now(), since)
             for line in listing.course(paper, found, course):
                 self.say(line)
+
+
+@app.command(
+    argument("collection", type=click.Choice(list(exporting.COLLECTIONS))),
+    option(
+        "--format",
+        "kind",
+        type=click.Choice(exporting.FORMATS),
+        default="jsonl",
+        show_default=True,
+        help="Of the file.",
+    ),
+    option("--output", metavar="FILE", help="-: stdout, which is also the default, but for parquet."),
+    base=Command,
+)
+async def export(self: Command, collection: str, kind: str, output: str | None) -> None:
+    """Write customers, purchases or products from MongoDB to a file or to stdout."""
+    if output is None and kind == "parquet":
+        raise Refused("--output: parquet needs a file")
+    exporting.check(kind)
+    say = partial(click.echo, err=True)
+    async with _mongodb():
+        total = (await store.sizes())[collection]
+        with (
+            exporting.opened(output or "-", kind) as sink,
+            progress_bar(collection, total, quiet=self.quiet) as advance,
+        ):
+            pages = exporting.documents(store, collection, say)
+            written = await exporting.export(pages, collection, exporting.writer(kind, collection, sink), advance)
+    if written < total:
+        say(f"{written} of {total} {collection}: the others were deleted meanwhile, or have an _id that is no text.")
+    if output not in {None, "-"}:
+        self.say(f"{written} {collection} in {output}.")
 
 
 @app.command(

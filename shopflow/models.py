@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
 from operator import attrgetter
 from types import NoneType
@@ -28,6 +30,8 @@ __all__ = [
     "read_time",
     "struct_of",
 ]
+
+log = logging.getLogger(__name__)
 
 #: Largest price and value in grosze (ten billion zł). MongoDB and JSON readers keep sums of such values exact.
 MAX_VALUE = 10**12
@@ -216,6 +220,14 @@ class Decoder(Generic[R]):
         if self._has_value:
             check_value(event.quantity, event.price)
         return event
+
+    def events(self, records: Iterable[Any]) -> Iterator[R]:
+        """The events among Kafka's records. What is none is left out, and logged: shopflow's worker dead-letters it."""
+        for record in records:
+            try:
+                yield self(record.key, record.value)
+            except Rejected as error:
+                log.warning("%s:%d:%d left out: %s", record.topic, record.partition, record.offset, error)
 
     def _to_utc(self, event: R, field: str) -> None:
         time: datetime = getattr(event, field)

@@ -70,6 +70,8 @@ IDS_AT_ONCE = 100
 #: Requests under way at once where many documents are read by their ids.
 REQUESTS_AT_ONCE = 4
 CUSTOMERS_AT_ONCE = 100
+#: Documents at once where a whole collection is read in its order.
+PAGE_SIZE = 2_000
 #: A sum over all purchases sends nothing until it is done, so the socket's timeout is too short for it.
 SUM_SECONDS = 3_600.0
 
@@ -333,6 +335,13 @@ class Store(Writes, Protocol):
 
     def sources(self, collection: str) -> AsyncIterator[tuple[str, Document]]:
         """`_id` and `source` of each document of a collection that came from Kafka, in no order."""
+
+    def pages(self, collection: str, after: str = "") -> AsyncIterator[list[Document]]:
+        """The documents of a collection by `_id`, as they are, some at a time; those behind the id `after`.
+
+        After `Unavailable`, which may also mean that the reader paused for longer than MongoDB keeps a cursor, one can
+        go on from the last id. Only those whose `_id` is a string, as shopflow's are.
+        """
 
     async def sizes(self) -> dict[str, int]:
         """How many documents each collection has: products, customers, purchases, prices."""
@@ -617,6 +626,17 @@ class MongoStore:
             cursor = self._collection(collection).find(_FROM_KAFKA["$match"], {"source": 1})
         async for document in _each(cursor):
             yield document["_id"], document["source"]
+
+    async def pages(self, collection: str, after: str = "") -> AsyncIterator[list[Document]]:
+        with _translated():
+            found = self._collection(collection).find({"_id": {"$gt": after}}, batch_size=PAGE_SIZE).sort("_id", 1)
+        async with found:
+            while True:
+                with _translated():
+                    page = await found.to_list(PAGE_SIZE)
+                if not page:
+                    return
+                yield page
 
     async def sizes(self) -> dict[str, int]:
         found = {}

@@ -44,6 +44,7 @@ class FakeStore:
         self.positions: dict[int, tuple[int, int]] = {}
         self.calls: list[str] = []
         self._away = 0
+        self.page_size = 2
         #: Why a purchase, product or customer is refused; None: it is not.
         self.refuses: Callable[[Document], str | None] = lambda document: None
 
@@ -292,6 +293,14 @@ class FakeStore:
     async def clear_sales(self) -> None:
         self._called("clear_sales")
         self.parts, self.positions = {}, {}
+
+    async def pages(self, collection: str, after: str = "") -> AsyncIterator[list[Document]]:
+        stored = self.collections[collection]
+        names = sorted(name for name in stored if isinstance(name, str) and name > after)
+        for start in range(0, max(1, len(names)), self.page_size):
+            self._called("pages")
+            if page := [deepcopy(stored[name]) for name in names[start : start + self.page_size]]:
+                yield page
 
     async def sizes(self) -> dict[str, int]:
         self._called("sizes")

@@ -673,6 +673,36 @@ def test_closing_twice(store: Any, run: Run) -> None:
     run(other.close())
 
 
+def test_a_collection_is_read_in_its_order_from_any_id_on(
+    store: Store, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An export reads each document once, as it is, in a known order, and goes on from where it was cut off."""
+    monkeypatch.setattr("shopflow.store.PAGE_SIZE", 2)
+    names = ["a", "b", "c1", "c2", "Ł", "z", "ą"]
+    run(store.insert_purchases([purchase(name, kafka(place), note="mine") for place, name in enumerate(names)]))
+    for after, wanted in (
+        ("", sorted(names)),
+        ("b", sorted(names)[2:]),
+        ("c", sorted(names)[2:]),
+        ("Ł", []),
+        ("~", ["ą", "Ł"]),
+    ):
+        pages = run(everything(store.pages("purchases", after)))
+        assert [one["_id"] for page in pages for one in page] == wanted
+        assert all(0 < len(page) <= 2 for page in pages)
+    assert run(everything(store.pages("purchases")))[0][0] == purchase("a", kafka(0), note="mine")
+    assert run(everything(store.pages("customers"))) == []
+
+
+@pytest.mark.parametrize("store", ["mongodb"], indirect=True)
+@pytest.mark.servers
+def test_ids_that_are_no_text_are_passed_over(store: Any, run: Run) -> None:
+    """They are another program's; they neither end nor upset the reading."""
+    for name in (1, "a", 2.5, "b"):
+        run(put(store, "products", {"_id": name}))
+    assert run(everything(store.pages("products"))) == [[{"_id": "a"}, {"_id": "b"}]]
+
+
 def test_the_fake_is_away_as_often_as_told(run: Run) -> None:
     """Tests of the outages rely on it: a call that finds it away does nothing."""
     fake = FakeStore()

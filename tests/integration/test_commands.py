@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -315,3 +318,50 @@ def test_a_worker_whose_port_is_taken_says_so(shop: Shop, worker: Worker) -> Non
     assert len(done.errors) == 1
     assert "web.port" in done.errors[0]
     assert str(worker.port) in done.errors[0]
+
+
+def test_what_is_in_mongodb_is_exported(seeded: Shop) -> None:
+    """In each format the same documents, in the order of their ids; a file is announced, stdout holds nothing else."""
+    stored = list(seeded.db.purchases.find().sort("_id", 1))
+    lines, table, parquet = seeded.run_all(
+        [
+            ["export", "purchases"],
+            ["export", "purchases", "--format", "csv", "--output", "-"],
+            ["export", "purchases", "--format", "parquet", "--output", "out.parquet"],
+        ]
+    )
+    exported = [json.loads(line) for line in lines.stdout.splitlines()]
+    assert [one["purchase_id"] for one in exported] == [one["_id"] for one in stored]
+    assert [one["source"] for one in exported] == [one["source"] for one in stored]
+    rows = list(csv.DictReader(io.StringIO(table.stdout, newline="")))
+    assert [int(row["value"]) for row in rows] == [one["value"] for one in stored]
+    assert [int(row["source_offset"]) for row in rows] == [one["source"]["offset"] for one in stored]
+    assert parquet.stdout == f"{len(stored)} purchases in out.parquet.\n", parquet
+    found = pytest.importorskip("pyarrow.parquet").read_table(seeded.folder / "out.parquet").to_pylist()
+    assert [row["purchased_at"] for row in found] == [one["purchased_at"] for one in stored]
+    for kind, count in (("products", 13), ("customers", 7)):
+        assert len(seeded.run("export", kind).stdout.splitlines()) == count
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["sales"], "'sales' is not one of"),
+        (["products", "--format", "xml"], "'xml' is not one of"),
+        (["products", "--format", "parquet"], "--output: parquet needs a file"),
+        (["products", "--output", "missing/out"], "--output: missing/out: No such file or directory"),
+    ],
+)
+def test_an_export_that_can_not_be_is_refused(seeded: Shop, arguments: list[str], said: str) -> None:
+    """In one line, with nothing on stdout."""
+    done = seeded.run("export", *arguments)
+    assert (done.status, done.stdout) == (2, "")
+    assert said in done.errors[-1]
+
+
+def test_an_export_without_mongodb_is_one_line(seeded: Shop) -> None:
+    """And no file."""
+    done = seeded.run("export", "products", "--output", "none", mongodb_uri=f"mongodb://127.0.0.1:{free_port()}")
+    assert (done.status, len(done.errors)) == (1, 1), done
+    assert not (seeded.folder / "none").exists()
+    assert not (seeded.folder / "none.part").exists()

@@ -25,7 +25,18 @@ LAYERS = (
     {"kafka"},
     {"consuming", "counting", "store", "embedded", "dead_letters", "board", "child", "group", "producing", "sending"},
     {"sales"},
-    {"attempts", "batching", "changelog", "checking", "lag", "letters", "price_history", "sales_check", "seeding"},
+    {
+        "attempts",
+        "batching",
+        "changelog",
+        "checking",
+        "exporting",
+        "lag",
+        "letters",
+        "price_history",
+        "sales_check",
+        "seeding",
+    },
     {"workers"},
     {"condition", "health", "verification"},
     {"metrics"},
@@ -85,6 +96,7 @@ def test_imports_point_down(module: str) -> None:
         ("bokeh", {"charts"}),
         ("jinja2", {"page"}),
         ("plotext", {"plots"}),
+        ("csv", {"exporting"}),
     ],
 )
 def test_each_edge_has_one_module(package: str, owners: set[str]) -> None:
@@ -138,6 +150,7 @@ def test_what_faust_is_to_discover_is_there() -> None:
         "list-products",
         "list-customers",
         "price-history",
+        "export",
         "verify",
         "replay",
         "dead-letters",
@@ -189,7 +202,7 @@ def test_there_are_no_commands_but_those_of_the_contract() -> None:
     assert ours == {
         *("worker", "servers", "demo", "verify", "replay"),
         *("seed-products", "seed-customers", "seed-purchases"),
-        *("list-products", "list-customers", "price-history", "dead-letters"),
+        *("list-products", "list-customers", "price-history", "export", "dead-letters"),
         *("reset", "send"),
     }
 

@@ -16,8 +16,9 @@ from aiokafka.errors import KafkaConnectionError
 from faust.types import TP
 
 from shopflow import batching
-from shopflow.batching import App, Restarts, each_batch
+from shopflow.batching import App, Restarts, each_batch, in_turn
 from shopflow.errors import PartitionLost, Unavailable
+from tests.fakes import FakeBatch, FakeRecord
 
 PURCHASES = TP("shop.purchases", 0)
 
@@ -216,3 +217,50 @@ def test_one_record_is_sent_with_its_headers(app: App) -> None:
 
     assert asyncio.run(send()) == "acknowledged"
     assert sent == [{"key": None, "value": None, "timestamp": None, "headers": [("why", b"x")]}, ("dead", 2)]
+
+
+def test_a_batch_of_another_application_is_handled_in_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never before what comes before it, and finished only when it was handled: else it comes again."""
+    monkeypatch.setattr(batching, "RETRY_SECONDS", 0)
+    batch: Any = FakeBatch([FakeRecord(b"c", b"v")])
+    batch.take = lambda: batch.events.append("take")
+    failures = [ValueError("a fault")]
+
+    async def handle(taken: Any) -> None:
+        taken.events.append("handle")
+        if failures:
+            raise failures.pop()
+
+    asyncio.run(each_batch(Stream(batch), in_turn(handle)))
+    assert batch.events == ["take", "turn", "handle", "turn", "handle", "finished"]
+    batch.events, batch.lost = [], True
+    asyncio.run(each_batch(Stream(batch), in_turn(handle)))
+    assert batch.events == ["take"]
+
+
+def test_a_batch_agent_is_an_agent_of_its_topic(app: App) -> None:
+    """Under its own name, an actor a partition; what reads a topic does not create it."""
+    handled: list[Any] = []
+
+    @app.batch_agent("shop.purchases")
+    async def mine(batch: Any) -> None:
+        """What it does."""
+        handled.append(batch)
+
+    assert app.batched_topics == {"shop.purchases"}
+    assert app.agents[f"{__name__}.mine"] is mine
+    assert (mine.help, mine.isolated_partitions, mine.supervisor_strategy) == ("What it does.", True, Restarts)
+    batch: Any = FakeBatch([FakeRecord(b"c", b"v")])
+    batch.take = lambda: None
+    asyncio.run(mine.fun(Stream(batch)))
+    assert handled == [batch]
+    assert batch.events == ["turn", "finished"]
+    app.producer = SimpleNamespace(create_topic=None)  # type: ignore[assignment]
+    asyncio.run(mine.channel.declare())
+
+
+def test_what_batches_need_of_faust_is_the_default(tmp_path: Path) -> None:
+    """Another application need not know it; what it sets itself, counts."""
+    app = App("test", broker="kafka://127.0.0.1:1", datadir=str(tmp_path), broker_max_poll_records=7)
+    wanted = {**batching.SETTINGS, "broker_max_poll_records": 7}
+    assert {name: getattr(app.conf, name) for name in wanted} == wanted

@@ -113,6 +113,13 @@ def check_curl(words: list[str]) -> None:
         assert events.FORMS[path.split("/")[2]].check(json.loads(body)).problems == []
 
 
+def check_example(words: list[str]) -> None:
+    """A command of Faust, for a program that is there."""
+    module, command = words
+    assert (ROOT / module.replace(".", "/")).with_suffix(".py").is_file()
+    assert command in cli.commands
+
+
 def check_program(words: list[str]) -> None:
     """A program that the README says to save."""
     assert f"Save this as `{words[0]}`" in README
@@ -131,6 +138,7 @@ def check_export(words: list[str]) -> None:
 CHECKS = (
     (".venv/bin/faust -A shopflow", check_shopflow),
     ("faust -A shopflow", check_shopflow),
+    (".venv/bin/faust -A", check_example),
     (".venv/bin/python", check_program),
     ("make", check_make),
     ("docker compose", check_compose),
@@ -269,6 +277,12 @@ def test_the_table_of_events_is_the_schema() -> None:
 def test_programs_compile(program: str) -> None:
     """They are also run, by tests/integration/test_readme.py."""
     compile(program, "README.md", "exec")
+
+
+def test_the_example_is_shown_as_it_is() -> None:
+    """All of it but the beginning."""
+    example = (ROOT / "examples" / "basket_alarm.py").read_text(encoding="utf-8")
+    assert sum(example.endswith(program) for program in blocks("python")) == 1
 
 
 # -- the rest

@@ -1,0 +1,1 @@
+"""Applications of their own that listen to the shop."""
