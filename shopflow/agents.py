@@ -25,7 +25,8 @@ from .mirror import Mirror
 from .price_log import PriceLog
 from .pricing import Pricing
 from .processing import Processing
-from .tables import product_sales, purchase_counts
+from .tables import customer_windows, product_sales, purchase_counts, rules
+from .vouchers import Promotions, VoucherLog
 
 __all__ = ["customers", "mirror_sales", "processing", "products", "purchases"]
 
@@ -65,11 +66,19 @@ async def _read_prices(topic: str, partition: int, since: int) -> list[bytes]:
 price_log = PriceLog(topics.PRICES, _send_prices, _read_prices)
 
 
+async def _read_vouchers(topic: str, partition: int, since: int) -> list[Any]:
+    return await _read_since(topic, partition, since, values=True)
+
+
+voucher_log = VoucherLog(topics.VOUCHERS, _send, _read_vouchers)
+
+
 @app.on_partitions_assigned.connect
 async def _forget(*args: Any, **kwargs: Any) -> None:
     dead_letters.forget()
     price_log.forget()
     sales_mirror.forget()
+    voucher_log.forget()
 
 
 attempts = Attempts(store, mongodb_outage, kafka_outage)
@@ -84,6 +93,8 @@ pricing = Pricing(
 )
 
 sales_mirror = Mirror(product_sales, store, lambda: product_sales.partitions_owned() if app.serving else [])
+windows = None if customer_windows is None else _ledger(customer_windows)
+promotions = Promotions(rules, store, attempts, voucher_log, windows)
 
 processing = Processing(
     MeteredStore(store, metrics),
@@ -98,7 +109,9 @@ processing = Processing(
     followers=[
         Sales(_ledger(product_sales), sales_mirror.changed),
         Activity(attempts, lambda partition, rows: app.publish(topics.ACTIVITY, partition, rows)),
+        *([promotions] if rules.about_purchases else []),
     ],
+    registrars=[promotions] if rules.about_registrations else [],
 )
 
 _take_products = metrics.observed(processing.products)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -58,11 +59,12 @@ class Worker:
 
 
 @contextmanager
-def child_worker(config: Config, name: str, say: Say) -> Iterator[Worker]:
+def child_worker(config: Config, name: str, say: Say, variables: Mapping[str, str] | None = None) -> Iterator[Worker]:
     """A worker while the body runs, on the configured port if that is free.
 
     Arguments:
         name: The command's, for the files that it needs in `data_dir`.
+        variables: Of its environment, over those of this process.
 
     Raises:
         Refused: The same command runs in the same `data_dir` already.
@@ -85,7 +87,7 @@ def child_worker(config: Config, name: str, say: Say) -> Iterator[Worker]:
             lock=lock.fileno(),
             stop_seconds=_STOP_SECONDS,
         )
-        process = keeper.start(spec, stdout=subprocess.DEVNULL)
+        process = keeper.start(spec, stdout=subprocess.DEVNULL, env={**os.environ, **(variables or {})})
         try:
             yield Worker(process, f"http://127.0.0.1:{port}", log)
         finally:

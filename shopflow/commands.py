@@ -19,9 +19,10 @@ import click
 from faust.cli import AppCommand, argument, option
 from faust.cli.send import send as faust_send
 
-from . import exporting, kafka, letters, listing, plots, running, samples, seeding, topics
+from . import exporting, kafka, letters, listing, plots, running, samples, seeding, topics, trying
 from . import price_history as history
 from .app import app, config, connect_kafka, kafka_at, store
+from .config import load
 from .credentials import Bootstrap
 from .deep import verify_deep
 from .demo import demo as run_demo
@@ -285,6 +286,38 @@ async def export(self: Command, collection: str, kind: str, output: str | None) 
         say(f"{written} of {total} {collection}: the others were deleted meanwhile, or have an _id that is no text.")
     if output not in {None, "-"}:
         self.say(f"{written} {collection} in {output}.")
+
+
+@app.command(
+    JSON,
+    option("--limit", type=click.IntRange(0), default=None, help="At most so many, the newest."),
+    option("--customer", metavar="ID", default=None, help="Of this customer only."),
+    base=Command,
+)
+async def list_vouchers(self: Command, as_json: bool, limit: int | None, customer: str | None) -> None:
+    """List the vouchers in MongoDB, the newest first."""
+    async with _mongodb(), aclosing(store.vouchers(customer, limit)) as found:
+        async for line in listing.vouchers(found, as_json=as_json or self.json):
+            self.say(line)
+
+
+@app.command(
+    argument("name"),
+    option("--config-file", metavar="FILE", default=None, help="Take the rule from this file; it need not be in use."),
+    JSON,
+    base=Command,
+)
+async def try_promotion(self: Command, name: str, config_file: str | None, as_json: bool) -> None:
+    """How many vouchers would a rule have given, over all that is in MongoDB? Gives none."""
+    rules = load({"SHOPFLOW_CONFIG": config_file}).promotions if config_file else config.promotions
+    rule = next((rule for rule in rules if rule.name == name), None)
+    if rule is None:
+        known = ", ".join(rule.name for rule in rules) or "none"
+        raise Refused(f"no promotion is called {name!r} in {config_file or 'the configuration'}; there are: {known}")
+    async with _mongodb():
+        with progress_bar(name, await trying.size(store, rule), quiet=self.quiet) as advance:
+            trial = await trying.try_rule(store, rule, advance)
+    self.say(listing.tried(trial, as_json=as_json or self.json))
 
 
 @app.command(

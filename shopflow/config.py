@@ -12,6 +12,7 @@ import msgspec
 import yaml
 
 from .errors import Refused
+from .rules import Rule
 
 __all__ = ["Batching", "Config", "DeadLetters", "Embedded", "Kafka", "MongoDB", "Topics", "Web", "load", "variables"]
 
@@ -19,7 +20,7 @@ EMBEDDED = "embedded"
 PREFIX = "SHOPFLOW_"
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,180}")
-_UNKNOWN = re.compile(r"Object contains unknown field `(.*?)`(?: - at `(\$(?:\.\w+)*)`)?", re.DOTALL)
+_UNKNOWN = re.compile(r"Object contains unknown field `(.*?)`(?: - at `(\$(?:\.\w+|\[\d+\])*)`)?", re.DOTALL)
 _BROKER = re.compile(r"(?:kafka://)?[^\s/;:@]+:(\d{1,5})")
 _MONGODB = re.compile(r"mongodb(\+srv)?://[^\s/?]\S*")
 #: What Kubernetes puts into every container for services that happen to be called "shopflow" or "shopflow-mongodb".
@@ -258,11 +259,17 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     batching: Batching = Batching()
     dead_letters: DeadLetters = DeadLetters()
 
+    promotions: tuple[Rule, ...] = ()
+    """What vouchers are given for. In the environment as JSON."""
+
     def __post_init__(self) -> None:
         _check(_NAME.fullmatch(self.app_id) is not None, "app_id", "1 to 180 letters, digits, '.', '_' or '-'")
         known = self.broker == EMBEDDED or _is_broker(self.broker)
         _check(known, "broker", "'embedded' or kafka://host:port[;host:port]")
         _check(self.data_dir != "" and "\0" not in self.data_dir, "data_dir", "a folder")
+        names = [rule.name for rule in self.promotions]
+        twice = [name for name in names if names.count(name) > 1]
+        _check(not twice, "promotions", f"rules with names of their own; there are several called {twice[:1]}")
 
     @property
     def data_path(self) -> Path:
@@ -302,7 +309,8 @@ def variables() -> dict[str, tuple[str, ...]]:
 
 
 def _variable(path: Sequence[str]) -> str:
-    return PREFIX + "_".join(path).upper()
+    names = path[:1] if path and path[0].startswith("promotions") else path  # which has one for all its rules
+    return PREFIX + "_".join(name.partition("[")[0] for name in names).upper()
 
 
 def _is_broker(value: str) -> bool:
@@ -362,9 +370,14 @@ def _overridden(values: dict[str, Any], environ: Mapping[str, str]) -> dict[str,
         if path is None:
             raise Refused(f"{variable}: no such setting; known are {', '.join(sorted(known))}")
         try:
-            values = _with(values, path, msgspec.convert(text, types[path], strict=False))
+            # What is more than one value is JSON; its parts are checked with the rest.
+            scalar = isinstance(types[path], type)
+            value = msgspec.convert(text, types[path], strict=False) if scalar else msgspec.json.decode(text)
         except msgspec.ValidationError as error:
             raise Refused(f"{variable} ({'.'.join(path)}): {_lower(str(error))}") from error
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise Refused(f"{variable} ({'.'.join(path)}): not JSON: {_lower(str(error))}") from error
+        values = _with(values, path, value)
     return values
 
 
@@ -386,9 +399,18 @@ def _convert(values: dict[str, Any], file: str | None) -> Config:
         return msgspec.convert(values, Config)
     except msgspec.ValidationError as error:
         path, message = _fault(str(error))
-        field = ".".join(path)
+        field = ".".join(path) + _rule_named(values, path)
         where = f"{file}: {field}" if file else f"{_variable(path)} ({field})"
         raise Refused(f"{where}: {_lower(message)}") from error
+
+
+def _rule_named(values: dict[str, Any], path: list[str]) -> str:
+    """The name of the promotion that the path leads into."""
+    rules = values.get("promotions")
+    for number, rule in enumerate(rules if isinstance(rules, list) else []):
+        if path[:1] == [f"promotions[{number}]"] and isinstance(rule, dict) and isinstance(rule.get("name"), str):
+            return f" (rule {_visible(rule['name'])})"
+    return ""
 
 
 def _fault(text: str) -> tuple[list[str], str]:

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from typing import Any, Protocol
 
 from .errors import Rejected
-from .kafka import acknowledged
+from .once import Once, Place
 
 __all__ = ["DeadLetters", "Rejection", "headers_of", "origin_of"]
 
@@ -18,9 +18,6 @@ Send = Callable[[str, bytes | None, bytes | None, int, Headers], Awaitable[Await
 
 #: topic, partition, Unix time in ms -> its records since then
 ReadSince = Callable[[str, int, int], Awaitable[list[Any]]]
-
-#: A dead letter has our clock's time, the record it came from its producer's.
-_CLOCKS_DIFFER_MS = 600_000
 
 
 class Record(Protocol):
@@ -70,12 +67,11 @@ class DeadLetters:
         self._app_id = app_id
         self._send = send
         self._read_since = read_since
-        #: Offsets of the records of a topic and partition that are known to be here.
-        self._sent: dict[tuple[str, int], set[int]] = {}
+        self._once: Once[int, Rejection] = Once(self._sent_before, lambda rejection: rejection[0].offset)
 
     def forget(self) -> None:
         """After a rebalance: what others sent meanwhile is not known."""
-        self._sent = {}
+        self._once.forget()
 
     async def before(self, record: Record) -> Collection[int]:
         """Offsets of those records of this one's partition, from this one on, that are here already.
@@ -83,10 +79,7 @@ class DeadLetters:
         Raises:
             KafkaError: It can't be told now.
         """
-        place = (record.topic, record.partition)
-        if place not in self._sent:
-            self._sent[place] = await self._sent_before(place, record)
-        return self._sent[place]
+        return await self._once.known((record.topic, record.partition), record)
 
     async def put(self, rejections: Sequence[Rejection]) -> list[Rejection]:
         """Send those that are not there yet, and wait until Kafka has acknowledged all. Returns which were sent.
@@ -98,26 +91,19 @@ class DeadLetters:
             KafkaError: Not all are there; do it again.
         """
         added: list[Rejection] = []
-        sent = self._sent  # `forget` puts another there: what is learned here is not for the time after it
         for place, group in _by_place(rejections).items():
-            known = sent.pop(place, None)  # not known again until all are acknowledged
-            if known is None:
-                known = await self._sent_before(place, group[0][0])
-            new = [(record, error) for record, error in group if record.offset not in known]
-            await acknowledged(self._send_one(record, error) for record, error in new)
-            sent[place] = known | {record.offset for record, _ in new}
-            added += new
+            added += await self._once.send(place, group[0][0], group, self._send_one)
         return added
 
-    async def _send_one(self, record: Record, error: Rejected) -> Awaitable[Any]:
+    async def _send_one(self, rejection: Rejection) -> Awaitable[Any]:
+        record, error = rejection
         headers = headers_of(record, error, self._app_id)
         return await self._send(self.topic, record.key, record.value, record.partition % self._partitions, headers)
 
-    async def _sent_before(self, place: tuple[str, int], first: Any) -> set[int]:
-        """Which records of this place, from this one on, the workers before us have sent."""
+    async def _sent_before(self, place: Place, since: int) -> set[int]:
+        """Which records of this place the workers before us have sent."""
         if self._read_since is None:
             return set()
-        since = max((first.timestamp or 0) - _CLOCKS_DIFFER_MS, 0)
         found = await self._read_since(self.topic, place[1] % self._partitions, since)
         return {offset for *origin, offset in map(origin_of, found) if tuple(origin) == place}
 
@@ -130,8 +116,8 @@ def origin_of(dead_letter: Any) -> tuple[str, int, int]:
     return headers.get("topic", b"").decode("utf-8", "replace"), partition, offset
 
 
-def _by_place(rejections: Iterable[Rejection]) -> dict[tuple[str, int], list[Rejection]]:
-    groups: dict[tuple[str, int], list[Rejection]] = {}
+def _by_place(rejections: Iterable[Rejection]) -> dict[Place, list[Rejection]]:
+    groups: dict[Place, list[Rejection]] = {}
     for record, error in rejections:
         groups.setdefault((record.topic, record.partition), []).append((record, error))
     return groups

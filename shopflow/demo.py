@@ -6,13 +6,14 @@ import asyncio
 import random
 import signal
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from time import monotonic
 from typing import Any
 
 import aiohttp
+import msgspec
 
 from . import kafka, listing, peers, samples, seeding, topics
 from .app import config, connect, kafka_at, store
@@ -20,6 +21,7 @@ from .child import Worker, child_worker
 from .embedded import Addresses, Servers
 from .errors import Refused, Unavailable
 from .progress import progress_bar
+from .rules import EXAMPLES
 from .verification import verify
 
 __all__ = ["demo"]
@@ -54,11 +56,16 @@ def demo(say: Say, *, customers: int, purchases: int, rate: float, leave: bool) 
         with Servers(config, say) as servers:
             addresses = servers.start()
             connect(addresses)
-            with child_worker(config, "demo", say) as worker:
+            with child_worker(config, "demo", say, _promotions()) as worker:
                 return asyncio.run(_shop(plan, addresses, worker, servers, say))
     except KeyboardInterrupt:
         say("Stopped. What was stored stays: the next start goes on from here.")
         return 128 + signal.SIGINT if leave else 0
+
+
+def _promotions() -> dict[str, str]:
+    """The example rules, unless there are others."""
+    return {} if config.promotions else {"SHOPFLOW_PROMOTIONS": msgspec.json.encode(EXAMPLES).decode()}
 
 
 async def _shop(plan: Plan, addresses: Addresses, worker: Worker, servers: Servers, say: Say) -> int:
@@ -164,6 +171,7 @@ async def _sell(plan: Plan, addresses: Addresses, worker: Worker, say: Say) -> N
     say(f"{plan.purchases} purchases were made, stored and counted in {monotonic() - began:.1f} s.")
     if sums := await _counts(worker):
         say(_summary(sums))
+    await _newest_voucher(say, "")
 
 
 async def _drained(addresses: Addresses, say: Say) -> None:
@@ -187,14 +195,27 @@ async def _watch(worker: Worker, say: Say) -> None:
     say(f"The shop is open: {worker.url}/  In another terminal, in this folder:")
     say("    .venv/bin/faust -A shopflow seed-purchases --count 100 --rate 10")
     say("    .venv/bin/faust -A shopflow list-customers --limit 3")
+    say("    .venv/bin/faust -A shopflow list-vouchers --limit 3")
     say("Ctrl-C closes it.")
     before = await _counts(worker)
+    newest = await _newest_voucher(lambda _: None, "")
     while True:
         await asyncio.sleep(1.0)
         sums = await _counts(worker)
         if sums and sums != before:
             say(_summary(sums))
             before = sums
+            newest = await _newest_voucher(say, newest)
+
+
+async def _newest_voucher(say: Say, known: str) -> str:
+    """Show the newest voucher unless it is known; returns its id."""
+    async with aclosing(store.vouchers(limit=1)) as found:
+        async for voucher in found:
+            if voucher["_id"] != known:
+                say(f"The newest voucher: {listing.voucher(voucher)}")
+            return str(voucher["_id"])
+    return known
 
 
 def _summary(sums: dict[str, Any]) -> str:

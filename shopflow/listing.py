@@ -16,6 +16,7 @@ from .letters import Failure, Id, Letter, Mark, Outcome
 from .plots import Paper, price_and_units
 from .price_history import Course, Period, Prices
 from .store import Document
+from .trying import Trial
 
 __all__ = [
     "course",
@@ -27,7 +28,10 @@ __all__ = [
     "products",
     "report",
     "retried",
+    "tried",
     "visible",
+    "voucher",
+    "vouchers",
 ]
 
 _NOTHING_YET = "none yet"
@@ -154,6 +158,41 @@ def _public(document: Document, key: str) -> Document:
         key: document["_id"],
         **{name: value for name, value in document.items() if name not in {"_id", "purchases"}},
     }
+
+
+async def vouchers(documents: AsyncIterator[Document], *, as_json: bool) -> AsyncIterator[str]:
+    """A line a voucher; as JSON one array, a voucher a line."""
+    separator, found = "[", False
+    async for document in documents:
+        found = True
+        if as_json:
+            yield separator + _json(_public(document, "voucher_id"))
+            separator = ","
+        else:
+            yield voucher(document)
+    if as_json:
+        yield "]" if found else "[]"
+    elif not found:
+        yield f"Vouchers: {_NOTHING_YET}."
+
+
+def voucher(document: Document) -> str:
+    """One voucher, in a line."""
+    less = f"{document['percent']}%" if "percent" in document else money(document["amount"])
+    what = ", ".join(visible(document[name], _SHORT) for name in ("product_type", "text") if name in document)
+    until = document["valid_until"].astimezone().date()
+    customer = visible(document["customer_id"])
+    return f"{_time(document['issued_at'])}  {customer}  {document['rule']}: {less} off {what}, until {until}"
+
+
+def tried(trial: Trial, *, as_json: bool) -> str:
+    """What `try-promotion` found."""
+    if as_json:
+        return _json(trial.as_json())
+    what = "registrations" if trial.of_registrations else "purchases"
+    found = f"{trial.rule}: {trial.vouchers} vouchers for {len(trial.customers)} customers"
+    span = f", from {_time(trial.first)} to {_time(trial.last)}" if trial.first and trial.last else ""
+    return f"{found}{span}; {trial.looked_at} {what} were looked at, nothing was given."
 
 
 _VERDICTS = {

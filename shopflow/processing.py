@@ -22,7 +22,7 @@ from .models import Customer, Decoder, Product, Purchase, check_id
 from .pricing import Priced, Pricing
 from .store import Deletion, Document, Writes, differs
 
-__all__ = ["Counting", "Follower", "Processing", "in_order", "product_document", "split"]
+__all__ = ["Counting", "Follower", "Processing", "Registrar", "in_order", "product_document", "source_of", "split"]
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +75,17 @@ class Follower(Protocol):
 
     async def follow(self, batch: BatchLike, counting: Counting) -> None:
         """Take in a batch that was counted, before it is finished. It may come again: then it changes nothing.
+
+        Raises:
+            PartitionLost: The batch is no longer ours.
+        """
+
+
+class Registrar(Protocol):
+    """What else is made of the registrations."""
+
+    async def registered(self, batch: BatchLike, accepted: Sequence[tuple[Any, Customer]]) -> None:
+        """Take in registrations that are stored, in the batch's turn. They may come again: then it changes nothing.
 
         Raises:
             PartitionLost: The batch is no longer ours.
@@ -184,6 +195,7 @@ class Processing:
         limit: When too many records are bad; without it all of them become dead letters.
         followers: What else is made of the purchases, one after the other.
         on_rejected: Told topic, reason and number of the records that became dead letters.
+        registrars: What else is made of the registrations.
     """
 
     def __init__(
@@ -199,6 +211,7 @@ class Processing:
         sold: Callable[[Sequence[Purchase]], None] = lambda purchases: None,
         followers: Sequence[Follower] = (),
         on_rejected: Callable[[str, str, int], None] = lambda topic, reason, count: None,
+        registrars: Sequence[Registrar] = (),
     ) -> None:
         self._store = store
         self._counts = counts
@@ -210,6 +223,7 @@ class Processing:
         self._sold = sold
         self._followers = followers
         self._on_rejected = on_rejected
+        self._registrars = registrars
         self._decode_product = Decoder(Product, "product_id", max_event_bytes)
         self._decode_customer = Decoder(Customer, "customer_id", max_event_bytes)
         self._decode_purchase = Decoder(Purchase, "customer_id", max_event_bytes)
@@ -224,7 +238,9 @@ class Processing:
     async def customers(self, batch: BatchLike) -> None:
         """Upsert a batch of customers; a record without a value deletes its customer."""
         parts = split(batch.records, self._decode_customer, tombstones=True)
-        await self._change(batch, parts, customer_document, self._store.upsert_customers, self._store.delete_customers)
+        upsert, delete = self._store.upsert_customers, self._store.delete_customers
+        then = [each.registered for each in self._registrars]
+        await self._change(batch, parts, customer_document, upsert, delete, then=then)
 
     async def purchases(self, batch: BatchLike) -> None:
         """Store a batch of purchases and count them.
@@ -269,6 +285,8 @@ class Processing:
         document: Callable[[Any, E], Document],
         upsert: Callable[[Sequence[Document]], Awaitable[dict[int, str]]],
         delete: Callable[[Sequence[Deletion]], Awaitable[None]],
+        *,
+        then: Sequence[Callable[[BatchLike, list[tuple[Any, E]]], Awaitable[None]]] = (),
     ) -> None:
         for group, deletions in in_order(parts, document):
             if group:
@@ -278,6 +296,9 @@ class Processing:
                 await self._with_mongodb(batch, partial(delete, deletions))
         async with batch.turn():
             await self._reject(batch, parts.rejected)
+            rejected = {record.offset for record, _ in parts.rejected} if then else set()
+            for make in then:
+                await make(batch, [pair for pair in parts.accepted if pair[0].offset not in rejected])
 
     async def _price(self, batch: BatchLike, parts: Parts[Purchase]) -> Priced:
         priced = await self._pricing.price(batch, parts.accepted)

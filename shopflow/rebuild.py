@@ -21,6 +21,7 @@ from .models import Decoder, Product
 from .processing import in_order, product_document, split
 from .store import Store
 from .verification import Layout, Tables
+from .vouchers import documents_of
 
 __all__ = ["Work", "begin", "finished"]
 
@@ -74,6 +75,7 @@ async def begin(bootstrap: Bootstrap, store: Store, shop: Layout, *, max_event_b
             "counts can't be made anew from it. With --keep-tables only MongoDB is filled again"
         )
     await _restore_products(bootstrap, store, shop, max_event_bytes)
+    await _restore_vouchers(bootstrap, store, shop)
     if not keep_tables:
         await _count_anew(bootstrap, shop)
         await store.clear_sales()
@@ -97,6 +99,17 @@ async def _restore_products(bootstrap: Bootstrap, store: Store, shop: Layout, ma
                 await store.upsert_products([document for _, document in upserts])
             if deletions:
                 await store.delete_products(deletions)
+
+
+async def _restore_vouchers(bootstrap: Bootstrap, store: Store, shop: Layout) -> None:
+    """What was given stays given, also when the rules or the products would give otherwise by now."""
+
+    async def restore(run: list[Any]) -> None:
+        await store.insert_vouchers(documents_of(run))
+
+    spans = (await kafka.spans(bootstrap, shop.group, [shop.vouchers])).get(shop.vouchers, {})
+    for partition, span in spans.items():
+        await kafka.each_run(bootstrap, shop.vouchers, partition, span.end, restore)
 
 
 async def _count_anew(bootstrap: Bootstrap, shop: Layout) -> None:

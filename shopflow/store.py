@@ -11,7 +11,7 @@ import asyncio
 import re
 import warnings
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Awaitable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -51,6 +51,7 @@ Document = dict[str, Any]
 PRODUCTS, CUSTOMERS, PURCHASES, PRICES = "products", "customers", "purchases", "prices"
 #: What was sold, and how far each partition of the purchases is in it.
 SALES, SALES_STATE = "sales", "sales_state"
+VOUCHERS = "vouchers"
 
 #: The field that says which of two documents with one `_id` is the newer.
 TIME = {PRODUCTS: "updated_at", CUSTOMERS: "registered_at", PRICES: "since"}
@@ -61,6 +62,8 @@ INDEXES = (
     (PRICES, [("product_id", 1), ("since", 1)]),
     (SALES, [("period", 1), ("start", 1)]),
     (SALES, [("product_id", 1), ("period", 1), ("start", 1)]),
+    (VOUCHERS, [("issued_at", -1), ("_id", 1)]),
+    (VOUCHERS, [("customer_id", 1), ("issued_at", -1), ("_id", 1)]),
 )
 
 #: MongoDB's limit, less what an update has around the document.
@@ -346,6 +349,25 @@ class Store(Writes, Protocol):
     async def sizes(self) -> dict[str, int]:
         """How many documents each collection has: products, customers, purchases, prices."""
 
+    async def insert_vouchers(self, documents: Sequence[Document]) -> frozenset[int]:
+        """Store vouchers; one whose `_id` is stored already changes nothing.
+
+        Returns:
+            Indexes of those that another event had before: their `_id` is stored with another `source`.
+        """
+
+    def vouchers(self, customer_id: str | None = None, limit: int | None = None) -> AsyncGenerator[Document, None]:
+        """At most `limit` vouchers, of all customers or of this one, the newest first."""
+
+    def buyers(self) -> AsyncIterator[Document]:
+        """The purchases that came from Kafka, those of a customer one after the other: in the order of the ids.
+
+        Each has `customer_id`, `product_id`, `value`, `purchased_at` and `source`.
+        """
+
+    def registrations(self) -> AsyncIterator[Document]:
+        """`_id`, `city` and `registered_at` of the customers that came from Kafka, in no order."""
+
     async def put_sales(self, partition: int, sales: Sequence[PartSale]) -> None:
         """Bring the sales of a partition up to date. What is known at a later position stays."""
 
@@ -502,7 +524,49 @@ class MongoStore:
     async def delete_customers(self, deletions: Sequence[Deletion]) -> None:
         await self._delete(CUSTOMERS, deletions)
 
+    async def insert_vouchers(self, documents: Sequence[Document]) -> frozenset[int]:
+        if not documents:
+            return frozenset()
+        operations = [
+            UpdateOne({"_id": document["_id"]}, {"$setOnInsert": _without_id(document)}, upsert=True)
+            for document in documents
+        ]
+        errors = await _written(self._collection(VOUCHERS).bulk_write(operations, ordered=False))
+        if others := [error for error in errors if not _is_taken(error)]:  # not the event's fault
+            raise Unavailable("MongoDB", f"collection {VOUCHERS}: {_said(others[0])}")
+        found = await self._find_at_once(VOUCHERS, {document["_id"] for document in documents}, {"source": 1})
+        stored = {document["_id"]: document.get("source") for document in found}
+        if any(document["_id"] not in stored for document in documents):
+            raise Unavailable("MongoDB", "vouchers are deleted while they are written")
+        return frozenset(
+            index for index, document in enumerate(documents) if stored[document["_id"]] != document["source"]
+        )
+
     # -- reading
+
+    async def vouchers(
+        self, customer_id: str | None = None, limit: int | None = None
+    ) -> AsyncGenerator[Document, None]:
+        if limit == 0:
+            return
+        condition: Document = {} if customer_id is None else {"customer_id": customer_id}
+        with _translated():
+            cursor = self._collection(VOUCHERS).find(condition).sort([("issued_at", -1), ("_id", 1)]).limit(limit or 0)
+        async for document in _each(cursor):
+            yield document
+
+    async def buyers(self) -> AsyncIterator[Document]:
+        fields = {"_id": 0, "customer_id": 1, "product_id": 1, "value": 1, "purchased_at": 1, "source": 1}
+        with _translated():
+            cursor = self._collection(PURCHASES).find(_FROM_KAFKA["$match"], fields).sort("customer_id", 1)
+        async for document in _each(cursor):
+            yield document
+
+    async def registrations(self) -> AsyncIterator[Document]:
+        with _translated():
+            cursor = self._collection(CUSTOMERS).find(_FROM_KAFKA["$match"], {"city": 1, "registered_at": 1})
+        async for document in _each(cursor):
+            yield document
 
     async def price_history(self, product_ids: Collection[str]) -> dict[str, PriceHistory]:
         prices: dict[str, list[tuple[datetime, int | None]]] = {}

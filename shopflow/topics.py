@@ -18,6 +18,8 @@ __all__ = [
     "RETRIES",
     "SALES_CHANGELOG",
     "SPECS",
+    "VOUCHERS",
+    "WINDOWS",
     "customers",
     "products",
     "purchases",
@@ -53,6 +55,9 @@ PRICES = _name("purchase-prices")
 #: Key the dead letter's id, value `letters.Mark`: it was put back. Compacted: one stays for each.
 RETRIES = _name("retries")
 
+#: Key customer_id, value as in docs/PROMOTIONS.md, in the partition with the number of the event that it is given for.
+VOUCHERS = _name("vouchers")
+
 _retention_ms = -1 if config.topics.retention_hours == -1 else config.topics.retention_hours * 3_600_000
 
 
@@ -73,7 +78,10 @@ CHANGELOG = f"{config.app_id}-purchase_counts-changelog"
 #: The changelog of table `product_sales`.
 SALES_CHANGELOG = f"{config.app_id}-product_sales-changelog"
 
-#: How the topics are created. The tables' changelogs are among them: they must have the purchases' partitions.
+#: The changelog of table `customer_windows`.
+WINDOWS = f"{config.app_id}-customer_windows-changelog"
+
+#: How the topics are created. The tables' changelogs are among them: they have as many partitions as the purchases.
 SPECS = (
     _spec(products.get_topic_name(), compacted=True),
     _spec(customers.get_topic_name(), compacted=True),
@@ -84,6 +92,8 @@ SPECS = (
     _spec(RETRIES, compacted=True),
     _spec(CHANGELOG, compacted=True),
     _spec(SALES_CHANGELOG, compacted=True),
+    _spec(VOUCHERS),
+    _spec(WINDOWS, compacted=True),
 )
 
 #: The field that is each topic's key.
@@ -103,6 +113,7 @@ LAYOUT = Layout(
     sales_changelog=SALES_CHANGELOG,
     prices=PRICES,
     partitions=config.topics.partitions,
+    vouchers=VOUCHERS,
 )
 
 LETTERS = Places(

@@ -48,6 +48,7 @@ class Layout:
     sales_changelog: str
     prices: str
     partitions: int
+    vouchers: str
 
     @property
     def events(self) -> tuple[str, str, str]:

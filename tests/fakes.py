@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -38,7 +38,7 @@ class FakeStore:
 
     def __init__(self) -> None:
         self.collections: dict[str, dict[str, Document]] = {
-            name: {} for name in ("products", "customers", "purchases", "prices")
+            name: {} for name in ("products", "customers", "purchases", "prices", "vouchers")
         }
         self.parts: dict[str, dict[int, PartSale]] = {}
         self.positions: dict[int, tuple[int, int]] = {}
@@ -137,6 +137,39 @@ class FakeStore:
         for deletion in deletions:
             if not _is_behind(stored.get(deletion.id, {}).get("source") or {}, deletion.source):
                 stored.pop(deletion.id, None)
+
+    async def insert_vouchers(self, documents: Sequence[Document]) -> frozenset[int]:
+        self._called("insert_vouchers")
+        stored = self.collections["vouchers"]
+        for document in documents:
+            stored.setdefault(document["_id"], _as_stored(document))
+        return frozenset(
+            number
+            for number, document in enumerate(documents)
+            if stored[document["_id"]].get("source") != document["source"]
+        )
+
+    async def vouchers(
+        self, customer_id: str | None = None, limit: int | None = None
+    ) -> AsyncGenerator[Document, None]:
+        self._called("vouchers")
+        found = [one for one in self.collections["vouchers"].values() if customer_id in (None, one.get("customer_id"))]
+        found.sort(key=itemgetter("_id"))
+        found.sort(key=itemgetter("issued_at"), reverse=True)
+        for document in found[:limit]:
+            yield deepcopy(document)
+
+    async def buyers(self) -> AsyncIterator[Document]:
+        self._called("buyers")
+        fields = ("customer_id", "product_id", "value", "purchased_at", "source")
+        for document in sorted(self._from_kafka(), key=itemgetter("customer_id")):
+            yield {name: deepcopy(document[name]) for name in fields}
+
+    async def registrations(self) -> AsyncIterator[Document]:
+        self._called("registrations")
+        for document in list(self.collections["customers"].values()):
+            if (document.get("source") or {}).get("origin") == "kafka":
+                yield {name: document[name] for name in ("_id", "city", "registered_at") if name in document}
 
     async def price_history(self, product_ids: Collection[str]) -> dict[str, PriceHistory]:
         self._called("price_history")
@@ -304,7 +337,7 @@ class FakeStore:
 
     async def sizes(self) -> dict[str, int]:
         self._called("sizes")
-        return {name: len(documents) for name, documents in self.collections.items()}
+        return {name: len(self.collections[name]) for name in ("products", "customers", "purchases", "prices")}
 
 
 def _sold(since: datetime | None, purchases: Sequence[Document]) -> Sold:

@@ -760,3 +760,51 @@ def test_the_last_purchases_of_a_customer(store: Store, run: Run) -> None:
     assert [one["product_name"] for one in found] == ["Milk"] * 4 + [None, "Milk"]
     assert [one["_id"] for one in run(store.last_purchases("anna", 2))] == ["p4", "p3"]
     assert run(store.last_purchases("$gt", 2)) == run(store.last_purchases("nobody", 2)) == []
+
+
+def voucher(name: str, source: Document, customer: str = "anna", at: datetime = NOON, **fields: Any) -> Document:
+    """A voucher."""
+    base = {"rule": "bread", "customer_id": customer, "text": "butter", "percent": 5}
+    return {"_id": name, **base, "issued_at": at, "valid_until": at + 30 * MINUTE, "source": source, **fields}
+
+
+def test_a_voucher_is_stored_once_and_the_first_stays(store: Store, run: Run) -> None:
+    """The same event's again is no other's; another event's is told, and changes nothing."""
+    for _ in range(2):
+        assert run(store.insert_vouchers([voucher("v1", kafka(1)), voucher("v2", kafka(2))])) == frozenset()
+    again = [voucher("v1", kafka(3), percent=99), voucher("v3", kafka(4)), voucher("v3", kafka(5), percent=7)]
+    assert run(store.insert_vouchers(again)) == {0, 2}
+    assert run(store.insert_vouchers([])) == frozenset()
+    found = run(everything(store.vouchers()))
+    assert {one["_id"]: (one["percent"], one["source"]["offset"]) for one in found} == {
+        "v1": (5, 1), "v2": (5, 2), "v3": (5, 4),
+    }  # fmt: skip
+    assert found[0]["issued_at"] == NOON
+
+
+def test_vouchers_come_newest_first(store: Store, run: Run) -> None:
+    """All, those of one customer, the first few."""
+    made = [voucher(f"v{n}", kafka(n), ("anna", "$bob")[n % 2], NOON + n * MINUTE) for n in range(5)]
+    run(store.insert_vouchers(made))
+    assert [one["_id"] for one in run(everything(store.vouchers()))] == ["v4", "v3", "v2", "v1", "v0"]
+    assert [one["_id"] for one in run(everything(store.vouchers("$bob")))] == ["v3", "v1"]
+    assert [one["_id"] for one in run(everything(store.vouchers("anna", 2)))] == ["v4", "v2"]
+    assert run(everything(store.vouchers(limit=0))) == []
+
+
+def test_buyers_are_the_purchases_from_kafka_customer_by_customer(store: Store, run: Run) -> None:
+    """With what a rule asks for, and no more."""
+    sources = [kafka(n) if n % 5 else {"origin": "direct"} for n in range(20)]
+    run(store.insert_purchases([purchase(f"p{n}", source, f"c{n % 3}") for n, source in enumerate(sources)]))
+    found = run(everything(store.buyers()))
+    names = [one["customer_id"] for one in found]
+    assert names == sorted(names)
+    assert sorted(one["source"]["offset"] for one in found) == [n for n in range(20) if n % 5]
+    assert set(found[0]) == {"customer_id", "product_id", "value", "purchased_at", "source"}
+
+
+def test_registrations_are_the_customers_from_kafka(store: Store, run: Run) -> None:
+    """Each with where they live and since when they are known."""
+    run(store.upsert_customers([customer("anna"), customer("bob", source={"origin": "direct"})]))
+    (found,) = run(everything(store.registrations()))
+    assert (found["_id"], found["city"], found["registered_at"]) == ("anna", "Łódź", NOON)

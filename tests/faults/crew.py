@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -323,6 +324,7 @@ def opened_crew(
     wanted = {
         "topics_partitions": PARTITIONS,
         "batching_max_records": rng.choice([200, 1000, 4000]),
+        "promotions": json.dumps(oracle.PROMOTIONS),
         **{f"embedded_{kind}_port": port for kind, port in ports.items()},
         **settings,
     }

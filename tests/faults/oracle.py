@@ -13,14 +13,17 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 from urllib.parse import quote
 
+import msgspec
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 from aiokafka.partitioner import DefaultPartitioner
 
+from shopflow.rules import Rule
 from shopflow.store import MongoStore
 from tests.integration.shop import Json, Place, Record, Shop, Worker, encoded, shared, until
+from tests.vouchers import Bought, expected
 
-__all__ = ["PARTITIONS", "Sale", "check", "check_rebuilt", "drained", "offer", "send"]
+__all__ = ["PARTITIONS", "PROMOTIONS", "Sale", "check", "check_rebuilt", "drained", "offer", "send"]
 
 #: So many that a third worker takes some from two.
 PARTITIONS = 6
@@ -31,6 +34,13 @@ BAD_SHARE, REPEATED_SHARE, UNPRICED_SHARE = 0.01, 0.04, 0.1
 REPEATED_WITHIN = 2_000
 FIRST_DAY = datetime(2024, 3, 1, tzinfo=timezone.utc)
 DAYS = 30
+#: The rules of the workers: many vouchers for some customers, few for others.
+PROMOTIONS: list[Json] = [
+    {"name": "share", "kind": "share", "product_ids": ["product-0", "product-1"], "percent": 40, "days": 5,
+     "min_spent": 20_000, "voucher": {"text": "any", "percent": 5}},
+    {"name": "spent", "kind": "spent", "amount": 100_000, "days": 10, "voucher": {"text": "any", "percent": 5}},
+    {"name": "nth", "kind": "nth", "n": 5, "voucher": {"text": "any", "amount": 100}},
+]  # fmt: skip
 #: Seconds in which everything must be done once nothing is broken any more.
 DRAIN_SECONDS = 180.0
 _BATCH_BYTES = 256 << 10
@@ -234,6 +244,7 @@ def check(shop: Shop, workers: Sequence[Worker], sale: Sale) -> None:
     drained(shop, workers)
     check_documents(shop, sale)
     check_dead_letters(shop, sale)
+    check_vouchers(shop, sale)
     until(lambda: shared(workers, PARTITIONS), "the workers share the partitions", 60)
     for worker in workers:
         check_views(worker, sale)
@@ -276,6 +287,23 @@ def check_dead_letters(shop: Shop, sale: Sale) -> None:
         topic, partition, offset = (headers[f"__connect.errors.{name}"] for name in ("topic", "partition", "offset"))
         found[Place(topic.decode(), int(partition), int(offset))] += 1
     _same("dead letters", found, Counter(sale.bad_places()))
+
+
+def check_vouchers(shop: Shop, sale: Sale) -> None:
+    """Each voucher that was earned is in MongoDB, and in the topic once."""
+    log = [
+        Bought(
+            event["customer_id"],
+            datetime.fromisoformat(event["purchased_at"]),
+            event["quantity"] * event["price"],
+            event["product_id"],
+        )
+        for event in sale.events.values()
+    ]
+    wanted = Counter(expected(msgspec.convert(PROMOTIONS, tuple[Rule, ...]), {}, log))
+    _same("vouchers in MongoDB", Counter(one["_id"] for one in shop.db.vouchers.find({}, {"_id": 1})), wanted)
+    told = Counter(json.loads(record.value)["voucher_id"] for record in shop.read("vouchers"))
+    _same("vouchers in the topic", told, wanted)
 
 
 _SUMS = ("customers", "purchases", "items", "spent")

@@ -26,6 +26,7 @@ def test_the_demo_verifies_what_it_did_and_goes_on_the_next_time(open_embedded_s
             assert done.status == 0, done
             assert f"Purchases: {total} in Kafka, {total} in MongoDB, {total} in the tables" in done.stdout
             assert "agree." in done.stdout
+            assert "The newest voucher: " in done.stdout
             assert shop.leftovers() == []
             assert shop.locked() == []
         demo = opened(shop)

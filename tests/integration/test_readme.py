@@ -152,13 +152,16 @@ class Tour:
             # The reader takes longer than that; here, until everything is committed.
             self.run(VERIFY, shlex.split(VERIFY))
             assert self.stop(block.terminal) == 0
+        exported: dict[str, str] = {}
         for line in block.lines:
             words = shlex.split(line)
-            if words[-1] == "servers":
+            if words[0] == "export":
+                exported |= [words[1].split("=", 1)]
+            elif words[-1] == "servers":
                 self.start(block.terminal, line)
                 self.wait(block.terminal, lambda: "Ctrl-C stops them." in self.said(block.terminal), "the servers")
             elif "worker" in words:
-                self.start(block.terminal, line)
+                self.start(block.terminal, line, exported)
                 self.open(block.terminal, self.port_in(words))
             elif words[0] == "curl":
                 (url,) = self.adapted(line)[1:]
@@ -210,6 +213,8 @@ class Tour:
             "list-products": lambda said: len(said.splitlines()) == 13,
             "list-customers": lambda said: len(re.findall(r"^\S", said, re.MULTILINE)) == 1,
             "price-history": lambda said: len(said.splitlines()) == 3 and "zł" in said,
+            "list-vouchers": lambda said: 1 <= said.count(" off ") <= 3,
+            "try-promotion": lambda said: re.match(r"tenth: [1-9]\d* vouchers for ", said) is not None,
             "dead-letters": self.is_retried if "retry" in words else self.is_dead_letter,
             "verify": self.is_verified,
         }[name]
@@ -287,6 +292,7 @@ class Tour:
 @pytest.fixture
 def tour(tmp_path: Path) -> Iterator[Tour]:
     """A reader in an empty folder, whose processes are gone after the test."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     reader = Tour(tmp_path)
     try:
         yield reader

@@ -258,6 +258,32 @@ def test_a_forgotten_partition_is_empty(shop: Shop) -> None:
     assert shop.count("anna") is None
 
 
+def test_a_table_of_other_values_has_no_sums_to_be_checked(tmp_path: Path) -> None:
+    """It is written, recovered and read like the counts; Faust sees JSON, also while it reads the changelog."""
+    other = Shop(tmp_path)
+    options = {"write_buffer_size": 1 << 20, "block_cache_size": 1 << 20, "max_write_buffer_number": 2}
+    table = CountTable(
+        other.app,
+        name="windows",
+        default=None,
+        options=options,
+        read_whole=other.read_whole,
+        value_type=None,
+        sums=False,
+    )
+    rows = {b"anna": b'{"era":1,"offset":7,"days":{"3":[1,{}]}}'}
+    table.recover(0, records(rows))
+    table.recover(0, records({b"anna": b'{"offset":9}'}, start=1))
+    asyncio.run(table.on_recovery_completed({TP(table.changelog_topic_name, 0), PLACE}, set()))
+    asyncio.run(table.check_late(0))
+    assert table.getter(0)(b"anna") == rows[b"anna"]
+    assert other.published == list(rows.items())
+    other.app.assignor.assigned_actives = lambda: {TP(table.changelog_topic_name, 0)}
+    assert table["anna"] == {"era": 1, "offset": 7, "days": {"3": [1, {}]}}
+    decoded = other.app.serializers.loads_value(table.value_type, rows[b"anna"], serializer="json")
+    assert decoded == table["anna"]
+
+
 class TestAudit:
     """Sums over customers against the sums that stand beside them."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -18,11 +19,13 @@ from hypothesis import strategies as st
 
 from shopflow.config import Config, MongoDB, load, variables
 from shopflow.errors import Refused
+from shopflow.rules import EXAMPLES, Rule
 
 ROOT = Path(__file__).parents[2]
 SECRET = "geheim-7f3a"  # noqa: S105 - looked for in messages
 
 Read = Callable[..., Config]
+Rules = tuple[Rule, ...]
 
 
 @pytest.fixture
@@ -69,10 +72,16 @@ def test_an_empty_file_is_the_defaults(read: Read) -> None:
 
 def test_the_example_file_has_every_field_with_its_default_and_its_variable() -> None:
     text = (ROOT / "config.yaml").read_text(encoding="utf-8")
-    assert dict(leaves(yaml.safe_load(text))) == dict(leaves(msgspec.to_builtins(Config())))
+    assert dict(leaves(yaml.safe_load(text))) == dict(leaves(json.loads(msgspec.json.encode(Config()))))
     assert load({"SHOPFLOW_CONFIG": str(ROOT / "config.yaml")}) == Config()
     beside = {line.split("#")[1].strip() for line in text.splitlines() if "# SHOPFLOW_" in line and ":" in line}
     assert beside == set(variables())
+
+
+def test_the_example_of_promotions_is_what_the_demo_uses() -> None:
+    """The file and rules.py, which is there without the file, say the same."""
+    config = load({"SHOPFLOW_CONFIG": str(ROOT / "examples" / "promotions.yaml")})
+    assert config == Config(promotions=msgspec.convert(EXAMPLES, Rules))
 
 
 def test_each_variable_stands_beside_its_own_field() -> None:
@@ -103,6 +112,9 @@ def test_every_variable_overrides_its_field_and_no_other(variable: str, read: Re
         "SHOPFLOW_EMBEDDED_MONGODB_PORT": "1024",
     }
     default = defaults[path]
+    if path == ("promotions",):  # not one value, but rules: as JSON
+        assert read(SHOPFLOW_PROMOTIONS=json.dumps(EXAMPLES)) == Config(promotions=msgspec.convert(EXAMPLES, Rules))
+        return
     text = others.get(variable, "other" if isinstance(default, str) else str(default * 2))
     found = dict(leaves(msgspec.to_builtins(read(**{variable: text}))))
     assert found.pop(path) == (yaml.safe_load(text) if isinstance(default, bool) else type(default)(text))
@@ -228,6 +240,7 @@ BAD_VALUES = [
     ("dead_letters.max_share", 1.01, "must be 0 to 1"),
     ("dead_letters.max_share", float("nan"), "must be 0 to 1"),
     ("dead_letters.window", 0, "must be 1 to 1000000"),
+    ("promotions", 3, "expected `array`, got `int`"),
 ]
 
 
@@ -343,6 +356,49 @@ def test_a_printed_configuration_shows_no_secret() -> None:
     assert SECRET not in repr(config)
     assert SECRET not in str(config)
     assert "embedded" in repr(Config().mongodb)
+
+
+SHARE = {"name": "bread", "kind": "share", "percent": 25, "days": 30, "product_types": ["bread"]}
+GIFT = {"text": "butter", "percent": 5}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"days": 0}, "promotions[0].days (rule bread): must be 1 to 366"),
+        ({"days": "x"}, "promotions[0].days (rule bread): expected `int`, got `str`"),
+        ({"percent": 100}, "promotions[0].percent (rule bread): must be 0 to less than 100"),
+        ({"product_ids": ["x"]}, "promotions[0].product_types (rule bread): must be given, or else `product_ids`"),
+        ({"product_types": [3]}, "promotions[0].product_types[0] (rule bread): expected `str`, got `int`"),
+        ({"min_spent": -1}, "promotions[0].min_spent (rule bread): must be 0 to"),
+        ({"colour": "red"}, "promotions[0].colour (rule bread): no such field"),
+        ({"kind": "party"}, "promotions[0].kind (rule bread): invalid value 'party'"),
+        ({"name": "Br:ead"}, "promotions[0].name (rule 'Br:ead'): must be 1 to 60 of a-z"),
+        ({"voucher": {"text": "x"}}, "promotions[0].voucher.percent (rule bread): must be given, or else `amount`"),
+        ({"voucher": {**GIFT, "valid_days": 0}}, "promotions[0].voucher.valid_days (rule bread): must be 1 to 3660"),
+        ({"voucher": {"percent": 5}}, "promotions[0].voucher.product_type (rule bread): must be given, or `text`"),
+        ({"voucher": 3}, "promotions[0].voucher (rule bread): expected `object`, got `int`"),
+    ],
+)
+def test_a_wrong_rule_is_refused_with_its_name_and_field(change: dict[str, Any], message: str, read: Read) -> None:
+    """In the file and in the environment; never at the first purchase."""
+    rules = [{**SHARE, "voucher": GIFT, **change}]
+    field, _, must = message.partition(": ")
+    assert refusal(read, SHOPFLOW_PROMOTIONS=json.dumps(rules)).startswith(f"SHOPFLOW_PROMOTIONS ({field}): {must}")
+    assert refusal(read, yaml.safe_dump({"promotions": rules})).startswith(f"config.yaml: {message}")
+
+
+def test_two_rules_of_one_name_are_refused(read: Read) -> None:
+    """Their vouchers would have the same ids."""
+    rule = {**SHARE, "voucher": GIFT}
+    assert "promotions: must be rules with names of their own" in refusal(
+        read, yaml.safe_dump({"promotions": [rule] * 2})
+    )
+
+
+def test_rules_in_the_environment_that_are_no_json_are_refused(read: Read) -> None:
+    assert refusal(read, SHOPFLOW_PROMOTIONS="[{").startswith("SHOPFLOW_PROMOTIONS (promotions): not JSON: ")
+    assert "promotions[0]: no such field" in refusal(read, "'promotions[0]': {}\npromotions: 3")
 
 
 def test_servers_elsewhere_are_accepted(read: Read) -> None:

@@ -47,9 +47,11 @@ def test_the_shops_topics_are_those_of_the_contract() -> None:
         "shop.purchase-prices": False,
         "shop.dead-letters": False,
         "shop.retries": True,
+        "shop.vouchers": False,
         "shopflow-purchase_counts-changelog": True,
         "shopflow-product_sales-changelog": True,
         "shop.customer-activity": True,
+        "shopflow-customer_windows-changelog": True,
     }
     assert {spec.partitions for spec in topics.SPECS} == {4}
     assert specs["shop.dead-letters"].max_message_bytes > specs["shop.purchases"].max_message_bytes

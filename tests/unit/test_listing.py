@@ -17,6 +17,7 @@ from shopflow.letters import Failure, Id, Letter, Mark, Outcome
 from shopflow.plots import Paper
 from shopflow.price_history import Course, Period, Prices
 from shopflow.store import Sold
+from shopflow.trying import Trial
 from shopflow.verification import Check, Report
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
@@ -401,3 +402,55 @@ def test_a_time_at_the_end_of_the_calendar_is_shown(year: int, monkeypatch: pyte
         finally:
             monkeypatch.undo()
             time.tzset()
+
+
+def voucher(**fields: Any) -> dict[str, Any]:
+    """A voucher as it is stored."""
+    at = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
+    return {"_id": "bread:anna:1", "rule": "bread", "customer_id": "anna", "issued_at": at, "valid_until": at, **fields}
+
+
+def listed(*vouchers: dict[str, Any], as_json: bool = False) -> list[str]:
+    """The lines of these vouchers."""
+
+    async def stream() -> AsyncIterator[dict[str, Any]]:
+        for one in vouchers:
+            yield one
+
+    async def collected() -> list[str]:
+        return [line async for line in listing.vouchers(stream(), as_json=as_json)]
+
+    return asyncio.run(collected())
+
+
+def test_a_voucher_is_a_line() -> None:
+    """Who has it, by which rule, what it is good for and until when."""
+    two = listed(voucher(product_type="masło", percent=20), voucher(text="a \x1b[2J", amount=1_050, customer_id="b\n"))
+    assert [line.partition("  ")[2] for line in two] == [
+        "anna  bread: 20% off masło, until 2026-05-01",
+        "b\\n  bread: 10,50 zł off a \\x1b[2J, until 2026-05-01",
+    ]
+    assert listed() == ["Vouchers: none yet."]
+
+
+def test_vouchers_as_json_are_an_array() -> None:
+    """With `voucher_id`, as in the event."""
+    assert json.loads("".join(listed(as_json=True))) == []
+    (first, second) = json.loads("".join(listed(voucher(percent=5), voucher(amount=7), as_json=True)))
+    assert (first["voucher_id"], first["percent"], second["amount"]) == ("bread:anna:1", 5, 7)
+    assert "_id" not in first
+
+
+def test_what_a_rule_would_have_given_is_said() -> None:
+    """How many, for how many, when, out of how much."""
+    trial = Trial("bread", of_registrations=False, looked_at=7)
+    assert listing.tried(trial, as_json=False) == (
+        "bread: 0 vouchers for 0 customers; 7 purchases were looked at, nothing was given."
+    )
+    trial.vouchers, trial.customers = 3, {"anna", "bob"}
+    trial.first = trial.last = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
+    assert listing.tried(trial, as_json=False).startswith("bread: 3 vouchers for 2 customers, from 2026-05-01 ")
+    assert json.loads(listing.tried(trial, as_json=True)) == {
+        "rule": "bread", "looked_at": 7, "vouchers": 3, "customers": 2,
+        "first": "2026-05-01T12:00:00Z", "last": "2026-05-01T12:00:00Z",
+    }  # fmt: skip

@@ -259,6 +259,7 @@ def test_the_table_of_events_is_the_schema() -> None:
         "shop.purchase-prices",
         "shop.retries",
         "shop.customer-activity",
+        "shop.vouchers",
     }
     activity = re.findall(r"`([^`]+)`", rows["shop.customer-activity"][2])
     assert activity == list(CustomerActivity._options.descriptors)

@@ -21,7 +21,9 @@ from shopflow.verification import Layout, Report, Tables, verify
 from shopflow.workers import Compared, Live, Worker
 from tests.fakes import FakeRecord, FakeStore
 
-LAYOUT = Layout("shop", "products", "customers", "purchases", "dead-letters", "changelog", "sales", "prices", 1)
+LAYOUT = Layout(
+    "shop", "products", "customers", "purchases", "dead-letters", "changelog", "sales", "prices", 1, "vouchers"
+)
 NOTHING = Lag(0, 0)
 
 

@@ -1,0 +1,178 @@
+"""The rules of promotions, as they stand in the configuration: typed, checked, explained."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, TypeAlias
+
+import msgspec
+
+__all__ = ["EXAMPLES", "City", "Gift", "Nth", "Rule", "Share", "Spent", "active"]
+
+MAX_DAYS = 366
+MAX_AMOUNT = 10**12
+
+_NAME = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,58}[a-z0-9])?")
+
+
+def _check(good: bool, field: str, must: str) -> None:
+    if not good:
+        raise ValueError(f"{field}: must be {must}")
+
+
+def _texts(values: tuple[str, ...]) -> bool:
+    return all(0 < len(value.strip()) <= 256 for value in values)
+
+
+class Gift(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What a voucher is good for."""
+
+    product_type: str = ""
+    """The type of products that it is for; empty: any, or what `text` says."""
+
+    text: str = ""
+    """What it is for, in words."""
+
+    percent: int = 0
+    """How much cheaper, in percent; or else:"""
+
+    amount: int = 0
+    """How much cheaper, in grosze."""
+
+    valid_days: int = 30
+    """How long it is good, from the event that it is given for."""
+
+    def __post_init__(self) -> None:
+        _check(len(self.product_type) <= 256, "product_type", "at most 256 characters")
+        _check(len(self.text) <= 1_000, "text", "at most 1000 characters")
+        _check(self.product_type != "" or self.text != "", "product_type", "given, or `text`")
+        _check(0 <= self.percent <= 100, "percent", "0 to 100")
+        _check(0 <= self.amount <= MAX_AMOUNT, "amount", f"0 to {MAX_AMOUNT}")
+        _check((self.percent > 0) != (self.amount > 0), "percent", "given, or else `amount`: one of the two")
+        _check(1 <= self.valid_days <= 3_660, "valid_days", "1 to 3660")
+
+
+class _Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind"):
+    """What all rules have."""
+
+    name: str
+    """What makes it itself: a voucher's id begins with it. Small letters, digits, `-` and `_`."""
+
+    voucher: Gift
+
+    enabled: bool = True
+    """False: it gives nothing, and can be tried."""
+
+    def __post_init__(self) -> None:
+        _check(_NAME.fullmatch(self.name) is not None, "name", "1 to 60 of a-z, 0-9, '-' and '_', no mark at an end")
+        self._check()
+
+    def _check(self) -> None:
+        """Raises:
+        ValueError: A field of its own is wrong.
+        """
+
+
+class Share(_Rule, tag="share", frozen=True):
+    """More than so much of what a customer spent in the last days went into some products. Once in so many days."""
+
+    percent: float
+    """More than this part of the amount spent, in percent."""
+
+    days: int
+    """The window: the day of the newest purchase, and those before it (UTC)."""
+
+    product_types: tuple[str, ...] = ()
+    """The types of the products; or else:"""
+
+    product_ids: tuple[str, ...] = ()
+    """The products themselves."""
+
+    min_spent: int = 0
+    """Not before so much was spent in the window, in grosze: the first purchase alone is always 0% or 100%."""
+
+    def _check(self) -> None:
+        _check(0 <= self.percent < 100, "percent", "0 to less than 100")
+        _check_days(self.days)
+        _check(bool(self.product_types) != bool(self.product_ids), "product_types", "given, or else `product_ids`")
+        _check(_texts(self.product_types), "product_types", "texts of 1 to 256 characters")
+        _check(_texts(self.product_ids), "product_ids", "texts of 1 to 256 characters")
+        _check(0 <= self.min_spent <= MAX_AMOUNT, "min_spent", f"0 to {MAX_AMOUNT}")
+
+
+class Spent(_Rule, tag="spent", frozen=True):
+    """A customer spent at least so much in the last days. Once in so many days."""
+
+    amount: int
+    """In grosze."""
+
+    days: int
+    """The window, as that of `Share`."""
+
+    def _check(self) -> None:
+        _check(1 <= self.amount <= MAX_AMOUNT, "amount", f"1 to {MAX_AMOUNT}")
+        _check_days(self.days)
+
+
+class Nth(_Rule, tag="nth", frozen=True):
+    """A customer's n-th purchase. Once."""
+
+    n: int
+
+    def _check(self) -> None:
+        _check(1 <= self.n <= 1_000_000_000, "n", "1 to 1000000000")
+
+
+class City(_Rule, tag="city", frozen=True):
+    """A customer of one of these cities registered. Once."""
+
+    cities: tuple[str, ...]
+    """Small and capital letters are the same."""
+
+    def _check(self) -> None:
+        _check(bool(self.cities) and _texts(self.cities), "cities", "one or more texts of 1 to 256 characters")
+
+
+Rule: TypeAlias = Share | Spent | Nth | City
+
+
+def _check_days(days: int) -> None:
+    _check(1 <= days <= MAX_DAYS, "days", f"1 to {MAX_DAYS}")
+
+
+def active(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
+    """Those that are switched on."""
+    return tuple(rule for rule in rules if rule.enabled)
+
+
+#: One rule of each kind, as they would stand in the configuration. The demo switches them on.
+EXAMPLES: tuple[dict[str, Any], ...] = (
+    {
+        "name": "bread-and-butter",
+        "kind": "share",
+        "product_types": ["pieczywo"],
+        "percent": 25,
+        "days": 30,
+        "min_spent": 5_000,
+        "voucher": {"product_type": "masło", "percent": 20, "valid_days": 14},
+    },
+    {
+        "name": "welcome",
+        "kind": "city",
+        "cities": ["Warszawa", "Kraków", "Łódź", "Wrocław"],
+        "voucher": {"text": "the first purchase", "amount": 1_000, "valid_days": 30},
+    },
+    {
+        "name": "tenth",
+        "kind": "nth",
+        "n": 10,
+        "voucher": {"product_type": "czekolada", "percent": 100, "valid_days": 7},
+    },
+    {
+        "name": "big-month",
+        "kind": "spent",
+        "amount": 20_000,
+        "days": 30,
+        "voucher": {"text": "any purchase", "percent": 5, "valid_days": 30},
+    },
+)

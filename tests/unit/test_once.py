@@ -1,0 +1,75 @@
+"""What is made of other records, sent once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Any
+
+import pytest
+from aiokafka.errors import KafkaConnectionError
+
+from shopflow.once import Once
+from tests.fakes import FakeRecord
+
+PLACE = ("shop.purchases", 0)
+
+
+class Topic:
+    """Numbers that were sent, and how often it was looked for them."""
+
+    def __init__(self) -> None:
+        self.numbers: list[int] = []
+        self.looks: list[int] = []
+        self.failures: list[Exception] = []
+        self.once: Once[int, int] = Once(self.find, lambda number: number)
+
+    async def find(self, place: Any, since: int) -> set[int]:
+        self.looks.append(since)
+        return set(self.numbers)
+
+    async def send_one(self, number: int) -> Awaitable[Any]:
+        self.numbers.append(number)
+
+        async def acknowledged() -> None:
+            if self.failures:
+                raise self.failures.pop()
+
+        return acknowledged()
+
+    def send(self, *numbers: int) -> list[int]:
+        """Send them; which were new."""
+        return asyncio.run(self.once.send(PLACE, FakeRecord(b"", b"", timestamp=1_000_000), numbers, self.send_one))
+
+
+def test_what_was_sent_before_is_not_sent_again() -> None:
+    """The topic is looked through once, a little further back than the record's time; then it is known."""
+    topic = Topic()
+    topic.numbers = [1]
+    assert topic.send(1, 2) == [2]
+    assert topic.send(2, 3) == [3]
+    assert topic.numbers == [1, 2, 3]
+    assert topic.looks == [400_000]
+
+
+def test_after_a_failure_and_after_a_rebalance_it_is_looked_again() -> None:
+    """A failed one may be there or not; others may have sent some meanwhile."""
+    topic = Topic()
+    topic.failures = [KafkaConnectionError("away")]
+    with pytest.raises(KafkaConnectionError):
+        topic.send(1)
+    assert topic.send(1, 2) == [2]
+    topic.once.forget()
+    topic.numbers.append(3)
+    assert topic.send(3) == []
+    assert len(topic.looks) == 3
+
+
+def test_what_is_dropped_is_no_longer_known() -> None:
+    """So that it does not grow for ever."""
+    topic = Topic()
+    topic.send(1, 2, 3)
+    topic.once.drop(PLACE, lambda number: number < 3)
+    topic.once.drop(("other", 0), lambda number: True)
+    known = asyncio.run(topic.once.known(PLACE, FakeRecord(b"", b"")))
+    assert known == {3}
