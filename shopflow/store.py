@@ -75,7 +75,7 @@ REQUESTS_AT_ONCE = 4
 CUSTOMERS_AT_ONCE = 100
 #: Documents at once where a whole collection is read in its order.
 PAGE_SIZE = 2_000
-#: A sum over all purchases sends nothing until it is done, so the socket's timeout is too short for it.
+#: A sum over all purchases, or their order, sends nothing until it is done: the socket's timeout is too short for it.
 SUM_SECONDS = 3_600.0
 
 #: What the URI may set otherwise.
@@ -695,12 +695,13 @@ class MongoStore:
         with _translated():
             found = self._collection(collection).find({"_id": {"$gt": after}}, batch_size=PAGE_SIZE).sort("_id", 1)
         async with found:
-            while True:
+            await self.ping()  # as in `_aggregate`
+            with _translated(), pymongo.timeout(SUM_SECONDS):  # some servers sort all before they send the first
+                page = await found.to_list(PAGE_SIZE)
+            while page:
+                yield page
                 with _translated():
                     page = await found.to_list(PAGE_SIZE)
-                if not page:
-                    return
-                yield page
 
     async def sizes(self) -> dict[str, int]:
         found = {}
