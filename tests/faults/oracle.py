@@ -248,6 +248,8 @@ def check(shop: Shop, workers: Sequence[Worker], sale: Sale) -> None:
     until(lambda: shared(workers, PARTITIONS), "the workers share the partitions", 60)
     for worker in workers:
         check_views(worker, sale)
+        check_sales(worker, sale)
+    check_activity(shop, sale)
     sums = [worker.counts() for worker in workers]
     check_sums({name: sum(each[name] for each in sums) for name in _SUMS}, sale)
     tables = shop.agrees()["tables"]
@@ -260,6 +262,7 @@ def check_rebuilt(shop: Shop, sale: Sale) -> Worker:
     worker = shop.start_worker()
     worker.ready(PARTITIONS, seconds=120)
     check_views(worker, sale)
+    check_sales(worker, sale)
     check_sums(worker.counts(), sale)
     return worker
 
@@ -304,6 +307,41 @@ def check_vouchers(shop: Shop, sale: Sale) -> None:
     _same("vouchers in MongoDB", Counter(one["_id"] for one in shop.db.vouchers.find({}, {"_id": 1})), wanted)
     told = Counter(json.loads(record.value)["voucher_id"] for record in shop.read("vouchers"))
     _same("vouchers in the topic", told, wanted)
+
+
+def check_sales(worker: Worker, sale: Sale) -> None:
+    """This worker tells the right sales of every product, ever and by hour, over all workers."""
+    for query, digits in (("by=total", 0), ("by=hour&since=1970-01-01&limit=10000", 13)):
+        wanted: dict[tuple[str, str], list[int]] = {}
+        for event in sale.events.values():
+            at = datetime.fromisoformat(event["purchased_at"]).astimezone(timezone.utc)
+            sums = wanted.setdefault((event["product_id"], at.isoformat()[:digits]), [0, 0, 0])
+            for place, number in enumerate((1, event["quantity"], event["quantity"] * event["price"])):
+                sums[place] += number
+
+        def asked(query: str = query, digits: int = digits) -> dict[tuple[str, str], list[int]] | None:
+            status, answer = worker.get(f"/sales/?{query}")
+            if status == 503:  # partitions change hands
+                return None
+            assert (status, answer.get("more")) == (200, False), answer
+            return {
+                (each["product_id"], each.get("start", "")[:digits]): [
+                    *(each["purchases"], each["units"], each["revenue"])
+                ]
+                for each in answer["sales"]
+            }
+
+        found = until(asked, f"worker {worker.port} tells the sales", 60)
+        _same(f"sales ({query}) on worker {worker.port}", found, wanted)
+
+
+def check_activity(shop: Shop, sale: Sale) -> None:
+    """The last record of each customer in `customer-activity` has the counts, and in a partition they never go back."""
+    last: dict[str, tuple[int, ...]] = {}
+    for record in shop.read("customer-activity"):
+        value = json.loads(record.value)
+        last[record.key.decode()] = tuple(value[name] for name in ("purchases", "items", "spent"))
+    _same("customers in customer-activity", last, sale.counts())
 
 
 _SUMS = ("customers", "purchases", "items", "spent")
