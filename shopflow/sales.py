@@ -7,8 +7,8 @@ every product; a product's sales are their sum.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
-from datetime import datetime, timezone
+from collections.abc import Callable, Collection, Sequence
+from datetime import date, datetime, timezone
 from typing import Any, NamedTuple
 
 from .counting import TOTALS_KEY, Changes, Count, Totals, decode_count, decode_totals
@@ -19,10 +19,8 @@ __all__ = ["PERIODS", "Sale", "advance", "key_of", "sale_of", "start_of"]
 #: Every purchase is in a row of each; the sums of a partition have it as often.
 PERIODS = ("total", "day", "hour")
 
-#: Characters of an ISO 8601 time that name the period.
-_DIGITS = {"total": 0, "day": 10, "hour": 13}
-
-Entry = tuple[int, int, int]  # offset, units, revenue
+Hour = tuple[int, str]  # hours since the year 0, UTC; product_id
+Fresh = Sequence[tuple[Any, Any]]  # records and purchases, each with its price, by offset
 
 
 class Sale(NamedTuple):
@@ -60,9 +58,26 @@ def sale_of(key: bytes, count: PurchaseCount) -> Sale:
     return Sale(period, start, product_id, count.purchases, count.items, count.spent)
 
 
+class Sum:
+    """What some purchases add up to."""
+
+    __slots__ = ("first", "last", "purchases", "revenue", "units")
+
+    def __init__(self, first: int) -> None:
+        self.first = self.last = first  #: offsets
+        self.purchases = self.units = self.revenue = 0
+
+    def add(self, other: Sum) -> None:
+        """Take in another sum."""
+        self.first, self.last = min(self.first, other.first), max(self.last, other.last)
+        self.purchases += other.purchases
+        self.units += other.units
+        self.revenue += other.revenue
+
+
 def advance(
     get: Callable[[bytes], bytes | None],
-    fresh: Iterable[tuple[Any, Any]],
+    fresh: Fresh,
     *,
     end: int,
     duplicates: Collection[int] = (),
@@ -70,7 +85,8 @@ def advance(
 ) -> Changes:
     """The sales after a batch that ends before offset `end`; the arguments are those of `counting.advance`.
 
-    Rows and sums are judged each by their own offset: a crash can leave one ahead of the other.
+    Rows and sums are judged each by their own offset: a crash can leave one ahead of the other. Nearly always none is;
+    then each purchase is looked at once, and the rows get the sums of their hours.
 
     Arguments:
         fresh: Records and purchases, each with its price.
@@ -79,20 +95,22 @@ def advance(
     totals = decode_totals(known) if known else Totals()
     rows: dict[str, PurchaseCount] = {}
     seen = totals.offset
-    for key, entries in _by_row(fresh).items():
+    sums = _by_row(_by_hour(fresh))
+    for key, added in sums.items():
         row = rows[key] = _row(get(key.encode()), totals.era)
-        for offset, units, revenue in _after(row.offset, entries):
-            if row.first < 0 or offset < row.first:
-                row.first = offset
-            row.purchases += 1
-            row.items += units
-            row.spent += revenue
-        row.offset = max(row.offset, *(entry[0] for entry in entries))
+        new = _after(row.offset, key, added, fresh)
+        if new is not None:
+            row.first = new.first if row.first < 0 else min(row.first, new.first)
+            row.purchases += new.purchases
+            row.items += new.units
+            row.spent += new.revenue
+        row.offset = max(row.offset, added.last)
         totals.customers += seen < row.first < end
-        for _, units, revenue in _after(seen, entries):
-            totals.purchases += 1
-            totals.items += units
-            totals.spent += revenue
+        unseen = _after(seen, key, added, fresh)
+        if unseen is not None:
+            totals.purchases += unseen.purchases
+            totals.items += unseen.units
+            totals.spent += unseen.revenue
     totals.duplicates += sum(offset > seen for offset in duplicates)
     totals.rejected += sum(offset > seen for offset in rejected)
     totals.offset = max(seen, end - 1)
@@ -105,18 +123,34 @@ def _row(value: bytes | None, era: int) -> PurchaseCount:
     return Count(era=era) if row is None or row.era < era else row
 
 
-def _after(offset: int, entries: Sequence[Entry]) -> Iterable[Entry]:
-    return entries if offset < min(entries)[0] else [entry for entry in entries if entry[0] > offset]
-
-
-def _by_row(fresh: Iterable[tuple[Any, Any]]) -> dict[str, list[Entry]]:
-    """The purchases of each row that they belong to."""
-    by_hour: dict[tuple[str, str], list[Entry]] = {}
+def _by_hour(fresh: Fresh) -> dict[Hour, Sum]:
+    sums: dict[Hour, Sum] = {}
     for record, event in fresh:
-        entry = (record.offset, event.quantity, event.quantity * event.price)
-        by_hour.setdefault((event.purchased_at.isoformat()[:13], event.product_id), []).append(entry)
-    rows: dict[str, list[Entry]] = {}
-    for (hour, product_id), entries in by_hour.items():
-        for period in PERIODS:
-            rows.setdefault(key_of(period, hour[: _DIGITS[period]], product_id), []).extend(entries)
+        at, quantity = event.purchased_at, event.quantity
+        hour = (at.toordinal() * 24 + at.hour, event.product_id)  # ten times as fast as any text
+        known = sums.get(hour)
+        if known is None:
+            known = sums[hour] = Sum(record.offset)
+        known.purchases += 1
+        known.units += quantity
+        known.revenue += quantity * event.price
+        known.last = record.offset
+    return sums
+
+
+def _by_row(hours: dict[Hour, Sum]) -> dict[str, Sum]:
+    rows: dict[str, Sum] = {}
+    for (hour, product_id), added in hours.items():
+        day = date.fromordinal(hour // 24).isoformat()
+        for period, start in (("total", ""), ("day", day), ("hour", f"{day}T{hour % 24:02}")):
+            rows.setdefault(key_of(period, start, product_id), Sum(added.first)).add(added)
     return rows
+
+
+def _after(offset: int, key: str, added: Sum, fresh: Fresh) -> Sum | None:
+    """What of a row's sum is behind this offset; None: nothing."""
+    if offset < added.first:
+        return added
+    if offset >= added.last:
+        return None
+    return _by_row(_by_hour([pair for pair in fresh if pair[0].offset > offset])).get(key)
