@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Sequence
 from typing import Any
 
-from shopflow.store import Document, Inserted, MongoStore
+from shopflow.store import Document, Inserted, MongoStore, PartSale
 
 # By its name in full: `shopflow.app` is the application, not the module.
 composition: Any = importlib.import_module("shopflow.app")
@@ -23,6 +23,13 @@ class Nowhere(MongoStore):
 
     async def insert_purchases(self, documents: Sequence[Document]) -> Inserted:
         return Inserted()
+
+    async def put_sales(self, partition: int, sales: Sequence[PartSale]) -> None: ...
+
+    async def sales_position(self, partition: int) -> tuple[int, int]:
+        return -1, -1
+
+    async def reached_sales(self, partition: int, position: tuple[int, int]) -> None: ...
 
 
 composition.store = Nowhere("nowhere")  # before the agents are imported

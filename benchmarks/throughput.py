@@ -42,12 +42,20 @@ COUNTERS = (
     Contender("quix", module("counts_quix"), started=QUIX_STARTED, share=0.5, collection=None),
 )
 
+#: What the sales and the customer activity cost: the worker as it is, and without what follows the counts.
+FOLLOWED = (
+    Contender("bare", (*module("bare_shopflow"), *WORKER), started=FAUST_STARTED),
+    Contender("shopflow", (sys.executable, "-m", "shopflow", *WORKER), started=FAUST_STARTED),
+)
+
 LOADS: dict[str, tuple[Load, Sequence[Contender]]] = {
     "1000": (Load("1000-customers", 1_000), (*CONTENDERS, MODEL)),
     "1000000": (Load("1000000-customers", 1_000_000), CONTENDERS),
     "repeated": (Load("5-percent-repeated", 1_000, repeated=0.05), CONTENDERS),
     "counts-1000": (Load("counts-1000-customers", 1_000), COUNTERS),
     "counts-1000000": (Load("counts-1000000-customers", 1_000_000), COUNTERS),
+    "followed-1000": (Load("followed-1000-customers", 1_000), FOLLOWED),
+    "followed-1000000": (Load("followed-1000000-customers", 1_000_000), FOLLOWED),
 }
 
 

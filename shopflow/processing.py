@@ -221,7 +221,7 @@ class Processing:
         self._dead_letters = dead_letters
         self._limit = limit
         self._sold = sold
-        self._followers = followers
+        self.followers = followers
         self._on_rejected = on_rejected
         self._registrars = registrars
         self._decode_product = Decoder(Product, "product_id", max_event_bytes)
@@ -272,7 +272,7 @@ class Processing:
                 self._counts.getter(partition), counted, end=batch.end, duplicates=repeated, rejected=rejected
             )
             await self._counts.enter(batch, changes.rows())  # 3, 4
-            for follower in self._followers:
+            for follower in self.followers:
                 await follower.follow(batch, Counting(partition, batch.end, fresh, repeated, rejected, changes))  # 5
         self._sold([event for _, event in fresh])
 

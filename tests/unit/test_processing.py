@@ -747,7 +747,7 @@ def test_who_follows_the_counts_gets_what_is_new_before_the_batch_is_finished(sh
             shop.events.append("followed")
             seen.append(counting)
 
-    shop.processing._followers = (Following(),)
+    shop.processing.followers = (Following(),)
     shop.handle(shop.batch(purchase("p1")))
     assert shop.events[-3:] == ["changelog", "followed", "finished"]
     shop.handle(shop.batch(purchase("p1"), purchase("p2", quantity=0), purchase("p3"), start=1))

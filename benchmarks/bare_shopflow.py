@@ -1,0 +1,17 @@
+"""shopflow's worker with nothing that follows the counts: no sales, no customer activity. For measurements only.
+
+Beside the worker as it is, it shows what these cost.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+# By its name in full: `shopflow.app` is the application, not the module.
+composition: Any = importlib.import_module("shopflow.app")
+
+if __name__ == "__main__":
+    agents: Any = importlib.import_module("shopflow.agents")
+    agents.processing.followers = ()
+    composition.app.main()
