@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
@@ -11,7 +12,7 @@ from .board import Snapshot
 from .kafka import Span
 from .letters import Letter
 
-__all__ = ["Condition", "Level", "Report", "Sentence", "Totals", "Waiting", "WorkerState", "sentences"]
+__all__ = ["Condition", "Learned", "Level", "Report", "Sentence", "Totals", "Waiting", "WorkerState", "sentences"]
 
 #: "good", "warn" or "bad".
 Level = str
@@ -77,6 +78,20 @@ class Waiting:
 
 
 @dataclass(frozen=True)
+class Learned:
+    """What is known beyond the last minutes.
+
+    Arguments:
+        ever, today: The products of which most was sold, as documents, the most first; today begins at 0:00 UTC.
+        vouchers: The latest, as documents, newest first.
+    """
+
+    ever: Sequence[Mapping[str, Any]] = ()
+    today: Sequence[Mapping[str, Any]] = ()
+    vouchers: Sequence[Mapping[str, Any]] = ()
+
+
+@dataclass(frozen=True)
 class Condition:
     """The shop at a moment.
 
@@ -88,6 +103,7 @@ class Condition:
         kafka, mongodb: Why it does not answer; empty when it does; None: not known yet.
         letters: The latest dead letters, newest first; `dead` is how many there are.
         products, customers: Their names, by id, as far as they are known.
+        learned: What MongoDB knows of all that was sold, and of the vouchers.
     """
 
     at: float
@@ -103,6 +119,7 @@ class Condition:
     dead: int = 0
     products: Mapping[str, str] = field(default_factory=dict)
     customers: Mapping[str, str] = field(default_factory=dict)
+    learned: Learned = field(default_factory=Learned)
 
     def owners(self, topic: str) -> dict[int, WorkerState]:
         """The worker of each partition of a topic that has one, as far as they answer."""

@@ -23,6 +23,7 @@ __all__ = [
     "customers",
     "dead_letter",
     "dead_letters",
+    "gift",
     "money",
     "price_history",
     "products",
@@ -178,11 +179,16 @@ async def vouchers(documents: AsyncIterator[Document], *, as_json: bool) -> Asyn
 
 def voucher(document: Document) -> str:
     """One voucher, in a line."""
-    less = f"{document['percent']}%" if "percent" in document else money(document["amount"])
-    what = ", ".join(visible(document[name], _SHORT) for name in ("product_type", "text") if name in document)
     until = document["valid_until"].astimezone().date()
     customer = visible(document["customer_id"])
-    return f"{_time(document['issued_at'])}  {customer}  {document['rule']}: {less} off {what}, until {until}"
+    return f"{_time(document['issued_at'])}  {customer}  {document['rule']}: {gift(document)}, until {until}"
+
+
+def gift(document: Mapping[str, Any]) -> str:
+    """What a voucher is for."""
+    less = f"{document['percent']}%" if "percent" in document else money(document["amount"])
+    what = ", ".join(visible(document[name], _SHORT) for name in ("product_type", "text") if name in document)
+    return f"{less} off {what}"
 
 
 def tried(trial: Trial, *, as_json: bool) -> str:

@@ -6,7 +6,9 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -16,7 +18,7 @@ from yarl import URL
 from . import kafka, letters, peers, topics
 from .app import app, board, bootstrap, config, kafka_outage, limit, mongodb_outage, store
 from .board import Snapshot, merged
-from .condition import Condition, Report, Totals, Waiting, WorkerState
+from .condition import Condition, Learned, Report, Totals, Waiting, WorkerState
 from .counting import summed
 from .errors import ShopflowError, Unavailable
 from .kafka import Span
@@ -32,11 +34,15 @@ T = TypeVar("T")
 #: How old an answer may be until it is asked for anew.
 _BOARDS_SECONDS = 0.9
 _SERVERS_SECONDS = 2.0
+_LEARNED_SECONDS = 5.0
+_REST = 9.0
 #: How long one may take; until then, or until it is there, the page shows the one before.
 _MOST_SECONDS = 5.0
 _WAIT_SECONDS = 1.0
 #: Dead letters that are shown.
 _LETTERS = 20
+#: Products that sold best, and vouchers, that are shown.
+_BESTSELLERS, _VOUCHERS = 10, 8
 #: How many measurements are kept to tell a trend.
 _TREND = 60
 
@@ -48,13 +54,21 @@ class Kept(Generic[T]):
         ask: Gets it; may raise `Unavailable`.
         seconds: How old it may be.
         first: What counts until there is one.
+        rest: It is left alone for so many times as long as the last answer took.
     """
 
     def __init__(
-        self, ask: Callable[[], Awaitable[T]], seconds: float, first: T, clock: Callable[[], float] = time.monotonic
+        self,
+        ask: Callable[[], Awaitable[T]],
+        seconds: float,
+        first: T,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        rest: float = 0.0,
     ) -> None:
         self._ask = ask
-        self._seconds = seconds
+        self._seconds = self._pause = seconds
+        self._rest = rest
         self._clock = clock
         self._asked: float | None = None
         self._task: asyncio.Task[None] | None = None
@@ -64,13 +78,14 @@ class Kept(Generic[T]):
 
     async def get(self, patience: float = _WAIT_SECONDS) -> T:
         """The answer: a fresh one if it comes in time, else the one before."""
-        if self._task is None and (self._asked is None or self._clock() - self._asked >= self._seconds):
+        if self._task is None and (self._asked is None or self._clock() - self._asked >= self._pause):
             self._task = asyncio.create_task(self._refresh())
         if self._task is not None:
             await asyncio.wait({self._task}, timeout=patience)
         return self.answer
 
     async def _refresh(self) -> None:
+        began = self._clock()
         try:
             self.answer = await asyncio.wait_for(self._ask(), _MOST_SECONDS)
             self.failure = ""
@@ -80,6 +95,7 @@ class Kept(Generic[T]):
             self.failure = f"no answer within {_MOST_SECONDS:g} s"
         finally:
             self._asked, self._task = self._clock(), None
+            self._pause = max(self._seconds, self._rest * (self._asked - began))
 
 
 @dataclass(frozen=True)
@@ -155,11 +171,22 @@ async def _settled(spans: Mapping[str, Mapping[int, Span]]) -> dict[str, dict[in
     return settled
 
 
+async def _ask_learned() -> Learned:
+    today = datetime.now(timezone.utc).replace(hour=0, minute=0, second=0, microsecond=0)
+    ever, of_today = await asyncio.gather(
+        store.best_sellers("total", None, _BESTSELLERS), store.best_sellers("day", today, _BESTSELLERS)
+    )
+    async with aclosing(store.vouchers(limit=_VOUCHERS)) as found:
+        return Learned(ever, of_today, [voucher async for voucher in found])
+
+
 async def _ask_mongodb() -> _Names:
     await store.ping()
-    seen = _seen()
+    seen, learned = _seen(), _learned.answer
     products = {one.product_id for one in seen.bestsellers} | {sale.product_id for sale in seen.latest}
+    products |= {sale["product_id"] for sale in (*learned.ever, *learned.today)}
     customers = {sale.customer_id for sale in seen.latest}
+    customers |= {voucher["customer_id"] for voucher in learned.vouchers}
     return _Names(
         _named(await store.documents("products", products), "name"),
         _named(await store.documents("customers", customers), "first_name", "last_name"),
@@ -178,6 +205,7 @@ _standing = Standing()
 _trend: deque[Waiting] = deque(maxlen=_TREND)
 _workers: Kept[list[WorkerState]] = Kept(_ask_workers, _BOARDS_SECONDS, [])
 _log: Kept[_Log] = Kept(_ask_kafka, _SERVERS_SECONDS, _Log())
+_learned: Kept[Learned] = Kept(_ask_learned, _LEARNED_SECONDS, Learned(), rest=_REST)
 _names: Kept[_Names] = Kept(_ask_mongodb, _SERVERS_SECONDS, _Names())
 
 
@@ -190,7 +218,7 @@ async def sales() -> Snapshot:
 async def condition() -> Condition:
     """The shop as it is now. Takes at most some seconds, whoever does not answer."""
     seen = await sales()
-    log, names = await asyncio.gather(_log.get(), _names.get())
+    log, names, learned = await asyncio.gather(_log.get(), _names.get(), _learned.get())
     return Condition(
         at=time.time(),
         workers=_workers.answer,
@@ -205,6 +233,7 @@ async def condition() -> Condition:
         dead=log.dead,
         products=names.products,
         customers=names.customers,
+        learned=learned,
     )
 
 

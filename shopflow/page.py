@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import aclosing
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -12,21 +14,21 @@ import msgspec
 from aiohttp.web import FileResponse
 from jinja2 import Environment, FileSystemLoader
 
-from . import charts, overview, peers, showing
+from . import charts, overview, peers, product_watching, showing
 from .app import app, store
 from .errors import Unavailable
 from .models import MAX_ID_LENGTH
 from .store import Document
 from .workers import reason
 
-__all__ = ["board", "chart", "data", "index", "series", "static"]
+__all__ = ["board", "chart", "course", "data", "index", "series", "static"]
 
 _HERE = Path(__file__).parent
 _STATIC = _HERE / "static"
 _OWN_FILES = ("page.js", "page.css")
 _BOKEH = "bokeh.min.js"
-#: Purchases of a customer that are shown.
-_PURCHASES = 20
+#: Purchases of a customer, and vouchers, that are shown.
+_PURCHASES, _VOUCHERS = 20, 10
 _MONGODB_SECONDS = 3.0
 
 #: Nothing but what the worker itself serves; no script in the page itself, whatever names hold. Bokeh puts style
@@ -45,14 +47,19 @@ _templates = Environment(
 @app.page("/")
 async def index(web: Any, request: Any) -> Any:
     """The page."""
-    wanted = request.query.get("customer", "").strip()
-    now, customer = await asyncio.gather(overview.condition(), _customer(wanted))
+    wanted, product_id = request.query.get("customer", "").strip(), _product_id(request)
+    now, customer, product = await asyncio.gather(
+        overview.condition(), _customer(wanted), product_watching.shown(product_id)
+    )
     drawn = charts.available()
     html = _templates.get_template("page.html").render(
         now=showing.shown(now),
         topics=[topic.rpartition(".")[2] for topic in now.topics],
         wanted=wanted,
         customer=customer,
+        product_id=product_id,
+        product=product,
+        today=showing.day_and_time(datetime.now(timezone.utc).replace(hour=0, minute=0))[len("2026-01-31 ") : -3],
         charts=drawn,
     )
     policy = _POLICY.format(styles=" 'unsafe-inline'" if drawn else "")
@@ -61,8 +68,12 @@ async def index(web: Any, request: Any) -> Any:
 
 @app.page("/page/data.json")
 async def data(web: Any, request: Any) -> Any:
-    """What changes on the page, each time it is fetched."""
-    return _json(web, showing.shown(await overview.condition()))
+    """What changes on the page, each time it is fetched; with `?product=ID` that product's prices, too."""
+    now, product = await asyncio.gather(overview.condition(), product_watching.shown(_product_id(request)))
+    shown = showing.shown(now)
+    if product:
+        shown.facts, shown.tables["prices"] = product.facts, product.prices
+    return _json(web, shown)
 
 
 @app.page("/page/series.json")
@@ -71,12 +82,24 @@ async def series(web: Any, request: Any) -> Any:
     return _json(web, showing.series(await overview.sales(), time.time()))
 
 
+@app.page("/page/course.json")
+async def course(web: Any, request: Any) -> Any:
+    """The columns of a product's chart: `?product=ID`."""
+    return _json(web, await product_watching.course(_product_id(request)))
+
+
 @app.page("/page/charts.json")
 async def chart(web: Any, request: Any) -> Any:
-    """The charts, as Bokeh's script takes them; with `?dark=1` in dark colours, with `?wide=1` side by side."""
+    """The charts, as Bokeh's script takes them; with `?dark=1` in dark colours, with `?wide=1` side by side.
+
+    With `?product=ID` that product's.
+    """
     if not charts.available():
         return web.json({"error": "the extra `page` is not installed: there are no charts"}, status=404)
     wanted = {name: request.query.get(name) == "1" for name in ("dark", "wide")}
+    if product_id := _product_id(request):
+        url = f"/page/course.json?product={quote(product_id.encode('utf-8', 'backslashreplace'), safe='')}"
+        return web.json(await asyncio.to_thread(charts.product, url, dark=wanted["dark"]), headers=_FRESH)
     return web.json(await asyncio.to_thread(charts.document, **wanted), headers=_FRESH)
 
 
@@ -95,6 +118,10 @@ async def board(web: Any, request: Any) -> Any:
     return _json(web, overview.report())
 
 
+def _product_id(request: Any) -> str:
+    return str(request.query.get("product", "")).strip()
+
+
 def _json(web: Any, answer: Any) -> Any:
     return web.bytes(msgspec.json.encode(answer), content_type="application/json", headers=_FRESH)
 
@@ -107,11 +134,12 @@ async def _customer(customer_id: str) -> showing.Customer | None:
         problem = f"A customer's id has at most {MAX_ID_LENGTH} characters."
         return showing.customer(customer_id, None, None, [], [problem])
     problems: list[str] = []
-    (count, why), (document, purchases, away) = await asyncio.gather(_count(customer_id), _stored(customer_id))
+    (count, why), (stored, away) = await asyncio.gather(_count(customer_id), _stored(customer_id))
+    document, purchases, vouchers = stored
     problems += filter(None, [why, away])
-    if not problems and not count and not document and not purchases:
+    if not problems and not count and not document and not purchases and not vouchers:
         problems.append("There is no customer with this id.")
-    return showing.customer(customer_id, count, document, purchases, problems)
+    return showing.customer(customer_id, count, document, purchases, problems, vouchers=vouchers)
 
 
 async def _count(customer_id: str) -> tuple[dict[str, int] | None, str]:
@@ -125,10 +153,18 @@ async def _count(customer_id: str) -> tuple[dict[str, int] | None, str]:
     return None, "" if status == 404 else f"The counts are not known now: {reason(body, status)}."
 
 
-async def _stored(customer_id: str) -> tuple[Document | None, list[Document], str]:
+_Stored = tuple[Document | None, list[Document], list[Document]]  # the customer, purchases, vouchers
+
+
+async def _stored(customer_id: str) -> tuple[_Stored, str]:
     try:
-        found = await asyncio.wait_for(store.documents("customers", [customer_id]), _MONGODB_SECONDS)
-        purchases = await asyncio.wait_for(store.last_purchases(customer_id, _PURCHASES), _MONGODB_SECONDS)
+        return await asyncio.wait_for(_read(customer_id), _MONGODB_SECONDS), ""
     except (Unavailable, asyncio.TimeoutError):
-        return None, [], "MongoDB does not answer: the customer's name and purchases are not known now."
-    return found.get(customer_id), purchases, ""
+        return (None, [], []), "MongoDB does not answer: the customer's name and purchases are not known now."
+
+
+async def _read(customer_id: str) -> _Stored:
+    found = await store.documents("customers", [customer_id])
+    purchases = await store.last_purchases(customer_id, _PURCHASES)
+    async with aclosing(store.vouchers(customer_id, _VOUCHERS)) as given:
+        return found.get(customer_id), purchases, [voucher async for voucher in given]

@@ -11,6 +11,8 @@ from .store import BEGINNING, PriceHistory, Sold, Store
 
 __all__ = ["Course", "Period", "Prices", "course", "periods", "read"]
 
+#: Up to so long, what was sold is shown by the minute, where that is wanted.
+_BY_THE_MINUTE = timedelta(hours=2)
 #: Up to so long, what was sold is shown by the hour; beyond, by the day.
 _BY_THE_HOUR = timedelta(days=4)
 #: The shortest time that is shown.
@@ -53,7 +55,7 @@ class Course:
     start: datetime
     end: datetime
     bucket: str
-    """`hour` or `day`, in UTC."""
+    """`minute`, `hour` or `day`, in UTC."""
 
     sold: tuple[Sold, ...]
     """By time; without those in which nothing was sold."""
@@ -61,7 +63,7 @@ class Course:
     @property
     def width(self) -> timedelta:
         """How long a bucket is."""
-        return timedelta(hours=1) if self.bucket == "hour" else timedelta(days=1)
+        return timedelta(**{f"{self.bucket}s": 1})
 
 
 def periods(history: PriceHistory) -> list[Period]:
@@ -76,13 +78,14 @@ def periods(history: PriceHistory) -> list[Period]:
     return [Period(since, until, price) for (since, price), (until, _) in pairwise([*changes, (None, None)])]
 
 
-async def read(store: Store, product_id: str, since: datetime | None = None) -> Prices | None:
+async def read(store: Store, product_id: str, since: datetime | None = None, most: int | None = None) -> Prices | None:
     """The prices of a product; None if nobody ever offered it.
 
     What was sold before the first price is a period of its own, without a `since`, if anything was.
 
     Arguments:
         since: Only prices that were in force then or later; each with all that was sold at it.
+        most: Only so many, the last; None: all.
 
     Raises:
         Unavailable: MongoDB does not answer.
@@ -92,6 +95,7 @@ async def read(store: Store, product_id: str, since: datetime | None = None) -> 
         return None
     product = (await store.documents("products", [product_id])).get(product_id, {})
     wanted = [one for one in periods(history) if since is None or one.until is None or one.until > since]
+    wanted = wanted if most is None else wanted[-most:]
     sold = await store.units_in(product_id, [(one.since, one.until) for one in wanted])
     found = [
         Period(one.since, one.until, one.price, sums.units, sums.revenue)
@@ -103,13 +107,20 @@ async def read(store: Store, product_id: str, since: datetime | None = None) -> 
 
 
 async def course(
-    store: Store, product_id: str, prices: Sequence[Period], now: datetime, since: datetime | None = None
+    store: Store,
+    product_id: str,
+    prices: Sequence[Period],
+    now: datetime,
+    since: datetime | None = None,
+    *,
+    by_the_minute: bool = False,
 ) -> Course:
     """What was sold of a product up to now, by the hour or by the day.
 
     Arguments:
         prices: Its prices, as `read` gives them.
         since: Where it begins, but not before the first price, or the first purchase if that is unknown.
+        by_the_minute: Where it is short, by the minute.
 
     Raises:
         Unavailable: MongoDB does not answer.
@@ -120,4 +131,5 @@ async def course(
         known = by_day[0].since if by_day else None
     start = min(max(since or BEGINNING, known or now), now - _SHORTEST)
     bucket = "hour" if now - start <= _BY_THE_HOUR else "day"
+    bucket = "minute" if by_the_minute and now - start <= _BY_THE_MINUTE else bucket
     return Course(start, now, bucket, tuple(await store.units_over_time(product_id, start, now, bucket)))

@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
-from typing import TypeAlias
+from typing import Any, TypeAlias
 from urllib.parse import quote
 
 import msgspec
 
 from .board import Snapshot
 from .condition import Condition, Totals, WorkerState, sentences
-from .listing import money, visible
+from .listing import gift, money, visible
 from .store import Document
 
-__all__ = ["Cell", "Customer", "Series", "Shown", "customer", "customer_link", "series", "shown"]
+__all__ = [
+    "Cell",
+    "Customer",
+    "Rows",
+    "Series",
+    "Shown",
+    "customer",
+    "customer_link",
+    "day_and_time",
+    "grouped",
+    "product_link",
+    "series",
+    "short",
+    "shown",
+]
 
 #: Seconds that the charts show; the one that has just begun is not among them.
 CHART_SECONDS = 300
@@ -49,6 +64,8 @@ class Shown(msgspec.Struct):
     numbers: dict[str, str]
     tables: dict[str, Rows]
     time: str
+    facts: dict[str, str] = {}
+    """Of the product that is looked at."""
 
 
 class Series(msgspec.Struct):
@@ -67,6 +84,7 @@ class Customer(msgspec.Struct):
     facts: dict[str, str]
     purchases: Rows
     problems: list[str]
+    vouchers: Rows
 
 
 def series(board: Snapshot, now: float) -> Series:
@@ -101,6 +119,9 @@ def shown(now: Condition) -> Shown:
         tables={
             "partitions": _partitions(now),
             "bestsellers": _bestsellers(now),
+            "today": _sold(now, now.learned.today),
+            "ever": _sold(now, now.learned.ever),
+            "vouchers": _vouchers(now),
             "latest": _latest(now),
             "letters": _letters(now),
             "minutes": _minutes(now),
@@ -136,14 +157,15 @@ def _numbers(now: Condition) -> dict[str, str]:
     return {
         "Purchases a second": f"{recent / _AVERAGE_SECONDS:.1f}",
         "Money a minute": money(sum(_money(now.board, last - ago) for ago in range(60))),
-        "Events waiting": _UNKNOWN if now.waiting is None else _grouped(now.waiting),
-        "Purchases so far": _grouped(totals.purchases),
+        "Events waiting": _UNKNOWN if now.waiting is None else grouped(now.waiting),
+        "Purchases so far": grouped(totals.purchases),
         "Money so far": money(totals.spent),
-        "Dead letters": _UNKNOWN if now.spans is None else _grouped(now.dead),
+        "Dead letters": _UNKNOWN if now.spans is None else grouped(now.dead),
     }
 
 
-def _grouped(number: int) -> str:
+def grouped(number: int) -> str:
+    """A number with spaces between its thousands."""
     return f"{number:,}".replace(",", "\N{NO-BREAK SPACE}")
 
 
@@ -175,17 +197,51 @@ def _state(having: Sequence[WorkerState], *, missing: bool, silent: bool) -> Cel
 
 def _waiting(now: Condition, topic: str, number: int) -> str:
     span = (now.spans or {}).get(topic, {}).get(number)
-    return _UNKNOWN if span is None else _grouped(span.end - span.done)
+    return _UNKNOWN if span is None else grouped(span.end - span.done)
 
 
 def _bestsellers(now: Condition) -> Rows:
     return [
         [
-            Cell(_short(now.products.get(one.product_id) or one.product_id)),
-            Cell(_grouped(one.items)),
+            _product(now, one.product_id),
+            Cell(grouped(one.items)),
             Cell(money(one.value)),
         ]
         for one in now.board.bestsellers[:_BESTSELLERS]
+    ]
+
+
+def _sold(now: Condition, sales: Sequence[Mapping[str, Any]]) -> Rows:
+    return [
+        [_product(now, one["product_id"]), Cell(grouped(one["units"])), Cell(money(one["revenue"]))] for one in sales
+    ]
+
+
+def _product(now: Condition, product_id: str) -> Cell:
+    return Cell(short(now.products.get(product_id) or product_id), product_link(product_id))
+
+
+def _buyer(now: Condition, customer_id: str) -> Cell:
+    return Cell(short(now.customers.get(customer_id) or customer_id), customer_link(customer_id))
+
+
+def _vouchers(now: Condition) -> Rows:
+    return [
+        [
+            Cell(day_and_time(one["issued_at"])),
+            _buyer(now, one["customer_id"]),
+            *_given(one),
+        ]
+        for one in now.learned.vouchers
+    ]
+
+
+def _given(voucher: Mapping[str, Any]) -> list[Cell]:
+    """Which rule gave what, and until when."""
+    return [
+        Cell(short(voucher["rule"])),
+        Cell(visible(gift(voucher), _LONG)),
+        Cell(day_and_time(voucher["valid_until"])[: len("2026-01-31")]),
     ]
 
 
@@ -193,9 +249,9 @@ def _latest(now: Condition) -> Rows:
     return [
         [
             Cell(_clock(sale.at)),
-            Cell(_short(now.customers.get(sale.customer_id) or sale.customer_id), customer_link(sale.customer_id)),
-            Cell(_short(now.products.get(sale.product_id) or sale.product_id)),
-            Cell(_grouped(sale.quantity)),
+            _buyer(now, sale.customer_id),
+            _product(now, sale.product_id),
+            Cell(grouped(sale.quantity)),
             Cell(money(sale.value)),
         ]
         for sale in now.board.latest[:_LATEST]
@@ -205,9 +261,9 @@ def _latest(now: Condition) -> Rows:
 def _letters(now: Condition) -> Rows:
     return [
         [
-            Cell(_time(letter.time)),
+            Cell(day_and_time(letter.time)),
             Cell(visible(letter.reason, _LONG) or "none given"),
-            Cell(f"{_short(letter.topic)}:{letter.partition}:{letter.offset}" if letter.topic else "unknown"),
+            Cell(f"{short(letter.topic)}:{letter.partition}:{letter.offset}" if letter.topic else "unknown"),
             Cell(str(letter.id)),
         ]
         for letter in now.letters
@@ -222,7 +278,7 @@ def _minutes(now: Condition) -> Rows:
         sums = [now.board.seconds.get(second, (0, 0)) for second in range(minute * 60, minute * 60 + 60)]
         since = datetime.fromtimestamp(minute * 60).astimezone()
         purchases, earned = sum(count for count, _ in sums), sum(grosze for _, grosze in sums)
-        rows.append([Cell(f"{since:%H:%M}"), Cell(_grouped(purchases)), Cell(money(earned))])
+        rows.append([Cell(f"{since:%H:%M}"), Cell(grouped(purchases)), Cell(money(earned))])
     return rows
 
 
@@ -231,12 +287,19 @@ def customer_link(customer_id: str) -> str:
     return f"/?customer={quote(customer_id.encode('utf-8', 'backslashreplace'), safe='')}#customer"
 
 
+def product_link(product_id: str) -> str:
+    """Where a product is shown."""
+    return f"/?product={quote(product_id.encode('utf-8', 'backslashreplace'), safe='')}#product"
+
+
 def customer(
     customer_id: str,
     count: Mapping[str, int] | None,
     document: Document | None,
     purchases: Sequence[Document],
     problems: Sequence[str],
+    *,
+    vouchers: Sequence[Document] = (),
 ) -> Customer:
     """What is known of a customer.
 
@@ -250,32 +313,38 @@ def customer(
     facts = {}
     if known:
         address = (str(known[field]) for field in ("address", "city") if known.get(field))
-        facts = {"Address": visible(", ".join(address), _LONG), "Registered": _time(known["registered_at"])}
+        facts = {"Address": visible(", ".join(address), _LONG), "Registered": day_and_time(known["registered_at"])}
     if count:
         facts |= {
-            "Purchases": _grouped(count["purchases"]),
-            "Items": _grouped(count["items"]),
+            "Purchases": grouped(count["purchases"]),
+            "Items": grouped(count["items"]),
             "Spent": money(count["spent"]),
         }
     rows = [
         [
-            Cell(_time(one["purchased_at"])),
-            Cell(_short(str(one.get("product_name") or one["product_id"]))),
-            Cell(_grouped(one["quantity"])),
+            Cell(day_and_time(one["purchased_at"])),
+            Cell(short(str(one.get("product_name") or one["product_id"])), product_link(str(one["product_id"]))),
+            Cell(grouped(one["quantity"])),
             Cell(money(one["price"])),
             Cell(money(one["value"])),
         ]
         for one in purchases
     ]
-    return Customer(visible(customer_id, _LONG), _short(name), facts, rows, [visible(problem) for problem in problems])
+    given = [[Cell(day_and_time(one["issued_at"])), *_given(one)] for one in vouchers]
+    said = [visible(problem) for problem in problems]
+    return Customer(visible(customer_id, _LONG), short(name), facts, rows, said, given)
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
+    """A name, as a table has it."""
     return visible(text, _SHORT)
 
 
-def _time(at: datetime) -> str:
-    return f"{at.astimezone():%Y-%m-%d %H:%M:%S}"
+def day_and_time(at: datetime) -> str:
+    """Of the place where the shop is."""
+    with suppress(OverflowError, ValueError):  # in the years 1 and 9999 not every place has a time for it
+        at = at.astimezone()
+    return f"{at:%Y-%m-%d %H:%M:%S}"
 
 
 def _clock(at: float, *, zone: bool = False) -> str:

@@ -383,6 +383,9 @@ class Store(Writes, Protocol):
         Documents with `product_id`, `period`, `start`, `purchases`, `units`, `revenue`.
         """
 
+    async def best_sellers(self, period: str, start: datetime | None, limit: int) -> list[Document]:
+        """The products of which most units were sold in this one period, the most first; documents as of `sales`."""
+
     async def clear_sales(self) -> None:
         """Forget all sales: they are counted anew."""
 
@@ -454,6 +457,11 @@ class MongoStore:
         cursor = self._collection(SALES).find(found, {"parts": 0}).sort("start", 1)
         async for document in _each(cursor):
             yield _without_id(document)
+
+    async def best_sellers(self, period: str, start: datetime | None, limit: int) -> list[Document]:
+        found = self._collection(SALES).find({"period": period, "start": start}, {"parts": 0})
+        cursor = found.sort([("units", -1), ("product_id", 1)]).limit(limit)
+        return [_without_id(document) async for document in _each(cursor)]
 
     async def clear_sales(self) -> None:
         for name in (SALES, SALES_STATE):

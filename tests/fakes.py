@@ -186,7 +186,8 @@ class FakeStore:
         self, product_id: str, since: datetime | None, until: datetime | None, bucket: str
     ) -> list[Sold]:
         self._called("units_over_time")
-        cut = {"minute": 0, "second": 0, "microsecond": 0, **({"hour": 0} if bucket == "day" else {})}
+        kept = {"minute": 2, "hour": 1, "day": 0}[bucket]
+        cut: dict[str, Any] = dict.fromkeys(("hour", "minute", "second", "microsecond")[kept:], 0)
         sums: dict[datetime, list[Document]] = {}
         for one in self._bought(product_id, (since, until)):
             sums.setdefault(one["purchased_at"].replace(**cut), []).append(one)
@@ -322,6 +323,10 @@ class FakeStore:
                 found.append({"product_id": sale.product_id, "period": period, "start": sale.start, **sums})
         for document in sorted(found, key=lambda document: str(document["start"])):
             yield document
+
+    async def best_sellers(self, period: str, start: datetime | None, limit: int) -> list[Document]:
+        found = [document async for document in self.sales(period) if document["start"] == start]
+        return sorted(found, key=lambda document: (-document["units"], document["product_id"]))[:limit]
 
     async def clear_sales(self) -> None:
         self._called("clear_sales")

@@ -4,6 +4,9 @@
 const EVERY_MS = 2000;
 const PATIENCE_MS = 10000;
 
+const product = new URLSearchParams(location.search).get("product");
+const ofProduct = product ? `product=${encodeURIComponent(product)}` : "";
+
 const byId = (id) => document.getElementById(id);
 
 function setText(element, text) {
@@ -69,6 +72,9 @@ function show(now) {
   }
   for (const item of document.querySelectorAll("[data-number]")) setText(item, now.numbers[item.dataset.number]);
   for (const [name, rows] of Object.entries(now.tables)) showTable(name, rows);
+  for (const item of document.querySelectorAll("[data-fact]")) {
+    if (item.dataset.fact in now.facts) setText(item, now.facts[item.dataset.fact]);
+  }
   setText(byId("time"), now.time);
 }
 
@@ -92,7 +98,7 @@ function found() {
 
 async function refresh() {
   try {
-    const answer = await fetch("/page/data.json", { cache: "no-store", signal: AbortSignal.timeout(PATIENCE_MS) });
+    const answer = await fetch(`/page/data.json?${ofProduct}`, { cache: "no-store", signal: AbortSignal.timeout(PATIENCE_MS) });
     if (!answer.ok) {
       lost(` as it should (status ${answer.status})`);
     } else {
@@ -111,8 +117,14 @@ async function draw() {
   dark.addEventListener("change", () => location.reload());
   const wide = matchMedia("(min-width: 60rem)").matches;
   byId("charts").classList.toggle("wide", wide);
-  const answer = await fetch(`/page/charts.json?dark=${dark.matches ? 1 : 0}&wide=${wide ? 1 : 0}`);
-  if (answer.ok) await Bokeh.embed.embed_item(await answer.json(), "charts");
+  const wanted = `dark=${dark.matches ? 1 : 0}&wide=${wide ? 1 : 0}`;
+  await embed(`/page/charts.json?${wanted}`, "charts");
+  if (byId("product-chart")) await embed(`/page/charts.json?${wanted}&${ofProduct}`, "product-chart");
+}
+
+async function embed(address, target) {
+  const answer = await fetch(address);
+  if (answer.ok) await Bokeh.embed.embed_item(await answer.json(), target);
 }
 
 if (byId("charts") && window.Bokeh) {

@@ -10,6 +10,7 @@ from shopflow.store import Document, PartSale, Store
 from tests.contract.conftest import Run
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
+HOUR = timedelta(hours=1)
 
 
 def sale(units: int, position: tuple[int, int], product_id: str = "milk", start: datetime | None = NOON) -> PartSale:
@@ -103,3 +104,14 @@ def test_nothing_is_put_without_sales(store: Store, run: Run) -> None:
     """A batch of bad records has none."""
     run(store.put_sales(0, []))
     assert run(listed(store, "hour")) == []
+
+
+def test_the_best_sellers_of_one_period(store: Store, run: Run) -> None:
+    """Of all partitions together, at most so many; those of other periods, and of other starts, are not among them."""
+    run(store.put_sales(0, [sale(units, (0, 7), name) for name, units in (("milk", 2), ("tea", 4), ("salt", 1))]))
+    run(store.put_sales(1, [sale(9, (0, 8)), sale(7, (0, 8), "tea", None), sale(50, (0, 8), "salt", NOON + HOUR)]))
+    found = run(store.best_sellers("hour", NOON, 2))
+    assert [(one["product_id"], one["units"], one["revenue"]) for one in found] == [("milk", 11, 33), ("tea", 4, 12)]
+    assert [one["product_id"] for one in run(store.best_sellers("hour", NOON, 10))] == ["milk", "tea", "salt"]
+    assert [one["product_id"] for one in run(store.best_sellers("total", None, 10))] == ["tea"]
+    assert run(store.best_sellers("day", NOON, 10)) == []
