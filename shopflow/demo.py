@@ -6,7 +6,7 @@ import asyncio
 import random
 import signal
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from time import monotonic
@@ -34,6 +34,8 @@ _WORKER_START_SECONDS = 90.0
 #: Without any progress for so long, something is wrong.
 _STUCK_SECONDS = 60.0
 _LOOK_SECONDS = 0.5
+#: While the demo is open, so many of its products get another price, so often.
+_NEW_PRICES, _NEW_PRICES_SECONDS = 3, 15.0
 
 
 @dataclass
@@ -75,9 +77,11 @@ async def _shop(plan: Plan, addresses: Addresses, worker: Worker, servers: Serve
         say(f"The shop: {worker.url}/")
         say(f"Counts of all customers: {worker.url}/counts/")
         await _offer_and_register(plan, addresses, say)
-        await _sell(plan, addresses, worker, say)
-        if not plan.leave:
-            await _watch(worker, say)
+        known = await seeding.known(store, plan.customers)
+        async with _new_prices(addresses, known[1], wanted=not plan.leave):
+            await _sell(plan, addresses, worker, known, say)
+            if not plan.leave:
+                await _watch(worker, say)
         report = await verify(kafka_at(addresses), store, topics.LAYOUT, token=config.web.read_token)
         await store.close()
         for line in listing.report(report, as_json=False):
@@ -157,8 +161,39 @@ async def _offer_and_register(plan: Plan, addresses: Addresses, say: Say) -> Non
     say(f"{len(offered)} products are offered, {plan.customers} customers have registered.")
 
 
-async def _sell(plan: Plan, addresses: Addresses, worker: Worker, say: Say) -> None:
-    customer_ids, prices = await seeding.known(store, plan.customers)
+@asynccontextmanager
+async def _new_prices(addresses: Addresses, prices: dict[str, int], *, wanted: bool) -> AsyncIterator[None]:
+    """Offer some products at another price now and then, so that prices and what is sold at them are seen moving.
+
+    Arguments:
+        prices: What purchases are made at; changed, too.
+        wanted: Otherwise nothing is done.
+    """
+
+    async def offer() -> None:
+        chance = random.Random()  # noqa: S311 - example prices
+        while True:
+            await asyncio.sleep(_NEW_PRICES_SECONDS)
+            offered = chance.sample(samples.products(chance, datetime.now(timezone.utc)), _NEW_PRICES)
+            events = seeding.paced(offered, None, 0)
+            name = topics.products.get_topic_name()
+            await seeding.through_kafka(kafka_at(addresses), name, "product_id", events, lambda _: None)
+            prices.update({product["product_id"]: product["price"] for product in offered})
+
+    offering = asyncio.create_task(offer()) if wanted else None
+    try:
+        yield
+    finally:
+        if offering:
+            offering.cancel()
+            with suppress(asyncio.CancelledError, Unavailable):  # Kafka away: the guard tells, or nothing is sold
+                await offering
+
+
+async def _sell(
+    plan: Plan, addresses: Addresses, worker: Worker, known: tuple[list[str], dict[str, int]], say: Say
+) -> None:
+    customer_ids, prices = known
     events = samples.purchases(
         random.Random(), customer_ids, list(prices), lambda: datetime.now(timezone.utc), prices  # noqa: S311
     )  # fmt: skip
@@ -195,8 +230,11 @@ async def _watch(worker: Worker, say: Say) -> None:
     say(f"The shop is open: {worker.url}/  In another terminal, in this folder:")
     say("    .venv/bin/faust -A shopflow seed-purchases --count 100 --rate 10")
     say("    .venv/bin/faust -A shopflow list-customers --limit 3")
+    say("    .venv/bin/faust -A shopflow list-products --sales")
+    say(f"    .venv/bin/faust -A shopflow price-history {samples.PRODUCTS[0].product_id}")
     say("    .venv/bin/faust -A shopflow list-vouchers --limit 3")
-    say("Ctrl-C closes it.")
+    say(f"    curl {worker.url}/sales/")
+    say(f"Some prices change every {_NEW_PRICES_SECONDS:g} seconds: look at a product on the page. Ctrl-C closes it.")
     before = await _counts(worker)
     newest = await _newest_voucher(lambda _: None, "")
     while True:

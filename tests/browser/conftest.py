@@ -63,10 +63,12 @@ class Tab:
         """What it says is wrong."""
         return self.page.locator("#condition").inner_text()
 
-    def column(self, name: str) -> list[float]:
+    def column(self, name: str, source: str = "sales") -> list[float]:
         """What a chart shows: a column of Bokeh's data source; empty while there are no charts."""
         found: list[float] = self.page.evaluate(
-            "name => [...(globalThis.Bokeh?.documents[0]?.get_model_by_name('sales')?.data[name] ?? [])]", name
+            "([name, source]) => [...((globalThis.Bokeh?.documents ?? [])"
+            ".map(each => each.get_model_by_name(source)).find(each => each)?.data[name] ?? [])]",
+            [name, source],
         )
         return found
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import base64
 import http.client
+import json
 import sys
 from collections.abc import Iterator
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 
 import pytest
-from playwright.sync_api import Error
+from playwright.sync_api import Error, Locator
 
 from shopflow.embedded import Addresses
 from tests.faults.proxy import Proxy
 from tests.integration.conftest import OpenShop
-from tests.integration.shop import Record, Shop, Worker, becomes, customer, product, purchase, until
+from tests.integration.shop import Json, Record, Shop, Worker, becomes, customer, product, purchase, until
 
 from .conftest import OpenTab, Tab
 
@@ -113,11 +114,88 @@ def test_nothing_that_an_event_brings_runs_as_a_script(shop: Shop, worker: Worke
     assert tab.page.locator("#customer h3").inner_text() == cut(f"{HOSTILE} </td>")
     assert tab.page.locator("#customer dd").first.inner_text() == HOSTILE
     assert tab.table("customer")[0][1] == cut(HOSTILE)
+    tab.page.locator('[data-table="customer"] a').first.click()
+    assert tab.page.locator("#product h3").inner_text() == cut(HOSTILE)
+    assert tab.table("prices")[0][2] == "3,99 zł"
+    until(lambda: len(tab.column("units", "course")) >= 1, "its chart is drawn", SOON)
     assert tab.page.locator("img, main script").count() == 0
     assert "owned" not in tab.page.title()
     assert tab.page.evaluate("self.owned") is None
     quiet(tab)
     tab.keep("hostile")
+
+
+def test_the_chart_of_a_product_moves(shop: Shop, worker: Worker, open_tab: OpenTab) -> None:
+    """By the keyboard from the best sellers to the product; then a lower price comes, and purchases at it."""
+    began = datetime.now(timezone.utc) - timedelta(minutes=30)
+    prices = ((0, 700), (8, 550), (14, 820), (22, 610))
+    shop.offer(
+        *(product("tea", name="Herbata", price=price, updated_at=(began + timedelta(minutes=minute)).isoformat())
+          for minute, price in prices),
+    )  # fmt: skip
+    shop.sell(*(bought(began, minute, 2 + (1000 - price) // 100) for minute in range(30)
+                for price in [next(price for since, price in reversed(prices) if since <= minute)]))  # fmt: skip
+    shop.drain()
+    tab = open_tab(worker)
+    page = tab.open()
+    for name in ("bestsellers", "today", "ever"):
+        until(lambda name=name: "Herbata" in [row[0] for row in tab.table(name)], f"{name} have it", SOON)
+    link = page.locator('[data-table="ever"] a', has_text="Herbata")
+    tabbed_to(tab, link)
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/?product=tea*")
+    assert page.locator("#product h3").inner_text() == "Herbata"
+    assert page.locator("#product-id").input_value() == "tea"
+    rows = tab.table("prices")
+    assert [row[2] for row in rows] == ["6,10 zł", "8,20 zł", "5,50 zł", "7,00 zł"]
+    assert [row[3] for row in rows] == ["40", "24", "36", "40"]
+    until(lambda: page.locator("#product-chart canvas").count() >= 1, "the chart is drawn")
+    until(lambda: tab.column("y0", "course")[:4] == [7.0, 5.5, 8.2, 6.1], "it has the prices", SOON)
+    assert sum(tab.column("units", "course")[:30]) == 140
+    shop.offer(product("tea", name="Herbata", price=399, updated_at=now()))
+    shop.sell(bought(began, 15, 60))
+    until(lambda: tab.column("y0", "course")[4:5] == [3.99], "the chart has the new price", SOON)
+    until(lambda: max(tab.column("units", "course")) >= 60, "the chart has what was sold", SOON)
+    until(lambda: tab.table("prices")[0][2] == "3,99 zł", "the table has the new price", SOON)
+    until(lambda: tab.table("prices")[2][3] == "84", "the table has what was sold", SOON)
+    assert page.locator('[data-fact="Price now"]').inner_text() == "3,99 zł"
+    quiet(tab)
+    tab.keep("product")
+
+
+def bought(began: datetime, minute: int, quantity: int) -> Json:
+    """Tea, so many minutes after the shop began to offer it."""
+    at = began + timedelta(minutes=minute, seconds=5)
+    return purchase("anna", product_id="tea", quantity=quantity, price=500, purchased_at=at.isoformat())
+
+
+def tabbed_to(tab: Tab, wanted: Locator) -> None:
+    """Press Tab until it has the focus; each stop is visible."""
+    element = wanted.element_handle()
+    for _ in range(150):
+        tab.page.keyboard.press("Tab")
+        outline = tab.page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+        assert outline not in {"none", ""}, tab.page.evaluate("document.activeElement.outerHTML")
+        if tab.page.evaluate("wanted => document.activeElement === wanted", element):
+            return
+    pytest.fail("the keyboard does not get there")
+
+
+def test_vouchers_are_shown_and_a_customers_own(open_shop: OpenShop, open_tab: OpenTab) -> None:
+    """The latest on the page, with a link to the customer, who has them, too."""
+    gift = {"amount": 1000, "text": HOSTILE[:40], "valid_days": 7}
+    rule = {"name": "welcome", "kind": "city", "cities": ["Kraków"], "voucher": gift}
+    with open_shop(promotions=json.dumps([rule])) as shop:
+        tab = open_tab(shop.start_worker().ready())
+        page = tab.open()
+        shop.register(customer("ola", first_name="Ola", last_name="Lis", city="Kraków", registered_at=now()))
+        until(lambda: len(tab.table("vouchers")) == 1, "the voucher is shown", SOON)
+        until(lambda: tab.table("vouchers")[0][1] == "Ola Lis", "the customer has a name", SOON)
+        assert tab.table("vouchers")[0][2:4] == ["welcome", f"10,00 zł off {HOSTILE[:40]}"]
+        page.locator('[data-table="vouchers"] a').click()
+        page.wait_for_url("**/?customer=ola*")
+        assert tab.table("given")[0][1:3] == ["welcome", f"10,00 zł off {HOSTILE[:40]}"]
+        quiet(tab)
 
 
 def test_a_policy_forbids_what_is_not_the_workers(shop: Shop, worker: Worker, open_tab: OpenTab) -> None:
@@ -165,7 +243,7 @@ def test_it_has_names_for_those_who_do_not_see_it(worker: Worker, open_tab: Open
     page = tab.open()
     for landmark in ("header", "main", "footer", "html[lang=en]", "h1"):
         assert page.locator(landmark).count() == 1, landmark
-    assert page.locator("table").count() == page.locator("table > caption").count() == 5
+    assert page.locator("table").count() == page.locator("table > caption").count() == 8
     assert page.locator("table:not(:has(thead th[scope=col]))").count() == 0
     assert page.get_by_label("Customer’s id").count() == 1
     assert page.locator("#charts").get_attribute("role") == "img"
@@ -175,10 +253,12 @@ def test_it_has_names_for_those_who_do_not_see_it(worker: Worker, open_tab: Open
 def test_it_fits_a_narrow_phone(worker: Worker, open_tab: OpenTab) -> None:
     """320 pixels, as the smallest: nothing scrolls sideways but the tables that are too wide, each in its frame."""
     tab = open_tab(worker, viewport={"width": 320, "height": 640}, is_mobile=True, has_touch=True)
-    page = tab.open("/?customer=anna")
+    page = tab.open("/?customer=anna&product=tea")
     until(lambda: page.locator("#charts canvas").count() >= 2, "the charts are drawn")
     until(lambda: len(tab.column("money")) == 300, "the charts have data")
+    until(lambda: len(tab.column("units", "course")) >= 1, "the product's chart has data")
     assert tab.width() == 320
+    assert page.evaluate("document.querySelector('#product-chart').getBoundingClientRect().right") <= 320
     assert page.evaluate("document.querySelector('#charts').getBoundingClientRect().right") <= 320
     quiet(tab)
     tab.keep("phone")
@@ -189,8 +269,9 @@ def test_it_is_dark_where_people_want_it_dark(worker: Worker, open_tab: OpenTab)
 
     def colours(scheme: str) -> tuple[int, int]:
         tab = open_tab(worker, color_scheme=scheme)
-        page = tab.open()
+        page = tab.open("/?product=tea")
         until(lambda: len(tab.column("money")) == 300, "the charts have data")
+        until(lambda: len(tab.column("units", "course")) >= 1, "the product's chart has data")
         ground = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/[0-9]+/g).map(Number)")
         chart = page.evaluate("Bokeh.documents[0].get_model_by_name('money').background_fill_color.slice(1)")
         quiet(tab)
@@ -264,6 +345,13 @@ def test_without_the_extra_it_says_so_and_shows_tables(open_shop: OpenShop, open
         until(lambda: "5" in [row[1] for row in tab.table("minutes")[:2]], "the table moves", SOON)
         assert page.locator('[data-table="minutes"]').is_visible()
         assert page.locator('[data-table="latest"]').is_visible()
+        shop.offer(product("mleko", price=100, updated_at=now()))
+        shop.drain()
+        tab.open("/?product=mleko")
+        assert tab.table("prices")[0][2] == "1,00 zł"
+        shop.offer(product("mleko", price=90, updated_at=now()))
+        until(lambda: tab.table("prices")[0][2] == "0,90 zł", "the table of prices moves", SOON)
+        assert page.locator("#product-chart").count() == 0
         quiet(tab)
         tab.keep("without-extra")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from datetime import datetime, timedelta, timezone
 
 import msgspec
 import pytest
@@ -13,6 +14,8 @@ from shopflow.errors import Unavailable
 from shopflow.kafka import Span
 from shopflow.lag import Standing
 from shopflow.overview import Kept
+from shopflow.store import PartSale
+from tests.fakes import FakeStore
 
 from .test_condition import report
 
@@ -63,6 +66,49 @@ def test_a_server_that_is_slow_holds_nobody_up() -> None:
         assert server.asked == 2
         server.free.set()
         assert await kept.get() == 2
+
+    asyncio.run(run())
+
+
+def test_who_takes_long_has_a_rest() -> None:
+    """So many times as long as the answer took, and never less than all answers are kept."""
+
+    async def run() -> None:
+        server = Server()
+
+        async def slow() -> int:
+            server.time += 2.0
+            return await server.ask()
+
+        kept = Kept(slow, 1.0, 0, clock=lambda: server.time, rest=9.0)
+        assert await kept.get() == 1
+        server.time += 17.9
+        assert await kept.get() == 1
+        server.time += 0.1
+        assert await kept.get() == 2
+
+    asyncio.run(run())
+
+
+def test_what_sold_and_the_vouchers_come_from_mongodb(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ever, and of the day that began at 0:00 UTC; bounded."""
+    store = FakeStore()
+    day = datetime.now(timezone.utc).replace(hour=0, minute=0, second=0, microsecond=0)
+    sales = [
+        PartSale(period, start, f"p{number}", 1, number, 3 * number, (0, number))
+        for number in range(20)
+        for period, start in (("total", None), ("day", day - timedelta(days=number)))
+    ]
+    given = {f"v{number}": {"_id": f"v{number}", "issued_at": day + timedelta(number)} for number in range(20)}
+    store.collections["vouchers"] = given
+    monkeypatch.setattr(overview, "store", store)
+
+    async def run() -> None:
+        await store.put_sales(0, sales)
+        found = await overview._ask_learned()
+        assert [one["units"] for one in found.ever] == list(range(19, 9, -1))
+        assert [one["product_id"] for one in found.today] == ["p0"]
+        assert [one["_id"] for one in found.vouchers] == [f"v{number}" for number in range(19, 11, -1)]
 
     asyncio.run(run())
 

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import re
+from datetime import datetime, timezone
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote
 
+import msgspec
 import pytest
 
-from shopflow import charts, overview, page, peers
+from shopflow import charts, overview, page, peers, product_watching
 from shopflow.board import Bestseller, Sale, Snapshot
-from shopflow.condition import Condition
+from shopflow.condition import Condition, Learned
 from shopflow.errors import Unavailable
 from tests.fakes import FakeStore
 
 from .test_condition import AT, WELL, replace
 
+NOW = datetime.now(timezone.utc)
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&"
 
 
@@ -40,26 +43,41 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> Workers:
     """A shop that is well, with an empty MongoDB."""
     made = Workers()
     sale = Sale(AT, "b", HOSTILE, HOSTILE, 1, 5)
-    seen = replace(WELL, board=Snapshot({}, [sale], [Bestseller(HOSTILE, 1, 5)]), products={HOSTILE: HOSTILE})
+    sold = {"product_id": HOSTILE, "units": 1, "revenue": 5}
+    store = FakeStore()
+    store.collections["vouchers"]["v"] = voucher = {
+        "_id": "v", "customer_id": HOSTILE, "rule": HOSTILE, "percent": 5, "text": HOSTILE, "issued_at": NOW,
+        "valid_until": NOW,
+    }  # fmt: skip
+    store.collections["products"][HOSTILE] = {"_id": HOSTILE, "name": HOSTILE, "price": 5}
+    seen = replace(
+        WELL,
+        board=Snapshot({}, [sale], [Bestseller(HOSTILE, 1, 5)]),
+        products={HOSTILE: HOSTILE},
+        learned=Learned([sold], [sold], [voucher]),
+    )
 
     async def condition() -> Condition:
         return seen
 
     monkeypatch.setattr(overview, "condition", condition)
     monkeypatch.setattr(peers, "ask", made.ask)
-    monkeypatch.setattr(page, "store", FakeStore())
+    monkeypatch.setattr(page, "store", store)
+    monkeypatch.setattr(product_watching, "store", store)
+    monkeypatch.setattr(product_watching, "_watched", {})
     return made
 
 
 WEB = SimpleNamespace(
     html=lambda body, headers: (body, headers),
     json=lambda body, status=200, headers=None: (status, body),
+    bytes=lambda body, content_type, headers: body,
 )
 
 
-def index(customer: str | None = None) -> tuple[str, dict[str, str]]:
+def index(customer: str | None = None, **query: str) -> tuple[str, dict[str, str]]:
     """GET /"""
-    request = SimpleNamespace(query={} if customer is None else {"customer": customer})
+    request = SimpleNamespace(query=query if customer is None else {"customer": customer, **query})
     answer: tuple[str, dict[str, str]] = asyncio.run(page.index.get(WEB, request))
     return answer
 
@@ -72,11 +90,36 @@ def problems(customer: str) -> list[str]:
 def test_names_are_escaped_wherever_they_stand(workers: Workers) -> None:
     """In cells, links, headings, and in the field that was filled in."""
     workers.answer = (200, b'{"purchases": 1, "items": 1, "spent": 5}')
-    html, _ = index(HOSTILE)
+    html, _ = index(HOSTILE, product=HOSTILE)
     assert "<img" not in html
-    assert html.count("&lt;img src=x onerror=alert(1)&gt;&#34;&#39;&amp;") >= 6
+    assert html.count("&lt;img src=x onerror=alert(1)&gt;&#34;&#39;&amp;") >= 16
     assert re.findall("<script[^>]*>", html)[-1] == '<script src="/page/static/page.js" defer>'
     assert workers.asked == [f"/counts/{HOSTILE}/"]
+
+
+def test_a_product_is_shown_with_its_prices(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the page and in what its script fetches: the table is there without the extra; the chart is not."""
+    for drawn in (True, False):
+        monkeypatch.setattr(charts, "available", lambda drawn=drawn: drawn)
+        html, _ = index(product=HOSTILE)
+        assert 'data-table="prices"' in html
+        assert ('id="product-chart"' in html) == drawn
+    assert 'data-table="prices"' not in index()[0]
+    request = SimpleNamespace(query={"product": HOSTILE})
+    found = msgspec.json.decode(asyncio.run(page.data.get(WEB, request)))
+    assert found["facts"]["Price now"] == "0,05 zł"
+    assert [cell["text"] for cell in found["tables"]["prices"][0]][2:] == ["0,05 zł", "0", "0,00 zł", "-"]
+    assert msgspec.json.decode(asyncio.run(page.course.get(WEB, request)))["y0"] == [0.05]
+    assert "There is no product with this id." in index(product="tea")[0]
+
+
+def test_a_products_chart_fetches_that_products_columns(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever its id is."""
+    asked: list[tuple[str, bool]] = []
+    monkeypatch.setattr(charts, "available", lambda: True)
+    monkeypatch.setattr(charts, "product", lambda url, dark: asked.append((url, dark)) or {})
+    asyncio.run(page.chart.get(WEB, SimpleNamespace(query={"product": "a&b=/ ą", "dark": "1"})))
+    assert asked == [("/page/course.json?product=a%26b%3D%2F%20%C4%85", True)]
 
 
 @pytest.mark.parametrize("drawn", [True, False])

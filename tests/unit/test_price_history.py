@@ -134,6 +134,23 @@ def test_some_days_are_shown_by_the_hour_and_more_by_the_day() -> None:
     assert sold(store, NOON + 20 * DAY, NOON - 99 * DAY).start == NOON
 
 
+def test_an_hour_is_shown_by_the_minute_where_that_is_wanted() -> None:
+    """Up to two hours."""
+    store = shop((300, NOON), bought=((NOON + MINUTE, 2), (NOON + 1.5 * MINUTE, 3), (NOON + 9 * MINUTE, 1)))
+    prices = found(store).prices
+    near = asyncio.run(course(store, "milk", prices, NOON + HOUR, by_the_minute=True))
+    assert (near.bucket, near.width, [one.units for one in near.sold]) == ("minute", MINUTE, [5, 1])
+    assert asyncio.run(course(store, "milk", prices, NOON + 3 * HOUR, by_the_minute=True)).bucket == "hour"
+
+
+def test_only_the_last_prices_where_they_are_many() -> None:
+    """Nothing is summed up for the others."""
+    store = shop((1, NOON), (2, NOON + MINUTE), (3, NOON + 2 * MINUTE))
+    prices = asyncio.run(read(store, "milk", most=2))
+    assert prices is not None
+    assert [one.price for one in prices.prices] == [2, 3]
+
+
 def test_a_course_has_a_length_whatever_is_known() -> None:
     """A price of just now, one of the future, none and nothing sold: an hour."""
     for store in (shop((300, NOON)), shop((300, NOON + DAY))):

@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 
 from shopflow import showing
 from shopflow.board import Bestseller, Sale, Snapshot
-from shopflow.condition import WorkerState
+from shopflow.condition import Learned, WorkerState
 from shopflow.kafka import Span
 from shopflow.listing import visible
 
@@ -80,6 +80,29 @@ def test_names_come_from_mongodb_and_are_only_texts() -> None:
     assert len(rows) == 12
     assert [cell.text for cell in rows[0][1:]] == [visible(HOSTILE), visible(HOSTILE), "2", "7,98 zł"]
     assert rows[0][1].href == "/?customer=%3Cimg%20src%3Dx%3E%1B%5B2J%E2%80%AE#customer"
+
+
+def test_what_sold_and_who_was_given_what() -> None:
+    """With names where they are known, and links; also to a customer's vouchers."""
+    at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
+    given = {"customer_id": "c", "rule": "r", "amount": 500, "text": HOSTILE, "issued_at": at, "valid_until": at}
+    sold = [{"product_id": "p", "units": 1_234, "revenue": 5}, {"product_id": HOSTILE, "units": 1, "revenue": 5}]
+    now = replace(WELL, learned=Learned(sold, sold[:1], [given]), products={"p": "Milk"}, customers={"c": "Anna"})
+    assert texts("ever", now) == [
+        ["Milk", "1\N{NO-BREAK SPACE}234", "0,05 zł"],
+        [visible(HOSTILE), "1", "0,05 zł"],
+    ]
+    assert texts("today", now) == texts("ever", now)[:1]
+    rows = showing.shown(now).tables
+    assert [row[0].href for row in rows["ever"]] == [
+        "/?product=p#product",
+        "/?product=%3Cimg%20src%3Dx%3E%1B%5B2J%E2%80%AE#product",
+    ]
+    ((_, customer, *rest),) = rows["vouchers"]
+    assert (customer.text, customer.href) == ("Anna", "/?customer=c#customer")
+    assert [cell.text for cell in rest] == ["r", f"5,00 zł off {visible(HOSTILE)}", "2026-01-02"]
+    known = showing.customer("c", None, None, [], [], vouchers=[given])
+    assert [cell.text for cell in known.vouchers[0]] == [rows["vouchers"][0][0].text, *(cell.text for cell in rest)]
 
 
 def test_dead_letters_have_their_reasons() -> None:

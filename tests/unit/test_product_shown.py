@@ -1,0 +1,96 @@
+"""What the page shows of a product, as texts and as the columns of its chart."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+
+from shopflow.listing import visible
+from shopflow.price_history import Course, Period, Prices
+from shopflow.product_shown import Columns, Picture, columns, product
+from shopflow.store import Sold
+
+NOON = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
+HOUR = timedelta(hours=1)
+HOSTILE = "<img src=x>\x1b[2J"
+
+
+def picture(*prices: Period, sold: tuple[Sold, ...] = (), bucket: str = "hour", **fields: Any) -> Picture:
+    """Of a product, for the two hours after noon."""
+    return Picture(Prices("milk", **{"name": "Milk", **fields}, prices=prices),
+                   Course(NOON, NOON + 2 * HOUR, bucket, sold))  # fmt: skip
+
+
+def at(ms: float) -> datetime:
+    """A time of the axis: that of a clock on the wall."""
+    return datetime.fromtimestamp(ms / 1_000, timezone.utc).replace(tzinfo=None).astimezone()
+
+
+def test_each_price_with_what_was_sold_at_it() -> None:
+    """Newest first; how much that is in an hour, as the times are not equally long."""
+    found = product("milk", picture(
+        Period(None, NOON, 300, 2, 600), Period(NOON, NOON + HOUR, 300, 5, 1_500),
+        Period(NOON + HOUR, NOON + 1.5 * HOUR, None), Period(NOON + 1.5 * HOUR, None, 250, 600, 150_000),
+    ), [])  # fmt: skip
+    assert [[cell.text for cell in row][1:] for row in found.prices[1:3]] == [
+        [found.prices[0][0].text, "not for sale", "0", "0,00 zł", "0.0"],
+        [found.prices[1][0].text, "3,00 zł", "5", "15,00 zł", "5.0"],
+    ]
+    first, last = ([cell.text for cell in found.prices[number]] for number in (0, -1))
+    assert first[1:] == ["now", "2,50 zł", "600", "1500,00 zł", "1\N{NO-BREAK SPACE}200"]
+    assert (last[0], last[-1]) == ("before that", "-")
+    assert found.facts == {
+        "Price now": "2,50 zł", "Sold at the prices below": "607", "For": "1521,00 zł", "A bar is": "an hour",
+    }  # fmt: skip
+
+
+def test_a_price_of_the_future_is_not_the_one_of_now() -> None:
+    """Nor is anything sold at it; a product that is deleted has none."""
+    found = product("milk", picture(Period(NOON, NOON + 9 * HOUR, 300), Period(NOON + 9 * HOUR, None, 1)), [])
+    assert found.facts["Price now"] == "3,00 zł"
+    assert found.prices[0][-1].text == "-"
+    gone = product("milk", picture(Period(NOON, NOON + HOUR, 300), Period(NOON + HOUR, None, None)), [])
+    assert gone.facts["Price now"] == "not for sale"
+
+
+def test_names_and_ids_are_only_texts() -> None:
+    """Without what a browser or a terminal would obey, and cut."""
+    found = product(HOSTILE, picture(name=HOSTILE * 9), [HOSTILE])
+    assert found.product_id == found.problems[0] == visible(HOSTILE)
+    assert found.name == visible(HOSTILE * 9, 60)
+    assert product("x", picture(name=None), []).name == ""
+    assert product("x", None, ["why"]).prices == []
+
+
+def test_steps_and_bars_are_equally_many() -> None:
+    """One source has them; the last of the fewer stands there again. A step goes up or down to the next."""
+    bars = tuple(Sold(NOON + number * HOUR, number + 1, 1) for number in range(2))
+    found = columns(picture(Period(None, NOON + HOUR, 300), Period(NOON + HOUR, None, 250), sold=bars))
+    assert [at(each) for each in found.x0] == [NOON, NOON + HOUR, NOON + HOUR]
+    assert [at(each) for each in found.x1] == [NOON + HOUR, NOON + 2 * HOUR, NOON + HOUR]
+    assert (found.y0, found.y1) == ([3.0, 2.5, 3.0], [3.0, 2.5, 2.5])
+    assert found.units == [1, 2, 2]
+    assert [at(each) for each in found.left] == [NOON, NOON + HOUR, NOON + HOUR]
+    assert [at(each) for each in found.right] == [NOON + HOUR, NOON + 2 * HOUR, NOON + 2 * HOUR]
+
+
+def test_while_it_was_not_for_sale_there_is_no_line() -> None:
+    """And none from the price before to the one after."""
+    found = columns(picture(
+        Period(NOON, NOON + HOUR / 2, 300), Period(NOON + HOUR / 2, NOON + HOUR, None), Period(NOON + HOUR, None, 300),
+    ))  # fmt: skip
+    assert [at(each) for each in found.x0] == [NOON, NOON + HOUR]
+    assert found.y0 == found.y1 == [3.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    "prices",
+    [(), (Period(None, None, None),), (Period(NOON + 9 * HOUR, None, 5),), (Period(NOON - 9 * HOUR, NOON, 5),)],
+)
+def test_a_chart_without_anything_has_columns(prices: tuple[Period, ...]) -> None:
+    """Those outside of its time are left out."""
+    found = columns(picture(*prices))
+    assert (found.y0, found.y1, found.units) == ([0.0], [0.0], [0])
+    assert columns(None) == Columns()
