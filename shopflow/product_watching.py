@@ -18,7 +18,7 @@ _SECONDS = 5.0
 _REST = 9.0
 _PATIENCE_SECONDS = 3.0
 #: Products that are remembered; prices of a product, the last ones, that are shown; how far back sales are.
-_PRODUCTS, _PRICES, _BACK = 32, 60, timedelta(days=365)
+_PRODUCTS, _PRICES, _BACK = 32, 30, timedelta(days=365)
 
 #: The one that was looked at last comes last.
 _watched: dict[str, Kept[Picture | None]] = {}
