@@ -17,7 +17,7 @@ from .attempts import Attempts
 from .changelog import CountTable
 from .consuming import Batch
 from .dead_letters import DeadLetters, Headers
-from .errors import Unavailable
+from .errors import PartitionLost, Unavailable
 from .following import Activity, Sales
 from .ledger import Ledger
 from .metrics import MeteredStore
@@ -25,13 +25,16 @@ from .mirror import Mirror
 from .price_log import PriceLog
 from .pricing import Pricing
 from .processing import Processing
+from .stock import AlertLog, Watch
 from .tables import customer_windows, product_sales, purchase_counts, rules
 from .vouchers import Promotions, VoucherLog
 
-__all__ = ["customers", "mirror_sales", "processing", "products", "purchases"]
+__all__ = ["customers", "mirror_sales", "processing", "products", "purchases", "watch_stock"]
 
 #: How often the sales in MongoDB are brought up to date.
 _MIRROR_SECONDS = 0.5
+#: How often it is looked whether a stock has fallen to its limit.
+_STOCK_SECONDS = 1.0
 
 
 def _ledger(table: CountTable) -> Ledger:
@@ -66,11 +69,12 @@ async def _read_prices(topic: str, partition: int, since: int) -> list[bytes]:
 price_log = PriceLog(topics.PRICES, _send_prices, _read_prices)
 
 
-async def _read_vouchers(topic: str, partition: int, since: int) -> list[Any]:
+async def _read_values(topic: str, partition: int, since: int) -> list[Any]:
     return await _read_since(topic, partition, since, values=True)
 
 
-voucher_log = VoucherLog(topics.VOUCHERS, _send, _read_vouchers)
+alert_log = AlertLog(topics.ALERTS, topics.products.get_topic_name(), _send, _read_values)
+voucher_log = VoucherLog(topics.VOUCHERS, _send, _read_values)
 
 
 @app.on_partitions_assigned.connect
@@ -79,6 +83,11 @@ async def _forget(*args: Any, **kwargs: Any) -> None:
     price_log.forget()
     sales_mirror.forget()
     voucher_log.forget()
+    stock_watch.forget()
+
+
+def _products_owned() -> list[int]:
+    return [tp.partition for tp in app.owned if tp.topic == alert_log.products] if app.serving else []
 
 
 attempts = Attempts(store, mongodb_outage, kafka_outage)
@@ -93,6 +102,7 @@ pricing = Pricing(
 )
 
 sales_mirror = Mirror(product_sales, store, lambda: product_sales.partitions_owned() if app.serving else [])
+stock_watch = Watch(store, alert_log, _products_owned, lambda: app.session.sure)
 windows = None if customer_windows is None else _ledger(customer_windows)
 promotions = Promotions(rules, store, attempts, voucher_log, windows)
 
@@ -148,3 +158,20 @@ async def mirror_sales() -> None:
         else:
             mongodb_outage.succeeded(sales_mirror)
         await asyncio.sleep(_MIRROR_SECONDS)
+
+
+@app.task  # type: ignore[untyped-decorator]
+async def watch_stock() -> None:
+    """Tell of products whose stock has fallen to its limit, while the worker runs."""
+    outages = {outage.service: outage for outage in (mongodb_outage, kafka_outage)}
+    while not app.should_stop:
+        try:
+            await stock_watch.look()
+        except Unavailable as error:
+            outages[error.service].failed(error, stock_watch)
+        except PartitionLost:  # the next owner looks; what is ours then, we look at anew
+            stock_watch.forget()
+        else:
+            for outage in outages.values():
+                outage.succeeded(stock_watch)
+        await asyncio.sleep(_STOCK_SECONDS)

@@ -19,7 +19,7 @@ import click
 from faust.cli import AppCommand, argument, option
 from faust.cli.send import send as faust_send
 
-from . import exporting, kafka, letters, listing, plots, running, samples, seeding, topics, trying
+from . import exporting, kafka, letters, listing, plots, running, samples, seeding, stock, topics, trying
 from . import price_history as history
 from .app import app, config, connect_kafka, kafka_at, store
 from .config import load
@@ -204,7 +204,8 @@ async def list_products(self: Command, as_json: bool, sales: bool) -> None:
     async with _mongodb():
         products = await store.products()
         sold = {sale["product_id"]: sale async for sale in store.sales("total")} if sales else None
-    for line in listing.products(products, sold, as_json=as_json or self.json):
+        left = await stock.left_of(store, products)
+    for line in listing.products(products, sold, left, as_json=as_json or self.json):
         self.say(line)
 
 

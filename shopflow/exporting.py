@@ -70,7 +70,9 @@ COLLECTIONS = {
     "purchases": _columns(
         "purchase_id", customer_id=str, product_id=str, quantity=int, price=int, value=int, purchased_at=datetime
     ),
-    "products": _columns("product_id", name=str, type=str, price=int, updated_at=datetime),
+    "products": _columns(
+        "product_id", name=str, type=str, price=int, updated_at=datetime, stock=int, stock_limit=int
+    ),
 }  # fmt: skip
 
 #: The values of each column, by its name.

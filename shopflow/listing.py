@@ -58,15 +58,24 @@ def _time(at: datetime) -> str:
 
 
 def products(
-    documents: Sequence[Document], sold: Mapping[str, Document] | None = None, *, as_json: bool
+    documents: Sequence[Document],
+    sold: Mapping[str, Document] | None = None,
+    left: Mapping[str, int] | None = None,
+    *,
+    as_json: bool,
 ) -> Iterator[str]:
     """A line a product; as JSON one array.
 
     Arguments:
         sold: The sales by product id, to be shown beside each.
+        left: What is left of each that carries a stock, by product id.
     """
+    left = left or {}
     if as_json:
         shown = [_public(document, "product_id") for document in documents]
+        for document in shown:
+            if document["product_id"] in left:
+                document["left"] = left[document["product_id"]]
         if sold is not None:
             for document in shown:
                 document |= {name: _sold(sold, document["product_id"])[name] for name in _SOLD}
@@ -78,6 +87,8 @@ def products(
     for document in documents:
         price = f"{money(document['price']):>12}"
         line = f"{document['name']:<{width}} {price}  {document['type']}  ({document['_id']})"
+        if document["_id"] in left:
+            line += f"  {left[document['_id']]} left of {document['stock']}"
         if sold is not None:
             sale = _sold(sold, document["_id"])
             line += f"  {sale['units']} sold in {sale['purchases']} purchases, {money(sale['revenue'])}"

@@ -105,8 +105,10 @@ class Mirror:
         rows = dict(waiting)
         totals = decode_totals(rows[TOTALS_KEY]) if TOTALS_KEY in rows else None
         sales = [_part(key, value) for key, value in rows.items() if key != TOTALS_KEY]
-        for start in range(0, len(sales), _AT_ONCE):
-            await self._store.put_sales(partition, sales[start : start + _AT_ONCE])
+        # The totals last: who sees one that has changed finds the days and hours changed already.
+        for some in ([one for one in sales if one.start], [one for one in sales if not one.start]):
+            for start in range(0, len(some), _AT_ONCE):
+                await self._store.put_sales(partition, some[start : start + _AT_ONCE])
         if totals is not None:
             await self._store.reached_sales(partition, (totals.era, totals.offset))
         for key, value in rows.items():

@@ -49,14 +49,24 @@ def _price() -> Any:
     return IntegerField(min_value=0, max_value=MAX_VALUE)
 
 
+def _units() -> Any:
+    return IntegerField(min_value=0, max_value=MAX_QUANTITY, required=False, default=None)
+
+
 class Product(faust.Record, serializer="json", validation=True, coerce=True):
-    """A product as offered from `updated_at` on. Topic `products`, key `product_id`."""
+    """A product as offered from `updated_at` on. Topic `products`, key `product_id`.
+
+    `stock` is what was there at `updated_at`; without it the product carries none. When no more than `stock_limit` is
+    left, an alert is sent; without it, when nothing is.
+    """
 
     product_id: str = _identifier()
     name: str
     type: str
     price: int = _price()  # grosze
     updated_at: datetime
+    stock: Optional[int] = _units()  # noqa: UP045 - Faust's fields don't know `str | None` on Python 3.10
+    stock_limit: Optional[int] = _units()  # noqa: UP045
 
 
 class Customer(faust.Record, serializer="json", validation=True, coerce=True):
@@ -67,7 +77,7 @@ class Customer(faust.Record, serializer="json", validation=True, coerce=True):
     last_name: str
     address: str
     registered_at: datetime
-    city: Optional[str] = None  # noqa: UP045 - Faust's fields don't know `str | None` on Python 3.10
+    city: Optional[str] = None  # noqa: UP045
 
 
 class Purchase(faust.Record, serializer="json", validation=True, coerce=True):

@@ -213,7 +213,8 @@ def _event(kind: str, record: Schema) -> Schema:
 
 
 _EVENTS = {
-    "products": "A product as offered from `updated_at` on. The newest of an id counts.",
+    "products": "A product as offered from `updated_at` on. The newest of an id counts. `stock` is what is there then; "
+    "when `stock_limit` (0 without it) is left, an alert is sent.",
     "customers": "A customer. The newest of an id counts.",
     "purchases": "A customer buys a product. Without `price` the product's price in force at `purchased_at` counts. "
     "Quantity times price is at most 10^12. To send again safely, give `purchase_id`.",

@@ -142,12 +142,14 @@ def in_order(
 
 def product_document(record: Any, event: Product) -> Document:
     """As it stands in `products`."""
+    units = {"stock": event.stock, "stock_limit": event.stock_limit} if event.stock is not None else {}
     return {
         "_id": event.product_id,
         "name": event.name,
         "type": event.type,
         "price": event.price,
         "updated_at": event.updated_at,
+        **{name: number for name, number in units.items() if number is not None},
         "source": source_of(record),
     }
 

@@ -25,7 +25,7 @@ _MS = timedelta(milliseconds=1)
 _LAST = (datetime.max.replace(tzinfo=timezone.utc) - _EPOCH) // _MS
 _FIRST = (datetime.min.replace(tzinfo=timezone.utc) - _EPOCH) // _MS
 
-_PRODUCT = ("name", "type", "price", "updated_at")
+_PRODUCT = ("name", "type", "price", "updated_at", "stock", "stock_limit")
 _CUSTOMER = ("first_name", "last_name", "address", "city", "registered_at")
 _PURCHASE = ("product_id", "quantity", "price", "value", "purchased_at")
 

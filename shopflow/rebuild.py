@@ -7,13 +7,13 @@ put right, what was decided before stays decided. New events wait at the end of 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from time import monotonic, time
 from typing import Any
 
-from . import group, kafka
+from . import group, kafka, stock, vouchers
 from .counting import TOTALS_KEY, rebuilt
 from .credentials import Bootstrap
 from .errors import Refused, Unavailable
@@ -21,7 +21,6 @@ from .models import Decoder, Product
 from .processing import in_order, product_document, split
 from .store import Store
 from .verification import Layout, Tables
-from .vouchers import documents_of
 
 __all__ = ["Work", "begin", "finished"]
 
@@ -76,6 +75,7 @@ async def begin(bootstrap: Bootstrap, store: Store, shop: Layout, *, max_event_b
         )
     await _restore_products(bootstrap, store, shop, max_event_bytes)
     await _restore_vouchers(bootstrap, store, shop)
+    await _restore_alerts(bootstrap, store, shop)
     if not keep_tables:
         await _count_anew(bootstrap, shop)
         await store.clear_sales()
@@ -105,11 +105,26 @@ async def _restore_vouchers(bootstrap: Bootstrap, store: Store, shop: Layout) ->
     """What was given stays given, also when the rules or the products would give otherwise by now."""
 
     async def restore(run: list[Any]) -> None:
-        await store.insert_vouchers(documents_of(run))
+        await store.insert_vouchers(vouchers.documents_of(run))
 
-    spans = (await kafka.spans(bootstrap, shop.group, [shop.vouchers])).get(shop.vouchers, {})
+    await _each_run(bootstrap, shop, shop.vouchers, restore)
+
+
+async def _restore_alerts(bootstrap: Bootstrap, store: Store, shop: Layout) -> None:
+    """What was told stays told, as it was told."""
+
+    async def restore(run: list[Any]) -> None:
+        await store.insert_alerts(stock.documents_of(run))
+
+    await _each_run(bootstrap, shop, shop.alerts, restore)
+
+
+async def _each_run(
+    bootstrap: Bootstrap, shop: Layout, topic: str, take: Callable[[list[Any]], Awaitable[None]]
+) -> None:
+    spans = (await kafka.spans(bootstrap, shop.group, [topic])).get(topic, {})
     for partition, span in spans.items():
-        await kafka.each_run(bootstrap, shop.vouchers, partition, span.end, restore)
+        await kafka.each_run(bootstrap, topic, partition, span.end, take)
 
 
 async def _count_anew(bootstrap: Bootstrap, shop: Layout) -> None:

@@ -20,29 +20,30 @@ _UUID_VERSION_4 = 0x00000000_0000_4000_8000_000000000000
 
 
 class SampleProduct(NamedTuple):
-    """An example product. Its price is drawn near `base_price`, in grosze."""
+    """An example product. Its price is drawn near `base_price`, in grosze. At its stock's tenth an alert is due."""
 
     product_id: str
     name: str
     type: str
     base_price: int
+    stock: int
 
 
 #: The shop's assortment. The ids stay, so that seeding again gives the same products new prices.
 PRODUCTS = (
-    SampleProduct("mleko-laciate-2", "Mleko Łaciate 2% 1 l", "mleko", 389),
-    SampleProduct("mleko-laciate-3-2", "Mleko Łaciate 3,2% 1 l", "mleko", 419),
-    SampleProduct("mleko-mlekovita-2", "Mleko Mlekovita 2% 1 l", "mleko", 369),
-    SampleProduct("mleko-mlekovita-3-2", "Mleko Mlekovita 3,2% 1 l", "mleko", 399),
-    SampleProduct("mleko-bez-laktozy", "Mleko bez laktozy 1,5% 1 l", "mleko", 499),
-    SampleProduct("cukier-bialy", "Cukier biały 1 kg", "cukier", 399),
-    SampleProduct("cukier-trzcinowy", "Cukier trzcinowy 500 g", "cukier", 749),
-    SampleProduct("czekolada-mleczna", "Czekolada mleczna 100 g", "czekolada", 599),
-    SampleProduct("czekolada-gorzka", "Czekolada gorzka 100 g", "czekolada", 649),
-    SampleProduct("chleb-zytni", "Chleb żytni 500 g", "pieczywo", 629),
-    SampleProduct("chleb-pszenny", "Chleb pszenny 400 g", "pieczywo", 479),
-    SampleProduct("maslo-ekstra", "Masło ekstra 200 g", "masło", 799),
-    SampleProduct("maslo-klarowane", "Masło klarowane 500 g", "masło", 2199),
+    SampleProduct("mleko-laciate-2", "Mleko Łaciate 2% 1 l", "mleko", 389, 300),
+    SampleProduct("mleko-laciate-3-2", "Mleko Łaciate 3,2% 1 l", "mleko", 419, 2000),
+    SampleProduct("mleko-mlekovita-2", "Mleko Mlekovita 2% 1 l", "mleko", 369, 300),
+    SampleProduct("mleko-mlekovita-3-2", "Mleko Mlekovita 3,2% 1 l", "mleko", 399, 2000),
+    SampleProduct("mleko-bez-laktozy", "Mleko bez laktozy 1,5% 1 l", "mleko", 499, 2000),
+    SampleProduct("cukier-bialy", "Cukier biały 1 kg", "cukier", 399, 2000),
+    SampleProduct("cukier-trzcinowy", "Cukier trzcinowy 500 g", "cukier", 749, 2000),
+    SampleProduct("czekolada-mleczna", "Czekolada mleczna 100 g", "czekolada", 599, 2000),
+    SampleProduct("czekolada-gorzka", "Czekolada gorzka 100 g", "czekolada", 649, 300),
+    SampleProduct("chleb-zytni", "Chleb żytni 500 g", "pieczywo", 629, 300),
+    SampleProduct("chleb-pszenny", "Chleb pszenny 400 g", "pieczywo", 479, 2000),
+    SampleProduct("maslo-ekstra", "Masło ekstra 200 g", "masło", 799, 300),
+    SampleProduct("maslo-klarowane", "Masło klarowane 500 g", "masło", 2199, 2000),
 )
 
 
@@ -56,6 +57,8 @@ def products(rng: random.Random, at: datetime) -> list[dict[str, Any]]:
             "type": product.type,
             "price": round(product.base_price * rng.uniform(0.8, 1.2)),
             "updated_at": updated_at,
+            "stock": product.stock,
+            "stock_limit": product.stock // 10,
         }
         for product in PRODUCTS
     ]

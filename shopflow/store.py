@@ -14,7 +14,7 @@ from bisect import bisect_right
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from operator import itemgetter
 from typing import Any, Protocol
 
@@ -32,6 +32,7 @@ from .errors import Refused, Unavailable
 
 __all__ = [
     "BEGINNING",
+    "REQUESTS_AT_ONCE",
     "Deletion",
     "Document",
     "Inserted",
@@ -51,7 +52,7 @@ Document = dict[str, Any]
 PRODUCTS, CUSTOMERS, PURCHASES, PRICES = "products", "customers", "purchases", "prices"
 #: What was sold, and how far each partition of the purchases is in it.
 SALES, SALES_STATE = "sales", "sales_state"
-VOUCHERS = "vouchers"
+VOUCHERS, ALERTS = "vouchers", "alerts"
 
 #: The field that says which of two documents with one `_id` is the newer.
 TIME = {PRODUCTS: "updated_at", CUSTOMERS: "registered_at", PRICES: "since"}
@@ -62,6 +63,7 @@ INDEXES = (
     (PRICES, [("product_id", 1), ("since", 1)]),
     (SALES, [("period", 1), ("start", 1)]),
     (SALES, [("product_id", 1), ("period", 1), ("start", 1)]),
+    (PRODUCTS, [("stock", 1)]),
     (VOUCHERS, [("issued_at", -1), ("_id", 1)]),
     (VOUCHERS, [("customer_id", 1), ("issued_at", -1), ("_id", 1)]),
 )
@@ -389,6 +391,24 @@ class Store(Writes, Protocol):
     async def clear_sales(self) -> None:
         """Forget all sales: they are counted anew."""
 
+    async def sold_ever(self, product_ids: Collection[str]) -> dict[str, int]:
+        """Units of `sales`, in total, of those products that have any."""
+
+    async def sold_from(self, product_id: str, hour: datetime) -> int:
+        """Units of `sales` of a product in this hour (its beginning, UTC) and all later ones."""
+
+    async def units_from_kafka(self, product_id: str, since: datetime, until: datetime) -> int:
+        """Units of the product's purchases that came from Kafka, of `since` or later and before `until`."""
+
+    async def stocked(self, topic: str, partitions: Collection[int], after: str, limit: int) -> list[Document]:
+        """At most `limit` products that carry a stock and came from these partitions, by id, those behind this id."""
+
+    async def insert_alert(self, document: Document) -> Document:
+        """Store an alert, unless one with its `_id` is stored. Returns the one that is."""
+
+    async def insert_alerts(self, documents: Sequence[Document]) -> None:
+        """Store alerts; one whose `_id` is stored stays as it is."""
+
 
 def sale_id(period: str, start: datetime | None, product_id: str) -> str:
     """The `_id` of a sale: no two have the same, and it says what it is."""
@@ -467,6 +487,53 @@ class MongoStore:
         for name in (SALES, SALES_STATE):
             with _translated():
                 await self._collection(name).delete_many({})
+
+    async def sold_ever(self, product_ids: Collection[str]) -> dict[str, int]:
+        ids = [sale_id("total", None, product_id) for product_id in product_ids]
+        found = await self._find_at_once(SALES, ids, {"product_id": 1, "units": 1})
+        return {document["product_id"]: int(document["units"]) for document in found}
+
+    async def sold_from(self, product_id: str, hour: datetime) -> int:
+        # Days where there are whole ones: of hours there would be more each day that a stock lasts.
+        hours: Document = {"$gte": hour}
+        spans = [("hour", hours)]
+        if (day := hour.replace(hour=0)).date() < datetime.max.date():
+            hours["$lt"] = day + timedelta(days=1)
+            spans.append(("day", {"$gte": hours["$lt"]}))
+        units = 0
+        for period, span in spans:
+            condition = {"product_id": {"$eq": product_id}, "period": period, "start": span}
+            with _translated():
+                found = await self._collection(SALES).find(condition, {"units": 1}).to_list()
+            units += sum(int(document["units"]) for document in found)
+        return units
+
+    async def units_from_kafka(self, product_id: str, since: datetime, until: datetime) -> int:
+        stages = [_sold_in(product_id, (since, until)), _FROM_KAFKA, {"$group": {"_id": None, **_SOLD}}]
+        return sum([int(sums["units"]) async for sums in self._aggregate(stages)])
+
+    async def stocked(self, topic: str, partitions: Collection[int], after: str, limit: int) -> list[Document]:
+        condition = {
+            "stock": {"$gte": 0},
+            "_id": {"$gt": after},
+            "source.topic": {"$eq": topic},
+            "source.partition": {"$in": list(partitions)},
+        }
+        return await self._sorted(PRODUCTS, condition, "_id", limit)
+
+    async def insert_alert(self, document: Document) -> Document:
+        await self.insert_alerts([document])
+        found = await self._find_at_once(ALERTS, [document["_id"]], {})
+        if not found:
+            raise Unavailable("MongoDB", "alerts are deleted while they are written")
+        return found[0]
+
+    async def insert_alerts(self, documents: Sequence[Document]) -> None:
+        operations = [
+            UpdateOne({"_id": document["_id"]}, {"$setOnInsert": _without_id(document)}, upsert=True)
+            for document in documents
+        ]
+        await self._update(ALERTS, operations)
 
     async def _update(self, name: str, operations: Sequence[UpdateOne]) -> None:
         """Do all of these, which can be done again."""

@@ -9,6 +9,7 @@ from .verification import Layout
 
 __all__ = [
     "ACTIVITY",
+    "ALERTS",
     "CHANGELOG",
     "DEAD_LETTERS",
     "KEYS",
@@ -58,6 +59,9 @@ RETRIES = _name("retries")
 #: Key customer_id, value as in docs/PROMOTIONS.md, in the partition with the number of the event that it is given for.
 VOUCHERS = _name("vouchers")
 
+#: Key product_id, value as `stock.alert_document` with `alert_id`, in the partition with the number of the product's.
+ALERTS = _name("alerts")
+
 _retention_ms = -1 if config.topics.retention_hours == -1 else config.topics.retention_hours * 3_600_000
 
 
@@ -93,6 +97,7 @@ SPECS = (
     _spec(CHANGELOG, compacted=True),
     _spec(SALES_CHANGELOG, compacted=True),
     _spec(VOUCHERS),
+    _spec(ALERTS),
     _spec(WINDOWS, compacted=True),
 )
 
@@ -114,6 +119,7 @@ LAYOUT = Layout(
     prices=PRICES,
     partitions=config.topics.partitions,
     vouchers=VOUCHERS,
+    alerts=ALERTS,
 )
 
 LETTERS = Places(

@@ -49,6 +49,7 @@ class Layout:
     prices: str
     partitions: int
     vouchers: str
+    alerts: str
 
     @property
     def events(self) -> tuple[str, str, str]:

@@ -38,7 +38,7 @@ class FakeStore:
 
     def __init__(self) -> None:
         self.collections: dict[str, dict[str, Document]] = {
-            name: {} for name in ("products", "customers", "purchases", "prices", "vouchers")
+            name: {} for name in ("products", "customers", "purchases", "prices", "vouchers", "alerts")
         }
         self.parts: dict[str, dict[int, PartSale]] = {}
         self.positions: dict[int, tuple[int, int]] = {}
@@ -331,6 +331,43 @@ class FakeStore:
     async def clear_sales(self) -> None:
         self._called("clear_sales")
         self.parts, self.positions = {}, {}
+
+    def _sales(self, product_id: str, period: str) -> list[PartSale]:
+        every = [part for parts in self.parts.values() for part in parts.values()]
+        return [part for part in every if (part.product_id, part.period) == (product_id, period)]
+
+    async def sold_ever(self, product_ids: Collection[str]) -> dict[str, int]:
+        self._called("sold_ever")
+        found = {name: self._sales(name, "total") for name in product_ids}
+        return {name: sum(part.units for part in parts) for name, parts in found.items() if parts}
+
+    async def sold_from(self, product_id: str, hour: datetime) -> int:
+        self._called("sold_from")
+        return sum(part.units for part in self._sales(product_id, "hour") if part.start and part.start >= hour)
+
+    async def units_from_kafka(self, product_id: str, since: datetime, until: datetime) -> int:
+        self._called("units_from_kafka")
+        bought = self._bought(product_id, (since, until))
+        return sum(one["quantity"] for one in bought if (one.get("source") or {}).get("origin") == "kafka")
+
+    async def stocked(self, topic: str, partitions: Collection[int], after: str, limit: int) -> list[Document]:
+        self._called("stocked")
+        found = []
+        for name, product in sorted(self.collections["products"].items()):
+            source = product.get("source") or {}
+            ours = source.get("topic") == topic and source.get("partition") in partitions
+            if name > after and ours and isinstance(stock := product.get("stock"), int) and stock >= 0:
+                found.append(deepcopy(product))
+        return found[:limit]
+
+    async def insert_alert(self, document: Document) -> Document:
+        self._called("insert_alert")
+        return deepcopy(self.collections["alerts"].setdefault(document["_id"], _as_stored(document)))
+
+    async def insert_alerts(self, documents: Sequence[Document]) -> None:
+        self._called("insert_alerts")
+        for document in documents:
+            self.collections["alerts"].setdefault(document["_id"], _as_stored(document))
 
     async def pages(self, collection: str, after: str = "") -> AsyncIterator[list[Document]]:
         stored = self.collections[collection]

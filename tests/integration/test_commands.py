@@ -99,7 +99,8 @@ def test_products_are_listed(seeded: Shop) -> None:
     assert len(for_people.stdout.splitlines()) == 13
     assert for_people.stdout.count(" zł") == 13
     for product in as_json.json():
-        assert set(product) == {"product_id", "name", "type", "price", "updated_at", "source"}
+        fields = {"product_id", "name", "type", "price", "updated_at", "stock", "stock_limit", "left", "source"}
+        assert set(product) == fields
         assert set(product["source"]) == SOURCE
         assert product["name"] in for_people.stdout
 

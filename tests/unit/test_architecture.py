@@ -27,7 +27,7 @@ LAYERS = (
     {"consuming", "counting", "store", "embedded", "dead_letters", "board", "child", "group", "producing", "sending"},
     {"sales"},
     {"attempts", "batching", "changelog", "checking", "exporting", "lag", "letters"},
-    {"price_history", "sales_check", "seeding", "workers"},
+    {"price_history", "sales_check", "seeding", "stock", "workers"},
     {"condition", "health", "verification"},
     {"metrics"},
     {"ledger", "pricing", "trying"},

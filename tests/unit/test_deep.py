@@ -27,7 +27,17 @@ from shopflow.verification import Layout
 from tests.fakes import FakeBatch, FakeCounts, FakeOutlet, FakeRecord, FakeStore
 
 LAYOUT = Layout(
-    "shop", "products", "customers", "purchases", "dead-letters", "changelog", "sales", "prices", 2, "vouchers"
+    "shop",
+    "products",
+    "customers",
+    "purchases",
+    "dead-letters",
+    "changelog",
+    "sales",
+    "prices",
+    2,
+    "vouchers",
+    "alerts",
 )
 EVENTS = {
     "products": {"name": "Mleko", "type": "dairy", "price": 399, "updated_at": "2026-05-01T12:00:00Z"},

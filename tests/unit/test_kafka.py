@@ -48,6 +48,7 @@ def test_the_shops_topics_are_those_of_the_contract() -> None:
         "shop.dead-letters": False,
         "shop.retries": True,
         "shop.vouchers": False,
+        "shop.alerts": False,
         "shopflow-purchase_counts-changelog": True,
         "shopflow-product_sales-changelog": True,
         "shop.customer-activity": True,

@@ -454,3 +454,16 @@ def test_what_a_rule_would_have_given_is_said() -> None:
         "rule": "bread", "looked_at": 7, "vouchers": 3, "customers": 2,
         "first": "2026-05-01T12:00:00Z", "last": "2026-05-01T12:00:00Z",
     }  # fmt: skip
+
+
+def test_a_product_with_a_stock_shows_what_is_left() -> None:
+    """Beside what was sold, if that was asked for; a product without a stock says nothing of it."""
+    stocked = {**MILK, "stock": 300, "stock_limit": 30}
+    lines = list(listing.products([stocked, {**MILK, "_id": "other"}], left={"milk": 12}, as_json=False))
+    assert [line.partition("  12 left of 300")[1] != "" for line in lines] == [True, False]
+    assert "left" not in lines[1]
+    one, other = json.loads("".join(listing.products([stocked, MILK], left={"milk": 12}, as_json=True)))
+    assert (one["left"], one["stock"], one["stock_limit"]) == (12, 300, 30)
+    (plain,) = json.loads("".join(listing.products([MILK], as_json=True)))
+    assert "left" not in plain
+    assert other["left"] == 12

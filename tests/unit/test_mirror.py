@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from shopflow.counting import TOTALS_KEY, rebuilt
 from shopflow.errors import Unavailable
 from shopflow.mirror import Mirror
+from shopflow.store import PartSale
 from tests.fakes import FakeStore
 from tests.unit.test_sales import NOON, Purchase, enter, numbered
 
@@ -77,7 +79,22 @@ def test_only_what_changed_is_written(mirrored: Mirrored) -> None:
     mirrored.sell(1)
     mirrored.bring_up()
     assert mirrored.units() == 3
-    assert mirrored.store.calls == ["put_sales", "reached_sales", "sales"]
+    assert mirrored.store.calls == ["put_sales", "put_sales", "reached_sales", "sales"]
+
+
+def test_the_totals_are_written_last(mirrored: Mirrored, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who watches them finds the days and hours there: also when the worker is killed in between."""
+    written: list[set[str]] = []
+    put = mirrored.store.put_sales
+
+    async def put_sales(partition: int, sales: Sequence[PartSale]) -> None:
+        written.append({sale.period for sale in sales})
+        await put(partition, sales)
+
+    monkeypatch.setattr(mirrored.store, "put_sales", put_sales)
+    mirrored.sell(2)
+    mirrored.bring_up()
+    assert written == [{"day", "hour"}, {"total"}]
 
 
 @pytest.mark.parametrize("calls", [1, 2, 3])
@@ -107,7 +124,7 @@ def test_after_a_rebalance_it_is_looked_through_from_where_mongodb_is(mirrored: 
     mirrored.store.calls.clear()
     mirrored.bring_up()
     assert mirrored.units() == 3
-    assert mirrored.store.calls == ["sales_position", "put_sales", "reached_sales", "sales"]
+    assert mirrored.store.calls == ["sales_position", "put_sales", "put_sales", "reached_sales", "sales"]
 
 
 def test_a_partition_that_goes_while_it_is_looked_through_is_left(mirrored: Mirrored) -> None:

@@ -755,3 +755,26 @@ def test_who_follows_the_counts_gets_what_is_new_before_the_batch_is_finished(sh
     assert [event.purchase_id for _, event in counting.fresh] == ["p3"]
     assert (counting.duplicates, counting.rejected, counting.end) == ([1], [2], 4)
     assert counting.changes.counts["anna"].purchases == 2
+
+
+def test_a_product_has_a_stock_only_if_its_event_has_one(shop: Shop) -> None:
+    """Documents of products without a stock are as they ever were; a later event without one ends it."""
+    plain = product(1, name="plain")
+    events = [plain, {**product(1), "stock": 5}, {**product(1, name="tea"), "stock": 0, "stock_limit": 2},
+              {**product(1, name="odd"), "stock_limit": 2}]  # fmt: skip
+    shop.handle(shop.batch(*events, kind="products"), "products")
+    stored = shop.store.collections["products"]
+    assert set(stored["plain"]) == set(stored["odd"]) == {"_id", "name", "type", "price", "updated_at", "source"}
+    assert set(stored["milk"]) == {*stored["plain"], "stock"}
+    assert (stored["tea"]["stock"], stored["tea"]["stock_limit"]) == (0, 2)
+    shop.handle(shop.batch(product(1, "2026-05-02T10:00:00Z"), start=9, kind="products"), "products")
+    assert set(stored["milk"]) == set(stored["plain"])
+
+
+@pytest.mark.parametrize("stock", [-1, 10**9 + 1, 1.5, "5", True])
+@pytest.mark.parametrize("name", ["stock", "stock_limit"])
+def test_a_stock_that_is_none_is_a_dead_letter(shop: Shop, name: str, stock: Any) -> None:
+    """It names the field."""
+    shop.handle(shop.batch({**product(1), "stock": 1, name: stock}, kind="products"), "products")
+    (reason,) = shop.reasons()
+    assert reason.startswith(f"invalid event: {name}: ")

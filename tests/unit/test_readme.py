@@ -260,6 +260,7 @@ def test_the_table_of_events_is_the_schema() -> None:
         "shop.retries",
         "shop.customer-activity",
         "shop.vouchers",
+        "shop.alerts",
     }
     activity = re.findall(r"`([^`]+)`", rows["shop.customer-activity"][2])
     assert activity == list(CustomerActivity._options.descriptors)

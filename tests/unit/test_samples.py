@@ -38,7 +38,7 @@ class TestProducts:
 
     def test_every_product_is_a_good_event_with_exactly_the_contracts_fields(self) -> None:
         for event in products(random.Random(1), NOW):
-            assert set(event) == {"product_id", "name", "type", "price", "updated_at"}
+            assert set(event) == {"product_id", "name", "type", "price", "updated_at", "stock", "stock_limit"}
             decoded = product(event["product_id"].encode(), encode(event))
             assert (decoded.price, decoded.updated_at) == (event["price"], NOW)
 

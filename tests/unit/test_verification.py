@@ -22,7 +22,17 @@ from shopflow.workers import Compared, Live, Worker
 from tests.fakes import FakeRecord, FakeStore
 
 LAYOUT = Layout(
-    "shop", "products", "customers", "purchases", "dead-letters", "changelog", "sales", "prices", 1, "vouchers"
+    "shop",
+    "products",
+    "customers",
+    "purchases",
+    "dead-letters",
+    "changelog",
+    "sales",
+    "prices",
+    1,
+    "vouchers",
+    "alerts",
 )
 NOTHING = Lag(0, 0)
 

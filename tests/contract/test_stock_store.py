@@ -1,0 +1,132 @@
+"""What the store promises of stock and alerts, held by the fake and by a real server."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+
+from shopflow.store import Document, PartSale, Store
+from tests.contract.conftest import Run
+from tests.contract.test_store import NOON, kafka, product, purchase, put
+
+HOUR = timedelta(hours=1)
+
+
+def sales(start: datetime | None, units: int, product_id: str = "milk") -> list[PartSale]:
+    """The rows of one hour, as they are made of purchases that are all in it."""
+    if start is None:
+        return [PartSale("total", None, product_id, 1, units, 1, (0, 1))]
+    day = start.replace(hour=0)
+    return [PartSale(period, at, product_id, 1, units, 1, (0, 1)) for period, at in (("hour", start), ("day", day))]
+
+
+def test_units_from_an_hour_on_are_those_of_all_later_hours(store: Store, run: Run) -> None:
+    """Whole days are read as days; the result is that of the hours. Of all partitions, of this product alone."""
+    days = [NOON + timedelta(days=number) for number in (-1, 1, 2, 400)]
+    for number, start in enumerate([*days, NOON]):
+        run(store.put_sales(0, sales(start, 10**number)))
+    of_others = [*sales(NOON, 7, "tea"), *sales(NOON + HOUR, 7, "$gt")]
+    run(store.put_sales(0, of_others))
+    run(store.put_sales(3, sales(NOON, 500_000)))
+    assert run(store.sold_from("milk", NOON - timedelta(days=2))) == 511_111
+    assert run(store.sold_from("milk", NOON)) == 511_110
+    assert run(store.sold_from("milk", NOON + HOUR)) == 1_110
+    assert run(store.sold_from("milk", days[2])) == 1_100
+    assert run(store.sold_from("milk", days[3] + HOUR)) == 0
+    assert run(store.sold_from("$gt", NOON)) == 7
+    assert run(store.sold_from("nobody", NOON)) == 0
+
+
+def test_the_last_day_of_all_can_be_asked_for(store: Store, run: Run) -> None:
+    """Times come from outside."""
+    last = datetime(9999, 12, 31, 23, tzinfo=timezone.utc)
+    run(store.put_sales(0, sales(last, 3)))
+    assert run(store.sold_from("milk", last)) == 3
+
+
+def test_units_sold_ever_are_the_totals(store: Store, run: Run) -> None:
+    """Of those that were sold."""
+    run(store.put_sales(0, [*sales(None, 2), *sales(NOON, 9), *sales(None, 4, "$set")]))
+    run(store.put_sales(1, sales(None, 3)))
+    assert run(store.sold_ever(["milk", "tea", "$set"])) == {"milk": 5, "$set": 4}
+    assert run(store.sold_ever([])) == {}
+
+
+def test_units_from_kafka_leave_out_others(store: Store, run: Run) -> None:
+    """Direct ones are not in the sales. From the first moment on, before the second, to the millisecond."""
+    until = NOON + timedelta(milliseconds=5)
+    moments = [NOON - timedelta(milliseconds=1), NOON, NOON + timedelta(milliseconds=4), until]
+    documents = [
+        purchase(f"p{number}", kafka(number), purchased_at=at, quantity=10**number) for number, at in enumerate(moments)
+    ]
+    documents += [
+        purchase("direct", {"origin": "direct"}),
+        purchase("other", kafka(9), product_id="tea"),
+    ]
+    run(store.insert_purchases(documents))
+    assert run(store.units_from_kafka("milk", NOON, until)) == 110
+    assert run(store.units_from_kafka("milk", NOON + HOUR, NOON + 2 * HOUR)) == 0
+
+
+def test_stocked_products_come_by_id_a_page_at_a_time(store: Store, run: Run) -> None:
+    """Of these partitions of this topic; what is no number is no stock, and what another program wrote has no place."""
+    for number, name in enumerate("fabcde"):
+        stocked = {**product(1, NOON, kafka(number, number % 3), name), "stock": number}
+        assert run(store.upsert_products([stocked])) == {}
+    run(store.upsert_products([product(1, NOON, kafka(9), "none")]))
+    run(store.upsert_products([{**product(1, NOON, kafka(9, topic="other"), "elsewhere"), "stock": 1}]))
+    for name, stock in {"text": "5", "null": None, "negative": -1}.items():
+        run(put(store, "products", {"_id": name, "stock": stock, "source": kafka(1)}))
+    run(put(store, "products", {"_id": "direct", "stock": 5, "source": {"origin": "direct"}}))
+    run(put(store, "products", {"_id": "bare", "stock": 5}))
+
+    def ids(after: str, limit: int, *partitions: int) -> list[str]:
+        return [one["_id"] for one in run(store.stocked("t", partitions, after, limit))]
+
+    assert ids("", 10, 0, 1, 2) == ["a", "b", "c", "d", "e", "f"]
+    assert ids("", 2, 0, 1, 2) == ["a", "b"]
+    assert ids("b", 2, 0, 2) == ["c", "e"]
+    assert ids("", 10, 1) == ["a", "d"]
+    (found,) = run(store.stocked("t", [0], "c", 1))
+    assert (found["stock"], found["updated_at"], found["source"]["partition"]) == (0, NOON, 0)
+
+
+def alert(name: str, left: int, **fields: Any) -> Document:
+    """An alert."""
+    return {"_id": name, "kind": "stock", "product_id": "milk", "left": left, "since": NOON, **fields}
+
+
+def test_the_first_of_an_alert_stays(store: Store, run: Run) -> None:
+    """A worker that finds it again tells what the first one found, in milliseconds as they are stored."""
+    given = alert("$set@x", 3, at=NOON + timedelta(microseconds=1_999))
+    kept = {**given, "at": NOON + timedelta(milliseconds=1)}
+    assert run(store.insert_alert(given)) == kept
+    assert run(store.insert_alert(alert("$set@x", 2))) == kept
+    run(store.insert_alerts([alert("$set@x", 1), alert("b", 5)]))
+    run(store.insert_alerts([]))
+    assert run(store.documents("alerts", ["$set@x", "b"])) == {"$set@x": kept, "b": alert("b", 5)}
+
+
+def test_two_workers_that_find_the_same_agree(store: Store, run: Run) -> None:
+    """One of them slept."""
+
+    async def both() -> list[Document]:
+        found = await asyncio.gather(
+            *(store.insert_alert(alert("a", left)) for left in range(5)), return_exceptions=True
+        )
+        return [one for one in found if isinstance(one, dict)]
+
+    found = run(both())
+    assert found
+    assert all(one == found[0] for one in found)
+
+
+@pytest.mark.parametrize("store", ["mongodb"], indirect=True)
+@pytest.mark.servers
+def test_stocked_products_have_an_index(store: Any, run: Run) -> None:
+    """They are asked for each second, among all products."""
+    found = run(store._collection("products").index_information())
+    assert [("stock", 1)] in [index["key"] for index in found.values()]
