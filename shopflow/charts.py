@@ -77,6 +77,7 @@ def product(url: str, *, dark: bool) -> dict[str, Any]:
         BasicTicker,
         DataRange1d,
         LinearAxis,
+        NoOverlap,
         NumeralTickFormatter,
     )
     from bokeh.plotting import figure  # noqa: PLC0415
@@ -122,6 +123,7 @@ def product(url: str, *, dark: bool) -> dict[str, Any]:
     left.axis_label_text_color, right.axis_label_text_color = blue, green
     left.axis_label_text_font_style = right.axis_label_text_font_style = "bold"
     chart.xaxis.ticker.desired_num_ticks = 5
+    chart.xaxis.major_label_policy = NoOverlap(min_distance=12)  # on a phone
     _style(chart, ink, faint)
     target: Any = "product-chart"
     return dict(json_item(chart, target))

@@ -16,8 +16,8 @@ from .showing import Cell, Rows, day_and_time, grouped, short
 __all__ = ["Columns", "Picture", "Product", "columns", "product"]
 
 _HOUR = timedelta(hours=1)
-#: What is more is shown without a decimal.
-_MANY = 10
+#: What is less is hardly anything; what is more is shown without a decimal.
+_FEW, _MANY = 0.1, 10
 _NO_PRICE = "not for sale"
 
 
@@ -100,6 +100,8 @@ def _an_hour(period: Period, now: datetime) -> str:
     if length <= timedelta():
         return "-"
     rate = period.units / (length / _HOUR)
+    if 0 < rate < _FEW:
+        return f"< {_FEW}"
     return grouped(round(rate)) if rate >= _MANY else f"{rate:.1f}"
 
 

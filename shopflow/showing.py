@@ -40,6 +40,8 @@ _LATEST = 12
 #: Characters of a name, and of a reason.
 _SHORT = 60
 _LONG = 200
+#: Of a time, to the minute and to the day.
+_MINUTE, _DAY = len("2026-01-31 23:59"), len("2026-01-31")
 _UNKNOWN = "not known"
 
 
@@ -228,7 +230,7 @@ def _buyer(now: Condition, customer_id: str) -> Cell:
 def _vouchers(now: Condition) -> Rows:
     return [
         [
-            Cell(day_and_time(one["issued_at"])),
+            Cell(day_and_time(one["issued_at"])[:_MINUTE]),
             _buyer(now, one["customer_id"]),
             *_given(one),
         ]
@@ -241,7 +243,7 @@ def _given(voucher: Mapping[str, Any]) -> list[Cell]:
     return [
         Cell(short(voucher["rule"])),
         Cell(visible(gift(voucher), _LONG)),
-        Cell(day_and_time(voucher["valid_until"])[: len("2026-01-31")]),
+        Cell(day_and_time(voucher["valid_until"])[:_DAY]),
     ]
 
 
@@ -330,7 +332,7 @@ def customer(
         ]
         for one in purchases
     ]
-    given = [[Cell(day_and_time(one["issued_at"])), *_given(one)] for one in vouchers]
+    given = [[Cell(day_and_time(one["issued_at"])[:_MINUTE]), *_given(one)] for one in vouchers]
     said = [visible(problem) for problem in problems]
     return Customer(visible(customer_id, _LONG), short(name), facts, rows, said, given)
 

@@ -195,6 +195,7 @@ def test_vouchers_are_shown_and_a_customers_own(open_shop: OpenShop, open_tab: O
         tab.keep("vouchers")
         page.locator('[data-table="vouchers"] a').click()
         page.wait_for_url("**/?customer=ola*")
+        tab.keep("given")
         assert tab.table("given")[0][1:3] == ["welcome", f"10,00 zł off {HOSTILE[:40]}"]
         quiet(tab)
 

@@ -41,6 +41,8 @@ def test_each_price_with_what_was_sold_at_it() -> None:
     first, last = ([cell.text for cell in found.prices[number]] for number in (0, -1))
     assert first[1:] == ["now", "2,50 zł", "600", "1500,00 zł", "1\N{NO-BREAK SPACE}200"]
     assert (last[0], last[-1]) == ("before that", "-")
+    seldom = product("milk", picture(Period(NOON - 99 * HOUR, None, 300, 1, 300)), [])
+    assert seldom.prices[0][-1].text == "< 0.1"
     assert found.facts == {
         "Price now": "2,50 zł", "Sold at the prices below": "607", "For": "1521,00 zł", "A bar is": "an hour",
     }  # fmt: skip
