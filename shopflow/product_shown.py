@@ -47,7 +47,8 @@ class Product(msgspec.Struct):
 class Columns(msgspec.Struct):
     """The columns of the chart: lines from (x0, y0) to (x1, y1), and bars; times in ms, of the axis.
 
-    All are equally long: the last one stands there again where there is no other.
+    All are equally long: where there are fewer lines the last one stands there again, where there are fewer bars
+    those that are added can't be seen. (A bar lets shine through what is behind it: it must stand there once.)
     """
 
     x0: list[float] = []
@@ -118,7 +119,8 @@ def columns(found: Picture | None) -> Columns:
     ] or [(_axis(course.start), _axis(course.start), 0)]
     length = max(len(lines), len(bars))
     lines += [lines[-1]] * (length - len(lines))
-    bars += [bars[-1]] * (length - len(bars))
+    end = bars[-1][1]
+    bars += [(end, end, 0)] * (length - len(bars))
     x0, y0, x1, y1 = (list(column) for column in zip(*lines, strict=True))
     left, right, units = zip(*bars, strict=True)
     return Columns(x0, y0, x1, y1, list(left), list(right), list(units))

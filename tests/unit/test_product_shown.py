@@ -67,14 +67,14 @@ def test_names_and_ids_are_only_texts() -> None:
 
 
 def test_steps_and_bars_are_equally_many() -> None:
-    """One source has them; the last of the fewer stands there again. A step goes up or down to the next."""
+    """One source has them; no bar is there twice, or it would be darker. A step goes up or down to the next."""
     bars = tuple(Sold(NOON + number * HOUR, number + 1, 1) for number in range(2))
     found = columns(picture(Period(None, NOON + HOUR, 300), Period(NOON + HOUR, None, 250), sold=bars))
     assert [at(each) for each in found.x0] == [NOON, NOON + HOUR, NOON + HOUR]
     assert [at(each) for each in found.x1] == [NOON + HOUR, NOON + 2 * HOUR, NOON + HOUR]
     assert (found.y0, found.y1) == ([3.0, 2.5, 3.0], [3.0, 2.5, 2.5])
-    assert found.units == [1, 2, 2]
-    assert [at(each) for each in found.left] == [NOON, NOON + HOUR, NOON + HOUR]
+    assert found.units == [1, 2, 0]
+    assert [at(each) for each in found.left] == [NOON, NOON + HOUR, NOON + 2 * HOUR]
     assert [at(each) for each in found.right] == [NOON + HOUR, NOON + 2 * HOUR, NOON + 2 * HOUR]
 
 
