@@ -12,6 +12,9 @@ from .store import Document, Store, sale_id
 
 __all__ = ["compare_sales"]
 
+#: Where a partition stands that never had a purchase.
+_NOTHING = (0, -1)
+
 Sums = tuple[int, int, int]  # purchases, units, revenue
 
 
@@ -75,7 +78,8 @@ def _added(tables: Tables, partitions: int) -> dict[str, Sums]:
 
 async def _is_behind(tables: Tables, partition: int, store: Store) -> bool:
     totals = tables.totals(partition)
-    return await store.sales_position(partition) < (totals.era, totals.offset)
+    reached = (totals.era, totals.offset)
+    return reached > _NOTHING and await store.sales_position(partition) < reached
 
 
 async def _mirrored(store: Store) -> AsyncIterator[tuple[str, Sums]]:

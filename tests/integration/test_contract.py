@@ -315,8 +315,11 @@ def test_topics_are_created_as_the_contract_says(shop: Shop, worker: Worker) -> 
         for name, (partitions, configs) in shop.describe_topics().items()
         if not name.endswith("__assignor-__leader")
     }
-    compacted = {shop.topic("products"), shop.topic("customers"), shop.topic("retries"), shop.changelog}
-    kept = {shop.topic("purchases"), shop.topic("purchase-prices"), shop.topic("dead-letters")}
+    changelogs = {f"{shop.name}-{table}-changelog" for table in ("product_sales", "customer_windows")} | {
+        shop.changelog
+    }
+    compacted = {shop.topic(kind) for kind in ("products", "customers", "retries", "customer-activity")} | changelogs
+    kept = {shop.topic(kind) for kind in ("purchases", "purchase-prices", "dead-letters", "vouchers", "alerts")}
     assert set(found) == compacted | kept
     assert {name: each[:2] for name, each in found.items() if name in compacted} == dict.fromkeys(
         compacted, (4, "compact")

@@ -554,3 +554,11 @@ def test_sales_on_their_way_to_mongodb_are_waited_for(shop: Shop) -> None:
     report = shop.verify()
     assert report.status == 2
     assert details(report)["sales"] == "partition 0: MongoDB does not have all of them yet"
+
+
+def test_a_partition_without_purchases_is_not_waited_for(shop: Shop) -> None:
+    """No worker has anything to bring to MongoDB."""
+    shop.live = Live((Worker("http://here", (0,)),))
+    report = shop.verify()
+    assert report.status == 0
+    assert details(report)["sales"] == "0 products, each with the sales its purchases add up to"
