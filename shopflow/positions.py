@@ -35,9 +35,10 @@ class Cursor:
 class Chain:
     """How far a partition is done: the end of an unbroken chain of finished batches. Pure."""
 
-    __slots__ = ("done", "epoch")
+    __slots__ = ("committed", "done", "epoch")
 
     def __init__(self, committed: int, epoch: int) -> None:
+        self.committed = committed  #: what Kafka has confirmed
         self.done = committed  #: everything before this offset is finished: the only offset that is ever committed
         self.epoch = epoch  #: how often the consumer went back; batches of an earlier epoch no longer count
 

@@ -264,6 +264,8 @@ class Tour:
             return False
         if "customer_id" in page:
             return bool(url.endswith(f"/{page['customer_id']}/") and page["purchases"] == 1 and page["items"] == 2)
+        if "sales" in page:
+            return sum(one["purchases"] for one in page["sales"]) == self.sent
         for terminal in self.workers:
             assert self.running[terminal].poll() is None, self.said(terminal)
         sums = [self.get(f"http://127.0.0.1:{port}/counts/") for port in self.workers.values()]
