@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping
+from time import monotonic
 from typing import Protocol
 
 from .findings import Check, Named
@@ -12,6 +14,9 @@ from .store import Document, Store, sale_id
 
 __all__ = ["compare_sales"]
 
+#: After a backlog of many days a worker has many rows to bring to MongoDB.
+_PATIENCE_SECONDS = 40.0
+_PAUSE_SECONDS = 0.5
 #: Where a partition stands that never had a purchase.
 _NOTHING = (0, -1)
 
@@ -46,7 +51,7 @@ async def compare_sales(
     _compare(totals, bought, "bought", wrong)
     if wrong.count:
         return Check("sales", False, f"{wrong.count} differ: {wrong.listed()}")
-    behind = [number for number in range(partitions) if await _is_behind(tables, number, store)]
+    behind = await _still_behind(tables, partitions, store, live=live)
     if behind and live:
         return Check("sales", None, f"partition {behind[0]}: MongoDB does not have all of them yet")
     if behind:
@@ -74,6 +79,16 @@ def _added(tables: Tables, partitions: int) -> dict[str, Sums]:
             purchases, units, revenue = rows.get(name, (0, 0, 0))
             rows[name] = (purchases + count.purchases, units + count.items, revenue + count.spent)
     return rows
+
+
+async def _still_behind(tables: Tables, partitions: int, store: Store, *, live: bool) -> list[int]:
+    """The partitions that MongoDB does not have all of, after it was waited for a worker that brings them."""
+    deadline = monotonic() + _PATIENCE_SECONDS
+    while True:
+        behind = [number for number in range(partitions) if await _is_behind(tables, number, store)]
+        if not behind or not live or monotonic() > deadline:
+            return behind
+        await asyncio.sleep(_PAUSE_SECONDS)
 
 
 async def _is_behind(tables: Tables, partition: int, store: Store) -> bool:

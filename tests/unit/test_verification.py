@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from shopflow import listing, sales, verification
+from shopflow import listing, sales, sales_check, verification
 from shopflow.counting import advance, rebuilt
 from shopflow.errors import Unavailable
 from shopflow.findings import Named
@@ -140,6 +140,7 @@ def shop(monkeypatch: pytest.MonkeyPatch) -> Shop:
     monkeypatch.setattr(verification.workers, "live", made.who_is_live)
     monkeypatch.setattr(verification.workers, "compare", made.compare)
     monkeypatch.setattr(verification, "_PAUSE_SECONDS", 0)
+    monkeypatch.setattr(sales_check, "_PATIENCE_SECONDS", 0)
     return made
 
 
