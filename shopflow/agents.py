@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Sequence
+from time import monotonic
 from typing import Any
 
 from aiokafka.errors import KafkaError
@@ -33,6 +34,8 @@ __all__ = ["customers", "mirror_sales", "processing", "products", "purchases", "
 
 #: How often the sales in MongoDB are brought up to date.
 _MIRROR_SECONDS = 0.5
+#: How many times as long as that took it rests.
+_MIRROR_RESTS = 3
 #: How often it is looked whether a stock has fallen to its limit.
 _STOCK_SECONDS = 1.0
 
@@ -151,13 +154,15 @@ async def purchases(batch: Batch) -> None:
 async def mirror_sales() -> None:
     """Bring the sales in MongoDB up to date while the worker runs."""
     while not app.should_stop:
+        began = monotonic()
         try:
             await sales_mirror.bring_up()
         except Unavailable as error:
             mongodb_outage.failed(error, sales_mirror)
         else:
             mongodb_outage.succeeded(sales_mirror)
-        await asyncio.sleep(_MIRROR_SECONDS)
+        # A backlog of many days is many rows: they must not keep MongoDB from the purchases.
+        await asyncio.sleep(max(_MIRROR_SECONDS, _MIRROR_RESTS * (monotonic() - began)))
 
 
 @app.task  # type: ignore[untyped-decorator]
