@@ -23,6 +23,7 @@ __all__ = [
     "config",
     "connect",
     "connect_kafka",
+    "disk_outage",
     "kafka_at",
     "kafka_outage",
     "limit",
@@ -38,6 +39,8 @@ store = MongoStore(config.mongodb.database)
 
 mongodb_outage = Outage("MongoDB")
 kafka_outage = Outage("Kafka")
+#: The disk that all tables share.
+disk_outage = Outage("RocksDB", "can't write", "writes again")
 
 metrics = Metrics()
 #: What this worker sold in the last minutes.

@@ -112,17 +112,24 @@ class CountTable(faust.Table[str, Any]):
     Arguments:
         value_type: Of another kind of value, which has the fields of `counting.Position` too; None: JSON.
         sums: False: there are none, so nothing is checked.
+        disk: Who says that RocksDB can't write: once for all tables that share it.
     """
 
     def __init__(
-        self, *args: Any, read_whole: ReadWhole, value_type: Any = PurchaseCount, sums: bool = True, **kwargs: Any
+        self,
+        *args: Any,
+        read_whole: ReadWhole,
+        disk: Outage,
+        value_type: Any = PurchaseCount,
+        sums: bool = True,
+        **kwargs: Any,
     ) -> None:
         schema: Any = faust.Schema(key_type=str, value_type=value_type, key_serializer="raw", value_serializer="json")
         super().__init__(*args, key_type=str, value_type=value_type, schema=schema, **kwargs)
         self._sums = sums
         self.key_serializer = "raw"
         self._unaudited: set[int] = set()
-        self._disk = Outage("RocksDB", "can't write", "writes again")
+        self._disk = disk
         self._read_whole = read_whole
 
     @property
@@ -192,9 +199,9 @@ class CountTable(faust.Table[str, Any]):
             self._raw._db_for_partition(partition).write(batch)
         except Exception as error:  # rocksdict has no class of its own
             unavailable = Unavailable("RocksDB", error)
-            self._disk.failed(unavailable, partition)
+            self._disk.failed(unavailable, (self.name, partition))
             raise unavailable from error
-        self._disk.succeeded(partition)
+        self._disk.succeeded((self.name, partition))
 
     def acknowledged(self, partition: int, last: int, rows: int) -> None:
         """That many rows, which are in RocksDB, are in the changelog, the last of them at this offset.
@@ -227,7 +234,7 @@ class CountTable(faust.Table[str, Any]):
         try:
             db = self._raw._db_for_partition(partition)
         except Exception as error:  # as in `_write`
-            self._disk.failed(Unavailable("RocksDB", error), partition)
+            self._disk.failed(Unavailable("RocksDB", error), (self.name, partition))
             raise Unavailable("RocksDB", error) from error
         newest: dict[bytes, tuple[Position, bytes]] = {}
         batch = WriteBatch(raw_mode=True)
@@ -267,7 +274,7 @@ class CountTable(faust.Table[str, Any]):
     async def on_recovery_completed(self, active_tps: set[TP], standby_tps: set[TP]) -> None:
         """Called when Faust has read the changelogs of the partitions that are ours: check them before their use."""
         for partition in range(self.partitions or 0):  # those that others have now
-            self._disk.gave_up(partition)
+            self._disk.gave_up((self.name, partition))
         for tp in active_tps:
             if tp.topic != self.changelog_topic_name:
                 continue

@@ -16,6 +16,7 @@ from .counting import TOTALS_KEY, decode_count, position_of
 from .errors import Unavailable
 from .sales import PERIODS, key_of, start_of
 from .tables import product_sales
+from .workers import reason
 
 __all__ = ["sales"]
 
@@ -177,7 +178,7 @@ async def _ask(host: URL, query: Mapping[str, str]) -> Answer:
     try:
         status, body = await peers.ask(host, "/sales/", {**query, _LOCAL: "1"})
         if status != 200:
-            raise NotNow(f"another worker, {host}: {peers.reason(body, status)}")
+            raise NotNow(f"another worker, {host}: {reason(body, status)}")
         return msgspec.json.decode(body, type=Answer)
     except (Unavailable, msgspec.MsgspecError) as error:
         raise NotNow(f"another worker, {host}: {error}") from error

@@ -54,9 +54,14 @@ class Shop:
         self.app = App("test", broker="kafka://127.0.0.1:1", store="rocksdb://?driver=rocksdict", datadir=str(folder))
         self.app.publish = self.publish  # type: ignore[method-assign]
         self.app.assignor.assigned_actives = lambda: {PLACE}
+        self.disk = Outage("RocksDB", "can't write", "writes again")
+        self.table = self.another("purchase_counts")
+
+    def another(self, name: str, **kwargs: Any) -> CountTable:
+        """A table on the same disk."""
         options = {"write_buffer_size": 1 << 20, "block_cache_size": 1 << 20, "max_write_buffer_number": 2}
-        self.table = CountTable(
-            self.app, name="purchase_counts", default=None, options=options, read_whole=self.read_whole
+        return CountTable(
+            self.app, name=name, default=None, options=options, read_whole=self.read_whole, disk=self.disk, **kwargs
         )
 
     async def publish(self, topic: str, partition: int, rows: Any) -> int:
@@ -125,16 +130,20 @@ class Full:
 def test_a_full_disk_is_said_once_and_waited_for(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """In the work and in a recovery: what can't be written can be tried again."""
+    """In the work and in a recovery, for all tables once: what can't be written can be tried again."""
     rows = rows_after((0, "anna", 1, 1), end=1)
+    sales = shop.another("product_sales")
     with monkeypatch.context() as patch:
-        patch.setattr(shop.table._raw, "_db_for_partition", lambda partition: Full())
+        for table in (shop.table, sales):
+            patch.setattr(table._raw, "_db_for_partition", lambda partition: Full())
         for _ in range(3):
             with pytest.raises(Unavailable, match="No space left"):
                 shop.table.write(0, rows.items())
             with pytest.raises(Unavailable, match="No space left"):
-                shop.table.recover(0, records(rows))
+                sales.recover(0, records(rows))
     shop.table.write(0, rows.items())
+    assert len(caplog.records) == 1, "the other table still can't write"
+    sales.recover(0, records(rows))
     assert [record.getMessage().partition(";")[0][:19] for record in caplog.records] == [
         "RocksDB can't write", "RocksDB writes agai",
     ]  # fmt: skip
@@ -261,16 +270,7 @@ def test_a_forgotten_partition_is_empty(shop: Shop) -> None:
 def test_a_table_of_other_values_has_no_sums_to_be_checked(tmp_path: Path) -> None:
     """It is written, recovered and read like the counts; Faust sees JSON, also while it reads the changelog."""
     other = Shop(tmp_path)
-    options = {"write_buffer_size": 1 << 20, "block_cache_size": 1 << 20, "max_write_buffer_number": 2}
-    table = CountTable(
-        other.app,
-        name="windows",
-        default=None,
-        options=options,
-        read_whole=other.read_whole,
-        value_type=None,
-        sums=False,
-    )
+    table = other.another("windows", value_type=None, sums=False)
     rows = {b"anna": b'{"era":1,"offset":7,"days":{"3":[1,{}]}}'}
     table.recover(0, records(rows))
     table.recover(0, records({b"anna": b'{"offset":9}'}, start=1))
