@@ -260,6 +260,95 @@ def test_turns_in_order_move_what_is_committed(consumer: Consumer) -> None:
     assert list(consumer._filter_tps_with_pending_acks()) == [PURCHASES]
 
 
+class Committing(Consumer):
+    """A consumer whose commits a Kafka answers as `confirms` says; `asked` is what it was asked for."""
+
+    in_transaction = False
+
+    def __init__(self, app: Any) -> None:
+        super().__init__(app)
+        self.confirms = True
+        self.asked: list[dict[TP, int]] = []
+        self.log = SimpleNamespace(dev=log.debug, info=log.info)  # type: ignore[assignment]
+
+        async def nothing(*args: Any) -> list[Any]:
+            return []
+
+        app.producer = SimpleNamespace(flush=nothing)
+        app.tables = SimpleNamespace(on_commit=lambda offsets: None)
+        app.monitor.on_tp_commit = lambda offsets: None
+        app._attachments = SimpleNamespace(publish_for_tp_offset=nothing)
+
+    def assignment(self) -> set[TP]:
+        return set(self._chains)
+
+    async def _commit(self, offsets: Mapping[TP, int]) -> bool:
+        self.asked.append(dict(offsets))
+        return self.confirms
+
+    def try_commit(self) -> None:
+        """What Faust does from time to time."""
+        asyncio.run(self._commit_tps(list(self._filter_tps_with_pending_acks()), start_new_transaction=True))
+
+
+@pytest.fixture
+def committing(consumer: Consumer) -> Committing:
+    """With a Kafka that takes commits."""
+    return Committing(consumer.app)
+
+
+def test_what_kafka_has_confirmed_is_not_committed_again(committing: Committing) -> None:
+    """Neither what it said at the start, nor what it has just taken."""
+    committing.begin(PURCHASES, 5)
+    committing.try_commit()
+    assert committing.asked == []
+    take_turn(batches(committing, (5, 9))[0])
+    committing.try_commit()
+    committing.try_commit()
+    assert committing.asked == [{PURCHASES: 9}]
+
+
+def test_a_commit_that_kafka_refused_is_made_again(committing: Committing) -> None:
+    """Faust notes it as made, and would wait for the partition's next record."""
+    committing.begin(PURCHASES, 5)
+    take_turn(batches(committing, (5, 9))[0])
+    committing.confirms = False
+    committing.try_commit()
+    committing.confirms = True
+    committing.try_commit()
+    committing.try_commit()
+    assert committing.asked == [{PURCHASES: 9}] * 2
+
+
+def test_a_replay_commits_offsets_below_those_that_were_committed_before(committing: Committing) -> None:
+    """A commit that was under way in the rebalance is noted by Faust after it, with the offset from before."""
+    committing.begin(PURCHASES, 100)
+    take_turn(batches(committing, (100, 109))[0])
+    committing.begin(PURCHASES, 0)
+    committing._committed_offset[PURCHASES] = 109
+    take_turn(batches(committing, (0, 9))[0])
+    committing.try_commit()
+    assert committing.asked == [{PURCHASES: 9}]
+
+
+def test_a_commit_that_was_under_way_in_a_rebalance_is_not_the_new_chains(committing: Committing) -> None:
+    """Else the new chain would not be committed where the old one ended."""
+    committing.begin(PURCHASES, 0)
+    take_turn(batches(committing, (0, 9))[0])
+    answer = committing._commit
+
+    async def slow(offsets: Mapping[TP, int]) -> bool:
+        committing.begin(PURCHASES, 0)
+        return await answer(offsets)
+
+    committing._commit = slow  # type: ignore[method-assign]
+    committing.try_commit()
+    committing._commit = answer  # type: ignore[method-assign]
+    take_turn(batches(committing, (0, 9))[0])
+    committing.try_commit()
+    assert committing.asked == [{PURCHASES: 9}] * 2
+
+
 def test_a_batch_whose_predecessor_is_missing_makes_the_consumer_go_back(consumer: Consumer) -> None:
     """And every batch that was fetched meanwhile is void: it comes again."""
     consumer.begin(PURCHASES, 0)
@@ -475,6 +564,9 @@ def test_topics_that_come_record_by_record_are_committed_as_faust_does(consumer:
     assert list(consumer._filter_tps_with_pending_acks()) == [PURCHASES, plain]
     assert list(consumer._filter_tps_with_pending_acks({"plain"})) == [plain]
     assert consumer._new_offset(plain) == 5
+    assert consumer._should_commit(plain, 5)
+    consumer._committed_offset[plain] = 5
+    assert not consumer._should_commit(plain, 5)
     asyncio.run(consumer._add_gap(plain, 10, 12))
     assert [(gap.begin, gap.end) for gap in consumer._gap[plain]] == [(10, 13)]
 
