@@ -322,6 +322,22 @@ async def try_promotion(self: Command, name: str, config_file: str | None, as_js
 
 
 @app.command(
+    argument("topic", type=click.Choice(list(topics.SHOWN))),
+    option("--limit", type=click.IntRange(1), default=10, show_default=True, help="At most so many."),
+    JSON,
+    base=Command,
+)
+async def tail(self: Command, topic: str, limit: int, as_json: bool) -> None:
+    """The newest records of a topic, the newest last: partition, offset, time, key and value."""
+    bootstrap, name = kafka_at(locate(config, mongodb=False)), topics.SHOWN[topic]
+    count = (await kafka.partitions(bootstrap, [name])).get(name, 0)
+    found = await kafka.tail(bootstrap, name, count, limit)
+    found.sort(key=lambda record: (letters.time_of(record), record.partition, record.offset))
+    for line in listing.records(found[-limit:], as_json=as_json or self.json):
+        self.say(line)
+
+
+@app.command(
     option("--deep", is_flag=True, help="Also compare every event of the topics with what is in MongoDB."),
     JSON,
     base=Command,

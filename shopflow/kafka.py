@@ -502,16 +502,17 @@ async def _merged(streams: Sequence[AsyncIterator[Any]]) -> AsyncIterator[Any]:
             heapq.heapreplace(heads, (following.timestamp or 0, number, following))
 
 
-async def tail(bootstrap: Bootstrap, topic: str, count: int, most: int) -> list[Any]:
-    """The last records of each partition of a topic with so many partitions, without their values, in no order.
+async def tail(bootstrap: Bootstrap, topic: str, count: int, most: int, *, values: bool = True) -> list[Any]:
+    """The last records of each partition of a topic with so many partitions, in no order.
 
     Arguments:
         most: Offsets that are looked at in each partition, from its present end.
+        values: False: without their values.
     """
     places = [TopicPartition(topic, number) for number in range(count)]
-    options: dict[str, Any] = {"enable_auto_commit": False, "value_deserializer": lambda _: None}
+    options: dict[str, Any] = {} if values else {"value_deserializer": lambda _: None}
     found: list[Any] = []
-    async with consumer(bootstrap, **options) as client:
+    async with consumer(bootstrap, enable_auto_commit=False, **options) as client:
         starts, ends = await client.beginning_offsets(places), await client.end_offsets(places)
         for place in places:
             client.assign([place])

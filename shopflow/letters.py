@@ -234,7 +234,7 @@ async def latest(bootstrap: Bootstrap, places: Places, limit: int) -> list[Lette
         Unavailable: Kafka does not answer.
     """
     count = (await kafka.partitions(bootstrap, [places.dead_letters])).get(places.dead_letters, 0)
-    records = await kafka.tail(bootstrap, places.dead_letters, count, limit)
+    records = await kafka.tail(bootstrap, places.dead_letters, count, limit, values=False)
     found = sorted(map(Letter.of, records), key=lambda letter: (letter.time, letter.id), reverse=True)
     return found[:limit]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, AsyncIterator, Container, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from .findings import Report
-from .letters import Failure, Id, Letter, Mark, Outcome
+from .letters import Failure, Id, Letter, Mark, Outcome, time_of
 from .plots import Paper, price_and_units
 from .price_history import Course, Period, Prices
 from .store import Document
@@ -27,6 +27,7 @@ __all__ = [
     "money",
     "price_history",
     "products",
+    "records",
     "report",
     "retried",
     "tried",
@@ -391,6 +392,33 @@ def dead_letter(letter: Letter, put_back: tuple[datetime, Mark] | None, *, as_js
 def _failure(failure: Failure) -> str:
     place = _place(failure.topic, failure.partition, failure.offset)
     return visible(f"{failure.dead_letter}  {failure.time}  {place}  {failure.reason}")
+
+
+def records(found: Iterable[Any], *, as_json: bool) -> Iterator[str]:
+    """A line a record of Kafka: its place, its time, its key and its value; as JSON one array, a record a line.
+
+    A value that is JSON is in the array as it is; another is what `dead_letter` makes of it.
+    """
+    separator = "["
+    for record in found:
+        place, time = f"{record.partition}:{record.offset}", time_of(record)
+        if as_json:
+            known = {"partition": record.partition, "offset": record.offset, "time": time, "key": _bytes(record.key)}
+            yield separator + _safe_json({**known, "value": _value(record.value)})
+        else:
+            yield "  ".join([place, _time(time), visible(_text(record.key), _SHORT), visible(_text(record.value))])
+        separator = ","
+    if as_json:
+        yield "]" if separator == "," else "[]"
+    elif separator == "[":
+        yield f"Records: {_NOTHING_YET}."
+
+
+def _value(data: bytes | None) -> Any:
+    try:
+        return msgspec.json.decode(data or b"")
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return _bytes(data)
 
 
 def retried(outcome: Outcome) -> str:

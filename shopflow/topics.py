@@ -18,6 +18,7 @@ __all__ = [
     "PRICES",
     "RETRIES",
     "SALES_CHANGELOG",
+    "SHOWN",
     "SPECS",
     "VOUCHERS",
     "WINDOWS",
@@ -100,6 +101,13 @@ SPECS = (
     _spec(ALERTS),
     _spec(WINDOWS, compacted=True),
 )
+
+#: The topics that are for others too, by their names without the prefix.
+SHOWN = {
+    spec.name.removeprefix(config.topics.prefix): spec.name
+    for spec in SPECS
+    if spec.name not in {CHANGELOG, SALES_CHANGELOG, WINDOWS}
+}
 
 #: The field that is each topic's key.
 KEYS = {

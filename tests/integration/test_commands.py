@@ -127,6 +127,33 @@ def test_customers_are_listed_with_what_they_bought(seeded: Shop) -> None:
             assert set(bought["source"]) == SOURCE
 
 
+def test_the_newest_records_of_a_topic(seeded: Shop) -> None:
+    """Whatever partitions they are in; the newest last. A compacted topic, and one that is empty, too."""
+    for_people, as_json, activity, empty, wrong = seeded.run_all(
+        [
+            ["tail", "purchases", "--limit", "4"],
+            ["tail", "purchases", "--limit", "4", "--json"],
+            ["tail", "customer-activity", "--limit", "100", "--json"],
+            ["tail", "retries"],
+            ["tail", "nothing"],
+        ]
+    )
+    newest = as_json.json()
+    assert len(newest) == 4
+    assert [record["time"] for record in newest] == sorted(record["time"] for record in newest)
+    for record, line in zip(newest, for_people.stdout.splitlines(), strict=True):
+        assert line.startswith(f"{record['partition']}:{record['offset']}  ")
+        assert record["key"] == record["value"]["customer_id"]
+        stored = seeded.db.purchases.find_one({"_id": record["value"]["purchase_id"]})
+        assert stored is not None
+        assert stored["source"]["offset"] == record["offset"]
+    counts = {record["key"]: record["value"]["purchases"] for record in activity.json()}
+    assert sum(counts.values()) == 30
+    assert (empty.status, empty.stdout) == (0, "Records: none yet.\n")
+    assert wrong.status == 2
+    assert "'nothing' is not one of 'products', 'customers', 'purchases'" in wrong.stderr
+
+
 def test_listings_of_an_empty_shop(open_shop: OpenShop) -> None:
     """No customers is not an error."""
     with open_shop() as shop:

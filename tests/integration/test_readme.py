@@ -214,6 +214,7 @@ class Tour:
             "list-customers": lambda said: len(re.findall(r"^\S", said, re.MULTILINE)) == 1,
             "price-history": lambda said: len(said.splitlines()) == 3 and "zł" in said,
             "list-vouchers": lambda said: 1 <= said.count(" off ") <= 3,
+            "tail": lambda said: len(re.findall(r'"purchases":[1-9]', said)) == 3,
             "try-promotion": lambda said: re.match(r"tenth: [1-9]\d* vouchers for ", said) is not None,
             "dead-letters": self.is_retried if "retry" in words else self.is_dead_letter,
             "verify": self.is_verified,

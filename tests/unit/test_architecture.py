@@ -145,6 +145,7 @@ def test_what_faust_is_to_discover_is_there() -> None:
         "export",
         "list-vouchers",
         "try-promotion",
+        "tail",
         "verify",
         "replay",
         "dead-letters",
@@ -197,7 +198,7 @@ def test_there_are_no_commands_but_those_of_the_contract() -> None:
         *("worker", "servers", "demo", "verify", "replay"),
         *("seed-products", "seed-customers", "seed-purchases"),
         *("list-products", "list-customers", "price-history", "export", "dead-letters"),
-        *("list-vouchers", "try-promotion"),
+        *("list-vouchers", "try-promotion", "tail"),
         *("reset", "send"),
     }
 

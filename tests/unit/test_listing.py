@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta, timezone
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -269,6 +270,37 @@ def test_dead_letters_as_json_are_an_array() -> None:
     assert set(found[0]) == {
         *("id", "time", "topic", "partition", "offset", "reason", "key", "put_back", "retries", "history")
     }
+
+
+def record(offset: int, key: bytes | None, value: bytes | None, at: datetime = NOON) -> Any:
+    """As aiokafka gives it."""
+    return SimpleNamespace(
+        partition=1, offset=offset, timestamp=int(at.timestamp() * 1000), key=key, value=value, headers=()
+    )
+
+
+def test_a_record_is_a_line() -> None:
+    """Its place, its time, its key and what stands in it; no line breaks, whoever wrote it."""
+    found = [record(5, b"anna", b'{"a":\n1}'), record(6, None, None), record(7, b"\xff", b"\x1b[2J")]
+    local = NOON.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    assert list(listing.records(found, as_json=False)) == [
+        f'1:5  {local}  anna  {{"a":\\n1}}', f"1:6  {local}  -  -", f"1:7  {local}  base64:/w==  \\x1b[2J",
+    ]  # fmt: skip
+    assert list(listing.records([], as_json=False)) == ["Records: none yet."]
+
+
+def test_records_as_json_are_an_array() -> None:
+    """JSON stays JSON; bytes that are no text are in Base64."""
+    found = [
+        record(5, b"anna", b'{"a":1}'),
+        record(6, None, None),
+        record(7, b"b", b"no json"),
+        record(8, b"b", b"\xff"),
+    ]
+    shown = json.loads("".join(listing.records(found, as_json=True)))
+    assert shown[0] == {"partition": 1, "offset": 5, "time": "2026-05-01T12:00:00Z", "key": "anna", "value": {"a": 1}}
+    assert [one["value"] for one in shown[1:]] == [None, "no json", {"base64": "/w=="}]
+    assert list(listing.records([], as_json=True)) == ["[]"]
 
 
 def test_one_dead_letter_with_all_that_is_known_of_it() -> None:
