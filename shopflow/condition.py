@@ -83,12 +83,13 @@ class Learned:
 
     Arguments:
         ever, today: The products of which most was sold, as documents, the most first; today begins at 0:00 UTC.
-        vouchers: The latest, as documents, newest first.
+        vouchers, alerts: The latest, as documents, newest first.
     """
 
     ever: Sequence[Mapping[str, Any]] = ()
     today: Sequence[Mapping[str, Any]] = ()
     vouchers: Sequence[Mapping[str, Any]] = ()
+    alerts: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,8 @@ _MOST_SECONDS = 5.0
 _WAIT_SECONDS = 1.0
 #: Dead letters that are shown.
 _LETTERS = 20
-#: Products that sold best, and vouchers, that are shown.
-_BESTSELLERS, _VOUCHERS = 10, 8
+#: Products that sold best, vouchers, and alerts, that are shown.
+_BESTSELLERS, _VOUCHERS, _ALERTS = 10, 8, 5
 #: How many measurements are kept to tell a trend.
 _TREND = 60
 
@@ -173,18 +173,20 @@ async def _settled(spans: Mapping[str, Mapping[int, Span]]) -> dict[str, dict[in
 
 async def _ask_learned() -> Learned:
     today = datetime.now(timezone.utc).replace(hour=0, minute=0, second=0, microsecond=0)
-    ever, of_today = await asyncio.gather(
-        store.best_sellers("total", None, _BESTSELLERS), store.best_sellers("day", today, _BESTSELLERS)
+    ever, of_today, alerts = await asyncio.gather(
+        store.best_sellers("total", None, _BESTSELLERS),
+        store.best_sellers("day", today, _BESTSELLERS),
+        store.alerts(_ALERTS),
     )
     async with aclosing(store.vouchers(limit=_VOUCHERS)) as found:
-        return Learned(ever, of_today, [voucher async for voucher in found])
+        return Learned(ever, of_today, [voucher async for voucher in found], alerts)
 
 
 async def _ask_mongodb() -> _Names:
     await store.ping()
     seen, learned = _seen(), _learned.answer
     products = {one.product_id for one in seen.bestsellers} | {sale.product_id for sale in seen.latest}
-    products |= {sale["product_id"] for sale in (*learned.ever, *learned.today)}
+    products |= {one["product_id"] for one in (*learned.ever, *learned.today, *learned.alerts)}
     customers = {sale.customer_id for sale in seen.latest}
     customers |= {voucher["customer_id"] for voucher in learned.vouchers}
     return _Names(

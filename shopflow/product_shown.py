@@ -28,10 +28,12 @@ class Picture:
     Arguments:
         prices: The last ones.
         course: What was sold up to now.
+        stock: What is left, and of how many; None: it carries no stock.
     """
 
     prices: Prices
     course: Course
+    stock: tuple[int, int] | None = None
 
 
 class Product(msgspec.Struct):
@@ -77,6 +79,8 @@ def product(product_id: str, found: Picture | None, problems: Sequence[str]) -> 
         "For": money(sum(one.revenue for one in prices)),
         "A bar is": f"a {found.course.bucket}" if found.course.bucket != "hour" else "an hour",
     }
+    if found.stock:
+        shown.facts["In stock"] = " of ".join(map(grouped, found.stock))
     shown.prices = [
         [
             Cell("before that" if one.since is None else day_and_time(one.since)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
 
-from . import price_history
+from . import price_history, stock
 from .app import store
 from .models import MAX_ID_LENGTH
 from .overview import Kept
@@ -66,6 +66,11 @@ async def _ask(product_id: str) -> Picture | None:
     prices = await price_history.read(store, product_id, most=_PRICES)
     if prices is None:
         return None
-    return Picture(
-        prices, await price_history.course(store, product_id, prices.prices, now, now - _BACK, by_the_minute=True)
-    )
+    course = await price_history.course(store, product_id, prices.prices, now, now - _BACK, by_the_minute=True)
+    return Picture(prices, course, await _stock(product_id))
+
+
+async def _stock(product_id: str) -> tuple[int, int] | None:
+    documents = await store.documents("products", [product_id])
+    left = await stock.left_of(store, list(documents.values()))
+    return (left[product_id], documents[product_id]["stock"]) if left else None

@@ -124,6 +124,7 @@ def shown(now: Condition) -> Shown:
             "today": _sold(now, now.learned.today),
             "ever": _sold(now, now.learned.ever),
             "vouchers": _vouchers(now),
+            "alerts": _alerts(now),
             "latest": _latest(now),
             "letters": _letters(now),
             "minutes": _minutes(now),
@@ -235,6 +236,18 @@ def _vouchers(now: Condition) -> Rows:
             *_given(one),
         ]
         for one in now.learned.vouchers
+    ]
+
+
+def _alerts(now: Condition) -> Rows:
+    return [
+        [
+            Cell(day_and_time(one["at"])[:_MINUTE]),
+            _product(now, one["product_id"]),
+            Cell(grouped(one["left"])),
+            Cell(grouped(one["stock"])),
+        ]
+        for one in now.learned.alerts
     ]
 
 

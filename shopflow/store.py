@@ -66,6 +66,7 @@ INDEXES = (
     (PRODUCTS, [("stock", 1)]),
     (VOUCHERS, [("issued_at", -1), ("_id", 1)]),
     (VOUCHERS, [("customer_id", 1), ("issued_at", -1), ("_id", 1)]),
+    (ALERTS, [("at", -1), ("_id", 1)]),
 )
 
 #: MongoDB's limit, less what an update has around the document.
@@ -409,6 +410,9 @@ class Store(Writes, Protocol):
     async def insert_alerts(self, documents: Sequence[Document]) -> None:
         """Store alerts; one whose `_id` is stored stays as it is."""
 
+    async def alerts(self, limit: int) -> list[Document]:
+        """At most `limit` alerts, the newest first."""
+
 
 def sale_id(period: str, start: datetime | None, product_id: str) -> str:
     """The `_id` of a sale: no two have the same, and it says what it is."""
@@ -534,6 +538,14 @@ class MongoStore:
             for document in documents
         ]
         await self._update(ALERTS, operations)
+
+    async def alerts(self, limit: int) -> list[Document]:
+        if limit < 1:
+            return []
+        with _translated():
+            cursor = self._collection(ALERTS).find({}).sort([("at", -1), ("_id", 1)]).limit(limit)
+            found: list[Document] = await cursor.to_list()
+        return found
 
     async def _update(self, name: str, operations: Sequence[UpdateOne]) -> None:
         """Do all of these, which can be done again."""

@@ -369,6 +369,12 @@ class FakeStore:
         for document in documents:
             self.collections["alerts"].setdefault(document["_id"], _as_stored(document))
 
+    async def alerts(self, limit: int) -> list[Document]:
+        self._called("alerts")
+        found = sorted(self.collections["alerts"].values(), key=itemgetter("_id"))
+        found.sort(key=itemgetter("at"), reverse=True)
+        return deepcopy(found[:limit])
+
     async def pages(self, collection: str, after: str = "") -> AsyncIterator[list[Document]]:
         stored = self.collections[collection]
         names = sorted(name for name in stored if isinstance(name, str) and name > after)

@@ -200,6 +200,22 @@ def test_vouchers_are_shown_and_a_customers_own(open_shop: OpenShop, open_tab: O
         quiet(tab)
 
 
+def test_a_stock_that_falls_to_its_limit_is_told(shop: Shop, worker: Worker, open_tab: OpenTab) -> None:
+    """On the page, which is open already; by the link the product says how much is left."""
+    tab = open_tab(worker)
+    page = tab.open()
+    assert tab.table("alerts") == []
+    stocked = (datetime.now(timezone.utc) - timedelta(minutes=2)).isoformat()
+    shop.offer(product("salt", name="Sól", updated_at=stocked, stock=10, stock_limit=3))
+    shop.sell(*(purchase("anna", product_id="salt", quantity=2, price=100, purchased_at=now()) for _ in range(4)))
+    until(lambda: [row[1:] for row in tab.table("alerts")] == [["Sól", "2", "10"]], "the alert is shown", SOON)
+    page.locator('[data-table="alerts"] a').click()
+    page.wait_for_url("**/?product=salt*")
+    until(lambda: page.locator('[data-fact="In stock"]').inner_text() == "2 of 10", "what is left is shown", SOON)
+    quiet(tab)
+    tab.keep("stock")
+
+
 def test_a_policy_forbids_what_is_not_the_workers(shop: Shop, worker: Worker, open_tab: OpenTab) -> None:
     """Should a name get into the HTML after all: the browser runs only what the worker serves as a script."""
     tab = open_tab(worker)
@@ -240,7 +256,7 @@ def test_it_has_names_for_those_who_do_not_see_it(worker: Worker, open_tab: Open
     page = tab.open()
     for landmark in ("header", "main", "footer", "html[lang=en]", "h1"):
         assert page.locator(landmark).count() == 1, landmark
-    assert page.locator("table").count() == page.locator("table > caption").count() == 8
+    assert page.locator("table").count() == page.locator("table > caption").count() == 9
     assert page.locator("table:not(:has(thead th[scope=col]))").count() == 0
     assert page.get_by_label("Customer’s id").count() == 1
     assert page.locator("#charts").get_attribute("role") == "img"

@@ -110,6 +110,17 @@ def test_the_first_of_an_alert_stays(store: Store, run: Run) -> None:
     assert run(store.documents("alerts", ["$set@x", "b"])) == {"$set@x": kept, "b": alert("b", 5)}
 
 
+def test_the_newest_alerts_come_first(store: Store, run: Run) -> None:
+    """Those of one moment in the order of their ids."""
+    given = [
+        alert(name, 1, at=NOON + timedelta(hours=hours)) for name, hours in (("b", 1), ("c", 0), ("a", 1), ("d", 2))
+    ]
+    run(store.insert_alerts(given))
+    assert [one["_id"] for one in run(store.alerts(3))] == ["d", "a", "b"]
+    assert run(store.alerts(9))[3] == given[1]
+    assert run(store.alerts(0)) == []
+
+
 def test_two_workers_that_find_the_same_agree(store: Store, run: Run) -> None:
     """One of them slept."""
 
@@ -127,6 +138,8 @@ def test_two_workers_that_find_the_same_agree(store: Store, run: Run) -> None:
 @pytest.mark.parametrize("store", ["mongodb"], indirect=True)
 @pytest.mark.servers
 def test_stocked_products_have_an_index(store: Any, run: Run) -> None:
-    """They are asked for each second, among all products."""
+    """They are asked for each second, among all products; the newest alerts now and then."""
+    found = run(store._collection("alerts").index_information())
+    assert [("at", -1), ("_id", 1)] in [index["key"] for index in found.values()]
     found = run(store._collection("products").index_information())
     assert [("stock", 1)] in [index["key"] for index in found.values()]

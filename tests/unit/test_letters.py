@@ -360,9 +360,10 @@ class Topics:
     async def partitions(self, bootstrap: str, names: Iterable[str]) -> dict[str, int]:
         return {name: 4 for name in names if name in self.topics}
 
-    async def tail(self, bootstrap: str, topic: str, count: int, most: int) -> list[Any]:
+    async def tail(self, bootstrap: str, topic: str, count: int, most: int, *, values: bool) -> list[Any]:
         places = [[one for one in self.topics.get(topic, ()) if one.partition == number] for number in range(count)]
-        return [record for records in places for record in records[-most:]]
+        found = [record for records in places for record in records[-most:]]
+        return found if values else [replace(record, value=None) for record in found]
 
     async def by_time(
         self, bootstrap: str, topic: str, count: int, *, values: bool = True

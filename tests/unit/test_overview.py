@@ -90,7 +90,7 @@ def test_who_takes_long_has_a_rest() -> None:
     asyncio.run(run())
 
 
-def test_what_sold_and_the_vouchers_come_from_mongodb(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_sold_the_vouchers_and_the_alerts_come_from_mongodb(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ever, and of the day that began at 0:00 UTC; bounded."""
     store = FakeStore()
     day = datetime.now(timezone.utc).replace(hour=0, minute=0, second=0, microsecond=0)
@@ -101,6 +101,9 @@ def test_what_sold_and_the_vouchers_come_from_mongodb(monkeypatch: pytest.Monkey
     ]
     given = {f"v{number}": {"_id": f"v{number}", "issued_at": day + timedelta(number)} for number in range(20)}
     store.collections["vouchers"] = given
+    store.collections["alerts"] = {
+        f"a{number}": {"_id": f"a{number}", "at": day + timedelta(number)} for number in range(9)
+    }
     monkeypatch.setattr(overview, "store", store)
 
     async def run() -> None:
@@ -108,6 +111,7 @@ def test_what_sold_and_the_vouchers_come_from_mongodb(monkeypatch: pytest.Monkey
         found = await overview._ask_learned()
         assert [one["units"] for one in found.ever] == list(range(19, 9, -1))
         assert [one["product_id"] for one in found.today] == ["p0"]
+        assert [one["_id"] for one in found.alerts] == ["a8", "a7", "a6", "a5", "a4"]
         assert [one["_id"] for one in found.vouchers] == [f"v{number}" for number in range(19, 11, -1)]
 
     asyncio.run(run())

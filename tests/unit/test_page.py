@@ -54,7 +54,7 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> Workers:
         WELL,
         board=Snapshot({}, [sale], [Bestseller(HOSTILE, 1, 5)]),
         products={HOSTILE: HOSTILE},
-        learned=Learned([sold], [sold], [voucher]),
+        learned=Learned([sold], [sold], [voucher], [{"product_id": HOSTILE, "left": 1, "stock": 2, "at": NOW}]),
     )
 
     async def condition() -> Condition:
@@ -92,7 +92,7 @@ def test_names_are_escaped_wherever_they_stand(workers: Workers) -> None:
     workers.answer = (200, b'{"purchases": 1, "items": 1, "spent": 5}')
     html, _ = index(HOSTILE, product=HOSTILE)
     assert "<img" not in html
-    assert html.count("&lt;img src=x onerror=alert(1)&gt;&#34;&#39;&amp;") >= 16
+    assert html.count("&lt;img src=x onerror=alert(1)&gt;&#34;&#39;&amp;") >= 17
     assert re.findall("<script[^>]*>", html)[-1] == '<script src="/page/static/page.js" defer>'
     assert workers.asked == [f"/counts/{HOSTILE}/"]
 

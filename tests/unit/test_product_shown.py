@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -46,6 +47,13 @@ def test_each_price_with_what_was_sold_at_it() -> None:
     assert found.facts == {
         "Price now": "2,50 zł", "Sold at the prices below": "607", "For": "1521,00 zł", "A bar is": "an hour",
     }  # fmt: skip
+
+
+def test_what_is_left_of_a_stock() -> None:
+    """Of a product that carries one."""
+    found = replace(picture(Period(NOON, None, 300)), stock=(1_234, 2_000))
+    assert product("milk", found, []).facts["In stock"] == "1\N{NO-BREAK SPACE}234 of 2\N{NO-BREAK SPACE}000"
+    assert "In stock" not in product("milk", picture(Period(NOON, None, 300)), []).facts
 
 
 def test_a_price_of_the_future_is_not_the_one_of_now() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from shopflow import product_watching
 from shopflow.product_shown import Product
+from shopflow.store import PartSale
 from tests.fakes import FakeStore
 
 
@@ -52,6 +53,22 @@ def test_all_who_look_share_one_answer(store: FakeStore) -> None:
 
     asyncio.run(run())
     assert store.calls.count("price_history") == 1
+
+
+def test_a_stock_is_shown_as_it_is_left(store: FakeStore) -> None:
+    """Of a product that carries one."""
+    milk = store.collections["products"]["milk"]
+    store.parts = {}
+
+    async def run() -> None:
+        assert "In stock" not in (await shown("milk")).facts
+        product_watching._watched.clear()
+        milk["stock"] = 40
+        hour = milk["updated_at"].replace(minute=0, second=0, microsecond=0) + timedelta(hours=1)
+        await store.put_sales(0, [PartSale("hour", hour, "milk", 1, 3, 900, (0, 1))])
+        assert (await shown("milk")).facts["In stock"] == "37 of 40"
+
+    asyncio.run(run())
 
 
 def test_only_the_last_prices_are_shown(store: FakeStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,6 +105,17 @@ def test_what_sold_and_who_was_given_what() -> None:
     assert [cell.text for cell in known.vouchers[0]] == [rows["vouchers"][0][0].text, *(cell.text for cell in rest)]
 
 
+def test_whose_stock_has_fallen() -> None:
+    """When that was told, and what was left then: less than nothing when more was sold."""
+    at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
+    told = [{"product_id": name, "left": left, "stock": 1_000, "at": at} for name, left in (("p", 3), (HOSTILE, -2))]
+    now = replace(WELL, learned=Learned(alerts=told), products={"p": "Milk"})
+    assert [row[1:] for row in texts("alerts", now)] == [
+        ["Milk", "3", "1\N{NO-BREAK SPACE}000"], [visible(HOSTILE), "-2", "1\N{NO-BREAK SPACE}000"],
+    ]  # fmt: skip
+    assert showing.shown(now).tables["alerts"][0][1].href == "/?product=p#product"
+
+
 def test_dead_letters_have_their_reasons() -> None:
     """And the id that the command takes."""
     ((_, reason, place, number),) = texts("letters", replace(WELL, letters=[letter("not JSON: \x07", 1)], dead=1))
