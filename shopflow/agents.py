@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Sequence
-from time import monotonic
 from typing import Any
 
 from aiokafka.errors import KafkaError
@@ -34,7 +33,7 @@ __all__ = ["customers", "mirror_sales", "processing", "products", "purchases", "
 
 #: How often the sales in MongoDB are brought up to date.
 _MIRROR_SECONDS = 0.5
-#: How many times as long as that took it rests.
+#: How many times as long as that took MongoDB it rests.
 _MIRROR_RESTS = 3
 #: How often it is looked whether a stock has fallen to its limit.
 _STOCK_SECONDS = 1.0
@@ -104,7 +103,9 @@ pricing = Pricing(
     wait_seconds=config.batching.product_wait_seconds,
 )
 
-sales_mirror = Mirror(product_sales, store, lambda: product_sales.partitions_owned() if app.serving else [])
+sales_mirror = Mirror(
+    product_sales, store, lambda: product_sales.partitions_owned() if app.serving else [], mongodb_outage
+)
 stock_watch = Watch(store, alert_log, _products_owned, lambda: app.session.sure)
 windows = None if customer_windows is None else _ledger(customer_windows)
 promotions = Promotions(rules, store, attempts, voucher_log, windows)
@@ -154,15 +155,9 @@ async def purchases(batch: Batch) -> None:
 async def mirror_sales() -> None:
     """Bring the sales in MongoDB up to date while the worker runs."""
     while not app.should_stop:
-        began = monotonic()
-        try:
-            await sales_mirror.bring_up()
-        except Unavailable as error:
-            mongodb_outage.failed(error, sales_mirror)
-        else:
-            mongodb_outage.succeeded(sales_mirror)
+        took = await sales_mirror.bring_up()
         # A backlog of many days is many rows: they must not keep MongoDB from the purchases.
-        await asyncio.sleep(max(_MIRROR_SECONDS, _MIRROR_RESTS * (monotonic() - began)))
+        await asyncio.sleep(max(_MIRROR_SECONDS, _MIRROR_RESTS * took))
 
 
 @app.task  # type: ignore[untyped-decorator]
@@ -174,6 +169,8 @@ async def watch_stock() -> None:
             await stock_watch.look()
         except Unavailable as error:
             outages[error.service].failed(error, stock_watch)
+            if error.service == kafka_outage.service:  # it is asked last: MongoDB has answered
+                mongodb_outage.succeeded(stock_watch)
         except PartitionLost:  # the next owner looks; what is ours then, we look at anew
             stock_watch.forget()
         else:

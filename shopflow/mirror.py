@@ -8,11 +8,14 @@ the partition next writes what is newer than that.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from time import monotonic
+from typing import Protocol, TypeVar
 
 from .counting import TOTALS_KEY, Position, decode_count, decode_totals, position_of
 from .errors import PartitionLost
+from .outages import Outage, retrying
 from .sales import sale_of
 from .store import PartSale, Store
 
@@ -23,6 +26,7 @@ _SLICE = 1_000
 _AT_ONCE = 500
 
 Row = tuple[bytes, bytes]
+T = TypeVar("T")
 
 
 class Table(Protocol):
@@ -40,12 +44,15 @@ class Mirror:
 
     Arguments:
         owned: The partitions whose rows this worker may read now.
+        mongodb: Whether it is away, as all of the worker see it.
     """
 
-    def __init__(self, table: Table, store: Store, owned: Callable[[], Sequence[int]]) -> None:
+    def __init__(self, table: Table, store: Store, owned: Callable[[], Sequence[int]], mongodb: Outage) -> None:
         self._table = table
         self._store = store
         self._owned = owned
+        self._mongodb = mongodb
+        self._took = 0.0
         #: By partition, the rows that MongoDB does not have yet; one that is not here has to be looked through.
         self._waiting: dict[int, dict[bytes, bytes]] = {}
 
@@ -58,22 +65,32 @@ class Mirror:
         """After a rebalance: what others entered and wrote meanwhile is not known."""
         self._waiting = {}
 
-    async def bring_up(self) -> None:
-        """Write what MongoDB does not have yet.
+    async def bring_up(self) -> float:
+        """Write what MongoDB does not have yet; while it is away, try again. Returns the seconds that it took MongoDB.
 
-        Raises:
-            Unavailable: MongoDB is away. The next call writes it.
+        Those in which it did not answer are not among them.
         """
+        self._took = 0.0
         for partition in self._owned():
-            if partition not in self._waiting:
-                try:
+            try:
+                if partition not in self._waiting:
                     await self._look_through(partition)
-                except PartitionLost:
-                    continue
-            await self._write(partition)
+                await self._write(partition)
+            except PartitionLost:
+                continue
+        return self._took
+
+    async def _answered(self, partition: int, ask: Callable[[], Awaitable[T]]) -> T:
+        async def timed() -> T:
+            began = monotonic()
+            answer = await ask()
+            self._took += monotonic() - began
+            return answer
+
+        return await retrying(self._mongodb, lambda: self._check(partition), timed)
 
     async def _look_through(self, partition: int) -> None:
-        known = Position(*await self._store.sales_position(partition))
+        known = Position(*await self._answered(partition, lambda: self._store.sales_position(partition)))
         self._check(partition)
         rows = self._waiting[partition] = {}
         totals = self._table.getter(partition)(TOTALS_KEY)
@@ -108,9 +125,11 @@ class Mirror:
         # The totals last: who sees one that has changed finds the days and hours changed already.
         for some in ([one for one in sales if one.start], [one for one in sales if not one.start]):
             for start in range(0, len(some), _AT_ONCE):
-                await self._store.put_sales(partition, some[start : start + _AT_ONCE])
+                put = partial(self._store.put_sales, partition, some[start : start + _AT_ONCE])
+                await self._answered(partition, put)
         if totals is not None:
-            await self._store.reached_sales(partition, (totals.era, totals.offset))
+            reached = partial(self._store.reached_sales, partition, (totals.era, totals.offset))
+            await self._answered(partition, reached)
         for key, value in rows.items():
             if waiting.get(key) == value:
                 del waiting[key]

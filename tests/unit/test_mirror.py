@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from shopflow import mirror
 from shopflow.counting import TOTALS_KEY, rebuilt
-from shopflow.errors import Unavailable
 from shopflow.mirror import Mirror
+from shopflow.outages import FIRST_PAUSE_SECONDS, Outage
 from shopflow.store import PartSale
 from tests.fakes import FakeStore
 from tests.unit.test_sales import NOON, Purchase, enter, numbered
@@ -35,7 +36,8 @@ class Mirrored:
     def __init__(self) -> None:
         self.table, self.store, self.owned = Table(), FakeStore(), [0]
         self.events: list[Purchase] = []
-        self.mirror = Mirror(self.table, self.store, lambda: self.owned)
+        self.outage = Outage("MongoDB")
+        self.mirror = Mirror(self.table, self.store, lambda: self.owned, self.outage)
 
     def sell(self, units: int, *, told: bool = True) -> None:
         """A purchase of milk; `told`: by the worker whose mirror this is."""
@@ -45,8 +47,8 @@ class Mirrored:
         if told:
             self.mirror.changed(0, [row for row in self.table.rows.items() if before.get(row[0]) != row[1]])
 
-    def bring_up(self) -> None:
-        asyncio.run(self.mirror.bring_up())
+    def bring_up(self) -> float:
+        return asyncio.run(self.mirror.bring_up())
 
     def units(self) -> int:
         """What MongoDB says was sold ever."""
@@ -97,18 +99,38 @@ def test_the_totals_are_written_last(mirrored: Mirrored, monkeypatch: pytest.Mon
     assert written == [{"day", "hour"}, {"total"}]
 
 
-@pytest.mark.parametrize("calls", [1, 2, 3])
-def test_what_could_not_be_written_is_written_later(mirrored: Mirrored, calls: int) -> None:
-    """Wherever MongoDB went away."""
+@pytest.mark.parametrize("name", ["sales_position", "put_sales", "reached_sales"])
+def test_what_could_not_be_written_is_written_when_mongodb_is_back(
+    mirrored: Mirrored, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it went away. It is said to be back with the first answer, not when all is written."""
+    monkeypatch.setattr(mirror, "_AT_ONCE", 1)
+    real, seen = getattr(mirrored.store, name), []
+
+    async def fails(*args: Any) -> Any:
+        seen.append(mirrored.outage.seconds)
+        if len(seen) <= 2:
+            mirrored.store.away(1)
+        return await real(*args)
+
+    monkeypatch.setattr(mirrored.store, name, fails)
+    mirrored.sell(2, told=False)
+    took = mirrored.bring_up()
+    assert mirrored.units() == 2
+    assert [seconds is None for seconds in seen[:4]] == [True, False, False, True][: len(seen)]
+    assert mirrored.outage.seconds is None
+    assert took < FIRST_PAUSE_SECONDS, "the pauses are not MongoDB's work"
+
+
+def test_a_partition_that_goes_while_mongodb_is_away_is_left(mirrored: Mirrored) -> None:
+    """Its next owner brings it up; nobody here waits for MongoDB any more."""
+    mirrored.sell(2, told=False)
+    owned = iter([[0], [0], [0]])
+    mirrored.mirror = Mirror(mirrored.table, mirrored.store, lambda: next(owned, []), mirrored.outage)
+    mirrored.store.away(9)
     mirrored.bring_up()
-    mirrored.sell(2)
-    mirrored.store.away(calls)
-    for _ in range(calls):
-        with pytest.raises(Unavailable):
-            mirrored.bring_up()
-        mirrored.sell(1)
-    mirrored.bring_up()
-    assert mirrored.units() == 2 + calls
+    assert (mirrored.outage.failures, mirrored.store.calls) == (2, [])
+    assert not mirrored.outage._failing
 
 
 def test_after_a_rebalance_it_is_looked_through_from_where_mongodb_is(mirrored: Mirrored) -> None:
@@ -131,7 +153,7 @@ def test_a_partition_that_goes_while_it_is_looked_through_is_left(mirrored: Mirr
     """Its database may be another's by then."""
     mirrored.sell(2, told=False)
     owned = iter([[0], [0], []])
-    mirrored.mirror = Mirror(mirrored.table, mirrored.store, lambda: next(owned, []))
+    mirrored.mirror = Mirror(mirrored.table, mirrored.store, lambda: next(owned, []), mirrored.outage)
     mirrored.bring_up()
     assert mirrored.units() == 0
 
