@@ -34,6 +34,8 @@ BAD_SHARE, REPEATED_SHARE, UNPRICED_SHARE = 0.01, 0.04, 0.1
 REPEATED_WITHIN = 2_000
 FIRST_DAY = datetime(2024, 3, 1, tzinfo=timezone.utc)
 DAYS = 30
+#: The shop is open so long each day: every hour of every product is a row of its own in MongoDB.
+OPEN_SECONDS = 2 * 3_600
 #: The rules of the workers: many vouchers for some customers, few for others.
 PROMOTIONS: list[Json] = [
     {"name": "share", "kind": "share", "product_ids": ["product-0", "product-1"], "percent": 40, "days": 5,
@@ -106,9 +108,14 @@ class Sale:
             sums[event["customer_id"]] = (purchases + 1, items + more[0], spent + more[1])
         return sums
 
+    def _moment(self) -> datetime:
+        """Some time at which the shop was open."""
+        rng = self._rng
+        return FIRST_DAY + timedelta(days=rng.randrange(DAYS), seconds=rng.randrange(OPEN_SECONDS))
+
     def _history(self) -> list[tuple[datetime, int]]:
         """When a product got which price."""
-        times = sorted(FIRST_DAY + timedelta(seconds=self._rng.randrange(DAYS * 86_400)) for _ in range(4))
+        times = sorted(self._moment() for _ in range(4))
         return [(time, self._rng.randrange(1, 5_000)) for time in times]
 
     def _purchase(self, number: int, *, priced: bool = False) -> Json:
@@ -118,7 +125,7 @@ class Sale:
             "customer_id": f"customer-{rng.randrange(CUSTOMERS)}",
             "product_id": f"product-{rng.randrange(PRODUCTS)}",
             "quantity": rng.randint(1, 5),
-            "purchased_at": (FIRST_DAY + timedelta(seconds=rng.randrange(DAYS * 86_400))).isoformat(),
+            "purchased_at": self._moment().isoformat(),
         }
         return event if rng.random() < UNPRICED_SHARE and not priced else {**event, "price": rng.randrange(5_000)}
 
