@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, for_code
 from aiokafka.protocol.produce import ProduceRequest
 from faust.transport.drivers import aiokafka as driver
 
@@ -24,9 +24,11 @@ class Undecided(KafkaError):  # type: ignore[misc]  # noqa: N818 - aiokafka's cl
 class SessionProducer(driver.Producer):
     """Faust's producer, which sends nothing while our session may have run out, and nothing twice by itself.
 
-    aiokafka sends again what was not acknowledged when the connection went, though it may be in the log: a dead letter
-    would be there twice. And what a process had in hand when it was put to sleep goes out when it wakes up, after its
-    partitions were given to others. Both become errors here, so that the batch is looked at again.
+    aiokafka sends again what was not acknowledged when the connection went, or when the answer was an error that may
+    pass. But it may be in the log: a broker that has it may lose the partition before it says so, and then answers that
+    it is not the leader. A dead letter would be there twice. And what a process had in hand when it was put to sleep
+    goes out when it wakes up, after its partitions were given to others. All of that becomes an error here, so that the
+    batch is looked at again.
     """
 
     async def on_start(self) -> None:
@@ -44,8 +46,20 @@ class SessionProducer(driver.Producer):
             if not session.sure:
                 raise Undecided("the session with Kafka may have run out")
             try:
-                return await send(node_id, request, **options)
+                answer = await send(node_id, request, **options)
             except KafkaError as error:
                 raise Undecided(str(error) or type(error).__name__) from error
+            if passing := next(_that_may_pass(answer), None):
+                raise Undecided(passing)
+            return answer
 
         return guarded
+
+
+def _that_may_pass(answer: Any) -> Iterator[str]:
+    """The errors in a produce response after which aiokafka would send the same again."""
+    for topic, partitions in getattr(answer, "topics", ()):
+        for number, code, *_ in partitions:
+            error = for_code(code)
+            if code and error.retriable:
+                yield f"{topic}:{number}: {error.__name__}"

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from aiokafka.errors import KafkaConnectionError, KafkaError
+from aiokafka.errors import KafkaConnectionError, KafkaError, MessageSizeTooLargeError, NotLeaderForPartitionError
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.produce import ProduceRequest
 
 from shopflow.positions import Session
-from shopflow.producing import SessionProducer
+from shopflow.producing import SessionProducer, Undecided
 
 
 class Connection:
@@ -50,3 +50,24 @@ def test_what_a_sleeper_had_in_hand_is_not_sent_when_it_wakes_up() -> None:
     assert not slept.value.retriable
     assert asyncio.run(guarded(1, MetadataRequest([]))) == "metadata"
     assert len(connection.sent) == 3
+
+
+def test_an_answer_after_which_it_would_be_sent_again_is_an_error() -> None:
+    """The broker may have it: it was the leader when it wrote it, and no longer when it answered."""
+    session = Session(30.0)
+    session.renewed(session.clock())
+    producer = SessionProducer.__new__(SessionProducer)
+    producer.app = SimpleNamespace(session=session)  # type: ignore[assignment]
+    produce = ProduceRequest(transactional_id=None, required_acks=-1, timeout=1, topics=[])
+
+    def answered(*codes: int) -> Any:
+        answer = SimpleNamespace(topics=[("letters", [(number, code, 5, -1, 0) for number, code in enumerate(codes)])])
+        guarded = producer._guarded(Connection(answer).send)
+        assert asyncio.run(guarded(1, produce)) is answer
+
+    answered(0, 0)
+    answered(0, MessageSizeTooLargeError.errno)
+    with pytest.raises(Undecided, match="letters:1: NotLeaderForPartitionError") as undecided:
+        answered(0, NotLeaderForPartitionError.errno)
+    assert not undecided.value.retriable
+    assert undecided.value.invalid_metadata, "the leader must be asked for"
