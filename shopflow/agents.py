@@ -5,7 +5,6 @@ An actor per partition, so that each partition's batches are handled in order wh
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from aiokafka.errors import KafkaError
 
 from . import kafka, topics
 from .app import app, board, bootstrap, config, kafka_outage, limit, metrics, mongodb_outage, store
-from .attempts import Attempts
+from .attempts import Attempts, repeated
 from .changelog import CountTable
 from .consuming import Batch
 from .dead_letters import DeadLetters, Headers
@@ -37,6 +36,8 @@ _MIRROR_SECONDS = 0.5
 _MIRROR_RESTS = 3
 #: How often it is looked whether a stock has fallen to its limit.
 _STOCK_SECONDS = 1.0
+
+_OUTAGES = {outage.service: outage for outage in (mongodb_outage, kafka_outage)}
 
 
 def _ledger(table: CountTable) -> Ledger:
@@ -151,29 +152,34 @@ async def purchases(batch: Batch) -> None:
     await _take_purchases(batch)
 
 
+async def _bring_up() -> float:
+    took = await sales_mirror.bring_up()
+    # A backlog of many days is many rows: they must not keep MongoDB from the purchases.
+    return max(_MIRROR_SECONDS, _MIRROR_RESTS * took)
+
+
+async def _look() -> float:
+    try:
+        await stock_watch.look()
+    except Unavailable as error:
+        _OUTAGES[error.service].failed(error, stock_watch)
+        if error.service == kafka_outage.service:  # it is asked last: MongoDB has answered
+            mongodb_outage.succeeded(stock_watch)
+    except PartitionLost:  # the next owner looks; what is ours then, we look at anew
+        stock_watch.forget()
+    else:
+        for outage in _OUTAGES.values():
+            outage.succeeded(stock_watch)
+    return _STOCK_SECONDS
+
+
 @app.task  # type: ignore[untyped-decorator]
 async def mirror_sales() -> None:
     """Bring the sales in MongoDB up to date while the worker runs."""
-    while not app.should_stop:
-        took = await sales_mirror.bring_up()
-        # A backlog of many days is many rows: they must not keep MongoDB from the purchases.
-        await asyncio.sleep(max(_MIRROR_SECONDS, _MIRROR_RESTS * took))
+    await repeated("The sales in MongoDB", _bring_up)
 
 
 @app.task  # type: ignore[untyped-decorator]
 async def watch_stock() -> None:
     """Tell of products whose stock has fallen to its limit, while the worker runs."""
-    outages = {outage.service: outage for outage in (mongodb_outage, kafka_outage)}
-    while not app.should_stop:
-        try:
-            await stock_watch.look()
-        except Unavailable as error:
-            outages[error.service].failed(error, stock_watch)
-            if error.service == kafka_outage.service:  # it is asked last: MongoDB has answered
-                mongodb_outage.succeeded(stock_watch)
-        except PartitionLost:  # the next owner looks; what is ours then, we look at anew
-            stock_watch.forget()
-        else:
-            for outage in outages.values():
-                outage.succeeded(stock_watch)
-        await asyncio.sleep(_STOCK_SECONDS)
+    await repeated("The stock", _look)

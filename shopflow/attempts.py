@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
 
@@ -11,7 +13,12 @@ from .errors import Unavailable
 from .outages import Outage, retrying
 from .store import Store
 
-__all__ = ["Attempts", "Owned"]
+__all__ = ["Attempts", "Owned", "repeated"]
+
+log = logging.getLogger(__name__)
+
+#: Pause after what should not have been raised.
+RETRY_SECONDS = 1.0
 
 T = TypeVar("T")
 
@@ -79,3 +86,22 @@ class Attempts:
                 raise Unavailable("Kafka", error) from error
 
         return await retrying(self._kafka, batch.check_owned, translated)
+
+
+async def repeated(what: str, work: Callable[[], Awaitable[float]]) -> None:
+    """Do it again and again, until the task is cancelled. A fault of the program in it is said once, and tried again.
+
+    Arguments:
+        what: What it is about, for the log.
+        work: Returns the seconds to wait before the next time.
+    """
+    said: str | None = None
+    while True:
+        try:
+            pause, said = await work(), None
+        except Exception as error:
+            if repr(error) != said:
+                said = repr(error)
+                log.exception("%s: failed; trying again", what)
+            pause = RETRY_SECONDS
+        await asyncio.sleep(pause)

@@ -228,7 +228,12 @@ def _refusal(write: _Write, code: int) -> bytes:
     """As a mongod says it: of the whole command, or with a full disk of each document."""
     error = {"code": code, "errmsg": f"refused by the test: {REFUSALS[code]}"}
     if REFUSALS[code] == "OutOfDiskSpace":
-        answer = {"ok": 1.0, "n": 0, "writeErrors": [{"index": n, **error} for n in range(max(write.documents, 1))]}
+        answer = {
+            "ok": 1.0,
+            "n": 0,
+            "nModified": 0,
+            "writeErrors": [{"index": n, **error} for n in range(max(write.documents, 1))],
+        }
     else:
         answer = {"ok": 0.0, "codeName": REFUSALS[code], **error}
     body = struct.pack("<IB", 0, 0) + bson.encode(answer)
