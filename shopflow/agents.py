@@ -89,8 +89,17 @@ async def _forget(*args: Any, **kwargs: Any) -> None:
     stock_watch.forget()
 
 
+def _going() -> bool:
+    return not app.should_stop
+
+
 def _products_owned() -> list[int]:
-    return [tp.partition for tp in app.owned if tp.topic == alert_log.products] if app.serving else []
+    ours = app.owned if app.serving and _going() else []
+    return [tp.partition for tp in ours if tp.topic == alert_log.products]
+
+
+def _sales_owned() -> list[int]:
+    return product_sales.partitions_owned() if app.serving and _going() else []
 
 
 attempts = Attempts(store, mongodb_outage, kafka_outage)
@@ -104,9 +113,7 @@ pricing = Pricing(
     wait_seconds=config.batching.product_wait_seconds,
 )
 
-sales_mirror = Mirror(
-    product_sales, store, lambda: product_sales.partitions_owned() if app.serving else [], mongodb_outage
-)
+sales_mirror = Mirror(product_sales, store, _sales_owned, mongodb_outage)
 stock_watch = Watch(store, alert_log, _products_owned, lambda: app.session.sure)
 windows = None if customer_windows is None else _ledger(customer_windows)
 promotions = Promotions(rules, store, attempts, voucher_log, windows)
@@ -176,10 +183,10 @@ async def _look() -> float:
 @app.task  # type: ignore[untyped-decorator]
 async def mirror_sales() -> None:
     """Bring the sales in MongoDB up to date while the worker runs."""
-    await repeated("The sales in MongoDB", _bring_up)
+    await repeated("The sales in MongoDB", _bring_up, _going)
 
 
 @app.task  # type: ignore[untyped-decorator]
 async def watch_stock() -> None:
     """Tell of products whose stock has fallen to its limit, while the worker runs."""
-    await repeated("The stock", _look)
+    await repeated("The stock", _look, _going)

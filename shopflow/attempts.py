@@ -88,15 +88,16 @@ class Attempts:
         return await retrying(self._kafka, batch.check_owned, translated)
 
 
-async def repeated(what: str, work: Callable[[], Awaitable[float]]) -> None:
-    """Do it again and again, until the task is cancelled. A fault of the program in it is said once, and tried again.
+async def repeated(what: str, work: Callable[[], Awaitable[float]], going: Callable[[], bool]) -> None:
+    """Do it again and again. A fault of the program in it is said once, and tried again.
 
     Arguments:
         what: What it is about, for the log.
         work: Returns the seconds to wait before the next time.
+        going: Asked before each time whether there is to be one.
     """
     said: str | None = None
-    while True:
+    while going():
         try:
             pause, said = await work(), None
         except Exception as error:
