@@ -226,7 +226,7 @@ def test_kafka_frozen_is_waited_for(open_crew: OpenCrew) -> None:
 
 def test_a_million_purchases_waiting_for_mongodb_take_no_memory(open_crew: OpenCrew) -> None:
     """They wait in Kafka, not in the worker. The outage is one line in the log, however long it is."""
-    with open_crew(proxied=True, size=0, promotions="[]") as crew:
+    with open_crew(own=("mongodb",), proxied=True, size=0, promotions="[]") as crew:
         worker = crew.start().ready(oracle.PARTITIONS)
         said = len(worker.output.splitlines())
         with crew.refusing():
@@ -237,7 +237,7 @@ def test_a_million_purchases_waiting_for_mongodb_take_no_memory(open_crew: OpenC
         assert peak < MOST_MEGABYTES
         assert [line for line in lines if "MongoDB is away" not in line] == []
         assert len(lines) == 1
-        until(lambda: crew.stored() > MILLION // 20, "the work goes on", 60)
+        until(lambda: crew.stored() > MILLION // 20, "the work goes on", 120)
         assert crew.note_memory(worker) < MOST_MEGABYTES
         crew.stop(worker)
         found: dict[int, set[int]] = {number: set() for number in range(oracle.PARTITIONS)}
