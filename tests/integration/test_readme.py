@@ -314,8 +314,13 @@ def test_the_tour_goes_as_written(tour: Tour) -> None:
         if not tour.workers and block.terminal == "terminal 2":
             assert tour.stored() == tour.sent - 1 - 50  # anna's is stored, but she is no customer
     shown = next(block for block in blocks(TOUR, "text") if block.startswith("Purchases: "))
-    assert tour.verified == shown
+    assert bought(tour.verified) == bought(shown)
     assert set(tour.workers) == {"terminal 3", "terminal 4", "terminal 5"}
+
+
+def bought(verified: str) -> str:
+    """How many of the 13 products somebody bought is by chance."""
+    return re.sub(r"sales: \d+ products", "sales: some products", verified)
 
 
 def move_to_own_servers(tour: Tour) -> None:

@@ -17,6 +17,7 @@ from shopflow.errors import Unavailable
 from shopflow.findings import Named
 from shopflow.kafka import Lag
 from shopflow.mirror import Mirror
+from shopflow.outages import Outage
 from shopflow.verification import Layout, Report, Tables, verify
 from shopflow.workers import Compared, Live, Worker
 from tests.fakes import FakeRecord, FakeStore
@@ -117,7 +118,7 @@ class Shop:
         ).rows()
         self.kafka.sales = [FakeRecord(key, value) for key, value in rows]
         table: Any = SimpleNamespace(getter=lambda number: dict(rows).get, customers_after=lambda *place: [])
-        mirror = Mirror(table, self.store, lambda: [0])
+        mirror = Mirror(table, self.store, lambda: [0], Outage("MongoDB"))
         asyncio.run(mirror.bring_up())
         mirror.changed(0, rows)
         asyncio.run(mirror.bring_up())
