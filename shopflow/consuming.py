@@ -204,6 +204,7 @@ class BatchConsumer(driver.Consumer):
             for found, offset in (await self.earliest_offsets(*fresh)).items():
                 starts[TP(found.topic, found.partition)] = offset
         for tp, offset in starts.items():
+            self._forget(tp)  # the recovery's seek and that of a fetch overlap: what came by the other's does not count
             self._chains[tp] = Chain(offset, self._epochs[tp])
             self._cursors[tp] = Cursor(offset)
         # Faust fetches already: what came before the cursors were set was dropped, and must come again.
@@ -352,7 +353,7 @@ class BatchConsumer(driver.Consumer):
         return self._locks.setdefault(tp, asyncio.Lock())
 
     def require_next(self, batch: Batch) -> None:
-        """Let only the batch pass that continues the chain; if something before it is missing, fetch that again.
+        """Let only the batch pass that continues the chain; what another has and is not finished is fetched again.
 
         Raises:
             PartitionLost: It may not pass.
@@ -361,7 +362,7 @@ class BatchConsumer(driver.Consumer):
         chain = self._chains[batch.tp]
         if chain.continues(batch.start):
             return
-        if batch.start > chain.done:
+        if batch.end > chain.done:  # also one that begins before it, cut otherwise than the ones that were finished
             self._go_back(batch.tp, chain)
         raise PartitionLost(f"{batch.tp}: a batch from {batch.start} does not continue the chain at {chain.done}")
 

@@ -412,6 +412,21 @@ def test_a_batch_that_was_done_already_is_left(consumer: Consumer) -> None:
     assert consumer.seeks == []
 
 
+def test_a_batch_of_which_a_part_was_done_is_fetched_again_from_there(consumer: Consumer) -> None:
+    """Its end may be the partition's: nothing would come that tells of what is missing."""
+    consumer.begin(PURCHASES, 0)
+    (first,) = batches(consumer, (0, 2))
+    consumer._cursors[PURCHASES] = Cursor(0)
+    (cut_otherwise,) = batches(consumer, (0, 4))
+    take_turn(first)
+    with pytest.raises(PartitionLost):
+        take_turn(cut_otherwise)
+    assert consumer.seeks == [(PURCHASES, 2)]
+    (rest,) = batches(consumer, (2, 4))
+    take_turn(rest)
+    assert consumer._new_offset(PURCHASES) == 4
+
+
 def test_an_error_in_a_turn_leaves_the_batch_unfinished(consumer: Consumer) -> None:
     """It is still the next one."""
     consumer.begin(PURCHASES, 0)
@@ -636,6 +651,24 @@ def test_a_seek_makes_what_was_fetched_before_void(seeking: Seeking) -> None:
     asyncio.run(seeking.perform_seek())
     (after,) = batches(seeking, (7, 9))
     assert (before.owned, after.owned) == (False, True)
+
+
+def test_what_came_by_one_of_two_seeks_that_overlap_is_void_after_the_other(seeking: Seeking) -> None:
+    """A fetch seeks while the flow is off, the recovery at its end. Each sets the chain anew."""
+    call, came = seeking.call, list[Batch]()
+
+    async def overlapped(method: Any, tp: TP) -> int | None:
+        seeking._thread.call_thread = call
+        await seeking.perform_seek()
+        seeking.fetched = {PURCHASES: run_of(7, 9)}
+        came.extend([message.value async for _, message in seeking.getmany(timeout=0.1)])
+        return await call(method, tp)
+
+    seeking._thread.call_thread = overlapped
+    asyncio.run(seeking.perform_seek())
+    assert [batch.owned for batch in came] == [False]
+    (after,) = batches(seeking, (7, 9))
+    assert after.owned
 
 
 def test_a_recovery_begins_where_it_seeks(seeking: Seeking, reader: Reader) -> None:
