@@ -64,6 +64,7 @@ FAST_MONGODB = "secantusd-rs"
 _BATCH_BYTES = 256 << 10
 _FIRST_DAY = datetime(2024, 3, 1, tzinfo=timezone.utc)
 _SECONDS = 30 * 86_400
+_A_SECOND = 5
 _TICK_SECONDS = 0.02
 _POLL_SECONDS = 0.2
 START_SECONDS = 90.0
@@ -86,6 +87,9 @@ class Load:
 
     partitions: int = PARTITIONS
     """Of the topic that they wait in."""
+
+    scattered: bool = False
+    """True: each was made at any time of 30 days. Else they were made one after the other, five a second."""
 
 
 @dataclass(frozen=True)
@@ -542,10 +546,14 @@ class Sold(NamedTuple):
     repeated: bool = False
 
 
+def _at(seconds: float) -> str:
+    return (_FIRST_DAY + timedelta(seconds=seconds)).isoformat()
+
+
 def sale(load: Load, records: int) -> Iterator[Sold]:
     """The same records each time."""
     rng = random.Random(load.name)
-    days = [(_FIRST_DAY + timedelta(seconds=rng.randrange(_SECONDS))).isoformat() for _ in range(10_000)]
+    scattered = [_at(rng.randrange(_SECONDS)) for _ in range(10_000)] if load.scattered else []
     recent: deque[Sold] = deque(maxlen=2_000)
     for number in range(records):
         if recent and rng.random() < load.repeated:
@@ -559,7 +567,7 @@ def sale(load: Load, records: int) -> Iterator[Sold]:
             "product_id": f"product-{rng.randrange(PRODUCTS)}",
             "quantity": rng.randint(1, 5),
             "price": rng.randrange(100, 5_000),
-            "purchased_at": rng.choice(days),
+            "purchased_at": rng.choice(scattered) if scattered else _at(number / _A_SECOND),
         }
         recent.append(Sold(purchase_id, customer.encode(), msgspec.json.encode(event)))
         yield recent[-1]

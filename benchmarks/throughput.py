@@ -56,6 +56,7 @@ LOADS: dict[str, tuple[Load, Sequence[Contender]]] = {
     "counts-1000000": (Load("counts-1000000-customers", 1_000_000), COUNTERS),
     "followed-1000": (Load("followed-1000-customers", 1_000), FOLLOWED),
     "followed-1000000": (Load("followed-1000000-customers", 1_000_000), FOLLOWED),
+    "scattered-1000": (Load("scattered-1000-customers", 1_000, scattered=True), FOLLOWED),
 }
 
 
