@@ -257,7 +257,7 @@ async def price_history(self: Command, product_id: str, as_json: bool, since: da
 
 
 @app.command(
-    argument("collection", type=click.Choice(list(exporting.COLLECTIONS))),
+    argument("collection", type=click.Choice(list(exporting.COLLECTIONS)), metavar="COLLECTION"),
     option(
         "--format",
         "kind",
@@ -322,7 +322,7 @@ async def try_promotion(self: Command, name: str, config_file: str | None, as_js
 
 
 @app.command(
-    argument("topic", type=click.Choice(list(topics.SHOWN))),
+    argument("topic", type=click.Choice(list(topics.SHOWN)), metavar="TOPIC"),
     option("--limit", type=click.IntRange(1), default=10, show_default=True, help="At most so many."),
     JSON,
     base=Command,
