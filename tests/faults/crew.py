@@ -310,12 +310,15 @@ def opened_crew(
 ) -> Iterator[Crew]:
     """A shop with its topics and products, a sale, and nobody at work yet.
 
+    Its MongoDB is always its own: one that others fill or empty meanwhile does not answer for a minute.
+
     Arguments:
         size: Records of the sale.
-        own: The servers, `kafka` or `mongodb`, that are the shop's own and can be killed.
+        own: The other servers that are to be the shop's own, so that they can be killed: `kafka`.
         proxied: Is something to stand before MongoDB?
         settings: Of the shop.
     """
+    own = (*own, "mongodb")
     ports = {kind: free_port() for kind in own}
     addresses = {
         kind: f"127.0.0.1:{port}" if kind == "kafka" else f"mongodb://127.0.0.1:{port}/?directConnection=true"

@@ -162,7 +162,7 @@ def test_a_full_disk_is_waited_for(crew: Crew) -> None:
 
 def test_mongodb_killed_is_waited_for(open_crew: OpenCrew) -> None:
     """What it acknowledged is in its journal; what it did not is written again. The log has one line each time."""
-    with open_crew(own=("mongodb",)) as crew:
+    with open_crew() as crew:
         crew.start_two()
         crew.busy(SIZE // 3)
         with crew.killed(crew.mongodb):
@@ -179,7 +179,7 @@ def test_mongodb_killed_is_waited_for(open_crew: OpenCrew) -> None:
 
 def test_mongodb_frozen_for_half_a_minute_is_waited_for(open_crew: OpenCrew) -> None:
     """It answers nothing and closes nothing."""
-    with open_crew(own=("mongodb",)) as crew:
+    with open_crew() as crew:
         crew.start_two()
         crew.busy(SIZE // 2)
         with crew.silent(crew.mongodb):
@@ -226,7 +226,7 @@ def test_kafka_frozen_is_waited_for(open_crew: OpenCrew) -> None:
 
 def test_a_million_purchases_waiting_for_mongodb_take_no_memory(open_crew: OpenCrew) -> None:
     """They wait in Kafka, not in the worker. The outage is one line in the log, however long it is."""
-    with open_crew(own=("mongodb",), proxied=True, size=0, promotions="[]") as crew:
+    with open_crew(proxied=True, size=0, promotions="[]") as crew:
         worker = crew.start().ready(oracle.PARTITIONS)
         said = len(worker.output.splitlines())
         with crew.refusing():
@@ -259,6 +259,6 @@ def small_purchase(number: int) -> Record:
 
 def test_mixed(open_crew: OpenCrew) -> None:
     """All of it in a random order, sometimes two at once."""
-    with open_crew(own=("kafka", "mongodb"), proxied=True) as crew:
+    with open_crew(own=("kafka",), proxied=True) as crew:
         schedule.run(crew, MIXED_ACTIONS)
         crew.check()
