@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from typing import Any, Protocol
 
 from .errors import Rejected
-from .once import Once, Place
+from .once import Once, Place, ReadSince
 
 __all__ = ["DeadLetters", "Rejection", "headers_of", "origin_of"]
 
@@ -15,9 +15,6 @@ PREFIX = "__connect.errors."
 Headers = list[tuple[str, bytes]]
 #: topic, key, value, partition, headers -> a future that is done when Kafka has it
 Send = Callable[[str, bytes | None, bytes | None, int, Headers], Awaitable[Awaitable[Any]]]
-
-#: topic, partition, Unix time in ms -> its records since then
-ReadSince = Callable[[str, int, int], Awaitable[list[Any]]]
 
 
 class Record(Protocol):

@@ -7,13 +7,16 @@ from typing import Any, Generic, TypeVar
 
 from .kafka import acknowledged
 
-__all__ = ["Once", "Place"]
+__all__ = ["Once", "Place", "ReadSince"]
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
 #: Topic and partition of the records that something is made of.
 Place = tuple[str, int]
+
+#: topic, partition, Unix time in ms -> its records since then
+ReadSince = Callable[[str, int, int], Awaitable[list[Any]]]
 
 #: A record has our clock's time, the one it is made of its producer's.
 _CLOCKS_DIFFER_MS = 600_000

@@ -20,15 +20,12 @@ from aiokafka.errors import KafkaError
 
 from .dead_letters import Send
 from .errors import PartitionLost, Unavailable
-from .once import Once, Place
+from .once import Once, Place, ReadSince
 from .store import REQUESTS_AT_ONCE, Document, Store
 
 __all__ = ["AlertLog", "Watch", "alert_document", "alert_id", "documents_of", "left_of", "stocked"]
 
 log = logging.getLogger(__name__)
-
-#: topic, partition, Unix time in ms -> its records since then, with their values
-ReadSince = Callable[[str, int, int], Awaitable[list[Any]]]
 
 #: Products of a round.
 AT_ONCE = 500

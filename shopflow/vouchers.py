@@ -17,7 +17,7 @@ from .attempts import Attempts
 from .dead_letters import Send
 from .ledger import Ledger, Row
 from .models import Customer, Purchase
-from .once import Once, Place
+from .once import Once, Place, ReadSince
 from .processing import BatchLike, Counting, source_of
 from .promotions import Bought, Earned, Rules, Window, decode_window, encode_window
 from .store import Document, Store
@@ -25,9 +25,6 @@ from .store import Document, Store
 __all__ = ["Promotions", "VoucherLog", "documents_of", "voucher_document"]
 
 log = logging.getLogger(__name__)
-
-#: topic, partition, Unix time in ms -> its records since then, with their values
-ReadSince = Callable[[str, int, int], Awaitable[list[Any]]]
 
 #: How long the type of a product is taken to be what it was.
 _TYPE_SECONDS = 60.0
