@@ -523,7 +523,7 @@ class MongoStore:
             "source.topic": {"$eq": topic},
             "source.partition": {"$in": list(partitions)},
         }
-        return await self._sorted(PRODUCTS, condition, "_id", limit)
+        return await self._sorted(PRODUCTS, condition, [("_id", 1)], limit)
 
     async def insert_alert(self, document: Document) -> Document:
         await self.insert_alerts([document])
@@ -540,12 +540,7 @@ class MongoStore:
         await self._update(ALERTS, operations)
 
     async def alerts(self, limit: int) -> list[Document]:
-        if limit < 1:
-            return []
-        with _translated():
-            cursor = self._collection(ALERTS).find({}).sort([("at", -1), ("_id", 1)]).limit(limit)
-            found: list[Document] = await cursor.to_list()
-        return found
+        return await self._sorted(ALERTS, {}, [("at", -1), ("_id", 1)], limit)
 
     async def _update(self, name: str, operations: Sequence[UpdateOne]) -> None:
         """Do all of these, which can be done again."""
@@ -701,7 +696,7 @@ class MongoStore:
         return await self._ids(CUSTOMERS, limit)
 
     async def products_after(self, after: str, limit: int) -> list[Document]:
-        return await self._sorted(PRODUCTS, {"_id": {"$gt": after}}, "_id", limit)
+        return await self._sorted(PRODUCTS, {"_id": {"$gt": after}}, [("_id", 1)], limit)
 
     async def purchases_after(self, customer_id: str, after: tuple[datetime, str] | None, limit: int) -> list[Document]:
         # The index has the time, not the id. So the many of later times are read in the index's order, and only those
@@ -709,7 +704,7 @@ class MongoStore:
         of_customer: Document = {"customer_id": {"$eq": customer_id}}
 
         async def of_moment(time: datetime, behind: Document, most: int) -> list[Document]:
-            return await self._sorted(PURCHASES, {**of_customer, "purchased_at": time, **behind}, "_id", most)
+            return await self._sorted(PURCHASES, {**of_customer, "purchased_at": time, **behind}, [("_id", 1)], most)
 
         found, later = [], of_customer
         if after is not None:
@@ -717,7 +712,7 @@ class MongoStore:
             later = {**of_customer, "purchased_at": {"$gt": after[0]}}
         if (rest := limit - len(found)) < 1:
             return found
-        more = await self._sorted(PURCHASES, later, "purchased_at", rest)
+        more = await self._sorted(PURCHASES, later, [("purchased_at", 1)], rest)
         if len(more) == rest:
             last = more[-1]["purchased_at"]
             more = [purchase for purchase in more if purchase["purchased_at"] != last]
@@ -938,11 +933,11 @@ class MongoStore:
             found = await self._collection(name).find({}, {"_id": 1}).sort("_id", 1).limit(limit).to_list()
         return [document["_id"] for document in found]
 
-    async def _sorted(self, name: str, condition: Document, by: str, limit: int) -> list[Document]:
+    async def _sorted(self, name: str, condition: Document, by: list[tuple[str, int]], limit: int) -> list[Document]:
         if limit < 1:
             return []
         with _translated():
-            found: list[Document] = await self._collection(name).find(condition).sort(by, 1).limit(limit).to_list()
+            found: list[Document] = await self._collection(name).find(condition).sort(by).limit(limit).to_list()
         return found
 
     async def _purchases_of(self, customer_ids: Sequence[str]) -> dict[str, list[Document]]:
