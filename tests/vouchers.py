@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import date, datetime, timezone
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from shopflow.rules import Nth, Rule, Share, Spent
 
@@ -18,6 +18,12 @@ class Bought(NamedTuple):
     at: datetime
     spent: int
     product_id: str
+
+    @classmethod
+    def of(cls, event: Mapping[str, Any]) -> Bought:
+        """As the event says it, with its price."""
+        at = datetime.fromisoformat(event["purchased_at"])
+        return cls(event["customer_id"], at, event["quantity"] * event["price"], event["product_id"])
 
 
 def expected(rules: Iterable[Rule], types: Mapping[str, str], log: Iterable[Bought]) -> list[str]:

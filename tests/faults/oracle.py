@@ -301,15 +301,7 @@ def check_dead_letters(shop: Shop, sale: Sale) -> None:
 
 def check_vouchers(shop: Shop, sale: Sale) -> None:
     """Each voucher that was earned is in MongoDB, and in the topic once."""
-    log = [
-        Bought(
-            event["customer_id"],
-            datetime.fromisoformat(event["purchased_at"]),
-            event["quantity"] * event["price"],
-            event["product_id"],
-        )
-        for event in sale.events.values()
-    ]
+    log = [Bought.of(event) for event in sale.events.values()]
     wanted = Counter(expected(msgspec.convert(PROMOTIONS, tuple[Rule, ...]), {}, log))
     _same("vouchers in MongoDB", Counter(one["_id"] for one in shop.db.vouchers.find({}, {"_id": 1})), wanted)
     told = Counter(json.loads(record.value)["voucher_id"] for record in shop.read("vouchers"))

@@ -61,15 +61,7 @@ def registrations() -> list[Json]:
 def earned(events: list[Json], customers: list[Json]) -> list[str]:
     """The ids of the vouchers, by the oracle; each once."""
     rules = msgspec.convert(RULES, tuple[Rule, ...])
-    log = [
-        Bought(
-            one["customer_id"],
-            datetime.fromisoformat(one["purchased_at"]),
-            one["quantity"] * one["price"],
-            one["product_id"],
-        )
-        for one in events
-    ]
+    log = [Bought.of(event) for event in events]
     welcome = {f"welcome:{one['customer_id']}:registration" for one in customers if one["city"] != "Gdynia"}
     return sorted([*expected(rules, TYPES, log), *welcome])
 
