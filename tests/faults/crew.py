@@ -46,7 +46,12 @@ class Server:
         """Start it, with the data that it had."""
         field = {"kafka": "broker", "mongodb": "mongodb_uri"}[self.kind]
         self.process: Process = self._shop.spawn("servers", **{field: "embedded"})
-        until(lambda: "Ctrl-C stops them." in self.process.output, f"{self.kind} runs", START_SECONDS)
+        until(self._runs, f"{self.kind} runs", START_SECONDS)
+
+    def _runs(self) -> bool:
+        runs = "Ctrl-C stops them." in self.process.output
+        assert runs or self.process.status is None, f"{self.kind} did not start:\n{self.process.output}"
+        return runs
 
     def kill(self) -> None:
         """SIGKILL; the command that started it says so and ends."""
@@ -304,7 +309,7 @@ def opened_crew(
     rng: random.Random,
     size: int,
     *,
-    own: tuple[str, ...] = (),
+    own_kafka: bool = False,
     proxied: bool = False,
     **settings: Any,
 ) -> Iterator[Crew]:
@@ -314,11 +319,11 @@ def opened_crew(
 
     Arguments:
         size: Records of the sale.
-        own: The other servers that are to be the shop's own, so that they can be killed: `kafka`.
+        own_kafka: Is its Kafka to be its own too, so that it can be killed?
         proxied: Is something to stand before MongoDB?
         settings: Of the shop.
     """
-    own = (*own, "mongodb")
+    own = ("kafka", "mongodb") if own_kafka else ("mongodb",)
     ports = {kind: free_port() for kind in own}
     addresses = {
         kind: f"127.0.0.1:{port}" if kind == "kafka" else f"mongodb://127.0.0.1:{port}/?directConnection=true"

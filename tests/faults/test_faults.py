@@ -203,7 +203,7 @@ def test_mongodb_that_refuses_writes_is_waited_for(open_crew: OpenCrew) -> None:
 
 def test_kafka_killed_is_waited_for(open_crew: OpenCrew) -> None:
     """It comes back on its port, with its data; the workers go on."""
-    with open_crew(own=("kafka",)) as crew:
+    with open_crew(own_kafka=True) as crew:
         crew.start_two()
         for seconds in (0.0, 8.0):
             crew.busy(SIZE // 3)
@@ -215,7 +215,7 @@ def test_kafka_killed_is_waited_for(open_crew: OpenCrew) -> None:
 
 def test_kafka_frozen_is_waited_for(open_crew: OpenCrew) -> None:
     """For longer than the workers' sessions."""
-    with open_crew(own=("kafka",)) as crew:
+    with open_crew(own_kafka=True) as crew:
         crew.start_two()
         for seconds in (3.0, 12.0):
             crew.busy(SIZE // 3)
@@ -259,6 +259,6 @@ def small_purchase(number: int) -> Record:
 
 def test_mixed(open_crew: OpenCrew) -> None:
     """All of it in a random order, sometimes two at once."""
-    with open_crew(own=("kafka",), proxied=True) as crew:
+    with open_crew(own_kafka=True, proxied=True) as crew:
         schedule.run(crew, MIXED_ACTIONS)
         crew.check()

@@ -19,7 +19,7 @@ def test_a_killed_worker_and_a_killed_mongodb_lose_nothing(open_shop: OpenShop) 
     """Stored once, counted once, every bad record a dead letter; also rebuilt from the changelog alone."""
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}")
-    with opened_crew(open_shop, random.Random(seed), SIZE, own=("mongodb",)) as crew:
+    with opened_crew(open_shop, random.Random(seed), SIZE) as crew:
         crew.sell(SIZE // 3)
         first, _ = crew.start_two()
         crew.busy(SIZE // 3)
