@@ -86,7 +86,7 @@ class Guard:
             if error.status < 400:
                 _add_headers(error)
                 raise
-            answer = _as_json(error)
+            answer = _as_json(error, request.path)
         except ConnectionResetError:
             raise  # whoever asked is gone
         except Exception:
@@ -238,14 +238,14 @@ def _is_foreign(request: web.Request) -> bool:
         return True
 
 
-def _as_json(error: web.HTTPException) -> web.Response:
+def _as_json(error: web.HTTPException, path: str) -> web.Response:
     """aiohttp's own errors (no such path, no such method) in the shape of all others."""
     if error.status == 413:
         return refuse(413, "the body is too large (web.max_body_bytes)")
     if error.content_type == "application/json":
         answer = web.Response(status=error.status, body=error.body, content_type="application/json", charset="utf-8")
     else:
-        answer = refuse(error.status, {404: "there is nothing at this address"}.get(error.status, error.reason))
+        answer = refuse(error.status, f"{error.status} {error.reason}: {path}")
     for name in ("Allow", "Retry-After", "WWW-Authenticate"):
         if name in error.headers:
             answer.headers[name] = error.headers[name]

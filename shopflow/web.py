@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import aiohttp.web
 import msgspec
 from faust.web import View
 
@@ -26,8 +24,6 @@ _GRACE_SECONDS = 1.0
 T = TypeVar("T")
 #: Gets the request and the variables of its path; returns the status and what is to be JSON.
 Handler = Callable[..., Awaitable[tuple[int, Any]]]
-
-_log = logging.getLogger(__name__)
 
 
 class Refusal(Exception):  # noqa: N818 - an answer, named as such
@@ -169,21 +165,3 @@ def limit_of(request: Any) -> int:
     if not 1 <= number <= most:
         raise Refusal(400, "The query is wrong.", [Problem("limit", f"must be a whole number from 1 to {most}")])
     return number
-
-
-@aiohttp.web.middleware
-async def _json_errors(request: Any, handler: Callable[[Any], Awaitable[Any]]) -> Any:
-    """What aiohttp says as text, such as that there is no such path, in the one shape of errors."""
-    try:
-        return await handler(request)
-    except aiohttp.web.HTTPException as answer:
-        if answer.status < 400:
-            raise
-        headers = {name: value for name, value in answer.headers.items() if name == "Allow"}
-        return error(app.web, answer.status, f"{answer.status} {answer.reason}: {request.path}", headers=headers)
-    except Exception:  # noqa: BLE001 - said in the log, with all that is known
-        _log.exception("%s %s can't be answered", request.method, request.path)
-        return error(app.web, 500, "This worker has a fault; its log says which.")
-
-
-app.web.web_app.middlewares.append(_json_errors)  # type: ignore[attr-defined]

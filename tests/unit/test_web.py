@@ -18,6 +18,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from yarl import URL
 
 from shopflow import events, openapi, reading, views, web
+from shopflow.access import Guard
 from shopflow.app import app
 from shopflow.config import Config, Web
 from shopflow.errors import Unavailable
@@ -76,7 +77,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Any:
 @asynccontextmanager
 async def served() -> AsyncIterator[Client]:
     """The views on a server of their own: Faust's application belongs to one event loop."""
-    made = aiohttp.web.Application(middlewares=[web._json_errors])
+    made = aiohttp.web.Application(middlewares=[Guard(Config().web, lambda: ("127.0.0.1", "localhost")).middleware])
     for path, view in app.web.views.items():
         for method in view.get_methods():
             made.router.add_route(method, path, _function(view))
@@ -222,7 +223,7 @@ def test_a_stopping_worker_lets_nobody_wait(sender: Sender, runs: Any, monkeypat
     async def body(client: Client) -> None:
         waiting = asyncio.ensure_future(client.post("/events/purchases", json=PURCHASE))
         reader, writer = await asyncio.open_connection(client.host, client.port)
-        writer.write(b"POST /events/purchases HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
+        writer.write(b"POST /events/purchases HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n")
         writer.write(b"Content-Length: 100\r\n\r\n{")
         await writer.drain()
         while len(runs._waiting) < 2:
