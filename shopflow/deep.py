@@ -21,7 +21,7 @@ from .kafka import Span
 from .models import Customer, Decoder, Product, Purchase
 from .price_log import PriceLog, ReadSince
 from .processing import Parts, customer_document, product_document, purchase_document, split
-from .store import CUSTOMERS, PRODUCTS, PURCHASES, TIME, Document, Store, milliseconds
+from .store import CUSTOMERS, PRODUCTS, PURCHASES, TIME, Document, Store, differences, milliseconds, shown
 from .verification import Layout
 
 __all__ = ["Bar", "verify_deep"]
@@ -288,7 +288,7 @@ class _Facts:
         if isinstance(then, datetime) and then >= sent:
             self._superseded += 1
         else:
-            self.wrong.add(f"{name} ({_at(record)}): older in MongoDB: {time} {_shown(then)}, sent {_shown(sent)}")
+            self.wrong.add(f"{name} ({_at(record)}): older in MongoDB: {time} {shown(then)}, sent {shown(sent)}")
 
     def _judge_missing(self, record: Any, name: str) -> None:
         if self._letters_are_gone(record):
@@ -312,14 +312,9 @@ class _Facts:
         if self.collection == PURCHASES and event.price is None:
             price = self._given.get(record.offset, stored.get("price"))
             if type(price) is not int or price < 0:
-                return [f"price: stored {_shown(price)}, must be a whole number, 0 or more"]
+                return [f"price: stored {shown(price)}, must be a whole number, 0 or more"]
             event.price = price
-        found = []
-        for name, sent in self._document(record, event).items():
-            expected = milliseconds(sent) if isinstance(sent, datetime) else sent
-            if (there := stored.get(name)) != expected:
-                found.append(f"{name}: stored {_shown(there)}, sent {_shown(expected)}")
-        return found
+        return differences(self._document(record, event), stored)
 
     async def _documents(self, advance: Advance) -> None:
         """Each document that says it came from Kafka must be that of a record."""
@@ -335,7 +330,7 @@ class _Facts:
         partition, offset = source.get("partition"), source.get("offset")
         span = self._spans.get(partition) if source.get("topic") == self._topic and isinstance(partition, int) else None
         if span is None or not isinstance(partition, int) or not isinstance(offset, int) or offset >= span.end:
-            self.wrong.add(f"{name}: not in the topic (its source is {_shown(source)})")
+            self.wrong.add(f"{name}: not in the topic (its source is {shown(source)})")
         elif offset < span.start:
             self._older += 1
         elif offset < span.done and not self._claims.take(partition, offset) and name not in self._elsewhere:
@@ -413,7 +408,3 @@ def _place(record: Any) -> Document:
 
 def _at(record: Any) -> str:
     return f"partition {record.partition}, offset {record.offset}"
-
-
-def _shown(value: Any) -> str:
-    return value.isoformat() if isinstance(value, datetime) else repr(value)

@@ -7,13 +7,14 @@ put right, what was decided before stays decided. New events wait at the end of 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from time import monotonic, time
 from typing import Any
 
-from . import group, kafka, stock, vouchers
+from . import announcements, group, kafka
+from .announcements import Announcements
 from .counting import TOTALS_KEY, rebuilt
 from .credentials import Bootstrap
 from .errors import Refused, Unavailable
@@ -74,8 +75,8 @@ async def begin(bootstrap: Bootstrap, store: Store, shop: Layout, *, max_event_b
             "counts can't be made anew from it. With --keep-tables only MongoDB is filled again"
         )
     await _restore_products(bootstrap, store, shop, max_event_bytes)
-    await _restore_vouchers(bootstrap, store, shop)
-    await _restore_alerts(bootstrap, store, shop)
+    await _restore(bootstrap, store, shop, shop.vouchers, announcements.VOUCHERS)
+    await _restore(bootstrap, store, shop, shop.alerts, announcements.ALERTS)
     if not keep_tables:
         await _count_anew(bootstrap, shop)
         await store.clear_sales()
@@ -101,30 +102,15 @@ async def _restore_products(bootstrap: Bootstrap, store: Store, shop: Layout, ma
                 await store.delete_products(deletions)
 
 
-async def _restore_vouchers(bootstrap: Bootstrap, store: Store, shop: Layout) -> None:
-    """What was given stays given, also when the rules or the products would give otherwise by now."""
+async def _restore(bootstrap: Bootstrap, store: Store, shop: Layout, topic: str, kind: Announcements) -> None:
+    """What was given stays given, and what was told as it was told: the rules or the products may be others by now."""
 
     async def restore(run: list[Any]) -> None:
-        await store.insert_vouchers(vouchers.documents_of(run))
+        await store.put_back(kind.collection, kind.documents(run))
 
-    await _each_run(bootstrap, shop, shop.vouchers, restore)
-
-
-async def _restore_alerts(bootstrap: Bootstrap, store: Store, shop: Layout) -> None:
-    """What was told stays told, as it was told."""
-
-    async def restore(run: list[Any]) -> None:
-        await store.insert_alerts(stock.documents_of(run))
-
-    await _each_run(bootstrap, shop, shop.alerts, restore)
-
-
-async def _each_run(
-    bootstrap: Bootstrap, shop: Layout, topic: str, take: Callable[[list[Any]], Awaitable[None]]
-) -> None:
     spans = (await kafka.spans(bootstrap, shop.group, [topic])).get(topic, {})
     for partition, span in spans.items():
-        await kafka.each_run(bootstrap, topic, partition, span.end, take)
+        await kafka.each_run(bootstrap, topic, partition, span.end, restore)
 
 
 async def _count_anew(bootstrap: Bootstrap, shop: Layout) -> None:

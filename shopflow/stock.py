@@ -15,36 +15,23 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
-import msgspec
 from aiokafka.errors import KafkaError
 
+from .announcements import ALERTS
 from .dead_letters import Send
 from .errors import PartitionLost, Unavailable
 from .once import Once, Place, ReadSince
 from .store import REQUESTS_AT_ONCE, Document, Store
 
-__all__ = ["AlertLog", "Watch", "alert_document", "alert_id", "documents_of", "left_of", "stocked"]
+__all__ = ["AlertLog", "Watch", "alert_document", "alert_id", "left_of", "stocked"]
 
 log = logging.getLogger(__name__)
 
 #: Products of a round.
 AT_ONCE = 500
 
-_encode = msgspec.json.Encoder().encode
-
 
 # -- pure
-
-
-class _Sent(msgspec.Struct):
-    """What is needed of an alert in the topic."""
-
-    alert_id: str
-    since: datetime
-    at: datetime
-
-
-_decode = msgspec.json.Decoder(_Sent).decode
 
 
 def stocked(product: Document) -> bool:
@@ -70,24 +57,6 @@ def alert_document(product: Document, left: int, at: datetime) -> Document:
         "since": product["updated_at"],
         "at": at,
     }
-
-
-def documents_of(records: Sequence[Any]) -> list[Document]:
-    """The documents of the alerts in these records of the topic; what is not one of ours is left out."""
-    found = []
-    for record in records:
-        try:
-            sent, fields = _decode(record.value), msgspec.json.decode(record.value)
-        except (msgspec.MsgspecError, TypeError):
-            continue
-        del fields["alert_id"]
-        found.append({"_id": sent.alert_id, **fields, "since": sent.since, "at": sent.at})
-    return found
-
-
-def _event(document: Document) -> bytes:
-    """As it stands in the topic."""
-    return _encode({"alert_id": document["_id"], **{name: it for name, it in document.items() if name != "_id"}})
 
 
 def _limit(product: Document) -> int:
@@ -166,12 +135,12 @@ class AlertLog:
 
         async def send_one(one: Document) -> Awaitable[Any]:
             check()
-            return await self._send(self._topic, one["product_id"].encode(), _event(one), partition, [])
+            return await self._send(self._topic, one["product_id"].encode(), ALERTS.event(one), partition, [])
 
         return bool(await self._once.send((self.products, partition), _Beginning(), [document], send_one))
 
     async def _sent_before(self, place: Place, since: int) -> set[str]:
-        return {found["_id"] for found in documents_of(await self._read_since(self._topic, place[1], since))}
+        return {found["_id"] for found in ALERTS.documents(await self._read_since(self._topic, place[1], since))}
 
 
 @dataclass

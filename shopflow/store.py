@@ -407,8 +407,8 @@ class Store(Writes, Protocol):
     async def insert_alert(self, document: Document) -> Document:
         """Store an alert, unless one with its `_id` is stored. Returns the one that is."""
 
-    async def insert_alerts(self, documents: Sequence[Document]) -> None:
-        """Store alerts; one whose `_id` is stored stays as it is."""
+    async def put_back(self, collection: str, documents: Sequence[Document]) -> None:
+        """Make documents what they were, and those that are gone anew; fields that only the stored one has stay."""
 
     async def alerts(self, limit: int) -> list[Document]:
         """At most `limit` alerts, the newest first."""
@@ -526,18 +526,18 @@ class MongoStore:
         return await self._sorted(PRODUCTS, condition, [("_id", 1)], limit)
 
     async def insert_alert(self, document: Document) -> Document:
-        await self.insert_alerts([document])
+        operation = UpdateOne({"_id": document["_id"]}, {"$setOnInsert": _without_id(document)}, upsert=True)
+        await self._update(ALERTS, [operation])
         found = await self._find_at_once(ALERTS, [document["_id"]], {})
         if not found:
             raise Unavailable("MongoDB", "alerts are deleted while they are written")
         return found[0]
 
-    async def insert_alerts(self, documents: Sequence[Document]) -> None:
+    async def put_back(self, collection: str, documents: Sequence[Document]) -> None:
         operations = [
-            UpdateOne({"_id": document["_id"]}, {"$setOnInsert": _without_id(document)}, upsert=True)
-            for document in documents
+            UpdateOne({"_id": document["_id"]}, {"$set": _without_id(document)}, upsert=True) for document in documents
         ]
-        await self._update(ALERTS, operations)
+        await self._update(collection, operations)
 
     async def alerts(self, limit: int) -> list[Document]:
         return await self._sorted(ALERTS, {}, [("at", -1), ("_id", 1)], limit)
@@ -1157,10 +1157,22 @@ def duplicates(
 
 def differs(document: Document, stored: Document) -> bool:
     """Is the stored document not what this one would be? Fields that only the stored one has don't count."""
-    return any(
-        name not in stored or stored[name] != (milliseconds(value) if isinstance(value, datetime) else value)
-        for name, value in document.items()
-    )
+    return bool(differences(document, stored))
+
+
+def differences(document: Document, stored: Document) -> list[str]:
+    """How the stored document is not what this one would be, field by field, to be read by people."""
+    found = []
+    for name, sent in document.items():
+        expected = milliseconds(sent) if isinstance(sent, datetime) else sent
+        if (there := stored.get(name)) != expected:
+            found.append(f"{name}: stored {shown(there)}, sent {shown(expected)}")
+    return found
+
+
+def shown(value: Any) -> str:
+    """A field's value, to be read by people."""
+    return value.isoformat() if isinstance(value, datetime) else repr(value)
 
 
 def _without_id(document: Document) -> Document:

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from . import kafka, workers
+from . import announcements, kafka, workers
+from .announcements_check import compare_announcements
 from .counting import TOTALS_KEY, Position, Totals, decode_count, decode_totals, position_of
 from .credentials import Bootstrap
 from .errors import Unavailable
@@ -197,6 +198,10 @@ async def _compare(bootstrap: Bootstrap, store: Store, state: _State, shop: Layo
         tables=sums,
         workers=[asdict(worker) for worker in state.live.workers],
     )
+    told = [
+        await compare_announcements(bootstrap, shop.group, topic, kind, store)
+        for topic, kind in ((shop.vouchers, announcements.VOUCHERS), (shop.alerts, announcements.ALERTS))
+    ]
     report.add(
         [
             Check("lag", waiting == 0, f"{waiting} events wait in Kafka"),
@@ -214,6 +219,7 @@ async def _compare(bootstrap: Bootstrap, store: Store, state: _State, shop: Layo
             customers,
             _sums(tables, shop.partitions),
             sales,
+            *told,
             await _workers(state.live, tables, shop.partitions, token),
             _registrations(unregistered),
         ]

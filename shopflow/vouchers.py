@@ -7,12 +7,10 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from time import monotonic
 from typing import Any
 
-import msgspec
-
+from .announcements import VOUCHERS
 from .attempts import Attempts
 from .dead_letters import Send
 from .ledger import Ledger, Row
@@ -22,7 +20,7 @@ from .processing import BatchLike, Counting, source_of
 from .promotions import Bought, Earned, Rules, Window, decode_window, encode_window
 from .store import Document, Store
 
-__all__ = ["Promotions", "VoucherLog", "documents_of", "voucher_document"]
+__all__ = ["Promotions", "VoucherLog", "voucher_document"]
 
 log = logging.getLogger(__name__)
 
@@ -33,26 +31,6 @@ _REMEMBERED = 100_000
 
 #: Customers of a batch that are looked at before other coroutines get a turn.
 _SLICE = 500
-
-_encode = msgspec.json.Encoder().encode
-
-
-class _Source(msgspec.Struct):
-    topic: str
-    partition: int
-    offset: int
-
-
-class _Sent(msgspec.Struct):
-    """What is needed of a voucher in the topic."""
-
-    voucher_id: str
-    issued_at: datetime
-    valid_until: datetime
-    source: _Source
-
-
-_decode = msgspec.json.Decoder(_Sent).decode
 
 
 def voucher_document(earned: Earned, record: Any) -> Document:
@@ -68,24 +46,6 @@ def voucher_document(earned: Earned, record: Any) -> Document:
         "valid_until": earned.valid_until,
         "source": source_of(record),
     }
-
-
-def _event(document: Document) -> bytes:
-    """As it stands in the topic."""
-    return _encode({"voucher_id": document["_id"], **{key: it for key, it in document.items() if key != "_id"}})
-
-
-def documents_of(records: Iterable[Any]) -> list[Document]:
-    """The documents of the vouchers in these records of the topic; what is not one of ours is left out."""
-    found = []
-    for record in records:
-        try:
-            sent, fields = _decode(record.value), msgspec.json.decode(record.value)
-        except (msgspec.MsgspecError, TypeError):
-            continue
-        del fields["voucher_id"]
-        found.append({"_id": sent.voucher_id, **fields, "issued_at": sent.issued_at, "valid_until": sent.valid_until})
-    return found
 
 
 class VoucherLog:
@@ -132,18 +92,11 @@ class VoucherLog:
 
     async def _send_one(self, document: Document) -> Awaitable[Any]:
         key, partition = document["customer_id"].encode(), document["source"]["partition"]
-        return await self._send(self._topic, key, _event(document), partition, [])
+        return await self._send(self._topic, key, VOUCHERS.event(document), partition, [])
 
     async def _sent_before(self, place: Place, since: int) -> set[tuple[int, str]]:
-        known = set()
-        for record in await self._read_since(self._topic, place[1], since):
-            try:
-                sent = _decode(record.value)
-            except (msgspec.MsgspecError, TypeError):  # not ours
-                continue
-            if (sent.source.topic, sent.source.partition) == place:
-                known.add((sent.source.offset, sent.voucher_id))
-        return known
+        told = VOUCHERS.documents(await self._read_since(self._topic, place[1], since))
+        return {_key(one) for one in told if (one["source"]["topic"], one["source"]["partition"]) == place}
 
 
 def _key(document: Document) -> tuple[int, str]:

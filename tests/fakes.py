@@ -31,6 +31,24 @@ from shopflow.store import (
     price_document,
     sale_id,
 )
+from shopflow.verification import Layout
+
+
+def layout(partitions: int) -> Layout:
+    """A shop's topics by their short names."""
+    return Layout(
+        group="shop",
+        products="products",
+        customers="customers",
+        purchases="purchases",
+        dead_letters="dead-letters",
+        changelog="changelog",
+        sales_changelog="sales",
+        prices="prices",
+        partitions=partitions,
+        vouchers="vouchers",
+        alerts="alerts",
+    )
 
 
 class FakeStore:
@@ -364,10 +382,10 @@ class FakeStore:
         self._called("insert_alert")
         return deepcopy(self.collections["alerts"].setdefault(document["_id"], _as_stored(document)))
 
-    async def insert_alerts(self, documents: Sequence[Document]) -> None:
-        self._called("insert_alerts")
+    async def put_back(self, collection: str, documents: Sequence[Document]) -> None:
+        self._called("put_back")
         for document in documents:
-            self.collections["alerts"].setdefault(document["_id"], _as_stored(document))
+            self.collections[collection].setdefault(document["_id"], {}).update(_as_stored(document))
 
     async def alerts(self, limit: int) -> list[Document]:
         self._called("alerts")

@@ -118,8 +118,16 @@ def test_redelivery_and_replay_give_the_same_and_tell_nothing_twice(shop: Shop) 
     shop.drain()
     assert (stored(shop), told(shop)) == (wanted, wanted)
     documents = list(shop.db.vouchers.find().sort("_id", 1))
+    shop.db.vouchers.update_one({"_id": wanted[0]}, {"$set": {"valid_until": documents[0]["issued_at"], "used": True}})
+    shop.db.vouchers.delete_one({"_id": wanted[1]})
+    outcome = shop.run("verify")
+    assert outcome.status == 1
+    assert f"{wanted[1]}: told, and not in MongoDB" in outcome.stdout
+    assert f"{wanted[0]}: valid_until: stored" in outcome.stdout
     assert shop.run("replay", "--keep-tables").status == 0
+    assert list(shop.db.vouchers.find().sort("_id", 1)) == [{**documents[0], "used": True}, *documents[1:]]
     assert (stored(shop), told(shop)) == (wanted, wanted)
+    shop.agrees()
     assert shop.run("replay").status == 0
     assert (stored(shop), told(shop)) == (wanted, wanted)
     shop.db.client.drop_database(shop.name)

@@ -23,22 +23,9 @@ from shopflow.outages import Outage
 from shopflow.price_log import PriceLog
 from shopflow.pricing import Pricing
 from shopflow.processing import Processing
-from shopflow.verification import Layout
-from tests.fakes import FakeBatch, FakeCounts, FakeOutlet, FakeRecord, FakeStore
+from tests.fakes import FakeBatch, FakeCounts, FakeOutlet, FakeRecord, FakeStore, layout
 
-LAYOUT = Layout(
-    "shop",
-    "products",
-    "customers",
-    "purchases",
-    "dead-letters",
-    "changelog",
-    "sales",
-    "prices",
-    2,
-    "vouchers",
-    "alerts",
-)
+LAYOUT = layout(2)
 EVENTS = {
     "products": {"name": "Mleko", "type": "dairy", "price": 399, "updated_at": "2026-05-01T12:00:00Z"},
     "customers": {

@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shopflow import stock
+from shopflow.announcements import ALERTS
 from shopflow.errors import PartitionLost, Unavailable
-from shopflow.stock import AlertLog, Watch, alert_id, documents_of, left_of
+from shopflow.stock import AlertLog, Watch, alert_id, left_of
 from shopflow.store import Document, PartSale
 from tests.fakes import FakeRecord, FakeStore
 
@@ -134,7 +135,7 @@ def test_the_alert_comes_when_the_limit_is_reached_and_not_again(shop: Shop) -> 
     shop.look()
     assert len(shop.told) == 1
     (document,) = shop.store.collections["alerts"].values()
-    assert [document] == documents_of([FakeRecord(None, json.dumps(expected).encode())])
+    assert [document] == ALERTS.documents([FakeRecord(None, json.dumps(expected).encode())])
 
 
 def test_what_was_bought_before_the_stocking_does_not_count(shop: Shop) -> None:

@@ -12,29 +12,19 @@ from typing import Any
 import pytest
 
 from shopflow import listing, sales, sales_check, verification
+from shopflow.announcements import ALERTS, VOUCHERS
 from shopflow.counting import advance, rebuilt
 from shopflow.errors import Unavailable
 from shopflow.findings import Named
-from shopflow.kafka import Lag
+from shopflow.kafka import Lag, Span
 from shopflow.mirror import Mirror
 from shopflow.outages import Outage
-from shopflow.verification import Layout, Report, Tables, verify
+from shopflow.store import Document
+from shopflow.verification import Report, Tables, verify
 from shopflow.workers import Compared, Live, Worker
-from tests.fakes import FakeRecord, FakeStore
+from tests.fakes import FakeRecord, FakeStore, layout
 
-LAYOUT = Layout(
-    "shop",
-    "products",
-    "customers",
-    "purchases",
-    "dead-letters",
-    "changelog",
-    "sales",
-    "prices",
-    1,
-    "vouchers",
-    "alerts",
-)
+LAYOUT = layout(1)
 NOTHING = Lag(0, 0)
 
 
@@ -46,6 +36,8 @@ class Kafka:
         self.lag = dict.fromkeys(("products", "customers", "purchases", "dead-letters"), NOTHING)
         self.changelog: list[FakeRecord] = []
         self.sales: list[FakeRecord] = []
+        self.told: dict[str, list[FakeRecord]] = {"vouchers": [], "alerts": []}
+        self.gone = 0  # records that retention removed from these topics
         self.markers = 0
 
     async def lags(self, bootstrap: str, group: str, topics: Any) -> dict[str, Lag]:
@@ -54,6 +46,13 @@ class Kafka:
     async def read_partition(self, bootstrap: str, topic: str, partition: int, take: Callable[..., None]) -> None:
         changelogs = {LAYOUT.changelog: self.changelog, LAYOUT.sales_changelog: self.sales}
         take(partition, [None] * self.records() if topic == LAYOUT.purchases else changelogs[topic])
+
+    async def spans(self, bootstrap: str, group: str, topics: Any) -> dict[str, dict[int, Span]]:
+        return {topic: {0: Span(self.gone, 0, self.gone + len(self.told[topic]))} for topic in topics}
+
+    async def each_run(self, bootstrap: str, topic: str, partition: int, end: int, handle: Any) -> None:
+        for record in self.told[topic]:
+            await handle([record])
 
     def records(self) -> int:
         """How many purchases there are, not counting the ends of transactions."""
@@ -138,6 +137,8 @@ def shop(monkeypatch: pytest.MonkeyPatch) -> Shop:
     made = Shop()
     monkeypatch.setattr(verification.kafka, "lags", made.kafka.lags)
     monkeypatch.setattr(verification.kafka, "read_partition", made.kafka.read_partition)
+    monkeypatch.setattr(verification.kafka, "spans", made.kafka.spans)
+    monkeypatch.setattr(verification.kafka, "each_run", made.kafka.each_run)
     monkeypatch.setattr(verification.workers, "live", made.who_is_live)
     monkeypatch.setattr(verification.workers, "compare", made.compare)
     monkeypatch.setattr(verification, "_PAUSE_SECONDS", 0)
@@ -285,6 +286,8 @@ def test_what_the_checks_say_when_all_is_well(shop: Shop) -> None:
         "customers": "2 customers, each with the counts their purchases add up to",
         "sums": "1 partitions, each with the sums its customers add up to",
         "sales": "1 products, each with the sales its purchases add up to",
+        "vouchers": "none was told",
+        "alerts": "none was told",
         "workers": "no worker runs; the next one recovers its tables from the changelog",
         "registrations": "every customer who bought is registered",
     }
@@ -309,6 +312,8 @@ def test_what_the_checks_say_when_it_is_not(shop: Shop) -> None:
         "sums": "1 partitions, each with the sums its customers add up to",
         "sales": "1 differ: "
         "milk: 1 purchases, 3 units, 600 grosze bought, 2 purchases, 4 units, 1200 grosze in the table",
+        "vouchers": "none was told",
+        "alerts": "none was told",
         "workers": "no worker runs; the next one recovers its tables from the changelog",
         "registrations": "every customer who bought is registered",
     }
@@ -564,3 +569,72 @@ def test_a_partition_without_purchases_is_not_waited_for(shop: Shop) -> None:
     report = shop.verify()
     assert report.status == 0
     assert details(report)["sales"] == "0 products, each with the sales its purchases add up to"
+
+
+# -- vouchers and alerts
+
+
+def voucher(shop: Shop, name: str, **stored: Any) -> Document:
+    """A voucher that is told, and stored with these fields changed."""
+    source = {"origin": "kafka", "topic": "purchases", "partition": 0, "offset": len(shop.kafka.told["vouchers"])}
+    at = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
+    made = {"_id": name, "rule": "bread", "percent": 5, "issued_at": at, "valid_until": at, "source": source}
+    shop.kafka.told["vouchers"].append(FakeRecord(b"anna", VOUCHERS.event(made)))
+    document: Document = {**made, **stored}
+    shop.store.collections["vouchers"][name] = document
+    return document
+
+
+def test_vouchers_that_are_as_they_were_told_agree(shop: Shop) -> None:
+    """What others add to them, or store beside them, is theirs; what is no voucher in the topic is left out."""
+    voucher(shop, "a", used=True)
+    voucher(shop, "b")
+    shop.kafka.told["vouchers"] += [FakeRecord(None, b"{}"), FakeRecord(None, None)]
+    shop.store.collections["vouchers"]["c"] = {"_id": "c", "rule": "by hand"}
+    assert shop.wrong() == []
+    assert details(shop.verify())["vouchers"] == "2 told, each in MongoDB as it was told"
+
+
+def test_a_voucher_told_twice_is_said(shop: Shop) -> None:
+    """Both say the same: there is one."""
+    voucher(shop, "a")
+    shop.kafka.told["vouchers"] *= 2
+    assert shop.wrong() == []
+    assert details(shop.verify())["vouchers"].endswith(", 1 told again")
+
+
+def test_vouchers_that_differ_are_named(shop: Shop) -> None:
+    """Changed, deleted, or never told; and how they come back."""
+    voucher(shop, "a", percent=50)
+    voucher(shop, "b")
+    del shop.store.collections["vouchers"]["b"]
+    shop.store.collections["vouchers"]["c"] = {**voucher(shop, "c"), "_id": "c"}
+    shop.kafka.told["vouchers"].pop()
+    assert shop.wrong() == ["vouchers"]
+    assert details(shop.verify())["vouchers"] == (
+        "3 differ: a: percent: stored 50, sent 5; b: told, and not in MongoDB; c: in MongoDB, and not told; "
+        "`faust -A shopflow replay` restores what was told"
+    )
+
+
+def test_a_voucher_whose_event_was_removed_is_not_missed(shop: Shop) -> None:
+    """Retention removes events, not documents."""
+    voucher(shop, "old")
+    voucher(shop, "new")
+    shop.kafka.told["vouchers"].pop(0)
+    assert shop.wrong() == ["vouchers"]
+    shop.kafka.gone = 1
+    assert shop.wrong() == []
+    assert details(shop.verify())["vouchers"] == "1 told, each in MongoDB as it was told"
+
+
+def test_an_alert_that_is_gone_is_named(shop: Shop) -> None:
+    """One that is not told yet is no difference: the worker that has the product tells it."""
+    at = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
+    made: Document = {"_id": "milk@x", "kind": "stock", "left": 3, "since": at, "at": at}
+    shop.store.collections["alerts"] = {"milk@x": dict(made), "bread@x": {**made, "_id": "bread@x"}}
+    shop.kafka.told["alerts"].append(FakeRecord(b"milk", ALERTS.event(made)))
+    assert shop.wrong() == []
+    shop.store.collections["alerts"]["milk@x"]["left"] = 2
+    assert shop.wrong() == ["alerts"]
+    assert "milk@x: left: stored 2, sent 3" in details(shop.verify())["alerts"]

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shopflow import outages
+from shopflow.announcements import VOUCHERS
 from shopflow.attempts import Attempts
 from shopflow.counting import TOTALS_KEY, rebuilt
 from shopflow.dead_letters import DeadLetters
@@ -29,7 +30,7 @@ from shopflow.processing import Processing
 from shopflow.promotions import Rules, decode_window
 from shopflow.rules import Rule
 from shopflow.trying import try_rule
-from shopflow.vouchers import Promotions, VoucherLog, documents_of
+from shopflow.vouchers import Promotions, VoucherLog
 from tests import vouchers as oracle
 from tests.fakes import FakeBatch, FakeCounts, FakeOutlet, FakeRecord, FakeStore
 
@@ -177,7 +178,7 @@ def test_a_voucher_is_the_same_in_mongodb_and_in_the_topic(shop: Shop) -> None:
     assert (record.key, record.partition) == (b"anna", 0)
     sent = {"issued_at": "2026-05-01T12:00:00Z", "valid_until": "2026-05-15T12:00:00Z"}
     assert json.loads(record.value or b"") == {"voucher_id": BOTH[0], **fields, **sent}
-    assert documents_of([record, FakeRecord(b"x", b"{}"), FakeRecord(None, None)]) == [
+    assert VOUCHERS.documents([record, FakeRecord(b"x", b"{}"), FakeRecord(None, None)]) == [
         shop.store.collections["vouchers"][BOTH[0]]
     ]
 
