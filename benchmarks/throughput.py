@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from benchmarks.report import plot, print_table, write
 from benchmarks.rig import Contender, FailedError, Load, Measured, Rig, module, opened
+from shopflow.rules import EXAMPLES
 
 #: Faust's workers say this when the tables are recovered and the purchases are taken.
 FAUST_STARTED = r"Worker ready"
@@ -48,6 +52,23 @@ FOLLOWED = (
     Contender("shopflow", (sys.executable, "-m", "shopflow", *WORKER), started=FAUST_STARTED),
 )
 
+
+def _rules() -> Iterator[dict[str, Any]]:
+    """One of each kind. That about a share names products: the benchmark's have no types."""
+    for rule in EXAMPLES:
+        if "product_types" in rule:
+            other = {name: value for name, value in rule.items() if name != "product_types"}
+            yield {**other, "product_ids": ["product-0", "product-1"]}
+        else:
+            yield rule
+
+
+#: What promotions cost: the worker without rules, and with some.
+PROMOTED = (
+    FOLLOWED[1],
+    replace(FOLLOWED[1], name="promotions", environment={"SHOPFLOW_PROMOTIONS": json.dumps(list(_rules()))}),
+)
+
 LOADS: dict[str, tuple[Load, Sequence[Contender]]] = {
     "1000": (Load("1000-customers", 1_000), (*CONTENDERS, MODEL)),
     "1000000": (Load("1000000-customers", 1_000_000), CONTENDERS),
@@ -56,6 +77,8 @@ LOADS: dict[str, tuple[Load, Sequence[Contender]]] = {
     "counts-1000000": (Load("counts-1000000-customers", 1_000_000), COUNTERS),
     "followed-1000": (Load("followed-1000-customers", 1_000), FOLLOWED),
     "followed-1000000": (Load("followed-1000000-customers", 1_000_000), FOLLOWED),
+    "promoted-1000": (Load("promoted-1000-customers", 1_000), PROMOTED),
+    "promoted-1000000": (Load("promoted-1000000-customers", 1_000_000), PROMOTED),
     "scattered-1000": (Load("scattered-1000-customers", 1_000, scattered=True), FOLLOWED),
 }
 
