@@ -31,6 +31,7 @@ from .errors import Refused, Unavailable
 from .progress import progress_bar
 from .replay import replay as run_replay
 from .running import WorkerCommand
+from .texts import visible
 from .verification import verify as run_verify
 
 __all__ = ["Command"]
@@ -437,7 +438,7 @@ async def _retry(self: Command, bootstrap: Bootstrap, ids: Sequence[letters.Id],
             found = letters.read(bootstrap, topics.LETTERS, reason, progress=advance)
         outcome = await letters.retry(bootstrap, topics.LETTERS, found)
     for letter, why in outcome.refused:
-        click.echo(f"Error: {letter}: {listing.visible(why)}", err=True)
+        click.echo(f"Error: {letter}: {visible(why)}", err=True)
     self.say(listing.retried(outcome))
     return outcome.status
 

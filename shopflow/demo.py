@@ -22,6 +22,7 @@ from .embedded import Addresses, Servers
 from .errors import Refused, Unavailable
 from .progress import progress_bar
 from .rules import EXAMPLES
+from .texts import money
 from .verification import verify
 
 __all__ = ["demo"]
@@ -259,5 +260,5 @@ async def _newest_voucher(say: Say, known: str) -> str:
 def _summary(sums: dict[str, Any]) -> str:
     return (
         f"{datetime.now().astimezone():%H:%M:%S}  {sums['purchases']} purchases of {sums['customers']} customers: "
-        f"{sums['items']} items, {listing.money(sums['spent'])}"
+        f"{sums['items']} items, {money(sums['spent'])}"
     )

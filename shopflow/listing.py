@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
@@ -16,6 +15,7 @@ from .letters import Failure, Id, Letter, Mark, Outcome, time_of
 from .plots import Paper, price_and_units
 from .price_history import Course, Period, Prices
 from .store import Document
+from .texts import day_and_time, money, visible, whole
 from .trying import Trial
 
 __all__ = [
@@ -24,14 +24,12 @@ __all__ = [
     "dead_letter",
     "dead_letters",
     "gift",
-    "money",
     "price_history",
     "products",
     "records",
     "report",
     "retried",
     "tried",
-    "visible",
     "voucher",
     "vouchers",
 ]
@@ -39,23 +37,10 @@ __all__ = [
 _NOTHING_YET = "none yet"
 #: Characters of a key or a reason in a list.
 _SHORT = 200
+#: Of a time, to the day.
+_DAY = len("2026-01-31")
 #: Reasons that a summary names, and that it tells apart.
 _NAMED, _KNOWN = 10, 1_000
-
-
-def money(grosze: int) -> str:
-    """As people in Poland write it: 1234 -> "12,34 zł"."""
-    return f"{grosze // 100},{grosze % 100:02} zł"
-
-
-def _json(document: Any) -> str:
-    return msgspec.json.encode(document).decode()
-
-
-def _time(at: datetime) -> str:
-    with suppress(OverflowError, ValueError):  # in the years 1 and 9999 not every place has a time for it
-        at = at.astimezone()
-    return at.strftime("%Y-%m-%d %H:%M:%S")
 
 
 def products(
@@ -84,10 +69,10 @@ def products(
         return
     if not documents:
         yield f"Products: {_NOTHING_YET}."
-    width = max((len(document["name"]) for document in documents), default=0)
-    for document in documents:
-        price = f"{money(document['price']):>12}"
-        line = f"{document['name']:<{width}} {price}  {document['type']}  ({document['_id']})"
+    names = [_name(document) for document in documents]
+    width = max(map(len, names), default=0)
+    for name, document in zip(names, documents, strict=True):
+        line = f"{name:<{width}} {money(document.get('price')):>12}  {_text_of(document, 'type')}  ({_id(document)})"
         if document["_id"] in left:
             line += f"  {left[document['_id']]} left of {document['stock']}"
         if sold is not None:
@@ -99,6 +84,20 @@ def products(
 _SOLD = ("purchases", "units", "revenue")
 
 
+def _id(document: Document) -> str:
+    return visible(str(document["_id"]))
+
+
+def _name(product: Document) -> str:
+    return visible(str(product.get("name") or product["_id"]))
+
+
+def _text_of(document: Mapping[str, Any], field: str) -> str:
+    """A text as it stands there, or what stands there instead of one."""
+    value = document.get(field)
+    return "-" if value in (None, "") else visible(str(value))
+
+
 def _sold(sold: Mapping[str, Document], product_id: str) -> Document:
     return sold.get(product_id) or dict.fromkeys(_SOLD, 0)
 
@@ -106,7 +105,7 @@ def _sold(sold: Mapping[str, Document], product_id: str) -> Document:
 def price_history(found: Prices, *, as_json: bool) -> Iterator[str]:
     """A line a price, oldest first, with what was sold at it; as JSON one object."""
     if as_json:
-        yield _safe_json(found)
+        yield _json(found)
         return
     yield f"{visible(found.name or 'no longer offered')}  ({visible(found.product_id)})"
     yield f"{'since':<19}  {'until':<19}  {'price':>12}  {'units':>9}  {'revenue':>14}"
@@ -115,8 +114,8 @@ def price_history(found: Prices, *, as_json: bool) -> Iterator[str]:
 
 
 def _period(period: Period) -> str:
-    since = "before that" if period.since is None else _time(period.since)
-    until = "" if period.until is None else _time(period.until)
+    since = "before that" if period.since is None else day_and_time(period.since)
+    until = "" if period.until is None else day_and_time(period.until)
     price = "not for sale" if period.price is None else money(period.price)
     return f"{since:<19}  {until:<19}  {price:>12}  {period.units:>9}  {money(period.revenue):>14}"
 
@@ -150,15 +149,18 @@ async def customers(documents: AsyncIterator[Document], *, as_json: bool) -> Asy
 
 def _customer(document: Document) -> Iterator[str]:
     purchases = document["purchases"]
-    yield f"{document['first_name']} {document['last_name']}, {document['address']}  ({document['_id']})"
+    first, last, address = (_text_of(document, field) for field in ("first_name", "last_name", "address"))
+    yield f"{first} {last}, {address}  ({_id(document)})"
     for purchase in purchases:
-        name = purchase.get("product_name") or purchase["product_id"]
-        price, value = money(purchase["price"]), money(purchase["value"])
-        yield f"    {_time(purchase['purchased_at'])}  {purchase['quantity']} x {name}, {price} each = {value}"
+        name = _text_of(purchase, "product_name" if purchase.get("product_name") else "product_id")
+        bought = f"{_text_of(purchase, 'quantity')} x {name}"
+        price, value = money(purchase.get("price")), money(purchase.get("value"))
+        yield f"    {day_and_time(purchase.get('purchased_at'))}  {bought}, {price} each = {value}"
     if not purchases:
         yield "    nothing bought yet"
     else:
-        yield f"    {len(purchases)} purchases, {money(sum(purchase['value'] for purchase in purchases))}"
+        total = sum(whole(purchase.get("value")) or 0 for purchase in purchases)
+        yield f"    {len(purchases)} purchases, {money(total)}"
 
 
 def _public_customer(document: Document) -> Document:
@@ -191,16 +193,16 @@ async def vouchers(documents: AsyncIterator[Document], *, as_json: bool) -> Asyn
 
 def voucher(document: Document) -> str:
     """One voucher, in a line."""
-    until = document["valid_until"].astimezone().date()
-    customer = visible(document["customer_id"])
-    return f"{_time(document['issued_at'])}  {customer}  {document['rule']}: {gift(document)}, until {until}"
+    until = day_and_time(document.get("valid_until"))[:_DAY]
+    customer, rule = _text_of(document, "customer_id"), _text_of(document, "rule")
+    return f"{day_and_time(document.get('issued_at'))}  {customer}  {rule}: {gift(document)}, until {until}"
 
 
 def gift(document: Mapping[str, Any]) -> str:
     """What a voucher is for."""
-    less = f"{document['percent']}%" if "percent" in document else money(document["amount"])
-    what = ", ".join(visible(document[name], _SHORT) for name in ("product_type", "text") if name in document)
-    return f"{less} off {what}"
+    less = f"{_text_of(document, 'percent')}%" if "percent" in document else money(document.get("amount"))
+    what = ", ".join(visible(str(document[name]), _SHORT) for name in ("product_type", "text") if name in document)
+    return f"{less} off {what or '-'}"
 
 
 def tried(trial: Trial, *, as_json: bool) -> str:
@@ -209,7 +211,7 @@ def tried(trial: Trial, *, as_json: bool) -> str:
         return _json(trial.as_json())
     what = "registrations" if trial.of_registrations else "purchases"
     found = f"{trial.rule}: {trial.vouchers} vouchers for {len(trial.customers)} customers"
-    span = f", from {_time(trial.first)} to {_time(trial.last)}" if trial.first and trial.last else ""
+    span = f", from {day_and_time(trial.first)} to {day_and_time(trial.last)}" if trial.first and trial.last else ""
     return f"{found}{span}; {trial.looked_at} {what} were looked at, nothing was given."
 
 
@@ -232,15 +234,8 @@ def report(found: Report, *, as_json: bool) -> Iterator[str]:
         f"{found.tables.get('rejected', 0)} not accepted). Dead letters: {found.kafka.get('dead_letters', 0)}."
     )
     for check in found.checks:
-        yield f"{_MARKS[check.good]} {check.name}: {check.detail}"
+        yield f"{_MARKS[check.good]} {check.name}: {visible(check.detail)}"
     yield _VERDICTS[found.status]
-
-
-def visible(text: str, most: int | None = None) -> str:
-    """Text that anybody may have written, without what a terminal would obey; cut to `most` characters."""
-    if most is not None and len(text) > most:
-        text = f"{text[:most]}..."
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
 def _text(data: bytes | None) -> str:
@@ -259,9 +254,10 @@ def _bytes(data: bytes | None) -> Any:
         return {"base64": base64.b64encode(data).decode()}
 
 
-def _safe_json(document: Any) -> str:
+def _json(document: Any) -> str:
     """JSON whose strings have escapes where a terminal would obey."""
-    return "".join(letter if letter.isprintable() else _escaped(letter) for letter in _json(document))
+    text = msgspec.json.encode(document, enc_hook=str).decode()
+    return text if text.isprintable() else "".join(one if one.isprintable() else _escaped(one) for one in text)
 
 
 def _escaped(letter: str) -> str:
@@ -287,7 +283,7 @@ async def dead_letters(
         if not as_json:
             return _letter(letter, put_back.get(letter.id))
         before, separator = separator, ","
-        return before + _safe_json(_public_letter(letter, put_back.get(letter.id)))
+        return before + _json(_public_letter(letter, put_back.get(letter.id)))
 
     async for letter in letters:
         summary.add(letter)
@@ -331,11 +327,11 @@ def _place(topic: str, partition: int, offset: int) -> str:
 def _letter(letter: Letter, put_back: datetime | None) -> str:
     notes = [f"failed {letter.retries} times before"] if letter.retries else []
     if put_back:
-        notes.append(f"put back {_time(put_back)}")
+        notes.append(f"put back {day_and_time(put_back)}")
     return "  ".join(
         [
             str(letter.id),
-            _time(letter.time),
+            day_and_time(letter.time),
             _place(letter.topic, letter.partition, letter.offset),
             visible(_text(letter.key), _SHORT),
             visible(letter.reason, _SHORT) or "no reason",
@@ -363,7 +359,7 @@ def dead_letter(letter: Letter, put_back: tuple[datetime, Mark] | None, *, as_js
     """Everything of one."""
     when, mark = put_back or (None, None)
     if as_json:
-        yield _safe_json(
+        yield _json(
             {
                 **_public_letter(letter, when),
                 "put_back_to": mark and {"topic": mark.topic, "partition": mark.partition, "offset": mark.offset},
@@ -372,11 +368,11 @@ def dead_letter(letter: Letter, put_back: tuple[datetime, Mark] | None, *, as_js
             }
         )
         return
-    yield f"Dead letter {letter.id}, {_time(letter.time)}"
+    yield f"Dead letter {letter.id}, {day_and_time(letter.time)}"
     yield f"from:     {_place(letter.topic, letter.partition, letter.offset)}"
     yield f"reason:   {visible(letter.reason) or 'none given'}"
     if when and mark:
-        yield f"put back: {_time(when)}, to {_place(mark.topic, mark.partition, mark.offset)}"
+        yield f"put back: {day_and_time(when)}, to {_place(mark.topic, mark.partition, mark.offset)}"
     else:
         yield "put back: no"
     yield f"failed:   {letter.retries} times before"
@@ -404,9 +400,10 @@ def records(found: Iterable[Any], *, as_json: bool) -> Iterator[str]:
         place, time = f"{record.partition}:{record.offset}", time_of(record)
         if as_json:
             known = {"partition": record.partition, "offset": record.offset, "time": time, "key": _bytes(record.key)}
-            yield separator + _safe_json({**known, "value": _value(record.value)})
+            yield separator + _json({**known, "value": _value(record.value)})
         else:
-            yield "  ".join([place, _time(time), visible(_text(record.key), _SHORT), visible(_text(record.value))])
+            key, value = visible(_text(record.key), _SHORT), visible(_text(record.value))
+            yield "  ".join([place, day_and_time(time), key, value])
         separator = ","
     if as_json:
         yield "]" if separator == "," else "[]"
@@ -417,7 +414,7 @@ def records(found: Iterable[Any], *, as_json: bool) -> Iterator[str]:
 def _value(data: bytes | None) -> Any:
     try:
         return msgspec.json.decode(data or b"")
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _bytes(data)
 
 

@@ -19,6 +19,7 @@ from .app import app, store
 from .errors import Unavailable
 from .models import MAX_ID_LENGTH
 from .store import Document
+from .texts import day_and_time
 from .workers import reason
 
 __all__ = ["board", "chart", "course", "data", "index", "series", "static"]
@@ -59,7 +60,7 @@ async def index(web: Any, request: Any) -> Any:
         customer=customer,
         product_id=product_id,
         product=product,
-        today=showing.day_and_time(datetime.now(timezone.utc).replace(hour=0, minute=0))[len("2026-01-31 ") : -3],
+        today=day_and_time(datetime.now(timezone.utc).replace(hour=0, minute=0))[len("2026-01-31 ") : -3],
         charts=drawn,
     )
     policy = _POLICY.format(styles=" 'unsafe-inline'" if drawn else "")

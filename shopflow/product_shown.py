@@ -9,9 +9,9 @@ from itertools import pairwise
 
 import msgspec
 
-from .listing import money, visible
 from .price_history import Course, Period, Prices
-from .showing import Cell, Rows, day_and_time, grouped, short
+from .showing import Cell, Rows, short
+from .texts import day_and_time, grouped, money, visible
 
 __all__ = ["Columns", "Picture", "Product", "columns", "product"]
 

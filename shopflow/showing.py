@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from datetime import datetime
 from typing import Any, TypeAlias
 from urllib.parse import quote
@@ -12,8 +11,9 @@ import msgspec
 
 from .board import Snapshot
 from .condition import Condition, Totals, WorkerState, sentences
-from .listing import gift, money, visible
+from .listing import gift
 from .store import Document
+from .texts import day_and_time, grouped, money, visible
 
 __all__ = [
     "Cell",
@@ -23,8 +23,6 @@ __all__ = [
     "Shown",
     "customer",
     "customer_link",
-    "day_and_time",
-    "grouped",
     "product_link",
     "series",
     "short",
@@ -167,11 +165,6 @@ def _numbers(now: Condition) -> dict[str, str]:
     }
 
 
-def grouped(number: int) -> str:
-    """A number with spaces between its thousands."""
-    return f"{number:,}".replace(",", "\N{NO-BREAK SPACE}")
-
-
 def _partitions(now: Condition) -> Rows:
     """A row a partition: who has it, how it is, and what waits in each topic."""
     rows = []
@@ -231,8 +224,8 @@ def _buyer(now: Condition, customer_id: str) -> Cell:
 def _vouchers(now: Condition) -> Rows:
     return [
         [
-            Cell(day_and_time(one["issued_at"])[:_MINUTE]),
-            _buyer(now, one["customer_id"]),
+            Cell(day_and_time(one.get("issued_at"))[:_MINUTE]),
+            _buyer(now, str(one.get("customer_id", "-"))),
             *_given(one),
         ]
         for one in now.learned.vouchers
@@ -242,10 +235,10 @@ def _vouchers(now: Condition) -> Rows:
 def _alerts(now: Condition) -> Rows:
     return [
         [
-            Cell(day_and_time(one["at"])[:_MINUTE]),
-            _product(now, one["product_id"]),
-            Cell(grouped(one["left"])),
-            Cell(grouped(one["stock"])),
+            Cell(day_and_time(one.get("at"))[:_MINUTE]),
+            _product(now, str(one.get("product_id", "-"))),
+            Cell(grouped(one.get("left"))),
+            Cell(grouped(one.get("stock"))),
         ]
         for one in now.learned.alerts
     ]
@@ -254,9 +247,9 @@ def _alerts(now: Condition) -> Rows:
 def _given(voucher: Mapping[str, Any]) -> list[Cell]:
     """Which rule gave what, and until when."""
     return [
-        Cell(short(voucher["rule"])),
+        Cell(short(str(voucher.get("rule", "-")))),
         Cell(visible(gift(voucher), _LONG)),
-        Cell(day_and_time(voucher["valid_until"])[:_DAY]),
+        Cell(day_and_time(voucher.get("valid_until"))[:_DAY]),
     ]
 
 
@@ -328,7 +321,8 @@ def customer(
     facts = {}
     if known:
         address = (str(known[field]) for field in ("address", "city") if known.get(field))
-        facts = {"Address": visible(", ".join(address), _LONG), "Registered": day_and_time(known["registered_at"])}
+        registered = day_and_time(known.get("registered_at"))
+        facts = {"Address": visible(", ".join(address), _LONG), "Registered": registered}
     if count:
         facts |= {
             "Purchases": grouped(count["purchases"]),
@@ -337,29 +331,27 @@ def customer(
         }
     rows = [
         [
-            Cell(day_and_time(one["purchased_at"])),
-            Cell(short(str(one.get("product_name") or one["product_id"])), product_link(str(one["product_id"]))),
-            Cell(grouped(one["quantity"])),
-            Cell(money(one["price"])),
-            Cell(money(one["value"])),
+            Cell(day_and_time(one.get("purchased_at"))),
+            _bought(one),
+            Cell(grouped(one.get("quantity"))),
+            Cell(money(one.get("price"))),
+            Cell(money(one.get("value"))),
         ]
         for one in purchases
     ]
-    given = [[Cell(day_and_time(one["issued_at"])[:_MINUTE]), *_given(one)] for one in vouchers]
+    given = [[Cell(day_and_time(one.get("issued_at"))[:_MINUTE]), *_given(one)] for one in vouchers]
     said = [visible(problem) for problem in problems]
     return Customer(visible(customer_id, _LONG), short(name), facts, rows, said, given)
+
+
+def _bought(purchase: Document) -> Cell:
+    product_id = str(purchase.get("product_id", "-"))
+    return Cell(short(str(purchase.get("product_name") or product_id)), product_link(product_id))
 
 
 def short(text: str) -> str:
     """A name, as a table has it."""
     return visible(text, _SHORT)
-
-
-def day_and_time(at: datetime) -> str:
-    """Of the place where the shop is."""
-    with suppress(OverflowError, ValueError):  # in the years 1 and 9999 not every place has a time for it
-        at = at.astimezone()
-    return f"{at:%Y-%m-%d %H:%M:%S}"
 
 
 def _clock(at: float, *, zone: bool = False) -> str:

@@ -45,6 +45,7 @@ __all__ = [
     "Totals",
     "Writes",
     "sale_id",
+    "when",
 ]
 
 Document = dict[str, Any]
@@ -760,9 +761,10 @@ class MongoStore:
     async def last_purchases(self, customer_id: str, limit: int) -> list[Document]:
         with _translated():
             found = self._collection(PURCHASES).find({"customer_id": {"$eq": customer_id}})
-            purchases = await found.sort([("purchased_at", -1), ("_id", -1)]).limit(limit).to_list()
-        products = await self.documents(PRODUCTS, {purchase["product_id"] for purchase in purchases})
-        return [{**each, "product_name": products.get(each["product_id"], {}).get("name")} for each in purchases]
+            sort = [("purchased_at", -1), ("_id", -1)]
+            purchases: list[Document] = await found.sort(sort).limit(limit).to_list()
+        await self._add_names(purchases)
+        return purchases
 
     async def documents(self, collection: str, ids: Collection[str]) -> dict[str, Document]:
         return {document["_id"]: document for document in await self._find_at_once(collection, ids, {})}
@@ -947,16 +949,18 @@ class MongoStore:
         async for purchase in self._find(PURCHASES, "customer_id", customer_ids, {}):
             purchases.setdefault(purchase["customer_id"], []).append(purchase)
             every.append(purchase)
-        product_ids = {purchase["product_id"] for purchase in every}
-        names = {
-            product["_id"]: product.get("name")
-            async for product in self._find(PRODUCTS, "_id", product_ids, {"name": 1})
-        }
-        for purchase in every:
-            purchase["product_name"] = names.get(purchase["product_id"])
+        await self._add_names(every)
         for of_one in purchases.values():
-            of_one.sort(key=itemgetter("purchased_at", "_id"))
+            of_one.sort(key=when)
         return purchases
+
+    async def _add_names(self, purchases: Sequence[Document]) -> None:
+        """To each the name that its product has now, as `product_name`; None: it has none."""
+        product_ids = {name for one in purchases if isinstance(name := one.get("product_id"), str)}
+        found = self._find(PRODUCTS, "_id", product_ids, {"name": 1})
+        names = {product["_id"]: product.get("name") async for product in found}
+        for purchase in purchases:
+            purchase["product_name"] = names.get(str(purchase.get("product_id")))
 
     async def _aggregate(self, stages: Sequence[Document]) -> AsyncIterator[Document]:
         await self.ping()  # `pymongo.timeout` is also how long the driver would wait for a server that is away
@@ -1181,6 +1185,9 @@ def _without_id(document: Document) -> Document:
 
 # -- errors
 
+#: Where a purchase without a time is put among others.
+_NEVER = datetime.max.replace(tzinfo=timezone.utc)
+
 _UNENCODABLE = (BSONError, OverflowError, UnicodeError)
 
 
@@ -1220,6 +1227,12 @@ def _errors(errors: list[Document], unconfirmed: Document | None) -> list[Docume
     if trouble := [one for one in errors if one.get("code") in _NOT_THE_DOCUMENT]:
         raise Unavailable("MongoDB", _said(trouble[0]))
     return errors
+
+
+def when(purchase: Document) -> tuple[datetime, str]:
+    """Its place among others; one of another program that has no time comes last."""
+    time = purchase.get("purchased_at")
+    return time if isinstance(time, datetime) else _NEVER, str(purchase["_id"])
 
 
 def _most_bytes(purchases: Sequence[Document]) -> int:
@@ -1272,7 +1285,14 @@ class _PlainInt(TypeDecoder):
         return int(value)
 
 
-_PLAIN = TypeRegistry([_PlainInt()])
+#: What another program wrote must not end a reader: a time outside of the years 1 to 9999, a text that is no UTF-8.
+_DECODING: dict[str, Any] = {
+    "tz_aware": True,
+    "tzinfo": timezone.utc,
+    "type_registry": TypeRegistry([_PlainInt()]),
+    "datetime_conversion": "DATETIME_AUTO",
+    "unicode_decode_error_handler": "replace",
+}
 
 
 _PART = r"(?:[^:/?#\[\]@%]|%[0-9A-Fa-f]{2})*"
@@ -1298,7 +1318,7 @@ def _constructed(uri: str) -> AsyncMongoClient[Document]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="Unknown option", category=UserWarning)
-            return AsyncMongoClient(uri, tz_aware=True, tzinfo=timezone.utc, type_registry=_PLAIN, **defaults)
+            return AsyncMongoClient(uri, **_DECODING, **defaults)
     except (PyMongoError, UserWarning, ValueError, TypeError, KeyError, OSError) as error:
         unclear = isinstance(error, KeyError) or _SECRET_OPTION.search(uri)
         reason = "an option in it is wrong" if unclear else _one_line(str(error))

@@ -30,6 +30,7 @@ from shopflow.store import (
     outdoes,
     price_document,
     sale_id,
+    when,
 )
 from shopflow.verification import Layout
 
@@ -252,13 +253,12 @@ class FakeStore:
     async def customers(self, limit: int | None = None) -> AsyncIterator[Document]:
         self._called("customers")
         for name in sorted(self.collections["customers"])[: None if limit is None else max(0, limit)]:
-            bought = [deepcopy(one) for one in self.collections["purchases"].values() if one["customer_id"] == name]
-            for one in bought:
-                one["product_name"] = self.collections["products"].get(one["product_id"], {}).get("name")
-            yield {
-                **deepcopy(self.collections["customers"][name]),
-                "purchases": sorted(bought, key=itemgetter("purchased_at", "_id")),
-            }
+            bought = [self._named(one) for one in self.collections["purchases"].values() if one["customer_id"] == name]
+            yield {**deepcopy(self.collections["customers"][name]), "purchases": sorted(bought, key=when)}
+
+    def _named(self, purchase: Document) -> Document:
+        product = self.collections["products"].get(str(purchase.get("product_id")), {})
+        return {**deepcopy(purchase), "product_name": product.get("name")}
 
     def _from_kafka(self) -> list[Document]:
         return [
@@ -296,10 +296,7 @@ class FakeStore:
     async def last_purchases(self, customer_id: str, limit: int) -> list[Document]:
         self._called("last_purchases")
         found = [each for each in self.collections["purchases"].values() if each["customer_id"] == customer_id]
-        found.sort(key=lambda each: (each["purchased_at"], each["_id"]), reverse=True)
-        products = self.collections["products"]
-        names = [products.get(each["product_id"], {}).get("name") for each in found]
-        return [{**each, "product_name": name} for each, name in zip(found, names, strict=True)][:limit]
+        return [self._named(one) for one in sorted(found, key=when, reverse=True)][:limit]
 
     async def documents(self, collection: str, ids: Collection[str]) -> dict[str, Document]:
         self._called("documents")

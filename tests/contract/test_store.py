@@ -808,3 +808,25 @@ def test_registrations_are_the_customers_from_kafka(store: Store, run: Run) -> N
     run(store.upsert_customers([customer("anna"), customer("bob", source={"origin": "direct"})]))
     (found,) = run(everything(store.registrations()))
     assert (found["_id"], found["city"], found["registered_at"]) == ("anna", "Łódź", NOON)
+
+
+def test_documents_of_other_programs_do_not_end_a_reader(store: Store, run: Run) -> None:
+    """Without a time or a product, or with something else there: the others are read, and they too."""
+    strange = {"_id": "anna", "registered_at": "yesterday"}
+    run(put(store, "customers", strange))
+    for document in (
+        {"_id": "odd", "customer_id": "anna"},
+        {"_id": "when", "customer_id": "anna", "product_id": ["x"]},
+    ):
+        run(put(store, "purchases", document))
+    run(put(store, "purchases", purchase("good", kafka(1))))
+    run(put(store, "products", {"_id": "milk", "name": "Milk"}))
+    (anna,) = run(everything(store.customers()))
+    assert anna["registered_at"] == "yesterday"
+    assert [(one["_id"], one["product_name"]) for one in anna["purchases"]] == [
+        ("good", "Milk"),
+        ("odd", None),
+        ("when", None),
+    ]
+    last = run(store.last_purchases("anna", 5))
+    assert {one["_id"]: one["product_name"] for one in last} == {"good": "Milk", "odd": None, "when": None}

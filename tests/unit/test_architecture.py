@@ -19,7 +19,7 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem not in 
 
 #: From the bottom up: a module imports only from layers below its own.
 LAYERS = (
-    {"errors", "findings", "keeper", "plots", "progress", "rules"},
+    {"errors", "findings", "keeper", "plots", "progress", "rules", "texts"},
     {"config", "models", "outages", "limits", "samples", "positions", "price_log", "promotions"},
     {"access", "credentials"},
     {"kafka"},

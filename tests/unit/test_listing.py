@@ -11,15 +11,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from bson.datetime_ms import DatetimeMS
 from msgspec.structs import replace
 
 from shopflow import listing
+from shopflow.findings import Check, Report
 from shopflow.letters import Failure, Id, Letter, Mark, Outcome
 from shopflow.plots import Paper
 from shopflow.price_history import Course, Period, Prices
 from shopflow.store import Sold
+from shopflow.texts import money
 from shopflow.trying import Trial
-from shopflow.verification import Check, Report
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
 SOURCE = {"origin": "direct"}
@@ -51,7 +53,7 @@ ANNA = {
 )
 def test_money_is_written_as_in_poland(grosze: int, said: str) -> None:
     """And never goes through a float."""
-    assert listing.money(grosze) == said
+    assert money(grosze) == said
 
 
 def lines(*customers: dict[str, Any], as_json: bool) -> list[str]:
@@ -499,3 +501,45 @@ def test_a_product_with_a_stock_shows_what_is_left() -> None:
     (plain,) = json.loads("".join(listing.products([MILK], as_json=True)))
     assert "left" not in plain
     assert other["left"] == 12
+
+
+# -- what anybody may have written
+
+HOSTILE = "x\x1b]0;pwn\x07\x9b\n"
+SHOWN = "x\\x1b]0;pwn\\x07\\x9b\\n"
+JSON_SHOWN = r"x\u001b]0;pwn\u0007\u009b\n"
+
+
+def test_no_listing_sends_commands_to_a_terminal() -> None:
+    """Neither a name nor an id nor what `verify` names; in JSON they are escaped."""
+    product = {**MILK, "_id": HOSTILE, "name": HOSTILE, "type": HOSTILE}
+    bought = {**BOUGHT, "product_name": HOSTILE}
+    customer = {**ANNA, "_id": HOSTILE, "first_name": HOSTILE, "address": HOSTILE, "purchases": [bought]}
+    report = Report(checks=[Check("registrations", True, HOSTILE)])
+    for plain, as_json in (
+        (listing.products([product], as_json=False), listing.products([product], as_json=True)),
+        (lines(customer, as_json=False), lines(customer, as_json=True)),
+        (listing.report(report, as_json=False), listing.report(report, as_json=True)),
+    ):
+        text = "".join(plain)
+        assert text.isprintable()
+        assert SHOWN in text
+        encoded = "".join(as_json)
+        assert encoded.isprintable()
+        assert JSON_SHOWN in encoded
+        json.loads(encoded)
+
+
+def test_documents_of_other_programs_are_listed_as_they_are() -> None:
+    """Fields that are missing are `-`; a price that was written as a double is a price."""
+    (line,) = listing.products([{"_id": "milk", "price": 449.0}], as_json=False)
+    assert line.split() == ["milk", "4,49", "zł", "-", "(milk)"]
+    (line,) = listing.products([{"_id": "milk", "name": 5, "price": "cheap", "type": ["a"]}], as_json=False)
+    assert line.split() == ["5", "cheap", "['a']", "(milk)"]
+    name, purchase, total = lines({"_id": "anna", "purchases": [{"_id": "p"}]}, as_json=False)
+    assert name == "- -, -  (anna)"
+    assert purchase.split() == ["-", "-", "x", "-,", "-", "each", "=", "-"]
+    assert total.split() == ["1", "purchases,", "0,00", "zł"]
+    assert listing.voucher({"_id": "v"}) == "-  -  -: - off -, until -"
+    (line,) = listing.products([{"_id": "milk", "updated_at": DatetimeMS(2**58)}], as_json=True)
+    assert json.loads(line)[0]["updated_at"]

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from shopflow.listing import visible
 from shopflow.price_history import Course, Period, Prices
 from shopflow.product_shown import Columns, Picture, columns, product
 from shopflow.store import Sold
+from shopflow.texts import visible
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
 HOUR = timedelta(hours=1)

@@ -9,7 +9,7 @@ from shopflow import showing
 from shopflow.board import Bestseller, Sale, Snapshot
 from shopflow.condition import Learned, WorkerState
 from shopflow.kafka import Span
-from shopflow.listing import visible
+from shopflow.texts import visible
 
 from .test_condition import AT, WELL, letter, report, state
 
@@ -142,3 +142,11 @@ def test_a_customer() -> None:
     assert [cell.text for cell in found.purchases[0][1:]] == ["p", "2", "0,05 zł", "0,10 zł"]
     nobody = showing.customer(HOSTILE, None, None, [], ["why"])
     assert (nobody.customer_id, nobody.name, nobody.facts, nobody.problems) == (visible(HOSTILE), "", {}, ["why"])
+
+
+def test_documents_of_other_programs_are_shown_as_they_are() -> None:
+    """The page must not fail for one of them."""
+    shown = showing.customer("anna", None, {"_id": "anna"}, [{"_id": "p"}], [], vouchers=[{"_id": "v"}])
+    assert shown.facts == {"Address": "", "Registered": "-"}
+    assert [cell.text for cell in shown.purchases[0]] == ["-"] * 5
+    assert [cell.text for cell in shown.vouchers[0]] == ["-", "-", "- off -", "-"]

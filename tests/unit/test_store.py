@@ -12,6 +12,7 @@ from typing import Any
 
 import bson
 import pytest
+from bson.datetime_ms import DatetimeMS
 from pymongo.errors import AutoReconnect, OperationFailure
 
 from shopflow.errors import Refused, Unavailable
@@ -479,3 +480,18 @@ def test_an_error_of_the_program_is_not_taken_for_an_outage() -> None:
     """It would be tried again for ever."""
     with pytest.raises(KeyError), _translated():
         raise KeyError("a mistake")
+
+
+def test_what_another_program_wrote_is_read_all_the_same() -> None:
+    """A time that Python has none for, and a text that is no UTF-8; in both Python's driver would else give up."""
+
+    async def options() -> Any:
+        store = MongoStore("shop")
+        store.connect("mongodb://127.0.0.1:1/")
+        found = store._connected.codec_options
+        await store.close()
+        return found
+
+    far = DatetimeMS(2**53)
+    broken = bson.encode({"at": far, "name": "Zak"}).replace(b"Zak", b"\xb3ak")
+    assert bson.decode(broken, asyncio.run(options())) == {"at": far, "name": "\N{REPLACEMENT CHARACTER}ak"}

@@ -1,0 +1,58 @@
+"""How values are written for people: amounts, numbers, times, and text that anybody may have written.
+
+Documents stand in MongoDB as other programs may have left them: what is missing is `-`, what is of another type is
+shown as it is.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from datetime import datetime
+from typing import Any
+
+__all__ = ["day_and_time", "grouped", "money", "visible", "whole"]
+
+#: Characters of a value of another type than it should be.
+_SHORT = 60
+
+
+def visible(text: str, most: int | None = None) -> str:
+    """Text that anybody may have written, without what a terminal would obey; cut to `most` characters."""
+    if most is not None and len(text) > most:
+        text = f"{text[:most]}..."
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
+def whole(value: Any) -> int | None:
+    """A whole number, also one that was written as 5.0, as some programs do; None: it is none."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def money(grosze: Any) -> str:
+    """As people in Poland write it: 1234 -> "12,34 zł"."""
+    number = whole(grosze)
+    return _as_it_is(grosze) if number is None else f"{number // 100},{number % 100:02} zł"
+
+
+def grouped(number: Any) -> str:
+    """A number with spaces between its thousands."""
+    known = whole(number)
+    return _as_it_is(number) if known is None else f"{known:,}".replace(",", "\N{NO-BREAK SPACE}")
+
+
+def day_and_time(at: Any) -> str:
+    """Of the place where the shop is."""
+    if not isinstance(at, datetime):
+        return _as_it_is(at)
+    local: datetime = at
+    with suppress(OverflowError, ValueError):  # in the years 1 and 9999 not every place has a time for it
+        local = at.astimezone()
+    return local.strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _as_it_is(value: Any) -> str:
+    return "-" if value is None else visible(str(value), _SHORT)
