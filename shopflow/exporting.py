@@ -35,6 +35,8 @@ RETRY_SECONDS = 60.0
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 5.0
 #: Rows of one row group of a Parquet file: what is in memory at once.
 ROW_GROUP = 50_000
+#: Beyond these there is no whole number in MongoDB.
+_LARGEST = 2**63
 
 FORMATS = ("jsonl", "csv", "parquet")
 
@@ -140,8 +142,8 @@ _KINDS = {str: "text", int: "a whole number", datetime: "a time"}
 def _checked(value: Any, column: Column, where: str) -> Any:
     if value is None or type(value) is column.kind:
         return value
-    if column.kind is int and isinstance(value, float) and value.is_integer():  # as some programs write numbers
-        return int(value)
+    if column.kind is int and isinstance(value, float) and value.is_integer() and abs(value) < _LARGEST:
+        return int(value)  # as some programs write numbers
     raise Refused(f"{where}: field {'.'.join(column.path)} is {type(value).__name__}, not {_KINDS[column.kind]}")
 
 
@@ -380,7 +382,7 @@ def _opened(path: Path, mode: str, name: str) -> io.RawIOBase:
 @contextlib.contextmanager
 def _part(path: Path, name: str) -> Iterator[io.RawIOBase]:
     """A file beside it that takes its place when all went well, and is gone when not."""
-    part = path.with_name(f"{path.name}.part")
+    part = path.with_name(f".{path.name}.shopflow-part")
     with _locked(part, name) as stream:
         try:
             with _explained(name):
@@ -399,7 +401,8 @@ def _part(path: Path, name: str) -> Iterator[io.RawIOBase]:
 def _locked(part: Path, name: str) -> io.RawIOBase:
     """The file, for us alone."""
     while True:
-        stream = _opened(part, "ab", name)
+        with _explained(name):  # never through a link that somebody else put there
+            stream = io.FileIO(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666), "a")
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -392,4 +392,4 @@ def test_an_export_without_mongodb_is_one_line(seeded: Shop) -> None:
     done = seeded.run("export", "products", "--output", "none", mongodb_uri=f"mongodb://127.0.0.1:{free_port()}")
     assert (done.status, len(done.errors)) == (1, 1), done
     assert not (seeded.folder / "none").exists()
-    assert not (seeded.folder / "none.part").exists()
+    assert not (seeded.folder / ".none.shopflow-part").exists()

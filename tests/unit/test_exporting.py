@@ -252,10 +252,22 @@ def test_two_exports_do_not_write_one_file(tmp_path: Path) -> None:
         sink.write(b"first")
         with pytest.raises(Refused, match="another export"), opened(str(path), "csv"):
             raise AssertionError("the file is taken")
-    (tmp_path / "out.part").write_text("left behind by one that was killed")
+    (tmp_path / ".out.shopflow-part").write_text("left behind by one that was killed")
     with opened(str(path), "csv") as sink:
         sink.write(b"second")
     assert path.read_text() == "second"
+
+
+def test_what_lies_beside_the_file_stays(tmp_path: Path) -> None:
+    """A file of another's, and the target of a link that another put where ours would be."""
+    (tmp_path / "out.part").write_text("mine")
+    (tmp_path / "victim").write_text("mine")
+    with opened(str(tmp_path / "out"), "csv") as sink:
+        sink.write(b"x")
+    (tmp_path / ".out.shopflow-part").symlink_to(tmp_path / "victim")
+    with pytest.raises(Refused, match="--output: "), opened(str(tmp_path / "out"), "csv"):
+        raise AssertionError("it would write through the link")
+    assert [(tmp_path / name).read_text() for name in ("out", "out.part", "victim")] == ["x", "mine", "mine"]
 
 
 def test_a_link_leads_to_the_file_and_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
