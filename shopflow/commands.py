@@ -8,7 +8,7 @@ import os
 import random
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -31,6 +31,7 @@ from .errors import Refused, Unavailable
 from .progress import progress_bar
 from .replay import replay as run_replay
 from .running import WorkerCommand
+from .store import Document
 from .texts import visible
 from .verification import verify as run_verify
 
@@ -63,9 +64,18 @@ def exit_with(run: Callable[[], int | None]) -> NoReturn:
         click.echo("Stopped.", err=True)
         status = 128 + signal.SIGINT
     except BrokenPipeError:  # `list-customers | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_stdout()
         status = 0
+    except OSError as error:  # `list-customers > FILE` on a full disk
+        _give_up_stdout()
+        click.echo(f"Error: {error.filename or 'stdout'}: {error.strerror or error}", err=True)
+        status = 1
     sys.exit(status)
+
+
+def _give_up_stdout() -> None:
+    """What could not be written is not tried again when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Command(AppCommand):
@@ -91,6 +101,7 @@ class worker(WorkerCommand):  # noqa: N801 - the class's name is the command's
 async def reset(self: Command) -> None:
     """Delete this worker's tables; at its next start it recovers them from Kafka."""
     running.choose_datadir(self, app.conf.web_port)
+    running.check_unused(app.conf.tabledir)
     for table in app.tables.values():
         table.reset_state()
     self.say(f"The tables in {app.conf.tabledir} are deleted.")
@@ -113,8 +124,8 @@ def _now() -> datetime:
 
 
 @asynccontextmanager
-async def _mongodb() -> AsyncIterator[Addresses]:
-    addresses = locate(config)
+async def _mongodb(*, kafka: bool = False) -> AsyncIterator[Addresses]:
+    addresses = locate(config, kafka=kafka)
     store.connect(addresses.mongodb)
     try:
         await store.ping()
@@ -128,7 +139,7 @@ class Way:
     """How events get straight into MongoDB."""
 
     document: Callable[[dict[str, Any]], Any]
-    write: Callable[[Any], Awaitable[Any]]
+    write: seeding.Write
 
 
 async def _seed(
@@ -137,12 +148,13 @@ async def _seed(
     """Send `count` events to Kafka, or with `direct` to MongoDB."""
     name = topic.get_topic_name()
     what = name.removeprefix(config.topics.prefix)
-    paced = seeding.paced(events, count, rate)
     with progress_bar(what, count, quiet=self.quiet) as advance:
         if direct:
             await store.prepare()
-            total = await seeding.to_mongodb(paced, direct.document, direct.write, advance)
+            into = seeding.MongoDB(direct.document, direct.write, advance)
+            total = await into.take(seeding.paced(events, count, rate, into.flush))
         else:
+            paced = seeding.paced(events, count, rate)
             bootstrap = kafka_at(locate(config, mongodb=False))
             await kafka.ensure_topics(bootstrap, topics.SPECS)
             total = await seeding.through_kafka(bootstrap, name, topics.KEYS[name], paced, advance)
@@ -191,8 +203,12 @@ async def seed_purchases(self: Command, count: int, rate: float, direct: bool) -
             if not ids:
                 raise Refused(f"no {what} in MongoDB yet: run `faust -A shopflow seed-{what}` with a worker running")
         events = samples.purchases(random.Random(), customer_ids, list(prices), _now, prices)  # noqa: S311
-        way = Way(seeding.purchase_document, store.insert_purchases) if direct else None
+        way = Way(seeding.purchase_document, _insert_purchases) if direct else None
         await _seed(self, topics.purchases, events, count, way, rate=rate)
+
+
+async def _insert_purchases(documents: Sequence[Document]) -> Mapping[int, str]:
+    return (await store.insert_purchases(documents)).refused
 
 
 @app.command(
@@ -346,7 +362,7 @@ async def tail(self: Command, topic: str, limit: int, as_json: bool) -> None:
 async def verify(self: Command, deep: bool, as_json: bool) -> int:
     """Are Kafka, MongoDB and the tables in agreement? Exit status 0: yes, 1: no, 2: could not tell."""
     try:
-        async with _mongodb() as addresses:
+        async with _mongodb(kafka=True) as addresses:
             bootstrap = kafka_at(addresses)
             report = await run_verify(bootstrap, store, topics.LAYOUT, token=config.web.read_token)
             if deep:
@@ -414,6 +430,8 @@ def _check_letters(action: str, ids: Sequence[str], options: dict[str, Any]) -> 
     Refused: They don't go together.
     """
     given = {name for name, value in options.items() if value is not None and value is not False}
+    if options["reason"] == "":
+        raise Refused("--reason: is empty; it would be found in every reason")
     for name in sorted(given - _LETTERS_OPTIONS[action]):
         raise Refused(f"dead-letters {action}: takes no --{name.removeprefix('as_')}")
     if action == "list" and ids:

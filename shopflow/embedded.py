@@ -100,18 +100,19 @@ class Addresses:
     """A MongoDB URI: it may have a password in it."""
 
 
-def locate(config: Config, *, mongodb: bool = True) -> Addresses:
+def locate(config: Config, *, kafka: bool = True, mongodb: bool = True) -> Addresses:
     """Where the servers are.
 
     Arguments:
-        mongodb: Is MongoDB needed? If not, its address is left empty when it is embedded.
+        kafka, mongodb: Is it needed? If not, its address is left empty when it is embedded.
 
     Raises:
         Refused: An embedded server isn't running; the message says what to start.
     """
-    found = {"mongodb": "", **_configured(config)}
+    found = {"kafka": "", "mongodb": "", **_configured(config)}
+    needed = {"kafka": kafka, "mongodb": mongodb}
     for server in _embedded(config):
-        if server.key == "mongodb" and not mongodb:
+        if not needed[server.key]:
             continue
         try:
             record = server.find()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import gc
 import logging
 import os
@@ -60,6 +61,18 @@ def choose_datadir(command: AppCommand, port: int) -> None:
     except OSError as error:
         raise Refused(f"data_dir: {folder}: {error.strerror}") from error
     app.reconfigure(datadir=folder)
+
+
+def check_unused(tables: Path) -> None:
+    """Raises:
+    Refused: A process has tables of this folder open.
+    """
+    for lock in tables.glob("*.db/LOCK"):
+        with lock.open("rb+") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # RocksDB's own way to have a database for itself
+            except OSError as error:
+                raise Refused(f"data_dir: a worker has the tables in {tables} open: stop it first") from error
 
 
 class WorkerCommand(faust_worker):

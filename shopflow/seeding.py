@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from time import monotonic
 from typing import Any
 
@@ -11,23 +11,28 @@ from aiokafka.errors import KafkaError
 
 from . import kafka
 from .credentials import Bootstrap
-from .errors import Unavailable
+from .errors import Refused, Unavailable
 from .models import encode
 from .store import Document, Store
+from .texts import whole
 
 __all__ = [
     "DIRECT",
+    "MongoDB",
+    "Write",
     "customer_document",
     "paced",
     "product_document",
     "purchase_document",
     "through_kafka",
-    "to_mongodb",
 ]
 
 Event = dict[str, Any]
 #: Told how many more events are safe: acknowledged by Kafka, or in MongoDB's journal.
 Progress = Callable[[int], None]
+
+#: Writes documents; returns the reasons of those that were refused, by their indexes.
+Write = Callable[[Sequence[Document]], Awaitable[Mapping[int, str]]]
 
 DIRECT = {"origin": "direct"}
 
@@ -39,13 +44,20 @@ _AT_ONCE = 1_000
 _TICK_SECONDS = 0.02
 
 
-async def paced(events: Iterable[Event], count: int | None, rate: float) -> AsyncIterator[Event]:
+async def _nothing() -> None:
+    return
+
+
+async def paced(
+    events: Iterable[Event], count: int | None, rate: float, before_pause: Callable[[], Awaitable[None]] = _nothing
+) -> AsyncIterator[Event]:
     """The first `count` events (None: all), at most `rate` of them a second (0: as fast as they are taken)."""
     began = monotonic()
     for number, event in enumerate(events):
         if number == count:
             return
         if rate > 0 and (early := began + number / rate - monotonic()) > 0:
+            await before_pause()
             await asyncio.sleep(max(early, _TICK_SECONDS))
         yield event
 
@@ -117,26 +129,43 @@ class _UnderWay:
             self._progress(done)
 
 
-async def to_mongodb(
-    events: AsyncIterator[Event],
-    document: Callable[[Event], Document],
-    write: Callable[[list[Document]], Any],
-    progress: Progress,
-) -> int:
-    """Write events as documents, without Kafka. Returns how many."""
-    total, waiting = 0, []
-    async for event in events:
-        waiting.append(document(event))
-        if len(waiting) == _AT_ONCE:
-            await write(waiting)
-            total += len(waiting)
-            progress(len(waiting))
-            waiting = []
-    if waiting:
-        await write(waiting)
-        total += len(waiting)
-        progress(len(waiting))
-    return total
+class MongoDB:
+    """Writes events as documents, without Kafka.
+
+    Arguments:
+        document: Makes one of an event.
+    """
+
+    def __init__(self, document: Callable[[Event], Document], write: Write, progress: Progress) -> None:
+        self._document = document
+        self._write = write
+        self._progress = progress
+        self._waiting: list[Document] = []
+        self._total = 0
+
+    async def take(self, events: AsyncIterator[Event]) -> int:
+        """Write them all. Returns how many.
+
+        Raises:
+            Refused: The collection does not take one.
+            Unavailable: MongoDB is away.
+        """
+        async for event in events:
+            self._waiting.append(self._document(event))
+            if len(self._waiting) == _AT_ONCE:
+                await self.flush()
+        await self.flush()
+        return self._total
+
+    async def flush(self) -> None:
+        """Write what waits."""
+        documents, self._waiting = self._waiting, []
+        if not documents:
+            return
+        for number, reason in (await self._write(documents)).items():
+            raise Refused(f"MongoDB: does not take {documents[number]['_id']!r}: {reason}")
+        self._total += len(documents)
+        self._progress(len(documents))
 
 
 def product_document(event: Event) -> Document:
@@ -162,4 +191,5 @@ def _document(event: Event, key: str) -> Document:
 async def known(store: Store, limit: int) -> tuple[list[str], dict[str, int]]:
     """Ids of customers (at most `limit`), and the products with their prices: who can buy what."""
     customers = await store.customer_ids(limit)
-    return customers, {product["_id"]: product["price"] for product in await store.products()}
+    prices = {product["_id"]: whole(product.get("price")) for product in await store.products()}
+    return customers, {name: price for name, price in prices.items() if price is not None and price >= 0}

@@ -67,6 +67,9 @@ def test_a_worker_that_lost_its_tables_recovers_them_from_kafka(shop: Shop) -> N
     shop.sell(*({**event, "purchase_id": f"again-{event['customer_id']}"} for event in bought))
     other = shop.start_worker().ready()  # another port, so another folder
     assert other.counts()["customers"] == 50
+    refused = shop.run("reset", web_port=other.port)
+    assert refused.status == 2
+    assert "has the tables in" in refused.stderr
     becomes(
         lambda: {name: other.counts().get(name) for name in ("purchases", "items")}, {"purchases": 100, "items": 200}
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timezone
 from typing import Any
@@ -13,7 +13,7 @@ import pytest
 from aiokafka.errors import KafkaConnectionError
 
 from shopflow import seeding
-from shopflow.errors import Unavailable
+from shopflow.errors import Refused, Unavailable
 from tests.fakes import FakeStore
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
@@ -135,12 +135,44 @@ def test_direct_writing_goes_in_batches() -> None:
     written: list[int] = []
     progress: list[int] = []
 
-    async def write(documents: list[Any]) -> None:
+    async def write(documents: Sequence[Any]) -> dict[int, str]:
         written.append(len(documents))
+        return {}
 
     events = seeding.paced(numbered(2500), None, 0)
-    total = asyncio.run(seeding.to_mongodb(events, seeding.customer_document, write, progress.append))
+    total = asyncio.run(seeding.MongoDB(seeding.customer_document, write, progress.append).take(events))
     assert (total, written, progress) == (2500, [1000, 1000, 500], [1000, 1000, 500])
+
+
+def test_what_is_paced_is_written_before_each_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not minutes later: it is to be seen, and Ctrl-C must not lose it."""
+    done: list[str] = []
+
+    async def write(documents: Sequence[Any]) -> dict[int, str]:
+        done.append(f"{len(documents)} written")
+        return {}
+
+    async def sleep(seconds: float) -> None:
+        done.append("pause")
+        clock[0] += seconds
+
+    clock = [0.0]
+    monkeypatch.setattr(seeding, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(seeding.asyncio, "sleep", sleep)
+    into = seeding.MongoDB(seeding.customer_document, write, lambda _: None)
+    assert asyncio.run(into.take(seeding.paced(numbered(3), 3, 2.0, into.flush))) == 3
+    assert done == ["1 written", "pause", "1 written", "pause", "1 written"]
+
+
+def test_a_document_that_mongodb_refuses_ends_it() -> None:
+    """By its id, with the reason: nothing says that it is there."""
+
+    async def write(documents: Sequence[Any]) -> dict[int, str]:
+        return {1: "Document failed validation"}
+
+    into = seeding.MongoDB(seeding.customer_document, write, lambda _: None)
+    with pytest.raises(Refused, match=r"MongoDB: does not take 'c?1': Document failed validation"):
+        asyncio.run(into.take(seeding.paced(numbered(3), None, 0)))
 
 
 class SlowProducer(Producer):
