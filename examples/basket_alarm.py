@@ -9,6 +9,7 @@ stopped and started while the shop goes on. It sees each purchase at least once,
 
 from __future__ import annotations
 
+from shopflow import credentials
 from shopflow.batching import App
 from shopflow.config import load
 from shopflow.consuming import Batch
@@ -20,6 +21,7 @@ config = load()  # where Kafka is, and what the topics are called: as for shopfl
 app = App(
     f"{config.app_id}-basket-alarm",  # also its group in Kafka
     broker=f"kafka://{locate(config, mongodb=False).kafka}",
+    broker_credentials=credentials.load(config).faust,
     broker_session_timeout=config.batching.session_timeout_seconds,
     web_enabled=False,
 )

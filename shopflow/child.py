@@ -69,7 +69,8 @@ def child_worker(config: Config, name: str, say: Say, variables: Mapping[str, st
     Raises:
         Refused: The same command runs in the same `data_dir` already.
     """
-    port = _web_port(config)
+    host = _reached_at(config.web.bind)
+    port = _web_port(host, config)
     folder = config.data_path
     log = folder / f"{name}-worker.log"
     folder.mkdir(parents=True, exist_ok=True)
@@ -89,7 +90,7 @@ def child_worker(config: Config, name: str, say: Say, variables: Mapping[str, st
         )
         process = keeper.start(spec, stdout=subprocess.DEVNULL, env={**os.environ, **(variables or {})})
         try:
-            yield Worker(process, f"http://127.0.0.1:{port}", log)
+            yield Worker(process, f"http://{f'[{host}]' if ':' in host else host}:{port}", log)
         finally:
             say("Stopping the worker ...")
             assert process.stdin is not None  # noqa: S101 - a pipe
@@ -98,11 +99,16 @@ def child_worker(config: Config, name: str, say: Say, variables: Mapping[str, st
             process.wait()
 
 
-def _web_port(config: Config) -> int:
+def _reached_at(bind: str) -> str:
+    """Where this machine reaches a server that is bound to this address."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(bind, bind)  # noqa: S104 - it is not bound to it here
+
+
+def _web_port(host: str, config: Config) -> int:
     with contextlib.suppress(Refused):
-        check_port("127.0.0.1", config.web.port)
+        check_port(host, config.web.port)
         return config.web.port
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
         port: int = probe.getsockname()[1]
         return port

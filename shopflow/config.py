@@ -267,6 +267,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         known = self.broker == EMBEDDED or _is_broker(self.broker)
         _check(known, "broker", "'embedded' or kafka://host:port[;host:port]")
         _check(self.data_dir != "" and "\0" not in self.data_dir, "data_dir", "a folder")
+        try:
+            Path(self.data_dir).expanduser()
+        except RuntimeError:
+            _check(False, "data_dir", "a folder; there is no such user")
         names = [rule.name for rule in self.promotions]
         twice = [name for name in names if names.count(name) > 1]
         _check(not twice, "promotions", f"rules with names of their own; there are several called {twice[:1]}")

@@ -111,6 +111,7 @@ def _post(kind: str) -> Schema:
             "400": _answer("Something is wrong; nothing was stored. `fields` names every problem.", "Error"),
             "413": _answer(f"More than {config.web.max_body_bytes} bytes.", "Error"),
             "415": _answer("Content-Type is not application/json.", "Error"),
+            "403": _answer("The read token, or a page of another web site.", "Error"),
             **_common(config.web.write_token),
         },
         **_security(config.web.write_token),
@@ -137,7 +138,9 @@ def _common(token: str) -> Schema:
     busy = _answer("A server is away, or this worker has too much to do or stops: try again.", "Error")
     header = {"description": "Seconds.", "schema": {"type": "integer"}, "example": RETRY_SECONDS}
     responses = {"503": {**busy, "headers": {"Retry-After": header}}}
-    return {"401": _answer("The token is missing or wrong.", "Error"), **responses} if token else responses
+    if token:
+        return {"401": _answer("The token is missing or wrong.", "Error"), **responses}
+    return {"421": _answer("Another name than this worker's is in Host.", "Error"), **responses}
 
 
 def _answer(description: str, schema: str) -> Schema:

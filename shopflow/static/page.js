@@ -76,6 +76,8 @@ function show(now) {
     if (item.dataset.fact in now.facts) setText(item, now.facts[item.dataset.fact]);
   }
   setText(byId("time"), now.time);
+  // What is known of the product came too late for the page itself: now it can be made with it.
+  if (Object.keys(now.facts).length && !document.querySelector("[data-fact]")) location.reload();
 }
 
 function lost(why) {

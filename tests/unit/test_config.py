@@ -218,6 +218,7 @@ BAD_VALUES = [
     ("topics.retention_hours", 0, "must be -1 (for ever) or 1 to"),
     ("topics.retention_hours", -2, "must be -1 (for ever) or 1 to"),
     ("data_dir", "", "must be a folder"),
+    ("data_dir", "~nobody-is-called-so/shop", "must be a folder; there is no such user"),
     ("embedded.kafka_port", 65536, "must be 0 to 65535"),
     ("embedded.mongodb_port", -1, "must be 0 to 65535"),
     ("embedded.kafka_version", "latest", "must be like 4.1.1"),

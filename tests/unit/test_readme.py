@@ -275,6 +275,17 @@ def test_the_table_of_events_is_the_schema() -> None:
         assert ("compacted" in rows[name][0]) == spec.compacted
 
 
+def test_the_topics_to_create_by_hand_are_all_and_as_shopflow_creates_them() -> None:
+    """Who may not create topics would else not get a worker started."""
+    lines = re.findall(r"^  - with (.+?)(?:;|\.)$", README.partition("create these first")[2], re.MULTILINE | re.DOTALL)
+    named = {name: "compact" in line for line in lines[:3] for name in re.findall(r"`(shop[^`]+)`", line)}
+    prefix = config.Config().topics.prefix
+    specs = {spec.name.replace(prefix, "shop.", 1): spec for spec in topics.SPECS}
+    assert named.keys() == specs.keys()
+    for name, spec in specs.items():
+        assert named[name] == spec.compacted, name
+
+
 @pytest.mark.parametrize("program", blocks("python"))
 def test_programs_compile(program: str) -> None:
     """They are also run, by tests/integration/test_readme.py."""
