@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from datetime import date, datetime, timezone
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from .counting import TOTALS_KEY, Changes, Count, Totals, decode_count, decode_totals
@@ -67,6 +68,13 @@ class Sum:
         self.first = self.last = first  #: offsets
         self.purchases = self.units = self.revenue = 0
 
+    def take(self, offset: int, event: Any) -> None:
+        """Take in a purchase."""
+        self.purchases += 1
+        self.units += event.quantity
+        self.revenue += event.quantity * event.price
+        self.last = offset
+
     def add(self, other: Sum) -> None:
         """Take in another sum."""
         self.first, self.last = min(self.first, other.first), max(self.last, other.last)
@@ -95,10 +103,10 @@ def advance(
     totals = decode_totals(known) if known else Totals()
     rows: dict[str, PurchaseCount] = {}
     seen = totals.offset
-    sums = _by_row(_by_hour(fresh))
-    for key, added in sums.items():
+    batch = _Batch(fresh)
+    for key, added in batch.sums.items():
         row = rows[key] = _row(get(key.encode()), totals.era)
-        new = _after(row.offset, key, added, fresh)
+        new = batch.after(row.offset, key)
         if new is not None:
             row.first = new.first if row.first < 0 else min(row.first, new.first)
             row.purchases += new.purchases
@@ -106,7 +114,7 @@ def advance(
             row.spent += new.revenue
         row.offset = max(row.offset, added.last)
         totals.customers += seen < row.first < end
-        unseen = _after(seen, key, added, fresh)
+        unseen = batch.after(seen, key)
         if unseen is not None:
             totals.purchases += unseen.purchases
             totals.items += unseen.units
@@ -126,31 +134,60 @@ def _row(value: bytes | None, era: int) -> PurchaseCount:
 def _by_hour(fresh: Fresh) -> dict[Hour, Sum]:
     sums: dict[Hour, Sum] = {}
     for record, event in fresh:
-        at, quantity = event.purchased_at, event.quantity
-        hour = (at.toordinal() * 24 + at.hour, event.product_id)  # ten times as fast as any text
+        hour = _hour_of(event)
         known = sums.get(hour)
         if known is None:
             known = sums[hour] = Sum(record.offset)
-        known.purchases += 1
-        known.units += quantity
-        known.revenue += quantity * event.price
-        known.last = record.offset
+        known.take(record.offset, event)
     return sums
+
+
+def _hour_of(event: Any) -> Hour:
+    at = event.purchased_at
+    return at.toordinal() * 24 + at.hour, event.product_id  # ten times as fast as any text
 
 
 def _by_row(hours: dict[Hour, Sum]) -> dict[str, Sum]:
     rows: dict[str, Sum] = {}
-    for (hour, product_id), added in hours.items():
-        day = date.fromordinal(hour // 24).isoformat()
-        for period, start in (("total", ""), ("day", day), ("hour", f"{day}T{hour % 24:02}")):
-            rows.setdefault(key_of(period, start, product_id), Sum(added.first)).add(added)
+    for hour, added in hours.items():
+        for key in _rows_of(hour):
+            rows.setdefault(key, Sum(added.first)).add(added)
     return rows
 
 
-def _after(offset: int, key: str, added: Sum, fresh: Fresh) -> Sum | None:
-    """What of a row's sum is behind this offset; None: nothing."""
-    if offset < added.first:
-        return added
-    if offset >= added.last:
-        return None
-    return _by_row(_by_hour([pair for pair in fresh if pair[0].offset > offset])).get(key)
+def _rows_of(hour: Hour) -> list[str]:
+    """The rows that a product's purchases of an hour are in."""
+    number, product_id = hour
+    day = date.fromordinal(number // 24).isoformat()
+    starts = ("", day, f"{day}T{number % 24:02}")
+    return [key_of(period, start, product_id) for period, start in zip(PERIODS, starts, strict=True)]
+
+
+class _Batch:
+    """The purchases of a batch, added up by row."""
+
+    def __init__(self, fresh: Fresh) -> None:
+        self._fresh = fresh
+        self.sums = _by_row(_by_hour(fresh))
+
+    def after(self, offset: int, key: str) -> Sum | None:
+        """What of a row's sum is behind this offset; None: nothing."""
+        added = self.sums[key]
+        if offset < added.first:
+            return added
+        if offset >= added.last:
+            return None
+        behind = [pair for pair in self._by_row[key] if pair[0].offset > offset]
+        found = Sum(behind[0][0].offset)
+        for record, event in behind:
+            found.take(record.offset, event)
+        return found
+
+    @cached_property
+    def _by_row(self) -> dict[str, list[tuple[Any, Any]]]:
+        """The purchases of each row; wanted only when a batch that was cut off comes again."""
+        rows: dict[str, list[tuple[Any, Any]]] = {}
+        for pair in self._fresh:
+            for key in _rows_of(_hour_of(pair[1])):
+                rows.setdefault(key, []).append(pair)
+        return rows

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shopflow import sales as sales_module
 from shopflow.changelog import Audit
 from shopflow.counting import TOTALS_KEY, decode_count, decode_totals, rebuilt
 from shopflow.sales import PERIODS, Sale, advance, key_of, sale_of, start_of
@@ -144,3 +146,16 @@ def test_a_key_says_what_it_is(period: str, product_id: str) -> None:
     cut = {"total": "", "day": "2026-05-01", "hour": "2026-05-01T12"}[period]
     start = {"total": None, "day": datetime(2026, 5, 1, tzinfo=timezone.utc), "hour": NOON.replace(minute=0)}[period]
     assert start_of(key_of(period, cut, product_id)) == (period, start, product_id)
+
+
+def test_a_batch_that_comes_again_is_looked_at_once_and_not_for_each_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of it was counted: with many products it would else hold the event loop for minutes."""
+    events = [Purchase(f"product-{number % 200}", 1, 100, NOON) for number in range(800)]
+    numbers, rows = numbered(events), dict[bytes, bytes]()
+    enter(rows, numbers[:400], 400)
+    made: list[str] = []
+    key = sales_module.key_of
+    monkeypatch.setattr(sales_module, "key_of", lambda *parts: made.append("") or key(*parts))
+    enter(rows, numbers, 800)
+    assert sales(rows) == sales(whole(events))
+    assert len(made) <= 3 * len(PERIODS) * len(events)
