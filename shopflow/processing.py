@@ -122,7 +122,10 @@ def split(records: Iterable[Any], decode: Decoder[E], *, tombstones: bool) -> Pa
 
 
 def _deletion(record: Any) -> Deletion:
-    at = datetime.fromtimestamp(max(record.timestamp or 0, 0) / 1000, timezone.utc)
+    try:
+        at = datetime.fromtimestamp(max(record.timestamp or 0, 0) / 1000, timezone.utc)
+    except (ValueError, OverflowError, OSError) as error:  # which of them, depends on the system
+        raise Rejected("invalid event", f"the record's timestamp {record.timestamp} is no time: {error}") from error
     return Deletion(check_id(record.key), at, source_of(record))
 
 
@@ -270,6 +273,7 @@ class Processing:
             await self._reject(batch, parts.rejected)  # 2
             await self._pricing.keep(batch, priced)
             rejected = [record.offset for record, _ in parts.rejected]
+            batch.check_owned()  # else the table may be another's by now
             changes = advance(
                 self._counts.getter(partition), counted, end=batch.end, duplicates=repeated, rejected=rejected
             )

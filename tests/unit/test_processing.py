@@ -307,6 +307,33 @@ def test_a_deletion_without_an_id_is_a_dead_letter(shop: Shop) -> None:
     assert len(shop.outlet.got) == 4
 
 
+@pytest.mark.parametrize("timestamp", [10**15 * 2, 2**62])
+def test_a_deletion_at_no_time_is_a_dead_letter(shop: Shop, timestamp: int) -> None:
+    """A producer that writes microseconds must not stop the partition; its neighbours are written."""
+    tombstone = FakeRecord(b"tea", None, 1, 0, "shop.products", timestamp=timestamp)
+    shop.handle(shop.batch(product(100), tombstone, kind="products"), "products")
+    assert list(shop.store.collections["products"]) == ["milk"]
+    (letter,) = shop.outlet.got
+    assert letter[1] == b"tea"
+    assert b"is no time" in dict(letter[4])["__connect.errors.exception.message"]
+
+
+def test_a_partition_that_was_lost_while_dead_letters_were_sent_is_not_counted(shop: Shop) -> None:
+    """The table may be another's by then."""
+
+    class Lost(FakeBatch):
+        """As soon as there is a dead letter."""
+
+        def check_owned(self) -> None:
+            self.lost = "dead letter" in self.events
+            super().check_owned()
+
+    batch = Lost(shop.batch(purchase("p1"), b"no JSON").records, shop.events)
+    with pytest.raises(PartitionLost):
+        shop.handle(batch)
+    assert "table" not in shop.events
+
+
 def test_mongodb_away_is_said_once_and_waited_for(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
     """One line when it goes, one when it is back, whatever number of tries."""
     shop.store.away(5)
