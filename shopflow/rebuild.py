@@ -103,10 +103,14 @@ async def _restore_products(bootstrap: Bootstrap, store: Store, shop: Layout, ma
 
 
 async def _restore(bootstrap: Bootstrap, store: Store, shop: Layout, topic: str, kind: Announcements) -> None:
-    """What was given stays given, and what was told as it was told: the rules or the products may be others by now."""
+    """What was given stays given, and what was told as it was first told: rules and products may be others by now."""
+
+    told: set[str] = set()
 
     async def restore(run: list[Any]) -> None:
-        await store.put_back(kind.collection, kind.documents(run))
+        first = {document["_id"]: document for document in reversed(kind.documents(run)) if document["_id"] not in told}
+        told.update(first)
+        await store.put_back(kind.collection, list(first.values()))
 
     spans = (await kafka.spans(bootstrap, shop.group, [topic])).get(topic, {})
     for partition, span in spans.items():
