@@ -66,13 +66,15 @@ ALERTS = _name("alerts")
 _retention_ms = -1 if config.topics.retention_hours == -1 else config.topics.retention_hours * 3_600_000
 
 
-def _spec(name: str, *, compacted: bool = False, max_message_bytes: int = MAX_MESSAGE_BYTES) -> TopicSpec:
+def _spec(
+    name: str, *, compacted: bool = False, kept: bool = False, max_message_bytes: int = MAX_MESSAGE_BYTES
+) -> TopicSpec:
     return TopicSpec(
         name,
         config.topics.partitions,
         config.topics.replication,
         compacted=compacted,
-        retention_ms=_retention_ms,
+        retention_ms=-1 if kept else _retention_ms,
         max_message_bytes=max_message_bytes,
     )
 
@@ -97,8 +99,8 @@ SPECS = (
     _spec(RETRIES, compacted=True),
     _spec(CHANGELOG, compacted=True),
     _spec(SALES_CHANGELOG, compacted=True),
-    _spec(VOUCHERS),
-    _spec(ALERTS),
+    _spec(VOUCHERS, kept=True),  # what was told is looked up in them, however long ago it was
+    _spec(ALERTS, kept=True),
     _spec(WINDOWS, compacted=True),
 )
 

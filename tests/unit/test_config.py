@@ -450,3 +450,13 @@ def test_the_longest_session_is_one_that_faust_takes() -> None:
     code = "from shopflow.app import app; print(app.conf.broker_session_timeout <= app.conf.broker_request_timeout)"
     done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
     assert done.stdout == "True\n"
+
+
+def test_what_was_told_is_kept_however_long_purchases_are() -> None:
+    """Vouchers and alerts are looked up in their topics: what is gone from there would be told once more."""
+    environ = {**os.environ, "SHOPFLOW_TOPICS_RETENTION_HOURS": "1"}
+    code = "from shopflow.topics import SPECS; print(*sorted(s.name for s in SPECS if s.retention_ms == 3600000))"
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
+    named = {name.removeprefix("shop.") for name in done.stdout.split()}
+    assert {"purchases", "dead-letters"} <= named
+    assert not named & {"vouchers", "alerts"}
