@@ -20,6 +20,8 @@ ReadSince = Callable[[str, int, int], Awaitable[list[Any]]]
 
 #: A record has our clock's time, the one it is made of its producer's.
 _CLOCKS_DIFFER_MS = 600_000
+#: So many may be known without looking for those that are not needed any more.
+_FEW = 1_000
 
 
 class Once(Generic[K, T]):
@@ -34,6 +36,7 @@ class Once(Generic[K, T]):
         self._find = find
         self._key = key
         self._known: dict[Place, set[K]] = {}
+        self._enough: dict[Place, int] = {}
 
     def forget(self) -> None:
         """After a rebalance: what others sent meanwhile is not known."""
@@ -68,13 +71,16 @@ class Once(Generic[K, T]):
             known = await self._find(place, _since(first))
         new = [one for one in made if self._key(one) not in known]
         await acknowledged(send(one) for one in new)
-        every[place] = known | {self._key(one) for one in new}
+        known.update(self._key(one) for one in new)
+        every[place] = known
         return new
 
     def drop(self, place: Place, unwanted: Callable[[K], bool]) -> None:
-        """What of this place will not be asked for again, until partitions change hands."""
-        if place in self._known:
-            self._known[place] = {key for key in self._known[place] if not unwanted(key)}
+        """What of this place will not be asked for again, until partitions change hands; when it has become much."""
+        known = self._known.get(place, set())
+        if len(known) > self._enough.get(place, _FEW):
+            known = self._known[place] = {key for key in known if not unwanted(key)}
+            self._enough[place] = max(_FEW, 2 * len(known))  # so that it is looked through seldom
 
 
 def _since(first: Any) -> int:

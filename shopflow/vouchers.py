@@ -29,6 +29,9 @@ _TYPE_SECONDS = 60.0
 #: Products whose type is remembered.
 _REMEMBERED = 100_000
 
+#: As the number of a customer's purchases: none is the n-th, until the number is known again.
+_UNKNOWN = -(1 << 40)
+
 #: Customers of a batch that are looked at before other coroutines get a turn.
 _SLICE = 500
 
@@ -75,10 +78,10 @@ class VoucherLog:
             KafkaError: It can't be told now.
         """
         place, first = _place(batch)
-        self._once.drop(place, lambda key: key[0] < first.offset)
         rules: dict[int, set[str]] = {}
         for offset, voucher_id in await self._once.known(place, first):
-            rules.setdefault(offset, set()).add(voucher_id.partition(":")[0])
+            if offset >= first.offset:
+                rules.setdefault(offset, set()).add(voucher_id.partition(":")[0])
         return rules
 
     async def put(self, batch: BatchLike, documents: Sequence[Document]) -> list[Document]:
@@ -88,6 +91,7 @@ class VoucherLog:
             KafkaError: Not all are there; do it again.
         """
         place, first = _place(batch)
+        self._once.drop(place, lambda key: key[0] < first.offset)
         return await self._once.send(place, first, documents, self._send_one)
 
     async def _send_one(self, document: Document) -> Awaitable[Any]:
@@ -193,6 +197,8 @@ class _Judge:
         count = self.counting.changes.counts[customer_id]
         if new and count.offset == new[-1][0].offset:  # also what was bought before there were rules
             window.purchases = count.purchases - len(new)
+        elif new and window.offset < 0 and count.first < new[0][0].offset:  # a cut off batch comes in smaller ones
+            window.purchases = _UNKNOWN
         documents: list[Document] = []
         for record, event in new:
             bought = _bought(record, event, self.types.get(event.product_id))
@@ -237,12 +243,19 @@ class _Types:
         now = monotonic()
         if len(self._known) > _REMEMBERED:
             self._known = {}
-        wanted = [name for name in product_ids if name not in self._known or self._known[name][1] < now]
+        # Others clear or change what is known while MongoDB is asked.
+        known = {name: self._known[name] for name in product_ids if name in self._known}
+        wanted = [name for name in product_ids if name not in known or known[name][1] < now]
         if wanted:
             found = await self._attempts.with_mongodb(batch, lambda: self._store.documents("products", wanted))
             for name in wanted:
+                known.pop(name, None)
                 self._known.pop(name, None)
-            for name, document in found.items():
-                if isinstance(document.get("type"), str):
-                    self._known[name] = (document["type"], now + _TYPE_SECONDS)
-        return {name: self._known[name][0] for name in product_ids if name in self._known}
+            new = {
+                name: (document["type"], now + _TYPE_SECONDS)
+                for name, document in found.items()
+                if isinstance(document.get("type"), str)
+            }
+            known |= new
+            self._known |= new
+        return {name: product_type for name, (product_type, _) in known.items()}

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from aiokafka.errors import KafkaConnectionError
 
+from shopflow import once
 from shopflow.once import Once
 from tests.fakes import FakeRecord
 
@@ -65,11 +66,16 @@ def test_after_a_failure_and_after_a_rebalance_it_is_looked_again() -> None:
     assert len(topic.looks) == 3
 
 
-def test_what_is_dropped_is_no_longer_known() -> None:
+def test_what_is_dropped_is_no_longer_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that it does not grow for ever."""
+    monkeypatch.setattr(once, "_FEW", 2)
     topic = Topic()
     topic.send(1, 2, 3)
     topic.once.drop(PLACE, lambda number: number < 3)
     topic.once.drop(("other", 0), lambda number: True)
     known = asyncio.run(topic.once.known(PLACE, FakeRecord(b"", b"")))
     assert known == {3}
+    for number in range(4, 9):
+        topic.send(number)
+        topic.once.drop(PLACE, lambda known, upto=number: known < upto)  # type: ignore[misc]
+        assert len(asyncio.run(topic.once.known(PLACE, FakeRecord(b"", b"")))) <= 2

@@ -16,7 +16,7 @@ from aiokafka.errors import KafkaConnectionError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shopflow import outages
+from shopflow import once, outages
 from shopflow.announcements import VOUCHERS
 from shopflow.attempts import Attempts
 from shopflow.counting import TOTALS_KEY, rebuilt
@@ -30,7 +30,7 @@ from shopflow.processing import Processing
 from shopflow.promotions import Rules, decode_window
 from shopflow.rules import Rule
 from shopflow.trying import try_rule
-from shopflow.vouchers import Promotions, VoucherLog
+from shopflow.vouchers import Promotions, VoucherLog, _Types
 from tests import vouchers as oracle
 from tests.fakes import FakeBatch, FakeCounts, FakeOutlet, FakeRecord, FakeStore
 
@@ -279,6 +279,54 @@ def test_rules_that_are_switched_on_later_know_how_much_was_bought_before(shop: 
     shop.restart()
     shop.handle(bought(2, "milk"), start=1)
     assert shop.told() == ["second:anna:2"]
+
+
+def test_a_batch_cut_off_right_after_a_rule_was_switched_on_gives_no_wrong_number(shop: Shop) -> None:
+    """Anna has bought once; her second and third purchase were counted, then the worker was killed.
+
+    The second comes again alone: how many she had before it, the counts do not tell.
+    """
+    shop.rules = msgspec.convert(({**RULES[1], "n": 1}, {**RULES[1], "name": "fourth", "n": 4}), tuple[Rule, ...])
+    rules, shop.rules = shop.rules, ()
+    shop.restart()
+    shop.handle(bought(1))
+    shop.handle(bought(2), bought(3), start=1)
+    shop.windows.rows.clear()
+    shop.rules = rules
+    shop.restart()
+    shop.handle(bought(2), start=1)
+    assert shop.told() == []
+    shop.handle(bought(3), start=2)
+    shop.handle(bought(4), start=3)
+    assert shop.told() == ["fourth:anna:4"]
+
+
+def test_what_is_known_of_registrations_does_not_grow_for_ever(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of batches that are done do not come again."""
+    monkeypatch.setattr(once, "_FEW", 10)
+    for number in range(100):
+        shop.handle(registered(f"c{number}"), start=number, kind="customers")
+    assert len(shop.told()) == 100
+    assert len(shop.log._once._known["shop.customers", 0]) <= 12
+
+
+def test_types_are_known_though_others_forget_them_meanwhile(shop: Shop) -> None:
+    """Too many are remembered, and another partition's batch clears them while this one asks for what it lacks."""
+
+    async def run() -> dict[str, str]:
+        types = _Types(shop.store, Attempts(shop.store, Outage("MongoDB"), Outage("Kafka")))
+        batch = FakeBatch([FakeRecord(b"anna", b"")])
+        await types.of(batch, ["rye"])
+        documents = shop.store.documents
+
+        async def cleared(*arguments: Any) -> Any:
+            types._known = {}
+            return await documents(*arguments)
+
+        shop.store.documents = cleared  # type: ignore[method-assign]
+        return await types.of(batch, ["rye", "milk"])
+
+    assert asyncio.run(run()) == {"rye": "bread", "milk": "dairy"}
 
 
 def test_a_customer_who_registers_again_is_not_welcomed_again(shop: Shop) -> None:
