@@ -76,8 +76,8 @@ async def _read_values(topic: str, partition: int, since: int) -> list[Any]:
     return await _read_since(topic, partition, since, values=True)
 
 
-alert_log = AlertLog(topics.ALERTS, topics.products.get_topic_name(), _send, _read_values)
-voucher_log = VoucherLog(topics.VOUCHERS, _send, _read_values)
+alert_log = AlertLog(topics.ALERTS, topics.products.get_topic_name(), app.publish, _read_values)
+voucher_log = VoucherLog(topics.VOUCHERS, app.publish, _read_values)
 
 
 @app.on_partitions_assigned.connect

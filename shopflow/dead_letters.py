@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from typing import Any, Protocol
 
 from .errors import Rejected
+from .kafka import acknowledged
 from .once import Once, Place, ReadSince
 
 __all__ = ["DeadLetters", "Rejection", "headers_of", "origin_of"]
@@ -89,8 +90,11 @@ class DeadLetters:
         """
         added: list[Rejection] = []
         for place, group in _by_place(rejections).items():
-            added += await self._once.send(place, group[0][0], group, self._send_one)
+            added += await self._once.send(place, group[0][0], group, self._send_all)
         return added
+
+    async def _send_all(self, rejections: Sequence[Rejection]) -> None:
+        await acknowledged(self._send_one(rejection) for rejection in rejections)
 
     async def _send_one(self, rejection: Rejection) -> Awaitable[Any]:
         record, error = rejection

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection, Hashable, Sequence
 from typing import Any, Generic, TypeVar
 
-from .kafka import acknowledged
-
-__all__ = ["Once", "Place", "ReadSince"]
+__all__ = ["Once", "Place", "Publish", "ReadSince"]
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
@@ -17,6 +15,9 @@ Place = tuple[str, int]
 
 #: topic, partition, Unix time in ms -> its records since then
 ReadSince = Callable[[str, int, int], Awaitable[list[Any]]]
+
+#: topic, partition, keys and values: sends them, and is done when Kafka has acknowledged all
+Publish = Callable[[str, int, Sequence[tuple[bytes, bytes]]], Awaitable[object]]
 
 #: A record has our clock's time, the one it is made of its producer's.
 _CLOCKS_DIFFER_MS = 600_000
@@ -54,13 +55,13 @@ class Once(Generic[K, T]):
         return known[place]
 
     async def send(
-        self, place: Place, first: Any, made: Sequence[T], send: Callable[[T], Awaitable[Awaitable[Any]]]
+        self, place: Place, first: Any, made: Sequence[T], send: Callable[[Sequence[T]], Awaitable[object]]
     ) -> list[T]:
         """Send those that are not there yet, and wait until Kafka has acknowledged all. Returns which were sent.
 
         Arguments:
             first: The first of the records that they are made of, or one before it.
-            send: Sends one; returns what is done when Kafka has it.
+            send: Sends them; done when Kafka has all.
 
         Raises:
             KafkaError: Not all are there; do it again.
@@ -70,7 +71,8 @@ class Once(Generic[K, T]):
         if known is None:
             known = await self._find(place, _since(first))
         new = [one for one in made if self._key(one) not in known]
-        await acknowledged(send(one) for one in new)
+        if new:
+            await send(new)
         known.update(self._key(one) for one in new)
         every[place] = known
         return new

@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from aiokafka.errors import KafkaError
 
 from .announcements import ALERTS
-from .dead_letters import Send
 from .errors import PartitionLost, Unavailable
-from .once import Once, Place, ReadSince
+from .once import Once, Place, Publish, ReadSince
 from .store import REQUESTS_AT_ONCE, Document, Store
 
 __all__ = ["AlertLog", "Watch", "alert_document", "alert_id", "left_of", "stocked"]
@@ -108,14 +107,14 @@ class AlertLog:
     Arguments:
         topic: With as many partitions as that of the products, an alert in the one with the number of its product's.
         products: The topic of the products.
-        send: Sends one.
+        publish: Sends rows to one partition; done when Kafka has acknowledged them.
         read_since: Reads what a partition holds since a time.
     """
 
-    def __init__(self, topic: str, products: str, send: Send, read_since: ReadSince) -> None:
+    def __init__(self, topic: str, products: str, publish: Publish, read_since: ReadSince) -> None:
         self.products = products
         self._topic = topic
-        self._send = send
+        self._publish = publish
         self._read_since = read_since
         self._once: Once[str, Document] = Once(self._sent_before, lambda document: str(document["_id"]))
 
@@ -133,11 +132,13 @@ class AlertLog:
             KafkaError: It may be there or not; do it again.
         """
 
-        async def send_one(one: Document) -> Awaitable[Any]:
+        async def send(made: Sequence[Document]) -> None:
             check()
-            return await self._send(self._topic, one["product_id"].encode(), ALERTS.event(one), partition, [])
+            await self._publish(
+                self._topic, partition, [(one["product_id"].encode(), ALERTS.event(one)) for one in made]
+            )
 
-        return bool(await self._once.send((self.products, partition), _Beginning(), [document], send_one))
+        return bool(await self._once.send((self.products, partition), _Beginning(), [document], send))
 
     async def _sent_before(self, place: Place, since: int) -> set[str]:
         return {found["_id"] for found in ALERTS.documents(await self._read_since(self._topic, place[1], since))}

@@ -610,20 +610,15 @@ class MongoStore:
     async def insert_vouchers(self, documents: Sequence[Document]) -> frozenset[int]:
         if not documents:
             return frozenset()
-        operations = [
-            UpdateOne({"_id": document["_id"]}, {"$setOnInsert": _without_id(document)}, upsert=True)
-            for document in documents
-        ]
-        errors = await _written(self._collection(VOUCHERS).bulk_write(operations, ordered=False))
+        errors = await _written(self._collection(VOUCHERS).insert_many(documents, ordered=False))
         if others := [error for error in errors if not _is_taken(error)]:  # not the event's fault
             raise Unavailable("MongoDB", f"collection {VOUCHERS}: {_said(others[0])}")
-        found = await self._find_at_once(VOUCHERS, {document["_id"] for document in documents}, {"source": 1})
+        existing = {error["index"]: documents[error["index"]] for error in errors}
+        found = await self._find_at_once(VOUCHERS, {document["_id"] for document in existing.values()}, {"source": 1})
         stored = {document["_id"]: document.get("source") for document in found}
-        if any(document["_id"] not in stored for document in documents):
+        if any(document["_id"] not in stored for document in existing.values()):
             raise Unavailable("MongoDB", "vouchers are deleted while they are written")
-        return frozenset(
-            index for index, document in enumerate(documents) if stored[document["_id"]] != document["source"]
-        )
+        return frozenset(index for index, document in existing.items() if stored[document["_id"]] != document["source"])
 
     # -- reading
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from typing import Any
 
 from .announcements import VOUCHERS
 from .attempts import Attempts
-from .dead_letters import Send
 from .ledger import Ledger, Row
 from .models import Customer, Purchase
-from .once import Once, Place, ReadSince
+from .once import Once, Place, Publish, ReadSince
 from .processing import BatchLike, Counting, source_of
 from .promotions import Bought, Earned, Rules, Window, decode_window, encode_window
 from .store import Document, Store
@@ -57,13 +57,13 @@ class VoucherLog:
     Arguments:
         topic: With as many partitions as those whose events vouchers are given for, a voucher in the one with the
             number of its event's.
-        send: Sends one.
+        publish: Sends rows to one partition; done when Kafka has acknowledged them.
         read_since: Reads what a partition holds since a time.
     """
 
-    def __init__(self, topic: str, send: Send, read_since: ReadSince) -> None:
+    def __init__(self, topic: str, publish: Publish, read_since: ReadSince) -> None:
         self._topic = topic
-        self._send = send
+        self._publish = publish
         self._read_since = read_since
         self._once: Once[tuple[int, str], Document] = Once(self._sent_before, _key)
 
@@ -92,11 +92,11 @@ class VoucherLog:
         """
         place, first = _place(batch)
         self._once.drop(place, lambda key: key[0] < first.offset)
-        return await self._once.send(place, first, documents, self._send_one)
+        return await self._once.send(place, first, documents, partial(self._send, place[1]))
 
-    async def _send_one(self, document: Document) -> Awaitable[Any]:
-        key, partition = document["customer_id"].encode(), document["source"]["partition"]
-        return await self._send(self._topic, key, VOUCHERS.event(document), partition, [])
+    async def _send(self, partition: int, documents: Sequence[Document]) -> None:
+        rows = [(document["customer_id"].encode(), VOUCHERS.event(document)) for document in documents]
+        await self._publish(self._topic, partition, rows)
 
     async def _sent_before(self, place: Place, since: int) -> set[tuple[int, str]]:
         told = VOUCHERS.documents(await self._read_since(self._topic, place[1], since))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -29,18 +29,14 @@ class Topic:
         self.looks.append(since)
         return set(self.numbers)
 
-    async def send_one(self, number: int) -> Awaitable[Any]:
-        self.numbers.append(number)
-
-        async def acknowledged() -> None:
-            if self.failures:
-                raise self.failures.pop()
-
-        return acknowledged()
+    async def send_all(self, numbers: Sequence[int]) -> None:
+        self.numbers += numbers
+        if self.failures:
+            raise self.failures.pop()
 
     def send(self, *numbers: int) -> list[int]:
         """Send them; which were new."""
-        return asyncio.run(self.once.send(PLACE, FakeRecord(b"", b"", timestamp=1_000_000), numbers, self.send_one))
+        return asyncio.run(self.once.send(PLACE, FakeRecord(b"", b"", timestamp=1_000_000), numbers, self.send_all))
 
 
 def test_what_was_sent_before_is_not_sent_again() -> None:

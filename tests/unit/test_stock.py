@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -44,22 +44,18 @@ class Shop:
 
     def start(self) -> None:
         """A new worker: nothing is remembered."""
-        self.log = AlertLog("shop.alerts", TOPIC, self._send, self._read)
+        self.log = AlertLog("shop.alerts", TOPIC, self._publish, self._read)
         self.watch = Watch(self.store, self.log, lambda: self.owned, lambda: self.sure, lambda: NOON)
 
-    async def _send(self, topic: str, key: Any, value: Any, partition: int, headers: Any) -> Awaitable[Any]:
+    async def _publish(self, topic: str, partition: int, rows: Sequence[tuple[bytes, bytes]]) -> None:
         fault = self.faults.pop() if self.faults else ""
-        if fault != "lost":
+        for key, value in rows if fault != "lost" else ():
             assert topic == "shop.alerts"
             event = json.loads(value)
             assert key == event["product_id"].encode()
             self.told.append((partition, event))
-
-        async def acknowledged() -> None:
-            if fault:
-                raise KafkaError(fault)
-
-        return acknowledged()
+        if fault:
+            raise KafkaError(fault)
 
     async def _read(self, topic: str, partition: int, since: int) -> list[Any]:
         found = [FakeRecord(None, json.dumps(event).encode()) for place, event in self.told if place == partition]
