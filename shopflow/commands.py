@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import os
 import random
@@ -38,6 +39,7 @@ from .verification import verify as run_verify
 __all__ = ["Command"]
 
 _COULD_NOT_TELL = 2
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 #: Customers that `seed-purchases` chooses from.
 _BUYERS = 100_000
 
@@ -66,9 +68,11 @@ def exit_with(run: Callable[[], int | None]) -> NoReturn:
     except BrokenPipeError:  # `list-customers | head`
         _give_up_stdout()
         status = 0
-    except OSError as error:  # `list-customers > FILE` on a full disk
-        _give_up_stdout()
-        click.echo(f"Error: {error.filename or 'stdout'}: {error.strerror or error}", err=True)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        _give_up_stdout()  # `list-customers > FILE` on a full disk
+        click.echo(f"Error: {error.filename or 'stdout'}: {error.strerror}", err=True)
         status = 1
     sys.exit(status)
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import click
 import pytest
 from click.testing import CliRunner
@@ -51,3 +56,15 @@ def test_a_rejection_has_a_reason_that_can_be_counted_and_a_detail_for_reading()
 
 def test_a_partition_lost_says_which() -> None:
     assert str(PartitionLost("shop.purchases, partition 3")) == "shop.purchases, partition 3"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, which Linux has")
+def test_a_full_disk_under_stdout_is_one_line(tmp_path: Path) -> None:
+    """Not a traceback."""
+    environ = {**os.environ, "SHOPFLOW_DATA_DIR": str(tmp_path)}
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "shopflow", "reset"],
+            env=environ, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, "Error: stdout: No space left on device\n")
