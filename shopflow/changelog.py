@@ -99,6 +99,23 @@ class CountStore(rocksdb.Store):
     def apply_changelog_batch(self, batch: Any, to_key: Any, to_value: Any) -> None:
         """Nothing: `CountTable.recover` has taken the records in before Faust's recovery saw the last of them."""
 
+    def _open_for_partition(self, partition: int) -> Any:
+        """Open a partition's database; one that is damaged is dropped: what opens it next is the recovery.
+
+        It then finds no offset there, and reads the changelog from the start.
+        """
+        try:
+            return super()._open_for_partition(partition)
+        except Exception as error:  # rocksdict has no class of its own
+            if not str(error).startswith("Corruption:"):
+                raise
+            self.log.error(
+                "%s: partition %d is damaged on disk, its changelog is read from the start: %s",
+                self.table_name, partition, error,
+            )  # fmt: skip
+            shutil.rmtree(self.partition_path(partition))
+            return super()._open_for_partition(partition)
+
     def _visible_keys(self, db: Any) -> Iterator[bytes]:
         return (key for key in super()._visible_keys(db) if key != TOTALS_KEY and not key.startswith(_OURS))
 

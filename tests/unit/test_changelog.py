@@ -462,3 +462,24 @@ def test_a_worker_that_slept_through_its_loss_recovers_what_its_successor_counte
 
     asyncio.run(story())
     assert [sleeper.count(f"c{number}") for number in range(3)] == [(1, 0), (1, 1), (1, 2)]
+
+
+def test_a_damaged_database_is_dropped_and_recovered(
+    shop: Shop, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a power cut leaves one: the worker starts, says so, and reads the changelog from the start."""
+    rows = rows_after((0, "anna", 2, 600), end=1)
+    shop.table.recover(0, records(rows))
+    assert shop.table.persisted_offset(PLACE) == len(rows) - 1
+    shop.table.data._dbs.clear()  # type: ignore[attr-defined]
+    gc.collect()
+    for file in shop.table.data.partition_path(0).glob("MANIFEST-*"):  # type: ignore[attr-defined]
+        file.write_bytes(b"x" * file.stat().st_size)
+    again = Shop(tmp_path)
+    with caplog.at_level(logging.ERROR):
+        assert again.table.persisted_offset(PLACE) is None
+    assert "purchase_counts: partition 0 is damaged on disk, its changelog is read from the start" in caplog.text
+    assert again.count("anna") is None
+    again.table.recover(0, records(rows))
+    again.recovered()
+    assert again.count("anna") == (1, 0)
