@@ -10,10 +10,11 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import partial
+from time import time
 from typing import Any, Generic, Protocol, TypeVar
 
 from .attempts import Attempts
-from .counting import Changes, Counted, advance
+from .counting import Changes, Counted, advance, begun_anew
 from .dead_letters import DeadLetters, Rejection
 from .errors import Rejected
 from .ledger import Ledger
@@ -30,6 +31,9 @@ E = TypeVar("E", Product, Customer, Purchase)
 
 #: Purchases that a line of the log names.
 _NAMED = 5
+#: How long after it has begun to count anew a replay may send the workers back, and how often it is looked for that.
+_REPLAY_SECONDS = 300.0
+_LOOK_SECONDS = 0.1
 
 
 class BatchLike(Protocol):
@@ -273,6 +277,7 @@ class Processing:
             await self._reject(batch, parts.rejected)  # 2
             await self._pricing.keep(batch, priced)
             rejected = [record.offset for record, _ in parts.rejected]
+            await self._sent_back(batch)
             batch.check_owned()  # else the table may be another's by now
             changes = advance(
                 self._counts.getter(partition), counted, end=batch.end, duplicates=repeated, rejected=rejected
@@ -283,6 +288,26 @@ class Processing:
         self._sold([event for _, event in fresh])
 
     # -- the steps
+
+    async def _sent_back(self, batch: BatchLike) -> None:
+        """Wait while a replay has begun the counts anew, and has not sent the workers back to the start yet.
+
+        A worker that came back in between would count on behind what is to be read again, and take that for counted.
+
+        Raises:
+            PartitionLost: It has.
+        """
+        get = self._counts.getter(batch.tp.partition)
+        while batch.start > 0 and (since := begun_anew(get)):
+            if time() > since + _REPLAY_SECONDS:
+                log.warning(
+                    "Partition %d: a replay began to count anew and did not send the workers back to the start. "
+                    "They go on from here; run `faust -A shopflow replay` again",
+                    batch.tp.partition,
+                )
+                return
+            await asyncio.sleep(_LOOK_SECONDS)
+            batch.check_owned()
 
     async def _change(
         self,

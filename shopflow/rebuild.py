@@ -119,13 +119,14 @@ async def _restore(bootstrap: Bootstrap, store: Store, shop: Layout, topic: str,
 
 async def _count_anew(bootstrap: Bootstrap, shop: Layout) -> None:
     """Put empty sums of a new era behind the rows of each partition: those count no more."""
+    eras: dict[tuple[str, int], int] = {}
     for changelog in (shop.changelog, shop.sales_changelog):
         tables = Tables()
         await tables.read(bootstrap, changelog, shop.partitions)
-        async with kafka.producer(bootstrap) as producer:
-            for partition in range(shop.partitions):
-                sums = rebuilt(tables.totals(partition).era, time())
-                await producer.send_and_wait(changelog, sums, TOTALS_KEY, partition=partition)
+        eras |= {(changelog, partition): tables.totals(partition).era for partition in range(shop.partitions)}
+    async with kafka.producer(bootstrap) as producer:  # the counts first: until we are done, who finds them new waits
+        for (changelog, partition), era in eras.items():
+            await producer.send_and_wait(changelog, rebuilt(era, time()), TOTALS_KEY, partition=partition)
 
 
 async def finished(

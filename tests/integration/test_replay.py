@@ -8,11 +8,17 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from aiokafka import TopicPartition
 from aiokafka.admin import RecordsToDelete
+
+from shopflow import group, kafka, rebuild
+from shopflow.credentials import Bootstrap
+from shopflow.store import MongoStore
+from tests import fakes
 
 from .conftest import OpenShop
 from .shop import Json, Record, Shop, Worker, customer, product, purchase, until
@@ -137,6 +143,40 @@ def test_a_dropped_mongodb_is_filled_again_while_new_purchases_arrive(shop: Shop
     after["purchases"] = [one for one in after["purchases"] if not one["_id"].startswith("new")]
     assert after == before
     assert letters(shop) == dead
+    assert worker.stop() == 0
+
+
+def test_a_worker_that_is_back_before_it_is_sent_to_the_start_counts_nothing_wrong(shop: Shop) -> None:
+    """The counts have begun anew, a rebalance comes, and only then are the offsets set."""
+    worker = shop.start_worker().ready()
+    trade(shop)
+    bootstrap, names = Bootstrap(shop.servers.kafka if shop.servers else ""), ("products", "customers", "purchases")
+    layout = replace(
+        fakes.layout(4),
+        group=shop.name,
+        changelog=shop.changelog,
+        sales_changelog=f"{shop.name}-product_sales-changelog",
+    )
+
+    async def begin() -> None:
+        await rebuild._count_anew(bootstrap, layout)
+        store = MongoStore(shop.name)
+        store.connect(shop.servers.mongodb if shop.servers else "")
+        await store.clear_sales()
+        await store.close()
+        for member in (await kafka.group_of(bootstrap, shop.name)).members:
+            await group._put_out(bootstrap, shop.name, member)
+
+    readies = worker.output.count("Worker ready")
+    asyncio.run(begin())
+    until(lambda: worker.output.count("Worker ready") > readies, "the worker is back", 60)
+    shop.sell(*(purchase(f"c{n % 20}", purchase_id=f"new-{n}") for n in range(100)))
+    until(lambda: shop.db.purchases.count_documents({"_id": {"$regex": "^new-"}}), "the first of them are stored")
+    time.sleep(1.0)  # would they be counted, that would be now
+    starts = {(shop.topic(name), partition): 0 for name in names for partition in range(4)}
+    asyncio.run(group.reset_offsets(bootstrap, shop.name, starts))
+    shop.drain()
+    shop.agrees()
     assert worker.stop() == 0
 
 
