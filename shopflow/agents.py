@@ -167,7 +167,7 @@ async def _bring_up() -> float:
 
 async def _look() -> float:
     try:
-        await stock_watch.look()
+        asked = await stock_watch.look()
     except Unavailable as error:
         _OUTAGES[error.service].failed(error, stock_watch)
         if error.service == kafka_outage.service:  # it is asked last: MongoDB has answered
@@ -175,7 +175,7 @@ async def _look() -> float:
     except PartitionLost:  # the next owner looks; what is ours then, we look at anew
         stock_watch.forget()
     else:
-        for outage in _OUTAGES.values():
+        for outage in _OUTAGES.values() if asked else ():
             outage.succeeded(stock_watch)
     return _STOCK_SECONDS
 

@@ -195,8 +195,8 @@ class Watch:
         self._assignment += 1
         self._looks, self._met, self._after = {}, {}, ""
 
-    async def look(self) -> None:
-        """One round: at most `AT_ONCE` products; the next round goes on behind them.
+    async def look(self) -> bool:
+        """One round: at most `AT_ONCE` products; the next round goes on behind them. Was anything ours to look at?
 
         Raises:
             Unavailable: MongoDB or Kafka is away. A later round tells what this one could not.
@@ -204,7 +204,7 @@ class Watch:
         """
         assignment, owned = self._assignment, self._owned()
         if not owned:
-            return
+            return False
         page = await self._store.stocked(self._alerts.products, owned, self._after, AT_ONCE)
         # The total before the hours: it is written after them, so what it has, they have.
         totals = await self._store.sold_ever([product["_id"] for product in page])
@@ -219,6 +219,7 @@ class Watch:
                 look.units = totals.get(product["_id"], 0)
         self._check(assignment)
         self._turn_page(page)
+        return True
 
     def _known(self, product: Document) -> _Look:
         name = product["_id"]
