@@ -35,6 +35,8 @@ SETTINGS = {
     # A batch that waits for a server waits as long as it must; the partition is lost by silence only.
     "broker_max_poll_interval": 86_400.0,
     "consumer_max_fetch_size": 4 * 1024 * 1024,
+    # aiokafka's own default. Faust's are 20 minutes: so long a broker whose host is gone would hold up all commits.
+    "producer_request_timeout": 40.0,
 }
 
 Handler = Callable[[Batch], Awaitable[None]]
