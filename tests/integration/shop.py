@@ -166,7 +166,7 @@ class Outcome:
 
     def json(self) -> Any:
         """What it printed."""
-        assert self.status == 0, self
+        assert self.status == 0, f"status {self.status}\n{self.stdout}{self.stderr}"
         return json.loads(self.stdout)
 
     @property

@@ -320,6 +320,7 @@ def test_the_tour_goes_as_written(tour: Tour) -> None:
 
 def bought(verified: str) -> str:
     """How many of the 13 products somebody bought is by chance."""
+    verified = re.sub(r"vouchers: \d+ told", "vouchers: some told", verified)
     return re.sub(r"sales: \d+ products", "sales: some products", verified)
 
 
