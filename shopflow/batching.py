@@ -20,12 +20,14 @@ from .errors import PartitionLost, Unavailable
 from .kafka import acknowledged
 from .positions import Session
 from .producing import SessionProducer
+from .recovering import Tables
 
 __all__ = ["SETTINGS", "App", "Restarts", "each_batch", "in_turn"]
 
 #: What batches need of Faust, in place of its own defaults.
 SETTINGS = {
     "topic_disable_leader": True,
+    "TableManager": Tables,
     # Batches of a partition that wait, each of up to `broker_max_poll_records` records. More would only cost memory;
     # with few, what comes meanwhile gathers where it was fetched, and is one batch.
     "stream_buffer_maxsize": 3,

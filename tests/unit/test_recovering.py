@@ -1,0 +1,62 @@
+"""The recovery of the tables goes on after a silence of Kafka, and ends with the worker."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+from faust.tables.recovery import RebalanceAgain, ServiceStopped
+
+from shopflow.batching import App
+from shopflow.recovering import PatientRecovery
+
+
+def recovery() -> PatientRecovery:
+    """That of an application that is never started, and has not been told to recover."""
+    app = App("test", broker="kafka://127.0.0.1:1", store="memory://")
+    found = app.tables.recovery  # type: ignore[attr-defined]
+    assert isinstance(found, PatientRecovery)
+    return found
+
+
+def test_a_step_that_ran_out_of_time_begins_the_recovery_again(caplog: pytest.LogCaptureFixture) -> None:
+    """Faust would take it for the end of the worker, and never recover again."""
+
+    async def step() -> None:
+        ours = recovery()
+        with pytest.raises(RebalanceAgain):
+            await ours._wait(asyncio.sleep(60), timeout=0.01)
+        assert ours.signal_recovery_start.is_set()
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(step())
+    assert "Kafka did not answer within 0.01 s; the recovery of the tables begins again" in caplog.text
+
+
+def test_a_step_that_is_done_goes_on() -> None:
+    """And one after which there was another rebalance begins again, as ever."""
+
+    async def steps() -> None:
+        ours = recovery()
+        await ours._wait(asyncio.sleep(0), timeout=10)
+        assert not ours.signal_recovery_start.is_set()
+        ours.signal_recovery_start.set()
+        with pytest.raises(RebalanceAgain):
+            await ours._wait(asyncio.sleep(60), timeout=10)
+
+    asyncio.run(steps())
+
+
+@pytest.mark.parametrize("end", ["_stopped", "_crashed"])
+def test_the_end_of_the_worker_is_the_end(end: str) -> None:
+    """It was asked to stop, or it crashed."""
+
+    async def step() -> None:
+        ours = recovery()
+        getattr(ours, end).set()
+        with pytest.raises(ServiceStopped):
+            await ours._wait(asyncio.sleep(60), timeout=10)
+        assert not ours.signal_recovery_start.is_set()
+
+    asyncio.run(step())
