@@ -11,7 +11,7 @@ import msgspec
 from . import store
 from .store import Document
 
-__all__ = ["ALERTS", "VOUCHERS", "Announcements"]
+__all__ = ["ALERTS", "VOUCHERS", "Announcements", "Told"]
 
 _encode = msgspec.json.Encoder().encode
 
@@ -66,6 +66,31 @@ class Announcements:
                 continue
             times = {name: getattr(sent, name) for name in self._times}
             found.append({"_id": fields.pop(self._id), **fields, **times})
+        return found
+
+
+class Told:
+    """What of a kind was told. Of what was told twice, the first event counts.
+
+    Attributes:
+        ids: Of all that were told so far.
+        again: How many events repeated one of them.
+    """
+
+    def __init__(self, kind: Announcements) -> None:
+        self._kind = kind
+        self.ids: set[str] = set()
+        self.again = 0
+
+    def first(self, records: Iterable[Any]) -> list[Document]:
+        """The documents of these records that were not told before."""
+        found = []
+        for document in self._kind.documents(records):
+            if document["_id"] in self.ids:
+                self.again += 1
+            else:
+                self.ids.add(document["_id"])
+                found.append(document)
         return found
 
 

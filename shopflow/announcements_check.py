@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import kafka
-from .announcements import Announcements
+from .announcements import Announcements, Told
 from .credentials import Bootstrap
 from .findings import Check, Named
 from .store import Document, Store, differences
@@ -36,23 +36,17 @@ class _Comparison:
     """What was found so far."""
 
     def __init__(self, kind: Announcements, store: Store) -> None:
-        self._kind = kind
+        self._collection = kind.collection
         self._store = store
-        self._told: set[str] = set()
-        self._again = 0
+        self._told = Told(kind)
         self._wrong = Named()
 
     async def take(self, records: list[Any]) -> None:
         """A run of the topic's records."""
-        told = self._kind.documents(records)
-        stored = await self._store.documents(self._kind.collection, {document["_id"] for document in told})
+        told = self._told.first(records)
+        stored = await self._store.documents(self._collection, [document["_id"] for document in told])
         for document in told:
-            name = document["_id"]
-            if name in self._told:
-                self._again += 1
-                continue
-            self._told.add(name)
-            self._compare(document, stored.get(name))
+            self._compare(document, stored.get(document["_id"]))
 
     def _compare(self, document: Document, stored: Document | None) -> None:
         if stored is None:
@@ -62,17 +56,17 @@ class _Comparison:
 
     async def look_back(self) -> None:
         """Each document that says which event it is for must have been told."""
-        async for name, _ in self._store.sources(self._kind.collection):
-            if name not in self._told:
+        async for name, _ in self._store.sources(self._collection):
+            if name not in self._told.ids:
                 self._wrong.add(f"{name}: in MongoDB, and not told")
 
     def check(self) -> Check:
         """The verdict."""
-        name = self._kind.collection
+        name = self._collection
         if self._wrong.count:
             way_out = "`faust -A shopflow replay` restores what was told"
             return Check(name, False, f"{self._wrong.count} differ: {self._wrong.listed()}; {way_out}")
-        if not self._told:
+        if not self._told.ids:
             return Check(name, True, "none was told")
-        again = f", {self._again} told again" if self._again else ""
-        return Check(name, True, f"{len(self._told)} told, each in MongoDB as it was told{again}")
+        again = f", {self._told.again} told again" if self._told.again else ""
+        return Check(name, True, f"{len(self._told.ids)} told, each in MongoDB as it was told{again}")

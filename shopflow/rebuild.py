@@ -14,7 +14,7 @@ from time import monotonic, time
 from typing import Any
 
 from . import announcements, group, kafka
-from .announcements import Announcements
+from .announcements import Announcements, Told
 from .counting import TOTALS_KEY, rebuilt
 from .credentials import Bootstrap
 from .errors import Refused, Unavailable
@@ -105,12 +105,10 @@ async def _restore_products(bootstrap: Bootstrap, store: Store, shop: Layout, ma
 async def _restore(bootstrap: Bootstrap, store: Store, shop: Layout, topic: str, kind: Announcements) -> None:
     """What was given stays given, and what was told as it was first told: rules and products may be others by now."""
 
-    told: set[str] = set()
+    told = Told(kind)
 
     async def restore(run: list[Any]) -> None:
-        first = {document["_id"]: document for document in reversed(kind.documents(run)) if document["_id"] not in told}
-        told.update(first)
-        await store.put_back(kind.collection, list(first.values()))
+        await store.put_back(kind.collection, told.first(run))
 
     spans = (await kafka.spans(bootstrap, shop.group, [topic])).get(topic, {})
     for partition, span in spans.items():
