@@ -15,7 +15,7 @@ demo: $(VENV)/installed
 	$(BIN)/faust -A shopflow demo $(DEMO_ARGS)
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(TEST_ARGS)
+	$(BIN)/python -m pytest -n 4 --dist loadfile $(TEST_ARGS)
 
 # The page in a real browser, Debian's chromium. SHOPFLOW_TEST_PICTURES=FOLDER keeps pictures of it.
 test-browser: $(VENV)/installed-browser
