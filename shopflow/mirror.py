@@ -128,9 +128,8 @@ class Mirror:
                 put = partial(self._store.put_sales, partition, some[start : start + _AT_ONCE])
                 await self._answered(partition, put)
         if totals is not None:
-            # Not `offset` alone: sums of a batch that was done again in part reach further than the rows beside them.
-            upto = min(totals.offset, totals.settled)
-            reached = partial(self._store.reached_sales, partition, (totals.era, upto))
+            # Not up to `offset`: sums of a batch that was done again in part reach further than the rows beside them.
+            reached = partial(self._store.reached_sales, partition, (totals.era, totals.settled))
             await self._answered(partition, reached)
         for key, value in rows.items():
             if waiting.get(key) == value:
