@@ -27,6 +27,7 @@ import msgspec
 
 from .errors import Refused, Unavailable
 from .store import Document, Store
+from .texts import whole
 
 __all__ = ["COLLECTIONS", "FORMATS", "Output", "Writer", "check", "documents", "export", "opened", "table", "writer"]
 
@@ -142,8 +143,8 @@ _KINDS = {str: "text", int: "a whole number", datetime: "a time"}
 def _checked(value: Any, column: Column, where: str) -> Any:
     if value is None or type(value) is column.kind:
         return value
-    if column.kind is int and isinstance(value, float) and value.is_integer() and abs(value) < _LARGEST:
-        return int(value)  # as some programs write numbers
+    if column.kind is int and (number := whole(value)) is not None and abs(number) < _LARGEST:
+        return number
     raise Refused(f"{where}: field {'.'.join(column.path)} is {type(value).__name__}, not {_KINDS[column.kind]}")
 
 
