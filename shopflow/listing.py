@@ -15,7 +15,7 @@ from .letters import Failure, Id, Letter, Mark, Outcome, time_of
 from .plots import Paper, price_and_units
 from .price_history import Course, Period, Prices
 from .store import Document
-from .texts import day_and_time, money, visible, whole
+from .texts import day, day_and_time, money, visible, whole
 from .trying import Trial
 
 __all__ = [
@@ -37,8 +37,6 @@ __all__ = [
 _NOTHING_YET = "none yet"
 #: Characters of a key or a reason in a list.
 _SHORT = 200
-#: Of a time, to the day.
-_DAY = len("2026-01-31")
 #: Reasons that a summary names, and that it tells apart.
 _NAMED, _KNOWN = 10, 1_000
 
@@ -193,9 +191,9 @@ async def vouchers(documents: AsyncIterator[Document], *, as_json: bool) -> Asyn
 
 def voucher(document: Document) -> str:
     """One voucher, in a line."""
-    until = day_and_time(document.get("valid_until"))[:_DAY]
+    issued, until = day_and_time(document.get("issued_at")), day(document.get("valid_until"))
     customer, rule = _text_of(document, "customer_id"), _text_of(document, "rule")
-    return f"{day_and_time(document.get('issued_at'))}  {customer}  {rule}: {gift(document)}, until {until}"
+    return f"{issued}  {customer}  {rule}: {gift(document)}, until {until}"
 
 
 def gift(document: Mapping[str, Any]) -> str:

@@ -109,9 +109,9 @@ def _post(kind: str) -> Schema:
         "responses": {
             "202": _answer("Kafka has acknowledged all; their ids, in the order they were sent.", "Accepted"),
             "400": _answer("Something is wrong; nothing was stored. `fields` names every problem.", "Error"),
+            "403": _answer("The read token, or a page of another web site.", "Error"),
             "413": _answer(f"More than {config.web.max_body_bytes} bytes.", "Error"),
             "415": _answer("Content-Type is not application/json.", "Error"),
-            "403": _answer("The read token, or a page of another web site.", "Error"),
             **_common(config.web.write_token),
         },
         **_security(config.web.write_token),

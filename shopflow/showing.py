@@ -13,7 +13,7 @@ from .board import Snapshot
 from .condition import Condition, Totals, WorkerState, sentences
 from .listing import gift
 from .store import Document
-from .texts import day_and_time, grouped, money, visible
+from .texts import day, day_and_time, grouped, money, visible
 
 __all__ = [
     "Cell",
@@ -38,8 +38,8 @@ _LATEST = 12
 #: Characters of a name, and of a reason.
 _SHORT = 60
 _LONG = 200
-#: Of a time, to the minute and to the day.
-_MINUTE, _DAY = len("2026-01-31 23:59"), len("2026-01-31")
+#: Of a time, to the minute.
+_MINUTE = len("2026-01-31 23:59")
 _UNKNOWN = "not known"
 
 
@@ -249,7 +249,7 @@ def _given(voucher: Mapping[str, Any]) -> list[Cell]:
     return [
         Cell(short(str(voucher.get("rule", "-")))),
         Cell(visible(gift(voucher), _LONG)),
-        Cell(day_and_time(voucher.get("valid_until"))[:_DAY]),
+        Cell(day(voucher.get("valid_until"))),
     ]
 
 

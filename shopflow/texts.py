@@ -10,7 +10,7 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
-__all__ = ["day_and_time", "grouped", "money", "visible", "whole"]
+__all__ = ["day", "day_and_time", "grouped", "money", "visible", "whole"]
 
 #: Characters of a value of another type than it should be.
 _SHORT = 60
@@ -52,6 +52,11 @@ def day_and_time(at: Any) -> str:
     with suppress(OverflowError, ValueError):  # in the years 1 and 9999 not every place has a time for it
         local = at.astimezone()
     return local.strftime("%Y-%m-%d %H:%M:%S")
+
+
+def day(at: Any) -> str:
+    """The day of that time."""
+    return day_and_time(at)[: len("2026-01-31")] if isinstance(at, datetime) else _as_it_is(at)
 
 
 def _as_it_is(value: Any) -> str:
