@@ -198,7 +198,7 @@ def test_a_terminal_shows_a_plot_and_other_places_the_plain_lines(seeded: Shop) 
     drawn = on_a_terminal(seeded, "price-history", "chleb-zytni", NO_COLOR="1")
     assert drawn[: len(plain)] == plain
     assert {"Price, zł", "Units sold per hour"} <= set(drawn)
-    assert any("▄" in line or "▀" in line for line in drawn)
+    assert any("▄" in line or "▀" in line for line in drawn), "\n".join(drawn)
     assert not any("\x1b" in line for line in drawn)
     assert max(map(len, drawn)) <= 100
     assert on_a_terminal(seeded, "price-history", "chleb-zytni", columns=50) == plain
