@@ -1,13 +1,40 @@
 """An event-driven shop: Kafka to MongoDB with Faust, every event stored and counted exactly once."""
 
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, cast
+
 from .errors import Refused
 
-try:
-    from .app import app as app
-except (
-    Refused
-) as refused:  # a program that was started with a bad configuration owes its user one line, not a traceback
-    refused.show()
-    raise SystemExit(refused.exit_code) from None
+if TYPE_CHECKING:
+    from .batching import App
+
+    app: App
 
 __all__ = ["app"]
+
+
+class _Package(ModuleType):
+    """Makes `shopflow.app` the Faust application, which is built when it is first asked for.
+
+    Python binds an imported submodule to its package: without this, `shopflow.app` would be the module of that name.
+    """
+
+    @property
+    def app(self) -> App:
+        """The application. A bad configuration is one line on stderr and ends the process with status 2."""
+        try:
+            return cast("App", import_module(f"{__name__}.app").app)
+        except Refused as refused:
+            refused.show()
+            raise SystemExit(refused.exit_code) from None
+
+    @app.setter
+    def app(self, module: ModuleType) -> None:
+        """Python's binding of the submodule: not kept."""
+
+
+sys.modules[__name__].__class__ = _Package
