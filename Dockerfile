@@ -4,6 +4,7 @@
 FROM python:3.13.14-slim-bookworm AS build
 WORKDIR /src
 COPY pyproject.toml setup.cfg README.md LICENSE ./
+COPY faust_batches ./faust_batches
 COPY shopflow ./shopflow
 RUN python -m venv /opt/shopflow \
     && /opt/shopflow/bin/pip install --no-cache-dir --disable-pip-version-check '.[page]'

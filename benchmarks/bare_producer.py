@@ -47,7 +47,7 @@ def now() -> datetime:
 
 def events(what: str, count: int) -> Iterator[dict[str, Any]]:
     """The same that shopflow sends."""
-    from shopflow import samples  # noqa: PLC0415 - imports Faker, whose time is taken
+    from shopflow.commands import samples  # noqa: PLC0415 - imports Faker, whose time is taken
 
     if what == "customers":
         return samples.customers(count, None, now())

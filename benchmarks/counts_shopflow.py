@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Sequence
 from typing import Any
 
-from shopflow.store import Document, Inserted, MongoStore, PartSale
+from shopflow.store.connection import Document, Inserted, MongoStore, PartSale
 
 # By its name in full: `shopflow.app` is the application, not the module.
 composition: Any = importlib.import_module("shopflow.app")

@@ -23,8 +23,8 @@ from typing import Any
 
 from aiokafka.errors import KafkaError
 
-from shopflow.config import Config, MongoDB
-from shopflow.embedded import Addresses, Servers
+from shopflow.config.settings import Config, MongoDB
+from shopflow.servers.servers import Addresses, Servers
 from tests.faults.crew import Server
 from tests.faults.oracle import PARTITIONS, Sale, send
 from tests.integration.shop import FAUST, Shop, Worker, free_port, until

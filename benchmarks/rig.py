@@ -27,10 +27,10 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import GroupCoordinatorNotAvailableError
 from aiokafka.partitioner import DefaultPartitioner
 
-from shopflow.config import EMBEDDED, Config, MongoDB
-from shopflow.embedded import Servers
-from shopflow.embedded import _any_port as any_port
-from shopflow.kafka import quiet
+from shopflow.config.settings import EMBEDDED, Config, MongoDB
+from shopflow.kafka.connection import quiet
+from shopflow.servers.servers import Servers
+from shopflow.servers.servers import _any_port as any_port
 
 __all__ = [
     "PARTITIONS",

@@ -32,7 +32,7 @@ from benchmarks.rig import (
     until,
 )
 from benchmarks.throughput import CONTENDERS
-from shopflow import kafka
+from shopflow.kafka import connection as kafka
 
 SHOPFLOW = next(each for each in CONTENDERS if each.name == "shopflow")
 CUSTOMERS = 1_000

@@ -24,7 +24,7 @@ import msgspec
 
 from benchmarks.bare_producer import BUYERS, Sent
 from benchmarks.rig import PARTITIONS, Contender, FailedError, Rig, Timed, module, opened
-from shopflow import kafka
+from shopflow.kafka import connection as kafka
 
 SHOPFLOW = (sys.executable, "-m", "shopflow")
 LONGEST_SECONDS = 300.0

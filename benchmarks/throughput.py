@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.report import plot, print_table, write
 from benchmarks.rig import Contender, FailedError, Load, Measured, Rig, module, opened
-from shopflow.rules import EXAMPLES
+from shopflow.config.promotions import EXAMPLES
 
 #: Faust's workers say this when the tables are recovered and the purchases are taken.
 FAUST_STARTED = r"Worker ready"

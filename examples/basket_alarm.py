@@ -9,12 +9,12 @@ stopped and started while the shop goes on. It sees each purchase at least once,
 
 from __future__ import annotations
 
-from shopflow import credentials
-from shopflow.batching import App
-from shopflow.config import load
-from shopflow.consuming import Batch
-from shopflow.embedded import locate
+from faust_batches.app import App
+from faust_batches.consumer import Batch
+from shopflow.config.settings import load
+from shopflow.kafka import security as credentials
 from shopflow.models import Decoder, Purchase
+from shopflow.servers.servers import locate
 
 MANY = 5
 config = load()  # where Kafka is, and what the topics are called: as for shopflow itself

@@ -10,23 +10,25 @@ from typing import Any
 
 from aiokafka.errors import KafkaError
 
-from . import kafka, topics
+from faust_batches.attempts import Attempts, repeated
+from faust_batches.consumer import Batch
+from faust_batches.ledger import Ledger
+from faust_batches.table import CountTable
+
+from . import topics
 from .app import app, board, bootstrap, config, kafka_outage, limit, metrics, mongodb_outage, store
-from .attempts import Attempts, repeated
-from .changelog import CountTable
-from .consuming import Batch
-from .dead_letters import DeadLetters, Headers
 from .errors import PartitionLost, Unavailable
-from .following import Activity, Sales
-from .ledger import Ledger
-from .metrics import MeteredStore
-from .mirror import Mirror
-from .price_log import PriceLog
-from .pricing import Pricing
-from .processing import Processing
-from .stock import AlertLog, Watch
+from .kafka import connection as kafka
+from .shop.activity import Activity, Sales
+from .shop.dead_letters import DeadLetters, Headers
+from .shop.price_log import PriceLog
+from .shop.prices import Pricing
+from .shop.promotions.vouchers import Promotions, VoucherLog
+from .shop.purchases import Processing
+from .shop.sales_mirror import Mirror
+from .shop.stock import AlertLog, Watch
 from .tables import customer_windows, product_sales, purchase_counts, rules
-from .vouchers import Promotions, VoucherLog
+from .web.monitoring.metrics import MeteredStore
 
 __all__ = ["customers", "mirror_sales", "processing", "products", "purchases", "watch_stock"]
 

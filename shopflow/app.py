@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from functools import cache
 
-from . import credentials
-from .access import Guard
-from .batching import App
-from .board import Board
-from .config import load
-from .credentials import Bootstrap, Security
-from .embedded import Addresses
-from .limits import Limit
-from .metrics import Metrics
-from .outages import Outage
-from .store import MongoStore
+from faust_batches.app import App
+from faust_batches.outage import Outage
+
+from .config.settings import load
+from .kafka import security as credentials
+from .kafka.security import Bootstrap, Security
+from .servers.servers import Addresses
+from .shop.failure_limit import Limit
+from .shop.recent_sales import Board
+from .store.connection import MongoStore
+from .web.access import Guard
+from .web.monitoring.metrics import Metrics
 
 __all__ = [
     "app",
@@ -56,14 +57,14 @@ app: App = App(
     # An explicit list: autodiscover=True only warns when a module fails to import; the worker runs without its agents.
     autodiscover=[
         "shopflow.agents",
-        "shopflow.views",
-        "shopflow.sales_views",
-        "shopflow.page",
-        "shopflow.events",
-        "shopflow.reading",
-        "shopflow.openapi",
-        "shopflow.health_views",
-        "shopflow.commands",
+        "shopflow.web.api.counts",
+        "shopflow.web.api.sales",
+        "shopflow.web.page.views",
+        "shopflow.web.api.events",
+        "shopflow.web.api.collections",
+        "shopflow.web.api.openapi",
+        "shopflow.web.monitoring.views",
+        "shopflow.commands.operate",
     ],
     # One for each worker of a machine; a worker that is started with another web port, or --datadir, has another.
     datadir=str(config.data_path / f"worker-{config.web.port}"),

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from faust_batches.table import CountTable
+
 from .app import app, bootstrap, config, disk_outage
-from .changelog import CountTable
-from .kafka import read_partition
-from .promotions import Rules
-from .rules import active
+from .config.promotions import active
+from .kafka.connection import read_partition
+from .shop.promotions.windows import Rules
 
 __all__ = ["customer_windows", "product_sales", "purchase_counts", "rules"]
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from .app import app, config
-from .kafka import MAX_MESSAGE_BYTES, TopicSpec
-from .letters import Places
-from .verification import Layout
+from .kafka.connection import MAX_MESSAGE_BYTES, TopicSpec
+from .operations.letters import Places
+from .operations.verify.totals import Layout
 
 __all__ = [
     "ACTIVITY",

@@ -14,7 +14,8 @@ from typing import Any
 from aiokafka.errors import ProducerFenced
 
 from shopflow.errors import PartitionLost, Unavailable
-from shopflow.store import (
+from shopflow.operations.verify.totals import Layout
+from shopflow.store.connection import (
     Deletion,
     Document,
     Inserted,
@@ -32,7 +33,6 @@ from shopflow.store import (
     sale_id,
     when,
 )
-from shopflow.verification import Layout
 
 
 def layout(partitions: int) -> Layout:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from datetime import date, datetime, timezone
 from typing import Any, NamedTuple
 
-from shopflow.rules import Nth, Rule, Share, Spent
+from shopflow.config.promotions import Nth, Rule, Share, Spent
 
 __all__ = ["Bought", "expected"]
 

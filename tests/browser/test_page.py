@@ -12,7 +12,7 @@ from datetime import datetime, timedelta, timezone
 import pytest
 from playwright.sync_api import Error, Locator
 
-from shopflow.embedded import Addresses
+from shopflow.servers.servers import Addresses
 from tests.faults.proxy import Proxy
 from tests.integration.conftest import OpenShop
 from tests.integration.shop import Json, Record, Shop, Worker, becomes, customer, product, purchase, until

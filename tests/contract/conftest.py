@@ -12,9 +12,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from shopflow.config import Config
-from shopflow.embedded import Servers
-from shopflow.store import Document, MongoStore, Store, unencodable
+from shopflow.config.settings import Config
+from shopflow.servers.servers import Servers
+from shopflow.store.connection import Document, MongoStore, Store, unencodable
 from tests.fakes import FakeStore
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]

@@ -6,7 +6,7 @@ import random
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from shopflow.store import Document, PartSale, Store
+from shopflow.store.connection import Document, PartSale, Store
 from tests.contract.conftest import Run
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from shopflow.store import Document, PartSale, Store
+from shopflow.store.connection import Document, PartSale, Store
 from tests.contract.conftest import Run
 from tests.contract.test_store import NOON, kafka, product, purchase, put
 

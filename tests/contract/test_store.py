@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shopflow.errors import Refused, Unavailable
-from shopflow.store import Deletion, Document, MongoStore, Sold, Store
+from shopflow.store.connection import Deletion, Document, MongoStore, Sold, Store
 from tests.contract.conftest import Run
 from tests.fakes import FakeStore
 
@@ -614,7 +614,7 @@ def test_a_batch_that_is_too_much_for_one_message_is_stored_all_the_same(
     store: Store, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The driver splits it; what was sent before, and what is refused, is told by the same numbers."""
-    monkeypatch.setattr("shopflow.store._MAX_MESSAGE_BYTES", 5_000)
+    monkeypatch.setattr("shopflow.store.connection._MAX_MESSAGE_BYTES", 5_000)
     run(store.insert_purchases([purchase("p3", kafka(1))]))
     documents = [purchase(f"p{number}", kafka(10 + number)) for number in range(20)]
     documents[7]["value"] = 1 << 70
@@ -677,7 +677,7 @@ def test_a_collection_is_read_in_its_order_from_any_id_on(
     store: Store, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An export reads each document once, as it is, in a known order, and goes on from where it was cut off."""
-    monkeypatch.setattr("shopflow.store.PAGE_SIZE", 2)
+    monkeypatch.setattr("shopflow.store.connection.PAGE_SIZE", 2)
     names = ["a", "b", "c1", "c2", "Ł", "z", "ą"]
     run(store.insert_purchases([purchase(name, kafka(place), note="mine") for place, name in enumerate(names)]))
     for after, wanted in (

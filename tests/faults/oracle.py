@@ -18,8 +18,8 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 from aiokafka.partitioner import DefaultPartitioner
 
-from shopflow.rules import Rule
-from shopflow.store import MongoStore
+from shopflow.config.promotions import Rule
+from shopflow.store.connection import MongoStore
 from tests.integration.shop import Json, Place, Record, Shop, Worker, encoded, shared, until
 from tests.vouchers import Bought, expected
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from shopflow.config import Config, Embedded, MongoDB
-from shopflow.embedded import Addresses, Servers
+from shopflow.config.settings import Config, Embedded, MongoDB
+from shopflow.servers.servers import Addresses, Servers
 
 from .shop import Shop
 

@@ -19,8 +19,8 @@ from aiokafka.errors import KafkaError
 from aiokafka.protocol.admin import CreateAclsRequest
 from pymongo.errors import PyMongoError
 
-from shopflow import embedded
-from shopflow.config import Embedded
+from shopflow.config.settings import Embedded
+from shopflow.servers import servers as embedded
 from tests.certificates import Authority
 
 from .shop import Process, free_port, until

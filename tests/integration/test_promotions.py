@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from shopflow.rules import Rule
+from shopflow.config.promotions import Rule
 from tests.vouchers import Bought, expected
 
 from .conftest import OpenShop

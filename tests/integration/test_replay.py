@@ -15,9 +15,11 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.admin import RecordsToDelete
 
-from shopflow import group, kafka, rebuild
-from shopflow.credentials import Bootstrap
-from shopflow.store import MongoStore
+from shopflow.kafka import connection as kafka
+from shopflow.kafka import group
+from shopflow.kafka.security import Bootstrap
+from shopflow.operations import replay as rebuild
+from shopflow.store.connection import MongoStore
 from tests import fakes
 
 from .conftest import OpenShop

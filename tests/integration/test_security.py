@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from shopflow.access import bearer
-from shopflow.embedded import Addresses
+from shopflow.servers.servers import Addresses
+from shopflow.web.access import bearer
 from tests.certificates import Authority
 
 from . import secured

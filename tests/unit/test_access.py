@@ -15,9 +15,9 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from yarl import URL
 
-from shopflow import access
-from shopflow.access import Guard, bearer, warnings
-from shopflow.config import Web
+from shopflow.config.settings import Web
+from shopflow.web import access
+from shopflow.web.access import Guard, bearer, warnings
 
 READ, WRITE = "read-token-with-24-chars", "write-token-with-24-chars"
 

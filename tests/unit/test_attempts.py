@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from shopflow import attempts
+from faust_batches import attempts
 
 
 def test_work_that_fails_is_said_once_and_goes_on(

@@ -15,8 +15,8 @@ import pytest
 from aiokafka.errors import KafkaConnectionError
 from faust.types import TP
 
-from shopflow import batching
-from shopflow.batching import App, Restarts, each_batch, in_turn
+from faust_batches import app as batching
+from faust_batches.app import App, Restarts, each_batch, in_turn
 from shopflow.errors import PartitionLost, Unavailable
 from tests.fakes import FakeBatch, FakeRecord
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from shopflow import board as module
-from shopflow.board import Board, Snapshot, merged
 from shopflow.models import Purchase, struct_of
+from shopflow.shop import recent_sales as module
+from shopflow.shop.recent_sales import Board, Snapshot, merged
 
 Event = struct_of(Purchase)
 

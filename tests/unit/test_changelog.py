@@ -14,18 +14,18 @@ from typing import Any
 import pytest
 from faust.types import TP
 
-from shopflow.attempts import Attempts
-from shopflow.batching import App
-from shopflow.changelog import Audit, CountTable
-from shopflow.counting import TOTALS_KEY, Counted, advance, decode_count, decode_totals
-from shopflow.dead_letters import DeadLetters
+from faust_batches.app import App
+from faust_batches.attempts import Attempts
+from faust_batches.ledger import Ledger
+from faust_batches.outage import Outage
+from faust_batches.table import Audit, CountTable
 from shopflow.errors import ShopflowError, Unavailable
-from shopflow.ledger import Ledger
 from shopflow.models import encode
-from shopflow.outages import Outage
-from shopflow.price_log import PriceLog
-from shopflow.pricing import Pricing
-from shopflow.processing import Processing
+from shopflow.shop.counts import TOTALS_KEY, Counted, advance, decode_count, decode_totals
+from shopflow.shop.dead_letters import DeadLetters
+from shopflow.shop.price_log import PriceLog
+from shopflow.shop.prices import Pricing
+from shopflow.shop.purchases import Processing
 from tests.fakes import FakeBatch, FakeOutlet, FakeRecord, FakeStore
 
 TOPIC = "test-purchase_counts-changelog"

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from shopflow import charts
+from shopflow.web.page import charts
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -37,7 +37,7 @@ def test_the_chart_of_a_product_has_two_axes(dark: bool) -> None:
 
 def test_a_worker_that_shows_no_charts_does_not_import_bokeh() -> None:
     """It takes a second and 60 MB."""
-    code = "import sys, shopflow.page; sys.exit('bokeh' in sys.modules)"
+    code = "import sys, shopflow.web.page.views; sys.exit('bokeh' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

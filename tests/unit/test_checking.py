@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shopflow.checking import Form, Problem
 from shopflow.errors import Rejected
 from shopflow.models import MAX_VALUE, Decoder, Product, Purchase
+from shopflow.web.api.forms import Form, Problem
 
 NOON = datetime(2026, 5, 1, 12, 0, 0, tzinfo=timezone.utc)
 FORM = Form(

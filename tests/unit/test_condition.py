@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from shopflow.board import Snapshot
-from shopflow.condition import Condition, Report, Totals, Waiting, WorkerState, sentences
-from shopflow.kafka import Span
-from shopflow.letters import Id, Letter
+from shopflow.kafka.connection import Span
+from shopflow.operations.letters import Id, Letter
+from shopflow.shop.recent_sales import Snapshot
+from shopflow.web.page.warnings import Condition, Report, Totals, Waiting, WorkerState, sentences
 
 AT = 1_800_000_000.0
 

@@ -17,9 +17,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shopflow.config import Config, MongoDB, load, variables
+from shopflow.config.promotions import EXAMPLES, Rule
+from shopflow.config.settings import Config, MongoDB, load, variables
 from shopflow.errors import Refused
-from shopflow.rules import EXAMPLES, Rule
 
 ROOT = Path(__file__).parents[2]
 SECRET = "geheim-7f3a"  # noqa: S105 - looked for in messages

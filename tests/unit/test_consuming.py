@@ -15,10 +15,10 @@ from faust.types import TP
 from intervaltree import IntervalTree
 from mode.utils.queues import ThrowableQueue
 
-from shopflow import consuming
-from shopflow.consuming import Batch, BatchConsumer, Flow
+from faust_batches import consumer as consuming
+from faust_batches.chain import Chain, Cursor, Session
+from faust_batches.consumer import Batch, BatchConsumer, Flow
 from shopflow.errors import PartitionLost, Unavailable
-from shopflow.positions import Chain, Cursor, Session
 
 PURCHASES = TP("shop.purchases", 0)
 CHANGELOG = TP("shop-counts-changelog", 0)

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from shopflow.attempts import Attempts
-from shopflow.dead_letters import DeadLetters
-from shopflow.ledger import Ledger
-from shopflow.outages import Outage
-from shopflow.price_log import PriceLog
-from shopflow.pricing import Pricing
-from shopflow.processing import Processing
-from shopflow.store import Inserted
+from faust_batches.attempts import Attempts
+from faust_batches.ledger import Ledger
+from faust_batches.outage import Outage
+from shopflow.shop.dead_letters import DeadLetters
+from shopflow.shop.price_log import PriceLog
+from shopflow.shop.prices import Pricing
+from shopflow.shop.purchases import Processing
+from shopflow.store.connection import Inserted
 from tests.fakes import FakeBatch, FakeCounts, FakeOutlet, FakeRecord, FakeStore
 
 SIZE = 1_000

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from shopflow.changelog import Audit
-from shopflow.counting import (
+from faust_batches.table import Audit
+from shopflow.shop.counts import (
     TOTALS_KEY,
     Counted,
     Position,

@@ -24,14 +24,15 @@ from aiokafka.errors import (
 )
 from faust.transport.drivers.aiokafka import credentials_to_aiokafka_auth
 
-from shopflow import credentials, kafka
-from shopflow.access import Guard
 from shopflow.app import app
 from shopflow.app import config as config_of_app
-from shopflow.config import Config, Kafka, MongoDB, Web
-from shopflow.credentials import Bootstrap, Security
-from shopflow.embedded import Addresses
+from shopflow.config.settings import Config, Kafka, MongoDB, Web
 from shopflow.errors import Refused, Unavailable
+from shopflow.kafka import connection as kafka
+from shopflow.kafka import security as credentials
+from shopflow.kafka.security import Bootstrap, Security
+from shopflow.servers.servers import Addresses
+from shopflow.web.access import Guard
 from tests.certificates import Authority
 
 ROOT = Path(__file__).parents[2]

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from aiokafka.errors import KafkaConnectionError
 
-from shopflow.dead_letters import DeadLetters, headers_of, origin_of
 from shopflow.errors import Rejected
+from shopflow.shop.dead_letters import DeadLetters, headers_of, origin_of
 from tests.fakes import FakeOutlet, FakeRecord
 
 WHY = Rejected("invalid event", "price: Expected `int` >= 0 – zażółć")

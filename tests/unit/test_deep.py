@@ -11,18 +11,18 @@ from typing import Any
 
 import pytest
 
-from shopflow import deep
-from shopflow.attempts import Attempts
-from shopflow.dead_letters import DeadLetters, headers_of
-from shopflow.deep import verify_deep
+from faust_batches.attempts import Attempts
+from faust_batches.ledger import Ledger
+from faust_batches.outage import Outage
 from shopflow.errors import Rejected
-from shopflow.findings import Check, Report
-from shopflow.kafka import Span
-from shopflow.ledger import Ledger
-from shopflow.outages import Outage
-from shopflow.price_log import PriceLog
-from shopflow.pricing import Pricing
-from shopflow.processing import Processing
+from shopflow.kafka.connection import Span
+from shopflow.operations.verify import events as deep
+from shopflow.operations.verify.events import verify_deep
+from shopflow.operations.verify.report import Check, Report
+from shopflow.shop.dead_letters import DeadLetters, headers_of
+from shopflow.shop.price_log import PriceLog
+from shopflow.shop.prices import Pricing
+from shopflow.shop.purchases import Processing
 from tests.fakes import FakeBatch, FakeCounts, FakeOutlet, FakeRecord, FakeStore, layout
 
 LAYOUT = layout(2)

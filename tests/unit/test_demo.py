@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from shopflow import demo, samples, seeding
-from shopflow.embedded import Addresses
+from shopflow.commands import demo, samples, seeding
 from shopflow.errors import Unavailable
+from shopflow.servers.servers import Addresses
 
 
 @pytest.mark.parametrize("wanted", [True, False])

@@ -19,10 +19,11 @@ from typing import Any
 import msgspec.structs
 import pytest
 
-from shopflow import embedded, keeper
-from shopflow.config import Config, Embedded, MongoDB
-from shopflow.embedded import Addresses, Servers, locate
+from shopflow.config.settings import Config, Embedded, MongoDB
 from shopflow.errors import Refused
+from shopflow.servers import keeper
+from shopflow.servers import servers as embedded
+from shopflow.servers.servers import Addresses, Servers, locate
 
 ELSEWHERE = MongoDB(uri="mongodb://db.example:27017/?tls=true")
 

@@ -19,10 +19,11 @@ from typing import Any
 
 import pytest
 
-from shopflow import exporting, processing
 from shopflow.errors import Refused, Unavailable
-from shopflow.exporting import COLLECTIONS, Output, documents, export, opened, table, writer
-from shopflow.store import Document
+from shopflow.operations import export as exporting
+from shopflow.operations.export import COLLECTIONS, Output, documents, export, opened, table, writer
+from shopflow.shop import purchases as processing
+from shopflow.store.connection import Document
 from tests.fakes import FakeStore
 
 NOON = datetime(2026, 5, 1, 12, 0, 0, 123_000, tzinfo=timezone.utc)
@@ -340,8 +341,8 @@ def test_a_full_disk_is_one_line(kind: str) -> None:
 PIPED = """
 import sys
 import tracemalloc
-from shopflow import exporting
-from shopflow.commands import exit_with
+from shopflow.operations import export as exporting
+from shopflow.commands.operate import exit_with
 from tests.unit.test_exporting import purchase
 def run():
     with exporting.opened("-", sys.argv[1]) as sink:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shopflow.findings import Check, Named, Report
+from shopflow.operations.verify.report import Check, Named, Report
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from shopflow import outages
-from shopflow.attempts import Attempts
-from shopflow.counting import TOTALS_KEY, advance, decode_totals
+from faust_batches import outage as outages
+from faust_batches.attempts import Attempts
+from faust_batches.ledger import Ledger
+from faust_batches.outage import Outage
 from shopflow.errors import Unavailable
-from shopflow.following import Activity, Sales
-from shopflow.ledger import Ledger
-from shopflow.outages import Outage
-from shopflow.processing import Counting
+from shopflow.shop.activity import Activity, Sales
+from shopflow.shop.counts import TOTALS_KEY, advance, decode_totals
+from shopflow.shop.purchases import Counting
 from tests.fakes import FakeBatch, FakeCounts, FakeRecord, FakeStore
 from tests.unit.test_sales import NOON, Purchase
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from shopflow import health as module
-from shopflow import lag as lag_module
+from faust_batches.outage import Outage
 from shopflow.errors import Unavailable
-from shopflow.health import STUCK_TURNS, Activity, Health, Ping, Progress, Pulse
-from shopflow.kafka import Span
-from shopflow.lag import Lags
-from shopflow.outages import Outage
+from shopflow.kafka import lag as lag_module
+from shopflow.kafka.connection import Span
+from shopflow.kafka.lag import Lags
+from shopflow.web.monitoring import probes as module
+from shopflow.web.monitoring.probes import STUCK_TURNS, Activity, Health, Ping, Progress, Pulse
 
 PLACE = ("shop.purchases", 0)
 TP = SimpleNamespace(topic=PLACE[0], partition=PLACE[1])

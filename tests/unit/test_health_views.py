@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from shopflow import health_views
+from faust_batches.app import App
 from shopflow.app import app, metrics
-from shopflow.batching import App
+from shopflow.web.monitoring import views as health_views
 
 counted: Any = app.web.web_app.middlewares[0]  # type: ignore[attr-defined]
 

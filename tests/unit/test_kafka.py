@@ -21,10 +21,11 @@ from aiokafka.errors import (
     TopicAlreadyExistsError,
 )
 
-from shopflow import kafka, topics
-from shopflow.credentials import Bootstrap
+from shopflow import topics
 from shopflow.errors import Refused, Unavailable
-from shopflow.kafka import TopicSpec
+from shopflow.kafka import connection as kafka
+from shopflow.kafka.connection import TopicSpec
+from shopflow.kafka.security import Bootstrap
 from tests.fakes import FakeRecord
 
 

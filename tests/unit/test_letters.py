@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 from aiokafka.errors import KafkaConnectionError, KafkaTimeoutError, MessageSizeTooLargeError
 
-from shopflow import kafka, letters
-from shopflow.dead_letters import headers_of
 from shopflow.errors import Refused, Rejected, Unavailable
-from shopflow.letters import Id, Letter, Outcome, Places, Retry, headers_back
+from shopflow.kafka import connection as kafka
+from shopflow.operations import letters
+from shopflow.operations.letters import Id, Letter, Outcome, Places, Retry, headers_back
+from shopflow.shop.dead_letters import headers_of
 from tests.fakes import FakeKafka, FakeRecord
 
 WHY = Rejected("unknown product", "product_id 'x' was never offered – zażółć")

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 
 import pytest
 
-from shopflow import limits
 from shopflow.errors import PartitionLost
-from shopflow.limits import FailureShare, Limit
+from shopflow.shop import failure_limit as limits
+from shopflow.shop.failure_limit import FailureShare, Limit
 from tests.fakes import FakeRecord, FakeTP
 
 

@@ -14,14 +14,14 @@ import pytest
 from bson.datetime_ms import DatetimeMS
 from msgspec.structs import replace
 
-from shopflow import listing
-from shopflow.findings import Check, Report
-from shopflow.letters import Failure, Id, Letter, Mark, Outcome
-from shopflow.plots import Paper
-from shopflow.price_history import Course, Period, Prices
-from shopflow.store import Sold
-from shopflow.texts import money
-from shopflow.trying import Trial
+from shopflow.commands import lines as listing
+from shopflow.commands.plots import Paper
+from shopflow.operations.letters import Failure, Id, Letter, Mark, Outcome
+from shopflow.operations.verify.report import Check, Report
+from shopflow.shop.price_history import Course, Period, Prices
+from shopflow.shop.promotions.trial import Trial
+from shopflow.shop.text import money
+from shopflow.store.connection import Sold
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
 SOURCE = {"origin": "direct"}

@@ -17,12 +17,12 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 import shopflow
+from faust_batches.outage import Outage
 from shopflow.errors import PartitionLost, Unavailable
-from shopflow.kafka import Span
-from shopflow.lag import Lags
-from shopflow.metrics import MeteredStore, Metrics, Rebalances, Sources
-from shopflow.outages import Outage
-from shopflow.store import Inserted
+from shopflow.kafka.connection import Span
+from shopflow.kafka.lag import Lags
+from shopflow.store.connection import Inserted
+from shopflow.web.monitoring.metrics import MeteredStore, Metrics, Rebalances, Sources
 from tests.fakes import FakeStore
 
 ROOT = Path(__file__).parents[2]

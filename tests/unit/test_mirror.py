@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from shopflow import mirror
-from shopflow.counting import TOTALS_KEY, decode_totals, rebuilt
-from shopflow.mirror import Mirror
-from shopflow.outages import FIRST_PAUSE_SECONDS, Outage
-from shopflow.store import PartSale
+from faust_batches.outage import FIRST_PAUSE_SECONDS, Outage
+from shopflow.shop import sales_mirror as mirror
+from shopflow.shop.counts import TOTALS_KEY, decode_totals, rebuilt
+from shopflow.shop.sales_mirror import Mirror
+from shopflow.store.connection import PartSale
 from tests.fakes import FakeStore
 from tests.unit.test_sales import NOON, Purchase, enter, numbered
 

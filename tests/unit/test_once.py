@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from aiokafka.errors import KafkaConnectionError
 
-from shopflow import once
-from shopflow.once import Once
+from faust_batches import once
+from faust_batches.once import Once
 from tests.fakes import FakeRecord
 
 PLACE = ("shop.purchases", 0)

@@ -8,10 +8,10 @@ import threading
 
 import pytest
 
-from shopflow import outages
+from faust_batches import outage as outages
+from faust_batches.outage import Outage, retrying
+from shopflow.commands.running import KafkaNoise, is_news
 from shopflow.errors import PartitionLost, Unavailable
-from shopflow.outages import Outage, retrying
-from shopflow.running import KafkaNoise, is_news
 
 AWAY = Unavailable("MongoDB", "no answer")
 

@@ -9,12 +9,15 @@ from datetime import datetime, timedelta, timezone
 import msgspec
 import pytest
 
-from shopflow import kafka, overview, peers, topics
+from shopflow import topics
 from shopflow.errors import Unavailable
-from shopflow.kafka import Span
-from shopflow.lag import Standing
-from shopflow.overview import Kept
-from shopflow.store import PartSale
+from shopflow.kafka import connection as kafka
+from shopflow.kafka.connection import Span
+from shopflow.kafka.lag import Standing
+from shopflow.store.connection import PartSale
+from shopflow.web import peers
+from shopflow.web.page import snapshot as overview
+from shopflow.web.page.snapshot import Kept
 from tests.fakes import FakeStore
 
 from .test_condition import report

@@ -12,10 +12,13 @@ from urllib.parse import unquote
 import msgspec
 import pytest
 
-from shopflow import charts, overview, page, peers, product_watching
-from shopflow.board import Bestseller, Sale, Snapshot
-from shopflow.condition import Condition, Learned
 from shopflow.errors import Unavailable
+from shopflow.shop.recent_sales import Bestseller, Sale, Snapshot
+from shopflow.web import peers
+from shopflow.web.page import charts, product_watching
+from shopflow.web.page import snapshot as overview
+from shopflow.web.page import views as page
+from shopflow.web.page.warnings import Condition, Learned
 from tests.fakes import FakeStore
 
 from .test_condition import AT, WELL, replace

@@ -9,7 +9,7 @@ from time import monotonic
 
 import pytest
 
-from shopflow.plots import Bar, Paper, Step, paper, price_and_units
+from shopflow.commands.plots import Bar, Paper, Step, paper, price_and_units
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
 DAY = timedelta(days=1)

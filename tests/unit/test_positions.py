@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from faust_batches.chain import Chain, Cursor, Session
 from shopflow.errors import PartitionLost
-from shopflow.positions import Chain, Cursor, Session
 
 
 class TestCursor:

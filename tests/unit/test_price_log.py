@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from shopflow.price_log import PriceLog
+from shopflow.shop.price_log import PriceLog
 from tests.fakes import FakeRecord
 
 TIME = 1_700_000_000_000

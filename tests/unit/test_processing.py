@@ -16,18 +16,19 @@ from typing import Any
 import pytest
 from aiokafka.errors import KafkaConnectionError
 
-from shopflow import limits, outages
-from shopflow import pricing as module
-from shopflow.attempts import Attempts
-from shopflow.counting import TOTALS_KEY, decode_count, decode_totals, rebuilt
-from shopflow.dead_letters import DeadLetters
+from faust_batches import outage as outages
+from faust_batches.attempts import Attempts
+from faust_batches.ledger import Ledger
+from faust_batches.outage import Outage
 from shopflow.errors import PartitionLost, Unavailable
-from shopflow.ledger import Ledger
-from shopflow.limits import Limit
-from shopflow.outages import Outage
-from shopflow.price_log import PriceLog
-from shopflow.pricing import Pricing
-from shopflow.processing import Processing
+from shopflow.shop import failure_limit as limits
+from shopflow.shop import prices as module
+from shopflow.shop.counts import TOTALS_KEY, decode_count, decode_totals, rebuilt
+from shopflow.shop.dead_letters import DeadLetters
+from shopflow.shop.failure_limit import Limit
+from shopflow.shop.price_log import PriceLog
+from shopflow.shop.prices import Pricing
+from shopflow.shop.purchases import Processing
 from tests.fakes import FakeBatch, FakeCounts, FakeOutlet, FakeRecord, FakeStore
 
 NOON = "2026-05-01T12:00:00+00:00"

@@ -11,8 +11,8 @@ from aiokafka.errors import KafkaConnectionError, KafkaError, MessageSizeTooLarg
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.produce import ProduceRequest
 
-from shopflow.positions import Session
-from shopflow.producing import SessionProducer, Undecided
+from faust_batches.chain import Session
+from faust_batches.producer import SessionProducer, Undecided
 
 
 class Connection:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from shopflow.price_history import Course, Period, Prices
-from shopflow.product_shown import Columns, Picture, columns, product
-from shopflow.store import Sold
-from shopflow.texts import visible
+from shopflow.shop.price_history import Course, Period, Prices
+from shopflow.shop.text import visible
+from shopflow.store.connection import Sold
+from shopflow.web.page.product import Columns, Picture, columns, product
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
 HOUR = timedelta(hours=1)

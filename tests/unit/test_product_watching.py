@@ -7,9 +7,9 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 
-from shopflow import product_watching
-from shopflow.product_shown import Product
-from shopflow.store import PartSale
+from shopflow.store.connection import PartSale
+from shopflow.web.page import product_watching
+from shopflow.web.page.product import Product
 from tests.fakes import FakeStore
 
 

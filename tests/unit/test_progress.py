@@ -6,8 +6,8 @@ import io
 
 import pytest
 
-from shopflow import progress
-from shopflow.progress import progress_bar
+from shopflow.commands import progress
+from shopflow.commands.progress import progress_bar
 
 
 class Terminal(io.StringIO):

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shopflow.promotions import Bought, Earned, Rules, Window, decode_window, encode_window
-from shopflow.rules import EXAMPLES, Rule, active
+from shopflow.config.promotions import EXAMPLES, Rule, active
+from shopflow.shop.promotions.windows import Bought, Earned, Rules, Window, decode_window, encode_window
 from tests import vouchers as oracle
 
 DAY = timedelta(days=1)

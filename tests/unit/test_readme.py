@@ -22,10 +22,13 @@ import pytest
 import yaml
 from faust.cli.base import cli
 
-from shopflow import commands, config, events, topics
+from shopflow import topics
 from shopflow.app import app
-from shopflow.letters import Mark
+from shopflow.commands import operate as commands
+from shopflow.config import settings as config
 from shopflow.models import Customer, CustomerActivity, Product, Purchase
+from shopflow.operations.letters import Mark
+from shopflow.web.api import events
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -326,7 +329,7 @@ def test_versions_that_are_named_are_those_in_use() -> None:
 
 def test_dead_letter_headers_are_those_that_are_sent() -> None:
     """The names of headers in the README are in dead_letters.py."""
-    source = (ROOT / "shopflow" / "dead_letters.py").read_text(encoding="utf-8")
+    source = (ROOT / "shopflow" / "shop" / "dead_letters.py").read_text(encoding="utf-8")
     assert '"__connect.errors."' in source
     for name in ("topic", "partition", "offset", "exception.message"):
         assert f"}}{name}" in source

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from shopflow import kafka, rebuild
-from shopflow.announcements import VOUCHERS
-from shopflow.announcements_check import compare_announcements
-from shopflow.kafka import Span
-from shopflow.rebuild import Work
+from shopflow.kafka import connection as kafka
+from shopflow.kafka.connection import Span
+from shopflow.operations import replay as rebuild
+from shopflow.operations.replay import Work
+from shopflow.operations.verify.announcements import compare_announcements
+from shopflow.shop.announcements import VOUCHERS
 from tests.fakes import FakeRecord, FakeStore, layout
 
 PLACES = {("shop.purchases", 0): 100, ("shop.purchases", 1): 50, ("shop.products", 0): 0}

@@ -8,8 +8,8 @@ import logging
 import pytest
 from faust.tables.recovery import RebalanceAgain, ServiceStopped
 
-from shopflow.batching import App
-from shopflow.recovering import PatientRecovery
+from faust_batches.app import App
+from faust_batches.recovery import PatientRecovery
 
 
 def recovery() -> PatientRecovery:

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shopflow import sales as sales_module
-from shopflow.changelog import Audit
-from shopflow.counting import TOTALS_KEY, decode_count, decode_totals, rebuilt
-from shopflow.sales import PERIODS, Sale, advance, key_of, sale_of, start_of
+from faust_batches.table import Audit
+from shopflow.shop import sales as sales_module
+from shopflow.shop.counts import TOTALS_KEY, decode_count, decode_totals, rebuilt
+from shopflow.shop.sales import PERIODS, Sale, advance, key_of, sale_of, start_of
 
 NOON = datetime(2026, 5, 1, 12, 30, tzinfo=timezone.utc)
 

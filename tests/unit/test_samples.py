@@ -12,9 +12,9 @@ from uuid import UUID
 import faker
 import pytest
 
-from shopflow import samples
+from shopflow.commands import samples
+from shopflow.commands.samples import PRODUCTS, customers, products, purchases
 from shopflow.models import Customer, Decoder, Product, Purchase, encode
-from shopflow.samples import PRODUCTS, customers, products, purchases
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=timezone.utc)
 IDS = [product.product_id for product in PRODUCTS]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from aiokafka.errors import KafkaConnectionError
 
-from shopflow import seeding
+from shopflow.commands import seeding
 from shopflow.errors import Refused, Unavailable
 from tests.fakes import FakeStore
 

@@ -11,7 +11,7 @@ import pytest
 from aiokafka.errors import KafkaTimeoutError, OutOfOrderSequenceNumber
 
 from shopflow.errors import Unavailable
-from shopflow.sending import Sender
+from shopflow.kafka.sender import Sender
 
 RECORDS = [(b"k", b"1"), (b"k", b"2")]
 
@@ -131,7 +131,7 @@ def test_who_does_not_wait_leaves_nothing_behind() -> None:
 
 def test_closing_does_not_wait_for_a_producer_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker has to stop; nothing is sent afterwards."""
-    monkeypatch.setattr("shopflow.sending._CLOSE_SECONDS", 0.05)
+    monkeypatch.setattr("shopflow.kafka.sender._CLOSE_SECONDS", 0.05)
 
     async def body(kafka: Kafka, sender: Sender) -> None:
         kafka.hangs_at_start = True

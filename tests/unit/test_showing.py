@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime, timezone
 
-from shopflow import showing
-from shopflow.board import Bestseller, Sale, Snapshot
-from shopflow.condition import Learned, WorkerState
-from shopflow.kafka import Span
-from shopflow.texts import visible
+from shopflow.kafka.connection import Span
+from shopflow.shop.recent_sales import Bestseller, Sale, Snapshot
+from shopflow.shop.text import visible
+from shopflow.web.page import render as showing
+from shopflow.web.page.warnings import Learned, WorkerState
 
 from .test_condition import AT, WELL, letter, report, state
 

@@ -15,11 +15,11 @@ from aiokafka.errors import KafkaError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shopflow import stock
-from shopflow.announcements import ALERTS
 from shopflow.errors import PartitionLost, Unavailable
-from shopflow.stock import AlertLog, Watch, alert_id, left_of
-from shopflow.store import Document, PartSale
+from shopflow.shop import stock
+from shopflow.shop.announcements import ALERTS
+from shopflow.shop.stock import AlertLog, Watch, alert_id, left_of
+from shopflow.store.connection import Document, PartSale
 from tests.fakes import FakeRecord, FakeStore
 
 #: When the product is stocked: in the middle of an hour.

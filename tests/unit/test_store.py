@@ -16,8 +16,8 @@ from bson.datetime_ms import DatetimeMS
 from pymongo.errors import AutoReconnect, OperationFailure
 
 from shopflow.errors import Refused, Unavailable
-from shopflow.processing import purchase_document
-from shopflow.store import (
+from shopflow.shop.purchases import purchase_document
+from shopflow.store.connection import (
     MAX_DOCUMENT_BYTES,
     Deletion,
     Document,

@@ -11,17 +11,20 @@ from typing import Any
 
 import pytest
 
-from shopflow import listing, sales, sales_check, verification
-from shopflow.announcements import ALERTS, VOUCHERS
-from shopflow.counting import advance, rebuilt
+from faust_batches.outage import Outage
+from shopflow.commands import lines as listing
 from shopflow.errors import Unavailable
-from shopflow.findings import Named
-from shopflow.kafka import Lag, Span
-from shopflow.mirror import Mirror
-from shopflow.outages import Outage
-from shopflow.store import Document
-from shopflow.verification import Report, Tables, verify
-from shopflow.workers import Compared, Live, Worker
+from shopflow.kafka.connection import Lag, Span
+from shopflow.operations.verify import sales as sales_check
+from shopflow.operations.verify import totals as verification
+from shopflow.operations.verify.report import Named
+from shopflow.operations.verify.totals import Report, Tables, verify
+from shopflow.operations.verify.workers import Compared, Live, Worker
+from shopflow.shop import sales
+from shopflow.shop.announcements import ALERTS, VOUCHERS
+from shopflow.shop.counts import advance, rebuilt
+from shopflow.shop.sales_mirror import Mirror
+from shopflow.store.connection import Document
 from tests.fakes import FakeRecord, FakeStore, layout
 
 LAYOUT = layout(1)

@@ -12,9 +12,10 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from shopflow import peers, views
-from shopflow.config import Config, Web
-from shopflow.counting import TOTALS_KEY, Counted, advance, rebuilt
+from shopflow.config.settings import Config, Web
+from shopflow.shop.counts import TOTALS_KEY, Counted, advance, rebuilt
+from shopflow.web import peers
+from shopflow.web.api import counts as views
 
 ME, NEAR, FAR = URL("http://127.0.0.1:6066"), URL("http://127.0.0.1:6067"), URL("http://127.0.0.1:6068")
 

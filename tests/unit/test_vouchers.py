@@ -16,21 +16,22 @@ from aiokafka.errors import KafkaConnectionError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shopflow import once, outages
-from shopflow.announcements import VOUCHERS
-from shopflow.attempts import Attempts
-from shopflow.counting import TOTALS_KEY, rebuilt
-from shopflow.dead_letters import DeadLetters
+from faust_batches import once
+from faust_batches import outage as outages
+from faust_batches.attempts import Attempts
+from faust_batches.ledger import Ledger
+from faust_batches.outage import Outage
+from shopflow.config.promotions import Rule
 from shopflow.errors import Unavailable
-from shopflow.ledger import Ledger
-from shopflow.outages import Outage
-from shopflow.price_log import PriceLog
-from shopflow.pricing import Pricing
-from shopflow.processing import Processing
-from shopflow.promotions import Rules, decode_window
-from shopflow.rules import Rule
-from shopflow.trying import try_rule
-from shopflow.vouchers import Promotions, VoucherLog, _Types
+from shopflow.shop.announcements import VOUCHERS
+from shopflow.shop.counts import TOTALS_KEY, rebuilt
+from shopflow.shop.dead_letters import DeadLetters
+from shopflow.shop.price_log import PriceLog
+from shopflow.shop.prices import Pricing
+from shopflow.shop.promotions.trial import try_rule
+from shopflow.shop.promotions.vouchers import Promotions, VoucherLog, _Types
+from shopflow.shop.promotions.windows import Rules, decode_window
+from shopflow.shop.purchases import Processing
 from tests import vouchers as oracle
 from tests.fakes import FakeBatch, FakeCounts, FakeOutlet, FakeRecord, FakeStore
 
@@ -361,7 +362,7 @@ def test_the_types_of_products_are_not_asked_for_at_each_batch(shop: Shop) -> No
 
 
 def test_it_is_said_how_many_were_given(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "shopflow.vouchers"):
+    with caplog.at_level(logging.INFO, "shopflow.shop.promotions.vouchers"):
         shop.handle(bought(1), bought(2))
     assert sorted(caplog.messages) == ["1 voucher(s) of rule bread", "1 voucher(s) of rule second"]
 

@@ -17,12 +17,15 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from yarl import URL
 
-from shopflow import events, openapi, reading, views, web
-from shopflow.access import Guard
 from shopflow.app import app
-from shopflow.config import Config, Web
+from shopflow.config.settings import Config, Web
 from shopflow.errors import Unavailable
-from shopflow.store import Document
+from shopflow.store.connection import Document
+from shopflow.web import answers as web
+from shopflow.web.access import Guard
+from shopflow.web.api import collections as reading
+from shopflow.web.api import counts as views
+from shopflow.web.api import events, openapi
 from tests.fakes import FakeStore
 
 NOON = datetime(2026, 5, 1, 12, 0, 0, tzinfo=timezone.utc)

@@ -15,11 +15,11 @@ from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
 from faust.assignor.client_assignment import ClientAssignment, ClientMetadata
 from faust.assignor.partition_assignor import PartitionAssignor
 
-from shopflow import workers
-from shopflow.counting import Totals, advance, decode_count, decode_totals
-from shopflow.kafka import Group
+from shopflow.kafka.connection import Group
 from shopflow.models import PartitionTotals, PurchaseCount
-from shopflow.workers import Compared, Live, Worker, compare, live
+from shopflow.operations.verify import workers
+from shopflow.operations.verify.workers import Compared, Live, Worker, compare, live
+from shopflow.shop.counts import Totals, advance, decode_count, decode_totals
 
 URL = "http://127.0.0.1:6066"
 OTHER = "http://127.0.0.1:6067"

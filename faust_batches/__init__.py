@@ -1,0 +1,1 @@
+"""Faust agents that get batches instead of events, and tables that count every event exactly once."""

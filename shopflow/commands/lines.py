@@ -1,0 +1,423 @@
+"""What the listing commands print: pure, from documents to lines."""
+
+from __future__ import annotations
+
+import base64
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, AsyncIterator, Container, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from shopflow.operations.letters import Failure, Id, Letter, Mark, Outcome, time_of
+from shopflow.operations.verify.report import Report
+from shopflow.shop.price_history import Course, Period, Prices
+from shopflow.shop.promotions.trial import Trial
+from shopflow.shop.text import day, day_and_time, money, visible, whole
+from shopflow.store.connection import Document
+
+from .plots import Paper, price_and_units
+
+__all__ = [
+    "course",
+    "customers",
+    "dead_letter",
+    "dead_letters",
+    "gift",
+    "price_history",
+    "products",
+    "records",
+    "report",
+    "retried",
+    "tried",
+    "voucher",
+    "vouchers",
+]
+
+_NOTHING_YET = "none yet"
+#: Characters of a key or a reason in a list.
+_SHORT = 200
+#: Reasons that a summary names, and that it tells apart.
+_NAMED, _KNOWN = 10, 1_000
+
+
+def products(
+    documents: Sequence[Document],
+    sold: Mapping[str, Document] | None = None,
+    left: Mapping[str, int] | None = None,
+    *,
+    as_json: bool,
+) -> Iterator[str]:
+    """A line a product; as JSON one array.
+
+    Arguments:
+        sold: The sales by product id, to be shown beside each.
+        left: What is left of each that carries a stock, by product id.
+    """
+    left = left or {}
+    if as_json:
+        shown = [_public(document, "product_id") for document in documents]
+        for document in shown:
+            if document["product_id"] in left:
+                document["left"] = left[document["product_id"]]
+        if sold is not None:
+            for document in shown:
+                document |= {name: _sold(sold, document["product_id"])[name] for name in _SOLD}
+        yield _json(shown)
+        return
+    if not documents:
+        yield f"Products: {_NOTHING_YET}."
+    names = [_name(document) for document in documents]
+    width = max(map(len, names), default=0)
+    for name, document in zip(names, documents, strict=True):
+        line = f"{name:<{width}} {money(document.get('price')):>12}  {_text_of(document, 'type')}  ({_id(document)})"
+        if document["_id"] in left:
+            line += f"  {left[document['_id']]} left of {document['stock']}"
+        if sold is not None:
+            sale = _sold(sold, document["_id"])
+            line += f"  {sale['units']} sold in {sale['purchases']} purchases, {money(sale['revenue'])}"
+        yield line
+
+
+_SOLD = ("purchases", "units", "revenue")
+
+
+def _id(document: Document) -> str:
+    return visible(str(document["_id"]))
+
+
+def _name(product: Document) -> str:
+    return visible(str(product.get("name") or product["_id"]))
+
+
+def _text_of(document: Mapping[str, Any], field: str) -> str:
+    """A text as it stands there, or what stands there instead of one."""
+    value = document.get(field)
+    return "-" if value in (None, "") else visible(str(value))
+
+
+def _sold(sold: Mapping[str, Document], product_id: str) -> Document:
+    return sold.get(product_id) or dict.fromkeys(_SOLD, 0)
+
+
+def price_history(found: Prices, *, as_json: bool) -> Iterator[str]:
+    """A line a price, oldest first, with what was sold at it; as JSON one object."""
+    if as_json:
+        yield _json(found)
+        return
+    yield f"{visible(found.name or 'no longer offered')}  ({visible(found.product_id)})"
+    yield f"{'since':<19}  {'until':<19}  {'price':>12}  {'units':>9}  {'revenue':>14}"
+    for period in found.prices:
+        yield _period(period)
+
+
+def _period(period: Period) -> str:
+    since = "before that" if period.since is None else day_and_time(period.since)
+    until = "" if period.until is None else day_and_time(period.until)
+    price = "not for sale" if period.price is None else money(period.price)
+    return f"{since:<19}  {until:<19}  {price:>12}  {period.units:>9}  {money(period.revenue):>14}"
+
+
+def course(on: Paper, found: Prices, sold: Course) -> Iterator[str]:
+    """A plot of the prices, and below it what was sold."""
+    start, end = sold.start, sold.end
+    steps = [(one.since or start, one.until or end, one.price) for one in found.prices]
+    bars = [(one.since or start, (one.since or start) + sold.width, one.units) for one in sold.sold]
+    shown = [(since, until, price) for since, until, price in steps if since < end and until > start]
+    yield ""
+    yield from price_and_units(on, start, end, shown, bars, bucket=sold.bucket)
+
+
+async def customers(documents: AsyncIterator[Document], *, as_json: bool) -> AsyncIterator[str]:
+    """A customer and below it a line a purchase; as JSON one array, a customer a line."""
+    separator, found = "[", False
+    async for document in documents:
+        found = True
+        if as_json:
+            yield separator + _json(_public_customer(document))
+            separator = ","
+        else:
+            for line in _customer(document):
+                yield line
+    if as_json:
+        yield "]" if found else "[]"
+    elif not found:
+        yield f"Customers: {_NOTHING_YET}."
+
+
+def _customer(document: Document) -> Iterator[str]:
+    purchases = document["purchases"]
+    first, last, address = (_text_of(document, field) for field in ("first_name", "last_name", "address"))
+    yield f"{first} {last}, {address}  ({_id(document)})"
+    for purchase in purchases:
+        name = _text_of(purchase, "product_name" if purchase.get("product_name") else "product_id")
+        bought = f"{_text_of(purchase, 'quantity')} x {name}"
+        price, value = money(purchase.get("price")), money(purchase.get("value"))
+        yield f"    {day_and_time(purchase.get('purchased_at'))}  {bought}, {price} each = {value}"
+    if not purchases:
+        yield "    nothing bought yet"
+    else:
+        total = sum(whole(purchase.get("value")) or 0 for purchase in purchases)
+        yield f"    {len(purchases)} purchases, {money(total)}"
+
+
+def _public_customer(document: Document) -> Document:
+    purchases = [_public(purchase, "purchase_id") for purchase in document["purchases"]]
+    return {**_public(document, "customer_id"), "purchases": purchases}
+
+
+def _public(document: Document, key: str) -> Document:
+    return {
+        key: document["_id"],
+        **{name: value for name, value in document.items() if name not in {"_id", "purchases"}},
+    }
+
+
+async def vouchers(documents: AsyncIterator[Document], *, as_json: bool) -> AsyncIterator[str]:
+    """A line a voucher; as JSON one array, a voucher a line."""
+    separator, found = "[", False
+    async for document in documents:
+        found = True
+        if as_json:
+            yield separator + _json(_public(document, "voucher_id"))
+            separator = ","
+        else:
+            yield voucher(document)
+    if as_json:
+        yield "]" if found else "[]"
+    elif not found:
+        yield f"Vouchers: {_NOTHING_YET}."
+
+
+def voucher(document: Document) -> str:
+    """One voucher, in a line."""
+    issued, until = day_and_time(document.get("issued_at")), day(document.get("valid_until"))
+    customer, rule = _text_of(document, "customer_id"), _text_of(document, "rule")
+    return f"{issued}  {customer}  {rule}: {gift(document)}, until {until}"
+
+
+def gift(document: Mapping[str, Any]) -> str:
+    """What a voucher is for."""
+    less = f"{_text_of(document, 'percent')}%" if "percent" in document else money(document.get("amount"))
+    what = ", ".join(visible(str(document[name]), _SHORT) for name in ("product_type", "text") if name in document)
+    return f"{less} off {what or '-'}"
+
+
+def tried(trial: Trial, *, as_json: bool) -> str:
+    """What `try-promotion` found."""
+    if as_json:
+        return _json(trial.as_json())
+    what = "registrations" if trial.of_registrations else "purchases"
+    found = f"{trial.rule}: {trial.vouchers} vouchers for {len(trial.customers)} customers"
+    span = f", from {day_and_time(trial.first)} to {day_and_time(trial.last)}" if trial.first and trial.last else ""
+    return f"{found}{span}; {trial.looked_at} {what} were looked at, nothing was given."
+
+
+_VERDICTS = {
+    0: "Kafka, MongoDB and the tables agree.",
+    1: "Kafka, MongoDB and the tables do NOT agree.",
+    2: "Could not tell.",
+}
+_MARKS = {True: "ok ", False: "NOT", None: "?? "}
+
+
+def report(found: Report, *, as_json: bool) -> Iterator[str]:
+    """What `verify` found."""
+    if as_json:
+        yield _json(found.as_json())
+        return
+    yield (
+        f"Purchases: {found.kafka.get('purchases', 0)} in Kafka, {found.mongodb.get('purchases', 0)} in MongoDB, "
+        f"{found.tables.get('purchases', 0)} in the tables ({found.tables.get('duplicates', 0)} sent twice, "
+        f"{found.tables.get('rejected', 0)} not accepted). Dead letters: {found.kafka.get('dead_letters', 0)}."
+    )
+    for check in found.checks:
+        yield f"{_MARKS[check.good]} {check.name}: {visible(check.detail)}"
+    yield _VERDICTS[found.status]
+
+
+def _text(data: bytes | None) -> str:
+    """Text if it is text, else Base64; `-` for nothing at all."""
+    known = _bytes(data)
+    return "-" if known is None else known if isinstance(known, str) else f"base64:{known['base64']}"
+
+
+def _bytes(data: bytes | None) -> Any:
+    """For JSON: text if it is text, else an object with its Base64."""
+    if data is None:
+        return None
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(data).decode()}
+
+
+def _json(document: Any) -> str:
+    """JSON whose strings have escapes where a terminal would obey."""
+    text = msgspec.json.encode(document, enc_hook=str).decode()
+    return text if text.isprintable() else "".join(one if one.isprintable() else _escaped(one) for one in text)
+
+
+def _escaped(letter: str) -> str:
+    units = letter.encode("utf-16-be").hex()
+    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
+
+
+async def dead_letters(
+    letters: AsyncIterator[Letter], put_back: Mapping[Id, datetime], *, limit: int | None, as_json: bool
+) -> AsyncGenerator[str, None]:
+    """A line a dead letter, newest last, and a summary; as JSON one array, a dead letter a line.
+
+    Arguments:
+        put_back: Those that were put back, and when.
+        limit: Only so many, the newest; None: all.
+    """
+    summary = _Summary(put_back)
+    newest: deque[Letter] = deque(maxlen=limit)
+    separator = "["
+
+    def line(letter: Letter) -> str:
+        nonlocal separator
+        if not as_json:
+            return _letter(letter, put_back.get(letter.id))
+        before, separator = separator, ","
+        return before + _json(_public_letter(letter, put_back.get(letter.id)))
+
+    async for letter in letters:
+        summary.add(letter)
+        if limit is None:
+            yield line(letter)
+        else:
+            newest.append(letter)
+    for letter in newest:
+        yield line(letter)
+    if not as_json:
+        yield summary.said()
+    else:
+        yield "]" if separator == "," else "[]"
+
+
+class _Summary:
+    def __init__(self, put_back: Container[Id]) -> None:
+        self._put_back = put_back
+        self._total = self._back = 0
+        self._reasons: Counter[str] = Counter()
+
+    def add(self, letter: Letter) -> None:
+        self._total += 1
+        self._back += letter.id in self._put_back
+        label = visible(letter.label, _SHORT) or "no reason"
+        self._reasons[label if label in self._reasons or len(self._reasons) < _KNOWN else "other reasons"] += 1
+
+    def said(self) -> str:
+        if not self._total:
+            return "Dead letters: none."
+        named = [f"{count} {reason}" for reason, count in self._reasons.most_common(_NAMED)]
+        if others := len(self._reasons) - len(named):
+            named.append(f"{others} more reasons")
+        return f"Dead letters: {self._total} ({self._back} put back): {', '.join(named)}."
+
+
+def _place(topic: str, partition: int, offset: int) -> str:
+    return f"{visible(topic, _SHORT)}:{partition}:{offset}" if topic else "unknown place"
+
+
+def _letter(letter: Letter, put_back: datetime | None) -> str:
+    notes = [f"failed {letter.retries} times before"] if letter.retries else []
+    if put_back:
+        notes.append(f"put back {day_and_time(put_back)}")
+    return "  ".join(
+        [
+            str(letter.id),
+            day_and_time(letter.time),
+            _place(letter.topic, letter.partition, letter.offset),
+            visible(_text(letter.key), _SHORT),
+            visible(letter.reason, _SHORT) or "no reason",
+            *([f"({'; '.join(notes)})"] if notes else []),
+        ]
+    )
+
+
+def _public_letter(letter: Letter, put_back: datetime | None) -> dict[str, Any]:
+    return {
+        "id": str(letter.id),
+        "time": letter.time,
+        "topic": letter.topic,
+        "partition": letter.partition,
+        "offset": letter.offset,
+        "reason": letter.reason,
+        "key": _bytes(letter.key),
+        "put_back": put_back,
+        "retries": letter.retries,
+        "history": letter.history,
+    }
+
+
+def dead_letter(letter: Letter, put_back: tuple[datetime, Mark] | None, *, as_json: bool) -> Iterator[str]:
+    """Everything of one."""
+    when, mark = put_back or (None, None)
+    if as_json:
+        yield _json(
+            {
+                **_public_letter(letter, when),
+                "put_back_to": mark and {"topic": mark.topic, "partition": mark.partition, "offset": mark.offset},
+                "headers": [[name, _bytes(value)] for name, value in letter.headers],
+                "value": _bytes(letter.value),
+            }
+        )
+        return
+    yield f"Dead letter {letter.id}, {day_and_time(letter.time)}"
+    yield f"from:     {_place(letter.topic, letter.partition, letter.offset)}"
+    yield f"reason:   {visible(letter.reason) or 'none given'}"
+    if when and mark:
+        yield f"put back: {day_and_time(when)}, to {_place(mark.topic, mark.partition, mark.offset)}"
+    else:
+        yield "put back: no"
+    yield f"failed:   {letter.retries} times before"
+    for failure in letter.history:
+        yield f"    {_failure(failure)}"
+    yield "headers:"
+    for name, value in letter.headers:
+        yield f"    {visible(name)}: {visible(_text(value))}"
+    yield f"key:      {visible(_text(letter.key))}"
+    yield f"value:    {visible(_text(letter.value))}"
+
+
+def _failure(failure: Failure) -> str:
+    place = _place(failure.topic, failure.partition, failure.offset)
+    return visible(f"{failure.dead_letter}  {failure.time}  {place}  {failure.reason}")
+
+
+def records(found: Iterable[Any], *, as_json: bool) -> Iterator[str]:
+    """A line a record of Kafka: its place, its time, its key and its value; as JSON one array, a record a line.
+
+    A value that is JSON is in the array as it is; another is what `dead_letter` makes of it.
+    """
+    separator = "["
+    for record in found:
+        place, time = f"{record.partition}:{record.offset}", time_of(record)
+        if as_json:
+            known = {"partition": record.partition, "offset": record.offset, "time": time, "key": _bytes(record.key)}
+            yield separator + _json({**known, "value": _value(record.value)})
+        else:
+            key, value = visible(_text(record.key), _SHORT), visible(_text(record.value))
+            yield "  ".join([place, day_and_time(time), key, value])
+        separator = ","
+    if as_json:
+        yield "]" if separator == "," else "[]"
+    elif separator == "[":
+        yield f"Records: {_NOTHING_YET}."
+
+
+def _value(data: bytes | None) -> Any:
+    try:
+        return msgspec.json.decode(data or b"")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _bytes(data)
+
+
+def retried(outcome: Outcome) -> str:
+    """What became of those that were to be put back."""
+    refused = f", {len(outcome.refused)} could not be" if outcome.refused else ""
+    return f"{outcome.put_back} put back, {outcome.already} had been put back before{refused}."

@@ -1,0 +1,253 @@
+"""A worker and its servers: what is checked before the worker runs, watched while it runs, and stopped after it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import gc
+import logging
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+from faust.cli import AppCommand
+from faust.cli.worker import worker as faust_worker
+
+from shopflow import topics
+from shopflow.app import app, bootstrap, config, connect, kafka_outage
+from shopflow.errors import Refused, Unavailable
+from shopflow.kafka import connection as kafka
+from shopflow.servers.servers import Servers
+from shopflow.servers.worker import check_port
+from shopflow.web import access
+
+__all__ = ["KafkaNoise", "WorkerCommand", "choose_datadir", "serve"]
+
+#: How long a worker waits for Kafka at its start.
+_KAFKA_SECONDS = 30.0
+#: How long a worker may take to stop. What it had not finished comes again to the next one.
+_STOP_SECONDS = 20.0
+_STOP_WITHOUT_KAFKA_SECONDS = 5.0
+_WATCH_SECONDS = 0.5
+#: Objects made, and not gone, between two collections of the young; so many of these until the next generation's turn.
+_GC_THRESHOLD = (100_000, 20, 100)
+_PROBE_SECONDS = 2.0
+#: The logger of Faust's actors.
+_ACTORS = "faust.agents.actor"
+#: In what aiokafka says when it can't reach Kafka.
+_TROUBLE = re.compile("connect|heartbeat|timed? ?out", re.IGNORECASE)
+
+
+def choose_datadir(command: AppCommand, port: int) -> None:
+    """Where the tables are: --datadir, else a folder under `data_dir` that is this port's.
+
+    Raises:
+        Refused: It can't be made.
+    """
+    source = command.ctx.find_root().get_parameter_source("datadir")
+    if command.datadir and source is not ParameterSource.DEFAULT:
+        folder = Path(command.datadir)
+    else:  # two workers on one machine have two ports; RocksDB wants two folders
+        folder = config.data_path / f"worker-{port}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refused(f"data_dir: {folder}: {error.strerror}") from error
+    app.reconfigure(datadir=folder)
+
+
+def check_unused(tables: Path) -> None:
+    """Raises:
+    Refused: A process has tables of this folder open.
+    """
+    for lock in tables.glob("*.db/LOCK"):
+        with lock.open("rb+") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # RocksDB's own way to have a database for itself
+            except OSError as error:
+                raise Refused(f"data_dir: a worker has the tables in {tables} open: stop it first") from error
+
+
+class WorkerCommand(faust_worker):
+    """Faust's `worker`, with the embedded servers around it where they are configured."""
+
+    abstract = True
+
+    def serve(self, *args: Any, **kwargs: Any) -> int:
+        """Check, start what is missing, run, stop what was started. Returns the exit status."""
+        options = {**self.kwargs, **kwargs}
+        port = options.get("web_port") or app.conf.web_port
+        if options.get("with_web"):
+            bind = options.get("web_bind") or app.conf.web_bind
+            check_port(bind, port)
+            for warning in access.warnings(config.web, bind):
+                self.say(f"Warning: {warning}. See docs/SECURITY.md.")
+        choose_datadir(self, port)
+        with Servers(config, self.say) as servers:
+            connect(servers.start())
+            asyncio.run(_prepare(self.say))
+            _collect_garbage_rarely()
+            with _Watch(servers, verbose=self.loglevel.lower() == "debug") as watch:
+                try:
+                    faust_worker.__call__(self, *args, **kwargs)
+                except SystemExit as end:
+                    return 1 if watch.failed else int(end.code or 0)
+        return 0
+
+
+def _collect_garbage_rarely() -> None:
+    """A batch is some 10,000 objects without cycles; at the defaults half of the CPU goes into looking for some."""
+    gc.collect()
+    gc.freeze()  # modules and classes: a full collection need not visit them
+    gc.set_threshold(*_GC_THRESHOLD)
+
+
+async def _prepare(say: Callable[[str], None]) -> None:
+    await kafka.wait_for(bootstrap(), _KAFKA_SECONDS, say)
+    await kafka.ensure_topics(bootstrap(), topics.SPECS)
+
+
+class KafkaNoise(logging.Filter):
+    """aiokafka says several lines a second while Kafka is away; this keeps the last of them, to be looked into."""
+
+    def __init__(self, *, verbose: bool) -> None:
+        super().__init__()
+        self._verbose = verbose
+        self._suspicion: str | None = None
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let a line of aiokafka pass? Errors of the connection are a suspicion; the rest is for `-l debug`."""
+        if record.levelno >= logging.WARNING and _TROUBLE.search(message := record.getMessage()):
+            self._suspicion = message
+        return self._verbose
+
+    def suspicion(self) -> str | None:
+        """What was said since the last call that sounds as if Kafka were away."""
+        said, self._suspicion = self._suspicion, None
+        return said
+
+
+def is_news(record: logging.LogRecord) -> bool:
+    """Not that Faust cancels actors in a rebalance: it calls that a crash, with a traceback for each."""
+    return not any(isinstance(argument, asyncio.CancelledError) for argument in record.args or ())
+
+
+class _Watch:
+    """A thread that looks after a running worker from outside its event loop.
+
+    It ends the worker when a server that was started for it dies, or when it does not stop; it says when Kafka is back.
+    """
+
+    def __init__(self, servers: Servers, *, verbose: bool) -> None:
+        self.failed = False
+        self._servers = servers
+        self._over = threading.Event()
+        self._stopping_since: float | None = None
+        self._noise = KafkaNoise(verbose=verbose)
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+
+    def __enter__(self) -> _Watch:
+        for handler in _aiokafka_loggers():
+            handler.addFilter(self._noise)
+        logging.getLogger(_ACTORS).addFilter(is_news)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._thread.join()
+        for handler in _aiokafka_loggers():
+            handler.removeFilter(self._noise)
+        logging.getLogger(_ACTORS).removeFilter(is_news)
+
+    def _run(self) -> None:
+        while not self._over.wait(_WATCH_SECONDS):
+            self._look_after_servers()
+            self._look_after_stop()
+            self._look_after_kafka()
+
+    def _look_after_servers(self) -> None:
+        if not self.failed and (failure := self._servers.failure()):
+            self.failed = True
+            _say_error(failure)
+            if failure.startswith("Kafka"):  # nothing can be committed any more
+                self._end()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def _look_after_kafka(self) -> None:
+        suspicion = self._noise.suspicion()
+        if suspicion is None and kafka_outage.seconds is None:
+            return
+        if _kafka_answers():  # a connection that was cut says nothing about the next one
+            kafka_outage.succeeded(self)
+        elif suspicion is not None:
+            kafka_outage.failed(Unavailable("Kafka", suspicion), self)
+
+    def _look_after_stop(self) -> None:
+        if not app.should_stop:
+            return
+        self._stopping_since = self._stopping_since or time.monotonic()
+        seconds = _STOP_SECONDS if kafka_outage.seconds is None else _STOP_WITHOUT_KAFKA_SECONDS
+        if time.monotonic() - self._stopping_since > seconds:
+            _say_error(
+                f"not stopped within {seconds:g} s; ended. What was not finished comes again to the next worker."
+            )
+            self._end()
+
+    def _end(self) -> None:
+        self._servers.stop()
+        os._exit(1)
+
+
+def _say_error(message: str) -> None:
+    print(f"Error: {message}", file=sys.__stderr__, flush=True)  # sys.stderr is the log's while the worker runs
+
+
+def _aiokafka_loggers() -> list[logging.Logger]:
+    """All of aiokafka's: a filter of a logger does not see what its children say."""
+    return [
+        logger
+        for name, logger in logging.Logger.manager.loggerDict.items()
+        if name.split(".")[0] == "aiokafka" and isinstance(logger, logging.Logger)
+    ]
+
+
+def _kafka_answers() -> bool:
+    async def ask() -> None:
+        async with kafka.admin(bootstrap()):
+            pass
+
+    try:
+        asyncio.run(asyncio.wait_for(ask(), _PROBE_SECONDS))
+    except (Refused, Unavailable, asyncio.TimeoutError):
+        return False
+    return True
+
+
+def serve(servers: Servers, say: Callable[[str], None]) -> int:
+    """Run the servers until Ctrl-C or SIGTERM (as KeyboardInterrupt), or until one dies. Returns the exit status."""
+    with contextlib.suppress(KeyboardInterrupt), servers:
+        addresses = servers.start()
+        if not servers.started:
+            say("Nothing to start: the servers run already, or are not configured as `embedded`.")
+            return 0
+        say(f"Kafka:   {addresses.kafka}")
+        # What is configured may have a password in it.
+        say(f"MongoDB: {addresses.mongodb if config.embeds_mongodb else 'as mongodb.uri says'}")
+        say("Ctrl-C stops them.")
+        sys.stdout.flush()
+        while (failure := servers.failure()) is None:
+            time.sleep(_WATCH_SECONDS)
+        click.echo(f"Error: {failure}", err=True)
+        return 1
+    say("Stopped.")
+    return 0

@@ -1,0 +1,195 @@
+"""Example events on their way into the shop: through Kafka, or straight into MongoDB."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from time import monotonic
+from typing import Any
+
+from aiokafka.errors import KafkaError
+
+from shopflow.errors import Refused, Unavailable
+from shopflow.kafka import connection as kafka
+from shopflow.kafka.security import Bootstrap
+from shopflow.models import encode
+from shopflow.shop.text import whole
+from shopflow.store.connection import Document, Store
+
+__all__ = [
+    "DIRECT",
+    "MongoDB",
+    "Write",
+    "customer_document",
+    "paced",
+    "product_document",
+    "purchase_document",
+    "through_kafka",
+]
+
+Event = dict[str, Any]
+#: Told how many more events are safe: acknowledged by Kafka, or in MongoDB's journal.
+Progress = Callable[[int], None]
+
+#: Writes documents; returns the reasons of those that were refused, by their indexes.
+Write = Callable[[Sequence[Document]], Awaitable[Mapping[int, str]]]
+
+DIRECT = {"origin": "direct"}
+
+#: Events that may be under way to Kafka at once.
+_UNDER_WAY = 2_000
+#: Documents of one write to MongoDB.
+_AT_ONCE = 1_000
+#: Shortest pause when events are paced.
+_TICK_SECONDS = 0.02
+
+
+async def _nothing() -> None:
+    return
+
+
+async def paced(
+    events: Iterable[Event], count: int | None, rate: float, before_pause: Callable[[], Awaitable[None]] = _nothing
+) -> AsyncIterator[Event]:
+    """The first `count` events (None: all), at most `rate` of them a second (0: as fast as they are taken)."""
+    began = monotonic()
+    for number, event in enumerate(events):
+        if number == count:
+            return
+        if rate > 0 and (early := began + number / rate - monotonic()) > 0:
+            await before_pause()
+            await asyncio.sleep(max(early, _TICK_SECONDS))
+        yield event
+
+
+async def through_kafka(
+    bootstrap: Bootstrap, topic: str, key: str, events: AsyncIterator[Event], progress: Progress
+) -> int:
+    """Produce events, each under the value of its field `key`.
+
+    Returns:
+        How many; Kafka has acknowledged all of them.
+
+    Raises:
+        Unavailable: Kafka went away; `progress` has been told how many it has acknowledged.
+    """
+    async with kafka.producer(bootstrap) as producer:
+        under_way = _UnderWay(progress)
+        try:
+            async for event in events:
+                await under_way.add(await producer.send(topic, encode(event), key=event[key].encode()))
+            await under_way.settle(0)
+        except KafkaError as error:
+            await under_way.abandon()
+            reason = f"{error or type(error).__name__}; {under_way.acknowledged} events were acknowledged"
+            raise Unavailable("Kafka", reason) from error
+    return under_way.acknowledged
+
+
+class _UnderWay:
+    """Events on their way to Kafka, oldest first."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.acknowledged = 0
+        self._progress = progress
+        self._futures: list[asyncio.Future[Any]] = []
+
+    async def add(self, future: asyncio.Future[Any]) -> None:
+        """One more; waits when there are too many, looks at those that are done now and then."""
+        self._futures.append(future)
+        if len(self._futures) >= _UNDER_WAY:
+            await self.settle(_UNDER_WAY // 2)
+        elif self._futures[0].done():
+            done = next((number for number, one in enumerate(self._futures) if not one.done()), len(self._futures))
+            await self.settle(len(self._futures) - done)
+
+    async def settle(self, keep: int) -> None:
+        """Wait until all but `keep` are acknowledged.
+
+        Raises:
+            KafkaError: One is not; those before it are counted.
+        """
+        done = 0
+        try:
+            for future in self._futures[: len(self._futures) - keep]:
+                await future
+                done += 1
+        finally:
+            del self._futures[:done]
+            self.acknowledged += done
+            if done:
+                self._progress(done)
+
+    async def abandon(self) -> None:
+        """Count those that were acknowledged all the same, and leave no failure to be complained about later."""
+        results = await asyncio.gather(*self._futures, return_exceptions=True)
+        done = sum(not isinstance(result, BaseException) for result in results)
+        self.acknowledged += done
+        if done:
+            self._progress(done)
+
+
+class MongoDB:
+    """Writes events as documents, without Kafka.
+
+    Arguments:
+        document: Makes one of an event.
+    """
+
+    def __init__(self, document: Callable[[Event], Document], write: Write, progress: Progress) -> None:
+        self._document = document
+        self._write = write
+        self._progress = progress
+        self._waiting: list[Document] = []
+        self._total = 0
+
+    async def take(self, events: AsyncIterator[Event]) -> int:
+        """Write them all. Returns how many.
+
+        Raises:
+            Refused: The collection does not take one.
+            Unavailable: MongoDB is away.
+        """
+        async for event in events:
+            self._waiting.append(self._document(event))
+            if len(self._waiting) == _AT_ONCE:
+                await self.flush()
+        await self.flush()
+        return self._total
+
+    async def flush(self) -> None:
+        """Write what waits."""
+        documents, self._waiting = self._waiting, []
+        if not documents:
+            return
+        for number, reason in (await self._write(documents)).items():
+            raise Refused(f"MongoDB: does not take {documents[number]['_id']!r}: {reason}")
+        self._total += len(documents)
+        self._progress(len(documents))
+
+
+def product_document(event: Event) -> Document:
+    """As it stands in `products`."""
+    return _document(event, "product_id")
+
+
+def customer_document(event: Event) -> Document:
+    """As it stands in `customers`."""
+    return _document(event, "customer_id")
+
+
+def purchase_document(event: Event) -> Document:
+    """As it stands in `purchases`."""
+    return {**_document(event, "purchase_id"), "value": event["quantity"] * event["price"]}
+
+
+def _document(event: Event, key: str) -> Document:
+    fields = dict(event)
+    return {"_id": fields.pop(key), **fields, "source": dict(DIRECT)}
+
+
+async def known(store: Store, limit: int) -> tuple[list[str], dict[str, int]]:
+    """Ids of customers (at most `limit`), and the products with their prices: who can buy what."""
+    customers = await store.customer_ids(limit)
+    prices = {product["_id"]: whole(product.get("price")) for product in await store.products()}
+    return customers, {name: price for name, price in prices.items() if price is not None and price >= 0}

@@ -1,0 +1,1 @@
+"""Settings: their types, how they are read, and the promotions among them."""

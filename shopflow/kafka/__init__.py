@@ -1,0 +1,1 @@
+"""Kafka outside the worker's own consumer: topics, offsets, records read and sent."""

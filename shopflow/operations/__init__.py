@@ -1,0 +1,1 @@
+"""What an operator asks for: verify, replay, dead letters, export."""

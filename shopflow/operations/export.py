@@ -1,0 +1,439 @@
+"""Out of the shop: a collection of MongoDB as JSON lines, CSV or Parquet, in bounded memory.
+
+What is read stands in the documents as other programs may have left them, and a file has one schema: a value of another
+type than shopflow's is refused, with the document's id and the field's name. Fields that shopflow does not know are
+left out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import csv
+import fcntl
+import importlib
+import io
+import os
+import stat
+import sys
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from time import monotonic
+from typing import Any, Protocol, cast
+
+import msgspec
+
+from shopflow.errors import Refused, Unavailable
+from shopflow.shop.text import whole
+from shopflow.store.connection import Document, Store
+
+__all__ = ["COLLECTIONS", "FORMATS", "Output", "Writer", "check", "documents", "export", "opened", "table", "writer"]
+
+#: How long MongoDB may be away in the middle of an export, and the pauses between two tries.
+RETRY_SECONDS = 60.0
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 5.0
+#: Rows of one row group of a Parquet file: what is in memory at once.
+ROW_GROUP = 50_000
+#: Beyond these there is no whole number in MongoDB.
+_LARGEST = 2**63
+
+FORMATS = ("jsonl", "csv", "parquet")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column.
+
+    Arguments:
+        kind: Of its values, each of which may also be missing.
+        path: Where it is in a document.
+    """
+
+    name: str
+    kind: type
+    path: tuple[str, ...]
+
+
+_SOURCE = (("origin", str), ("topic", str), ("partition", int), ("offset", int))
+
+
+def _columns(key: str, **kinds: type) -> tuple[Column, ...]:
+    own = [Column(name, kind, (name,)) for name, kind in kinds.items()]
+    source = [Column(f"source_{name}", kind, ("source", name)) for name, kind in _SOURCE]
+    return (Column(key, str, ("_id",)), *own, *source)
+
+
+#: Collection -> its columns, in their order.
+COLLECTIONS = {
+    "customers": _columns(
+        "customer_id", first_name=str, last_name=str, address=str, city=str, registered_at=datetime
+    ),
+    "purchases": _columns(
+        "purchase_id", customer_id=str, product_id=str, quantity=int, price=int, value=int, purchased_at=datetime
+    ),
+    "products": _columns(
+        "product_id", name=str, type=str, price=int, updated_at=datetime, stock=int, stock_limit=int
+    ),
+}  # fmt: skip
+
+#: The values of each column, by its name.
+Table = dict[str, list[Any]]
+
+
+# -- reading
+
+
+async def documents(
+    store: Store, collection: str, say: Callable[[str], None], *, seconds: float = RETRY_SECONDS
+) -> AsyncIterator[list[Document]]:
+    """The pages of a collection. While MongoDB is away, try again from the last id.
+
+    Raises:
+        Unavailable: It was away for longer than `seconds`.
+    """
+    after, since, pause = "", None, FIRST_PAUSE_SECONDS
+    while True:
+        try:
+            async for page in store.pages(collection, after):
+                if since is not None:
+                    say("MongoDB is back.")
+                    since, pause = None, FIRST_PAUSE_SECONDS
+                yield page
+                after = page[-1]["_id"]
+        except Unavailable as error:
+            if since is None:
+                say(f"{error}; trying again for {seconds:g} s")
+                since = monotonic()
+            elif monotonic() - since >= seconds:
+                raise
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+        else:
+            return
+
+
+def table(collection: str, found: Sequence[Document]) -> Table:
+    """These documents, column by column, their values of the columns' types or None.
+
+    Raises:
+        Refused: One of another type is among them.
+    """
+    rows = {column.name: [_at(document, column.path) for document in found] for column in COLLECTIONS[collection]}
+    for column in COLLECTIONS[collection]:
+        values = rows[column.name]
+        if not set(map(type, values)) <= {column.kind, type(None)}:
+            names = [document["_id"] for document in found]
+            rows[column.name] = [
+                _checked(value, column, f"{collection}: {name!r}") for name, value in zip(names, values, strict=True)
+            ]
+    return rows
+
+
+def _at(document: Any, path: tuple[str, ...]) -> Any:
+    for name in path:
+        document = document.get(name) if isinstance(document, dict) else None
+    return document
+
+
+_KINDS = {str: "text", int: "a whole number", datetime: "a time"}
+
+
+def _checked(value: Any, column: Column, where: str) -> Any:
+    if value is None or type(value) is column.kind:
+        return value
+    if column.kind is int and (number := whole(value)) is not None and abs(number) < _LARGEST:
+        return number
+    raise Refused(f"{where}: field {'.'.join(column.path)} is {type(value).__name__}, not {_KINDS[column.kind]}")
+
+
+# -- writing
+
+
+class Sink(Protocol):
+    """Where bytes go."""
+
+    def write(self, data: bytes) -> int:
+        """Write all of it."""
+
+
+class Writer(Protocol):
+    """One format."""
+
+    def write(self, rows: Table) -> None:
+        """Write these."""
+
+    def close(self) -> None:
+        """Write what is still to be written."""
+
+    def break_off(self) -> None:
+        """Instead of `close`: nothing more is written."""
+
+
+def check(kind: str) -> None:
+    """Raises:
+    Refused: What this format needs is not installed.
+    """
+    if kind == "parquet":
+        _pyarrow("")
+
+
+def writer(kind: str, collection: str, sink: Sink) -> Writer:
+    """One for this format and this collection."""
+    columns = COLLECTIONS[collection]
+    made: dict[str, Callable[[Sequence[Column], Sink], Writer]] = {"jsonl": JsonLines, "csv": Csv, "parquet": Parquet}
+    return made[kind](columns, sink)
+
+
+def _time(at: datetime | None) -> str | None:
+    return None if at is None else f"{at.isoformat(timespec='milliseconds')[:-6]}Z"  # they come in UTC
+
+
+def _as_text(rows: Table, columns: Iterable[Column]) -> Table:
+    times = [column.name for column in columns if column.kind is datetime]
+    return {**rows, **{name: [_time(at) for at in rows[name]] for name in times}}
+
+
+class JsonLines:
+    """An object a line; `source` is an object in it, with the fields that it has."""
+
+    def __init__(self, columns: Sequence[Column], sink: Sink) -> None:
+        self._columns = columns
+        self._sink = sink
+        self._encode = msgspec.json.Encoder().encode_lines
+
+    def write(self, rows: Table) -> None:
+        rows = _as_text(rows, self._columns)
+        own = [column.name for column in self._columns if len(column.path) == 1]
+        inner = [column for column in self._columns if len(column.path) > 1]
+        sources = [
+            {column.path[1]: value for column, value in zip(inner, values, strict=True) if value is not None}
+            for values in zip(*(rows[column.name] for column in inner), strict=True)
+        ]
+        found = zip(*(rows[name] for name in own), sources, strict=True)
+        self._sink.write(self._encode([dict(zip((*own, "source"), values, strict=True)) for values in found]))
+
+    def close(self) -> None:
+        return
+
+    def break_off(self) -> None:
+        return
+
+
+class Csv:
+    """As RFC 4180 has it: a line of names, then a line a document; UTF-8; a missing value is empty."""
+
+    def __init__(self, columns: Sequence[Column], sink: Sink) -> None:
+        self._columns = columns
+        self._sink = sink
+        self._write([[column.name for column in columns]])
+
+    def _write(self, lines: Iterable[Sequence[Any]]) -> None:
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows(lines)
+        self._sink.write(text.getvalue().encode())
+
+    def write(self, rows: Table) -> None:
+        rows = _as_text(rows, self._columns)
+        self._write(zip(*(rows[column.name] for column in self._columns), strict=True))
+
+    def close(self) -> None:
+        return
+
+    def break_off(self) -> None:
+        return
+
+
+class Parquet:
+    """Whole numbers as int64, times as timestamp[ms, UTC]; a row group for each 50,000 documents."""
+
+    def __init__(self, columns: Sequence[Column], sink: Sink, row_group: int = ROW_GROUP) -> None:
+        self._arrow = _pyarrow("")
+        types = {str: self._arrow.string(), int: self._arrow.int64(), datetime: self._arrow.timestamp("ms", tz="UTC")}
+        self._schema = self._arrow.schema([(column.name, types[column.kind]) for column in columns])
+        self._parquet = _pyarrow(".parquet").ParquetWriter(sink, self._schema)
+        self._row_group = row_group
+        self._waiting: list[Any] = []
+        self._count = 0
+
+    def write(self, rows: Table) -> None:
+        batch = self._arrow.RecordBatch.from_pydict(rows, schema=self._schema)
+        self._waiting.append(batch)
+        self._count += batch.num_rows
+        if self._count >= self._row_group:
+            self._write()
+
+    def _write(self) -> None:
+        self._parquet.write_table(self._arrow.Table.from_batches(self._waiting, self._schema), self._count)
+        self._waiting, self._count = [], 0
+
+    def close(self) -> None:
+        if self._waiting:
+            self._write()
+        self._parquet.close()
+
+    def break_off(self) -> None:
+        self._parquet.is_open = False  # else it ends the file when it is thrown away
+
+
+def _pyarrow(part: str) -> Any:
+    try:
+        return importlib.import_module(f"pyarrow{part}")
+    except ImportError as error:
+        raise Refused("--format parquet: needs the extra `parquet`: pip install 'shopflow[parquet]'") from error
+
+
+# -- where to
+
+
+class Output(io.RawIOBase):
+    """A file or a pipe of which nothing more is written once it broke off.
+
+    A library that closes its file when it is thrown away would make a half one look whole.
+
+    Arguments:
+        stream: Unbuffered.
+        name: As errors call it.
+    """
+
+    def __init__(self, stream: io.RawIOBase, name: str) -> None:
+        self._stream = stream
+        self._name = name
+        self._broken = False
+
+    def writable(self) -> bool:
+        """Yes."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """All of it.
+
+        Raises:
+            Refused: The disk is full, for instance.
+            BrokenPipeError: Nobody reads any more.
+        """
+        left = memoryview(data).cast("B")
+        size = len(left)
+        while left:
+            if self._broken:
+                raise ValueError("broken off")
+            with _explained(self._name):
+                left = left[self._stream.write(left) or 0 :]
+        return size
+
+    def break_off(self) -> None:
+        """Nothing more is written."""
+        self._broken = True
+
+
+@contextlib.contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Errors of the system say what could not be written."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise Refused(f"--output: {name}: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def opened(output: str, kind: str) -> Iterator[Output]:
+    """Where to write: `-` for stdout, else a file that gets its name when it is whole.
+
+    Raises:
+        Refused: It can't be written.
+    """
+    path = Path(os.path.realpath(output))
+    stream: io.RawIOBase
+    if output == "-":
+        if kind == "parquet" and sys.stdout.isatty():
+            raise Refused("--output: parquet is not for a terminal: name a file")
+        with io.FileIO(sys.stdout.fileno(), "w", closefd=False) as stream, _whole(stream, "stdout") as sink:
+            yield sink
+    elif not _replaceable(path, output):  # a pipe with a name, /dev/null: nothing that could be replaced
+        with _opened(path, "wb", output) as stream, _whole(stream, output) as sink:
+            yield sink
+    else:
+        with _part(path, output) as stream, _whole(stream, output) as sink:
+            yield sink
+
+
+def _replaceable(path: Path, name: str) -> bool:
+    with _explained(name):
+        return path.is_file() or not path.exists()
+
+
+@contextlib.contextmanager
+def _whole(stream: io.RawIOBase, name: str) -> Iterator[Output]:
+    sink = Output(stream, name)
+    try:
+        yield sink
+    except BaseException:
+        sink.break_off()
+        raise
+
+
+def _opened(path: Path, mode: str, name: str) -> io.RawIOBase:
+    with _explained(name):
+        return cast(io.RawIOBase, path.open(mode, buffering=0))
+
+
+@contextlib.contextmanager
+def _part(path: Path, name: str) -> Iterator[io.RawIOBase]:
+    """A file beside it that takes its place when all went well, and is gone when not."""
+    part = path.with_name(f".{path.name}.shopflow-part")
+    with _locked(part, name) as stream:
+        try:
+            with _explained(name):
+                stream.truncate(0)
+                if path.exists():  # who may read it stays as it was
+                    os.fchmod(stream.fileno(), stat.S_IMODE(path.stat().st_mode))
+            yield stream
+            with _explained(name):
+                os.fsync(stream.fileno())
+                part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+
+def _locked(part: Path, name: str) -> io.RawIOBase:
+    """The file, for us alone."""
+    while True:
+        with _explained(name):  # never through a link that somebody else put there
+            stream = io.FileIO(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666), "a")
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.close()
+            raise Refused(f"--output: {name}: another export is writing it") from None
+        if part.exists() and os.path.samestat(os.fstat(stream.fileno()), part.stat()):
+            return stream
+        stream.close()  # its writer has just finished, and given it its name
+
+
+# -- all of it
+
+
+async def export(
+    pages: AsyncIterator[list[Document]], collection: str, target: Writer, advance: Callable[[int], None]
+) -> int:
+    """Write what comes, and return how many they were.
+
+    Raises:
+        Refused: A document is not as it should be, or there is no room.
+        Unavailable: MongoDB is away.
+    """
+    written = 0
+    try:
+        async for page in pages:
+            target.write(table(collection, page))
+            written += len(page)
+            advance(len(page))
+        target.close()
+    except BaseException:
+        target.break_off()
+        raise
+    return written

@@ -1,0 +1,168 @@
+"""Everything is read again from the topics: MongoDB gets what it lacks, the tables are counted anew.
+
+The workers do it, in the order of the log, by the same steps as ever: what is stored is met again, what was changed is
+put right, what was decided before stays decided. New events wait at the end of the log, and come when it is their turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from time import monotonic, time
+from typing import Any
+
+from shopflow.errors import Refused, Unavailable
+from shopflow.kafka import connection as kafka
+from shopflow.kafka import group
+from shopflow.kafka.security import Bootstrap
+from shopflow.models import Decoder, Product
+from shopflow.shop import announcements
+from shopflow.shop.announcements import Announcements, Told
+from shopflow.shop.counts import TOTALS_KEY, rebuilt
+from shopflow.shop.purchases import in_order, product_document, split
+from shopflow.store.connection import Store
+
+from .verify.totals import Layout, Tables
+
+__all__ = ["Work", "begin", "finished"]
+
+Places = dict[tuple[str, int], int]  # by topic and partition: an offset
+#: Called with how many more events were done.
+Advance = Callable[[int], None]
+
+_LOOK_SECONDS = 0.5
+#: Without a worker in the group for so long, nobody does it.
+_ALONE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is read again: from where to where."""
+
+    starts: Places
+    ends: Places
+
+    @property
+    def total(self) -> int:
+        """How many offsets that is."""
+        return sum(end - self.starts[place] for place, end in self.ends.items())
+
+    def done(self, committed: Places) -> int:
+        """How many of them are done."""
+        return sum(
+            min(max(committed.get(place, 0), self.starts[place]), end) - self.starts[place]
+            for place, end in self.ends.items()
+        )
+
+
+async def begin(bootstrap: Bootstrap, store: Store, shop: Layout, *, max_event_bytes: int, keep_tables: bool) -> Work:
+    """Send the workers back to the start of the topics.
+
+    Arguments:
+        keep_tables: Leave the counts as they are: only MongoDB is filled again.
+
+    Raises:
+        Refused: The counts can't be made of what the topic still has.
+        Unavailable: Kafka or MongoDB does not answer.
+    """
+    spans = await _places(bootstrap, shop)
+    starts = {place: span.start for place, span in spans.items()}
+    ends = {place: span.end for place, span in spans.items()}
+    missing = {place: ends_at for place, ends_at in starts.items() if ends_at and place[0] == shop.purchases}
+    if missing and not keep_tables:
+        (topic, partition), offset = next(iter(sorted(missing.items())))
+        raise Refused(
+            f"{topic}: partition {partition} begins at offset {offset}: what was before it is gone from Kafka, so the "
+            "counts can't be made anew from it. With --keep-tables only MongoDB is filled again"
+        )
+    await _restore_products(bootstrap, store, shop, max_event_bytes)
+    await _restore(bootstrap, store, shop, shop.vouchers, announcements.VOUCHERS)
+    await _restore(bootstrap, store, shop, shop.alerts, announcements.ALERTS)
+    if not keep_tables:
+        await _count_anew(bootstrap, shop)
+        await store.clear_sales()
+    try:
+        await group.reset_offsets(bootstrap, shop.group, starts)
+    except Unavailable as error:
+        raise Unavailable("replay", f"the workers were not sent back to the start, run it again. {error}") from error
+    return Work(starts, ends)
+
+
+async def _restore_products(bootstrap: Bootstrap, store: Store, shop: Layout, max_event_bytes: int) -> None:
+    """Products and their prices come first: no purchase must be given its price from half a history."""
+    await store.prepare()
+    decode = Decoder(Product, "product_id", max_event_bytes)
+    runs: list[list[Any]] = []
+    for partition in range(shop.partitions):
+        await kafka.read_partition(bootstrap, shop.products, partition, lambda _, run: runs.append(run))
+    for run in runs:
+        for upserts, deletions in in_order(split(run, decode, tombstones=True), product_document):
+            if upserts:
+                await store.upsert_products([document for _, document in upserts])
+            if deletions:
+                await store.delete_products(deletions)
+
+
+async def _restore(bootstrap: Bootstrap, store: Store, shop: Layout, topic: str, kind: Announcements) -> None:
+    """What was given stays given, and what was told as it was first told: rules and products may be others by now."""
+
+    told = Told(kind)
+
+    async def restore(run: list[Any]) -> None:
+        await store.put_back(kind.collection, told.first(run))
+
+    spans = (await kafka.spans(bootstrap, shop.group, [topic])).get(topic, {})
+    for partition, span in spans.items():
+        await kafka.each_run(bootstrap, topic, partition, span.end, restore)
+
+
+async def _count_anew(bootstrap: Bootstrap, shop: Layout) -> None:
+    """Put empty sums of a new era behind the rows of each partition: those count no more."""
+    eras: dict[tuple[str, int], int] = {}
+    for changelog in (shop.changelog, shop.sales_changelog):
+        tables = Tables()
+        await tables.read(bootstrap, changelog, shop.partitions)
+        eras |= {(changelog, partition): tables.totals(partition).era for partition in range(shop.partitions)}
+    async with kafka.producer(bootstrap) as producer:  # the counts first: until we are done, who finds them new waits
+        for (changelog, partition), era in eras.items():
+            await producer.send_and_wait(changelog, rebuilt(era, time()), TOTALS_KEY, partition=partition)
+
+
+async def finished(
+    bootstrap: Bootstrap, shop: Layout, work: Work, check: Callable[[], None], progress: AbstractContextManager[Advance]
+) -> None:
+    """Return when all that there was has been done again.
+
+    Arguments:
+        check: Called now and then; what it raises ends the waiting.
+
+    Raises:
+        Unavailable: No worker is left, or Kafka does not answer.
+    """
+    done, alone_since = 0, monotonic()
+    with progress as advance:
+        while True:
+            check()
+            now = work.done({place: span.done for place, span in (await _places(bootstrap, shop)).items()})
+            advance(max(0, now - done))
+            done = max(done, now)
+            if done == work.total or await _nothing_waits(bootstrap, shop):
+                return
+            if (await kafka.group_of(bootstrap, shop.group)).members:
+                alone_since = monotonic()
+            elif monotonic() - alone_since > _ALONE_SECONDS:
+                raise Unavailable("replay", "no worker runs any more; the next one that starts goes on with it")
+            await asyncio.sleep(_LOOK_SECONDS)
+
+
+async def _places(bootstrap: Bootstrap, shop: Layout) -> dict[tuple[str, int], kafka.Span]:
+    spans = await kafka.spans(bootstrap, shop.group, shop.events)
+    return {(topic, number): span for topic, places in spans.items() for number, span in places.items()}
+
+
+async def _nothing_waits(bootstrap: Bootstrap, shop: Layout) -> bool:
+    """Are the offsets that are left no records, but the ends of transactions?"""
+    lags = await kafka.lags(bootstrap, shop.group, shop.events)
+    return not any(lag.waiting for lag in lags.values())

@@ -1,0 +1,1 @@
+"""Do Kafka, MongoDB and the tables agree?"""

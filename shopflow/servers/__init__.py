@@ -1,0 +1,1 @@
+"""The embedded servers: Kafka and MongoDB as child processes."""

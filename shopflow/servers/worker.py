@@ -1,0 +1,115 @@
+"""A worker as a child of a command, which ends when the command does, however that ends."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from shopflow.config.settings import Config
+from shopflow.errors import Refused
+
+from . import keeper
+
+__all__ = ["Worker", "check_port", "child_worker"]
+
+Say = Callable[[str], None]
+
+_STOP_SECONDS = 20.0
+_LOG_BYTES = 8 << 20
+
+
+def check_port(bind: str, port: int) -> None:
+    """Raises:
+    Refused: Another program listens there.
+    """
+    family = socket.AF_INET6 if ":" in bind else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((bind, port))
+        except OSError as error:
+            raise Refused(f"web.port: {bind}:{port}: {error.strerror}; choose another with --web-port") from error
+
+
+class Worker:
+    """The worker: a process of its own.
+
+    Attributes:
+        url: Where its views are.
+        log: The file with what it says.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+        self._process = process
+        self.url = url
+        self.log = log
+
+    def check(self) -> None:
+        """Raises:
+        Refused: It has ended.
+        """
+        if (status := self._process.poll()) is not None:
+            raise Refused(f"the worker has ended with status {status}; its log: {self.log}")
+
+
+@contextmanager
+def child_worker(config: Config, name: str, say: Say, variables: Mapping[str, str] | None = None) -> Iterator[Worker]:
+    """A worker while the body runs, on the configured port if that is free.
+
+    Arguments:
+        name: The command's, for the files that it needs in `data_dir`.
+        variables: Of its environment, over those of this process.
+
+    Raises:
+        Refused: The same command runs in the same `data_dir` already.
+    """
+    host = _reached_at(config.web.bind)
+    port = _web_port(host, config)
+    folder = config.data_path
+    log = folder / f"{name}-worker.log"
+    folder.mkdir(parents=True, exist_ok=True)
+    keeper.cut(log, 0)
+    with (folder / f"{name}.lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Refused(f"data_dir: a {name} is running already in {folder}") from error
+        command = [sys.executable, "-m", "shopflow", "worker", "--web-port", str(port), "-l", "info"]
+        spec = keeper.Spec(
+            commands=[command],
+            log=str(log),
+            log_bytes=_LOG_BYTES,
+            lock=lock.fileno(),
+            stop_seconds=_STOP_SECONDS,
+        )
+        process = keeper.start(spec, stdout=subprocess.DEVNULL, env={**os.environ, **(variables or {})})
+        try:
+            yield Worker(process, f"http://{f'[{host}]' if ':' in host else host}:{port}", log)
+        finally:
+            say("Stopping the worker ...")
+            assert process.stdin is not None  # noqa: S101 - a pipe
+            with contextlib.suppress(OSError):
+                process.stdin.close()
+            process.wait()
+
+
+def _reached_at(bind: str) -> str:
+    """Where this machine reaches a server that is bound to this address."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(bind, bind)  # noqa: S104 - it is not bound to it here
+
+
+def _web_port(host: str, config: Config) -> int:
+    with contextlib.suppress(Refused):
+        check_port(host, config.web.port)
+        return config.web.port
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,1 @@
+"""What becomes of an event: decoded, priced, stored, counted."""

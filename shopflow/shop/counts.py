@@ -1,0 +1,178 @@
+"""What a batch of purchases makes of the counts: pure, so that it can be tested without Kafka, MongoDB or RocksDB.
+
+The counts of a customer, and the sums of a partition, are a function of the log alone: of the purchases that were
+accepted up to an offset. Each value carries that offset. So a purchase at or below it is a redelivery, and of two
+values the one with the larger offset is the later one, in whatever order they arrive. Whoever wants to count anew from
+the start begins a new era (`rebuilt`): values of earlier ones are outdone, and count no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import msgspec
+
+from shopflow.models import PartitionTotals, PurchaseCount, struct_of
+
+__all__ = [
+    "TOTALS_KEY",
+    "Changes",
+    "Counted",
+    "Position",
+    "Totals",
+    "advance",
+    "current",
+    "decode_count",
+    "decode_totals",
+    "handled",
+    "position_of",
+    "rebuilt",
+    "summed",
+]
+
+#: Where a partition's sums stand beside its customers: no customer's id is empty.
+TOTALS_KEY = b""
+
+Count = struct_of(PurchaseCount)
+Totals = struct_of(PartitionTotals)
+
+decode_count = msgspec.json.Decoder(Count).decode
+decode_totals = msgspec.json.Decoder(Totals).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class Position(msgspec.Struct, order=True, gc=False, frozen=True):
+    """How far a value counts. Of two values of one key the one with the larger position is the later."""
+
+    era: int = 0
+    offset: int = -1
+
+
+_decode_position = msgspec.json.Decoder(Position).decode
+
+
+def position_of(value: bytes) -> Position:
+    """How far this value counts.
+
+    Raises:
+        msgspec.MsgspecError: It is not one of our values.
+    """
+    return _decode_position(value)
+
+
+def rebuilt(era: int, now: float) -> bytes:
+    """The sums with which a partition begins to count anew: empty, and of an era after this one.
+
+    Arguments:
+        now: The time (Unix, in seconds): it is the new era, so that it is also after one that the changelog has lost.
+    """
+    return _encode(Totals(era=max(era + 1, int(now))))
+
+
+def begun_anew(get: Callable[[bytes], bytes | None]) -> int | None:
+    """When a replay began to count a partition anew (Unix, seconds), if nothing was counted since; None: it did not."""
+    value = get(TOTALS_KEY)
+    totals: PartitionTotals | None = decode_totals(value) if value else None
+    return totals.era if totals is not None and totals.era > 0 and totals.offset < 0 else None
+
+
+#: An accepted purchase, as far as the counts care: offset, customer, items, and what was spent (grosze).
+#: A plain tuple: there is one of them for each purchase.
+Counted: TypeAlias = tuple[int, str, int, int]
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What is to be written for one batch: every customer in it and the sums, also those that did not change."""
+
+    counts: dict[str, PurchaseCount]
+    totals: PartitionTotals
+
+    def rows(self) -> list[tuple[bytes, bytes]]:
+        """Keys and values as they stand in RocksDB and in the changelog; the sums last."""
+        rows = [(customer_id.encode(), _encode(count)) for customer_id, count in self.counts.items()]
+        rows.append((TOTALS_KEY, _encode(self.totals)))
+        return rows
+
+
+def current(get: Callable[[bytes], bytes | None], customer_id: str) -> PurchaseCount | None:
+    """A customer's counts, if they are of the partition's era."""
+    value, totals = get(customer_id.encode()), get(TOTALS_KEY)
+    if not value:
+        return None
+    count: PurchaseCount = decode_count(value)
+    return None if totals and count.era < position_of(totals).era else count
+
+
+def summed(getter: Callable[[int], Callable[[bytes], bytes | None]], partitions: Iterable[int]) -> dict[str, int]:
+    """Customers, purchases, items and spent over these partitions."""
+    sums = dict.fromkeys(("customers", "purchases", "items", "spent"), 0)
+    for partition in partitions:
+        if value := getter(partition)(TOTALS_KEY):
+            totals = decode_totals(value)
+            for name in sums:
+                sums[name] += getattr(totals, name)
+    return sums
+
+
+def handled(get: Callable[[bytes], bytes | None], customer_id: str, offset: int) -> bool:
+    """Was a purchase at this offset counted, or left out for good, before?"""
+    count, totals = current(get, customer_id), get(TOTALS_KEY)
+    return max(count.offset if count else -1, position_of(totals).offset if totals else -1) >= offset
+
+
+def advance(
+    get: Callable[[bytes], bytes | None],
+    accepted: Iterable[Counted],
+    *,
+    end: int,
+    duplicates: Iterable[int] = (),
+    rejected: Iterable[int] = (),
+) -> Changes:
+    """The counts after a batch that ends before offset `end`, and that continues what was counted before.
+
+    Customers and sums are judged each by their own offset: a crash can leave one ahead of the other.
+
+    Arguments:
+        get: Reads a value of the partition.
+        accepted: The purchases that are stored and are no true duplicates, by offset.
+        end: The offset after the batch's last record.
+        duplicates: Offsets of purchases that were sent before.
+        rejected: Offsets of records that went to the dead letters.
+    """
+    known = get(TOTALS_KEY)
+    totals = decode_totals(known) if known else Totals()
+    counts: dict[str, PurchaseCount] = {}
+    seen = totals.offset
+    customers_new = purchases_new = items_new = spent_new = 0
+    for offset, customer_id, items, spent in accepted:
+        count = counts.get(customer_id)
+        if count is None:
+            value = get(customer_id.encode())
+            count = decode_count(value) if value else None
+            if count is None or count.era < totals.era:
+                count = Count(era=totals.era)
+            counts[customer_id] = count
+        if offset > count.offset:
+            if count.first < 0:
+                count.first = offset
+            count.purchases += 1
+            count.items += items
+            count.spent += spent
+            count.offset = offset
+        if offset > seen:
+            customers_new += offset == count.first
+            purchases_new += 1
+            items_new += items
+            spent_new += spent
+    totals.customers += customers_new
+    totals.purchases += purchases_new
+    totals.items += items_new
+    totals.spent += spent_new
+    totals.duplicates += sum(offset > seen for offset in duplicates)
+    totals.rejected += sum(offset > seen for offset in rejected)
+    totals.offset = max(seen, end - 1)
+    totals.settled = end - 1
+    return Changes(counts, totals)

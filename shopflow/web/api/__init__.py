@@ -1,0 +1,1 @@
+"""The HTTP interface: events sent, collections, counts and sales read."""

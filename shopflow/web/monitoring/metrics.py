@@ -1,0 +1,361 @@
+"""What Prometheus is told: each metric declared once, with its meaning. Counted once a batch, never once a record."""
+
+from __future__ import annotations
+
+from collections import Counter as Counts
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from time import monotonic
+from typing import Any, Protocol, TypeVar
+
+import faust
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from faust_batches.outage import Outage
+from shopflow.errors import PartitionLost, Unavailable
+from shopflow.kafka.lag import Lags
+from shopflow.store.connection import CUSTOMERS, PRODUCTS, PURCHASES, Deletion, Document, Inserted, Writes
+
+from .probes import Activity
+
+__all__ = ["CONTENT_TYPE", "MeteredStore", "Metrics", "Rebalances", "Sources"]
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, that nobody asks for
+
+#: Prometheus' text format.
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+T = TypeVar("T")
+
+_RECORDS = (1, 10, 100, 500, 1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 100_000)
+_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_LONG_SECONDS = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1_800.0)
+_METHODS = {"GET", "HEAD", "POST"}
+
+
+class Handled(Protocol):
+    """What is needed of `batching.Batch`."""
+
+    records: list[Any]
+    tp: Any
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What is read when Prometheus asks.
+
+    Arguments:
+        lags: What waits in Kafka.
+        owned: The partitions that are ours.
+        topics: All topics whose partitions could be.
+        outages: A server's each.
+        serving: Are the tables of our partitions complete?
+        stopped: Topics that are held up on purpose.
+        monitor: Faust's own.
+    """
+
+    lags: Lags
+    owned: Callable[[], Collection[Any]]
+    topics: Callable[[], Collection[str]]
+    outages: Sequence[Outage]
+    serving: Callable[[], bool]
+    stopped: Callable[[], Collection[str]]
+    monitor: Callable[[], Any]
+
+
+class Metrics:
+    """All of them, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry(auto_describe=True)
+        self.activity = Activity()
+
+        def counter(name: str, meaning: str, *labels: str) -> Counter:
+            return Counter(name, meaning, labels, registry=registry)
+
+        def histogram(name: str, meaning: str, *labels: str, buckets: Sequence[float] = _SECONDS) -> Histogram:
+            return Histogram(name, meaning, labels, buckets=buckets, registry=registry)
+
+        self.batch_records = histogram(
+            "shopflow_batch_records", "Records of a batch that was finished.", "topic", buckets=_RECORDS
+        )
+        self.batch_seconds = histogram(
+            "shopflow_batch_duration_seconds", "A batch from its beginning to its end: stored and counted.", "topic"
+        )
+        self.batch_failures = counter(
+            "shopflow_batch_failures",
+            "Tries of a batch that an error of the program ended; it is tried again.",
+            "topic",
+        )
+        self.write_seconds = histogram(
+            "shopflow_mongodb_write_duration_seconds", "A write to MongoDB, until it is in the journal.", "collection"
+        )
+        self.documents = counter(
+            "shopflow_documents",
+            "Documents made of events, by what became of them; a batch that comes again is counted again.",
+            *("collection", "outcome"),
+        )
+        self.dead_letters = counter(
+            "shopflow_dead_letters", "Records that could not be accepted, by their topic and why.", "topic", "reason"
+        )
+        self.rebalance_seconds = histogram(
+            "shopflow_rebalance_duration_seconds",
+            "From when partitions begin to change hands until the work goes on.",
+            buckets=_LONG_SECONDS,
+        )
+        self.recovery_seconds = histogram(
+            "shopflow_recovery_duration_seconds",
+            "The part of a rebalance in which tables are recovered from their changelogs.",
+            buckets=_LONG_SECONDS,
+        )
+        self.loop_delay_seconds = histogram(
+            "shopflow_event_loop_delay_seconds", "How late the event loop is for what is due, looked at every second."
+        )
+        self.http_seconds = histogram(
+            "shopflow_http_request_duration_seconds", "HTTP requests, until the answer begins.", "view"
+        )
+        self.http_requests = counter(
+            "shopflow_http_requests", "HTTP requests; status 499: the client has left.", "view", "method", "status"
+        )
+        self.is_ready = Gauge("shopflow_ready", "1 when /health/ready answers 200, else 0.", registry=registry)
+        self.is_live = Gauge("shopflow_live", "1 when /health/live answers 200, else 0.", registry=registry)
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=registry)
+
+    def watch(self, sources: Sources) -> None:
+        """Also tell what is read only when Prometheus asks. Once."""
+        self.registry.register(_Reading(sources))
+
+    def text(self) -> bytes:
+        """All of them, in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    # -- what is counted
+
+    def observed(self, handle: Callable[[T], Awaitable[None]]) -> Callable[[T], Awaitable[None]]:
+        """Handles batches as this does, and counts them."""
+
+        async def handling(batch: Any) -> None:
+            topic, place = batch.tp.topic, (batch.tp.topic, batch.tp.partition)
+            self.activity.mark(place)
+            began = monotonic()
+            try:
+                await handle(batch)
+            except (PartitionLost, Unavailable):
+                raise
+            except Exception:
+                self.batch_failures.labels(topic).inc()
+                raise
+            self.activity.mark(place)
+            self.batch_seconds.labels(topic).observe(monotonic() - began)
+            self.batch_records.labels(topic).observe(len(batch.records))
+
+        return handling
+
+    def wrote(self, collection: str, seconds: float, **outcomes: int) -> None:
+        """A write to MongoDB has ended well, with so many documents of each outcome."""
+        self.write_seconds.labels(collection).observe(seconds)
+        for outcome, count in outcomes.items():
+            if count:
+                self.documents.labels(collection, outcome).inc(count)
+
+    def rejected(self, topic: str, reason: str, count: int) -> None:
+        """So many records of a topic went to the dead letters."""
+        self.dead_letters.labels(topic, reason).inc(count)
+
+    def answered(self, view: str, method: str, status: int, seconds: float) -> None:
+        """An HTTP request was answered."""
+        self.http_requests.labels(view, method if method in _METHODS else "other", str(status)).inc()
+        self.http_seconds.labels(view).observe(seconds)
+
+
+class MeteredStore:
+    """Writes as the store does, and counts."""
+
+    def __init__(self, store: Writes, metrics: Metrics) -> None:
+        self._store = store
+        self._wrote = metrics.wrote
+
+    async def insert_purchases(self, documents: Sequence[Document]) -> Inserted:
+        """As the store's."""
+        began = monotonic()
+        done = await self._store.insert_purchases(documents)
+        duplicates, refused = len(done.duplicates), len(done.refused)
+        inserted = len(documents) - duplicates - refused
+        self._wrote(PURCHASES, monotonic() - began, inserted=inserted, duplicate=duplicates, refused=refused)
+        return done
+
+    async def restore_purchases(self, documents: Sequence[Document]) -> None:
+        """As the store's."""
+        began = monotonic()
+        await self._store.restore_purchases(documents)
+        self._wrote(PURCHASES, monotonic() - began, restored=len(documents))
+
+    async def upsert_products(self, documents: Sequence[Document]) -> dict[int, str]:
+        """As the store's."""
+        return await self._upsert(PRODUCTS, documents, self._store.upsert_products)
+
+    async def upsert_customers(self, documents: Sequence[Document]) -> dict[int, str]:
+        """As the store's."""
+        return await self._upsert(CUSTOMERS, documents, self._store.upsert_customers)
+
+    async def delete_products(self, deletions: Sequence[Deletion]) -> None:
+        """As the store's."""
+        await self._delete(PRODUCTS, deletions, self._store.delete_products)
+
+    async def delete_customers(self, deletions: Sequence[Deletion]) -> None:
+        """As the store's."""
+        await self._delete(CUSTOMERS, deletions, self._store.delete_customers)
+
+    async def _upsert(
+        self,
+        collection: str,
+        documents: Sequence[Document],
+        upsert: Callable[[Sequence[Document]], Awaitable[dict[int, str]]],
+    ) -> dict[int, str]:
+        began = monotonic()
+        refused = await upsert(documents)
+        upserted = len(documents) - len(refused)
+        self._wrote(collection, monotonic() - began, upserted=upserted, refused=len(refused))
+        return refused
+
+    async def _delete(
+        self, collection: str, deletions: Sequence[Deletion], delete: Callable[[Sequence[Deletion]], Awaitable[None]]
+    ) -> None:
+        began = monotonic()
+        await delete(deletions)
+        self._wrote(collection, monotonic() - began, deleted=len(deletions))
+
+
+class Rebalances(faust.Sensor):
+    """Tells how long partitions took to change hands, and how much of it was the recovery of tables."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        super().__init__()
+
+    def on_rebalance_start(self, app: Any) -> dict[str, float]:
+        """Partitions begin to change hands."""
+        return {"start": monotonic()}
+
+    def on_rebalance_return(self, app: Any, state: dict[str, float]) -> None:
+        """We know ours."""
+        state["return"] = monotonic()
+
+    def on_rebalance_end(self, app: Any, state: dict[str, float]) -> None:
+        """Work goes on."""
+        now = monotonic()
+        self._metrics.rebalance_seconds.observe(now - state["start"])
+        if "return" in state:
+            self._metrics.recovery_seconds.observe(now - state["return"])
+
+
+class _Reading(Collector):
+    """What is read when Prometheus asks."""
+
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._partitions()
+        yield from self._servers()
+        yield from self._state()
+        yield from self._faust()
+
+    def _partitions(self) -> Iterable[Metric]:
+        lags = self._sources.lags
+        labels = ["topic", "partition"]
+        waiting = GaugeMetricFamily(
+            "shopflow_consumer_lag_records", "Records of an owned partition that are not committed yet.", labels=labels
+        )
+        committed = GaugeMetricFamily(
+            "shopflow_committed_offset", "What the group has committed in an owned partition.", labels=labels
+        )
+        end = GaugeMetricFamily("shopflow_end_offset", "Where an owned partition ends.", labels=labels)
+        assigned = Counts(dict.fromkeys(self._sources.topics(), 0))
+        for tp in self._sources.owned():
+            assigned[tp.topic] += 1
+            if span := lags.spans.get((tp.topic, tp.partition)):
+                place = [tp.topic, str(tp.partition)]
+                waiting.add_metric(place, lags.waiting((tp.topic, tp.partition)))
+                committed.add_metric(place, span.done)
+                end.add_metric(place, span.end)
+        owned = GaugeMetricFamily("shopflow_assigned_partitions", "Partitions that this worker owns.", labels=["topic"])
+        for topic, count in sorted(assigned.items()):
+            owned.add_metric([topic], count)
+        age = GaugeMetricFamily(
+            "shopflow_offsets_age_seconds", "How old the lag and the offsets are; they are asked every few seconds."
+        )
+        if lags.age is not None:
+            age.add_metric([], lags.age)
+        return waiting, committed, end, owned, age
+
+    def _servers(self) -> Iterable[Metric]:
+        away = GaugeMetricFamily("shopflow_server_away", "1 while a server is away, else 0.", labels=["server"])
+        seconds = GaugeMetricFamily(
+            "shopflow_server_away_seconds", "How long a server has been away; 0 when it is not.", labels=["server"]
+        )
+        retries = CounterMetricFamily(
+            "shopflow_retries",
+            "Requests that a server did not answer, or refused for now; each is made again.",
+            labels=["server"],
+        )
+        for outage in self._sources.outages:
+            server, gone = [outage.service.lower()], outage.seconds
+            away.add_metric(server, gone is not None)
+            seconds.add_metric(server, gone or 0.0)
+            retries.add_metric(server, outage.failures)
+        return away, seconds, retries
+
+    def _state(self) -> Iterable[Metric]:
+        serving = GaugeMetricFamily(
+            "shopflow_serving",
+            "1 when this worker's tables are complete; 0 while partitions move or tables recover.",
+            value=float(self._sources.serving()),
+        )
+        stopped = GaugeMetricFamily(
+            "shopflow_topic_stopped",
+            "1 when a topic is held up since too many of its records can't be accepted.",
+            labels=["topic"],
+        )
+        held = self._sources.stopped()
+        for topic in sorted(self._sources.topics()):
+            stopped.add_metric([topic], topic in held)
+        return serving, stopped
+
+    def _faust(self) -> Iterable[Metric]:
+        monitor = self._sources.monitor()
+        received = CounterMetricFamily(
+            "shopflow_faust_messages_received",
+            "What Faust's consumer delivered: batches, and changelog records.",
+            labels=["topic"],
+        )
+        for topic, count in sorted(monitor.messages_received_by_topic.items()):
+            received.add_metric([topic], count)
+        return (
+            received,
+            CounterMetricFamily("shopflow_faust_events", "Events that Faust's streams handled.", monitor.events_total),
+            CounterMetricFamily("shopflow_faust_rebalances", "Rebalances that Faust began.", monitor.rebalances or 0),
+            CounterMetricFamily(
+                "shopflow_faust_assignments_failed", "Assignments that failed.", monitor.assignments_failed
+            ),
+            _mean("shopflow_faust_event_seconds", "Faust's last events, on average.", monitor.events_runtime),
+            _mean("shopflow_faust_commit_seconds", "Faust's last commits, on average.", monitor.commit_latency),
+        )
+
+
+def _mean(name: str, meaning: str, values: Collection[float]) -> Metric:
+    return GaugeMetricFamily(name, meaning, fmean(values) if values else 0.0)

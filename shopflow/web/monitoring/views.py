@@ -1,0 +1,127 @@
+"""The probes and the metrics: what a container platform and Prometheus ask a worker for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from time import monotonic
+from typing import Any
+
+from aiohttp import web as http
+
+from shopflow.app import app, bootstrap, config, kafka_outage, limit, metrics, mongodb_outage, store
+from shopflow.kafka import connection as kafka
+from shopflow.kafka.lag import LOOK_SECONDS, Lags
+from shopflow.topics import customers, products, purchases
+
+from .metrics import CONTENT_TYPE, Rebalances, Sources
+from .probes import Health, Ping
+
+__all__ = ["health", "lags", "live", "ready", "show_metrics"]
+
+_TURN_SECONDS = 1.0
+_CLIENT_LEFT = 499
+
+#: Those whose events become documents.
+_topics = tuple(topic.get_topic_name() for topic in (customers, products, purchases))
+
+lags = Lags(
+    lambda: kafka.asking_spans(bootstrap(), config.app_id, _topics, LOOK_SECONDS),
+    lambda places: kafka.empty(bootstrap(), places, LOOK_SECONDS),
+)
+
+health = Health(
+    lags=lags,
+    activity=metrics.activity,
+    serving=lambda: app.serving,
+    joined=lambda: app.joined,
+    owned=lambda: app.owned,
+    stopped=lambda: limit.stopped,
+    session=lambda: app.session.sure,
+    ping=Ping(store.ping, lambda: mongodb_outage.succeeded(store)),
+    mongodb=mongodb_outage,
+    kafka=kafka_outage,
+    patience=config.batching.product_wait_seconds,
+)
+lags.looked = health.looked
+
+metrics.watch(
+    Sources(
+        lags=lags,
+        owned=lambda: app.owned,
+        topics=lambda: _topics,
+        outages=(mongodb_outage, kafka_outage),
+        serving=lambda: app.serving,
+        stopped=lambda: limit.stopped,
+        monitor=lambda: app.monitor,
+    )
+)
+app.sensors.add(Rebalances(metrics))
+
+
+async def _turn() -> None:
+    """Once a second: is the event loop late, and does the consumer's turn?"""
+    while True:
+        due = monotonic() + _TURN_SECONDS
+        await asyncio.sleep(_TURN_SECONDS)
+        metrics.loop_delay_seconds.observe(max(monotonic() - due, 0.0))
+        health.pulse.turn(app.call_in_consumer)
+
+
+app.watching += [lags.run, _turn]
+
+
+@app.page("/health/live/", name="live_")
+@app.page("/health/live", name="live")
+async def live(web: Any, request: Any) -> Any:
+    """200 unless a restart would help. Kafka or MongoDB away are no reason."""
+    return _told(web, "live", health.live())
+
+
+@app.page("/health/ready/", name="ready_")
+@app.page("/health/ready", name="ready")
+async def ready(web: Any, request: Any) -> Any:
+    """200 when this worker does its share of the work, else 503 and why it does not."""
+    return _told(web, "ready", await health.ready())
+
+
+@app.page("/metrics/", name="metrics_")
+@app.page("/metrics", name="metrics")
+async def show_metrics(web: Any, request: Any) -> Any:
+    """For Prometheus."""
+    metrics.is_ready.set(not await health.ready())
+    metrics.is_live.set(not health.live())
+    return web.bytes(metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+
+
+def _told(web: Any, state: str, reasons: list[str]) -> Any:
+    if not reasons:
+        return web.json({"status": state})
+    return web.json({"status": f"not {state}", "reasons": reasons}, status=503)
+
+
+@http.middleware
+async def _counted(request: http.Request, handler: Callable[[http.Request], Awaitable[http.StreamResponse]]) -> Any:
+    """Count every request, also those that other middlewares refuse."""
+    began, status = monotonic(), 500
+    try:
+        response = await handler(request)
+        status = response.status
+    except http.HTTPException as error:
+        status = error.status
+        raise
+    except asyncio.CancelledError:
+        status = _CLIENT_LEFT
+        raise
+    finally:
+        metrics.answered(_view_of(request), request.method, status, monotonic() - began)
+    return response
+
+
+def _view_of(request: http.Request) -> str:
+    """The path as it was declared: what a client asks for can be anything."""
+    resource = request.match_info.route.resource
+    return "unknown" if resource is None else resource.canonical.rstrip("/") or "/"
+
+
+app.web.web_app.middlewares.insert(0, _counted)  # type: ignore[attr-defined]  # the outermost

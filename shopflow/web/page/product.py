@@ -1,0 +1,150 @@
+"""What the page shows of a product: its prices and what was sold at them, as texts and as a chart's columns. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from itertools import pairwise
+
+import msgspec
+
+from shopflow.shop.price_history import Course, Period, Prices
+from shopflow.shop.text import day_and_time, grouped, money, visible
+
+from .render import Cell, Rows, short
+
+__all__ = ["Columns", "Picture", "Product", "columns", "product"]
+
+_HOUR = timedelta(hours=1)
+#: What is less is hardly anything; what is more is shown without a decimal.
+_FEW, _MANY = 0.1, 10
+_NO_PRICE = "not for sale"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What is known of a product.
+
+    Arguments:
+        prices: The last ones.
+        course: What was sold up to now.
+        stock: What is left, and of how many; None: it carries no stock.
+    """
+
+    prices: Prices
+    course: Course
+    stock: tuple[int, int] | None = None
+
+
+class Product(msgspec.Struct):
+    """What is shown of one product."""
+
+    product_id: str
+    name: str = ""
+    facts: dict[str, str] = {}
+    prices: Rows = []
+    problems: list[str] = []
+
+
+class Columns(msgspec.Struct):
+    """The columns of the chart: lines from (x0, y0) to (x1, y1), and bars; times in ms, of the axis.
+
+    All are equally long: where there are fewer lines the last one stands there again, where there are fewer bars
+    those that are added can't be seen. (A bar lets shine through what is behind it: it must stand there once.)
+    """
+
+    x0: list[float] = []
+    y0: list[float] = []
+    x1: list[float] = []
+    y1: list[float] = []
+    left: list[float] = []
+    right: list[float] = []
+    units: list[int] = []
+
+
+def product(product_id: str, found: Picture | None, problems: Sequence[str]) -> Product:
+    """What is known of a product.
+
+    Arguments:
+        problems: Why something is missing, in sentences.
+    """
+    shown = Product(visible(product_id, 200), problems=[visible(problem) for problem in problems])
+    if found is None:
+        return shown
+    now, prices = found.course.end, found.prices.prices
+    shown.name = short(found.prices.name or "")
+    shown.facts = {
+        "Price now": _price(next((one for one in reversed(prices) if one.since is None or one.since <= now), None)),
+        "Sold at the prices below": grouped(sum(one.units for one in prices)),
+        "For": money(sum(one.revenue for one in prices)),
+        "A bar is": f"a {found.course.bucket}" if found.course.bucket != "hour" else "an hour",
+    }
+    if found.stock:
+        shown.facts["In stock"] = " of ".join(map(grouped, found.stock))
+    shown.prices = [
+        [
+            Cell("before that" if one.since is None else day_and_time(one.since)),
+            Cell("now" if one.until is None else day_and_time(one.until)),
+            Cell(_price(one), level="" if one.price is not None else "warn"),
+            Cell(grouped(one.units)),
+            Cell(money(one.revenue)),
+            Cell(_an_hour(one, now)),
+        ]
+        for one in reversed(prices)
+    ]
+    return shown
+
+
+def _price(period: Period | None) -> str:
+    return _NO_PRICE if period is None or period.price is None else money(period.price)
+
+
+def _an_hour(period: Period, now: datetime) -> str:
+    """Units sold in an hour at this price."""
+    length = min(period.until or now, now) - period.since if period.since else timedelta()
+    if length <= timedelta():
+        return "-"
+    rate = period.units / (length / _HOUR)
+    if 0 < rate < _FEW:
+        return f"< {_FEW}"
+    return grouped(round(rate)) if rate >= _MANY else f"{rate:.1f}"
+
+
+def columns(found: Picture | None) -> Columns:
+    """The columns of the chart; all empty while nothing is known."""
+    if found is None:
+        return Columns()
+    course = found.course
+    lines = list(_lines(found.prices.prices, course.start, course.end)) or [(_axis(course.end), 0.0) * 2]
+    bars = [
+        (_axis(start), _axis(start + course.width), sold.units)
+        for sold in course.sold
+        for start in [sold.since or course.start]
+    ] or [(_axis(course.start), _axis(course.start), 0)]
+    length = max(len(lines), len(bars))
+    lines += [lines[-1]] * (length - len(lines))
+    end = bars[-1][1]
+    bars += [(end, end, 0)] * (length - len(bars))
+    x0, y0, x1, y1 = (list(column) for column in zip(*lines, strict=True))
+    left, right, units = zip(*bars, strict=True)
+    return Columns(x0, y0, x1, y1, list(left), list(right), list(units))
+
+
+def _lines(prices: Sequence[Period], start: datetime, end: datetime) -> Iterator[tuple[float, float, float, float]]:
+    """A step for each price, and a line up or down to the next one."""
+    steps = [
+        (max(one.since or start, start), min(one.until or end, end), one.price / 100)
+        for one in prices
+        if one.price is not None and (one.since or start) < end and (one.until or end) > start
+    ]
+    for since, until, price in steps:
+        yield _axis(since), price, _axis(until), price
+    for (_, until, before), (since, _, price) in pairwise(steps):
+        if until == since:
+            yield _axis(since), before, _axis(since), price
+
+
+def _axis(at: datetime) -> float:
+    """A time on the axis, in ms: Bokeh shows all times as UTC, people want those of the shop."""
+    return at.astimezone().replace(tzinfo=timezone.utc).timestamp() * 1_000

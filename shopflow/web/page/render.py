@@ -1,0 +1,360 @@
+"""What the page shows, as texts and tables: pure. Both the HTML and its updates are made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, TypeAlias
+from urllib.parse import quote
+
+import msgspec
+
+from shopflow.commands.lines import gift
+from shopflow.shop.recent_sales import Snapshot
+from shopflow.shop.text import day, day_and_time, grouped, money, visible
+from shopflow.store.connection import Document
+
+from .warnings import Condition, Totals, WorkerState, sentences
+
+__all__ = [
+    "Cell",
+    "Customer",
+    "Rows",
+    "Series",
+    "Shown",
+    "customer",
+    "customer_link",
+    "product_link",
+    "series",
+    "short",
+    "shown",
+]
+
+#: Seconds that the charts show; the one that has just begun is not among them.
+CHART_SECONDS = 300
+_AVERAGE_SECONDS = 10
+_MINUTES = 10
+_BESTSELLERS = 10
+_LATEST = 12
+#: Characters of a name, and of a reason.
+_SHORT = 60
+_LONG = 200
+#: Of a time, to the minute.
+_MINUTE = len("2026-01-31 23:59")
+_UNKNOWN = "not known"
+
+
+class Cell(msgspec.Struct):
+    """A cell of a table."""
+
+    text: str
+    href: str = ""
+    level: str = ""
+
+
+Rows: TypeAlias = list[list[Cell]]
+
+
+class Shown(msgspec.Struct):
+    """Everything on the page that changes."""
+
+    level: str
+    headline: str
+    sentences: list[Cell]
+    services: dict[str, Cell]
+    numbers: dict[str, str]
+    tables: dict[str, Rows]
+    time: str
+    facts: dict[str, str] = {}
+    """Of the product that is looked at."""
+
+
+class Series(msgspec.Struct):
+    """The columns of the charts."""
+
+    ago: list[int]  #: seconds, from the oldest to 0
+    purchases: list[int]  #: of that second
+    money: list[float]  #: zł, of the sixty seconds up to then
+
+
+class Customer(msgspec.Struct):
+    """What is shown of one customer."""
+
+    customer_id: str
+    name: str
+    facts: dict[str, str]
+    purchases: Rows
+    problems: list[str]
+    vouchers: Rows
+
+
+def series(board: Snapshot, now: float) -> Series:
+    """The last five minutes, second by second."""
+    last = int(now) - 1
+    earned = sum(_money(board, second) for second in range(last - CHART_SECONDS - 59, last - CHART_SECONDS + 1))
+    found = Series([], [], [])
+    for ago in range(CHART_SECONDS - 1, -1, -1):
+        second = last - ago
+        earned += _money(board, second) - _money(board, second - 60)
+        found.ago.append(-ago)
+        found.purchases.append(board.seconds.get(second, (0, 0))[0])
+        found.money.append(earned / 100)
+    return found
+
+
+def _money(board: Snapshot, second: int) -> int:
+    return board.seconds.get(second, (0, 0))[1]
+
+
+def shown(now: Condition) -> Shown:
+    """The page's contents."""
+    said = sentences(now)
+    level = said[0].level if said else "good"
+    attention = "One thing needs" if len(said) == 1 else f"{len(said)} things need"
+    return Shown(
+        level=level,
+        headline=f"{attention} attention" if said else "All is well",
+        sentences=[Cell(visible(sentence.text), level=sentence.level) for sentence in said],
+        services=_services(now),
+        numbers=_numbers(now),
+        tables={
+            "partitions": _partitions(now),
+            "bestsellers": _bestsellers(now),
+            "today": _sold(now, now.learned.today),
+            "ever": _sold(now, now.learned.ever),
+            "vouchers": _vouchers(now),
+            "alerts": _alerts(now),
+            "latest": _latest(now),
+            "letters": _letters(now),
+            "minutes": _minutes(now),
+        },
+        time=_clock(now.at, zone=True),
+    )
+
+
+def _services(now: Condition) -> dict[str, Cell]:
+    silent = sum(worker.report is None for worker in now.workers)
+    workers = f"{len(now.workers) - silent} up" + (f", {silent} silent" if silent else "")
+    return {
+        "Kafka": _service(now.kafka, [worker.report.kafka_away for worker in now.workers if worker.report]),
+        "MongoDB": _service(now.mongodb, [worker.report.mongodb_away for worker in now.workers if worker.report]),
+        "Workers": Cell(workers, level="bad" if silent else "good"),
+    }
+
+
+def _service(failure: str | None, away: Sequence[float | None]) -> Cell:
+    if failure or any(seconds is not None for seconds in away):
+        return Cell("down", level="bad")
+    return Cell(_UNKNOWN, level="warn") if failure is None else Cell("up", level="good")
+
+
+def _numbers(now: Condition) -> dict[str, str]:
+    last = int(now.at) - 1
+    recent = sum(now.board.seconds.get(last - ago, (0, 0))[0] for ago in range(_AVERAGE_SECONDS))
+    totals = Totals()
+    for worker in now.workers:
+        if worker.report:
+            totals.purchases += worker.report.totals.purchases
+            totals.spent += worker.report.totals.spent
+    return {
+        "Purchases a second": f"{recent / _AVERAGE_SECONDS:.1f}",
+        "Money a minute": money(sum(_money(now.board, last - ago) for ago in range(60))),
+        "Events waiting": _UNKNOWN if now.waiting is None else grouped(now.waiting),
+        "Purchases so far": grouped(totals.purchases),
+        "Money so far": money(totals.spent),
+        "Dead letters": _UNKNOWN if now.spans is None else grouped(now.dead),
+    }
+
+
+def _partitions(now: Condition) -> Rows:
+    """A row a partition: who has it, how it is, and what waits in each topic."""
+    rows = []
+    owners = {topic: now.owners(topic) for topic in now.topics}
+    for number in range(now.partitions):
+        having = list({owned[number].url: owned[number] for owned in owners.values() if number in owned}.values())
+        missing = any(number not in owned for owned in owners.values())
+        rows.append(
+            [
+                Cell(str(number)),
+                Cell(", ".join(worker.name for worker in having) or "none", level="" if having else "bad"),
+                _state(having, missing=missing, silent=any(worker.report is None for worker in now.workers)),
+                *(Cell(_waiting(now, topic, number)) for topic in now.topics),
+            ]
+        )
+    return rows
+
+
+def _state(having: Sequence[WorkerState], *, missing: bool, silent: bool) -> Cell:
+    if missing:
+        return Cell("its worker is silent" if silent else "no worker", level="bad")
+    if any(worker.report and not worker.report.serving for worker in having):
+        return Cell("recovering", level="warn")
+    return Cell("running", level="good")
+
+
+def _waiting(now: Condition, topic: str, number: int) -> str:
+    span = (now.spans or {}).get(topic, {}).get(number)
+    return _UNKNOWN if span is None else grouped(span.end - span.done)
+
+
+def _bestsellers(now: Condition) -> Rows:
+    return [
+        [
+            _product(now, one.product_id),
+            Cell(grouped(one.items)),
+            Cell(money(one.value)),
+        ]
+        for one in now.board.bestsellers[:_BESTSELLERS]
+    ]
+
+
+def _sold(now: Condition, sales: Sequence[Mapping[str, Any]]) -> Rows:
+    return [
+        [_product(now, one["product_id"]), Cell(grouped(one["units"])), Cell(money(one["revenue"]))] for one in sales
+    ]
+
+
+def _product(now: Condition, product_id: str) -> Cell:
+    return Cell(short(now.products.get(product_id) or product_id), product_link(product_id))
+
+
+def _buyer(now: Condition, customer_id: str) -> Cell:
+    return Cell(short(now.customers.get(customer_id) or customer_id), customer_link(customer_id))
+
+
+def _vouchers(now: Condition) -> Rows:
+    return [
+        [
+            Cell(day_and_time(one.get("issued_at"))[:_MINUTE]),
+            _buyer(now, str(one.get("customer_id", "-"))),
+            *_given(one),
+        ]
+        for one in now.learned.vouchers
+    ]
+
+
+def _alerts(now: Condition) -> Rows:
+    return [
+        [
+            Cell(day_and_time(one.get("at"))[:_MINUTE]),
+            _product(now, str(one.get("product_id", "-"))),
+            Cell(grouped(one.get("left"))),
+            Cell(grouped(one.get("stock"))),
+        ]
+        for one in now.learned.alerts
+    ]
+
+
+def _given(voucher: Mapping[str, Any]) -> list[Cell]:
+    """Which rule gave what, and until when."""
+    return [
+        Cell(short(str(voucher.get("rule", "-")))),
+        Cell(visible(gift(voucher), _LONG)),
+        Cell(day(voucher.get("valid_until"))),
+    ]
+
+
+def _latest(now: Condition) -> Rows:
+    return [
+        [
+            Cell(_clock(sale.at)),
+            _buyer(now, sale.customer_id),
+            _product(now, sale.product_id),
+            Cell(grouped(sale.quantity)),
+            Cell(money(sale.value)),
+        ]
+        for sale in now.board.latest[:_LATEST]
+    ]
+
+
+def _letters(now: Condition) -> Rows:
+    return [
+        [
+            Cell(day_and_time(letter.time)),
+            Cell(visible(letter.reason, _LONG) or "none given"),
+            Cell(f"{short(letter.topic)}:{letter.partition}:{letter.offset}" if letter.topic else "unknown"),
+            Cell(str(letter.id)),
+        ]
+        for letter in now.letters
+    ]
+
+
+def _minutes(now: Condition) -> Rows:
+    """The last whole minutes, newest first: what the charts show, for those who can't see them."""
+    rows = []
+    this = int(now.at) // 60
+    for minute in range(this, this - _MINUTES, -1):
+        sums = [now.board.seconds.get(second, (0, 0)) for second in range(minute * 60, minute * 60 + 60)]
+        since = datetime.fromtimestamp(minute * 60).astimezone()
+        purchases, earned = sum(count for count, _ in sums), sum(grosze for _, grosze in sums)
+        rows.append([Cell(f"{since:%H:%M}"), Cell(grouped(purchases)), Cell(money(earned))])
+    return rows
+
+
+def customer_link(customer_id: str) -> str:
+    """Where a customer is shown."""
+    return f"/?customer={quote(customer_id.encode('utf-8', 'backslashreplace'), safe='')}#customer"
+
+
+def product_link(product_id: str) -> str:
+    """Where a product is shown."""
+    return f"/?product={quote(product_id.encode('utf-8', 'backslashreplace'), safe='')}#product"
+
+
+def customer(
+    customer_id: str,
+    count: Mapping[str, int] | None,
+    document: Document | None,
+    purchases: Sequence[Document],
+    problems: Sequence[str],
+    *,
+    vouchers: Sequence[Document] = (),
+) -> Customer:
+    """What is known of a customer.
+
+    Arguments:
+        count: What they bought so far; None: nothing, or not known.
+        document: As it stands in MongoDB.
+        problems: Why something is missing, in sentences.
+    """
+    known = document or {}
+    name = " ".join(str(known[field]) for field in ("first_name", "last_name") if known.get(field))
+    facts = {}
+    if known:
+        address = (str(known[field]) for field in ("address", "city") if known.get(field))
+        registered = day_and_time(known.get("registered_at"))
+        facts = {"Address": visible(", ".join(address), _LONG), "Registered": registered}
+    if count:
+        facts |= {
+            "Purchases": grouped(count["purchases"]),
+            "Items": grouped(count["items"]),
+            "Spent": money(count["spent"]),
+        }
+    rows = [
+        [
+            Cell(day_and_time(one.get("purchased_at"))),
+            _bought(one),
+            Cell(grouped(one.get("quantity"))),
+            Cell(money(one.get("price"))),
+            Cell(money(one.get("value"))),
+        ]
+        for one in purchases
+    ]
+    given = [[Cell(day_and_time(one.get("issued_at"))[:_MINUTE]), *_given(one)] for one in vouchers]
+    said = [visible(problem) for problem in problems]
+    return Customer(visible(customer_id, _LONG), short(name), facts, rows, said, given)
+
+
+def _bought(purchase: Document) -> Cell:
+    product_id = str(purchase.get("product_id", "-"))
+    return Cell(short(str(purchase.get("product_name") or product_id)), product_link(product_id))
+
+
+def short(text: str) -> str:
+    """A name, as a table has it."""
+    return visible(text, _SHORT)
+
+
+def _clock(at: float, *, zone: bool = False) -> str:
+    found = datetime.fromtimestamp(at).astimezone()
+    return f"{found:%H:%M:%S} {found.tzname()}" if zone else f"{found:%H:%M:%S}"
