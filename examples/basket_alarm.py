@@ -9,12 +9,13 @@ stopped and started while the shop goes on. It sees each purchase at least once,
 
 from __future__ import annotations
 
-from faust_batches.app import App
+from faust_batches import App
 from faust_batches.consumer import Batch
 from shopflow.config.settings import load
 from shopflow.kafka import security as credentials
-from shopflow.models import Decoder, Purchase
+from shopflow.models import Purchase
 from shopflow.servers.servers import locate
+from shopflow.shop.decoding import Decoder
 
 MANY = 5
 config = load()  # where Kafka is, and what the topics are called: as for shopflow itself

@@ -1,40 +1,33 @@
-"""A Faust application whose agents get batches: its transport, its producer's batches, and the body of its agents."""
+"""The Faust application whose agents get batches: its settings, its transport, and what it sends."""
 
 from __future__ import annotations
 
-import asyncio
 import warnings
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, update_wrapper
-from itertools import count
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import faust
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from faust.exceptions import AlreadyConfiguredWarning
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
-from mode.supervisors import OneForOneSupervisor
 
-from shopflow.errors import PartitionLost, Unavailable
-from shopflow.kafka.connection import acknowledged
-
-from .chain import Session
-from .consumer import Batch, BatchConsumer, Flow, Reader
-from .producer import SessionProducer
+from .agent import WAITING_BATCHES, BatchedTopic, Handler, Restarts, each_batch, in_turn
+from .consumer import Batch, BatchConsumer, Flow
+from .lease import Lease
+from .outage import Outage
+from .producer import LeaseProducer, acknowledged
 from .recovery import Tables
-
-__all__ = ["SETTINGS", "App", "Restarts", "each_batch", "in_turn"]
+from .table import Table
 
 #: What batches need of Faust, in place of its own defaults.
 SETTINGS = {
-    "topic_disable_leader": True,
+    "topic_disable_leader": True,  # one topic less to create, and to be allowed to create
     "TableManager": Tables,
-    # Batches of a partition that wait, each of up to `broker_max_poll_records` records. More would only cost memory;
-    # with few, what comes meanwhile gathers where it was fetched, and is one batch.
-    "stream_buffer_maxsize": 3,
-    "stream_wait_empty": False,
+    "stream_wait_empty": False,  # else a rebalance waits for batches that wait for a server
     "broker_max_poll_records": 4_000,
-    "broker_commit_interval": 0.25,  # what was finished and not committed is done again after a crash
     # A batch that waits for a server waits as long as it must; the partition is lost by silence only.
     "broker_max_poll_interval": 86_400.0,
     "consumer_max_fetch_size": 4 * 1024 * 1024,
@@ -42,117 +35,121 @@ SETTINGS = {
     "producer_request_timeout": 40.0,
 }
 
-Handler = Callable[[Batch], Awaitable[None]]
-
-#: Pause before a batch is tried again whose handler raised what it should have handled.
-RETRY_SECONDS = 1.0
-
-
-class Restarts(OneForOneSupervisor):
-    """Restarts all actors that a rebalance cancels: Faust's allows one in 10 ms, and ends the worker at the next."""
-
-    def __init__(self, *services: Any, **kwargs: Any) -> None:
-        super().__init__(*services, **{**kwargs, "max_restarts": 1e9, "over": 1e9})
+#: What surrounds each try of a batch.
+OnBatch = Callable[[Batch], AbstractContextManager[None]]
 
 
 class BatchTransport(driver.Transport):
-    """Faust's aiokafka transport with the consumer and the producer above."""
+    """Faust's aiokafka transport with the heart's consumer and producer."""
 
     Consumer = BatchConsumer
-    Producer = SessionProducer
-
-
-class BatchedTopic(faust.Topic):
-    """One that is not made by who reads it: it would have the wrong number of partitions for who writes it."""
-
-    async def declare(self) -> None:
-        """Nothing."""
+    Producer = LeaseProducer
 
 
 class App(faust.App):
-    """A Faust application whose `batched_topics` come in batches, and whose tables' changelogs are read in runs.
+    """A Faust application with batch agents and exactly-once tables beside Faust's own agents and tables.
 
-    It takes what `faust.App` takes; `SETTINGS` are its defaults.
+    Arguments:
+        batch_commit_interval: Seconds between two commits of what batch agents finished. What was finished and not
+            committed is done again after a crash. Other agents have Faust's `broker_commit_interval`.
+        others: What `faust.App` takes; `SETTINGS` are its defaults.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, batch_commit_interval: float = 0.25, **kwargs: Any) -> None:
+        self.batch_commit_interval = batch_commit_interval
         #: Topics whose agents get batches.
         self.batched_topics: set[str] = set()
-        #: Changelog topic -> the table that takes in its runs.
-        self.readers: dict[str, Reader] = {}
-        #: What runs beside the work, from the start of a worker on: unlike a `task`, also while tables are recovered.
+        #: Changelog topic -> the exactly-once table that reads it.
+        self.readers: dict[str, Table] = {}
+        #: Coroutines that run beside the work from the start of a worker on: unlike a `task`, also during a recovery.
         self.watching: list[Callable[[], Awaitable[None]]] = []
+        #: Set it to time and count the tries of batches.
+        self.on_batch: OnBatch = lambda batch: nullcontext()
+        self.kafka_outage = Outage("Kafka")
+        #: The disk that all tables share.
+        self.disk_outage = Outage("RocksDB", "can't write", "writes again")
         super().__init__(*args, **{**SETTINGS, **kwargs})
+
+    # -- agents and tables
 
     def batched_topic(self, name: str) -> Any:
         """A topic whose agents get a `Batch` as each event's value."""
         self.batched_topics.add(name)
-        return BatchedTopic(self, topics=[name], key_serializer="raw", value_serializer="raw")
+        return BatchedTopic(self, topics=[name], key_serializer="raw", value_serializer="raw", maxsize=WAITING_BATCHES)
 
-    def batch_agent(self, topic: Any, *, takes_turn: bool = False) -> Callable[[Handler], Any]:
+    def batch_agent(
+        self, topic: Any, *, finish: Literal["on_return", "in_handler"] = "on_return"
+    ) -> Callable[[Handler], Any]:
         """Decorate `async def handle(batch)`: it gets the batches of a topic, those of a partition one after the other.
 
         When it returns, the batch is finished, and only then may its end be committed. When it raises, it gets the
-        batch again, a second later; after a crash, or when the partition goes to another process, that one gets it. So
-        it sees every record at least once, and those of a partition in order, but for what comes again.
+        batch again, a second later; after a crash, or when the partition goes to another worker, that one gets it. So
+        it sees every record at least once, and those of a partition in order, but for redeliveries.
 
         Arguments:
             topic: A `batched_topic`, or its name.
-            takes_turn: `handle` finishes the batch itself, by `Batch.turn`; before that it may do what bears to be done
-                out of turn.
+            finish: `in_handler`: `handle` finishes the batch itself, by `Batch.turn`. Before that it may do what is
+                safe to do out of turn.
         """
         channel = self.batched_topic(topic) if isinstance(topic, str) else topic
 
         def decorated(handle: Handler) -> Any:
-            handled = handle if takes_turn else in_turn(handle)
+            handled = handle if finish == "in_handler" else in_turn(handle)
 
             async def actor(stream: Any) -> None:
-                await each_batch(stream, handled)
+                await each_batch(stream, handled, self.on_batch)
 
             update_wrapper(actor, handle)
             return self.agent(channel, isolated_partitions=True, supervisor_strategy=Restarts)(actor)
 
         return decorated
 
+    def exactly_once_table(
+        self,
+        name: str,
+        *,
+        value: type[Any] | None,
+        sums: Sequence[str] = (),
+        count: str = "rows",
+        help: str = "",
+        options: dict[str, Any] | None = None,
+    ) -> Table:
+        """A table whose values count each record once. `Table` says what the arguments mean."""
+        table = Table(self, name, value=value, sums=sums, count=count, help=help, options=options)
+        self.tables.add(table)
+        self.readers[table.changelog_topic_name] = table
+        return table
+
+    # -- where the worker stands
+
     @cached_property
-    def flow_control(self) -> Flow:
-        """Between the consumer and the actors."""
+    def lease(self) -> Lease:
+        """The time for which our partitions are certainly ours."""
+        return Lease(self.conf.broker_session_timeout)
 
-        def cleared() -> None:
-            if self._consumer is not None:
-                cast(BatchConsumer, self._consumer).fetch_unfinished_again()
-
-        return Flow(cleared)
-
-    @cached_property
-    def session(self) -> Session:
-        """Ours with Kafka."""
-        return Session(self.conf.broker_session_timeout)
+    @property
+    def joined(self) -> bool:
+        """True once the group has told us which partitions are ours; with more workers than those it may be none."""
+        return self.tables.recovery.completed.is_set()  # type: ignore[attr-defined, no-any-return]
 
     @property
     def serving(self) -> bool:
-        """Are the tables of our partitions complete? Not before the first assignment, nor in a rebalance."""
-        recovered = self.tables.recovery.completed.is_set()  # type: ignore[attr-defined]
-        return bool(recovered and not self.rebalancing and not self.in_recovery)
-
-    async def on_start(self) -> None:
-        """What watches starts with a worker, not with a command that only sends."""
-        await super().on_start()
-        if not (self.client_only or self.producer_only):
-            for watch in self.watching:
-                self.add_future(watch())
+        """True while the tables of our partitions are complete: not in a rebalance, nor before the first."""
+        return bool(self.joined and not self.rebalancing and not self.in_recovery)
 
     @property
     def owned(self) -> list[TP]:
-        """The partitions of the batched topics that are ours; none before the first assignment."""
+        """Our partitions of the batched topics; none before the first assignment."""
         if self._consumer is None or not self.consumer_generation_id:
             return []
         return sorted(tp for tp in self._consumer.assignment() if tp.topic in self.batched_topics)
 
-    @property
-    def joined(self) -> bool:
-        """Has the group ever told us which partitions are ours? It may be none, if there are more workers."""
-        return self.tables.recovery.completed.is_set()  # type: ignore[attr-defined, no-any-return]
+    async def on_start(self) -> None:
+        """Start what is in `watching`, with a worker only."""
+        await super().on_start()
+        if not (self.client_only or self.producer_only):
+            for watch in self.watching:
+                self.add_future(watch())
 
     def call_in_consumer(self, callback: Callable[[], None]) -> None:
         """Call this in the consumer's thread.
@@ -163,6 +160,8 @@ class App(faust.App):
         if self._consumer is None:
             raise RuntimeError("the consumer has not been made yet")
         cast(BatchConsumer, self._consumer).call_in_thread(callback)
+
+    # -- how it is connected
 
     def reconfigure(self, **settings: Any) -> None:
         """Change settings that could not be known at import (where the servers are), before anything is started."""
@@ -176,13 +175,25 @@ class App(faust.App):
     def _new_transport(self) -> BatchTransport:
         return BatchTransport(self.conf.broker_consumer, self)
 
+    @cached_property
+    def flow_control(self) -> Flow:
+        """Between the consumer and the actors."""
+
+        def cleared() -> None:
+            if self._consumer is not None:
+                cast(BatchConsumer, self._consumer).fetch_unfinished_again()
+
+        return Flow(cleared)
+
+    # -- what it sends and reads by itself
+
     async def send_record(
         self, topic: str, partition: int, key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes]]
     ) -> Awaitable[Any]:
         """Send one record, also one with neither key nor value, which the producer's `send` refuses.
 
         Returns:
-            What is done when Kafka has it.
+            What is done when Kafka has acknowledged it.
         """
         producer: Any = self.producer._producer  # type: ignore[attr-defined]
         batch = producer.create_batch()
@@ -210,48 +221,26 @@ class App(faust.App):
         ends = (metadata.offset + batch.record_count() for metadata, batch in zip(done, batches, strict=True))
         return int(max(ends)) - 1
 
+    async def read_partition(self, topic: str, partition: int, take: Callable[[int, list[Any]], None]) -> None:
+        """Read a partition from its start to its present end, and pass each run of its records to `take`.
 
-def in_turn(handle: Handler) -> Handler:
-    """Let a batch be handled only when it is the next of its partition; finished when `handle` returns."""
-
-    async def handled(batch: Batch) -> None:
-        await batch.session()
-        async with batch.turn():
-            await handle(batch)
-
-    return handled
-
-
-async def each_batch(stream: Any, handle: Handler) -> None:
-    """Handle the batches of one partition, one after the other: the body of an agent.
-
-    A `PartitionLost` ends a batch: its next owner gets it again. Anything else and the batch is tried again; given up,
-    it would be missing to this worker until the next rebalance. `Unavailable` has been said by who raised it; any other
-    error is a fault of the program, and logged once, not once a try.
-    """
-    stream.enable_acks = False  # else a cancelled actor acknowledges the batch it never finished
-    async for event in stream.events():
-        event.value.take()
-        await _handle_one(stream.log, event.value, handle)
-        await stream.ack(event)
-
-
-async def _handle_one(log: Any, batch: Batch, handle: Handler) -> None:
-    said = None
-    for tries in count(1):
+        Raises:
+            KafkaError: It can't be read now.
+        """
+        tp = TopicPartition(topic, partition)
+        client = AIOKafkaConsumer(
+            bootstrap_servers=driver.server_list(self.conf.broker_consumer, driver.Transport.default_port),
+            isolation_level="read_committed",
+            enable_auto_commit=False,
+            **driver.credentials_to_aiokafka_auth(self.conf.broker_credentials, self.conf.ssl_context),
+        )
         try:
-            await handle(batch)
-        except PartitionLost as lost:
-            log.info("Batch left: %s", lost)
-            return
-        except Unavailable:
-            await asyncio.sleep(RETRY_SECONDS)
-        except Exception as error:
-            if repr(error) != said:
-                said = repr(error)
-                log.exception("%s from offset %d can't be handled; trying again", batch.tp, batch.start)
-            await asyncio.sleep(RETRY_SECONDS)
-        else:
-            if said is not None:
-                log.warning("%s from offset %d was handled at the try %d", batch.tp, batch.start, tries)
-            return
+            await client.start()
+            client.assign([tp])
+            await client.seek_to_beginning(tp)
+            end = (await client.end_offsets([tp]))[tp]
+            while await client.position(tp) < end:
+                for run in (await client.getmany(tp, timeout_ms=1_000)).values():
+                    take(partition, run)
+        finally:
+            await client.stop()

@@ -13,19 +13,24 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from aiokafka.errors import IllegalStateError, KafkaError
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
+from mode import Service
 from mode.utils.queues import FlowControlEvent
 
-from shopflow.errors import PartitionLost, Unavailable
+from .chain import Chain, Cursor
+from .errors import PartitionLost, Unavailable
+from .lease import Lease
+from .outage import retrying_kafka
 
-from .chain import Chain, Cursor, Session
+if TYPE_CHECKING:
+    from .app import App
 
-__all__ = ["Application", "Batch", "BatchConsumer", "Flow", "Reader"]
+T = TypeVar("T")
 
 #: Pause before a run of a changelog is fetched again that could not be taken in.
 RETRY_SECONDS = 1.0
@@ -35,28 +40,6 @@ _LOOK_AGAIN_SECONDS = 0.05
 FETCH_WAIT_MS, IDLE_FETCH_WAIT_MS = 10, 500
 #: A batch that waits for its actor takes in what comes meanwhile, for so long.
 _GATHER_SECONDS = 1.0
-
-
-class Reader(Protocol):
-    """What the consumer needs of a table whose changelog it reads."""
-
-    def recover(self, partition: int, records: list[Any]) -> None:
-        """Take in a run of changelog records, all or nothing.
-
-        Raises:
-            Unavailable: Not now; it has been said.
-        """
-
-
-class Application(Protocol):
-    """What the consumer needs of the application."""
-
-    batched_topics: set[str]
-    readers: dict[str, Reader]
-    session: Session
-    consumer_generation_id: int
-    conf: Any
-    monitor: Any
 
 
 class Batch:
@@ -84,45 +67,58 @@ class Batch:
         self.end = batch.end
         return True
 
-    def take(self) -> None:
-        """An actor begins: what is in it now is all that it will have."""
-        self._consumer.taken(self)
+    def freeze(self) -> None:
+        """Take in no more records: an actor begins with it."""
+        self._consumer.frozen(self)
 
     @property
     def owned(self) -> bool:
-        """Is this batch still ours? False after a rebalance or a step back: the partition's owner gets it again."""
+        """False after a rebalance or a step back: the partition's owner gets the batch again."""
         return self._consumer.owns(self)
 
     def check_owned(self) -> None:
-        """Raises:
-        PartitionLost: It is no longer ours.
-        """
-        if not self.owned:
-            raise PartitionLost(f"{self.tp} went to another worker, or back to a place before {self.start}")
-
-    async def session(self) -> None:
-        """Return when it is sure that the partition is ours: at once, but for after a sleep or with Kafka away.
+        """Go on only if the batch is still ours.
 
         Raises:
             PartitionLost: It is not.
         """
+        if not self.owned:
+            raise PartitionLost(f"{self.tp} went to another worker, or back to an offset before {self.start}")
+
+    async def wait_for_lease(self) -> None:
+        """Wait until the lease on this partition is confirmed; normally immediate.
+
+        Raises:
+            PartitionLost: The batch is no longer ours.
+        """
         self.check_owned()
-        while not self._consumer.app.session.sure:
+        while not self._consumer.app.lease.valid:
             await asyncio.sleep(_LOOK_AGAIN_SECONDS)
             self.check_owned()
 
+    async def with_kafka(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Try until Kafka has acknowledged what `attempt` sends or asks; `outage.retrying_kafka` says more.
+
+        Raises:
+            PartitionLost: The batch is no longer ours.
+        """
+        return await retrying_kafka(self._consumer.app.kafka_outage, self, attempt)
+
     def require_next(self) -> None:
-        """Raises:
-        PartitionLost: It isn't next in the chain, or not ours.
+        """Go on only if the batch is the next in the chain of its partition.
+
+        Raises:
+            PartitionLost: It is not, or it is no longer ours.
         """
         self._consumer.require_next(self)
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """Alone with the partition's table, once this batch is next in the chain; finished when the body ends well.
+        """Have the partition's tables alone; the batch is finished when the body ends without an error.
 
         Raises:
-            PartitionLost: It isn't next, or not ours. What is missing before it is fetched again.
+            PartitionLost: The batch is not the next in the chain, or no longer ours. What is missing before it is
+                fetched again.
         """
         async with self._consumer.lock(self.tp):
             self._consumer.require_next(self)
@@ -131,17 +127,17 @@ class Batch:
 
 
 class CommittedThread(driver.AIOKafkaConsumerThread):
-    """Faust's consumer thread, which does not read what a producer's transaction aborted or has not committed yet."""
+    """Faust's consumer thread, which reads only what producers committed, and renews the lease by its heartbeats."""
 
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
         consumer._isolation_level = "read_committed"  # Faust sets it for its own transactions only
         return consumer
 
-    def came(self, records: bool) -> None:
-        """Did the last fetch bring some? Then more may come at any moment."""
+    def expect(self, soon: bool) -> None:
+        """Ask Kafka to answer at once, or to hold a fetch that finds nothing for longer."""
         fetcher: Any = self._ensure_consumer()._fetcher
-        fetcher._fetch_max_wait_ms = FETCH_WAIT_MS if records else IDLE_FETCH_WAIT_MS
+        fetcher._fetch_max_wait_ms = FETCH_WAIT_MS if soon else IDLE_FETCH_WAIT_MS
 
     async def on_start(self) -> None:
         await super().on_start()
@@ -149,13 +145,13 @@ class CommittedThread(driver.AIOKafkaConsumerThread):
         coordinator._do_heartbeat = self._beating(coordinator._do_heartbeat)
 
     def _beating(self, beat: Callable[[], Awaitable[bool]]) -> Callable[[], Awaitable[bool]]:
-        session: Session = self.consumer.app.session  # type: ignore[attr-defined]
+        lease: Lease = self.consumer.app.lease  # type: ignore[attr-defined]
 
         async def beating() -> bool:
-            sent = session.clock()
+            sent = lease.clock()
             answered = await beat()
             if answered:
-                session.renewed(sent)
+                lease.renew(sent)
             return answered
 
         return beating
@@ -164,7 +160,7 @@ class CommittedThread(driver.AIOKafkaConsumerThread):
 class BatchConsumer(driver.Consumer):
     """Faust's consumer, with one event per fetched run and the chain instead of acknowledgements."""
 
-    app: Application  # type: ignore[assignment]
+    app: App
     _thread: CommittedThread
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -219,14 +215,14 @@ class BatchConsumer(driver.Consumer):
             self._cursors[tp] = Cursor(offset)
 
     async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
-        """What is sent from now on is the new owner's."""
-        self.app.session.resume()
+        """Begin a new lease."""
+        self.app.lease.resume()
         await super().on_partitions_assigned(assigned, generation_id)
 
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
         """Commit what is done, then forget where these partitions stand: another worker may carry on from there."""
         await super().on_partitions_revoked(revoked)
-        self.app.session.pause()  # Faust has flushed the producer: what an actor still adds would come too late
+        self.app.lease.pause()  # Faust has flushed the producer: what an actor still adds would come too late
         for tp in revoked:
             self._forget(tp)
 
@@ -249,7 +245,7 @@ class BatchConsumer(driver.Consumer):
         self._fetch_again(tp, chain.done)
 
     def fetch_unfinished_again(self) -> None:
-        """What was on its way to the actors was thrown away. In a rebalance that is right: the seek brings it back."""
+        """Fetch again what was on its way to the actors and was thrown away; after a rebalance the seek does it."""
         if not self.flow_active:
             return
         for tp, chain in list(self._chains.items()):
@@ -264,7 +260,7 @@ class BatchConsumer(driver.Consumer):
         generation = self.app.consumer_generation_id
         if records is None or self.should_stop:
             return
-        self._thread.came(bool(records))
+        self._thread.expect(bool(records))
         if not self.flow_active:
             try:
                 await self.perform_seek()
@@ -314,8 +310,8 @@ class BatchConsumer(driver.Consumer):
             self._waiting[tp] = batch  # the one behind which the next can be taken in
             yield self._batch_message(batch)
 
-    def taken(self, batch: Batch) -> None:
-        """An actor has it: nothing can be added any more."""
+    def frozen(self, batch: Batch) -> None:
+        """Add no more records to this batch."""
         if self._waiting.get(batch.tp) is batch:
             del self._waiting[batch.tp]
 
@@ -340,7 +336,7 @@ class BatchConsumer(driver.Consumer):
     # -- what is done
 
     def owns(self, batch: Batch) -> bool:
-        """Is the batch's partition ours, and was it not fetched again since?"""
+        """True if the batch's partition is ours, and was not fetched again since."""
         chain = self._chains.get(batch.tp)
         return (
             self.flow_active
@@ -377,6 +373,13 @@ class BatchConsumer(driver.Consumer):
         self._chains[batch.tp].finish(batch.start, batch.end)
 
     # -- what is committed: the chain's end, whatever Faust thinks was acknowledged or skipped
+
+    @Service.task
+    async def _commit_batches(self) -> None:
+        while not self.should_stop:
+            await self.sleep(self.app.batch_commit_interval)
+            if self._chains:
+                await self.commit(self.app.batched_topics)
 
     def _filter_tps_with_pending_acks(self, topics: Any = None) -> Iterator[TP]:
         yield from (tp for tp in self._chains if topics is None or tp in topics or tp.topic in topics)

@@ -12,11 +12,9 @@ from typing import Any
 from faust.tables import TableManager
 from faust.tables.recovery import RebalanceAgain, Recovery, ServiceStopped
 
-__all__ = ["PatientRecovery", "Tables"]
-
 
 class PatientRecovery(Recovery):
-    """Begins again from what the tables have by then."""
+    """Faust's recovery; it begins again, from what the tables have by then, instead of ending."""
 
     async def _wait(self, coro: Any, timeout: Any = None) -> None:
         try:
@@ -30,11 +28,10 @@ class PatientRecovery(Recovery):
 
 
 class Tables(TableManager):
-    """Faust's, with that recovery."""
+    """Faust's table manager, with that recovery."""
 
     @property
     def recovery(self) -> Recovery:
-        """The service that recovers the tables."""
         if self._recovery is None:
             self._recovery = PatientRecovery(self.app, self, beacon=self.beacon, loop=self.loop)
         return self._recovery

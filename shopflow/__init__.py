@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 from .errors import Refused
 
 if TYPE_CHECKING:
-    from faust_batches.app import App
+    from faust_batches import App
 
     app: App
 

@@ -1,53 +1,22 @@
-"""The composition root: configuration -> application and store. Nothing is connected at import."""
+"""The Faust application: its settings, and where its servers are. Nothing is connected at import."""
 
 from __future__ import annotations
 
 from functools import cache
 
-from faust_batches.app import App
-from faust_batches.outage import Outage
+from faust_batches import App
 
 from .config.settings import load
-from .kafka import security as credentials
+from .kafka import security
 from .kafka.security import Bootstrap, Security
 from .servers.servers import Addresses
-from .shop.failure_limit import Limit
-from .shop.recent_sales import Board
 from .store.connection import MongoStore
 from .web.access import Guard
-from .web.monitoring.metrics import Metrics
-
-__all__ = [
-    "app",
-    "board",
-    "bootstrap",
-    "config",
-    "connect",
-    "connect_kafka",
-    "disk_outage",
-    "kafka_at",
-    "kafka_outage",
-    "limit",
-    "metrics",
-    "mongodb_outage",
-    "store",
-]
 
 config = load()
-credentials.check(config)
+security.check(config)
 
 store = MongoStore(config.mongodb.database)
-
-mongodb_outage = Outage("MongoDB")
-kafka_outage = Outage("Kafka")
-#: The disk that all tables share.
-disk_outage = Outage("RocksDB", "can't write", "writes again")
-
-metrics = Metrics()
-#: What this worker sold in the last minutes.
-board = Board()
-#: When too many records of a topic are bad.
-limit = Limit(config.dead_letters.max_share, config.dead_letters.window)
 
 app: App = App(
     config.app_id,
@@ -71,7 +40,7 @@ app: App = App(
     topic_partitions=config.topics.partitions,
     topic_replication_factor=config.topics.replication,
     broker_max_poll_records=config.batching.max_records,
-    broker_commit_interval=config.batching.commit_interval_seconds,
+    batch_commit_interval=config.batching.commit_interval_seconds,
     broker_session_timeout=config.batching.session_timeout_seconds,
     # Faust wants it no shorter than the session; 90 s is its default.
     broker_request_timeout=max(90.0, config.batching.session_timeout_seconds),
@@ -91,7 +60,7 @@ app: App = App(
 
 @cache
 def _security() -> Security:
-    return credentials.load(config)
+    return security.load(config)
 
 
 def connect(addresses: Addresses) -> None:
@@ -107,7 +76,7 @@ def connect_kafka(addresses: Addresses) -> None:
 
 
 def kafka_at(addresses: Addresses) -> Bootstrap:
-    """Kafka there, and how to get in.
+    """Kafka at these addresses, and how to get in.
 
     Raises:
         Refused: A certificate that the configuration names is not what it must be.
@@ -115,6 +84,6 @@ def kafka_at(addresses: Addresses) -> Bootstrap:
     return Bootstrap(addresses.kafka, _security())
 
 
-def bootstrap() -> Bootstrap:
-    """Kafka where the application has been told that it is, and how to get in."""
+def connected_kafka() -> Bootstrap:
+    """Kafka where `connect` has told the application that it is, and how to get in."""
     return Bootstrap(";".join(f"{url.host}:{url.port}" for url in app.conf.broker), _security())

@@ -7,26 +7,6 @@ from .kafka.connection import MAX_MESSAGE_BYTES, TopicSpec
 from .operations.letters import Places
 from .operations.verify.totals import Layout
 
-__all__ = [
-    "ACTIVITY",
-    "ALERTS",
-    "CHANGELOG",
-    "DEAD_LETTERS",
-    "KEYS",
-    "LAYOUT",
-    "LETTERS",
-    "PRICES",
-    "RETRIES",
-    "SALES_CHANGELOG",
-    "SHOWN",
-    "SPECS",
-    "VOUCHERS",
-    "WINDOWS",
-    "customers",
-    "products",
-    "purchases",
-]
-
 #: A dead letter carries headers besides the record that it came from.
 _HEADERS_BYTES = 1024 * 1024
 
@@ -44,7 +24,7 @@ customers = app.batched_topic(_name("customers"))
 #: Key customer_id, value `models.Purchase`. All of a customer's purchases are in one partition, in order.
 purchases = app.batched_topic(_name("purchases"))
 
-#: Key and value as they came, with the reason and the place in Kafka Connect's `__connect.errors.*` headers.
+#: Key and value as they came, with the reason and the origin in Kafka Connect's `__connect.errors.*` headers.
 DEAD_LETTERS = _name("dead-letters")
 
 #: Key customer_id, value `models.CustomerActivity`: the customer's counts, after each change. Compacted: the latest

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from operator import itemgetter
 from types import SimpleNamespace
@@ -13,13 +14,23 @@ from typing import Any
 
 from aiokafka.errors import ProducerFenced
 
-from shopflow.errors import PartitionLost, Unavailable
+from faust_batches import Outage, testing
+from shopflow.errors import Unavailable
+from shopflow.models import Customer, Product
 from shopflow.operations.verify.totals import Layout
+from shopflow.shop.dead_letters import DeadLetters, Rejections
+from shopflow.shop.decoding import Decoder
+from shopflow.shop.documents import customer_document, product_document
+from shopflow.shop.failure_limit import Limit
+from shopflow.shop.prices import PriceLog, Prices
+from shopflow.shop.purchases import Purchases
+from shopflow.shop.upserts import Upserts
 from shopflow.store.connection import (
     Deletion,
     Document,
     Inserted,
     PartSale,
+    Patient,
     PriceHistory,
     Sold,
     Span,
@@ -428,87 +439,86 @@ def _is_behind(stored: Document, source: Document) -> bool:
 
 
 @dataclass(frozen=True)
-class FakeRecord:
-    """An aiokafka `ConsumerRecord`, as far as shopflow looks at it."""
+class FakeRecord(testing.FakeRecord):
+    """A record of the purchases, unless it says otherwise."""
 
-    key: bytes | None
-    value: bytes | None
-    offset: int = 0
-    partition: int = 0
     topic: str = "shop.purchases"
-    timestamp: int = 1_700_000_000_000
-    headers: tuple[tuple[str, bytes], ...] = ()
 
 
-@dataclass(frozen=True)
-class FakeTP:
-    """A topic and partition."""
+def _late(target: Any, name: str) -> Any:
+    """A method that is looked up when it is called: a test may have replaced it."""
 
-    topic: str
-    partition: int
+    async def call(*arguments: Any) -> Any:
+        return await getattr(target, name)(*arguments)
 
-
-@dataclass
-class FakeBatch:
-    """A batch that is the next in its chain, until `lost`."""
-
-    records: list[FakeRecord]
-    events: list[str] = field(default_factory=list)
-    lost: bool = False
-    early: bool = False
-
-    @property
-    def tp(self) -> FakeTP:
-        return FakeTP(self.records[0].topic, self.records[0].partition)
-
-    @property
-    def start(self) -> int:
-        return self.records[0].offset
-
-    @property
-    def end(self) -> int:
-        return self.records[-1].offset + 1
-
-    def check_owned(self) -> None:
-        if self.lost:
-            raise PartitionLost("lost")
-
-    async def session(self) -> None:
-        self.check_owned()
-
-    def require_next(self) -> None:
-        self.check_owned()
-        if self.early:
-            raise PartitionLost("not the next in the chain")
-
-    @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        self.check_owned()
-        self.events.append("turn")
-        yield
-        self.events.append("finished")
+    return call
 
 
-class FakeCounts:
-    """The table of counts in dicts."""
+class FakeWorker:
+    """The handlers of a worker's three topics over fakes.
 
-    def __init__(self, events: list[str] | None = None) -> None:
-        self.rows: dict[int, dict[bytes, bytes]] = {}
-        self.persisted: dict[int, int] = {}
-        self.events = events if events is not None else []
+    Arguments:
+        price_log: The values of the log of prices.
+        read_since: Reads what the dead letters hold; None: they are not asked.
+    """
 
-    def getter(self, partition: int) -> Callable[[bytes], bytes | None]:
-        return self.rows.setdefault(partition, {}).get
+    def __init__(
+        self,
+        store: Any,
+        counts: Any,
+        *,
+        outlet: FakeOutlet | None = None,
+        price_log: list[FakeRecord] | None = None,
+        limit: Limit | None = None,
+        wait_seconds: float = 0.0,
+        max_event_bytes: int = 10_000,
+        dead_letters: str = "dead",
+        followers: Sequence[Any] = (),
+        registered: Any = None,
+        sold: Any = lambda purchases: None,
+    ) -> None:
+        self.price_records = [] if price_log is None else price_log
+        self.events = counts.events
+        mongodb: Any = Patient(store, Outage("MongoDB"))
+        self.dead_letters = DeadLetters(dead_letters, 4, "shopflow", (outlet or FakeOutlet()).send)
+        self.price_log = PriceLog("prices", self._send_price, self._read_prices)
+        self.prices = Prices(
+            store,
+            mongodb,
+            counts,
+            self.price_log,
+            rejected_before=self.dead_letters.before,
+            wait_seconds=wait_seconds,
+        )
+        rejections = Rejections(self.dead_letters, limit)
+        self.purchases = Purchases(
+            store, mongodb, counts, self.prices, rejections,
+            max_event_bytes=max_event_bytes, followers=followers, sold=sold,
+        ).handle  # fmt: skip
+        self.products = Upserts(
+            mongodb, rejections, Decoder(Product, "product_id", max_event_bytes), product_document,
+            upsert=_late(store, "upsert_products"), delete=_late(store, "delete_products"),
+        ).handle  # fmt: skip
+        self.customers = Upserts(
+            mongodb, rejections, Decoder(Customer, "customer_id", max_event_bytes), customer_document,
+            upsert=_late(store, "upsert_customers"), delete=_late(store, "delete_customers"),
+            follow=registered,
+        ).handle  # fmt: skip
 
-    def write(self, partition: int, rows: Iterable[tuple[bytes, bytes]]) -> None:
-        self.events.append("table")
-        self.rows.setdefault(partition, {}).update(rows)
+    async def _send_price(
+        self, topic: str, partition: int, key: bytes | None, value: bytes | None, headers: Any
+    ) -> Awaitable[Any]:
+        self.events.append("prices")
+        self.price_records.append(FakeRecord(key, value, len(self.price_records), partition, topic))
+        return asyncio.sleep(0)
 
-    def acknowledged(self, partition: int, last: int, rows: int) -> None:
-        self.persisted[partition] = last
+    async def _read_prices(self, topic: str, partition: int, since: int) -> list[Any]:
+        return [record for record in self.price_records if record.partition == partition]
 
-    async def check_late(self, partition: int) -> None:
-        return
+    def rebalance(self) -> None:
+        """What others did meanwhile is not known."""
+        self.price_log.forget()
+        self.dead_letters.forget()
 
 
 class FakeKafka:
@@ -573,7 +583,7 @@ class FakeOutlet:
         self.events = events if events is not None else []
 
     async def send(
-        self, topic: str, key: bytes | None, value: bytes | None, partition: int, headers: list[tuple[str, bytes]]
+        self, topic: str, partition: int, key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes]]
     ) -> Awaitable[Any]:
         if self.failures:
             raise self.failures.pop()

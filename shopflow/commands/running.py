@@ -23,7 +23,7 @@ from faust.cli import AppCommand
 from faust.cli.worker import worker as faust_worker
 
 from shopflow import topics
-from shopflow.app import app, bootstrap, config, connect, kafka_outage
+from shopflow.app import app, config, connect, connected_kafka
 from shopflow.errors import Refused, Unavailable
 from shopflow.kafka import connection as kafka
 from shopflow.servers.servers import Servers
@@ -112,8 +112,8 @@ def _collect_garbage_rarely() -> None:
 
 
 async def _prepare(say: Callable[[str], None]) -> None:
-    await kafka.wait_for(bootstrap(), _KAFKA_SECONDS, say)
-    await kafka.ensure_topics(bootstrap(), topics.SPECS)
+    await kafka.wait_for(connected_kafka(), _KAFKA_SECONDS, say)
+    await kafka.ensure_topics(connected_kafka(), topics.SPECS)
 
 
 class KafkaNoise(logging.Filter):
@@ -185,18 +185,18 @@ class _Watch:
 
     def _look_after_kafka(self) -> None:
         suspicion = self._noise.suspicion()
-        if suspicion is None and kafka_outage.seconds is None:
+        if suspicion is None and app.kafka_outage.seconds is None:
             return
         if _kafka_answers():  # a connection that was cut says nothing about the next one
-            kafka_outage.succeeded(self)
+            app.kafka_outage.succeeded(self)
         elif suspicion is not None:
-            kafka_outage.failed(Unavailable("Kafka", suspicion), self)
+            app.kafka_outage.failed(Unavailable("Kafka", suspicion), self)
 
     def _look_after_stop(self) -> None:
         if not app.should_stop:
             return
         self._stopping_since = self._stopping_since or time.monotonic()
-        seconds = _STOP_SECONDS if kafka_outage.seconds is None else _STOP_WITHOUT_KAFKA_SECONDS
+        seconds = _STOP_SECONDS if app.kafka_outage.seconds is None else _STOP_WITHOUT_KAFKA_SECONDS
         if time.monotonic() - self._stopping_since > seconds:
             _say_error(
                 f"not stopped within {seconds:g} s; ended. What was not finished comes again to the next worker."
@@ -223,7 +223,7 @@ def _aiokafka_loggers() -> list[logging.Logger]:
 
 def _kafka_answers() -> bool:
     async def ask() -> None:
-        async with kafka.admin(bootstrap()):
+        async with kafka.admin(connected_kafka()):
             pass
 
     try:

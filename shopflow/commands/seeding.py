@@ -12,7 +12,7 @@ from aiokafka.errors import KafkaError
 from shopflow.errors import Refused, Unavailable
 from shopflow.kafka import connection as kafka
 from shopflow.kafka.security import Bootstrap
-from shopflow.models import encode
+from shopflow.shop.decoding import encode
 from shopflow.shop.text import whole
 from shopflow.store.connection import Document, Store
 

@@ -9,9 +9,8 @@ from typing import Any
 
 from aiokafka.errors import KafkaError, KafkaTimeoutError
 
+from faust_batches import acknowledged
 from shopflow.errors import Unavailable
-
-from .connection import acknowledged
 
 __all__ = ["Sender"]
 

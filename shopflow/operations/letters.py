@@ -16,9 +16,9 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 from aiokafka.errors import BrokerResponseError, KafkaError, ProducerFenced
 
+from faust_batches import acknowledged
 from shopflow.errors import Refused, Unavailable
 from shopflow.kafka import connection as kafka
-from shopflow.kafka.connection import acknowledged
 from shopflow.kafka.security import Bootstrap
 from shopflow.shop.dead_letters import PREFIX, Headers, origin_of
 

@@ -13,15 +13,18 @@ from dataclasses import dataclass
 from time import monotonic, time
 from typing import Any
 
+from faust_batches import TOTALS_KEY
 from shopflow.errors import Refused, Unavailable
 from shopflow.kafka import connection as kafka
 from shopflow.kafka import group
 from shopflow.kafka.security import Bootstrap
-from shopflow.models import Decoder, Product
+from shopflow.models import Product
 from shopflow.shop import announcements
 from shopflow.shop.announcements import Announcements, Told
-from shopflow.shop.counts import TOTALS_KEY, rebuilt
-from shopflow.shop.purchases import in_order, product_document, split
+from shopflow.shop.counts import rebuilt
+from shopflow.shop.decoding import Decoder, split
+from shopflow.shop.documents import product_document
+from shopflow.shop.upserts import in_order
 from shopflow.store.connection import Store
 
 from .verify.totals import Layout, Tables

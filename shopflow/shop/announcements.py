@@ -1,8 +1,8 @@
-"""What is a document and an event alike: vouchers and alerts, stored in MongoDB first and told on a topic then."""
+"""Vouchers and alerts: written to MongoDB, then published to a topic."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -11,7 +11,8 @@ import msgspec
 from shopflow.store import connection as store
 from shopflow.store.connection import Document
 
-__all__ = ["ALERTS", "VOUCHERS", "Announcements", "Told"]
+#: `App.publish`: topic, partition, keys and values -> done when Kafka has acknowledged them.
+Publish = Callable[[str, int, Sequence[tuple[bytes, bytes]]], Awaitable[object]]
 
 _encode = msgspec.json.Encoder().encode
 

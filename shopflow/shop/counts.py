@@ -10,30 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Generic, TypeAlias, TypeVar
 
 import msgspec
 
-from shopflow.models import PartitionTotals, PurchaseCount, struct_of
+from faust_batches import TOTALS_KEY, position_of
+from shopflow.models import PartitionTotals, PurchaseCount
 
-__all__ = [
-    "TOTALS_KEY",
-    "Changes",
-    "Counted",
-    "Position",
-    "Totals",
-    "advance",
-    "current",
-    "decode_count",
-    "decode_totals",
-    "handled",
-    "position_of",
-    "rebuilt",
-    "summed",
-]
+from .decoding import struct_of
 
-#: Where a partition's sums stand beside its customers: no customer's id is empty.
-TOTALS_KEY = b""
+V = TypeVar("V")
 
 Count = struct_of(PurchaseCount)
 Totals = struct_of(PartitionTotals)
@@ -43,27 +29,8 @@ decode_totals = msgspec.json.Decoder(Totals).decode
 _encode = msgspec.json.Encoder().encode
 
 
-class Position(msgspec.Struct, order=True, gc=False, frozen=True):
-    """How far a value counts. Of two values of one key the one with the larger position is the later."""
-
-    era: int = 0
-    offset: int = -1
-
-
-_decode_position = msgspec.json.Decoder(Position).decode
-
-
-def position_of(value: bytes) -> Position:
-    """How far this value counts.
-
-    Raises:
-        msgspec.MsgspecError: It is not one of our values.
-    """
-    return _decode_position(value)
-
-
 def rebuilt(era: int, now: float) -> bytes:
-    """The sums with which a partition begins to count anew: empty, and of an era after this one.
+    """The totals with which a partition begins to count anew: empty, and of an era after this one.
 
     Arguments:
         now: The time (Unix, in seconds): it is the new era, so that it is also after one that the changelog has lost.
@@ -72,7 +39,7 @@ def rebuilt(era: int, now: float) -> bytes:
 
 
 def begun_anew(get: Callable[[bytes], bytes | None]) -> int | None:
-    """When a replay began to count a partition anew (Unix, seconds), if nothing was counted since; None: it did not."""
+    """When a replay began to count a partition anew (Unix, seconds); None if it did not, or if counting has begun."""
     value = get(TOTALS_KEY)
     totals: PartitionTotals | None = decode_totals(value) if value else None
     return totals.era if totals is not None and totals.era > 0 and totals.offset < 0 else None
@@ -84,21 +51,21 @@ Counted: TypeAlias = tuple[int, str, int, int]
 
 
 @dataclass(frozen=True)
-class Changes:
-    """What is to be written for one batch: every customer in it and the sums, also those that did not change."""
+class Changes(Generic[V]):
+    """What is to be written for one batch: every row that it touches and the totals, also those that did not change."""
 
-    counts: dict[str, PurchaseCount]
+    values: dict[str, V]
     totals: PartitionTotals
 
     def rows(self) -> list[tuple[bytes, bytes]]:
-        """Keys and values as they stand in RocksDB and in the changelog; the sums last."""
-        rows = [(customer_id.encode(), _encode(count)) for customer_id, count in self.counts.items()]
+        """Keys and values as they stand in RocksDB and in the changelog; the totals last."""
+        rows = [(key.encode(), _encode(value)) for key, value in self.values.items()]
         rows.append((TOTALS_KEY, _encode(self.totals)))
         return rows
 
 
 def current(get: Callable[[bytes], bytes | None], customer_id: str) -> PurchaseCount | None:
-    """A customer's counts, if they are of the partition's era."""
+    """A customer's counts; None if there are none of the partition's era."""
     value, totals = get(customer_id.encode()), get(TOTALS_KEY)
     if not value:
         return None
@@ -106,11 +73,11 @@ def current(get: Callable[[bytes], bytes | None], customer_id: str) -> PurchaseC
     return None if totals and count.era < position_of(totals).era else count
 
 
-def summed(getter: Callable[[int], Callable[[bytes], bytes | None]], partitions: Iterable[int]) -> dict[str, int]:
+def summed(reader: Callable[[int], Callable[[bytes], bytes | None]], partitions: Iterable[int]) -> dict[str, int]:
     """Customers, purchases, items and spent over these partitions."""
     sums = dict.fromkeys(("customers", "purchases", "items", "spent"), 0)
     for partition in partitions:
-        if value := getter(partition)(TOTALS_KEY):
+        if value := reader(partition)(TOTALS_KEY):
             totals = decode_totals(value)
             for name in sums:
                 sums[name] += getattr(totals, name)
@@ -118,7 +85,7 @@ def summed(getter: Callable[[int], Callable[[bytes], bytes | None]], partitions:
 
 
 def handled(get: Callable[[bytes], bytes | None], customer_id: str, offset: int) -> bool:
-    """Was a purchase at this offset counted, or left out for good, before?"""
+    """True if a purchase at this offset was counted before, or left out for good."""
     count, totals = current(get, customer_id), get(TOTALS_KEY)
     return max(count.offset if count else -1, position_of(totals).offset if totals else -1) >= offset
 
@@ -130,7 +97,7 @@ def advance(
     end: int,
     duplicates: Iterable[int] = (),
     rejected: Iterable[int] = (),
-) -> Changes:
+) -> Changes[PurchaseCount]:
     """The counts after a batch that ends before offset `end`, and that continues what was counted before.
 
     Customers and sums are judged each by their own offset: a crash can leave one ahead of the other.

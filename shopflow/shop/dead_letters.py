@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
-from faust_batches.once import Once, Place, ReadSince
+from faust.types import TP
+
+from faust_batches import Batch, SendOnce, acknowledged
 from shopflow.errors import Rejected
-from shopflow.kafka.connection import acknowledged
 
-__all__ = ["DeadLetters", "Rejection", "headers_of", "origin_of"]
+from .failure_limit import Limit
+
+log = logging.getLogger(__name__)
 
 PREFIX = "__connect.errors."
 
 Headers = list[tuple[str, bytes]]
-#: topic, key, value, partition, headers -> a future that is done when Kafka has it
-Send = Callable[[str, bytes | None, bytes | None, int, Headers], Awaitable[Awaitable[Any]]]
-
-
-class Record(Protocol):
-    """What is needed of aiokafka's `ConsumerRecord`."""
-
-    topic: str
-    partition: int
-    offset: int
-    key: bytes | None
-    value: bytes | None
-    headers: Sequence[tuple[str, bytes]]
-
+#: `App.send_record`: topic, partition, key, value, headers -> what is done when Kafka has acknowledged it.
+SendRecord = Callable[[str, int, bytes | None, bytes | None, Headers], Awaitable[Awaitable[Any]]]
+#: Topic, partition, Unix time in ms -> the partition's records since then; with `values=False` without their values.
+ReadSince = Callable[..., Awaitable[list[Any]]]
 
 Rejection = tuple[Any, Rejected]
 
 
-def headers_of(record: Record, error: Rejected, app_id: str) -> Headers:
+def headers_of(record: Any, error: Rejected, app_id: str) -> Headers:
     """The record's own headers, and Kafka Connect's (KIP-298): where it came from and what was wrong."""
     return [
         *((name, value) for name, value in record.headers if not name.startswith(PREFIX)),
@@ -52,32 +47,32 @@ class DeadLetters:
     Arguments:
         topic: Where they go; to the partition with the number of the one they came from.
         partitions: How many that topic has.
-        send: Sends one.
-        read_since: Reads what a partition of the topic holds since a time (Unix, ms; 0: all). Without it a batch that
-            comes again after a crash has its bad records sent again.
+        send: `App.send_record`.
+        read_since: Reads what a partition of the topic holds since a time. Without it a batch that comes again after a
+            crash has its bad records sent again.
     """
 
     def __init__(
-        self, topic: str, partitions: int, app_id: str, send: Send, read_since: ReadSince | None = None
+        self, topic: str, partitions: int, app_id: str, send: SendRecord, read_since: ReadSince | None = None
     ) -> None:
         self.topic = topic
         self._partitions = partitions
         self._app_id = app_id
         self._send = send
         self._read_since = read_since
-        self._once: Once[int, Rejection] = Once(self._sent_before, lambda rejection: rejection[0].offset)
+        self._once: SendOnce[int, Rejection] = SendOnce(self._sent_before, lambda rejection: rejection[0].offset)
 
     def forget(self) -> None:
-        """After a rebalance: what others sent meanwhile is not known."""
+        """Forget what is known. Call it after a rebalance: other workers may have sent meanwhile."""
         self._once.forget()
 
-    async def before(self, record: Record) -> Collection[int]:
-        """Offsets of those records of this one's partition, from this one on, that are here already.
+    async def before(self, record: Any) -> Collection[int]:
+        """Offsets of the records of this one's partition, from this one on, that are dead letters already.
 
         Raises:
             KafkaError: It can't be told now.
         """
-        return await self._once.known((record.topic, record.partition), record)
+        return await self._once.known(TP(record.topic, record.partition), record)
 
     async def put(self, rejections: Sequence[Rejection]) -> list[Rejection]:
         """Send those that are not there yet, and wait until Kafka has acknowledged all. Returns which were sent.
@@ -89,8 +84,8 @@ class DeadLetters:
             KafkaError: Not all are there; do it again.
         """
         added: list[Rejection] = []
-        for place, group in _by_place(rejections).items():
-            added += await self._once.send(place, group[0][0], group, self._send_all)
+        for tp, group in _by_partition(rejections).items():
+            added += await self._once.send(tp, group[0][0], group, self._send_all)
         return added
 
     async def _send_all(self, rejections: Sequence[Rejection]) -> None:
@@ -99,14 +94,14 @@ class DeadLetters:
     async def _send_one(self, rejection: Rejection) -> Awaitable[Any]:
         record, error = rejection
         headers = headers_of(record, error, self._app_id)
-        return await self._send(self.topic, record.key, record.value, record.partition % self._partitions, headers)
+        return await self._send(self.topic, record.partition % self._partitions, record.key, record.value, headers)
 
-    async def _sent_before(self, place: Place, since: int) -> set[int]:
-        """Which records of this place the workers before us have sent."""
+    async def _sent_before(self, tp: TP, since: int) -> set[int]:
+        """Which records of this partition the workers before us have sent."""
         if self._read_since is None:
             return set()
-        found = await self._read_since(self.topic, place[1] % self._partitions, since)
-        return {offset for *origin, offset in map(origin_of, found) if tuple(origin) == place}
+        found = await self._read_since(self.topic, tp.partition % self._partitions, since, values=False)
+        return {offset for *origin, offset in map(origin_of, found) if tuple(origin) == tp}
 
 
 def origin_of(dead_letter: Any) -> tuple[str, int, int]:
@@ -117,8 +112,44 @@ def origin_of(dead_letter: Any) -> tuple[str, int, int]:
     return headers.get("topic", b"").decode("utf-8", "replace"), partition, offset
 
 
-def _by_place(rejections: Iterable[Rejection]) -> dict[Place, list[Rejection]]:
-    groups: dict[Place, list[Rejection]] = {}
+def _by_partition(rejections: Iterable[Rejection]) -> dict[TP, list[Rejection]]:
+    groups: dict[TP, list[Rejection]] = {}
     for record, error in rejections:
-        groups.setdefault((record.topic, record.partition), []).append((record, error))
+        groups.setdefault(TP(record.topic, record.partition), []).append((record, error))
     return groups
+
+
+class Rejections:
+    """Sends a batch's bad records to the dead letters, unless too much of its topic is bad.
+
+    Arguments:
+        limit: When too many records of a topic are bad: then nothing more of it is finished.
+        on_rejected: Told topic, reason and number of the records that became dead letters.
+    """
+
+    def __init__(
+        self,
+        dead_letters: DeadLetters,
+        limit: Limit | None = None,
+        on_rejected: Callable[[str, str, int], None] = lambda topic, reason, count: None,
+    ) -> None:
+        self._dead_letters = dead_letters
+        self._limit = limit
+        self._on_rejected = on_rejected
+
+    async def put(self, batch: Batch, rejected: list[Rejection]) -> None:
+        """Send a batch's bad records, each once, in the batch's turn.
+
+        Raises:
+            PartitionLost: The batch is no longer ours.
+        """
+        rejected.sort(key=lambda rejection: rejection[0].offset)
+        if self._limit:
+            failed = [(record.offset, error.reason) for record, error in rejected]
+            await self._limit.hold(batch.tp, batch.records, failed, batch.check_owned)
+        if not rejected:
+            return
+        sent = await batch.with_kafka(lambda: self._dead_letters.put(rejected))
+        for reason, count in Counter(error.reason for _, error in sent).items():
+            self._on_rejected(batch.tp.topic, reason, count)
+            log.warning("%d record(s) of %s to the dead letters: %s", count, batch.tp.topic, reason)

@@ -10,8 +10,6 @@ from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any
 
-__all__ = ["FailureShare", "Limit"]
-
 log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.5

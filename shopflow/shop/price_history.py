@@ -9,8 +9,6 @@ from itertools import pairwise
 
 from shopflow.store.connection import BEGINNING, PriceHistory, Sold, Store
 
-__all__ = ["Course", "Period", "Prices", "course", "periods", "read"]
-
 #: Up to so long, what was sold is shown by the minute, where that is wanted.
 _BY_THE_MINUTE = timedelta(hours=2)
 #: Up to so long, what was sold is shown by the hour; beyond, by the day.

@@ -1,22 +1,30 @@
-"""The price of a purchase that came without one: the product's, in force when the purchase was made."""
+"""The price of a purchase that came without one: the product's, in force when the purchase was made.
+
+The prices that were given are kept in a topic of their own, so that a replay gives the same ones again: a record for
+each batch, in the partition with the number of the purchases', with offsets and prices in grosze. What was decided when
+the purchase came by can't be found out later: the product's price may have been changed since, by an event about a time
+before; MongoDB, which has the price, may have been dropped.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any
 
-from faust_batches.attempts import Attempts, Owned
+import msgspec
+
+from faust_batches import Batch, Table
+from faust_batches.once import since
 from shopflow.errors import Rejected
-from shopflow.models import Purchase, check_value
-from shopflow.store.connection import Store
+from shopflow.models import Purchase
+from shopflow.store.connection import MongoStore, Patient
 
 from .counts import handled
-from .price_log import PriceLog
-
-__all__ = ["Priced", "Pricing"]
+from .dead_letters import ReadSince, SendRecord
+from .decoding import DecodedBatch, check_value
 
 #: How often MongoDB is asked for a product that a purchase waits for.
 _LOOK_AGAIN_SECONDS = 0.25
@@ -24,22 +32,79 @@ _LOOK_AGAIN_SECONDS = 0.25
 _REMEMBERED = 10_000
 
 Pair = tuple[Any, Purchase]
-#: The first record in question -> the offsets, from it on, of those that were sent to the dead letters before.
-RejectedBefore = Callable[[Any], Awaitable[Collection[int]]]
 
 
-class BatchLike(Owned, Protocol):
-    """What is needed of `batching.Batch`."""
+class Entry(msgspec.Struct):
+    """The value of a record in the log: prices by offset, rising."""
 
-    tp: Any
-    records: list[Any]
-    end: int
+    prices: list[tuple[int, int]]
 
 
-class Counts(Protocol):
-    """What is needed of the table `purchase_counts`."""
+_decode = msgspec.json.Decoder(Entry).decode
+_encode = msgspec.json.Encoder().encode
 
-    def getter(self, partition: int) -> Callable[[bytes], bytes | None]: ...
+
+class PriceLog:
+    """The topic of the prices that were given, by the workers before us too.
+
+    Arguments:
+        topic: With as many partitions as the purchases.
+        send: `App.send_record`.
+        read_since: Topic, partition, Unix time in ms -> its records since then.
+    """
+
+    def __init__(self, topic: str, send: SendRecord, read_since: ReadSince) -> None:
+        self._topic = topic
+        self._send = send
+        self._read_since = read_since
+        #: By partition, what the log had when it was first asked for: first and last offset, and the record's value.
+        self._known: dict[int, list[tuple[int, int, bytes]]] = {}
+
+    def forget(self) -> None:
+        """Forget what is known. Call it after a rebalance: other workers may have given prices meanwhile."""
+        self._known = {}
+
+    async def prices(self, partition: int, first: Any, end: int) -> dict[int, int]:
+        """The prices given to purchases from the record `first` on up to, not including, offset `end`.
+
+        Raises:
+            KafkaError: The log can't be read now.
+        """
+        known = self._known
+        if partition not in known:
+            known[partition] = _ranges(await self._read_since(self._topic, partition, since(first)))
+        start = first.offset
+        prices: dict[int, int] = {}
+        for low, high, value in known[partition]:
+            if low < end and high >= start:
+                prices.update(_decode(value).prices)
+        return {offset: price for offset, price in prices.items() if start <= offset < end}
+
+    async def put(self, partition: int, prices: Mapping[int, int]) -> None:
+        """Add prices, and wait until Kafka has acknowledged them. Of two of one offset the later counts.
+
+        Raises:
+            KafkaError: They may be there or not; do it again.
+        """
+        entry = _encode(Entry(sorted(prices.items())))
+        await (await self._send(self._topic, partition, None, entry, []))
+
+    def done(self, partition: int, end: int) -> None:
+        """Drop what is known of offsets before this one: it is not asked for again until a rebalance."""
+        if partition in self._known:
+            self._known[partition] = [entry for entry in self._known[partition] if entry[1] >= end]
+
+
+def _ranges(records: list[Any]) -> list[tuple[int, int, bytes]]:
+    found = []
+    for record in records:
+        try:
+            prices = _decode(record.value).prices
+        except (msgspec.MsgspecError, TypeError):  # not ours
+            continue
+        if prices:
+            found.append((prices[0][0], prices[-1][0], record.value))
+    return found
 
 
 class Priced:
@@ -48,7 +113,7 @@ class Priced:
     def __init__(self) -> None:
         self.rejected: dict[int, Rejected] = {}  #: by offset
         self.decided: dict[int, int] = {}  #: prices by offset, all of them
-        self.logged: set[int] = set()  #: offsets of those that are in the log of prices already
+        self.logged: set[int] = set()  #: offsets of those that are in the log already
 
     @property
     def to_log(self) -> dict[int, int]:
@@ -56,7 +121,7 @@ class Priced:
         return {offset: price for offset, price in self.decided.items() if offset not in self.logged}
 
 
-class Pricing:
+class Prices:
     """Gives prices, each once.
 
     What was decided stays decided, also by a worker that died before it could commit, and in a replay: the log of
@@ -64,64 +129,68 @@ class Pricing:
     none. Only then the history of prices is asked.
 
     Arguments:
+        rejected_before: `DeadLetters.before`.
         wait_seconds: How long a purchase waits for a product that nobody offered yet.
     """
 
     def __init__(
         self,
-        store: Store,
-        counts: Counts,
-        attempts: Attempts,
+        store: MongoStore,
+        mongodb: Patient,
+        counts: Table,
         log: PriceLog,
         *,
-        rejected_before: RejectedBefore,
+        rejected_before: Callable[[Any], Awaitable[Collection[int]]],
         wait_seconds: float,
     ) -> None:
         self._store = store
+        self._mongodb = mongodb
         self._counts = counts
-        self._attempts = attempts
         self._log = log
         self._rejected_before = rejected_before
         self._wait_seconds = wait_seconds
         self._unknown: dict[str, float] = {}
 
-    async def price(self, batch: BatchLike, accepted: list[Pair]) -> Priced:
-        """Give those without a price their price; those that get none are in `rejected`."""
+    async def give(self, batch: Batch, decoded: DecodedBatch[Purchase]) -> Priced:
+        """Give the purchases without a price their price. Those that get none become rejected ones."""
         priced = Priced()
-        unpriced = [(record, event) for record, event in accepted if event.price is None]
-        if unpriced:
-            waiting = dict(unpriced_by_offset := {record.offset: (record, event) for record, event in unpriced})
-            await self._decided_before(batch, waiting, priced)
-            await self._look_up(batch, list(waiting.values()), priced)
-            priced.decided = {
-                offset: event.price for offset, (_, event) in unpriced_by_offset.items() if event.price is not None
-            }
-            for offset in priced.rejected:
-                priced.decided.pop(offset, None)
+        unpriced = {record.offset: (record, event) for record, event in decoded.accepted if event.price is None}
+        if not unpriced:
+            return priced
+        waiting = dict(unpriced)
+        await self._decided_before(batch, waiting, priced)
+        await self._look_up(batch, list(waiting.values()), priced)
+        for offset, (record, event) in unpriced.items():
+            if error := priced.rejected.get(offset):
+                decoded.rejected.append((record, error))
+            elif event.price is not None:
+                priced.decided[offset] = event.price
+        if priced.rejected:
+            decoded.accepted = [pair for pair in decoded.accepted if pair[0].offset not in priced.rejected]
         return priced
 
-    async def keep(self, batch: BatchLike, priced: Priced) -> None:
+    async def keep(self, batch: Batch, priced: Priced) -> None:
         """Put the prices into the log, before the purchases are counted."""
         if new := priced.to_log:
-            await self._attempts.with_kafka(batch, lambda: self._log.put(batch.tp.partition, new))
+            await batch.with_kafka(lambda: self._log.put(batch.tp.partition, new))
         if priced.decided:
             self._log.done(batch.tp.partition, batch.end)
 
-    async def _decided_before(self, batch: BatchLike, waiting: dict[int, Pair], priced: Priced) -> None:
+    async def _decided_before(self, batch: Batch, waiting: dict[int, Pair], priced: Priced) -> None:
         """Settle those that were settled before; they are taken out of `waiting`."""
-        first = batch.records[0]  # what is read now is all that is known until partitions change hands
+        first = batch.records[0]  # what is read now is all that is known until a rebalance
         partition = batch.tp.partition
-        logged = await self._attempts.with_kafka(batch, lambda: self._log.prices(partition, first, batch.end))
+        logged = await batch.with_kafka(lambda: self._log.prices(partition, first, batch.end))
         for offset in waiting.keys() & logged.keys():
             waiting.pop(offset)[1].price = logged[offset]
             priced.logged.add(offset)
         if not waiting:
             return
         ids = {event.purchase_id for _, event in waiting.values()}
-        stored = await self._attempts.with_mongodb(batch, lambda: self._store.purchase_prices(ids))
-        refused = await self._attempts.with_kafka(batch, lambda: self._rejected_before(first))
+        stored = await self._mongodb(batch, lambda: self._store.purchase_prices(ids))
+        refused = await batch.with_kafka(lambda: self._rejected_before(first))
         batch.check_owned()
-        get = self._counts.getter(partition)
+        get = self._counts.reader(partition)
         for offset, (_, event) in list(waiting.items()):
             if event.purchase_id in stored:
                 event.price = stored[event.purchase_id]
@@ -132,10 +201,10 @@ class Pricing:
                 continue
             del waiting[offset]
 
-    async def _look_up(self, batch: BatchLike, unpriced: list[Pair], priced: Priced) -> None:
+    async def _look_up(self, batch: Batch, unpriced: list[Pair], priced: Priced) -> None:
         while unpriced:
             wanted = {event.product_id for _, event in unpriced}
-            histories = await self._attempts.with_mongodb(batch, partial(self._store.price_history, wanted))
+            histories = await self._mongodb(batch, partial(self._store.price_history, wanted))
             missing = []
             for record, event in unpriced:
                 history = histories.get(event.product_id)

@@ -11,8 +11,6 @@ import msgspec
 
 from shopflow.models import Purchase
 
-__all__ = ["Bestseller", "Board", "Sale", "Snapshot", "merged"]
-
 #: How far back it goes, in seconds.
 KEPT_SECONDS = 900
 #: Purchases that are shown one by one.

@@ -12,11 +12,18 @@ from datetime import date, datetime, timezone
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from shopflow.models import PurchaseCount
+import msgspec
 
-from .counts import TOTALS_KEY, Changes, Count, Totals, decode_count, decode_totals
+from faust_batches import TOTALS_KEY, Batch, Table
+from shopflow.models import ProductSales
 
-__all__ = ["PERIODS", "Sale", "advance", "key_of", "sale_of", "start_of"]
+from .counts import Changes, Totals, decode_totals
+from .decoding import struct_of
+from .purchases import CountedBatch
+
+_Row = struct_of(ProductSales)
+
+decode_row = msgspec.json.Decoder(_Row).decode
 
 #: Every purchase is in a row of each; the sums of a partition have it as often.
 PERIODS = ("total", "day", "hour")
@@ -54,10 +61,36 @@ def start_of(key: str) -> tuple[str, datetime | None, str]:
     return period, time.replace(tzinfo=timezone.utc), product_id
 
 
-def sale_of(key: bytes, count: PurchaseCount) -> Sale:
-    """The row as a sale."""
+def sale_of(key: bytes, row: ProductSales) -> Sale:
+    """A row of the table as a sale."""
     period, start, product_id = start_of(key.decode())
-    return Sale(period, start, product_id, count.purchases, count.items, count.spent)
+    return Sale(period, start, product_id, row.purchases, row.items, row.spent)
+
+
+class Sales:
+    """Enters the sales of each batch of purchases in the table `product_sales`.
+
+    Arguments:
+        changed: Told of the rows that were written: partition, keys and values.
+    """
+
+    def __init__(self, table: Table, changed: Callable[[int, Sequence[tuple[bytes, bytes]]], None]) -> None:
+        self._table = table
+        self._changed = changed
+
+    async def follow(self, batch: Batch, counted: CountedBatch) -> None:
+        """Enter a batch that was counted (`purchases.Follower`)."""
+        partition = batch.tp.partition
+        changes = advance(
+            self._table.reader(partition),
+            counted.fresh,
+            end=batch.end,
+            duplicates=counted.duplicates,
+            rejected=counted.rejected,
+        )
+        rows = changes.rows()
+        await self._table.write(batch, rows)
+        self._changed(partition, rows)
 
 
 class Sum:
@@ -91,7 +124,7 @@ def advance(
     end: int,
     duplicates: Collection[int] = (),
     rejected: Collection[int] = (),
-) -> Changes:
+) -> Changes[ProductSales]:
     """The sales after a batch that ends before offset `end`; the arguments are those of `counting.advance`.
 
     Rows and sums are judged each by their own offset: a crash can leave one ahead of the other. Nearly always none is;
@@ -102,7 +135,7 @@ def advance(
     """
     known = get(TOTALS_KEY)
     totals = decode_totals(known) if known else Totals()
-    rows: dict[str, PurchaseCount] = {}
+    rows: dict[str, ProductSales] = {}
     seen = totals.offset
     batch = _Batch(fresh)
     for key, added in batch.sums.items():
@@ -127,9 +160,9 @@ def advance(
     return Changes(rows, totals)
 
 
-def _row(value: bytes | None, era: int) -> PurchaseCount:
-    row: PurchaseCount | None = decode_count(value) if value else None
-    return Count(era=era) if row is None or row.era < era else row
+def _row(value: bytes | None, era: int) -> ProductSales:
+    row: ProductSales | None = decode_row(value) if value else None
+    return _Row(era=era) if row is None or row.era < era else row
 
 
 def _by_hour(fresh: Fresh) -> dict[Hour, Sum]:
@@ -172,7 +205,7 @@ class _Batch:
         self.sums = _by_row(_by_hour(fresh))
 
     def after(self, offset: int, key: str) -> Sum | None:
-        """What of a row's sum is behind this offset; None: nothing."""
+        """The part of a row's sum that comes after this offset; None if there is none."""
         added = self.sums[key]
         if offset < added.first:
             return added

@@ -11,33 +11,25 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from time import monotonic
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
-from faust_batches.outage import Outage, retrying
+from faust_batches import TOTALS_KEY, Outage, Position, Table, position_of, retrying
 from shopflow.errors import PartitionLost
 from shopflow.store.connection import PartSale, Store
 
-from .counts import TOTALS_KEY, Position, decode_count, decode_totals, position_of
-from .sales import sale_of
+from .counts import decode_totals
+from .sales import decode_row, sale_of
 
-__all__ = ["Mirror"]
-
+#: How often the sales in MongoDB are brought up to date.
+_SECONDS = 0.5
+#: How many times as long as that took MongoDB it rests.
+_RESTS = 3
 #: Rows looked at before other coroutines get a turn, and sales of one write.
 _SLICE = 1_000
 _AT_ONCE = 500
 
 Row = tuple[bytes, bytes]
 T = TypeVar("T")
-
-
-class Table(Protocol):
-    """What is needed of the table `product_sales`."""
-
-    def getter(self, partition: int) -> Callable[[bytes], bytes | None]:
-        """Reads raw values of one partition."""
-
-    def customers_after(self, partition: int, after: bytes, limit: int) -> list[Row]:
-        """At most `limit` raw rows of a partition behind this key."""
 
 
 class Mirror:
@@ -58,13 +50,18 @@ class Mirror:
         self._waiting: dict[int, dict[bytes, bytes]] = {}
 
     def changed(self, partition: int, rows: Sequence[Row]) -> None:
-        """These rows were entered in the table."""
+        """These rows were written to the table."""
         if partition in self._waiting:
             self._waiting[partition].update(rows)
 
     def forget(self) -> None:
-        """After a rebalance: what others entered and wrote meanwhile is not known."""
+        """Forget what is known. Call it after a rebalance: other workers may have written meanwhile."""
         self._waiting = {}
+
+    async def round(self) -> float:
+        """Bring MongoDB up to date. Returns the seconds to wait before the next round."""
+        # A backlog of many days is many rows: they must not keep MongoDB from the purchases.
+        return max(_SECONDS, _RESTS * await self.bring_up())
 
     async def bring_up(self) -> float:
         """Write what MongoDB does not have yet; while it is away, try again. Returns the seconds that it took MongoDB.
@@ -94,7 +91,7 @@ class Mirror:
         known = Position(*await self._answered(partition, lambda: self._store.sales_position(partition)))
         self._check(partition)
         rows = self._waiting[partition] = {}
-        totals = self._table.getter(partition)(TOTALS_KEY)
+        totals = self._table.reader(partition)(TOTALS_KEY)
         era = position_of(totals).era if totals else 0
         after, found = b"", [(TOTALS_KEY, totals)] if totals else []
         try:
@@ -103,7 +100,7 @@ class Mirror:
                     if (position := position_of(value)) > known and position.era >= era:
                         rows.setdefault(key, value)  # what was entered meanwhile is newer
                 self._check(partition)
-                found = self._table.customers_after(partition, after, _SLICE)
+                found = self._table.scan(partition, after, _SLICE)
                 if not found:
                     return
                 after = found[-1][0]
@@ -138,5 +135,5 @@ class Mirror:
 
 
 def _part(key: bytes, value: bytes) -> PartSale:
-    sale, count = sale_of(key, decode_count(value)), decode_count(value)
-    return PartSale(*sale, position=(count.era, count.offset))
+    row = decode_row(value)
+    return PartSale(*sale_of(key, row), position=(row.era, row.offset))

@@ -10,23 +10,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import NamedTuple
 
 from aiokafka.errors import KafkaError
+from faust.types import TP
 
-from faust_batches.once import Once, Place, Publish, ReadSince
+from faust_batches import Outage, SendOnce
 from shopflow.errors import PartitionLost, Unavailable
 from shopflow.store.connection import REQUESTS_AT_ONCE, Document, Store
 
-from .announcements import ALERTS
-
-__all__ = ["AlertLog", "Watch", "alert_document", "alert_id", "left_of", "stocked"]
+from .announcements import ALERTS, Publish
+from .dead_letters import ReadSince
 
 log = logging.getLogger(__name__)
 
+#: How often it is looked whether a stock has fallen to its limit.
+_ROUND_SECONDS = 1.0
 #: Products of a round.
 AT_ONCE = 500
 
@@ -108,8 +110,8 @@ class AlertLog:
     Arguments:
         topic: With as many partitions as that of the products, an alert in the one with the number of its product's.
         products: The topic of the products.
-        publish: Sends rows to one partition; done when Kafka has acknowledged them.
-        read_since: Reads what a partition holds since a time.
+        publish: `App.publish`.
+        read_since: Reads what a partition of the topic holds since a time.
     """
 
     def __init__(self, topic: str, products: str, publish: Publish, read_since: ReadSince) -> None:
@@ -117,10 +119,10 @@ class AlertLog:
         self._topic = topic
         self._publish = publish
         self._read_since = read_since
-        self._once: Once[str, Document] = Once(self._sent_before, lambda document: str(document["_id"]))
+        self._once: SendOnce[str, Document] = SendOnce(self._sent_before, lambda document: str(document["_id"]))
 
     def forget(self) -> None:
-        """After a rebalance: what others told meanwhile is not known."""
+        """Forget what is known. Call it after a rebalance: other workers may have published meanwhile."""
         self._once.forget()
 
     async def put(self, partition: int, document: Document, check: Callable[[], None]) -> bool:
@@ -139,10 +141,10 @@ class AlertLog:
                 self._topic, partition, [(one["product_id"].encode(), ALERTS.event(one)) for one in made]
             )
 
-        return bool(await self._once.send((self.products, partition), _Beginning(), [document], send))
+        return bool(await self._once.send(TP(self.products, partition), _Beginning(), [document], send))
 
-    async def _sent_before(self, place: Place, since: int) -> set[str]:
-        return {found["_id"] for found in ALERTS.documents(await self._read_since(self._topic, place[1], since))}
+    async def _sent_before(self, tp: TP, since: int) -> set[str]:
+        return {found["_id"] for found in ALERTS.documents(await self._read_since(self._topic, tp.partition, since))}
 
 
 @dataclass
@@ -168,7 +170,8 @@ class Watch:
 
     Arguments:
         owned: The partitions of the products that are ours now; none in a rebalance.
-        sure: Is what was ours still ours? Not after a sleep.
+        sure: True while the lease is valid.
+        outages: Those of MongoDB and Kafka, by service.
         now: The clock.
     """
 
@@ -178,12 +181,15 @@ class Watch:
         alerts: AlertLog,
         owned: Callable[[], Sequence[int]],
         sure: Callable[[], bool],
+        *,
+        outages: Mapping[str, Outage],
         now: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
     ) -> None:
         self._store = store
         self._alerts = alerts
         self._owned = owned
         self._sure = sure
+        self._outages = outages
         self._now = now
         self._looks: dict[str, _Look] = {}
         self._met: dict[str, _Look] = {}
@@ -191,10 +197,25 @@ class Watch:
         self._assignment = 0
 
     def forget(self) -> None:
-        """After a rebalance: what others told meanwhile is not known."""
+        """Forget what is known. Call it after a rebalance: other workers may have published meanwhile."""
         self._alerts.forget()
         self._assignment += 1
         self._looks, self._met, self._after = {}, {}, ""
+
+    async def round(self) -> float:
+        """Look, and tell the outages how it ended. Returns the seconds to wait before the next round."""
+        try:
+            asked = await self.look()
+        except Unavailable as error:
+            self._outages[error.service].failed(error, self)
+            if error.service == "Kafka":  # it is asked last: MongoDB has answered
+                self._outages["MongoDB"].succeeded(self)
+        except PartitionLost:  # the next owner looks; what is ours then, we look at anew
+            self.forget()
+        else:
+            for outage in self._outages.values() if asked else ():
+                outage.succeeded(self)
+        return _ROUND_SECONDS
 
     async def look(self) -> bool:
         """One round: at most `AT_ONCE` products; the next round goes on behind them. Was anything ours to look at?

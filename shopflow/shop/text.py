@@ -10,8 +10,6 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
-__all__ = ["day", "day_and_time", "grouped", "money", "visible", "whole"]
-
 #: Characters of a value of another type than it should be.
 _SHORT = 60
 

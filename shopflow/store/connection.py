@@ -28,6 +28,7 @@ from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import BulkWriteError, OperationFailure, PyMongoError
 from pymongo.read_concern import ReadConcern
 
+from faust_batches import Outage, retrying
 from shopflow.errors import Refused, Unavailable
 
 __all__ = [
@@ -1318,3 +1319,21 @@ def _constructed(uri: str) -> AsyncMongoClient[Document]:
         unclear = isinstance(error, KeyError) or _SECRET_OPTION.search(uri)
         reason = "an option in it is wrong" if unclear else _one_line(str(error))
         raise Refused(f"mongodb.uri: {reason}") from None  # the cause may hold what the message must not
+
+
+class Patient:
+    """Asks MongoDB until it answers or the batch's partition is lost."""
+
+    def __init__(self, store: Any, outage: Outage) -> None:
+        self._store = store
+        self._outage = outage
+        self._prepared = False
+
+    async def __call__(self, batch: Any, attempt: Any) -> Any:
+        async def prepared() -> Any:
+            if not self._prepared:
+                await self._store.prepare()
+                self._prepared = True
+            return await attempt()
+
+        return await retrying(self._outage, batch.check_owned, prepared)

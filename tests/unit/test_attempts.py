@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from faust_batches import attempts
+from faust_batches import outage
 
 
 def test_work_that_fails_is_said_once_and_goes_on(
@@ -25,8 +25,8 @@ def test_work_that_fails_is_said_once_and_goes_on(
     async def sleep(seconds: float) -> None:
         pauses.append(seconds)
 
-    monkeypatch.setattr(attempts.asyncio, "sleep", sleep)
-    asyncio.run(attempts.repeated("The work", work, lambda: bool(outcomes)))
+    monkeypatch.setattr(outage.asyncio, "sleep", sleep)
+    asyncio.run(outage.repeated("The work", work, lambda: bool(outcomes)))
     assert pauses == [1.0, 1.0, 0.5, 1.0, 1.0, 0.7]
     assert [record.getMessage() for record in caplog.records] == ["The work: failed; trying again"] * 3
     assert all(record.exc_info for record in caplog.records)

@@ -7,6 +7,7 @@ import gc
 import logging
 import warnings
 from collections.abc import AsyncIterator, Awaitable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,10 +16,12 @@ import pytest
 from aiokafka.errors import KafkaConnectionError
 from faust.types import TP
 
+from faust_batches import App, agent
 from faust_batches import app as batching
-from faust_batches.app import App, Restarts, each_batch, in_turn
+from faust_batches.agent import Restarts, each_batch, in_turn
+from faust_batches.testing import FakeBatch
 from shopflow.errors import PartitionLost, Unavailable
-from tests.fakes import FakeBatch, FakeRecord
+from tests.fakes import FakeRecord
 
 PURCHASES = TP("shop.purchases", 0)
 
@@ -45,7 +48,7 @@ log = logging.getLogger("tests.batching")
 
 def handed(start: int) -> Any:
     """A batch, as far as an agent cares."""
-    return SimpleNamespace(start=start, tp=PURCHASES, take=lambda: None)
+    return SimpleNamespace(start=start, tp=PURCHASES, freeze=lambda: None)
 
 
 class Failing:
@@ -63,11 +66,11 @@ class Failing:
 
 def test_an_agent_never_raises_and_tries_again_what_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """An exception in a Faust agent would acknowledge the batch."""
-    monkeypatch.setattr(batching, "RETRY_SECONDS", 0)
+    monkeypatch.setattr(agent, "RETRY_SECONDS", 0)
     one, two = handed(1), handed(2)
     handle = Failing(ValueError("a fault"), KeyError("another"))
     stream = Stream(one, two)
-    asyncio.run(each_batch(stream, handle))
+    asyncio.run(each_batch(stream, handle, lambda batch: nullcontext()))
     assert handle.handled == [1, 1, 1, 2]
     assert stream.acked == [one, two]
     assert not stream.enable_acks
@@ -77,11 +80,11 @@ def test_what_keeps_failing_is_said_once_and_when_it_is_over(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A fault of the program: a traceback when it begins, not one a second. What is away, its outage says."""
-    monkeypatch.setattr(batching, "RETRY_SECONDS", 0)
+    monkeypatch.setattr(agent, "RETRY_SECONDS", 0)
     for error, said in ((ValueError("a fault"), ["again", "at the try 31"]), (Unavailable("RocksDB", "full"), [])):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
-            asyncio.run(each_batch(Stream(handed(1)), Failing(*[error] * 30)))
+            asyncio.run(each_batch(Stream(handed(1)), Failing(*[error] * 30), lambda batch: nullcontext()))
         lines = [record.getMessage() for record in caplog.records]
         assert [line.endswith(end) for line, end in zip(lines, said, strict=True)] == [True] * len(said)
 
@@ -103,7 +106,7 @@ def test_a_rebalance_may_restart_all_actors_at_once() -> None:
 def test_an_agent_leaves_a_batch_that_it_lost() -> None:
     """It is another worker's, or comes again."""
     handle = Failing(PartitionLost("gone"))
-    asyncio.run(each_batch(Stream(handed(1)), handle))
+    asyncio.run(each_batch(Stream(handed(1)), handle, lambda batch: nullcontext()))
     assert handle.handled == [1]
 
 
@@ -221,9 +224,9 @@ def test_one_record_is_sent_with_its_headers(app: App) -> None:
 
 def test_a_batch_of_another_application_is_handled_in_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Never before what comes before it, and finished only when it was handled: else it comes again."""
-    monkeypatch.setattr(batching, "RETRY_SECONDS", 0)
+    monkeypatch.setattr(agent, "RETRY_SECONDS", 0)
     batch: Any = FakeBatch([FakeRecord(b"c", b"v")])
-    batch.take = lambda: batch.events.append("take")
+    batch.freeze = lambda: batch.events.append("freeze")
     failures = [ValueError("a fault")]
 
     async def handle(taken: Any) -> None:
@@ -231,11 +234,11 @@ def test_a_batch_of_another_application_is_handled_in_its_turn(monkeypatch: pyte
         if failures:
             raise failures.pop()
 
-    asyncio.run(each_batch(Stream(batch), in_turn(handle)))
-    assert batch.events == ["take", "turn", "handle", "turn", "handle", "finished"]
+    asyncio.run(each_batch(Stream(batch), in_turn(handle), lambda batch: nullcontext()))
+    assert batch.events == ["freeze", "turn", "handle", "turn", "handle", "finished"]
     batch.events, batch.lost = [], True
-    asyncio.run(each_batch(Stream(batch), in_turn(handle)))
-    assert batch.events == ["take"]
+    asyncio.run(each_batch(Stream(batch), in_turn(handle), lambda batch: nullcontext()))
+    assert batch.events == ["freeze"]
 
 
 def test_a_batch_agent_is_an_agent_of_its_topic(app: App) -> None:
@@ -251,7 +254,7 @@ def test_a_batch_agent_is_an_agent_of_its_topic(app: App) -> None:
     assert app.agents[f"{__name__}.mine"] is mine
     assert (mine.help, mine.isolated_partitions, mine.supervisor_strategy) == ("What it does.", True, Restarts)
     batch: Any = FakeBatch([FakeRecord(b"c", b"v")])
-    batch.take = lambda: None
+    batch.freeze = lambda: None
     asyncio.run(mine.fun(Stream(batch)))
     assert handled == [batch]
     assert batch.events == ["turn", "finished"]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from shopflow.models import Purchase, struct_of
+from shopflow.models import Purchase
 from shopflow.shop import recent_sales as module
+from shopflow.shop.decoding import struct_of
 from shopflow.shop.recent_sales import Board, Snapshot, merged
 
 Event = struct_of(Purchase)

@@ -14,19 +14,15 @@ from typing import Any
 import pytest
 from faust.types import TP
 
-from faust_batches.app import App
-from faust_batches.attempts import Attempts
-from faust_batches.ledger import Ledger
-from faust_batches.outage import Outage
-from faust_batches.table import Audit, CountTable
-from shopflow.errors import ShopflowError, Unavailable
-from shopflow.models import encode
-from shopflow.shop.counts import TOTALS_KEY, Counted, advance, decode_count, decode_totals
-from shopflow.shop.dead_letters import DeadLetters
-from shopflow.shop.price_log import PriceLog
-from shopflow.shop.prices import Pricing
-from shopflow.shop.purchases import Processing
-from tests.fakes import FakeBatch, FakeOutlet, FakeRecord, FakeStore
+from faust_batches import TOTALS_KEY, App, Table
+from faust_batches.audit import Audit
+from faust_batches.testing import FakeBatch
+from shopflow.errors import BatchError, Unavailable
+from shopflow.models import ProductSales, PurchaseCount
+from shopflow.shop.counts import Counted, advance, decode_count, decode_totals
+from shopflow.shop.decoding import encode
+from shopflow.shop.prices import PriceLog
+from tests.fakes import FakeRecord, FakeStore, FakeWorker
 
 TOPIC = "test-purchase_counts-changelog"
 PLACE = TP(TOPIC, 0)
@@ -53,16 +49,16 @@ class Shop:
         self.published: list[tuple[bytes, bytes]] = []
         self.app = App("test", broker="kafka://127.0.0.1:1", store="rocksdb://?driver=rocksdict", datadir=str(folder))
         self.app.publish = self.publish  # type: ignore[method-assign]
+        self.app.read_partition = self.read_whole  # type: ignore[method-assign]
         self.app.assignor.assigned_actives = lambda: {PLACE}
-        self.disk = Outage("RocksDB", "can't write", "writes again")
-        self.table = self.another("purchase_counts")
+        self.table = self.another(
+            "purchase_counts", value=PurchaseCount, sums=("purchases", "items", "spent"), count="customers"
+        )
 
-    def another(self, name: str, **kwargs: Any) -> CountTable:
+    def another(self, name: str, **kwargs: Any) -> Table:
         """A table on the same disk."""
         options = {"write_buffer_size": 1 << 20, "block_cache_size": 1 << 20, "max_write_buffer_number": 2}
-        return CountTable(
-            self.app, name=name, default=None, options=options, read_whole=self.read_whole, disk=self.disk, **kwargs
-        )
+        return Table(self.app, name, options=options, **kwargs)
 
     async def publish(self, topic: str, partition: int, rows: Any) -> int:
         self.published += rows
@@ -78,7 +74,7 @@ class Shop:
         asyncio.run(self.table.on_recovery_completed({PLACE}, set()))
 
     def count(self, customer_id: str) -> tuple[int, int] | None:
-        value = self.table.getter(0)(customer_id.encode())
+        value = self.table.reader(0)(customer_id.encode())
         return None if value is None else (decode_count(value).purchases, decode_count(value).offset)
 
 
@@ -90,12 +86,12 @@ def shop(tmp_path: Path) -> Shop:
 
 def test_what_is_written_is_read(shop: Shop) -> None:
     """By the agent, by Faust's own view of the table, and not beside the customers in it."""
-    shop.table.write(0, rows_after((0, "anna", 2, 600), end=1).items())
+    shop.table._rocks.write(0, rows_after((0, "anna", 2, 600), end=1).items())
     assert shop.count("anna") == (1, 0)
     assert shop.table["anna"].spent == 600
     assert list(shop.table.keys()) == ["anna"]
     assert [key for key, _ in shop.table.items()] == ["anna"]
-    assert shop.table.partitions_owned() == [0]
+    assert shop.table.owned_partitions() == [0]
     with pytest.raises(KeyError):
         shop.table["bob"]
 
@@ -104,14 +100,14 @@ def test_customers_come_by_key_a_part_at_a_time(shop: Shop) -> None:
     """Neither the sums nor Faust's own key are among them, nor a key that is no text."""
     names = ["a", "a b", "b/c", "zażółć", "日本", "\U0001f95b"]
     rows = rows_after(*((offset, name, 1, 1) for offset, name in enumerate(names)), end=9)
-    shop.table.write(0, [*rows.items(), (b"\xff\xfe", rows[b"a"])])
-    shop.table.acknowledged(0, 77, 78)
+    shop.table._rocks.write(0, [*rows.items(), (b"\xff\xfe", rows[b"a"])])
+    shop.table._acknowledged(0, 77, 78)
 
     def keys(after: str, limit: int) -> list[str]:
-        return [key.decode() for key, _ in shop.table.customers_after(0, after.encode(), limit)]
+        return [key.decode() for key, _ in shop.table.scan(0, after.encode(), limit)]
 
     assert keys("", 99) == names
-    assert shop.table.customers_after(0, b"", 1) == [(b"a", rows[b"a"])]
+    assert shop.table.scan(0, b"", 1) == [(b"a", rows[b"a"])]
     assert keys("a", 2) == ["a b", "b/c"]
     assert keys("b", 1) == ["b/c"]
     assert keys("\U0001f95b", 5) == []
@@ -132,16 +128,16 @@ def test_a_full_disk_is_said_once_and_waited_for(
 ) -> None:
     """In the work and in a recovery, for all tables once: what can't be written can be tried again."""
     rows = rows_after((0, "anna", 1, 1), end=1)
-    sales = shop.another("product_sales")
+    sales = shop.another("product_sales", value=ProductSales)
     with monkeypatch.context() as patch:
         for table in (shop.table, sales):
-            patch.setattr(table._raw, "_db_for_partition", lambda partition: Full())
+            patch.setattr(table._rocks, "_db_for_partition", lambda partition: Full())
         for _ in range(3):
             with pytest.raises(Unavailable, match="No space left"):
-                shop.table.write(0, rows.items())
+                shop.table._rocks.write(0, rows.items())
             with pytest.raises(Unavailable, match="No space left"):
                 sales.recover(0, records(rows))
-    shop.table.write(0, rows.items())
+    shop.table._rocks.write(0, rows.items())
     assert len(caplog.records) == 1, "the other table still can't write"
     sales.recover(0, records(rows))
     assert [record.getMessage().partition(";")[0][:19] for record in caplog.records] == [
@@ -179,12 +175,12 @@ def test_what_was_outdone_is_known_after_a_restart(shop: Shop, tmp_path: Path) -
     old = rows_after((0, "anna", 1, 1), end=1)
     new = rows_after((1, "anna", 1, 1), end=2, get=old.get)
     shop.table.recover(0, records(old) + records(new, start=2) + records(old, start=4))
-    shop.table._raw._dbs.clear()
+    shop.table._rocks._dbs.clear()
     gc.collect()
     again = Shop(tmp_path)
     again.recovered()
     assert dict(again.published) == new
-    again.table._raw._dbs.clear()
+    again.table._rocks._dbs.clear()
     gc.collect()
     third = Shop(tmp_path)
     third.recovered()
@@ -207,8 +203,8 @@ def test_a_record_that_is_no_count_is_ignored_and_said(shop: Shop, caplog: pytes
 @pytest.mark.parametrize("customer_id", ["__faust\0offset__", "\x00", "ż" * 128])
 def test_any_legal_id_is_a_customer(shop: Shop, customer_id: str) -> None:
     """Also one that Faust uses as a key of its own."""
-    shop.table.write(0, rows_after((0, customer_id, 1, 1), end=1).items())
-    shop.table.acknowledged(0, 77, 78)
+    shop.table._rocks.write(0, rows_after((0, customer_id, 1, 1), end=1).items())
+    shop.table._acknowledged(0, 77, 78)
     assert shop.count(customer_id) == (1, 0)
     assert shop.table.persisted_offset(PLACE) == 77
 
@@ -250,33 +246,33 @@ def test_a_table_that_a_crash_left_ahead_of_its_sums_is_checked_later(shop: Shop
     cut_off = {key: value for key, value in second.items() if key != TOTALS_KEY}
     shop.table.recover(0, records(first) + records(cut_off, start=2))
     shop.recovered()
-    asyncio.run(shop.table.check_late(0))
+    asyncio.run(shop.table._audit_late(0))
     assert 0 in shop.table._unaudited
-    redone = advance(shop.table.getter(0), [(1, "anna", 1, 1), (2, "bob", 1, 1)], end=3).rows()
-    shop.table.write(0, redone)
-    asyncio.run(shop.table.check_late(0))
+    redone = advance(shop.table.reader(0), [(1, "anna", 1, 1), (2, "bob", 1, 1)], end=3).rows()
+    shop.table._rocks.write(0, redone)
+    asyncio.run(shop.table._audit_late(0))
     assert 0 not in shop.table._unaudited
-    assert decode_totals(shop.table.getter(0)(TOTALS_KEY) or b"").customers == 2
+    assert decode_totals(shop.table.reader(0)(TOTALS_KEY) or b"").customers == 2
     assert shop.reads == 0
 
 
 def test_a_forgotten_partition_is_empty(shop: Shop) -> None:
     """And its folder can be opened anew at once."""
-    shop.table.write(0, rows_after((0, "anna", 1, 1), end=1).items())
-    shop.table.forget(0)
+    shop.table._rocks.write(0, rows_after((0, "anna", 1, 1), end=1).items())
+    shop.table.drop(0)
     assert shop.count("anna") is None
 
 
 def test_a_table_of_other_values_has_no_sums_to_be_checked(tmp_path: Path) -> None:
     """It is written, recovered and read like the counts; Faust sees JSON, also while it reads the changelog."""
     other = Shop(tmp_path)
-    table = other.another("windows", value_type=None, sums=False)
+    table = other.another("windows", value=None)
     rows = {b"anna": b'{"era":1,"offset":7,"days":{"3":[1,{}]}}'}
     table.recover(0, records(rows))
     table.recover(0, records({b"anna": b'{"offset":9}'}, start=1))
     asyncio.run(table.on_recovery_completed({TP(table.changelog_topic_name, 0), PLACE}, set()))
-    asyncio.run(table.check_late(0))
-    assert table.getter(0)(b"anna") == rows[b"anna"]
+    asyncio.run(table._audit_late(0))
+    assert table.reader(0)(b"anna") == rows[b"anna"]
     assert other.published == list(rows.items())
     other.app.assignor.assigned_actives = lambda: {TP(table.changelog_topic_name, 0)}
     assert table["anna"] == {"era": 1, "offset": 7, "days": {"3": [1, {}]}}
@@ -289,7 +285,7 @@ class TestAudit:
 
     @staticmethod
     def of(rows: dict[bytes, bytes]) -> Audit:
-        audit = Audit()
+        audit = Audit(("purchases", "items", "spent"), "customers")
         for key, value in rows.items():
             audit.add(key, value)
         return audit
@@ -327,18 +323,18 @@ def shorten(rows: dict[bytes, bytes], customer_id: bytes) -> dict[bytes, bytes]:
     return {key: value for key, value in rows.items() if key != customer_id}
 
 
-async def do(table: CountTable, purchases: list[Counted], end: int) -> None:
+async def do(table: Table, purchases: list[Counted], end: int) -> None:
     """What the agent does with a batch in its turn."""
-    table.write(0, advance(table.getter(0), purchases, end=end).rows())
-    await table.check_late(0)
+    table._rocks.write(0, advance(table.reader(0), purchases, end=end).rows())
+    await table._audit_late(0)
 
 
-def goes_on(table: CountTable, purchases: list[Counted], end: int) -> bool:
+def goes_on(table: Table, purchases: list[Counted], end: int) -> bool:
     """Does a batch succeed, tried again a few times as the agent does?"""
     for _ in range(3):
         try:
             asyncio.run(do(table, purchases, end))
-        except ShopflowError:
+        except BatchError:
             continue
         return True
     return False
@@ -377,7 +373,7 @@ def test_kafka_away_while_a_short_table_is_read_again_does_not_leave_it_empty(
             raise failures.pop()
         await read(*args)
 
-    monkeypatch.setattr(shop.table, "_read_whole", away_once)
+    monkeypatch.setattr(shop.app, "read_partition", away_once)
     with suppress(Unavailable):
         shop.recovered()
     assert (shop.count("anna"), shop.count("bob")) == ((1, 0), (1, 1))
@@ -386,10 +382,10 @@ def test_kafka_away_while_a_short_table_is_read_again_does_not_leave_it_empty(
 def test_a_batch_that_holds_a_getter_does_not_keep_a_forgotten_partition_locked(shop: Shop) -> None:
     """It may wait for MongoDB for hours, while the partition is recovered anew."""
     rows = rows_after((0, "anna", 1, 1), end=1)
-    shop.table.write(0, rows.items())
-    get = shop.table.getter(0)
+    shop.table._rocks.write(0, rows.items())
+    get = shop.table.reader(0)
     assert get(b"anna")
-    shop.table.forget(0)
+    shop.table.drop(0)
     shop.table.recover(0, records(rows))
     assert shop.count("anna") == (1, 0)
 
@@ -411,16 +407,8 @@ class SharedShop(Shop):
         self.changelog = changelog
         self.meanwhile: Callable[[], Awaitable[None]] | None = None
         store = FakeStore()
-        attempts = Attempts(store, Outage("MongoDB"), Outage("Kafka"))
-        dead_letters = DeadLetters("dead", 1, "shopflow", FakeOutlet().send)
-        self.processing = Processing(
-            store,
-            Ledger(self.table, attempts, lambda partition, rows: self.publish(TOPIC, partition, rows)),
-            attempts,
-            Pricing(store, self.table, attempts, no_log(), rejected_before=dead_letters.before, wait_seconds=0),
-            dead_letters,
-            max_event_bytes=10_000,
-        )
+        self.table.events = []  # type: ignore[attr-defined]
+        self.worker = FakeWorker(store, self.table)
 
     async def publish(self, topic: str, partition: int, rows: Any) -> int:
         if self.meanwhile:
@@ -440,7 +428,7 @@ class SharedShop(Shop):
         base = {"product_id": "milk", "quantity": 1, "price": 1, "purchased_at": "2026-05-01T12:00:00Z"}
         events = [{"purchase_id": f"p{n}", "customer_id": f"c{n}", **base} for n in offsets]
         batch = FakeBatch([FakeRecord(f"c{n}".encode(), encode(e), n) for n, e in zip(offsets, events, strict=True)])
-        await self.processing.purchases(batch)
+        await self.worker.purchases(batch)
 
 
 def test_a_worker_that_slept_through_its_loss_recovers_what_its_successor_counted(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shopflow.errors import Rejected
-from shopflow.models import MAX_VALUE, Decoder, Product, Purchase
+from shopflow.models import MAX_VALUE, Product, Purchase
+from shopflow.shop.decoding import Decoder
 from shopflow.web.api.forms import Form, Problem
 
 NOON = datetime(2026, 5, 1, 12, 0, 0, tzinfo=timezone.utc)

@@ -16,8 +16,9 @@ from intervaltree import IntervalTree
 from mode.utils.queues import ThrowableQueue
 
 from faust_batches import consumer as consuming
-from faust_batches.chain import Chain, Cursor, Session
+from faust_batches.chain import Chain, Cursor
 from faust_batches.consumer import Batch, BatchConsumer, Flow
+from faust_batches.lease import Lease
 from shopflow.errors import PartitionLost, Unavailable
 
 PURCHASES = TP("shop.purchases", 0)
@@ -62,9 +63,9 @@ class Consumer(BatchConsumer):
         self.fetched: dict[TP, list[Any]] | None = {}
         self.seeks: list[tuple[TP, int]] = []
         self._waiting = {}
-        self.came: list[bool] = []
+        self.expected: list[bool] = []
         self._thread = SimpleNamespace(  # type: ignore[assignment]
-            seek=lambda tp, offset: self.seeks.append((tp, offset)), came=self.came.append
+            seek=lambda tp, offset: self.seeks.append((tp, offset)), expect=self.expected.append
         )
         self.perform_seeks = 0
 
@@ -97,7 +98,7 @@ def consumer(reader: Reader) -> Consumer:
         batched_topics={PURCHASES.topic},
         readers={CHANGELOG.topic: reader},
         consumer_generation_id=1,
-        session=Session(30.0),
+        lease=Lease(30.0),
         conf=SimpleNamespace(broker_max_poll_records=100),
         monitor=SimpleNamespace(track_tp_end_offset=lambda tp, offset: None),
     )
@@ -119,7 +120,7 @@ def batches(consumer: Consumer, *runs: tuple[int, int]) -> list[Batch]:
     found = []
     for start, end in runs:
         for message in messages(consumer, {PURCHASES: run_of(start, end)}):
-            message.value.take()
+            message.value.freeze()
             found.append(message.value)
     return found
 
@@ -147,7 +148,7 @@ def test_what_comes_while_a_batch_waits_for_its_actor_is_taken_into_it(consumer:
     (message,) = messages(consumer, {PURCHASES: run_of(5, 9)})
     assert messages(consumer, {PURCHASES: run_of(9, 10)}) == []
     batch: Batch = message.value
-    batch.take()
+    batch.freeze()
     assert (batch.start, batch.end, [record.offset for record in batch.records]) == (5, 10, [5, 6, 7, 8, 9])
     (later,) = messages(consumer, {PURCHASES: run_of(10, 12)})
     assert (later.value.start, batch.end) == (10, 10)
@@ -178,7 +179,7 @@ def test_kafka_holds_an_empty_fetch_only_while_nothing_comes(consumer: Consumer)
     consumer.begin(PURCHASES, 0)
     messages(consumer, {PURCHASES: run_of(0, 1)})
     messages(consumer, {})
-    assert consumer.came == [True, False]
+    assert consumer.expected == [True, False]
 
 
 def test_a_run_without_a_known_start_is_dropped(consumer: Consumer) -> None:
@@ -526,19 +527,19 @@ def test_a_batch_waits_while_its_session_may_have_run_out(consumer: Consumer) ->
     clock = [100.0]
     consumer.begin(PURCHASES, 0)
     (batch,) = batches(consumer, (0, 2))
-    consumer.app.session = Session(30.0, lambda: clock[0])  # type: ignore[misc]
-    consumer.app.session.renewed(100.0)
+    consumer.app.lease = Lease(30.0, lambda: clock[0])  # type: ignore[misc]
+    consumer.app.lease.renew(100.0)
 
     async def story() -> None:
-        await asyncio.wait_for(batch.session(), 5)
+        await asyncio.wait_for(batch.wait_for_lease(), 5)
         clock[0] = 140.0
-        waiting = asyncio.create_task(batch.session())
+        waiting = asyncio.create_task(batch.wait_for_lease())
         await asyncio.sleep(0.1)
         assert not waiting.done()
-        consumer.app.session.renewed(139.0)
+        consumer.app.lease.renew(139.0)
         await asyncio.wait_for(waiting, 5)
         clock[0] = 200.0
-        waiting = asyncio.create_task(batch.session())
+        waiting = asyncio.create_task(batch.wait_for_lease())
         await asyncio.sleep(0.1)
         consumer.app.consumer_generation_id += 1
         with pytest.raises(PartitionLost):

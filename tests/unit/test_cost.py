@@ -11,15 +11,9 @@ from typing import Any
 
 import pytest
 
-from faust_batches.attempts import Attempts
-from faust_batches.ledger import Ledger
-from faust_batches.outage import Outage
-from shopflow.shop.dead_letters import DeadLetters
-from shopflow.shop.price_log import PriceLog
-from shopflow.shop.prices import Pricing
-from shopflow.shop.purchases import Processing
+from faust_batches.testing import FakeBatch, FakeTable
 from shopflow.store.connection import Inserted
-from tests.fakes import FakeBatch, FakeCounts, FakeOutlet, FakeRecord, FakeStore
+from tests.fakes import FakeRecord, FakeStore, FakeWorker
 
 SIZE = 1_000
 
@@ -31,7 +25,7 @@ class Takes(FakeStore):
         return Inserted()
 
 
-def processing() -> Processing:
+def processing() -> FakeWorker:
     """With edges that cost nothing."""
 
     async def publish(partition: int, rows: Sequence[Any]) -> int:
@@ -40,13 +34,7 @@ def processing() -> Processing:
     async def none(*args: Any) -> Any:
         return []
 
-    store, counts = Takes(), FakeCounts()
-    attempts = Attempts(store, Outage("MongoDB"), Outage("Kafka"))
-    letters = DeadLetters("dead", 1, "shop", FakeOutlet().send)
-    pricing = Pricing(
-        store, counts, attempts, PriceLog("prices", none, none), rejected_before=letters.before, wait_seconds=0
-    )
-    return Processing(store, Ledger(counts, attempts, publish), attempts, pricing, letters, max_event_bytes=10_000)
+    return FakeWorker(Takes(), FakeTable())
 
 
 def batch(customers: int) -> FakeBatch:

@@ -11,19 +11,14 @@ from typing import Any
 
 import pytest
 
-from faust_batches.attempts import Attempts
-from faust_batches.ledger import Ledger
-from faust_batches.outage import Outage
+from faust_batches.testing import FakeBatch, FakeTable
 from shopflow.errors import Rejected
 from shopflow.kafka.connection import Span
 from shopflow.operations.verify import events as deep
 from shopflow.operations.verify.events import verify_deep
 from shopflow.operations.verify.report import Check, Report
-from shopflow.shop.dead_letters import DeadLetters, headers_of
-from shopflow.shop.price_log import PriceLog
-from shopflow.shop.prices import Pricing
-from shopflow.shop.purchases import Processing
-from tests.fakes import FakeBatch, FakeCounts, FakeOutlet, FakeRecord, FakeStore, layout
+from shopflow.shop.dead_letters import headers_of
+from tests.fakes import FakeOutlet, FakeRecord, FakeStore, FakeWorker, layout
 
 LAYOUT = layout(2)
 EVENTS = {
@@ -59,30 +54,16 @@ class Shop:
         self.progress: dict[str, tuple[int, list[int]]] = {}
         self.before_spans: Callable[[], None] = lambda: None
         self.outlet = FakeOutlet()
-        self.prices: dict[int, list[bytes]] = {}
-        counts = FakeCounts()
-        attempts = Attempts(self.store, Outage("MongoDB"), Outage("Kafka"))
-        letters = DeadLetters("dead-letters", 2, "shop", self.outlet.send)
-        prices = PriceLog("prices", self._keep_prices, self._kept_prices)
-        pricing = Pricing(self.store, counts, attempts, prices, rejected_before=letters.before, wait_seconds=0)
-        self.processing = Processing(
-            self.store, Ledger(counts, attempts, self._publish), attempts, pricing, letters, max_event_bytes=1_000
+        self.prices: list[FakeRecord] = []
+        self.worker = FakeWorker(
+            self.store, FakeTable(), outlet=self.outlet, price_log=self.prices, max_event_bytes=1_000
         )
-
-    async def _keep_prices(self, topic: str, partition: int, value: bytes) -> None:
-        self.prices.setdefault(partition, []).append(value)
-
-    async def _kept_prices(self, topic: str, partition: int, since: int) -> list[bytes]:
-        return self.prices.get(partition, [])
 
     async def read_since(
         self, bootstrap: str, topic: str, partition: int, since: int, *, values: bool
     ) -> list[FakeRecord]:
         assert (topic, values) == ("prices", True)
-        return [FakeRecord(None, value, n, partition, topic) for n, value in enumerate(self.prices.get(partition, []))]
-
-    async def _publish(self, partition: int, rows: Any) -> int:
-        return 0
+        return [record for record in self.prices if record.partition == partition]
 
     # -- what happened
 
@@ -103,7 +84,7 @@ class Shop:
         for kind, partitions in self.topics.items():
             for records in partitions.values():
                 if records and kind in EVENTS:
-                    asyncio.run(getattr(self.processing, kind)(FakeBatch(records)))
+                    asyncio.run(getattr(self.worker, kind)(FakeBatch(records)))
         for _, key, value, partition, headers in self.outlet.got:
             letters = self.topics["dead-letters"][partition]
             letters.append(FakeRecord(key, value, len(letters), partition, "dead-letters", headers=tuple(headers)))

@@ -11,13 +11,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from shopflow import errors
-from shopflow.errors import PartitionLost, Refused, Rejected, ShopflowError, Unavailable
-
-
-def test_every_error_of_ours_is_caught_as_one() -> None:
-    for name in errors.__all__:
-        assert issubclass(getattr(errors, name), ShopflowError)
+from shopflow.errors import PartitionLost, Refused, Rejected, Unavailable
 
 
 def test_no_error_is_caught_where_another_reaction_is_meant() -> None:
@@ -50,8 +44,6 @@ def test_a_rejection_has_a_reason_that_can_be_counted_and_a_detail_for_reading()
     assert (error.reason, error.detail) == ("invalid event", "price: Expected `int` >= 0")
     assert str(error) == "invalid event: price: Expected `int` >= 0"
     assert str(Rejected("no value")) == "no value"
-    with pytest.raises(ShopflowError, match="no value"):
-        raise Rejected("no value")
 
 
 def test_a_partition_lost_says_which() -> None:

@@ -22,7 +22,7 @@ import pytest
 from shopflow.errors import Refused, Unavailable
 from shopflow.operations import export as exporting
 from shopflow.operations.export import COLLECTIONS, Output, documents, export, opened, table, writer
-from shopflow.shop import purchases as processing
+from shopflow.shop import documents as shapes
 from shopflow.store.connection import Document
 from tests.fakes import FakeStore
 
@@ -125,13 +125,13 @@ def test_parquet_has_types_and_row_groups(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("collection", COLLECTIONS)
 def test_the_columns_are_the_documents_fields(collection: str) -> None:
-    """None is forgotten: those of `processing`, with the id under the events' name."""
+    """None is forgotten: those of `documents`, with the id under the events' name."""
 
     class Anything(SimpleNamespace):
         def __getattr__(self, name: str) -> int:
             return 1
 
-    build = getattr(processing, f"{collection[:-1]}_document")
+    build = getattr(shapes, f"{collection[:-1]}_document")
     document = build(SimpleNamespace(topic="t", partition=1, offset=2), Anything())
     wanted = {(name,) for name in document if name != "source"} | {("source", name) for name in document["source"]}
     assert {column.path for column in COLLECTIONS[collection]} == wanted

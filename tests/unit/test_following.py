@@ -7,16 +7,16 @@ import json
 from typing import Any
 
 import pytest
+from aiokafka.errors import KafkaConnectionError
 
+from faust_batches import TOTALS_KEY
 from faust_batches import outage as outages
-from faust_batches.attempts import Attempts
-from faust_batches.ledger import Ledger
-from faust_batches.outage import Outage
-from shopflow.errors import Unavailable
-from shopflow.shop.activity import Activity, Sales
-from shopflow.shop.counts import TOTALS_KEY, advance, decode_totals
-from shopflow.shop.purchases import Counting
-from tests.fakes import FakeBatch, FakeCounts, FakeRecord, FakeStore
+from faust_batches.testing import FakeBatch, FakeTable
+from shopflow.shop.activity import Activity
+from shopflow.shop.counts import advance, decode_totals
+from shopflow.shop.purchases import CountedBatch
+from shopflow.shop.sales import Sales
+from tests.fakes import FakeRecord
 from tests.unit.test_sales import NOON, Purchase
 
 
@@ -25,24 +25,18 @@ class Shop:
 
     def __init__(self) -> None:
         self.steps: list[str] = []
-        self.table = FakeCounts(self.steps)
-        self.told: list[tuple[int, list[tuple[bytes, bytes]]]] = []
+        self.table = FakeTable(self.steps)
+        self.told: list[tuple[str, int, list[tuple[bytes, bytes]]]] = []
         self.away = 0
-        attempts = Attempts(FakeStore(), Outage("MongoDB"), Outage("Kafka"))
-        self.activity = Activity(attempts, self.publish)
+        self.activity = Activity("activity", self.publish)
         self.changed: list[bytes] = []
-        self.sales = Sales(
-            Ledger(self.table, attempts, self.publish),
-            lambda partition, rows: self.changed.extend(key for key, _ in rows),
-        )
+        self.sales = Sales(self.table, lambda partition, rows: self.changed.extend(key for key, _ in rows))
 
-    async def publish(self, partition: int, rows: Any) -> int:
+    async def publish(self, topic: str, partition: int, rows: Any) -> None:
         if self.away:
             self.away -= 1
-            raise Unavailable("Kafka", "away")
-        self.steps.append("published")
-        self.told.append((partition, list(rows)))
-        return len(rows) - 1
+            raise KafkaConnectionError("away")
+        self.told.append((topic, partition, list(rows)))
 
     def follow(self, follower: Any, *customers: str) -> None:
         """Each bought milk for 300 once."""
@@ -50,8 +44,8 @@ class Shop:
         counted = [(offset, name, 2, 600) for offset, name in enumerate(customers)]
         changes = advance({}.get, counted, end=len(customers))
         fresh = [(record, Purchase("milk", 2, 300, NOON)) for record in records]
-        counting = Counting(0, len(customers), fresh, (), (), changes)
-        asyncio.run(follower.follow(FakeBatch(records or [FakeRecord(b"", b"", 0)]), counting))
+        counted = CountedBatch(fresh, (), (), changes)
+        asyncio.run(follower.follow(FakeBatch(records or [FakeRecord(b"", b"", 0)]), counted))
 
 
 @pytest.fixture
@@ -64,8 +58,8 @@ def shop(monkeypatch: pytest.MonkeyPatch) -> Shop:
 def test_each_customer_who_bought_is_told_once_a_batch(shop: Shop) -> None:
     """Under their id, with what they bought so far."""
     shop.follow(shop.activity, "anna", "bob", "anna")
-    ((partition, rows),) = shop.told
-    assert partition == 0
+    ((topic, partition, rows),) = shop.told
+    assert (topic, partition) == ("activity", 0)
     assert {key: json.loads(value) for key, value in rows} == {
         b"anna": {"customer_id": "anna", "purchases": 2, "items": 4, "spent": 1200, "offset": 2},
         b"bob": {"customer_id": "bob", "purchases": 1, "items": 2, "spent": 600, "offset": 1},
@@ -89,6 +83,6 @@ def test_sales_are_in_the_table_then_in_the_changelog_then_the_mirror_hears_of_t
     """And when the batch comes again nothing is sold twice."""
     for _ in range(2):
         shop.follow(shop.sales, "anna", "bob")
-    assert shop.steps == ["table", "published"] * 2
-    assert shop.changed == [key for key, _ in shop.told[0][1]] * 2
+    assert shop.steps == ["table", "changelog"] * 2
+    assert shop.changed == [key for key, _ in shop.table.changelog]
     assert decode_totals(shop.table.rows[0][TOTALS_KEY]).purchases == 3 * 2

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from faust_batches.outage import Outage
+from faust_batches import Outage
 from shopflow.errors import Unavailable
 from shopflow.kafka import lag as lag_module
 from shopflow.kafka.connection import Span

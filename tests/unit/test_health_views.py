@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from faust_batches.app import App
-from shopflow.app import app, metrics
+from faust_batches import App
+from shopflow.app import app
+from shopflow.bootstrap import parts
 from shopflow.web.monitoring import views as health_views
 
 counted: Any = app.web.web_app.middlewares[0]  # type: ignore[attr-defined]
@@ -32,7 +33,7 @@ def request(view: str | None, method: str = "GET") -> Any:
 def answered(view: str, status: int) -> float:
     """How many requests were counted."""
     labels = {"view": view, "method": "GET", "status": str(status)}
-    return metrics.registry.get_sample_value("shopflow_http_requests_total", labels) or 0.0
+    return parts.metrics.registry.get_sample_value("shopflow_http_requests_total", labels) or 0.0
 
 
 @pytest.mark.parametrize(

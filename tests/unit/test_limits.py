@@ -8,11 +8,12 @@ import random
 from collections.abc import Iterable
 
 import pytest
+from faust.types import TP
 
 from shopflow.errors import PartitionLost
 from shopflow.shop import failure_limit as limits
 from shopflow.shop.failure_limit import FailureShare, Limit
-from tests.fakes import FakeRecord, FakeTP
+from tests.fakes import FakeRecord
 
 
 def add(share: FailureShare, good: str, *, partition: int = 0, start: int = 0) -> bool:
@@ -126,7 +127,7 @@ def hold(limit: Limit, good: str, *, topic: str = "shop.purchases", start: int =
     records = [FakeRecord(None, None, start + number, 0, topic) for number in range(len(good))]
     failed = [(start + number, "why") for number, letter in enumerate(good) if letter == "x"]
     try:
-        asyncio.run(asyncio.wait_for(limit.hold(FakeTP(topic, 0), records, failed, check), 10))
+        asyncio.run(asyncio.wait_for(limit.hold(TP(topic, 0), records, failed, check), 10))
     except PartitionLost:
         return asked
     assert asked == 0

@@ -17,7 +17,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 import shopflow
-from faust_batches.outage import Outage
+from faust_batches import Outage
 from shopflow.errors import PartitionLost, Unavailable
 from shopflow.kafka.connection import Span
 from shopflow.kafka.lag import Lags
@@ -41,7 +41,7 @@ def worker_metrics() -> Metrics:
     assert shopflow.app.conf.autodiscover
     for name in shopflow.app.conf.autodiscover:  # type: ignore[union-attr]
         importlib.import_module(name)
-    return importlib.import_module("shopflow.app").metrics  # type: ignore[no-any-return]
+    return importlib.import_module("shopflow.bootstrap").parts.metrics  # type: ignore[no-any-return]
 
 
 def families() -> dict[str, Any]:
@@ -120,10 +120,8 @@ def test_the_documented_table_is_the_registry() -> None:
 def test_a_batch_is_counted_when_it_is_done() -> None:
     metrics = Metrics()
 
-    async def handle(batch: Batch) -> None:
+    with metrics.batch(Batch(5)):  # type: ignore[arg-type]
         pass
-
-    asyncio.run(metrics.observed(handle)(Batch(5)))
     assert value(metrics, "shopflow_batch_records_sum", topic="shop.purchases") == 5
     assert value(metrics, "shopflow_batch_duration_seconds_count", topic="shop.purchases") == 1
     assert metrics.activity.of(("shop.purchases", 2)) == 2
@@ -136,11 +134,8 @@ def test_a_batch_that_is_not_done_is_not_counted(error: Exception, failures: int
     """Only a fault of the program is a failure; the error goes on to whom it concerns."""
     metrics = Metrics()
 
-    async def handle(batch: Batch) -> None:
+    with pytest.raises(type(error)), metrics.batch(Batch()):  # type: ignore[arg-type]
         raise error
-
-    with pytest.raises(type(error)):
-        asyncio.run(metrics.observed(handle)(Batch()))
     assert value(metrics, "shopflow_batch_records_count", topic="shop.purchases") is None
     assert value(metrics, "shopflow_batch_failures_total", topic="shop.purchases") == failures
     assert metrics.activity.of(("shop.purchases", 2)) == 1

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from faust_batches.outage import FIRST_PAUSE_SECONDS, Outage
+from faust_batches import TOTALS_KEY, Outage
+from faust_batches.outage import FIRST_PAUSE_SECONDS
 from shopflow.shop import sales_mirror as mirror
-from shopflow.shop.counts import TOTALS_KEY, decode_totals, rebuilt
+from shopflow.shop.counts import decode_totals, rebuilt
 from shopflow.shop.sales_mirror import Mirror
 from shopflow.store.connection import PartSale
 from tests.fakes import FakeStore
@@ -23,10 +24,10 @@ class Table:
     def __init__(self) -> None:
         self.rows: dict[bytes, bytes] = {}
 
-    def getter(self, partition: int) -> Any:
+    def reader(self, partition: int) -> Any:
         return self.rows.get
 
-    def customers_after(self, partition: int, after: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+    def scan(self, partition: int, after: bytes, limit: int) -> list[tuple[bytes, bytes]]:
         return [row for row in sorted(self.rows.items()) if row[0] > after][:limit]
 
 

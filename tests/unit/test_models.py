@@ -15,19 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shopflow.errors import Rejected
-from shopflow.models import (
-    MAX_ID_LENGTH,
-    MAX_QUANTITY,
-    MAX_VALUE,
-    Customer,
-    Decoder,
-    Product,
-    Purchase,
-    PurchaseCount,
-    check_value,
-    encode,
-    struct_of,
-)
+from shopflow.models import MAX_ID_LENGTH, MAX_QUANTITY, MAX_VALUE, Customer, Product, Purchase, PurchaseCount
+from shopflow.shop.decoding import Decoder, check_value, encode, struct_of
 from tests.fakes import FakeRecord
 
 UTC = timezone.utc

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 from aiokafka.errors import KafkaConnectionError
 
-from faust_batches import once
-from faust_batches.once import Once
+from faust_batches import SendOnce, once
 from tests.fakes import FakeRecord
 
 PLACE = ("shop.purchases", 0)
@@ -23,7 +22,7 @@ class Topic:
         self.numbers: list[int] = []
         self.looks: list[int] = []
         self.failures: list[Exception] = []
-        self.once: Once[int, int] = Once(self.find, lambda number: number)
+        self.once: SendOnce[int, int] = SendOnce(self.find, lambda number: number)
 
     async def find(self, place: Any, since: int) -> set[int]:
         self.looks.append(since)

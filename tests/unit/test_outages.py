@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
+from faust_batches import Outage, retrying
 from faust_batches import outage as outages
-from faust_batches.outage import Outage, retrying
 from shopflow.commands.running import KafkaNoise, is_news
 from shopflow.errors import PartitionLost, Unavailable
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from typing import Any
 
-from shopflow.shop.price_log import PriceLog
+from shopflow.shop.prices import PriceLog
 from tests.fakes import FakeRecord
 
 TIME = 1_700_000_000_000
@@ -18,12 +19,13 @@ class Topic:
         self.values: dict[int, list[bytes]] = {}
         self.asked: list[tuple[str, int, int]] = []
 
-    async def send(self, topic: str, partition: int, value: bytes) -> None:
+    async def send(self, topic: str, partition: int, key: None, value: bytes, headers: list[Any]) -> Awaitable[None]:
         self.values.setdefault(partition, []).append(value)
+        return asyncio.sleep(0)
 
-    async def read_since(self, topic: str, partition: int, since: int) -> list[bytes]:
+    async def read_since(self, topic: str, partition: int, since: int) -> list[FakeRecord]:
         self.asked.append((topic, partition, since))
-        return list(self.values.get(partition, []))
+        return [FakeRecord(None, value) for value in self.values.get(partition, [])]
 
     def log(self) -> PriceLog:
         """As a worker that starts has it."""

@@ -16,20 +16,15 @@ from typing import Any
 import pytest
 from aiokafka.errors import KafkaConnectionError
 
+from faust_batches import TOTALS_KEY
 from faust_batches import outage as outages
-from faust_batches.attempts import Attempts
-from faust_batches.ledger import Ledger
-from faust_batches.outage import Outage
+from faust_batches.testing import FakeBatch, FakeTable
 from shopflow.errors import PartitionLost, Unavailable
 from shopflow.shop import failure_limit as limits
 from shopflow.shop import prices as module
-from shopflow.shop.counts import TOTALS_KEY, decode_count, decode_totals, rebuilt
-from shopflow.shop.dead_letters import DeadLetters
+from shopflow.shop.counts import decode_count, decode_totals, rebuilt
 from shopflow.shop.failure_limit import Limit
-from shopflow.shop.price_log import PriceLog
-from shopflow.shop.prices import Pricing
-from shopflow.shop.purchases import Processing
-from tests.fakes import FakeBatch, FakeCounts, FakeOutlet, FakeRecord, FakeStore
+from tests.fakes import FakeOutlet, FakeRecord, FakeStore, FakeWorker
 
 NOON = "2026-05-01T12:00:00+00:00"
 
@@ -65,52 +60,29 @@ class Shop:
         self.events: list[str] = []
         self.store = FakeStore()
         self.store.calls = self.events
-        self.counts = FakeCounts(self.events)
+        self.counts = FakeTable(self.events)
         self.outlet = FakeOutlet(self.events)
-        self.publish_failures: list[Exception] = []
-        self.published: list[tuple[bytes, bytes]] = []
-        self.price_log: list[bytes] = []
+        self.price_log: list[FakeRecord] = []
         self.sold: list[Any] = []
-        self.mongodb, self.kafka = Outage("MongoDB"), Outage("Kafka")
-        self.dead_letters = DeadLetters("shop.dead-letters", 4, "shopflow", self.outlet.send)
-        attempts = Attempts(self.store, self.mongodb, self.kafka)
-        self.log = PriceLog("shop.purchase-prices", self.send_prices, self.read_prices)
-        self.pricing = Pricing(
+        self.followers: list[Any] = []
+        self.worker = self.restarted(wait_seconds=wait_seconds)
+
+    def restarted(self, **options: Any) -> FakeWorker:
+        """Another worker over the same stores."""
+        return FakeWorker(
             self.store,
             self.counts,
-            attempts,
-            self.log,
-            rejected_before=self.dead_letters.before,
-            wait_seconds=wait_seconds,
-        )
-        self.processing = Processing(
-            self.store,
-            Ledger(self.counts, attempts, self.publish),
-            attempts,
-            self.pricing,
-            self.dead_letters,
-            max_event_bytes=10_000,
+            outlet=self.outlet,
+            price_log=self.price_log,
+            dead_letters="shop.dead-letters",
+            followers=self.followers,
             sold=self.sold.append,
+            **options,
         )
-
-    async def send_prices(self, topic: str, partition: int, value: bytes) -> None:
-        self.events.append("prices")
-        self.price_log.append(value)
-
-    async def read_prices(self, topic: str, partition: int, since: int) -> list[bytes]:
-        return list(self.price_log)
 
     def rebalance(self) -> None:
         """What others did meanwhile is not known."""
-        self.log.forget()
-        self.dead_letters.forget()
-
-    async def publish(self, partition: int, rows: Sequence[tuple[bytes, bytes]]) -> int:
-        if self.publish_failures:
-            raise self.publish_failures.pop()
-        self.events.append("changelog")
-        self.published += rows
-        return len(self.published) - 1
+        self.worker.rebalance()
 
     def batch(self, *events: Any, start: int = 0, kind: str = "purchases") -> FakeBatch:
         """A batch of these events."""
@@ -121,7 +93,7 @@ class Shop:
 
     def handle(self, batch: FakeBatch, kind: str = "purchases") -> None:
         """Process it."""
-        asyncio.run(getattr(self.processing, kind)(batch))
+        asyncio.run(getattr(self.worker, kind)(batch))
 
     def count(self, customer_id: str = "anna") -> tuple[int, int, int]:
         value = self.counts.rows.get(0, {}).get(customer_id.encode())
@@ -148,8 +120,8 @@ def test_the_order_of_the_steps_is_the_guarantee(shop: Shop) -> None:
     shop.handle(shop.batch(purchase("p1"), b"bad"))
     steps = ["prepare", "insert_purchases", "turn", "dead letter", "table", "changelog", "finished"]
     assert shop.events == steps
-    assert shop.published == list(shop.counts.rows[0].items())
-    assert shop.counts.persisted == {0: len(shop.published) - 1}
+    assert shop.counts.changelog == list(shop.counts.rows[0].items())
+    assert shop.counts.persisted == {0: len(shop.counts.changelog) - 1}
 
 
 def test_a_purchase_is_a_document_of_the_contract_and_counted(shop: Shop) -> None:
@@ -360,7 +332,7 @@ def test_waiting_for_mongodb_ends_with_the_loss_of_the_partition(shop: Shop) -> 
 def test_kafka_away_while_it_matters_is_waited_for(shop: Shop) -> None:
     """Neither a dead letter nor a count is given up."""
     shop.outlet.failures = [KafkaConnectionError("away")] * 2
-    shop.publish_failures = [KafkaConnectionError("away")] * 2
+    shop.counts.failures = [KafkaConnectionError("away")] * 2
     shop.handle(shop.batch(purchase("p1"), b"bad"))
     assert len(shop.outlet.got) == 1
     assert shop.events[-1] == "finished"
@@ -375,7 +347,7 @@ def test_more_unknown_products_than_are_remembered_do_not_wait_for_ever(
     batch = shop.batch(*(unpriced(f"p{number}", product_id=f"made-up-{number}") for number in range(8)))
 
     async def handle() -> None:
-        await asyncio.wait_for(shop.processing.purchases(batch), 5)
+        await asyncio.wait_for(shop.worker.purchases(batch), 5)
 
     asyncio.run(handle())
     assert len(shop.outlet.got) == 8
@@ -386,7 +358,7 @@ def test_unknown_products_that_are_remembered_take_bounded_memory(shop: Shop, mo
     monkeypatch.setattr(module, "_REMEMBERED", 3)
     for number in range(20):
         shop.handle(shop.batch(unpriced(f"p{number}", product_id=f"made-up-{number}"), start=number))
-    assert len(shop.pricing._unknown) <= 3
+    assert len(shop.worker.prices._unknown) <= 3
 
 
 class LostAfter(FakeBatch):
@@ -414,13 +386,13 @@ def test_a_batch_that_was_lost_touches_no_table(shop: Shop, step: str) -> None:
 def test_a_batch_that_was_lost_while_its_rows_were_under_way_does_not_touch_the_table(shop: Shop) -> None:
     """The partition's database may be gone, or opened anew for a successor in this same process."""
     batch = shop.batch(purchase("p1"))
-    publish = shop.processing._counts._publish
+    publish = shop.counts._publish
 
-    async def loses(partition: int, rows: Sequence[tuple[bytes, bytes]]) -> int:
+    async def loses(rows: Sequence[tuple[bytes, bytes]]) -> None:
         batch.lost = True
-        return await publish(partition, rows)
+        await publish(rows)
 
-    shop.processing._counts._publish = loses
+    shop.counts._publish = loses  # type: ignore[method-assign]
     with suppress(PartitionLost):
         shop.handle(batch)
     assert shop.counts.persisted == {}
@@ -434,7 +406,7 @@ def test_waiting_for_kafka_ends_with_the_loss_of_the_partition(shop: Shop) -> No
         batch.lost = True
         raise KafkaConnectionError("away")
 
-    shop.processing._dead_letters._send = loses
+    shop.worker.dead_letters._send = loses
     with pytest.raises(PartitionLost):
         shop.handle(batch)
     assert "table" not in shop.events
@@ -539,7 +511,7 @@ def test_a_loss_while_a_product_is_waited_for_ends_the_waiting(shop: Shop, monke
     batch = LostAtCheck(shop.batch(unpriced("p1")).records, shop.events)
 
     async def handle() -> None:
-        await asyncio.wait_for(shop.processing.purchases(batch), 10)
+        await asyncio.wait_for(shop.worker.purchases(batch), 10)
 
     with pytest.raises(PartitionLost):
         asyncio.run(handle())
@@ -549,7 +521,7 @@ def test_a_loss_while_a_product_is_waited_for_ends_the_waiting(shop: Shop, monke
 def test_kafka_away_is_said_once_and_the_table_written_once(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
     """Only what failed is done again: counts written twice would be harmless, but read in between would not."""
     shop.outlet.failures = [KafkaConnectionError("away")] * 3
-    shop.publish_failures = [KafkaConnectionError("away")] * 3
+    shop.counts.failures = [KafkaConnectionError("away")] * 3
     with caplog.at_level(logging.WARNING):
         shop.handle(shop.batch(purchase("p1"), b"bad"))
     said = [entry.getMessage() for entry in caplog.records]
@@ -644,7 +616,7 @@ def test_nothing_is_counted_between_the_two_steps_of_a_replay(shop: Shop) -> Non
     batch = shop.batch(purchase("p3"), start=2)
 
     async def put_out() -> None:
-        handled = asyncio.ensure_future(shop.processing.purchases(batch))
+        handled = asyncio.ensure_future(shop.worker.purchases(batch))
         await asyncio.sleep(0.3)
         assert shop.counts.rows[0][TOTALS_KEY] == began
         batch.lost = True
@@ -672,11 +644,11 @@ def test_a_replay_that_never_sent_the_workers_back_does_not_stop_them(
 def test_a_purchase_that_was_rejected_stays_rejected_when_all_is_rebuilt(shop: Shop) -> None:
     """Its product is known by now; accepted, it would be stored and be a dead letter too."""
 
-    async def there(topic: str, partition: int, since: int) -> list[FakeRecord]:
+    async def there(topic: str, partition: int, since: int, *, values: bool) -> list[FakeRecord]:
         return [FakeRecord(key, value, n, where, topic, headers=tuple(headers))
                 for n, (topic, key, value, where, headers) in enumerate(shop.outlet.got)]  # fmt: skip
 
-    shop.dead_letters._read_since = there
+    shop.worker.dead_letters._read_since = there
     shop.handle(shop.batch(unpriced("p0"), purchase("p1")))
     assert len(shop.reasons()) == 1
     shop.handle(shop.batch(product(300), kind="products"), "products")
@@ -693,11 +665,11 @@ def test_a_bad_record_from_long_before_the_first_without_a_price_is_not_sent_aga
     """A batch of a slow shop spans days; what is known of the dead letters must reach back to its start."""
     asked: list[int] = []
 
-    async def there(topic: str, partition: int, since: int) -> list[FakeRecord]:
+    async def there(topic: str, partition: int, since: int, *, values: bool) -> list[FakeRecord]:
         asked.append(since)
         return []
 
-    shop.dead_letters._read_since = there
+    shop.worker.dead_letters._read_since = there
     shop.handle(shop.batch(product(300), kind="products"), "products")
     day = 86_400_000
     bad = FakeRecord(b"anna", b"{", 0, timestamp=day)
@@ -730,7 +702,7 @@ def test_the_price_of_the_worker_that_stored_it_first_counts(shop: Shop) -> None
     shop.handle(batch)
     assert shop.store.collections["purchases"]["p0"]["price"] == 500
     assert shop.count() == (1, 2, 1000)
-    assert json.loads(shop.price_log[0]) == {"prices": [[0, 500]]}
+    assert json.loads(shop.price_log[0].value) == {"prices": [[0, 500]]}
 
 
 def test_a_document_that_was_changed_by_hand_is_put_right_when_its_event_comes_again(
@@ -767,10 +739,10 @@ def test_what_is_too_much_is_neither_sent_nor_counted_nor_finished(
     monkeypatch.setattr(limits, "_LOOK_SECONDS", 0.001)
     good = purchase("p1") if kind == "purchases" else product(100)
     batch = shop.batch(good, b"bad", b"bad", b"bad", kind=kind)
-    shop.processing._limit = Limit(0.5, 5)
+    shop.worker = shop.restarted(limit=Limit(0.5, 5))
 
     async def lose() -> None:
-        task = asyncio.ensure_future(getattr(shop.processing, kind)(batch))
+        task = asyncio.ensure_future(getattr(shop.worker, kind)(batch))
         await asyncio.sleep(0.05)
         assert not task.done()
         batch.lost = True
@@ -784,7 +756,7 @@ def test_what_is_too_much_is_neither_sent_nor_counted_nor_finished(
 
 def test_what_is_not_too_much_goes_on(shop: Shop) -> None:
     """With the limit as without."""
-    shop.processing._limit = Limit(0.5, 6)
+    shop.worker = shop.restarted(limit=Limit(0.5, 6))
     shop.handle(shop.batch(purchase("p1"), b"bad", b"bad", b"bad"))
     assert (len(shop.outlet.got), shop.events[-1]) == (3, "finished")
 
@@ -804,19 +776,18 @@ def test_who_follows_the_counts_gets_what_is_new_before_the_batch_is_finished(sh
     """Sent twice, or bad, is not new; and the counts that it gets are those after the batch."""
     seen: list[Any] = []
 
-    class Following:
-        async def follow(self, batch: Any, counting: Any) -> None:
-            shop.events.append("followed")
-            seen.append(counting)
+    async def follow(batch: Any, counted: Any) -> None:
+        shop.events.append("followed")
+        seen.append(counted)
 
-    shop.processing.followers = (Following(),)
+    shop.followers.append(follow)
     shop.handle(shop.batch(purchase("p1")))
     assert shop.events[-3:] == ["changelog", "followed", "finished"]
     shop.handle(shop.batch(purchase("p1"), purchase("p2", quantity=0), purchase("p3"), start=1))
-    counting = seen[1]
-    assert [event.purchase_id for _, event in counting.fresh] == ["p3"]
-    assert (counting.duplicates, counting.rejected, counting.end) == ([1], [2], 4)
-    assert counting.changes.counts["anna"].purchases == 2
+    counted = seen[1]
+    assert [event.purchase_id for _, event in counted.fresh] == ["p3"]
+    assert (counted.duplicates, counted.rejected) == ([1], [2])
+    assert counted.changes.values["anna"].purchases == 2
 
 
 def test_a_product_has_a_stock_only_if_its_event_has_one(shop: Shop) -> None:

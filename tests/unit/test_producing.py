@@ -11,8 +11,8 @@ from aiokafka.errors import KafkaConnectionError, KafkaError, MessageSizeTooLarg
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.produce import ProduceRequest
 
-from faust_batches.chain import Session
-from faust_batches.producer import SessionProducer, Undecided
+from faust_batches.lease import Lease
+from faust_batches.producer import LeaseProducer, Undecided
 
 
 class Connection:
@@ -33,10 +33,10 @@ class Connection:
 def test_what_a_sleeper_had_in_hand_is_not_sent_when_it_wakes_up() -> None:
     """Its partitions may be others' by now. Nor is anything sent a second time behind our back."""
     clock = [100.0]
-    session = Session(30.0, lambda: clock[0])
-    session.renewed(100.0)
-    producer = SessionProducer.__new__(SessionProducer)
-    producer.app = SimpleNamespace(session=session)  # type: ignore[assignment]
+    lease = Lease(30.0, lambda: clock[0])
+    lease.renew(100.0)
+    producer = LeaseProducer.__new__(LeaseProducer)
+    producer.app = SimpleNamespace(lease=lease)  # type: ignore[assignment]
     connection = Connection("sent", KafkaConnectionError("cut"), "metadata")
     guarded = producer._guarded(connection.send)
     produce = ProduceRequest(transactional_id=None, required_acks=-1, timeout=1, topics=[])
@@ -54,10 +54,10 @@ def test_what_a_sleeper_had_in_hand_is_not_sent_when_it_wakes_up() -> None:
 
 def test_an_answer_after_which_it_would_be_sent_again_is_an_error() -> None:
     """The broker may have it: it was the leader when it wrote it, and no longer when it answered."""
-    session = Session(30.0)
-    session.renewed(session.clock())
-    producer = SessionProducer.__new__(SessionProducer)
-    producer.app = SimpleNamespace(session=session)  # type: ignore[assignment]
+    lease = Lease(30.0)
+    lease.renew(lease.clock())
+    producer = LeaseProducer.__new__(LeaseProducer)
+    producer.app = SimpleNamespace(lease=lease)  # type: ignore[assignment]
     produce = ProduceRequest(transactional_id=None, required_acks=-1, timeout=1, topics=[])
 
     def answered(*codes: int) -> Any:

@@ -8,7 +8,7 @@ import logging
 import pytest
 from faust.tables.recovery import RebalanceAgain, ServiceStopped
 
-from faust_batches.app import App
+from faust_batches import App
 from faust_batches.recovery import PatientRecovery
 
 

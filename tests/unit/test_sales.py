@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from faust_batches.table import Audit
+from faust_batches import TOTALS_KEY
+from faust_batches.audit import Audit
 from shopflow.shop import sales as sales_module
-from shopflow.shop.counts import TOTALS_KEY, decode_count, decode_totals, rebuilt
+from shopflow.shop.counts import decode_count, decode_totals, rebuilt
 from shopflow.shop.sales import PERIODS, Sale, advance, key_of, sale_of, start_of
 
 NOON = datetime(2026, 5, 1, 12, 30, tzinfo=timezone.utc)
@@ -89,12 +90,12 @@ def test_a_purchase_is_in_the_total_in_its_day_and_in_its_hour() -> None:
 def test_the_sums_beside_the_rows_are_what_they_add_up_to(events: list[Purchase]) -> None:
     """So a partition is checked after a recovery as the counts are."""
     rows = whole(events)
-    audit = Audit()
+    audit = Audit(("purchases", "items", "spent"), "customers")
     for key, value in sorted(rows.items()):
         audit.add(key, value)
-    assert audit.sure
+    assert audit.conclusive
     assert audit.agrees
-    assert audit.purchases == len(PERIODS) * len(events)
+    assert audit.sums[0] == len(PERIODS) * len(events)
     assert audit.totals.spent == len(PERIODS) * sum(event.quantity * event.price for event in events)
 
 

@@ -14,7 +14,8 @@ import pytest
 
 from shopflow.commands import samples
 from shopflow.commands.samples import PRODUCTS, customers, products, purchases
-from shopflow.models import Customer, Decoder, Product, Purchase, encode
+from shopflow.models import Customer, Product, Purchase
+from shopflow.shop.decoding import Decoder, encode
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=timezone.utc)
 IDS = [product.product_id for product in PRODUCTS]

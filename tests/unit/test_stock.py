@@ -15,6 +15,7 @@ from aiokafka.errors import KafkaError
 from hypothesis import given
 from hypothesis import strategies as st
 
+from faust_batches import Outage
 from shopflow.errors import PartitionLost, Unavailable
 from shopflow.shop import stock
 from shopflow.shop.announcements import ALERTS
@@ -45,7 +46,14 @@ class Shop:
     def start(self) -> None:
         """A new worker: nothing is remembered."""
         self.log = AlertLog("shop.alerts", TOPIC, self._publish, self._read)
-        self.watch = Watch(self.store, self.log, lambda: self.owned, lambda: self.sure, lambda: NOON)
+        self.watch = Watch(
+            self.store,
+            self.log,
+            lambda: self.owned,
+            lambda: self.sure,
+            now=lambda: NOON,
+            outages={name: Outage(name) for name in ("MongoDB", "Kafka")},
+        )
 
     async def _publish(self, topic: str, partition: int, rows: Sequence[tuple[bytes, bytes]]) -> None:
         fault = self.faults.pop() if self.faults else ""

@@ -16,7 +16,7 @@ from bson.datetime_ms import DatetimeMS
 from pymongo.errors import AutoReconnect, OperationFailure
 
 from shopflow.errors import Refused, Unavailable
-from shopflow.shop.purchases import purchase_document
+from shopflow.shop.documents import purchase_document
 from shopflow.store.connection import (
     MAX_DOCUMENT_BYTES,
     Deletion,

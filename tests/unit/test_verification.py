@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from faust_batches.outage import Outage
+from faust_batches import Outage
 from shopflow.commands import lines as listing
 from shopflow.errors import Unavailable
 from shopflow.kafka.connection import Lag, Span
@@ -119,7 +119,7 @@ class Shop:
             lambda key: None, [(FakeRecord(b"", b"", n), milk) for n in range(count)], end=count
         ).rows()
         self.kafka.sales = [FakeRecord(key, value) for key, value in rows]
-        table: Any = SimpleNamespace(getter=lambda number: dict(rows).get, customers_after=lambda *place: [])
+        table: Any = SimpleNamespace(reader=lambda number: dict(rows).get, scan=lambda *place: [])
         mirror = Mirror(table, self.store, lambda: [0], Outage("MongoDB"))
         asyncio.run(mirror.bring_up())
         mirror.changed(0, rows)

@@ -12,8 +12,9 @@ import aiohttp
 import pytest
 from yarl import URL
 
+from faust_batches import TOTALS_KEY
 from shopflow.config.settings import Config, Web
-from shopflow.shop.counts import TOTALS_KEY, Counted, advance, rebuilt
+from shopflow.shop.counts import Counted, advance, rebuilt
 from shopflow.web import peers
 from shopflow.web.api import counts as views
 
@@ -54,20 +55,20 @@ class Worker:
             tables_metadata=lambda: {ME: {}, NEAR: {}, FAR: {}}, key_store=lambda table, key: self.first
         )
 
-    def getter(self, partition: int) -> Callable[[bytes], bytes | None]:
+    def reader(self, partition: int) -> Callable[[bytes], bytes | None]:
         return self.rows[partition].get
 
-    def partitions_owned(self) -> list[int]:
+    def owned_partitions(self) -> list[int]:
         return sorted(self.rows)
 
-    def customers_after(self, partition: int, after: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+    def scan(self, partition: int, after: bytes, limit: int) -> list[tuple[bytes, bytes]]:
         self.slices.append(limit)
         return sorted(row for row in self.rows[partition].items() if row[0] and row[0] > after)[:limit]
 
     name = "purchase_counts"
 
     def sell(self, partition: int, *purchases: Counted) -> None:
-        self.rows[partition].update(advance(self.getter(partition), purchases, end=9).rows())
+        self.rows[partition].update(advance(self.reader(partition), purchases, end=9).rows())
 
 
 @pytest.fixture

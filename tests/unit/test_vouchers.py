@@ -16,24 +16,19 @@ from aiokafka.errors import KafkaConnectionError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from faust_batches import once
+from faust_batches import TOTALS_KEY, Outage, once
 from faust_batches import outage as outages
-from faust_batches.attempts import Attempts
-from faust_batches.ledger import Ledger
-from faust_batches.outage import Outage
+from faust_batches.testing import FakeBatch, FakeTable
 from shopflow.config.promotions import Rule
 from shopflow.errors import Unavailable
 from shopflow.shop.announcements import VOUCHERS
-from shopflow.shop.counts import TOTALS_KEY, rebuilt
-from shopflow.shop.dead_letters import DeadLetters
-from shopflow.shop.price_log import PriceLog
-from shopflow.shop.prices import Pricing
+from shopflow.shop.counts import rebuilt
 from shopflow.shop.promotions.trial import try_rule
 from shopflow.shop.promotions.vouchers import Promotions, VoucherLog, _Types
 from shopflow.shop.promotions.windows import Rules, decode_window
-from shopflow.shop.purchases import Processing
+from shopflow.store.connection import Patient
 from tests import vouchers as oracle
-from tests.fakes import FakeBatch, FakeCounts, FakeOutlet, FakeRecord, FakeStore
+from tests.fakes import FakeRecord, FakeStore, FakeWorker
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
 DAY = timedelta(days=1)
@@ -58,7 +53,7 @@ class Shop:
         self.rules = msgspec.convert(rules or RULES, tuple[Rule, ...])
         self.store = FakeStore()
         self.store.calls = self.events
-        self.counts, self.windows = FakeCounts(), FakeCounts(self.events)
+        self.counts, self.windows = FakeTable(), FakeTable(self.events)
         self.topic: list[FakeRecord] = []
         self.changelog: dict[bytes, bytes] = {}
         self.dies_at = ""
@@ -68,36 +63,18 @@ class Shop:
 
     def restart(self) -> None:
         """Another worker begins."""
-        attempts = Attempts(self.store, Outage("MongoDB"), Outage("Kafka"))
-        dead_letters = DeadLetters("dead", 4, "shopflow", FakeOutlet().send)
         rules = Rules(self.rules)
         self.log = VoucherLog("shop.vouchers", self.publish_vouchers, self.read_since)
-        promotions = Promotions(rules, self.store, attempts, self.log, Ledger(self.windows, attempts, self.publish))
-        log = PriceLog("prices", self.no_price, self.no_prices)
-        self.processing = Processing(
-            self.store,
-            Ledger(self.counts, attempts, self.publish_counts),
-            attempts,
-            Pricing(self.store, self.counts, attempts, log, rejected_before=dead_letters.before, wait_seconds=0),
-            dead_letters,
-            max_event_bytes=10_000,
-            followers=[promotions],
-            registrars=[promotions],
+        mongodb: Any = Patient(self.store, Outage("MongoDB"))  # type: ignore[arg-type]
+        promotions = Promotions(rules, self.store, mongodb, self.log, self.windows)  # type: ignore[arg-type]
+        self.windows._publish = self.publish  # type: ignore[method-assign]
+        self.worker = FakeWorker(
+            self.store, self.counts, followers=[promotions.follow], registered=promotions.registered
         )
 
-    async def no_price(self, topic: str, partition: int, value: bytes) -> None:
-        return
-
-    async def no_prices(self, topic: str, partition: int, since: int) -> list[bytes]:
-        return []
-
-    async def publish_counts(self, partition: int, rows: Sequence[tuple[bytes, bytes]]) -> int:
-        return 0
-
-    async def publish(self, partition: int, rows: Sequence[tuple[bytes, bytes]]) -> int:
+    async def publish(self, rows: Sequence[tuple[bytes, bytes]]) -> None:
         self.die("changelog")
         self.changelog.update(rows)
-        return 0
 
     async def publish_vouchers(self, topic: str, partition: int, rows: Sequence[tuple[bytes, bytes]]) -> None:
         for number, (key, value) in enumerate(rows):  # in several Kafka batches: some may be there when it fails
@@ -121,7 +98,7 @@ class Shop:
             FakeRecord(event["customer_id"].encode(), json.dumps(event).encode(), offset, 0, f"shop.{kind}", SENT)
             for offset, event in enumerate(events, start)
         ]
-        asyncio.run(getattr(self.processing, kind)(FakeBatch(records, self.events)))
+        asyncio.run(getattr(self.worker, kind)(FakeBatch(records, self.events)))
 
     def stored(self) -> list[str]:
         """The ids in MongoDB."""
@@ -310,7 +287,7 @@ def test_types_are_known_though_others_forget_them_meanwhile(shop: Shop) -> None
     """Too many are remembered, and another partition's batch clears them while this one asks for what it lacks."""
 
     async def run() -> dict[str, str]:
-        types = _Types(shop.store, Attempts(shop.store, Outage("MongoDB"), Outage("Kafka")))
+        types = _Types(shop.store, Patient(shop.store, Outage("MongoDB")))
         batch = FakeBatch([FakeRecord(b"anna", b"")])
         await types.of(batch, ["rye"])
         documents = shop.store.documents

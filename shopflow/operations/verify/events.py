@@ -16,10 +16,11 @@ from typing import Any
 from shopflow.kafka import connection as kafka
 from shopflow.kafka.connection import Span
 from shopflow.kafka.security import Bootstrap
-from shopflow.models import Customer, Decoder, Product, Purchase
-from shopflow.shop.dead_letters import origin_of
-from shopflow.shop.price_log import PriceLog, ReadSince
-from shopflow.shop.purchases import Parts, customer_document, product_document, purchase_document, split
+from shopflow.models import Customer, Product, Purchase
+from shopflow.shop.dead_letters import ReadSince, origin_of
+from shopflow.shop.decoding import DecodedBatch, Decoder, split
+from shopflow.shop.documents import customer_document, product_document, purchase_document
+from shopflow.shop.prices import PriceLog
 from shopflow.store.connection import (
     CUSTOMERS,
     PRODUCTS,
@@ -57,7 +58,7 @@ async def verify_deep(bootstrap: Bootstrap, store: Store, shop: Layout, report: 
     for kind in _KINDS:
         for attempt in range(1, 1 + _ATTEMPTS):
             spans = await kafka.spans(bootstrap, shop.group, (*shop.events, shop.dead_letters))
-            facts = _Facts(kind, store, shop, spans, partial(_read_prices, bootstrap))
+            facts = _Facts(kind, store, shop, spans, partial(kafka.read_since, bootstrap, values=True))
             await facts.read(bootstrap, bar, sizes[facts.collection])
             if not facts.wrong.count:
                 break
@@ -224,7 +225,7 @@ class _Facts:
         judged = [record for record in records if record.offset < self._spans[record.partition].done]
         for record in records[len(judged) :]:  # of products and customers only, see `_upto`
             self._elsewhere.add((record.key or b"").decode("utf-8", "replace"))
-        parts: Parts[Any] = split(judged, self._decode, tombstones=self._is_state)
+        parts: DecodedBatch[Any] = split(judged, self._decode, tombstones=self._is_state)
         for record, error in parts.rejected:
             self._judge_rejected(record, str(error))
         made = [(record, event, self._name(event)) for record, event in parts.accepted]
@@ -400,12 +401,7 @@ _KINDS = (
 )
 
 
-async def _read_prices(bootstrap: Bootstrap, topic: str, partition: int, since: int) -> list[bytes]:
-    records = await kafka.read_since(bootstrap, topic, partition, since, values=True)
-    return [record.value for record in records if record.value]
-
-
-async def _sends_nothing(topic: str, partition: int, value: bytes) -> None:
+async def _sends_nothing(*record: Any) -> Any:
     raise AssertionError("a verification changes nothing")
 
 

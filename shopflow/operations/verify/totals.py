@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from faust_batches import TOTALS_KEY, Position, position_of
 from shopflow.errors import Unavailable
 from shopflow.kafka import connection as kafka
 from shopflow.kafka.security import Bootstrap
 from shopflow.models import PartitionTotals, PurchaseCount
 from shopflow.shop import announcements
-from shopflow.shop.counts import TOTALS_KEY, Position, Totals, decode_count, decode_totals, position_of
+from shopflow.shop.counts import Totals, decode_count, decode_totals
 from shopflow.store.connection import Store
 
 from . import workers

@@ -13,8 +13,6 @@ from shopflow.store.connection import Document, Store
 
 from .windows import Bought, Earned, Rules, Window
 
-__all__ = ["Trial", "size", "try_rule"]
-
 #: Purchases or registrations between two steps of the progress.
 _STEP = 1_000
 

@@ -11,17 +11,17 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
-from faust_batches.attempts import Attempts
-from faust_batches.ledger import Ledger, Row
-from faust_batches.once import Once, Place, Publish, ReadSince
+from faust.types import TP
+
+from faust_batches import Batch, SendOnce, Table
 from shopflow.models import Customer, Purchase
-from shopflow.shop.announcements import VOUCHERS
-from shopflow.shop.purchases import BatchLike, Counting, source_of
-from shopflow.store.connection import Document, Store
+from shopflow.shop.announcements import VOUCHERS, Publish
+from shopflow.shop.dead_letters import ReadSince
+from shopflow.shop.documents import source_of
+from shopflow.shop.purchases import CountedBatch
+from shopflow.store.connection import Document, MongoStore, Patient
 
 from .windows import Bought, Earned, Rules, Window, decode_window, encode_window
-
-__all__ = ["Promotions", "VoucherLog", "voucher_document"]
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ _SLICE = 500
 
 
 def voucher_document(earned: Earned, record: Any) -> Document:
-    """As it stands in `vouchers`."""
+    """A document of `vouchers`."""
     gift = earned.rule.voucher
     what = {name: value for name in ("product_type", "text", "percent", "amount") if (value := getattr(gift, name))}
     return {
@@ -58,58 +58,54 @@ class VoucherLog:
     Arguments:
         topic: With as many partitions as those whose events vouchers are given for, a voucher in the one with the
             number of its event's.
-        publish: Sends rows to one partition; done when Kafka has acknowledged them.
-        read_since: Reads what a partition holds since a time.
+        publish: `App.publish`.
+        read_since: Reads what a partition of the topic holds since a time.
     """
 
     def __init__(self, topic: str, publish: Publish, read_since: ReadSince) -> None:
         self._topic = topic
         self._publish = publish
         self._read_since = read_since
-        self._once: Once[tuple[int, str], Document] = Once(self._sent_before, _key)
+        self._once: SendOnce[tuple[int, str], Document] = SendOnce(self._sent_before, _key)
 
     def forget(self) -> None:
-        """After a rebalance: what others gave meanwhile is not known."""
+        """Forget what is known. Call it after a rebalance: other workers may have given vouchers meanwhile."""
         self._once.forget()
 
-    async def given(self, batch: BatchLike) -> Mapping[int, Collection[str]]:
+    async def given(self, batch: Batch) -> Mapping[int, Collection[str]]:
         """The rules that gave a voucher for records of this batch, by offset.
 
         Raises:
             KafkaError: It can't be told now.
         """
-        place, first = _place(batch)
+        first = batch.records[0]
         rules: dict[int, set[str]] = {}
-        for offset, voucher_id in await self._once.known(place, first):
+        for offset, voucher_id in await self._once.known(batch.tp, first):
             if offset >= first.offset:
                 rules.setdefault(offset, set()).add(voucher_id.partition(":")[0])
         return rules
 
-    async def put(self, batch: BatchLike, documents: Sequence[Document]) -> list[Document]:
+    async def put(self, batch: Batch, documents: Sequence[Document]) -> list[Document]:
         """Send those that are not there yet; returns them.
 
         Raises:
             KafkaError: Not all are there; do it again.
         """
-        place, first = _place(batch)
-        self._once.drop(place, lambda key: key[0] < first.offset)
-        return await self._once.send(place, first, documents, partial(self._send, place[1]))
+        first = batch.records[0]
+        self._once.drop(batch.tp, lambda key: key[0] < first.offset)
+        return await self._once.send(batch.tp, first, documents, partial(self._send, batch.tp.partition))
 
     async def _send(self, partition: int, documents: Sequence[Document]) -> None:
         rows = [(document["customer_id"].encode(), VOUCHERS.event(document)) for document in documents]
         await self._publish(self._topic, partition, rows)
 
-    async def _sent_before(self, place: Place, since: int) -> set[tuple[int, str]]:
-        told = VOUCHERS.documents(await self._read_since(self._topic, place[1], since))
-        return {_key(one) for one in told if (one["source"]["topic"], one["source"]["partition"]) == place}
+    async def _sent_before(self, tp: TP, since: int) -> set[tuple[int, str]]:
+        published = VOUCHERS.documents(await self._read_since(self._topic, tp.partition, since))
+        return {_key(one) for one in published if (one["source"]["topic"], one["source"]["partition"]) == tp}
 
 
 def _key(document: Document) -> tuple[int, str]:
     return document["source"]["offset"], document["_id"]
-
-
-def _place(batch: BatchLike) -> tuple[Place, Any]:
-    return (batch.tp.topic, batch.tp.partition), batch.records[0]
 
 
 class Promotions:
@@ -124,16 +120,16 @@ class Promotions:
     """
 
     def __init__(
-        self, rules: Rules, store: Store, attempts: Attempts, voucher_log: VoucherLog, windows: Ledger | None
+        self, rules: Rules, store: MongoStore, mongodb: Patient, voucher_log: VoucherLog, windows: Table | None
     ) -> None:
         self._rules = rules
         self._store = store
-        self._attempts = attempts
+        self._mongodb = mongodb
         self._log = voucher_log
         self._windows = windows
-        self._types = _Types(store, attempts)
+        self._types = _Types(store, mongodb)
 
-    async def registered(self, batch: BatchLike, accepted: Sequence[tuple[Any, Customer]]) -> None:
+    async def registered(self, batch: Batch, accepted: Sequence[tuple[Any, Customer]]) -> None:
         """Take in registrations that are stored, in the batch's turn. They may come again: then it changes nothing.
 
         Raises:
@@ -148,18 +144,18 @@ class Promotions:
             ],
         )
 
-    async def follow(self, batch: BatchLike, counting: Counting) -> None:
-        """Take in a batch of purchases that was counted (`processing.Follower`)."""
-        if self._windows is None or not counting.fresh:
+    async def follow(self, batch: Batch, counted: CountedBatch) -> None:
+        """Take in a batch of purchases that was counted (`purchases.Follower`)."""
+        if self._windows is None or not counted.fresh:
             return
-        given = await self._attempts.with_kafka(batch, lambda: self._log.given(batch))
+        given = await batch.with_kafka(lambda: self._log.given(batch))
         types: Mapping[str, str] = {}
         if self._rules.about_types:
-            types = await self._types.of(batch, {event.product_id for _, event in counting.fresh})
-        judge = _Judge(self._rules, self._windows.getter(counting.partition), counting, types, given)
-        rows: list[Row] = []
+            types = await self._types.of(batch, {event.product_id for _, event in counted.fresh})
+        judge = _Judge(self._rules, self._windows.reader(batch.tp.partition), counted, types, given)
+        rows: list[tuple[bytes, bytes]] = []
         documents: list[Document] = []
-        for number, (customer_id, pairs) in enumerate(_by_customer(counting.fresh).items()):
+        for number, (customer_id, pairs) in enumerate(_by_customer(counted.fresh).items()):
             if number % _SLICE == 0:
                 await asyncio.sleep(0)  # a slice holds the event loop for milliseconds
                 batch.check_owned()  # else the table is another's by now
@@ -169,14 +165,14 @@ class Promotions:
         documents.sort(key=lambda document: document["source"]["offset"])
         await self._give(batch, documents)
         batch.check_owned()  # so the windows are still those that were read
-        await self._windows.enter(batch, rows)
+        await self._windows.write(batch, rows)
 
-    async def _give(self, batch: BatchLike, documents: Sequence[Document]) -> None:
+    async def _give(self, batch: Batch, documents: Sequence[Document]) -> None:
         if not documents:
             return
-        others = await self._attempts.with_mongodb(batch, lambda: self._store.insert_vouchers(documents))
+        others = await self._mongodb(batch, lambda: self._store.insert_vouchers(documents))
         ours = [document for number, document in enumerate(documents) if number not in others]
-        sent = await self._attempts.with_kafka(batch, lambda: self._log.put(batch, ours))
+        sent = await batch.with_kafka(lambda: self._log.put(batch, ours))
         for rule, number in Counter(document["rule"] for document in sent).items():
             log.info("%d voucher(s) of rule %s", number, rule)
 
@@ -187,15 +183,15 @@ class _Judge:
 
     rules: Rules
     get: Callable[[bytes], bytes | None]
-    counting: Counting
+    counted: CountedBatch
     types: Mapping[str, str]
     given: Mapping[int, Collection[str]]
 
     def judge(self, customer_id: str, pairs: list[tuple[Any, Purchase]]) -> tuple[Window, list[Document]]:
         """A customer's window after these purchases, and the vouchers for them."""
-        window = _current(self.get(customer_id.encode()), self.counting.changes.totals.era)
+        window = _current(self.get(customer_id.encode()), self.counted.changes.totals.era)
         new = [pair for pair in pairs if pair[0].offset > window.offset]
-        count = self.counting.changes.counts[customer_id]
+        count = self.counted.changes.values[customer_id]
         if new and count.offset == new[-1][0].offset:  # also what was bought before there were rules
             window.purchases = count.purchases - len(new)
         elif new and window.offset < 0 and count.first < new[0][0].offset:  # a cut off batch comes in smaller ones
@@ -234,12 +230,12 @@ def _bought(record: Any, event: Purchase, product_type: str | None) -> Bought:
 class _Types:
     """The types of the products, remembered for a while."""
 
-    def __init__(self, store: Store, attempts: Attempts) -> None:
+    def __init__(self, store: MongoStore, mongodb: Patient) -> None:
         self._store = store
-        self._attempts = attempts
+        self._mongodb = mongodb
         self._known: dict[str, tuple[str, float]] = {}
 
-    async def of(self, batch: BatchLike, product_ids: Collection[str]) -> dict[str, str]:
+    async def of(self, batch: Batch, product_ids: Collection[str]) -> dict[str, str]:
         """The types of those that are offered now."""
         now = monotonic()
         if len(self._known) > _REMEMBERED:
@@ -248,7 +244,7 @@ class _Types:
         known = {name: self._known[name] for name in product_ids if name in self._known}
         wanted = [name for name in product_ids if name not in known or known[name][1] < now]
         if wanted:
-            found = await self._attempts.with_mongodb(batch, lambda: self._store.documents("products", wanted))
+            found = await self._mongodb(batch, lambda: self._store.documents("products", wanted))
             for name in wanted:
                 known.pop(name, None)
                 self._known.pop(name, None)

@@ -18,8 +18,6 @@ import msgspec
 
 from shopflow.config.promotions import MAX_DAYS, City, Nth, Rule, Share, Spent
 
-__all__ = ["Bought", "Day", "Earned", "Rules", "Window", "decode_window", "encode_window"]
-
 _DAY_MS = 86_400_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MILLISECOND = timedelta(milliseconds=1)

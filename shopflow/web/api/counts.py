@@ -9,9 +9,10 @@ import aiohttp
 import msgspec
 from yarl import URL
 
+from faust_batches import TOTALS_KEY
 from shopflow.app import app
 from shopflow.operations.verify.workers import MOST_ROWS
-from shopflow.shop.counts import TOTALS_KEY, current, decode_count, decode_totals, summed
+from shopflow.shop.counts import current, decode_count, decode_totals, summed
 from shopflow.tables import purchase_counts
 from shopflow.web import peers
 from shopflow.web.answers import unavailable, whole
@@ -33,8 +34,8 @@ async def counts(web: Any, request: Any) -> Any:
     """The sums over the partitions that this worker owns."""
     if not app.serving:
         return unavailable(web, _RECOVERING)
-    partitions = purchase_counts.partitions_owned()
-    return web.json({"partitions": partitions, **summed(purchase_counts.getter, partitions)})
+    partitions = purchase_counts.owned_partitions()
+    return web.json({"partitions": partitions, **summed(purchase_counts.reader, partitions)})
 
 
 @app.page("/counts/{customer_id:[^/]+}/")
@@ -65,12 +66,12 @@ async def partition_counts(web: Any, request: Any, partition: str) -> Any:
     while True:  # the partition may go while the others have their turn
         if not app.serving:
             return unavailable(web, _RECOVERING)
-        if number not in purchase_counts.partitions_owned():
+        if number not in purchase_counts.owned_partitions():
             return web.json({"error": "this worker does not own this partition", "partition": partition}, status=404)
         if not rows:
-            totals = purchase_counts.getter(number)(TOTALS_KEY) or totals
+            totals = purchase_counts.reader(number)(TOTALS_KEY) or totals
         wanted = min(_SLICE, limit + 1 - len(rows))  # one more than asked for: is there a next page?
-        found = purchase_counts.customers_after(number, rows[-1][0] if rows else after, wanted)
+        found = purchase_counts.scan(number, rows[-1][0] if rows else after, wanted)
         rows += found
         if len(found) < wanted or len(rows) > limit:
             break
@@ -101,8 +102,8 @@ def _local_count(customer_id: str) -> dict[str, Any] | None:
     Looked for in all of them: a producer may partition by another hash than Java's, as librdkafka's do by default.
     """
     found = None
-    for partition in purchase_counts.partitions_owned():
-        if count := current(purchase_counts.getter(partition), customer_id):
+    for partition in purchase_counts.owned_partitions():
+        if count := current(purchase_counts.reader(partition), customer_id):
             found = found or {"customer_id": customer_id, **dict.fromkeys(_FIELDS, 0)}
             for name in _FIELDS:
                 found[name] += getattr(count, name)

@@ -11,7 +11,7 @@ import faust
 import msgspec
 
 from shopflow import topics
-from shopflow.app import app, bootstrap, config
+from shopflow.app import app, config, connected_kafka
 from shopflow.errors import Unavailable
 from shopflow.kafka import connection as kafka
 from shopflow.kafka.sender import Sender
@@ -26,7 +26,7 @@ __all__ = ["FORMS", "customers", "products", "purchases", "sender"]
 BODY_SECONDS = 10.0
 KAFKA_SECONDS = 10.0
 
-sender = Sender(lambda: kafka.producer(bootstrap()))
+sender = Sender(lambda: kafka.producer(connected_kafka()))
 
 
 def _now() -> datetime:

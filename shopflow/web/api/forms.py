@@ -11,7 +11,7 @@ import faust
 import msgspec
 
 from shopflow.errors import Rejected
-from shopflow.models import Decoder, check_value, encode, read_time, struct_of
+from shopflow.shop.decoding import Decoder, check_value, encode, read_time, struct_of
 
 __all__ = ["Checked", "Form", "Problem", "Ready"]
 

@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 
 from shopflow.app import app, config
-from shopflow.models import MAX_ID_LENGTH, Customer, Product, Purchase, struct_of
+from shopflow.models import MAX_ID_LENGTH, Customer, Product, Purchase
+from shopflow.shop.decoding import struct_of
 from shopflow.web.answers import RETRY_SECONDS, route
 
 from .collections import CURSOR

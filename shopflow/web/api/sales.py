@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import msgspec
 from yarl import URL
 
+from faust_batches import TOTALS_KEY, position_of
 from shopflow.app import app, config
 from shopflow.errors import Unavailable
 from shopflow.operations.verify.workers import reason
-from shopflow.shop.counts import TOTALS_KEY, decode_count, position_of
+from shopflow.shop.counts import decode_count
 from shopflow.shop.sales import PERIODS, key_of, start_of
 from shopflow.tables import product_sales
 from shopflow.web import peers
@@ -125,7 +126,7 @@ async def _local(wanted: Wanted) -> tuple[list[int], Sold]:
 def _owned() -> list[int]:
     if not app.serving:
         raise NotNow("the sales are being recovered")
-    return product_sales.partitions_owned()
+    return product_sales.owned_partitions()
 
 
 def _slices(partition: int, wanted: Wanted) -> Iterator[list[tuple[bytes, bytes]]]:
@@ -133,9 +134,9 @@ def _slices(partition: int, wanted: Wanted) -> Iterator[list[tuple[bytes, bytes]
     prefix = f"{wanted.by} ".encode()
     since = wanted.since.isoformat()[: 10 if wanted.by == "day" else 13] if wanted.since else ""
     after = f"{wanted.by} {since}".encode()
-    totals = product_sales.getter(partition)(TOTALS_KEY)
+    totals = product_sales.reader(partition)(TOTALS_KEY)
     era = position_of(totals).era if totals else 0
-    while found := product_sales.customers_after(partition, after, _SLICE):
+    while found := product_sales.scan(partition, after, _SLICE):
         after = found[-1][0]
         rows = [(key, value) for key, value in found if key.startswith(prefix) and position_of(value).era >= era]
         yield rows

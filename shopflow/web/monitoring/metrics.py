@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter as Counts
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import fmean
 from time import monotonic
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import faust
 from prometheus_client import (
@@ -24,7 +25,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from faust_batches.outage import Outage
+from faust_batches import Batch, Outage
 from shopflow.errors import PartitionLost, Unavailable
 from shopflow.kafka.lag import Lags
 from shopflow.store.connection import CUSTOMERS, PRODUCTS, PURCHASES, Deletion, Document, Inserted, Writes
@@ -38,19 +39,10 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series fo
 #: Prometheus' text format.
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-T = TypeVar("T")
-
 _RECORDS = (1, 10, 100, 500, 1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 100_000)
 _SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _LONG_SECONDS = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1_800.0)
 _METHODS = {"GET", "HEAD", "POST"}
-
-
-class Handled(Protocol):
-    """What is needed of `batching.Batch`."""
-
-    records: list[Any]
-    tp: Any
 
 
 @dataclass(frozen=True)
@@ -145,25 +137,22 @@ class Metrics:
 
     # -- what is counted
 
-    def observed(self, handle: Callable[[T], Awaitable[None]]) -> Callable[[T], Awaitable[None]]:
-        """Handles batches as this does, and counts them."""
-
-        async def handling(batch: Any) -> None:
-            topic, place = batch.tp.topic, (batch.tp.topic, batch.tp.partition)
-            self.activity.mark(place)
-            began = monotonic()
-            try:
-                await handle(batch)
-            except (PartitionLost, Unavailable):
-                raise
-            except Exception:
-                self.batch_failures.labels(topic).inc()
-                raise
-            self.activity.mark(place)
-            self.batch_seconds.labels(topic).observe(monotonic() - began)
-            self.batch_records.labels(topic).observe(len(batch.records))
-
-        return handling
+    @contextmanager
+    def batch(self, batch: Batch) -> Iterator[None]:
+        """Time and count a try of a batch (`App.on_batch`)."""
+        topic, place = batch.tp.topic, (batch.tp.topic, batch.tp.partition)
+        self.activity.mark(place)
+        began = monotonic()
+        try:
+            yield
+        except (PartitionLost, Unavailable):
+            raise
+        except Exception:
+            self.batch_failures.labels(topic).inc()
+            raise
+        self.activity.mark(place)
+        self.batch_seconds.labels(topic).observe(monotonic() - began)
+        self.batch_records.labels(topic).observe(len(batch.records))
 
     def wrote(self, collection: str, seconds: float, **outcomes: int) -> None:
         """A write to MongoDB has ended well, with so many documents of each outcome."""

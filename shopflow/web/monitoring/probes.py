@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from time import monotonic
 from typing import Any
 
-from faust_batches.outage import Outage
+from faust_batches import Outage
 from shopflow.errors import Unavailable
 from shopflow.kafka.lag import LOOK_SECONDS, Lags, Place
 

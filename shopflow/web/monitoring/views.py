@@ -9,54 +9,15 @@ from typing import Any
 
 from aiohttp import web as http
 
-from shopflow.app import app, bootstrap, config, kafka_outage, limit, metrics, mongodb_outage, store
-from shopflow.kafka import connection as kafka
-from shopflow.kafka.lag import LOOK_SECONDS, Lags
-from shopflow.topics import customers, products, purchases
+from shopflow.app import app
+from shopflow.bootstrap import parts
 
-from .metrics import CONTENT_TYPE, Rebalances, Sources
-from .probes import Health, Ping
-
-__all__ = ["health", "lags", "live", "ready", "show_metrics"]
+from .metrics import CONTENT_TYPE
 
 _TURN_SECONDS = 1.0
 _CLIENT_LEFT = 499
 
-#: Those whose events become documents.
-_topics = tuple(topic.get_topic_name() for topic in (customers, products, purchases))
-
-lags = Lags(
-    lambda: kafka.asking_spans(bootstrap(), config.app_id, _topics, LOOK_SECONDS),
-    lambda places: kafka.empty(bootstrap(), places, LOOK_SECONDS),
-)
-
-health = Health(
-    lags=lags,
-    activity=metrics.activity,
-    serving=lambda: app.serving,
-    joined=lambda: app.joined,
-    owned=lambda: app.owned,
-    stopped=lambda: limit.stopped,
-    session=lambda: app.session.sure,
-    ping=Ping(store.ping, lambda: mongodb_outage.succeeded(store)),
-    mongodb=mongodb_outage,
-    kafka=kafka_outage,
-    patience=config.batching.product_wait_seconds,
-)
-lags.looked = health.looked
-
-metrics.watch(
-    Sources(
-        lags=lags,
-        owned=lambda: app.owned,
-        topics=lambda: _topics,
-        outages=(mongodb_outage, kafka_outage),
-        serving=lambda: app.serving,
-        stopped=lambda: limit.stopped,
-        monitor=lambda: app.monitor,
-    )
-)
-app.sensors.add(Rebalances(metrics))
+metrics, health = parts.metrics, parts.health
 
 
 async def _turn() -> None:
@@ -68,7 +29,7 @@ async def _turn() -> None:
         health.pulse.turn(app.call_in_consumer)
 
 
-app.watching += [lags.run, _turn]
+app.watching += [parts.lags.run, _turn]
 
 
 @app.page("/health/live/", name="live_")

@@ -16,8 +16,9 @@ from aiokafka.errors import KafkaError
 from yarl import URL
 
 from shopflow import topics
-from shopflow.app import app, board, bootstrap, config, kafka_outage, limit, mongodb_outage, store
-from shopflow.errors import ShopflowError, Unavailable
+from shopflow.app import app, config, connected_kafka, store
+from shopflow.bootstrap import parts
+from shopflow.errors import BatchError, Refused, Unavailable
 from shopflow.kafka import connection as kafka
 from shopflow.kafka.connection import Span
 from shopflow.kafka.lag import Standing
@@ -93,7 +94,7 @@ class Kept(Generic[T]):
         try:
             self.answer = await asyncio.wait_for(self._ask(), _MOST_SECONDS)
             self.failure = ""
-        except (ShopflowError, KafkaError) as error:
+        except (Refused, BatchError, KafkaError) as error:
             self.failure = str(error) or type(error).__name__
         except asyncio.TimeoutError:
             self.failure = f"no answer within {_MOST_SECONDS:g} s"
@@ -125,11 +126,11 @@ def report() -> Report:
     return Report(
         serving=app.serving,
         assigned={topic: sorted(numbers) for topic, numbers in assigned.items() if topic in topics.KEYS},
-        totals=Totals(**summed(purchase_counts.getter, purchase_counts.partitions_owned() if app.serving else ())),
-        board=board.snapshot(),
-        mongodb_away=mongodb_outage.seconds,
-        kafka_away=kafka_outage.seconds,
-        stopped=limit.stopped,
+        totals=Totals(**summed(purchase_counts.reader, purchase_counts.owned_partitions() if app.serving else ())),
+        board=parts.board.snapshot(),
+        mongodb_away=parts.mongodb_outage.seconds,
+        kafka_away=app.kafka_outage.seconds,
+        stopped=parts.limit.stopped,
     )
 
 
@@ -153,12 +154,12 @@ async def _ask_workers() -> list[WorkerState]:
 
 
 async def _ask_kafka() -> _Log:
-    spans = await kafka.spans(bootstrap(), config.app_id, [*topics.LAYOUT.events, topics.DEAD_LETTERS])
+    spans = await kafka.spans(connected_kafka(), config.app_id, [*topics.LAYOUT.events, topics.DEAD_LETTERS])
     places = spans.get(topics.DEAD_LETTERS, {}).values()
     dead, before = sum(span.end - span.start for span in places), _log.answer
     known = before.letters
     if before.spans is None or before.spans.get(topics.DEAD_LETTERS) != spans.get(topics.DEAD_LETTERS):
-        known = await letters.latest(bootstrap(), topics.LETTERS, _LETTERS) if dead else []
+        known = await letters.latest(connected_kafka(), topics.LETTERS, _LETTERS) if dead else []
     spans = await _settled(spans)
     events = [span for name in topics.KEYS for span in spans.get(name, {}).values()]
     _trend.append(Waiting(time.time(), sum(span.end - span.done for span in events), sum(span.done for span in events)))
@@ -168,7 +169,7 @@ async def _ask_kafka() -> _Log:
 async def _settled(spans: Mapping[str, Mapping[int, Span]]) -> dict[str, dict[int, Span]]:
     """Without what only seems to wait."""
     events = {(topic, number): span for topic in topics.KEYS for number, span in spans.get(topic, {}).items()}
-    await _standing.look(events, lambda places: kafka.empty(bootstrap(), places))
+    await _standing.look(events, lambda places: kafka.empty(connected_kafka(), places))
     settled = {topic: dict(partitions) for topic, partitions in spans.items()}
     for (topic, number), span in events.items():
         settled[topic][number] = replace(span, done=span.end - _standing.waiting((topic, number), span))

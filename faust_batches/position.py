@@ -1,0 +1,27 @@
+"""How far a table's value counts: an era, and in it the offset of the last record applied."""
+
+from __future__ import annotations
+
+import msgspec
+
+#: The key of a partition's totals, beside its rows: no record's key is empty.
+TOTALS_KEY = b""
+
+
+class Position(msgspec.Struct, order=True, gc=False, frozen=True):
+    """How far a value counts. Of two values of one key the one with the larger position is the later."""
+
+    era: int = 0
+    offset: int = -1
+
+
+_decode = msgspec.json.Decoder(Position).decode
+
+
+def position_of(value: bytes) -> Position:
+    """The position in a value: its JSON fields `era` and `offset`; 0 and -1 where they are missing.
+
+    Raises:
+        msgspec.MsgspecError: The value is not a JSON object with such fields.
+    """
+    return _decode(value)

@@ -1,0 +1,227 @@
+"""Kafka's records taken apart: events that can be stored, deletions, and records that are rejected."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from operator import attrgetter
+from types import NoneType
+from typing import Annotated, Any, Generic, Optional, TypeVar, cast, get_args, get_type_hints
+
+import faust
+import msgspec
+from faust.models.fields import DatetimeField, IntegerField, StringField
+
+from shopflow.errors import Rejected
+from shopflow.models import MAX_ID_LENGTH, MAX_VALUE, Purchase
+from shopflow.store.connection import Deletion
+
+from .documents import source_of
+
+log = logging.getLogger(__name__)
+
+R = TypeVar("R", bound=faust.Record)
+
+encode = msgspec.json.Encoder().encode
+
+
+def struct_of(record: type[R]) -> type[R]:
+    """A `msgspec.Struct` with the fields, limits and defaults of the Record; decoding one takes 0.4 us, the Record 24.
+
+    Typed as the Record itself, since it has the same attributes.
+    """
+    return _struct(record, {})
+
+
+def _struct(record: type[R], instead: dict[str, Any]) -> type[R]:
+    hints = get_type_hints(record)
+    fields = []
+    for name, descriptor in record._options.descriptors.items():
+        hint = instead.get(name) or _limited(hints[name], descriptor)
+        fields.append((name, hint) if descriptor.required else (name, hint, descriptor.default))
+    return cast("type[R]", msgspec.defstruct(record.__name__, fields, kw_only=True, gc=False))
+
+
+def _limited(hint: Any, field: Any) -> Any:
+    """The type with the field's limits; those of an optional one are the limits of what it may hold."""
+    limits = _limits(field)
+    if limits is None:
+        return hint
+    kinds = [kind for kind in get_args(hint) if kind is not NoneType]
+    return Optional[Annotated[kinds[0], limits]] if kinds else Annotated[hint, limits]  # noqa: UP045
+
+
+def _limits(field: Any) -> msgspec.Meta | None:
+    if isinstance(field, StringField) and field.max_length:
+        return msgspec.Meta(min_length=field.min_length, max_length=field.max_length)
+    if isinstance(field, IntegerField):
+        return msgspec.Meta(ge=field.min_value, le=field.max_value)
+    if isinstance(field, DatetimeField):
+        return msgspec.Meta(tz=True)
+    return None
+
+
+class Decoder(Generic[R]):
+    """Decodes and checks the events of one topic: what it returns can be stored, what it raises is dead-lettered.
+
+    Arguments:
+        record: The schema.
+        key: The field that must equal the record's key.
+        max_bytes: The largest value that is accepted.
+    """
+
+    def __init__(self, record: type[R], key: str, max_bytes: int) -> None:
+        self._times = [name for name, hint in get_type_hints(record).items() if hint is datetime]
+        self._struct = struct_of(record)
+        self._decode = msgspec.json.Decoder(self._struct).decode
+        self._decode_loosely = msgspec.json.Decoder(_struct(record, dict.fromkeys(self._times, str))).decode
+        self._key = key
+        self._id = attrgetter(key)
+        self._has_value = record is Purchase
+        self._max_bytes = max_bytes
+
+    def __call__(self, key: bytes | None, value: bytes | None) -> R:
+        """The event in these bytes, its times in UTC.
+
+        Raises:
+            Rejected: It is not one; says what is wrong with which field.
+        """
+        if value is None:
+            raise Rejected("no value", "the record has a key only")
+        if len(value) > self._max_bytes:
+            raise Rejected("too large", f"{len(value)} bytes, {self._max_bytes} are accepted")
+        try:
+            event = self._decode(value)
+        except msgspec.ValidationError as error:
+            event = self._decode_leniently(value, error)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise Rejected("not JSON", str(error)) from error
+        for name in self._times:
+            if getattr(event, name).tzinfo is not timezone.utc:
+                self._to_utc(event, name)
+        identifier: str = self._id(event)
+        if key != identifier.encode():
+            raise Rejected("wrong key", f"{self._key} is {identifier!r}, the key is {_short(key)}")
+        if self._has_value:
+            check_value(event.quantity, event.price)
+        return event
+
+    def events(self, records: Iterable[Any]) -> Iterator[R]:
+        """The events among Kafka's records. What is none is left out, and logged: shopflow's worker dead-letters it."""
+        for record in records:
+            try:
+                yield self(record.key, record.value)
+            except Rejected as error:
+                log.warning("%s:%d:%d left out: %s", record.topic, record.partition, record.offset, error)
+
+    def _to_utc(self, event: R, field: str) -> None:
+        time: datetime = getattr(event, field)
+        try:
+            setattr(event, field, time.astimezone(timezone.utc))
+        except OverflowError as error:
+            raise Rejected("invalid event", f"{field} is out of range: {time.isoformat()}") from error
+
+    def _decode_leniently(self, value: bytes, error: msgspec.ValidationError) -> R:
+        """Once more, with ISO 8601 as Python reads it: times without seconds, for instance, are not RFC 3339."""
+        try:
+            loose = self._decode_loosely(value)
+        except msgspec.ValidationError as other:  # not the time is at fault, or not only
+            raise Rejected("invalid event", _plain(error if _field_of(other) in self._times else other)) from other
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as other:
+            raise Rejected("not JSON", str(other)) from other
+        fields = msgspec.structs.asdict(loose)
+        try:
+            for name in self._times:
+                fields[name] = read_time(fields[name])
+            return msgspec.convert(fields, self._struct)
+        except (msgspec.ValidationError, ValueError):
+            raise Rejected("invalid event", _plain(error)) from error
+
+
+def check_id(key: bytes | None) -> str:
+    """The id that a record's key is.
+
+    Raises:
+        Rejected: It is none.
+    """
+    try:
+        name = (key or b"").decode()
+    except UnicodeDecodeError as error:
+        raise Rejected("wrong key", f"not UTF-8: {key!r}") from error
+    if not 1 <= len(name) <= MAX_ID_LENGTH:
+        raise Rejected("wrong key", f"an id has 1 to {MAX_ID_LENGTH} characters, the key has {len(name)}")
+    return name
+
+
+def check_value(quantity: int, price: int | None) -> None:
+    """Refuse a purchase whose value would not stay exact in sums.
+
+    Raises:
+        Rejected: It is worth more than `MAX_VALUE`.
+    """
+    if price is not None and quantity * price > MAX_VALUE:
+        raise Rejected("invalid event", f"quantity times price is over {MAX_VALUE} grosze")
+
+
+def read_time(text: str) -> datetime:
+    """A time in ISO 8601 as Python reads it, which is more than RFC 3339 allows.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if "\0" in text:  # where Python from 3.11 on stops reading
+        raise ValueError("a time with a NUL")
+    # Python 3.10 doesn't know "Z".
+    return datetime.fromisoformat(f"{text[:-1]}+00:00" if text.endswith(("Z", "z")) else text)
+
+
+def _short(key: bytes | None) -> str:
+    """The key for an error, cut: the reason of a dead letter travels in a header."""
+    return repr(key) if key is None or len(key) <= 2 * MAX_ID_LENGTH else f"{key[: 2 * MAX_ID_LENGTH]!r}..."
+
+
+def _field_of(error: msgspec.ValidationError) -> str:
+    return str(error).partition(" - at `$.")[2].rstrip("`")
+
+
+def _plain(error: msgspec.ValidationError) -> str:
+    message, field = str(error).partition(" - at `$.")[0], _field_of(error)
+    return f"{field}: {message}" if field else message
+
+
+@dataclass
+class DecodedBatch(Generic[R]):
+    """The records of a batch, by what becomes of them."""
+
+    accepted: list[tuple[Any, R]] = field(default_factory=list)
+    deletions: list[Deletion] = field(default_factory=list)
+    rejected: list[tuple[Any, Rejected]] = field(default_factory=list)
+
+
+def split(records: Iterable[Any], decode: Decoder[R], *, tombstones: bool) -> DecodedBatch[R]:
+    """Decode the records. A bad one never stops its neighbours.
+
+    Arguments:
+        tombstones: True: a record without a value deletes its key.
+    """
+    decoded: DecodedBatch[R] = DecodedBatch()
+    accept = decoded.accepted.append
+    for record in records:
+        try:
+            if tombstones and record.value is None:
+                decoded.deletions.append(_deletion(record))
+            else:
+                accept((record, decode(record.key, record.value)))
+        except Rejected as error:
+            decoded.rejected.append((record, error))
+    return decoded
+
+
+def _deletion(record: Any) -> Deletion:
+    try:
+        at = datetime.fromtimestamp(max(record.timestamp or 0, 0) / 1000, timezone.utc)
+    except (ValueError, OverflowError, OSError) as error:  # which of them, depends on the system
+        raise Rejected("invalid event", f"the record's timestamp {record.timestamp} is no time: {error}") from error
+    return Deletion(check_id(record.key), at, source_of(record))

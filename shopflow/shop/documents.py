@@ -1,0 +1,56 @@
+"""The documents that events become in MongoDB."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shopflow.models import Customer, Product, Purchase
+from shopflow.store.connection import Document
+
+
+def source_of(record: Any) -> Document:
+    """The field `source`: where in Kafka a document came from."""
+    return {"origin": "kafka", "topic": record.topic, "partition": record.partition, "offset": record.offset}
+
+
+def product_document(record: Any, event: Product) -> Document:
+    """A document of `products`."""
+    units = {"stock": event.stock, "stock_limit": event.stock_limit} if event.stock is not None else {}
+    return {
+        "_id": event.product_id,
+        "name": event.name,
+        "type": event.type,
+        "price": event.price,
+        "updated_at": event.updated_at,
+        **{name: number for name, number in units.items() if number is not None},
+        "source": source_of(record),
+    }
+
+
+def customer_document(record: Any, event: Customer) -> Document:
+    """A document of `customers`."""
+    return {
+        "_id": event.customer_id,
+        "first_name": event.first_name,
+        "last_name": event.last_name,
+        "address": event.address,
+        "city": event.city,
+        "registered_at": event.registered_at,
+        "source": source_of(record),
+    }
+
+
+def purchase_document(record: Any, event: Purchase) -> Document:
+    """A document of `purchases`. The price must be known."""
+    price = event.price
+    assert price is not None  # noqa: S101 - priced before
+    return {
+        "_id": event.purchase_id,
+        "customer_id": event.customer_id,
+        "product_id": event.product_id,
+        "quantity": event.quantity,
+        "price": price,
+        "value": event.quantity * price,
+        "purchased_at": event.purchased_at,
+        "source": source_of(record),
+    }
