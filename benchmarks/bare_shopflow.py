@@ -12,6 +12,6 @@ from typing import Any
 composition: Any = importlib.import_module("shopflow.app")
 
 if __name__ == "__main__":
-    agents: Any = importlib.import_module("shopflow.agents")
-    agents.processing.followers = ()
+    bootstrap: Any = importlib.import_module("shopflow.bootstrap")
+    bootstrap.parts.purchases._followers = ()
     composition.app.main()

@@ -32,7 +32,7 @@ class Nowhere(MongoStore):
     async def reached_sales(self, partition: int, position: tuple[int, int]) -> None: ...
 
 
-composition.store = Nowhere("nowhere")  # before the agents are imported
+composition.store = Nowhere("nowhere")  # before the parts are put together
 
 if __name__ == "__main__":
     composition.app.main()

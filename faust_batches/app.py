@@ -109,13 +109,14 @@ class App(faust.App):
         name: str,
         *,
         value: type[Any] | None,
+        source: str | None = None,
         sums: Sequence[str] = (),
         count: str = "rows",
         help: str = "",
         options: dict[str, Any] | None = None,
     ) -> Table:
         """A table whose values count each record once. `Table` says what the arguments mean."""
-        table = Table(self, name, value=value, sums=sums, count=count, help=help, options=options)
+        table = Table(self, name, value=value, source=source, sums=sums, count=count, help=help, options=options)
         self.tables.add(table)
         self.readers[table.changelog_topic_name] = table
         return table

@@ -185,7 +185,10 @@ class BatchConsumer(driver.Consumer):
     # -- where to read
 
     async def perform_seek(self) -> None:
-        """Seek every partition to what is committed, and start its chain there."""
+        """Seek every partition to what is committed, or to where its tables are, and start its chain there.
+
+        A table is behind what is committed when somebody began its totals anew: then its records are read again.
+        """
         mine = [tp for tp in self.assignment() if tp.topic in self.app.batched_topics]
         for tp in mine:
             self._forget(tp)
@@ -200,6 +203,8 @@ class BatchConsumer(driver.Consumer):
         if fresh:
             for found, offset in (await self.earliest_offsets(*fresh)).items():
                 starts[TP(found.topic, found.partition)] = offset
+        # The tables are asked last: this seek may have begun before their recovery, and end after it.
+        starts = {tp: self._where_tables_are(tp, offset) for tp, offset in starts.items()}
         for tp, offset in starts.items():
             self._forget(tp)  # the recovery's seek and that of a fetch overlap: what came by the other's does not count
             self._chains[tp] = Chain(offset, self._epochs[tp])
@@ -207,6 +212,10 @@ class BatchConsumer(driver.Consumer):
         # Faust fetches already: what came before the cursors were set was dropped, and must come again.
         for tp, offset in starts.items():
             self._fetch_again(tp, offset)
+
+    def _where_tables_are(self, tp: TP, start: int) -> int:
+        tables = [table for table in self.app.readers.values() if table.source == tp.topic]
+        return min([start, *(offset for table in tables if (offset := table.next_offset(tp.partition)) is not None)])
 
     async def seek_wait(self, partitions: Mapping[TP, int]) -> None:
         """Seek, as the recovery of tables does; what was fetched before no longer passes."""
@@ -264,7 +273,7 @@ class BatchConsumer(driver.Consumer):
         if not self.flow_active:
             try:
                 await self.perform_seek()
-            except (IllegalStateError, KafkaError) as error:  # a rebalance: the seek at its end is the one that counts
+            except (IllegalStateError, KafkaError, Unavailable) as error:  # the seek at a rebalance's end counts
                 self.log.info("Not sought while partitions change hands: %s", error)
             return
         for tp, run in records.items():

@@ -15,7 +15,12 @@ class Position(msgspec.Struct, order=True, gc=False, frozen=True):
     offset: int = -1
 
 
+class _Settled(msgspec.Struct, gc=False):
+    settled: int | None = None
+
+
 _decode = msgspec.json.Decoder(Position).decode
+_decode_settled = msgspec.json.Decoder(_Settled).decode
 
 
 def position_of(value: bytes) -> Position:
@@ -25,3 +30,12 @@ def position_of(value: bytes) -> Position:
         msgspec.MsgspecError: The value is not a JSON object with such fields.
     """
     return _decode(value)
+
+
+def settled_in(totals: bytes) -> int | None:
+    """The last offset of the batch that a partition's totals came with; -1: they begin anew. None: they don't say it.
+
+    Raises:
+        msgspec.MsgspecError: The value is not a JSON object with such a field.
+    """
+    return _decode_settled(totals).settled

@@ -18,7 +18,7 @@ from faust.types import TP
 
 from .audit import Audit
 from .errors import BatchError, Unavailable
-from .position import Position, position_of
+from .position import TOTALS_KEY, Position, position_of, settled_in
 from .rocks import RocksStore, Row
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ class Table(faust.Table[str, Any]):
 
     Arguments:
         value: The type of the values, for Faust's views: a `faust.Record`; None: JSON.
+        source: The batched topic whose records it counts. A partition is read from where its totals are, also if more
+            is committed: totals that begin anew, in a later era, are counted again from the start.
         sums: Fields whose sums over a partition's rows are kept in its totals (`TOTALS_KEY`), and audited after each
             recovery. None: there are no totals, so nothing is audited.
         count: The field of the totals that holds the number of rows.
@@ -57,6 +59,7 @@ class Table(faust.Table[str, Any]):
         name: str,
         *,
         value: type[Any] | None,
+        source: str | None = None,
         sums: Sequence[str] = (),
         count: str = "rows",
         help: str = "",
@@ -74,6 +77,7 @@ class Table(faust.Table[str, Any]):
             options=_ROCKSDB_OPTIONS if options is None else options,
         )
         self.key_serializer = "raw"
+        self.source = source
         self._sums = tuple(sums)
         self._count = count
         self._unaudited: set[int] = set()
@@ -114,6 +118,17 @@ class Table(faust.Table[str, Any]):
         Neither the totals are among them nor a key that is not UTF-8.
         """
         return self._rocks.scan(partition, after, limit)
+
+    def next_offset(self, partition: int) -> int | None:
+        """The offset in `source` after the last batch that the partition's totals have; None if there are none.
+
+        Raises:
+            Unavailable: As `write`.
+        """
+        self._rocks.open(partition)
+        totals = self._rocks.reader(partition)(TOTALS_KEY)
+        settled = None if totals is None else settled_in(totals)
+        return None if settled is None else settled + 1
 
     # -- writing
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from . import topics
 from .app import app, config
 from .config.promotions import active
 from .models import ProductSales, PurchaseCount
@@ -15,6 +16,7 @@ _SUMS = ("purchases", "items", "spent")
 purchase_counts = app.exactly_once_table(
     "purchase_counts",
     value=PurchaseCount,
+    source=topics.purchases.get_topic_name(),
     sums=_SUMS,
     count="customers",
     help="what each customer bought so far: purchases, items, spent (grosze)",
@@ -25,6 +27,7 @@ purchase_counts = app.exactly_once_table(
 product_sales = app.exactly_once_table(
     "product_sales",
     value=ProductSales,
+    source=topics.purchases.get_topic_name(),
     sums=_SUMS,
     count="customers",  # rows, under the name that the totals have for them
     help="what was sold of each product, ever, by day and by hour: purchases, units (items), revenue (spent, grosze)",

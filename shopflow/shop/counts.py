@@ -38,13 +38,6 @@ def rebuilt(era: int, now: float) -> bytes:
     return _encode(Totals(era=max(era + 1, int(now))))
 
 
-def begun_anew(get: Callable[[bytes], bytes | None]) -> int | None:
-    """When a replay began to count a partition anew (Unix, seconds); None if it did not, or if counting has begun."""
-    value = get(TOTALS_KEY)
-    totals: PartitionTotals | None = decode_totals(value) if value else None
-    return totals.era if totals is not None and totals.era > 0 and totals.offset < 0 else None
-
-
 #: An accepted purchase, as far as the counts care: offset, customer, items, and what was spent (grosze).
 #: A plain tuple: there is one of them for each purchase.
 Counted: TypeAlias = tuple[int, str, int, int]

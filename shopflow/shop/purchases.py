@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
-from time import time
 from typing import Any, TypeAlias
 
 from faust_batches import Batch, Table
@@ -14,7 +13,7 @@ from shopflow.errors import Rejected
 from shopflow.models import Purchase, PurchaseCount
 from shopflow.store.connection import Document, Inserted, MongoStore, Patient, differs
 
-from .counts import Changes, Counted, advance, begun_anew
+from .counts import Changes, Counted, advance
 from .dead_letters import Rejections
 from .decoding import DecodedBatch, Decoder, split
 from .documents import purchase_document
@@ -24,9 +23,6 @@ log = logging.getLogger(__name__)
 
 #: Purchases that a line of the log names.
 _NAMED = 5
-#: How long after it has begun to count anew a replay may send the workers back, and how often it is looked for that.
-_REPLAY_SECONDS = 300.0
-_LOOK_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -114,7 +110,6 @@ class Purchases:
             await self._rejections.put(batch, decoded.rejected)  # 2
             await self._prices.keep(batch, priced)
             rejected = [record.offset for record, _ in decoded.rejected]
-            await self._sent_back(batch)
             batch.check_owned()  # else the table may be another worker's by now
             get = self._counts.reader(batch.tp.partition)
             changes = advance(get, purchases, end=batch.end, duplicates=repeated, rejected=rejected)
@@ -122,26 +117,6 @@ class Purchases:
             for follow in self._followers:
                 await follow(batch, CountedBatch(fresh, repeated, rejected, changes))  # 5
         self._sold([event for _, event in fresh])
-
-    async def _sent_back(self, batch: Batch) -> None:
-        """Wait while a replay has begun the counts anew, and has not sent the workers back to the start yet.
-
-        A worker that came back in between would count on behind what is to be read again, and take that for counted.
-
-        Raises:
-            PartitionLost: It has.
-        """
-        get = self._counts.reader(batch.tp.partition)
-        while batch.start > 0 and (since := begun_anew(get)):
-            if time() > since + _REPLAY_SECONDS:
-                log.warning(
-                    "Partition %d: a replay began to count anew and did not send the workers back to the start. "
-                    "They go on from here; run `faust -A shopflow replay` again",
-                    batch.tp.partition,
-                )
-                return
-            await asyncio.sleep(_LOOK_SECONDS)
-            batch.check_owned()
 
     async def _insert(self, batch: Batch, decoded: DecodedBatch[Purchase], priced: Priced) -> Collection[int]:
         """Insert the accepted purchases. Returns the indexes of those that were sent before."""

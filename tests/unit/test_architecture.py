@@ -40,7 +40,7 @@ RULES = {
         *("shopflow.servers", "shopflow.web.access"),
     },
     "shopflow.topics": {"shopflow.app", "shopflow.shop.layout", "shopflow.kafka"},
-    "shopflow.tables": {"shopflow.app", "shopflow.models", "shopflow.config", "shopflow.shop"},
+    "shopflow.tables": {"shopflow.app", "shopflow.topics", "shopflow.models", "shopflow.config", "shopflow.shop"},
     "shopflow.operations": {
         *("faust_batches", "shopflow.errors", "shopflow.models", "shopflow.config", "shopflow.store"),
         *("shopflow.kafka", "shopflow.shop", "shopflow.web.client"),

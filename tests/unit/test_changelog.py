@@ -256,6 +256,19 @@ def test_a_table_that_a_crash_left_ahead_of_its_sums_is_checked_later(shop: Shop
     assert shop.reads == 0
 
 
+@pytest.mark.parametrize(
+    ("totals", "expected"),
+    [(None, None), (b'{"era":1}', None), (b'{"era":1,"settled":-1}', 0), (b'{"era":1,"offset":9,"settled":4}', 5)],
+)
+def test_a_table_says_from_where_its_partition_must_be_read(
+    shop: Shop, totals: bytes | None, expected: int | None
+) -> None:
+    """After the last batch that its totals have; one that says nothing of it is read from what is committed."""
+    if totals is not None:
+        shop.table._rocks.write(0, [(TOTALS_KEY, totals)])
+    assert shop.table.next_offset(0) == expected
+
+
 def test_a_forgotten_partition_is_empty(shop: Shop) -> None:
     """And its folder can be opened anew at once."""
     shop.table._rocks.write(0, rows_after((0, "anna", 1, 1), end=1).items())

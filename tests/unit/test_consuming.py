@@ -41,6 +41,11 @@ class Reader:
 
     def __init__(self) -> None:
         self.runs: list[tuple[int, list[int]]] = []
+        self.source: str | None = None
+        self.next: dict[int, int | None] = {}
+
+    def next_offset(self, partition: int) -> int | None:
+        return self.next.get(partition)
 
     def recover(self, partition: int, records: list[Any]) -> None:
         self.runs.append((partition, [record.offset for record in records]))
@@ -625,6 +630,35 @@ def test_a_partition_begins_where_it_was_committed_else_where_it_begins(seeking:
     asyncio.run(seeking.perform_seek())
     assert {tp: chain.done for tp, chain in seeking._chains.items()} == {PURCHASES: 7, TP(PURCHASES.topic, 1): 3}
     assert {tp: cursor.next for tp, cursor in seeking._cursors.items()} == {PURCHASES: 7, TP(PURCHASES.topic, 1): 3}
+
+
+@pytest.mark.parametrize(
+    ("next_offset", "start"),
+    [(None, 7), (7, 7), (9, 7), (5, 5), (0, 0)],
+    ids=["none", "level", "ahead", "behind", "anew"],
+)
+def test_a_partition_whose_table_is_behind_is_read_from_where_the_table_is(
+    seeking: Seeking, reader: Reader, next_offset: int | None, start: int
+) -> None:
+    """A replay began its totals anew, and the worker is back before the committed offset is set."""
+    reader.source, reader.next = PURCHASES.topic, {0: next_offset}
+    asyncio.run(seeking.perform_seek())
+    assert seeking._chains[PURCHASES].done == seeking._cursors[PURCHASES].next == start
+    assert (PURCHASES, start) in seeking.seeks
+    assert seeking._chains[TP(PURCHASES.topic, 1)].done == 3
+
+
+def test_where_the_table_is_is_asked_last(seeking: Seeking, reader: Reader) -> None:
+    """A seek of a fetch began before the table was recovered, and ends after the recovery's own."""
+    call, reader.source = seeking.call, PURCHASES.topic
+
+    async def slow(method: Any, tp: TP) -> int | None:
+        reader.next = {0: 2}
+        return await call(method, tp)
+
+    seeking._thread.call_thread = slow
+    asyncio.run(seeking.perform_seek())
+    assert seeking._chains[PURCHASES].done == 2
 
 
 def test_what_was_fetched_while_it_was_not_known_where_to_start_is_fetched_again(seeking: Seeking) -> None:

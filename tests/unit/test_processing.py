@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from copy import deepcopy
 from datetime import datetime, timezone
-from time import time
 from typing import Any
 
 import pytest
@@ -606,39 +605,6 @@ def test_a_price_stays_when_mongodb_is_dropped_and_the_product_was_offered_anew(
     assert shop.count() == (3, 6, 1214)
     assert len(shop.price_log) == 1, "what is there is not added again"
     assert shop.outlet.got == []
-
-
-def test_nothing_is_counted_between_the_two_steps_of_a_replay(shop: Shop) -> None:
-    """The counts have begun anew; a worker that is back before the offsets are set waits until it is put out again."""
-    shop.handle(shop.batch(purchase("p1"), purchase("p2")))
-    began = rebuilt(0, now=time())
-    shop.counts.rows[0][TOTALS_KEY] = began
-    batch = shop.batch(purchase("p3"), start=2)
-
-    async def put_out() -> None:
-        handled = asyncio.ensure_future(shop.worker.purchases(batch))
-        await asyncio.sleep(0.3)
-        assert shop.counts.rows[0][TOTALS_KEY] == began
-        batch.lost = True
-        with pytest.raises(PartitionLost):
-            await handled
-
-    asyncio.run(put_out())
-    shop.handle(shop.batch(purchase("p1"), purchase("p2")))
-    shop.handle(shop.batch(purchase("p3"), start=2))
-    assert shop.count() == (3, 6, 1800)
-    assert shop.totals().purchases == 3
-
-
-def test_a_replay_that_never_sent_the_workers_back_does_not_stop_them(
-    shop: Shop, caplog: pytest.LogCaptureFixture
-) -> None:
-    """It was killed in between: after minutes they go on, and say what is to be done."""
-    shop.handle(shop.batch(purchase("p1")))
-    shop.counts.rows[0][TOTALS_KEY] = rebuilt(0, now=time() - 301)
-    shop.handle(shop.batch(purchase("p2"), start=1))
-    assert shop.totals().purchases == 1
-    assert "run `faust -A shopflow replay` again" in caplog.text
 
 
 def test_a_purchase_that_was_rejected_stays_rejected_when_all_is_rebuilt(shop: Shop) -> None:
