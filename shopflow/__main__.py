@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from . import app
 
-__all__ = ["main"]
-
 
 def main() -> None:
     """Faust's command line, for this application."""
