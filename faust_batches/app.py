@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, update_wrapper
 from typing import Any, Literal, cast
@@ -104,19 +104,9 @@ class App(faust.App):
 
         return decorated
 
-    def exactly_once_table(
-        self,
-        name: str,
-        *,
-        value: type[Any] | None,
-        source: str | None = None,
-        sums: Sequence[str] = (),
-        count: str = "rows",
-        help: str = "",
-        options: dict[str, Any] | None = None,
-    ) -> Table:
+    def exactly_once_table(self, name: str, *, value: type[Any] | None, **options: Any) -> Table:
         """A table whose values count each record once. `Table` says what the arguments mean."""
-        table = Table(self, name, value=value, source=source, sums=sums, count=count, help=help, options=options)
+        table = Table(self, name, value=value, **options)
         self.tables.add(table)
         self.readers[table.changelog_topic_name] = table
         return table

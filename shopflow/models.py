@@ -85,18 +85,11 @@ class PurchaseCount(faust.Record, serializer="json"):
     era: int = 0
 
 
-class ProductSales(faust.Record, serializer="json"):
-    """What was sold of a product in a period: the value of table `product_sales`.
+class ProductSales(PurchaseCount, serializer="json"):
+    """What was sold of a product in a period: the value of table `product_sales`, with the fields of `PurchaseCount`.
 
-    `items` are the units, `spent` is the revenue. `first`, `offset` and `era` are as in `PurchaseCount`.
+    `items` are the units, `spent` is the revenue in grosze.
     """
-
-    purchases: int = 0
-    items: int = 0
-    spent: int = 0  # grosze
-    first: int = -1
-    offset: int = -1
-    era: int = 0
 
 
 class PartitionTotals(faust.Record, serializer="json"):
