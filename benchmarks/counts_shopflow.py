@@ -6,7 +6,8 @@ import importlib
 from collections.abc import Sequence
 from typing import Any
 
-from shopflow.store.connection import Document, Inserted, MongoStore, PartSale
+from shopflow.store import MongoStore
+from shopflow.store.types import Document, Inserted, PartitionSales
 
 # By its name in full: `shopflow.app` is the application, not the module.
 composition: Any = importlib.import_module("shopflow.app")
@@ -24,7 +25,7 @@ class Nowhere(MongoStore):
     async def insert_purchases(self, documents: Sequence[Document]) -> Inserted:
         return Inserted()
 
-    async def put_sales(self, partition: int, sales: Sequence[PartSale]) -> None: ...
+    async def put_sales(self, partition: int, sales: Sequence[PartitionSales]) -> None: ...
 
     async def sales_position(self, partition: int) -> tuple[int, int]:
         return -1, -1

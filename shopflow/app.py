@@ -10,7 +10,7 @@ from .config.settings import load
 from .kafka import security
 from .kafka.security import Bootstrap, Security
 from .servers.servers import Addresses
-from .store.connection import MongoStore
+from .store import MongoStore
 from .web.access import Guard
 
 config = load()

@@ -30,7 +30,8 @@ from .shop.sales import Sales
 from .shop.sales_mirror import Mirror
 from .shop.stock import AlertLog, Watch
 from .shop.upserts import Upserts
-from .store.connection import MongoStore, Patient
+from .store import MongoStore
+from .store.connection import Patient
 from .tables import customer_windows, product_sales, purchase_counts, rules
 from .web.monitoring.metrics import Metrics, Rebalances, Sources
 from .web.monitoring.probes import Health, Ping

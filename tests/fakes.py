@@ -25,24 +25,18 @@ from shopflow.shop.failure_limit import Limit
 from shopflow.shop.prices import PriceLog, Prices
 from shopflow.shop.purchases import Purchases
 from shopflow.shop.upserts import Upserts
-from shopflow.store.connection import (
+from shopflow.store.connection import Patient
+from shopflow.store.rules import differs, newest, no_price_document, outdoes, price_document, sale_id, when
+from shopflow.store.types import (
     Deletion,
     Document,
     Inserted,
-    PartSale,
-    Patient,
+    PartitionSales,
     PriceHistory,
     Sold,
     Span,
     Totals,
-    differs,
     milliseconds,
-    newest,
-    no_price_document,
-    outdoes,
-    price_document,
-    sale_id,
-    when,
 )
 
 
@@ -64,13 +58,13 @@ def layout(partitions: int) -> Layout:
 
 
 class FakeStore:
-    """The Store in memory, by the same rules. What goes in and what comes out are copies."""
+    """`MongoStore` in memory, by the same rules. What goes in and what comes out are copies."""
 
     def __init__(self) -> None:
         self.collections: dict[str, dict[str, Document]] = {
             name: {} for name in ("products", "customers", "purchases", "prices", "vouchers", "alerts")
         }
-        self.parts: dict[str, dict[int, PartSale]] = {}
+        self.parts: dict[str, dict[int, PartitionSales]] = {}
         self.positions: dict[int, tuple[int, int]] = {}
         self.calls: list[str] = []
         self._away = 0
@@ -241,10 +235,6 @@ class FakeStore:
         found = deepcopy(list(self.collections["products"].values()))
         return sorted(found, key=lambda one: (str(one.get("name", "")), one["_id"]))
 
-    async def product_ids(self, limit: int) -> list[str]:
-        self._called("product_ids")
-        return sorted(self.collections["products"])[: max(0, limit)]
-
     async def customer_ids(self, limit: int) -> list[str]:
         self._called("customer_ids")
         return sorted(self.collections["customers"])[: max(0, limit)]
@@ -321,7 +311,7 @@ class FakeStore:
             if isinstance(source, dict) and source.get("origin") == "kafka":
                 yield name, deepcopy(source)
 
-    async def put_sales(self, partition: int, sales: Sequence[PartSale]) -> None:
+    async def put_sales(self, partition: int, sales: Sequence[PartitionSales]) -> None:
         self._called("put_sales")
         for sale in sales:
             parts = self.parts.setdefault(sale_id(sale.period, sale.start, sale.product_id), {})
@@ -358,7 +348,7 @@ class FakeStore:
         self._called("clear_sales")
         self.parts, self.positions = {}, {}
 
-    def _sales(self, product_id: str, period: str) -> list[PartSale]:
+    def _sales(self, product_id: str, period: str) -> list[PartitionSales]:
         every = [part for parts in self.parts.values() for part in parts.values()]
         return [part for part in every if (part.product_id, part.period) == (product_id, period)]
 
@@ -390,8 +380,8 @@ class FakeStore:
         self._called("insert_alert")
         return deepcopy(self.collections["alerts"].setdefault(document["_id"], _as_stored(document)))
 
-    async def put_back(self, collection: str, documents: Sequence[Document]) -> None:
-        self._called("put_back")
+    async def restore(self, collection: str, documents: Sequence[Document]) -> None:
+        self._called("restore")
         for document in documents:
             self.collections[collection].setdefault(document["_id"], {}).update(_as_stored(document))
 

@@ -15,7 +15,7 @@ from shopflow.operations.verify.report import Report
 from shopflow.shop.price_history import Course, Period, Prices
 from shopflow.shop.promotions.trial import Trial
 from shopflow.shop.text import day, day_and_time, money, visible, whole
-from shopflow.store.connection import Document
+from shopflow.store.types import Document
 
 from .plots import Paper, price_and_units
 

@@ -35,7 +35,7 @@ from shopflow.shop import price_history as history
 from shopflow.shop import stock
 from shopflow.shop.promotions import trial as trying
 from shopflow.shop.text import visible
-from shopflow.store.connection import Document
+from shopflow.store.types import Document
 
 from . import lines as listing
 from . import plots, running, samples, seeding

@@ -14,7 +14,8 @@ from shopflow.kafka import connection as kafka
 from shopflow.kafka.security import Bootstrap
 from shopflow.shop.decoding import encode
 from shopflow.shop.text import whole
-from shopflow.store.connection import Document, Store
+from shopflow.store import MongoStore
+from shopflow.store.types import Document
 
 __all__ = [
     "DIRECT",
@@ -188,7 +189,7 @@ def _document(event: Event, key: str) -> Document:
     return {"_id": fields.pop(key), **fields, "source": dict(DIRECT)}
 
 
-async def known(store: Store, limit: int) -> tuple[list[str], dict[str, int]]:
+async def known(store: MongoStore, limit: int) -> tuple[list[str], dict[str, int]]:
     """Ids of customers (at most `limit`), and the products with their prices: who can buy what."""
     customers = await store.customer_ids(limit)
     prices = {product["_id"]: whole(product.get("price")) for product in await store.products()}

@@ -27,7 +27,8 @@ import msgspec
 
 from shopflow.errors import Refused, Unavailable
 from shopflow.shop.text import whole
-from shopflow.store.connection import Document, Store
+from shopflow.store import MongoStore
+from shopflow.store.types import Document
 
 __all__ = ["COLLECTIONS", "FORMATS", "Output", "Writer", "check", "documents", "export", "opened", "table", "writer"]
 
@@ -86,7 +87,7 @@ Table = dict[str, list[Any]]
 
 
 async def documents(
-    store: Store, collection: str, say: Callable[[str], None], *, seconds: float = RETRY_SECONDS
+    store: MongoStore, collection: str, say: Callable[[str], None], *, seconds: float = RETRY_SECONDS
 ) -> AsyncIterator[list[Document]]:
     """The pages of a collection. While MongoDB is away, try again from the last id.
 

@@ -25,7 +25,7 @@ from shopflow.shop.counts import rebuilt
 from shopflow.shop.decoding import Decoder, split
 from shopflow.shop.documents import product_document
 from shopflow.shop.upserts import in_order
-from shopflow.store.connection import Store
+from shopflow.store import MongoStore
 
 from .verify.totals import Layout, Tables
 
@@ -60,7 +60,9 @@ class Work:
         )
 
 
-async def begin(bootstrap: Bootstrap, store: Store, shop: Layout, *, max_event_bytes: int, keep_tables: bool) -> Work:
+async def begin(
+    bootstrap: Bootstrap, store: MongoStore, shop: Layout, *, max_event_bytes: int, keep_tables: bool
+) -> Work:
     """Send the workers back to the start of the topics.
 
     Arguments:
@@ -93,7 +95,7 @@ async def begin(bootstrap: Bootstrap, store: Store, shop: Layout, *, max_event_b
     return Work(starts, ends)
 
 
-async def _restore_products(bootstrap: Bootstrap, store: Store, shop: Layout, max_event_bytes: int) -> None:
+async def _restore_products(bootstrap: Bootstrap, store: MongoStore, shop: Layout, max_event_bytes: int) -> None:
     """Products and their prices come first: no purchase must be given its price from half a history."""
     await store.prepare()
     decode = Decoder(Product, "product_id", max_event_bytes)
@@ -108,13 +110,13 @@ async def _restore_products(bootstrap: Bootstrap, store: Store, shop: Layout, ma
                 await store.delete_products(deletions)
 
 
-async def _restore(bootstrap: Bootstrap, store: Store, shop: Layout, topic: str, kind: Announcements) -> None:
+async def _restore(bootstrap: Bootstrap, store: MongoStore, shop: Layout, topic: str, kind: Announcements) -> None:
     """What was given stays given, and what was told as it was first told: rules and products may be others by now."""
 
     told = Told(kind)
 
     async def restore(run: list[Any]) -> None:
-        await store.put_back(kind.collection, told.first(run))
+        await store.restore(kind.collection, told.first(run))
 
     spans = (await kafka.spans(bootstrap, shop.group, [topic])).get(topic, {})
     for partition, span in spans.items():

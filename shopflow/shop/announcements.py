@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
-from shopflow.store import connection as store
-from shopflow.store.connection import Document
+from shopflow.store import types
+from shopflow.store.types import Document
 
 #: `App.publish`: topic, partition, keys and values -> done when Kafka has acknowledged them.
 Publish = Callable[[str, int, Sequence[tuple[bytes, bytes]]], Awaitable[object]]
@@ -96,7 +96,7 @@ class Told:
 
 
 #: `shop.vouchers`.
-VOUCHERS = Announcements(store.VOUCHERS, _Voucher)
+VOUCHERS = Announcements(types.VOUCHERS, _Voucher)
 
 #: `shop.alerts`.
-ALERTS = Announcements(store.ALERTS, _Alert)
+ALERTS = Announcements(types.ALERTS, _Alert)

@@ -16,7 +16,7 @@ from faust.models.fields import DatetimeField, IntegerField, StringField
 
 from shopflow.errors import Rejected
 from shopflow.models import MAX_ID_LENGTH, MAX_VALUE, Purchase
-from shopflow.store.connection import Deletion
+from shopflow.store.types import Deletion
 
 from .documents import source_of
 

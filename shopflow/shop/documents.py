@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from shopflow.models import Customer, Product, Purchase
-from shopflow.store.connection import Document
+from shopflow.store.types import Document
 
 
 def source_of(record: Any) -> Document:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
 
-from shopflow.store.connection import BEGINNING, PriceHistory, Sold, Store
+from shopflow.store import MongoStore
+from shopflow.store.types import BEGINNING, PriceHistory, Sold
 
 #: Up to so long, what was sold is shown by the minute, where that is wanted.
 _BY_THE_MINUTE = timedelta(hours=2)
@@ -76,7 +77,9 @@ def periods(history: PriceHistory) -> list[Period]:
     return [Period(since, until, price) for (since, price), (until, _) in pairwise([*changes, (None, None)])]
 
 
-async def read(store: Store, product_id: str, since: datetime | None = None, most: int | None = None) -> Prices | None:
+async def read(
+    store: MongoStore, product_id: str, since: datetime | None = None, most: int | None = None
+) -> Prices | None:
     """The prices of a product; None if nobody ever offered it.
 
     What was sold before the first price is a period of its own, without a `since`, if anything was.
@@ -105,7 +108,7 @@ async def read(store: Store, product_id: str, since: datetime | None = None, mos
 
 
 async def course(
-    store: Store,
+    store: MongoStore,
     product_id: str,
     prices: Sequence[Period],
     now: datetime,

@@ -20,7 +20,8 @@ from faust_batches import Batch, Table
 from faust_batches.once import since
 from shopflow.errors import Rejected
 from shopflow.models import Purchase
-from shopflow.store.connection import MongoStore, Patient
+from shopflow.store import MongoStore
+from shopflow.store.connection import Patient
 
 from .counts import handled
 from .dead_letters import ReadSince, SendRecord

@@ -11,7 +11,10 @@ from typing import Any, TypeAlias
 from faust_batches import Batch, Table
 from shopflow.errors import Rejected
 from shopflow.models import Purchase, PurchaseCount
-from shopflow.store.connection import Document, Inserted, MongoStore, Patient, differs
+from shopflow.store import MongoStore
+from shopflow.store.connection import Patient
+from shopflow.store.rules import differs
+from shopflow.store.types import Document, Inserted
 
 from .counts import Changes, Counted, advance
 from .dead_letters import Rejections

@@ -15,7 +15,8 @@ from typing import TypeVar
 
 from faust_batches import TOTALS_KEY, Outage, Position, Table, position_of, retrying
 from shopflow.errors import PartitionLost
-from shopflow.store.connection import PartSale, Store
+from shopflow.store import MongoStore
+from shopflow.store.types import PartitionSales
 
 from .counts import decode_totals
 from .sales import decode_row, sale_of
@@ -40,7 +41,7 @@ class Mirror:
         mongodb: Whether it is away, as all of the worker see it.
     """
 
-    def __init__(self, table: Table, store: Store, owned: Callable[[], Sequence[int]], mongodb: Outage) -> None:
+    def __init__(self, table: Table, store: MongoStore, owned: Callable[[], Sequence[int]], mongodb: Outage) -> None:
         self._table = table
         self._store = store
         self._owned = owned
@@ -134,6 +135,6 @@ class Mirror:
                 del waiting[key]
 
 
-def _part(key: bytes, value: bytes) -> PartSale:
+def _part(key: bytes, value: bytes) -> PartitionSales:
     row = decode_row(value)
-    return PartSale(*sale_of(key, row), position=(row.era, row.offset))
+    return PartitionSales(*sale_of(key, row), position=(row.era, row.offset))

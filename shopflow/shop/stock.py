@@ -20,7 +20,9 @@ from faust.types import TP
 
 from faust_batches import Outage, SendOnce
 from shopflow.errors import PartitionLost, Unavailable
-from shopflow.store.connection import REQUESTS_AT_ONCE, Document, Store
+from shopflow.store import MongoStore
+from shopflow.store.connection import REQUESTS_AT_ONCE
+from shopflow.store.types import Document
 
 from .announcements import ALERTS, Publish
 from .dead_letters import ReadSince
@@ -73,7 +75,7 @@ def _hour(time: datetime) -> datetime:
 # -- with MongoDB
 
 
-async def left_of(store: Store, products: Sequence[Document]) -> dict[str, int]:
+async def left_of(store: MongoStore, products: Sequence[Document]) -> dict[str, int]:
     """What is left of each of these that carries a stock, by id.
 
     Raises:
@@ -89,7 +91,7 @@ async def left_of(store: Store, products: Sequence[Document]) -> dict[str, int]:
     return dict(await asyncio.gather(*map(ask, filter(stocked, products))))
 
 
-async def _before(store: Store, product: Document) -> int:
+async def _before(store: MongoStore, product: Document) -> int:
     """Units bought in the hour of the stocking, but before it."""
     since = product["updated_at"]
     return await store.units_from_kafka(product["_id"], _hour(since), since) if since > _hour(since) else 0
@@ -177,7 +179,7 @@ class Watch:
 
     def __init__(
         self,
-        store: Store,
+        store: MongoStore,
         alerts: AlertLog,
         owned: Callable[[], Sequence[int]],
         sure: Callable[[], bool],

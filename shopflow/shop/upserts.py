@@ -8,7 +8,8 @@ from typing import Any, Generic
 
 from faust_batches import Batch
 from shopflow.errors import Rejected
-from shopflow.store.connection import Deletion, Document, Patient
+from shopflow.store.connection import Patient
+from shopflow.store.types import Deletion, Document
 
 from .dead_letters import Rejections
 from .decoding import DecodedBatch, Decoder, R, split

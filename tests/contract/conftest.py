@@ -14,7 +14,9 @@ import pytest
 
 from shopflow.config.settings import Config
 from shopflow.servers.servers import Servers
-from shopflow.store.connection import Document, MongoStore, Store, unencodable
+from shopflow.store import MongoStore
+from shopflow.store.errors import unencodable
+from shopflow.store.types import Document
 from tests.fakes import FakeStore
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
@@ -43,7 +45,7 @@ def run() -> Iterator[Run]:
 
 
 @pytest.fixture(params=["fake", pytest.param("mongodb", marks=pytest.mark.servers)])
-def store(request: pytest.FixtureRequest, run: Run) -> Iterator[Store]:
+def store(request: pytest.FixtureRequest, run: Run) -> Iterator[MongoStore]:
     """The fake, then MongoDB with a database of the test's own."""
     if request.param == "fake":
         fake = FakeStore()

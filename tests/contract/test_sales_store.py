@@ -6,19 +6,22 @@ import random
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from shopflow.store.connection import Document, PartSale, Store
+from shopflow.store import MongoStore
+from shopflow.store.types import Document, PartitionSales
 from tests.contract.conftest import Run
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
 HOUR = timedelta(hours=1)
 
 
-def sale(units: int, position: tuple[int, int], product_id: str = "milk", start: datetime | None = NOON) -> PartSale:
+def sale(
+    units: int, position: tuple[int, int], product_id: str = "milk", start: datetime | None = NOON
+) -> PartitionSales:
     """Sales of a product: one purchase a unit, three grosze each."""
-    return PartSale("hour" if start else "total", start, product_id, units, units, 3 * units, position)
+    return PartitionSales("hour" if start else "total", start, product_id, units, units, 3 * units, position)
 
 
-async def listed(store: Store, period: str, since: datetime | None = None) -> list[Document]:
+async def listed(store: MongoStore, period: str, since: datetime | None = None) -> list[Document]:
     """All sales of a period."""
     return [found async for found in store.sales(period, since)]
 
@@ -28,7 +31,7 @@ def sold(documents: list[Document]) -> dict[Any, int]:
     return {(found["product_id"], found["start"]): found["units"] for found in documents}
 
 
-def test_the_sales_of_a_product_are_the_sum_of_its_parts(store: Store, run: Run) -> None:
+def test_the_sales_of_a_product_are_the_sum_of_its_parts(store: MongoStore, run: Run) -> None:
     """Each partition of the purchases has customers of its own, who buy the same products."""
     run(store.put_sales(0, [sale(2, (0, 7)), sale(5, (0, 7), start=None)]))
     run(store.put_sales(3, [sale(1, (0, 9)), sale(4, (0, 9), "tea")]))
@@ -46,7 +49,7 @@ def test_the_sales_of_a_product_are_the_sum_of_its_parts(store: Store, run: Run)
     assert sold(run(listed(store, "total"))) == {("milk", None): 5}
 
 
-def test_of_two_the_one_with_the_later_position_stays(store: Store, run: Run) -> None:
+def test_of_two_the_one_with_the_later_position_stays(store: MongoStore, run: Run) -> None:
     """A worker that slept may write what it had, after its successor; a new era outdoes all before."""
     for number, (units, position, stays) in enumerate(
         [(2, (0, 7), 2), (1, (0, 5), 2), (3, (0, 8), 3), (1, (4, 0), 1), (9, (3, 99), 1), (2, (4, 1), 2)]
@@ -55,7 +58,7 @@ def test_of_two_the_one_with_the_later_position_stays(store: Store, run: Run) ->
         assert sold(run(listed(store, "hour"))) == {("milk", NOON): stays}, number
 
 
-def test_in_any_order_the_result_is_the_same(store: Store, run: Run) -> None:
+def test_in_any_order_the_result_is_the_same(store: MongoStore, run: Run) -> None:
     """Seeds are printed by the failure."""
     for seed in range(5):
         run(store.clear_sales())
@@ -73,7 +76,7 @@ def test_in_any_order_the_result_is_the_same(store: Store, run: Run) -> None:
         assert sold(run(listed(store, "hour"))) == {("milk", NOON): 8, ("tea", NOON): 8}, f"seed {seed}"
 
 
-def test_those_since_a_time_come_by_time(store: Store, run: Run) -> None:
+def test_those_since_a_time_come_by_time(store: MongoStore, run: Run) -> None:
     """As a chart needs them."""
     starts = [NOON + timedelta(hours=hours) for hours in (3, 0, 1, 2)]
     run(store.put_sales(0, [sale(1, (0, 1), start=start) for start in starts]))
@@ -81,7 +84,7 @@ def test_those_since_a_time_come_by_time(store: Store, run: Run) -> None:
     assert [document["start"] for document in found] == sorted(starts)[1:]
 
 
-def test_a_product_may_have_any_name(store: Store, run: Run) -> None:
+def test_a_product_may_have_any_name(store: MongoStore, run: Run) -> None:
     """Ids come from outside: they are neither operators nor paths."""
     for name in ("$set", "a.b", "$where: 1", "x" * 128, "ą ę", "p0"):
         run(store.put_sales(0, [sale(1, (0, 1), name)]))
@@ -89,7 +92,7 @@ def test_a_product_may_have_any_name(store: Store, run: Run) -> None:
         run(store.clear_sales())
 
 
-def test_how_far_a_partition_is_never_goes_back(store: Store, run: Run) -> None:
+def test_how_far_a_partition_is_never_goes_back(store: MongoStore, run: Run) -> None:
     """What is said to be there is not written again."""
     assert run(store.sales_position(2)) == (-1, -1)
     for position, stays in [((0, 5), (0, 5)), ((0, 3), (0, 5)), ((1, 0), (1, 0)), ((0, 9), (1, 0))]:
@@ -100,13 +103,13 @@ def test_how_far_a_partition_is_never_goes_back(store: Store, run: Run) -> None:
     assert run(store.sales_position(2)) == (-1, -1)
 
 
-def test_nothing_is_put_without_sales(store: Store, run: Run) -> None:
+def test_nothing_is_put_without_sales(store: MongoStore, run: Run) -> None:
     """A batch of bad records has none."""
     run(store.put_sales(0, []))
     assert run(listed(store, "hour")) == []
 
 
-def test_the_best_sellers_of_one_period(store: Store, run: Run) -> None:
+def test_the_best_sellers_of_one_period(store: MongoStore, run: Run) -> None:
     """Of all partitions together, at most so many; those of other periods, and of other starts, are not among them."""
     run(store.put_sales(0, [sale(units, (0, 7), name) for name, units in (("milk", 2), ("tea", 4), ("salt", 1))]))
     run(store.put_sales(1, [sale(9, (0, 8)), sale(7, (0, 8), "tea", None), sale(50, (0, 8), "salt", NOON + HOUR)]))

@@ -8,22 +8,25 @@ from typing import Any
 
 import pytest
 
-from shopflow.store.connection import Document, PartSale, Store
+from shopflow.store import MongoStore
+from shopflow.store.types import Document, PartitionSales
 from tests.contract.conftest import Run
 from tests.contract.test_store import NOON, kafka, product, purchase, put
 
 HOUR = timedelta(hours=1)
 
 
-def sales(start: datetime | None, units: int, product_id: str = "milk") -> list[PartSale]:
+def sales(start: datetime | None, units: int, product_id: str = "milk") -> list[PartitionSales]:
     """The rows of one hour, as they are made of purchases that are all in it."""
     if start is None:
-        return [PartSale("total", None, product_id, 1, units, 1, (0, 1))]
+        return [PartitionSales("total", None, product_id, 1, units, 1, (0, 1))]
     day = start.replace(hour=0)
-    return [PartSale(period, at, product_id, 1, units, 1, (0, 1)) for period, at in (("hour", start), ("day", day))]
+    return [
+        PartitionSales(period, at, product_id, 1, units, 1, (0, 1)) for period, at in (("hour", start), ("day", day))
+    ]
 
 
-def test_units_from_an_hour_on_are_those_of_all_later_hours(store: Store, run: Run) -> None:
+def test_units_from_an_hour_on_are_those_of_all_later_hours(store: MongoStore, run: Run) -> None:
     """Whole days are read as days; the result is that of the hours. Of all partitions, of this product alone."""
     days = [NOON + timedelta(days=number) for number in (-1, 1, 2, 400)]
     for number, start in enumerate([*days, NOON]):
@@ -40,14 +43,14 @@ def test_units_from_an_hour_on_are_those_of_all_later_hours(store: Store, run: R
     assert run(store.sold_from("nobody", NOON)) == 0
 
 
-def test_the_last_day_of_all_can_be_asked_for(store: Store, run: Run) -> None:
+def test_the_last_day_of_all_can_be_asked_for(store: MongoStore, run: Run) -> None:
     """Times come from outside."""
     last = datetime(9999, 12, 31, 23, tzinfo=timezone.utc)
     run(store.put_sales(0, sales(last, 3)))
     assert run(store.sold_from("milk", last)) == 3
 
 
-def test_units_sold_ever_are_the_totals(store: Store, run: Run) -> None:
+def test_units_sold_ever_are_the_totals(store: MongoStore, run: Run) -> None:
     """Of those that were sold."""
     run(store.put_sales(0, [*sales(None, 2), *sales(NOON, 9), *sales(None, 4, "$set")]))
     run(store.put_sales(1, sales(None, 3)))
@@ -55,7 +58,7 @@ def test_units_sold_ever_are_the_totals(store: Store, run: Run) -> None:
     assert run(store.sold_ever([])) == {}
 
 
-def test_units_from_kafka_leave_out_others(store: Store, run: Run) -> None:
+def test_units_from_kafka_leave_out_others(store: MongoStore, run: Run) -> None:
     """Direct ones are not in the sales. From the first moment on, before the second, to the millisecond."""
     until = NOON + timedelta(milliseconds=5)
     moments = [NOON - timedelta(milliseconds=1), NOON, NOON + timedelta(milliseconds=4), until]
@@ -71,7 +74,7 @@ def test_units_from_kafka_leave_out_others(store: Store, run: Run) -> None:
     assert run(store.units_from_kafka("milk", NOON + HOUR, NOON + 2 * HOUR)) == 0
 
 
-def test_stocked_products_come_by_id_a_page_at_a_time(store: Store, run: Run) -> None:
+def test_stocked_products_come_by_id_a_page_at_a_time(store: MongoStore, run: Run) -> None:
     """Of these partitions of this topic; what is no number is no stock, and what another program wrote has no place."""
     for number, name in enumerate("fabcde"):
         stocked = {**product(1, NOON, kafka(number, number % 3), name), "stock": number}
@@ -99,7 +102,7 @@ def alert(name: str, left: int, **fields: Any) -> Document:
     return {"_id": name, "kind": "stock", "product_id": "milk", "left": left, "since": NOON, **fields}
 
 
-def test_the_first_of_an_alert_stays(store: Store, run: Run) -> None:
+def test_the_first_of_an_alert_stays(store: MongoStore, run: Run) -> None:
     """A worker that finds it again tells what the first one found, in milliseconds as they are stored."""
     given = alert("$set@x", 3, at=NOON + timedelta(microseconds=1_999))
     kept = {**given, "at": NOON + timedelta(milliseconds=1)}
@@ -108,28 +111,28 @@ def test_the_first_of_an_alert_stays(store: Store, run: Run) -> None:
     assert run(store.documents("alerts", ["$set@x"])) == {"$set@x": kept}
 
 
-def test_what_is_put_back_is_what_it_was(store: Store, run: Run) -> None:
+def test_what_is_put_back_is_what_it_was(store: MongoStore, run: Run) -> None:
     """Whatever became of it; what others added to it is theirs."""
     given = alert("$set@x", 3, at=NOON + timedelta(microseconds=1_999))
     kept = {**given, "at": NOON + timedelta(milliseconds=1)}
     run(store.insert_alert({**alert("$set@x", 8), "seen": True}))
-    run(store.put_back("alerts", [given, alert("b", 5)]))
-    run(store.put_back("alerts", []))
+    run(store.restore("alerts", [given, alert("b", 5)]))
+    run(store.restore("alerts", []))
     assert run(store.documents("alerts", ["$set@x", "b"])) == {"$set@x": {**kept, "seen": True}, "b": alert("b", 5)}
 
 
-def test_the_newest_alerts_come_first(store: Store, run: Run) -> None:
+def test_the_newest_alerts_come_first(store: MongoStore, run: Run) -> None:
     """Those of one moment in the order of their ids."""
     given = [
         alert(name, 1, at=NOON + timedelta(hours=hours)) for name, hours in (("b", 1), ("c", 0), ("a", 1), ("d", 2))
     ]
-    run(store.put_back("alerts", given))
+    run(store.restore("alerts", given))
     assert [one["_id"] for one in run(store.alerts(3))] == ["d", "a", "b"]
     assert run(store.alerts(9))[3] == given[1]
     assert run(store.alerts(0)) == []
 
 
-def test_two_workers_that_find_the_same_agree(store: Store, run: Run) -> None:
+def test_two_workers_that_find_the_same_agree(store: MongoStore, run: Run) -> None:
     """One of them slept."""
 
     async def both() -> list[Document]:

@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shopflow.errors import Refused, Unavailable
-from shopflow.store.connection import Deletion, Document, MongoStore, Sold, Store
+from shopflow.store import MongoStore
+from shopflow.store.types import Deletion, Document, Sold
 from tests.contract.conftest import Run
 from tests.fakes import FakeStore
 
@@ -50,7 +51,7 @@ async def everything(documents: AsyncIterator[Any]) -> list[Any]:
     return [document async for document in documents]
 
 
-async def put(store: Store, collection: str, document: Document) -> None:
+async def put(store: MongoStore, collection: str, document: Document) -> None:
     """Write as another program would."""
     if isinstance(store, FakeStore):
         store.collections[collection][document["_id"]] = document
@@ -59,12 +60,17 @@ async def put(store: Store, collection: str, document: Document) -> None:
         await store._collection(collection).insert_one(document)
 
 
-def prices(store: Store, run: Run) -> list[int]:
+def product_ids(store: MongoStore, run: Run, limit: int = 9) -> list[str]:
+    """The products' ids, in their order."""
+    return [one["_id"] for one in run(store.products_after("", limit))]
+
+
+def prices(store: MongoStore, run: Run) -> list[int]:
     """What the products cost, by their names."""
     return [one["price"] for one in run(store.products())]
 
 
-def test_a_purchase_is_stored_once_however_often_it_is_delivered(store: Store, run: Run) -> None:
+def test_a_purchase_is_stored_once_however_often_it_is_delivered(store: MongoStore, run: Run) -> None:
     """A redelivery is neither an error nor a second purchase."""
     bought = purchase("p1", kafka(5))
     for _ in range(3):
@@ -74,7 +80,7 @@ def test_a_purchase_is_stored_once_however_often_it_is_delivered(store: Store, r
     assert run(store.sizes())["purchases"] == 1
 
 
-def test_a_purchase_that_was_changed_by_hand_is_told_and_restored(store: Store, run: Run) -> None:
+def test_a_purchase_that_was_changed_by_hand_is_told_and_restored(store: MongoStore, run: Run) -> None:
     """When it is delivered again; what another program put beside its fields stays."""
     bought = [purchase("p1", kafka(5)), purchase("p2", kafka(6)), purchase("p3", kafka(7))]
     run(put(store, "purchases", {**bought[0], "price": 1, "note": "mine"}))
@@ -91,7 +97,7 @@ def test_a_purchase_that_was_changed_by_hand_is_told_and_restored(store: Store, 
     assert run(store.insert_purchases(bought)).differing == {}
 
 
-def test_a_purchase_that_was_sent_twice_is_a_duplicate(store: Store, run: Run) -> None:
+def test_a_purchase_that_was_sent_twice_is_a_duplicate(store: MongoStore, run: Run) -> None:
     """The same id at another offset, or of another customer, is not counted again; the first stays."""
     run(store.insert_purchases([purchase("p1", kafka(5))]))
     again = [
@@ -103,7 +109,7 @@ def test_a_purchase_that_was_sent_twice_is_a_duplicate(store: Store, run: Run) -
     assert run(store.purchase_prices({"p1", "p2", "p3"})) == {"p1": 300, "p2": 300}
 
 
-def test_of_two_of_one_id_in_one_call_the_first_is_stored(store: Store, run: Run) -> None:
+def test_of_two_of_one_id_in_one_call_the_first_is_stored(store: MongoStore, run: Run) -> None:
     """So it is too when the call is made again."""
     both = [purchase("p1", kafka(5)), purchase("p1", kafka(6), price=1, value=2)]
     for _ in range(2):
@@ -111,13 +117,13 @@ def test_of_two_of_one_id_in_one_call_the_first_is_stored(store: Store, run: Run
     assert run(store.purchase_prices({"p1"})) == {"p1": 300}
 
 
-def test_a_purchase_written_directly_is_not_counted_when_it_comes_by_kafka(store: Store, run: Run) -> None:
+def test_a_purchase_written_directly_is_not_counted_when_it_comes_by_kafka(store: MongoStore, run: Run) -> None:
     """What is in the database already, from elsewhere, is a duplicate."""
     run(store.insert_purchases([purchase("p1", {"origin": "direct"})]))
     assert run(store.insert_purchases([purchase("p1", kafka(1))])).duplicates == {0}
 
 
-def test_a_purchase_of_another_program_is_not_ours(store: Store, run: Run) -> None:
+def test_a_purchase_of_another_program_is_not_ours(store: MongoStore, run: Run) -> None:
     """Without a `source` it is no redelivery of anything, and no sum breaks on it."""
     foreign = purchase("p1", {})
     del foreign["source"]
@@ -126,7 +132,7 @@ def test_a_purchase_of_another_program_is_not_ours(store: Store, run: Run) -> No
     assert run(store.totals()).purchases == 1
 
 
-def test_a_batch_that_comes_again_in_part_has_the_same_duplicates(store: Store, run: Run) -> None:
+def test_a_batch_that_comes_again_in_part_has_the_same_duplicates(store: MongoStore, run: Run) -> None:
     """Some were stored before the worker died; more than MongoDB is asked for at once."""
     batch = [purchase(f"p{number % 240}", kafka(number)) for number in range(250)]
     run(store.insert_purchases(batch[:130]))
@@ -137,7 +143,7 @@ def test_a_batch_that_comes_again_in_part_has_the_same_duplicates(store: Store, 
     assert len(run(store.purchase_prices({f"p{number}" for number in range(300)}))) == 240
 
 
-def test_a_redelivery_beside_a_duplicate_is_told_apart(store: Store, run: Run) -> None:
+def test_a_redelivery_beside_a_duplicate_is_told_apart(store: MongoStore, run: Run) -> None:
     """Whatever stands first in the call, what is stored decides."""
     run(store.insert_purchases([purchase("p1", kafka(5))]))
     assert run(store.insert_purchases([purchase("p1", kafka(6)), purchase("p1", kafka(5))])).duplicates == {0}
@@ -146,7 +152,7 @@ def test_a_redelivery_beside_a_duplicate_is_told_apart(store: Store, run: Run) -
     assert run(store.insert_purchases([other_topic])).duplicates == {0}
 
 
-def test_the_newest_product_wins_in_any_order(store: Store, run: Run) -> None:
+def test_the_newest_product_wins_in_any_order(store: MongoStore, run: Run) -> None:
     """An older event never overwrites a newer one."""
     run(store.upsert_products([product(2, NOON + MINUTE, kafka(1))]))
     run(store.upsert_products([product(1, NOON, kafka(2))]))
@@ -155,7 +161,7 @@ def test_the_newest_product_wins_in_any_order(store: Store, run: Run) -> None:
     assert [one["price"] for one in run(store.products())] == [3]
 
 
-def test_of_products_of_one_time_the_later_in_the_partition_wins(store: Store, run: Run) -> None:
+def test_of_products_of_one_time_the_later_in_the_partition_wins(store: MongoStore, run: Run) -> None:
     """A redelivery of the earlier one does not bring it back."""
     first, second = product(1, NOON, kafka(1)), product(2, NOON, kafka(2))
     run(store.upsert_products([first, second]))
@@ -164,7 +170,7 @@ def test_of_products_of_one_time_the_later_in_the_partition_wins(store: Store, r
     assert run(store.price_history({"milk"}))["milk"].at(NOON) == 2
 
 
-def test_of_products_of_one_time_from_different_places_the_later_call_wins(store: Store, run: Run) -> None:
+def test_of_products_of_one_time_from_different_places_the_later_call_wins(store: MongoStore, run: Run) -> None:
     """Offsets of different partitions and topics say nothing about each other; a direct write has none."""
     sources = [kafka(9), kafka(1, partition=1), kafka(0, topic="u"), {"origin": "direct"}, kafka(3)]
     for number, source in enumerate(sources):
@@ -172,13 +178,13 @@ def test_of_products_of_one_time_from_different_places_the_later_call_wins(store
         assert prices(store, run) == [number]
 
 
-def test_products_of_one_partition_in_one_call_and_of_one_time(store: Store, run: Run) -> None:
+def test_products_of_one_partition_in_one_call_and_of_one_time(store: MongoStore, run: Run) -> None:
     """The larger offset wins, wherever it stands."""
     run(store.upsert_products([product(2, NOON, kafka(2)), product(1, NOON, kafka(1))]))
     assert prices(store, run) == [2]
 
 
-def test_a_product_that_another_program_wrote_is_replaced(store: Store, run: Run) -> None:
+def test_a_product_that_another_program_wrote_is_replaced(store: MongoStore, run: Run) -> None:
     """Without a time it is older than any; without a source it gives way to one of the same time."""
     run(put(store, "products", {"_id": "milk", "name": "Milk", "price": 9}))
     run(put(store, "products", {"_id": "tea", "name": "Tea", "price": 9, "updated_at": NOON}))
@@ -186,7 +192,7 @@ def test_a_product_that_another_program_wrote_is_replaced(store: Store, run: Run
     assert prices(store, run) == [1, 2]
 
 
-def test_many_workers_leave_the_newest(store: Store, run: Run) -> None:
+def test_many_workers_leave_the_newest(store: MongoStore, run: Run) -> None:
     """They write the same products at once, each in another order; the prices of all times are kept."""
     documents = [product(price, NOON + price * MINUTE, kafka(price), name) for price in range(8) for name in "abc"]
     orders = [random.Random(seed).sample(documents, len(documents)) for seed in range(4)]
@@ -204,7 +210,7 @@ def test_many_workers_leave_the_newest(store: Store, run: Run) -> None:
         assert history.prices == tuple((NOON + price * MINUTE, price) for price in range(8))
 
 
-def test_a_batch_made_again_leaves_the_same(store: Store, run: Run) -> None:
+def test_a_batch_made_again_leaves_the_same(store: MongoStore, run: Run) -> None:
     """Each write can be repeated, whether it was confirmed or not."""
     first = [product(1, NOON, kafka(1)), product(5, NOON, kafka(2), "tea")]
     second = [product(2, NOON + MINUTE, kafka(4))]
@@ -220,7 +226,7 @@ def test_a_batch_made_again_leaves_the_same(store: Store, run: Run) -> None:
     assert (run(store.products()), run(store.price_history({"milk", "tea"})), run(store.sizes())) == once
 
 
-def test_several_of_one_product_in_one_call_leave_the_newest_and_all_prices(store: Store, run: Run) -> None:
+def test_several_of_one_product_in_one_call_leave_the_newest_and_all_prices(store: MongoStore, run: Run) -> None:
     """A batch may hold a product's whole day."""
     day = [product(price, NOON + price * MINUTE, kafka(price)) for price in (3, 1, 2)]
     assert run(store.upsert_products(day)) == {}
@@ -229,7 +235,7 @@ def test_several_of_one_product_in_one_call_leave_the_newest_and_all_prices(stor
     assert [history.at(NOON + minutes * MINUTE) for minutes in (0, 1, 1.5, 2, 9)] == [1, 1, 1, 2, 3]
 
 
-def test_a_deleted_product_has_no_price_from_then_on(store: Store, run: Run) -> None:
+def test_a_deleted_product_has_no_price_from_then_on(store: MongoStore, run: Run) -> None:
     """Purchases made before keep finding theirs."""
     run(store.upsert_products([product(1, NOON, kafka(1))]))
     run(store.delete_products([Deletion("milk", NOON + MINUTE, kafka(2))]))
@@ -239,7 +245,7 @@ def test_a_deleted_product_has_no_price_from_then_on(store: Store, run: Run) -> 
     assert [history["milk"].at(NOON), history["milk"].at(NOON + MINUTE)] == [1, None]
 
 
-def test_a_product_offered_again_has_its_prices_between(store: Store, run: Run) -> None:
+def test_a_product_offered_again_has_its_prices_between(store: MongoStore, run: Run) -> None:
     """Deleted, then offered anew: each purchase finds what was in force at its time."""
     run(store.upsert_products([product(1, NOON, kafka(1))]))
     run(store.delete_products([Deletion("milk", NOON + MINUTE, kafka(2))]))
@@ -256,7 +262,7 @@ def test_a_product_offered_again_has_its_prices_between(store: Store, run: Run) 
     ]
 
 
-def test_a_deletion_at_the_time_of_a_price_ends_it(store: Store, run: Run) -> None:
+def test_a_deletion_at_the_time_of_a_price_ends_it(store: MongoStore, run: Run) -> None:
     """The later in the partition decides, for the price as for the product; redeliveries change nothing."""
     sold = product(1, NOON, kafka(1))
     run(store.upsert_products([sold]))
@@ -268,7 +274,7 @@ def test_a_deletion_at_the_time_of_a_price_ends_it(store: Store, run: Run) -> No
     assert run(store.price_history({"milk"}))["milk"].at(NOON) == 2
 
 
-def test_deletions_of_what_is_unknown_or_from_elsewhere(store: Store, run: Run) -> None:
+def test_deletions_of_what_is_unknown_or_from_elsewhere(store: MongoStore, run: Run) -> None:
     """One never offered is no error; one that a direct write or another topic put there goes, as one without source."""
     run(store.delete_products([Deletion("tea", NOON, kafka(1)), Deletion("tea", NOON, kafka(2))]))
     assert run(store.price_history({"tea"}))["tea"].at(NOON) is None
@@ -284,7 +290,7 @@ def test_deletions_of_what_is_unknown_or_from_elsewhere(store: Store, run: Run) 
     assert run(store.products()) == []
 
 
-def test_a_product_without_a_history_has_the_price_that_it_has(store: Store, run: Run) -> None:
+def test_a_product_without_a_history_has_the_price_that_it_has(store: MongoStore, run: Run) -> None:
     """Another program put it there."""
     old = {"_id": "milk", "name": "Milk", "type": "dairy", "price": 7, "updated_at": NOON}
     run(put(store, "products", old))
@@ -293,7 +299,7 @@ def test_a_product_without_a_history_has_the_price_that_it_has(store: Store, run
     assert [history["milk"].at(NOON + minutes * MINUTE) for minutes in (-1, 0, 1)] == [7, 7, 7]
 
 
-def test_a_product_of_another_program_may_lack_what_ours_have(store: Store, run: Run) -> None:
+def test_a_product_of_another_program_may_lack_what_ours_have(store: MongoStore, run: Run) -> None:
     """Without a time its price counts always; without a price it is unknown."""
     run(put(store, "products", {"_id": "milk", "price": 7}))
     run(put(store, "products", {"_id": "tea", "price": None, "updated_at": NOON}))
@@ -302,7 +308,7 @@ def test_a_product_of_another_program_may_lack_what_ours_have(store: Store, run:
     assert history["milk"].at(NOON) == 7
 
 
-def test_histories_of_more_products_than_are_asked_for_at_once(store: Store, run: Run) -> None:
+def test_histories_of_more_products_than_are_asked_for_at_once(store: MongoStore, run: Run) -> None:
     """None is forgotten between two questions."""
     run(store.upsert_products([product(number, NOON, kafka(number), f"x{number}") for number in range(210)]))
     history = run(store.price_history({f"x{number}" for number in range(220)}))
@@ -316,7 +322,7 @@ said = st.lists(st.tuples(st.integers(0, 4), st.none() | st.integers(0, 9)), min
 @settings(max_examples=60, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(said=said, data=st.data())
 def test_late_and_repeated_events_give_the_same_history(
-    store: Store, run: Run, said: list[tuple[int, int | None]], data: st.DataObject
+    store: MongoStore, run: Run, said: list[tuple[int, int | None]], data: st.DataObject
 ) -> None:
     """In any order, any number of times, some of them in one call: the time decides, then the place in the topic."""
     name = uuid.uuid4().hex
@@ -337,7 +343,7 @@ BOUGHT = {"a": (-61, 1), "b": (-60, 2), "c": (-1, 3), "d": (0, 4), "e": (59, 5),
 MIDNIGHT = NOON + 12 * 60 * MINUTE
 
 
-def buy(store: Store, run: Run) -> None:
+def buy(store: MongoStore, run: Run) -> None:
     """Purchases of milk before, at and after midnight, one written directly; and one of bread."""
     run(
         store.insert_purchases(
@@ -351,7 +357,7 @@ def buy(store: Store, run: Run) -> None:
     run(store.insert_purchases([purchase("i", kafka(9), product_id="bread", purchased_at=MIDNIGHT)]))
 
 
-def test_units_over_time_come_by_the_hour_and_by_the_day(store: Store, run: Run) -> None:
+def test_units_over_time_come_by_the_hour_and_by_the_day(store: MongoStore, run: Run) -> None:
     """In UTC, by time, without empty ones; the end is not within."""
     buy(store, run)
     hour, day = 60 * MINUTE, 24 * 60 * MINUTE
@@ -368,7 +374,7 @@ def test_units_over_time_come_by_the_hour_and_by_the_day(store: Store, run: Run)
     assert first == [Sold(datetime(1960, 1, 1, tzinfo=timezone.utc), 2, 600)]
 
 
-def test_units_in_spans_touch_each_purchase_once(store: Store, run: Run) -> None:
+def test_units_in_spans_touch_each_purchase_once(store: MongoStore, run: Run) -> None:
     """Each begins where the one before ends; open ends; nothing sold is nothing, not left out."""
     buy(store, run)
     edges = [MIDNIGHT + minute * MINUTE for minute in (-60, 0, 30, 31)]
@@ -381,7 +387,7 @@ def test_units_in_spans_touch_each_purchase_once(store: Store, run: Run) -> None
     assert run(store.units_in("milk", [])) == []
 
 
-def test_what_another_program_sold_breaks_no_sum(store: Store, run: Run) -> None:
+def test_what_another_program_sold_breaks_no_sum(store: MongoStore, run: Run) -> None:
     """A purchase without a time is in none."""
     buy(store, run)
     foreign = purchase("p1", {})
@@ -391,18 +397,18 @@ def test_what_another_program_sold_breaks_no_sum(store: Store, run: Run) -> None
     assert sum(one.units for one in run(store.units_over_time("milk", None, None, "day"))) == 36
 
 
-def test_products_come_by_name_and_ids_in_their_order(store: Store, run: Run) -> None:
+def test_products_come_by_name_and_ids_in_their_order(store: MongoStore, run: Run) -> None:
     """Two of one name by id; no more ids than asked for."""
     names = {"z": "Bread", "ł": "Milk", "a": "Milk", "b": "Butter"}
     run(store.upsert_products([{**product(1, NOON, kafka(1), key), "name": name} for key, name in names.items()]))
     run(store.upsert_customers([customer(key) for key in names]))
     assert [one["_id"] for one in run(store.products())] == ["z", "b", "a", "ł"]
-    for ids in (store.product_ids, store.customer_ids):
-        assert run(ids(9)) == ["a", "b", "z", "ł"]
-        assert [run(ids(limit)) for limit in (2, 0, -1)] == [["a", "b"], [], []]
+    assert product_ids(store, run) == run(store.customer_ids(9)) == ["a", "b", "z", "ł"]
+    assert [product_ids(store, run, limit) for limit in (2, 0, -1)] == [["a", "b"], [], []]
+    assert [run(store.customer_ids(limit)) for limit in (2, 0, -1)] == [["a", "b"], [], []]
 
 
-def test_documents_come_back_as_they_were(store: Store, run: Run) -> None:
+def test_documents_come_back_as_they_were(store: MongoStore, run: Run) -> None:
     """Times with their zone, in milliseconds; None, Polish letters and large numbers too."""
     at = NOON + timedelta(microseconds=123_456)
     cut = NOON + timedelta(microseconds=123_000)
@@ -416,7 +422,7 @@ def test_documents_come_back_as_they_were(store: Store, run: Run) -> None:
     assert found["registered_at"].utcoffset() == timedelta(0)
 
 
-def test_large_numbers_come_back_as_plain_ones(store: Store, run: Run) -> None:
+def test_large_numbers_come_back_as_plain_ones(store: MongoStore, run: Run) -> None:
     """The driver has a class of its own from 2**31 on, which the JSON encoder of `--json` doesn't take."""
     run(store.upsert_products([product(2**31, NOON, kafka(2**33))]))
     run(store.upsert_customers([customer("c", NOON, kafka(2**33))]))
@@ -428,7 +434,7 @@ def test_large_numbers_come_back_as_plain_ones(store: Store, run: Run) -> None:
     assert run(everything(store.counts())) == [("c", 1, 2, 2**40)]
 
 
-def test_a_deletion_that_comes_again_spares_what_came_later(store: Store, run: Run) -> None:
+def test_a_deletion_that_comes_again_spares_what_came_later(store: MongoStore, run: Run) -> None:
     """The product was offered anew after it was deleted; the batch of the deletion is delivered again."""
     run(store.upsert_products([product(1, NOON, kafka(9))]))
     run(store.delete_products([Deletion("milk", NOON, kafka(8))]))
@@ -439,7 +445,7 @@ def test_a_deletion_that_comes_again_spares_what_came_later(store: Store, run: R
     assert len(run(store.products())) == 1
 
 
-def test_customers_are_replaced_by_newer_ones_and_deleted(store: Store, run: Run) -> None:
+def test_customers_are_replaced_by_newer_ones_and_deleted(store: MongoStore, run: Run) -> None:
     """As products are."""
     run(store.upsert_customers([customer("a", source=kafka(1)), customer("b", source=kafka(2))]))
     run(store.upsert_customers([customer("a", NOON + MINUTE, kafka(3), city=None), customer("b", NOON - MINUTE)]))
@@ -451,7 +457,7 @@ def test_customers_are_replaced_by_newer_ones_and_deleted(store: Store, run: Run
     assert run(store.customer_ids(10)) == ["b"]
 
 
-def test_several_of_one_customer_leave_the_newest(store: Store, run: Run) -> None:
+def test_several_of_one_customer_leave_the_newest(store: MongoStore, run: Run) -> None:
     """In one call or in several; of one time the later in the partition."""
     times = [(2, 1), (3, 2), (1, 3), (3, 4), (3, 3)]
     calls = [customer("a", NOON + minute * MINUTE, kafka(offset), city=str(offset)) for minute, offset in times]
@@ -462,7 +468,7 @@ def test_several_of_one_customer_leave_the_newest(store: Store, run: Run) -> Non
     assert [one["city"] for one in run(everything(store.customers()))] == ["4"]
 
 
-def test_a_customer_who_came_later_is_not_deleted_and_purchases_stay(store: Store, run: Run) -> None:
+def test_a_customer_who_came_later_is_not_deleted_and_purchases_stay(store: MongoStore, run: Run) -> None:
     """The deletion is delivered again after the customer registered anew."""
     run(store.upsert_customers([customer("anna", source=kafka(9)), customer("bob", source=kafka(9, partition=1))]))
     run(store.insert_purchases([purchase("p1", kafka(1), "anna"), purchase("p2", kafka(2), "bob")]))
@@ -473,7 +479,7 @@ def test_a_customer_who_came_later_is_not_deleted_and_purchases_stay(store: Stor
     assert run(store.sizes())["purchases"] == 2
 
 
-def test_customers_come_with_what_they_bought(store: Store, run: Run) -> None:
+def test_customers_come_with_what_they_bought(store: MongoStore, run: Run) -> None:
     """Oldest first, with the product's name where it is known; in pages, none lost between two."""
     names = [f"c{number:03}" for number in range(120)]
     run(store.upsert_customers([customer(name) for name in names]))
@@ -488,7 +494,7 @@ def test_customers_come_with_what_they_bought(store: Store, run: Run) -> None:
     assert run(everything(store.customers(0))) == []
 
 
-def test_sums_are_those_of_the_purchases_from_kafka(store: Store, run: Run) -> None:
+def test_sums_are_those_of_the_purchases_from_kafka(store: MongoStore, run: Run) -> None:
     """What was written directly is not in the tables, so it is not in the sums that are compared with them."""
     assert run(store.totals()).purchases == 0
     run(store.insert_purchases([purchase("p1", kafka(1)), purchase("p2", kafka(2)), purchase("p3", kafka(3), "bob")]))
@@ -499,7 +505,7 @@ def test_sums_are_those_of_the_purchases_from_kafka(store: Store, run: Run) -> N
     assert run(store.sizes()) == {"products": 0, "customers": 0, "purchases": 4, "prices": 0}
 
 
-def test_it_is_told_which_customers_are_registered(store: Store, run: Run) -> None:
+def test_it_is_told_which_customers_are_registered(store: MongoStore, run: Run) -> None:
     """However many are asked for at once."""
     names = [f"c{number:03}" for number in range(250)]
     run(store.upsert_customers([customer(name) for name in names[::2]]))
@@ -508,7 +514,7 @@ def test_it_is_told_which_customers_are_registered(store: Store, run: Run) -> No
     assert run(store.registered([])) == set()
 
 
-def test_documents_are_found_by_their_ids_as_they_are(store: Store, run: Run) -> None:
+def test_documents_are_found_by_their_ids_as_they_are(store: MongoStore, run: Run) -> None:
     """However many are asked for at once; also such as another program wrote."""
     names = [f"p{number:03}" for number in range(950)]
     run(store.insert_purchases([purchase(name, kafka(offset)) for offset, name in enumerate(names)]))
@@ -520,7 +526,7 @@ def test_documents_are_found_by_their_ids_as_they_are(store: Store, run: Run) ->
     assert run(store.documents("products", names)) == {}
 
 
-def test_the_sources_are_those_of_what_came_from_kafka(store: Store, run: Run) -> None:
+def test_the_sources_are_those_of_what_came_from_kafka(store: MongoStore, run: Run) -> None:
     """What was written directly, or by another program, has none there."""
     run(store.upsert_customers([customer("a", source=kafka(1)), customer("b", source={"origin": "direct"})]))
     run(put(store, "customers", {"_id": "other"}))
@@ -530,7 +536,7 @@ def test_the_sources_are_those_of_what_came_from_kafka(store: Store, run: Run) -
 
 
 @pytest.mark.parametrize("name", ["$set", "a.b", "a\x00b", "zażółć 🥛", "x" * 128, "{'$gt': ''}", " "])
-def test_an_id_is_a_value_whatever_is_in_it(store: Store, run: Run, name: str) -> None:
+def test_an_id_is_a_value_whatever_is_in_it(store: MongoStore, run: Run, name: str) -> None:
     """Ids come from outside: none is an operator or a field."""
     run(store.upsert_products([product(5, NOON, kafka(1), name)]))
     run(store.upsert_customers([customer(name)]))
@@ -542,17 +548,17 @@ def test_an_id_is_a_value_whatever_is_in_it(store: Store, run: Run, name: str) -
     assert found["purchases"][0]["product_name"] == name.title()
     run(store.delete_products([Deletion(name, NOON, kafka(2))]))
     run(store.delete_customers([Deletion(name, NOON, kafka(2))]))
-    assert run(store.product_ids(9)) == run(store.customer_ids(9)) == []
+    assert product_ids(store, run) == run(store.customer_ids(9)) == []
 
 
-def test_times_within_a_millisecond_are_one_time(store: Store, run: Run) -> None:
+def test_times_within_a_millisecond_are_one_time(store: MongoStore, run: Run) -> None:
     """MongoDB keeps milliseconds: the comparison here and there must agree."""
     run(store.upsert_products([product(1, NOON + timedelta(microseconds=900), kafka(1))]))
     run(store.upsert_products([product(2, NOON + timedelta(microseconds=100), kafka(2))]))
     assert [one["price"] for one in run(store.products())] == [2]
 
 
-def test_documents_are_not_changed_by_storing_them(store: Store, run: Run) -> None:
+def test_documents_are_not_changed_by_storing_them(store: MongoStore, run: Run) -> None:
     """The caller counts them afterwards."""
     bought, sold = purchase("p1", kafka(1)), product(1, NOON, kafka(1))
     registered = customer("c", NOON + timedelta(microseconds=1))
@@ -563,7 +569,7 @@ def test_documents_are_not_changed_by_storing_them(store: Store, run: Run) -> No
     assert repr((bought, sold, registered)) == before
 
 
-def test_empty_calls_do_nothing(store: Store, run: Run) -> None:
+def test_empty_calls_do_nothing(store: MongoStore, run: Run) -> None:
     """A batch of bad records only has no documents."""
     assert run(store.insert_purchases([])).duplicates == frozenset()
     assert run(store.upsert_products([])) == run(store.upsert_customers([])) == {}
@@ -578,7 +584,9 @@ impossible = pytest.mark.parametrize("value", [1 << 70, HUGE, "\ud800"], ids=["n
 
 
 @impossible
-def test_an_impossible_purchase_is_refused_and_its_neighbours_are_stored(store: Store, run: Run, value: Any) -> None:
+def test_an_impossible_purchase_is_refused_and_its_neighbours_are_stored(
+    store: MongoStore, run: Run, value: Any
+) -> None:
     """One that MongoDB never takes must not hold up a batch for ever; nor when the batch comes again."""
     documents = [purchase("p1", kafka(1)), purchase("p2", kafka(2), note=value), purchase("p3", kafka(3))]
     documents += [purchase("p1", kafka(4)), purchase("p2", kafka(5))]
@@ -591,7 +599,9 @@ def test_an_impossible_purchase_is_refused_and_its_neighbours_are_stored(store: 
 
 
 @impossible
-def test_an_impossible_customer_is_refused_and_its_neighbours_are_stored(store: Store, run: Run, value: Any) -> None:
+def test_an_impossible_customer_is_refused_and_its_neighbours_are_stored(
+    store: MongoStore, run: Run, value: Any
+) -> None:
     """The older one of the same id gets its turn."""
     documents = [customer("a", city="old"), customer("a", NOON + MINUTE, city=value), customer("b")]
     assert list(run(store.upsert_customers(documents))) == [1]
@@ -599,22 +609,22 @@ def test_an_impossible_customer_is_refused_and_its_neighbours_are_stored(store: 
 
 
 @impossible
-def test_an_impossible_product_is_refused_and_brings_no_price(store: Store, run: Run, value: Any) -> None:
+def test_an_impossible_product_is_refused_and_brings_no_price(store: MongoStore, run: Run, value: Any) -> None:
     """It is a dead letter: no purchase may find a price that no stored product had."""
     bad = {**product(2, NOON + MINUTE, kafka(2)), "name": value}
     alone = {**product(3, NOON, kafka(3), "tea"), "name": value}
     documents = [product(1, NOON, kafka(1)), bad, alone, product(4, NOON, kafka(4), "bread")]
     assert sorted(run(store.upsert_products(documents))) == [1, 2]
-    assert run(store.product_ids(9)) == ["bread", "milk"]
+    assert product_ids(store, run) == ["bread", "milk"]
     history = run(store.price_history({"milk", "tea", "bread"}))
     assert {name: known.at(NOON + MINUTE) for name, known in history.items()} == {"milk": 1, "bread": 4}
 
 
 def test_a_batch_that_is_too_much_for_one_message_is_stored_all_the_same(
-    store: Store, run: Run, monkeypatch: pytest.MonkeyPatch
+    store: MongoStore, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The driver splits it; what was sent before, and what is refused, is told by the same numbers."""
-    monkeypatch.setattr("shopflow.store.connection._MAX_MESSAGE_BYTES", 5_000)
+    monkeypatch.setattr("shopflow.store.purchases._MAX_MESSAGE_BYTES", 5_000)
     run(store.insert_purchases([purchase("p3", kafka(1))]))
     documents = [purchase(f"p{number}", kafka(10 + number)) for number in range(20)]
     documents[7]["value"] = 1 << 70
@@ -623,15 +633,15 @@ def test_a_batch_that_is_too_much_for_one_message_is_stored_all_the_same(
     assert len(run(store.purchase_prices({one["_id"] for one in documents}))) == 19
 
 
-def test_an_impossible_price_is_refused(store: Store, run: Run) -> None:
+def test_an_impossible_price_is_refused(store: MongoStore, run: Run) -> None:
     """MongoDB's integers have 64 bits."""
     documents = [product(1 << 70, NOON, kafka(1)), product(1, NOON, kafka(2), "bread")]
     assert list(run(store.upsert_products(documents))) == [0]
-    assert run(store.product_ids(9)) == ["bread"]
+    assert product_ids(store, run) == ["bread"]
     assert set(run(store.price_history({"milk", "bread"}))) == {"bread"}
 
 
-def test_preparing_again_changes_nothing(store: Store, run: Run) -> None:
+def test_preparing_again_changes_nothing(store: MongoStore, run: Run) -> None:
     """Every worker does it at its start."""
     run(store.insert_purchases([purchase("p1", kafka(1))]))
     run(store.prepare())
@@ -674,7 +684,7 @@ def test_closing_twice(store: Any, run: Run) -> None:
 
 
 def test_a_collection_is_read_in_its_order_from_any_id_on(
-    store: Store, run: Run, monkeypatch: pytest.MonkeyPatch
+    store: MongoStore, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An export reads each document once, as it is, in a known order, and goes on from where it was cut off."""
     monkeypatch.setattr("shopflow.store.connection.PAGE_SIZE", 2)
@@ -716,7 +726,7 @@ def test_the_fake_is_away_as_often_as_told(run: Run) -> None:
     assert run(fake.sizes()) == {"products": 1, "customers": 0, "purchases": 1, "prices": 1}
 
 
-def test_products_are_paged_by_their_ids(store: Store, run: Run) -> None:
+def test_products_are_paged_by_their_ids(store: MongoStore, run: Run) -> None:
     """Those behind an id, whatever it is; ids of other kinds than text are another program's."""
     run(store.upsert_products([product(1, NOON, kafka(1), name) for name in ("b", "$gt", "a", "ł")]))
     assert [one["_id"] for one in run(store.products_after("", 9))] == ["$gt", "a", "b", "ł"]
@@ -725,7 +735,7 @@ def test_products_are_paged_by_their_ids(store: Store, run: Run) -> None:
     assert run(store.products_after("", 0)) == run(store.products_after("ł", 9)) == []
 
 
-def test_purchases_are_paged_by_time_and_id(store: Store, run: Run) -> None:
+def test_purchases_are_paged_by_time_and_id(store: MongoStore, run: Run) -> None:
     """Each once and in order, wherever a page ends, also among many of one moment; no other customer's."""
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}")
@@ -749,7 +759,7 @@ def test_purchases_are_paged_by_time_and_id(store: Store, run: Run) -> None:
     assert run(store.purchases_after("anna", None, 0)) == run(store.purchases_after('{"$gt": ""}', None, 9)) == []
 
 
-def test_the_last_purchases_of_a_customer(store: Store, run: Run) -> None:
+def test_the_last_purchases_of_a_customer(store: MongoStore, run: Run) -> None:
     """Newest first, with the products' names; an id is only ever an id."""
     run(store.upsert_products([product(300, NOON, kafka(0))]))
     documents = [purchase(f"p{number}", kafka(number), purchased_at=NOON + number * MINUTE) for number in range(5)]
@@ -768,7 +778,7 @@ def voucher(name: str, source: Document, customer: str = "anna", at: datetime = 
     return {"_id": name, **base, "issued_at": at, "valid_until": at + 30 * MINUTE, "source": source, **fields}
 
 
-def test_a_voucher_is_stored_once_and_the_first_stays(store: Store, run: Run) -> None:
+def test_a_voucher_is_stored_once_and_the_first_stays(store: MongoStore, run: Run) -> None:
     """The same event's again is no other's; another event's is told, and changes nothing."""
     for _ in range(2):
         assert run(store.insert_vouchers([voucher("v1", kafka(1)), voucher("v2", kafka(2))])) == frozenset()
@@ -782,7 +792,7 @@ def test_a_voucher_is_stored_once_and_the_first_stays(store: Store, run: Run) ->
     assert found[0]["issued_at"] == NOON
 
 
-def test_vouchers_come_newest_first(store: Store, run: Run) -> None:
+def test_vouchers_come_newest_first(store: MongoStore, run: Run) -> None:
     """All, those of one customer, the first few."""
     made = [voucher(f"v{n}", kafka(n), ("anna", "$bob")[n % 2], NOON + n * MINUTE) for n in range(5)]
     run(store.insert_vouchers(made))
@@ -792,7 +802,7 @@ def test_vouchers_come_newest_first(store: Store, run: Run) -> None:
     assert run(everything(store.vouchers(limit=0))) == []
 
 
-def test_buyers_are_the_purchases_from_kafka_customer_by_customer(store: Store, run: Run) -> None:
+def test_buyers_are_the_purchases_from_kafka_customer_by_customer(store: MongoStore, run: Run) -> None:
     """With what a rule asks for, and no more."""
     sources = [kafka(n) if n % 5 else {"origin": "direct"} for n in range(20)]
     run(store.insert_purchases([purchase(f"p{n}", source, f"c{n % 3}") for n, source in enumerate(sources)]))
@@ -803,14 +813,14 @@ def test_buyers_are_the_purchases_from_kafka_customer_by_customer(store: Store, 
     assert set(found[0]) == {"customer_id", "product_id", "value", "purchased_at", "source"}
 
 
-def test_registrations_are_the_customers_from_kafka(store: Store, run: Run) -> None:
+def test_registrations_are_the_customers_from_kafka(store: MongoStore, run: Run) -> None:
     """Each with where they live and since when they are known."""
     run(store.upsert_customers([customer("anna"), customer("bob", source={"origin": "direct"})]))
     (found,) = run(everything(store.registrations()))
     assert (found["_id"], found["city"], found["registered_at"]) == ("anna", "Łódź", NOON)
 
 
-def test_documents_of_other_programs_do_not_end_a_reader(store: Store, run: Run) -> None:
+def test_documents_of_other_programs_do_not_end_a_reader(store: MongoStore, run: Run) -> None:
     """Without a time or a product, or with something else there: the others are read, and they too."""
     strange = {"_id": "anna", "registered_at": "yesterday"}
     run(put(store, "customers", strange))

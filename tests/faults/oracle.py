@@ -19,7 +19,7 @@ from aiokafka.errors import KafkaError
 from aiokafka.partitioner import DefaultPartitioner
 
 from shopflow.config.promotions import Rule
-from shopflow.store.connection import MongoStore
+from shopflow.store import MongoStore
 from tests.integration.shop import Json, Place, Record, Shop, Worker, encoded, shared, until
 from tests.vouchers import Bought, expected
 

@@ -19,7 +19,7 @@ from shopflow.kafka import connection as kafka
 from shopflow.kafka import group
 from shopflow.kafka.security import Bootstrap
 from shopflow.operations import replay as rebuild
-from shopflow.store.connection import MongoStore
+from shopflow.store import MongoStore
 from tests import fakes
 
 from .conftest import OpenShop

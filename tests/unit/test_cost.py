@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from faust_batches.testing import FakeBatch, FakeTable
-from shopflow.store.connection import Inserted
+from shopflow.store.types import Inserted
 from tests.fakes import FakeRecord, FakeStore, FakeWorker
 
 SIZE = 1_000

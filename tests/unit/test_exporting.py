@@ -23,7 +23,7 @@ from shopflow.errors import Refused, Unavailable
 from shopflow.operations import export as exporting
 from shopflow.operations.export import COLLECTIONS, Output, documents, export, opened, table, writer
 from shopflow.shop import documents as shapes
-from shopflow.store.connection import Document
+from shopflow.store.types import Document
 from tests.fakes import FakeStore
 
 NOON = datetime(2026, 5, 1, 12, 0, 0, 123_000, tzinfo=timezone.utc)

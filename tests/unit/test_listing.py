@@ -21,7 +21,7 @@ from shopflow.operations.verify.report import Check, Report
 from shopflow.shop.price_history import Course, Period, Prices
 from shopflow.shop.promotions.trial import Trial
 from shopflow.shop.text import money
-from shopflow.store.connection import Sold
+from shopflow.store.types import Sold
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
 SOURCE = {"origin": "direct"}

@@ -21,7 +21,7 @@ from faust_batches import Outage
 from shopflow.errors import PartitionLost, Unavailable
 from shopflow.kafka.connection import Span
 from shopflow.kafka.lag import Lags
-from shopflow.store.connection import Inserted
+from shopflow.store.types import Inserted
 from shopflow.web.monitoring.metrics import MeteredStore, Metrics, Rebalances, Sources
 from tests.fakes import FakeStore
 

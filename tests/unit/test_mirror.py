@@ -13,7 +13,7 @@ from faust_batches.outage import FIRST_PAUSE_SECONDS
 from shopflow.shop import sales_mirror as mirror
 from shopflow.shop.counts import decode_totals, rebuilt
 from shopflow.shop.sales_mirror import Mirror
-from shopflow.store.connection import PartSale
+from shopflow.store.types import PartitionSales
 from tests.fakes import FakeStore
 from tests.unit.test_sales import NOON, Purchase, enter, numbered
 
@@ -90,7 +90,7 @@ def test_the_totals_are_written_last(mirrored: Mirrored, monkeypatch: pytest.Mon
     written: list[set[str]] = []
     put = mirrored.store.put_sales
 
-    async def put_sales(partition: int, sales: Sequence[PartSale]) -> None:
+    async def put_sales(partition: int, sales: Sequence[PartitionSales]) -> None:
         written.append({sale.period for sale in sales})
         await put(partition, sales)
 

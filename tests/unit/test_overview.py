@@ -14,7 +14,7 @@ from shopflow.errors import Unavailable
 from shopflow.kafka import connection as kafka
 from shopflow.kafka.connection import Span
 from shopflow.kafka.lag import Standing
-from shopflow.store.connection import PartSale
+from shopflow.store.types import PartitionSales
 from shopflow.web import peers
 from shopflow.web.page import snapshot as overview
 from shopflow.web.page.snapshot import Kept
@@ -98,7 +98,7 @@ def test_what_sold_the_vouchers_and_the_alerts_come_from_mongodb(monkeypatch: py
     store = FakeStore()
     day = datetime.now(timezone.utc).replace(hour=0, minute=0, second=0, microsecond=0)
     sales = [
-        PartSale(period, start, f"p{number}", 1, number, 3 * number, (0, number))
+        PartitionSales(period, start, f"p{number}", 1, number, 3 * number, (0, number))
         for number in range(20)
         for period, start in (("total", None), ("day", day - timedelta(days=number)))
     ]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shopflow.shop.price_history import Course, Period, Prices, course, periods, read
-from shopflow.store.connection import BEGINNING, Deletion, PriceHistory, Sold
+from shopflow.store.types import BEGINNING, Deletion, PriceHistory, Sold
 from tests.fakes import FakeStore
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)

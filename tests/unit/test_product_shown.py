@@ -10,7 +10,7 @@ import pytest
 
 from shopflow.shop.price_history import Course, Period, Prices
 from shopflow.shop.text import visible
-from shopflow.store.connection import Sold
+from shopflow.store.types import Sold
 from shopflow.web.page.product import Columns, Picture, columns, product
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 
-from shopflow.store.connection import PartSale
+from shopflow.store.types import PartitionSales
 from shopflow.web.page import product_watching
 from shopflow.web.page.product import Product
 from tests.fakes import FakeStore
@@ -65,7 +65,7 @@ def test_a_stock_is_shown_as_it_is_left(store: FakeStore) -> None:
         product_watching._watched.clear()
         milk["stock"] = 40
         hour = milk["updated_at"].replace(minute=0, second=0, microsecond=0) + timedelta(hours=1)
-        await store.put_sales(0, [PartSale("hour", hour, "milk", 1, 3, 900, (0, 1))])
+        await store.put_sales(0, [PartitionSales("hour", hour, "milk", 1, 3, 900, (0, 1))])
         assert (await shown("milk")).facts["In stock"] == "37 of 40"
 
     asyncio.run(run())

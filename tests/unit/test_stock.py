@@ -20,7 +20,7 @@ from shopflow.errors import PartitionLost, Unavailable
 from shopflow.shop import stock
 from shopflow.shop.announcements import ALERTS
 from shopflow.shop.stock import AlertLog, Watch, alert_id, left_of
-from shopflow.store.connection import Document, PartSale
+from shopflow.store.types import Document, PartitionSales
 from tests.fakes import FakeRecord, FakeStore
 
 #: When the product is stocked: in the middle of an hour.
@@ -91,12 +91,14 @@ class Shop:
 
     def mirror(self, most: int | None = None) -> None:
         """The sales are there, or only the first so many rows: the total is the last, as `mirror.Mirror` writes it."""
-        rows = [PartSale("hour", hour, "milk", 1, units, 1, (0, self.bought)) for hour, units in self.sold.items()]
-        rows.append(PartSale("total", None, "milk", 1, sum(self.sold.values()), 1, (0, self.bought)))
+        rows = [
+            PartitionSales("hour", hour, "milk", 1, units, 1, (0, self.bought)) for hour, units in self.sold.items()
+        ]
+        rows.append(PartitionSales("total", None, "milk", 1, sum(self.sold.values()), 1, (0, self.bought)))
         for row in rows[:most]:
             self._put(row)
 
-    def _put(self, sale: PartSale) -> None:
+    def _put(self, sale: PartitionSales) -> None:
         asyncio.run(self.store.put_sales(0, [sale]))
 
     def look(self) -> None:

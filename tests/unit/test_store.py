@@ -17,26 +17,11 @@ from pymongo.errors import AutoReconnect, OperationFailure
 
 from shopflow.errors import Refused, Unavailable
 from shopflow.shop.documents import purchase_document
-from shopflow.store.connection import (
-    MAX_DOCUMENT_BYTES,
-    Deletion,
-    Document,
-    MongoStore,
-    PriceHistory,
-    _errors,
-    _most_bytes,
-    _translated,
-    _written,
-    duplicates,
-    milliseconds,
-    newest,
-    no_price_document,
-    outdoes,
-    price_document,
-    removals,
-    replacement,
-    unencodable,
-)
+from shopflow.store import MongoStore
+from shopflow.store.errors import MAX_DOCUMENT_BYTES, documents_errors, translated, unencodable, written
+from shopflow.store.purchases import most_bytes
+from shopflow.store.rules import duplicates, newest, no_price_document, outdoes, price_document, removals, replacement
+from shopflow.store.types import Deletion, Document, PriceHistory, milliseconds
 
 NOON = datetime(2026, 5, 1, 12, 0, 0, tzinfo=timezone.utc)
 MINUTE = timedelta(minutes=1)
@@ -383,16 +368,16 @@ def test_what_is_sent_as_one_command_is_never_larger_than_it_is_taken_for(letter
         purchase_id=name, customer_id=name, product_id=name, quantity=2**20, price=2**40, purchased_at=NOON
     )
     documents = [purchase_document(record, event)] * 3
-    assert sum(len(bson.encode(document)) for document in documents) < _most_bytes(documents)
+    assert sum(len(bson.encode(document)) for document in documents) < most_bytes(documents)
 
 
 def test_a_write_that_no_majority_confirmed_is_tried_again() -> None:
     """It may be taken back. So may one document's failure that is the server's fault."""
     with pytest.raises(Unavailable, match="could not confirm the write: too slow"):
-        _errors([], {"code": 64, "errmsg": "too slow"})
+        documents_errors([], {"code": 64, "errmsg": "too slow"})
     with pytest.raises(Unavailable, match="no space"):
-        _errors([{"index": 0, "code": 14031, "errmsg": "no space"}], None)
-    assert _errors([{"index": 0, "code": 11000}], None) == [{"index": 0, "code": 11000}]
+        documents_errors([{"index": 0, "code": 14031, "errmsg": "no space"}], None)
+    assert documents_errors([{"index": 0, "code": 11000}], None) == [{"index": 0, "code": 11000}]
 
 
 # A server that is away
@@ -415,7 +400,6 @@ def call(store: MongoStore, name: str) -> Coroutine[Any, Any, object]:
         "delete_customers": [[Deletion("c", NOON, kafka(1))]],
         "price_history": [{"milk"}],
         "purchase_prices": [{"p"}],
-        "product_ids": [5],
         "customer_ids": [5],
         "registered": [{"c"}],
         "documents": ["purchases", {"p"}],
@@ -426,7 +410,7 @@ def call(store: MongoStore, name: str) -> Coroutine[Any, Any, object]:
 
 METHODS = [
     *("prepare", "ping", "insert_purchases", "upsert_products", "upsert_customers", "delete_products"),
-    *("delete_customers", "price_history", "purchase_prices", "products", "product_ids", "customer_ids"),
+    *("delete_customers", "price_history", "purchase_prices", "products", "customer_ids"),
     *("customers", "totals", "counts", "registered", "documents", "sources", "sizes"),
 ]
 
@@ -467,18 +451,18 @@ def failing(error: Exception) -> Coroutine[Any, Any, object]:
 def test_a_refused_login_is_told_without_the_servers_words() -> None:
     """What to check, not a code."""
     with pytest.raises(Unavailable, match="authentication failed: check the user and the password"):
-        asyncio.run(_written(failing(OperationFailure("bad auth : s3cret", 18))))
+        asyncio.run(written(failing(OperationFailure("bad auth : s3cret", 18))))
 
 
 def test_a_lost_connection_in_a_write_is_unavailable() -> None:
     """Written or not: the same call is made again."""
     with pytest.raises(Unavailable, match="MongoDB: gone"):
-        asyncio.run(_written(failing(AutoReconnect("gone"))))
+        asyncio.run(written(failing(AutoReconnect("gone"))))
 
 
 def test_an_error_of_the_program_is_not_taken_for_an_outage() -> None:
     """It would be tried again for ever."""
-    with pytest.raises(KeyError), _translated():
+    with pytest.raises(KeyError), translated():
         raise KeyError("a mistake")
 
 

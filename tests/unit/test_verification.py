@@ -24,7 +24,7 @@ from shopflow.shop import sales
 from shopflow.shop.announcements import ALERTS, VOUCHERS
 from shopflow.shop.counts import advance, rebuilt
 from shopflow.shop.sales_mirror import Mirror
-from shopflow.store.connection import Document
+from shopflow.store.types import Document
 from tests.fakes import FakeRecord, FakeStore, layout
 
 LAYOUT = layout(1)

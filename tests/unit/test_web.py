@@ -20,7 +20,7 @@ from yarl import URL
 from shopflow.app import app
 from shopflow.config.settings import Config, Web
 from shopflow.errors import Unavailable
-from shopflow.store.connection import Document
+from shopflow.store.types import Document
 from shopflow.web import answers as web
 from shopflow.web.access import Guard
 from shopflow.web.api import collections as reading

@@ -7,7 +7,9 @@ from typing import Any
 from shopflow.kafka import connection as kafka
 from shopflow.kafka.security import Bootstrap
 from shopflow.shop.announcements import Announcements, Told
-from shopflow.store.connection import Document, Store, differences
+from shopflow.store import MongoStore
+from shopflow.store.rules import differences
+from shopflow.store.types import Document
 
 from .report import Check, Named
 
@@ -15,7 +17,7 @@ __all__ = ["compare_announcements"]
 
 
 async def compare_announcements(
-    bootstrap: Bootstrap, group: str, topic: str, kind: Announcements, store: Store
+    bootstrap: Bootstrap, group: str, topic: str, kind: Announcements, store: MongoStore
 ) -> Check:
     """Compare the events of the topic with the documents, and those that came from Kafka with the events.
 
@@ -36,7 +38,7 @@ async def compare_announcements(
 class _Comparison:
     """What was found so far."""
 
-    def __init__(self, kind: Announcements, store: Store) -> None:
+    def __init__(self, kind: Announcements, store: MongoStore) -> None:
         self._collection = kind.collection
         self._store = store
         self._told = Told(kind)

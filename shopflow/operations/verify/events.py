@@ -21,17 +21,9 @@ from shopflow.shop.dead_letters import ReadSince, origin_of
 from shopflow.shop.decoding import DecodedBatch, Decoder, split
 from shopflow.shop.documents import customer_document, product_document, purchase_document
 from shopflow.shop.prices import PriceLog
-from shopflow.store.connection import (
-    CUSTOMERS,
-    PRODUCTS,
-    PURCHASES,
-    TIME,
-    Document,
-    Store,
-    differences,
-    milliseconds,
-    shown,
-)
+from shopflow.store import MongoStore
+from shopflow.store.rules import differences, shown
+from shopflow.store.types import CUSTOMERS, PRODUCTS, PURCHASES, TIME, Document, milliseconds
 
 from .report import Check, Named, Report
 from .totals import Layout
@@ -48,7 +40,7 @@ Advance = Callable[[int], None]
 Bar = Callable[[str, int], AbstractContextManager[Advance]]
 
 
-async def verify_deep(bootstrap: Bootstrap, store: Store, shop: Layout, report: Report, bar: Bar) -> None:
+async def verify_deep(bootstrap: Bootstrap, store: MongoStore, shop: Layout, report: Report, bar: Bar) -> None:
     """Compare each event with its document, and each document with its event; adds what was found to the report.
 
     Raises:
@@ -147,7 +139,12 @@ class _Facts:
     """
 
     def __init__(
-        self, kind: _Kind, store: Store, shop: Layout, spans: Mapping[str, Mapping[int, Span]], read_prices: ReadSince
+        self,
+        kind: _Kind,
+        store: MongoStore,
+        shop: Layout,
+        spans: Mapping[str, Mapping[int, Span]],
+        read_prices: ReadSince,
     ) -> None:
         topics = {PRODUCTS: shop.products, CUSTOMERS: shop.customers, PURCHASES: shop.purchases}
         self.collection = kind.collection

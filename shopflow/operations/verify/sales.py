@@ -9,7 +9,9 @@ from typing import Protocol
 
 from shopflow.models import PartitionTotals, PurchaseCount
 from shopflow.shop.sales import PERIODS, key_of, start_of
-from shopflow.store.connection import Document, Store, sale_id
+from shopflow.store import MongoStore
+from shopflow.store.rules import sale_id
+from shopflow.store.types import Document
 
 from .report import Check, Named
 
@@ -35,7 +37,7 @@ class Tables(Protocol):
 
 
 async def compare_sales(
-    tables: Tables, partitions: int, counted: Mapping[str, int], store: Store, *, live: bool
+    tables: Tables, partitions: int, counted: Mapping[str, int], store: MongoStore, *, live: bool
 ) -> Check:
     """Compare them.
 
@@ -81,7 +83,7 @@ def _added(tables: Tables, partitions: int) -> dict[str, Sums]:
     return rows
 
 
-async def _still_behind(tables: Tables, partitions: int, store: Store, *, live: bool) -> list[int]:
+async def _still_behind(tables: Tables, partitions: int, store: MongoStore, *, live: bool) -> list[int]:
     """The partitions that MongoDB does not have all of, after it was waited for a worker that brings them."""
     deadline = monotonic() + _PATIENCE_SECONDS
     while True:
@@ -91,13 +93,13 @@ async def _still_behind(tables: Tables, partitions: int, store: Store, *, live: 
         await asyncio.sleep(_PAUSE_SECONDS)
 
 
-async def _is_behind(tables: Tables, partition: int, store: Store) -> bool:
+async def _is_behind(tables: Tables, partition: int, store: MongoStore) -> bool:
     totals = tables.totals(partition)
     reached = (totals.era, totals.offset)
     return reached > _NOTHING and await store.sales_position(partition) < reached
 
 
-async def _mirrored(store: Store) -> AsyncIterator[tuple[str, Sums]]:
+async def _mirrored(store: MongoStore) -> AsyncIterator[tuple[str, Sums]]:
     for period in PERIODS:
         async for sale in store.sales(period):
             yield _key(sale), (sale["purchases"], sale["units"], sale["revenue"])

@@ -18,7 +18,7 @@ from shopflow.kafka.security import Bootstrap
 from shopflow.models import PartitionTotals, PurchaseCount
 from shopflow.shop import announcements
 from shopflow.shop.counts import Totals, decode_count, decode_totals
-from shopflow.store.connection import Store
+from shopflow.store import MongoStore
 
 from . import workers
 from .announcements import compare_announcements
@@ -124,7 +124,7 @@ class _State(NamedTuple):
     live: workers.Live
 
 
-async def verify(bootstrap: Bootstrap, store: Store, shop: Layout, *, token: str = "") -> Report:
+async def verify(bootstrap: Bootstrap, store: MongoStore, shop: Layout, *, token: str = "") -> Report:
     """Compare what was sent, what is stored and what was counted; wait a little for what is on its way.
 
     Arguments:
@@ -170,7 +170,7 @@ def _waiting(lags: dict[str, kafka.Lag], shop: Layout) -> int:
     return sum(lags[topic].waiting for topic in shop.events)
 
 
-async def _compare(bootstrap: Bootstrap, store: Store, state: _State, shop: Layout, token: str) -> Report:
+async def _compare(bootstrap: Bootstrap, store: MongoStore, state: _State, shop: Layout, token: str) -> Report:
     lags = state.lags
     tables = Tables()
     await tables.read(bootstrap, shop.changelog, shop.partitions)
@@ -231,7 +231,7 @@ async def _compare(bootstrap: Bootstrap, store: Store, state: _State, shop: Layo
     return report
 
 
-async def _customers(counted: dict[str, Counts], store: Store) -> tuple[Check, Named]:
+async def _customers(counted: dict[str, Counts], store: MongoStore) -> tuple[Check, Named]:
     """Each customer's counts are what their purchases say; and who bought something without being registered."""
     customers, wrong, unregistered = 0, Named(), Named()
     names: list[str] = []

@@ -9,7 +9,8 @@ from time import time
 from typing import Any
 
 from shopflow.config.promotions import City, Rule
-from shopflow.store.connection import Document, Store
+from shopflow.store import MongoStore
+from shopflow.store.types import Document
 
 from .windows import Bought, Earned, Rules, Window
 
@@ -51,12 +52,12 @@ class Trial:
         }
 
 
-async def size(store: Store, rule: Rule) -> int:
+async def size(store: MongoStore, rule: Rule) -> int:
     """How much there is to look at, about."""
     return (await store.sizes())["customers" if isinstance(rule, City) else "purchases"]
 
 
-async def try_rule(store: Store, rule: Rule, advance: Callable[[int], None]) -> Trial:
+async def try_rule(store: MongoStore, rule: Rule, advance: Callable[[int], None]) -> Trial:
     """Try it; whether it is switched on does not matter.
 
     Arguments:

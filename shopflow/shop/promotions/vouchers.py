@@ -19,7 +19,9 @@ from shopflow.shop.announcements import VOUCHERS, Publish
 from shopflow.shop.dead_letters import ReadSince
 from shopflow.shop.documents import source_of
 from shopflow.shop.purchases import CountedBatch
-from shopflow.store.connection import Document, MongoStore, Patient
+from shopflow.store import MongoStore
+from shopflow.store.connection import Patient
+from shopflow.store.types import Document
 
 from .windows import Bought, Earned, Rules, Window, decode_window, encode_window
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from shopflow.app import store
 from shopflow.models import MAX_ID_LENGTH
-from shopflow.store.connection import CUSTOMERS, Document
+from shopflow.store.types import CUSTOMERS, Document
 from shopflow.web.answers import Refusal, limit_of, route, within
 
 from .forms import Problem

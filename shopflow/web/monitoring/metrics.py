@@ -28,7 +28,8 @@ from prometheus_client.registry import Collector
 from faust_batches import Batch, Outage
 from shopflow.errors import PartitionLost, Unavailable
 from shopflow.kafka.lag import Lags
-from shopflow.store.connection import CUSTOMERS, PRODUCTS, PURCHASES, Deletion, Document, Inserted, Writes
+from shopflow.store import MongoStore
+from shopflow.store.types import CUSTOMERS, PRODUCTS, PURCHASES, Deletion, Document, Inserted
 
 from .probes import Activity
 
@@ -174,7 +175,7 @@ class Metrics:
 class MeteredStore:
     """Writes as the store does, and counts."""
 
-    def __init__(self, store: Writes, metrics: Metrics) -> None:
+    def __init__(self, store: MongoStore, metrics: Metrics) -> None:
         self._store = store
         self._wrote = metrics.wrote
 

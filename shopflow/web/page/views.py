@@ -19,7 +19,7 @@ from shopflow.errors import Unavailable
 from shopflow.models import MAX_ID_LENGTH
 from shopflow.operations.verify.workers import reason
 from shopflow.shop.text import day_and_time
-from shopflow.store.connection import Document
+from shopflow.store.types import Document
 from shopflow.web import peers
 
 from . import charts, product_watching

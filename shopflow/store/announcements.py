@@ -1,0 +1,66 @@
+"""Vouchers and alerts: written to MongoDB, then published to a topic."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+
+from pymongo import UpdateOne
+
+from shopflow.errors import Unavailable
+
+from .connection import REQUESTS_AT_ONCE, Connection
+from .errors import described, is_taken, written
+from .rules import without_id
+from .types import ALERTS, VOUCHERS, Document
+
+
+class Announcements(Connection):
+    """What is in `vouchers` and `alerts`."""
+
+    async def insert_vouchers(self, documents: Sequence[Document]) -> frozenset[int]:
+        """Store vouchers; one whose `_id` is stored already changes nothing.
+
+        Returns:
+            Indexes of those that another event had before: their `_id` is stored with another `source`.
+        """
+        if not documents:
+            return frozenset()
+        errors = await written(self._collection(VOUCHERS).insert_many(documents, ordered=False))
+        if others := [error for error in errors if not is_taken(error)]:  # not the event's fault
+            raise Unavailable("MongoDB", f"collection {VOUCHERS}: {described(others[0])}")
+        existing = {error["index"]: documents[error["index"]] for error in errors}
+        ids = {document["_id"] for document in existing.values()}
+        found = await self._find(VOUCHERS, "_id", ids, {"source": 1}, at_once=REQUESTS_AT_ONCE)
+        stored = {document["_id"]: document.get("source") for document in found}
+        if not ids <= set(stored):
+            raise Unavailable("MongoDB", "vouchers are deleted while they are written")
+        return frozenset(index for index, document in existing.items() if stored[document["_id"]] != document["source"])
+
+    def vouchers(self, customer_id: str | None = None, limit: int | None = None) -> AsyncGenerator[Document, None]:
+        """At most `limit` vouchers, of all customers or of this one, the newest first."""
+        condition = {} if customer_id is None else {"customer_id": customer_id}
+        return self._stream(VOUCHERS, condition, sort=[("issued_at", -1), ("_id", 1)], limit=limit)
+
+    async def insert_alert(self, document: Document) -> Document:
+        """Store an alert, unless one with its `_id` is stored. Returns the one that is."""
+        operation = UpdateOne({"_id": document["_id"]}, {"$setOnInsert": without_id(document)}, upsert=True)
+        await self._write(ALERTS, [operation])
+        found = await self._find(ALERTS, "_id", [document["_id"]])
+        if not found:
+            raise Unavailable("MongoDB", "alerts are deleted while they are written")
+        return found[0]
+
+    async def alerts(self, limit: int) -> list[Document]:
+        """At most `limit` alerts, the newest first."""
+        return await self._read(ALERTS, {}, sort=[("at", -1), ("_id", 1)], limit=limit)
+
+    async def restore(self, collection: str, documents: Sequence[Document]) -> None:
+        """Give the documents these fields, and store those that are missing; fields that only the stored one has stay.
+
+        Arguments:
+            collection: `vouchers` or `alerts`.
+        """
+        operations = [
+            UpdateOne({"_id": document["_id"]}, {"$set": without_id(document)}, upsert=True) for document in documents
+        ]
+        await self._write(collection, operations)

@@ -1,0 +1,122 @@
+"""pymongo's errors in shopflow's terms: the server is away, or a document can never be stored."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import bson
+from bson.errors import BSONError
+from pymongo.errors import BulkWriteError, OperationFailure, PyMongoError
+
+from shopflow.errors import Unavailable
+
+from .types import Document
+
+#: MongoDB's limit, less what an update has around the document.
+MAX_DOCUMENT_BYTES = 16 * 1024 * 1024 - 16 * 1024
+
+#: What the driver raises for a document that can't be sent to any MongoDB.
+UNENCODABLE = (BSONError, OverflowError, UnicodeError)
+
+_DUPLICATE_KEY = 11000
+_AUTHENTICATION = {"AuthenticationFailed": 18, "AtlasError": 8000}
+OTHER_INDEX = {"IndexOptionsConflict": 85, "IndexKeySpecsConflict": 86}
+#: Errors of single documents that are the server's fault: cause, MongoDB's name, code. Anything else that the server
+#: says about one document, it will say again.
+_SERVER_TROUBLE = {
+    "no rights": {"Unauthorized": 13, "AuthenticationFailed": 18, "ReauthenticationRequired": 391},
+    "no host": {"HostUnreachable": 6, "HostNotFound": 7, "NodeNotFound": 74, "ConnectionPoolExpired": 317},
+    "network": {"NetworkTimeout": 89, "NetworkInterfaceExceededTimeLimit": 202, "SocketException": 9001},
+    "time": {"MaxTimeMSExpired": 50, "ExceededTimeLimit": 262, "TransactionExceededLifetimeLimitSeconds": 290},
+    "lock": {"LockTimeout": 24, "LockBusy": 46},
+    "conflict": {"WriteConflict": 112, "SnapshotUnavailable": 246, "ReadConcernMajorityNotAvailableYet": 134},
+    "transaction": {"TransactionTooOld": 225, "NoSuchTransaction": 251, "InternalTransactionNotSupported": 358},
+    "cursor": {"CursorNotFound": 43, "CursorKilled": 237, "CappedPositionLost": 136, "RetryChangeStream": 234},
+    "interrupted": {"QueryPlanKilled": 175, "Interrupted": 11601},
+    "shutdown": {"ShutdownInProgress": 91, "InterruptedAtShutdown": 11600},
+    "election": {"PrimarySteppedDown": 189, "InterruptedDueToReplStateChange": 11602, "StaleConfig": 13388},
+    "no primary": {"LegacyNotPrimary": 10058, "NotWritablePrimary": 10107, "NotPrimaryNoSecondaryOk": 13435},
+    "not ready": {"NotPrimaryOrSecondary": 13436, "FailedToSatisfyReadPreference": 133},
+    "no majority": {"WriteConcernTimeout": 64, "UnknownReplWriteConcern": 79, "UnsatisfiableWriteConcern": 100},
+    "full": {"ExceededMemoryLimit": 146, "ResourceExhausted": 402, "OutOfDiskSpace": 14031},
+    "without a name in MongoDB's published lists": {"463": 463},
+}
+_TROUBLE_CODES = {code for named in _SERVER_TROUBLE.values() for code in named.values()}
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Raise pymongo's errors as `Unavailable`."""
+    try:
+        yield
+    except PyMongoError as error:
+        raise Unavailable("MongoDB", reason(error)) from error
+
+
+def reason(error: PyMongoError) -> str:
+    """Why, in one line. The driver's messages name servers and commands, never the URI or the password."""
+    code = error.code if isinstance(error, OperationFailure) else None
+    if code in _AUTHENTICATION.values():
+        return "authentication failed: check the user and the password in mongodb.uri"
+    # What follows are the topology, the timeouts, the reply and the command, which holds whole documents.
+    text = re.split(r" \(configured timeouts|, Timeout: |, full error: | to execute command", str(error), maxsplit=1)[0]
+    return one_line(text) or type(error).__name__
+
+
+def one_line(text: str) -> str:
+    """The text in one line of at most 300 characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= 300 else line[:297] + "..."
+
+
+async def written(writing: Awaitable[object]) -> list[Document]:
+    """Wait for a bulk write; returns the errors that are single documents' own.
+
+    Raises:
+        Unavailable: The others may be written or not.
+    """
+    with translated():
+        try:
+            await writing
+        except BulkWriteError as error:
+            unconfirmed: list[Document] = error.details.get("writeConcernErrors") or [{}]
+            return documents_errors(error.details["writeErrors"], unconfirmed[0])
+    return []
+
+
+def documents_errors(errors: list[Document], unconfirmed: Document | None) -> list[Document]:
+    """The errors of single documents, if all of them are the documents' own.
+
+    Raises:
+        Unavailable: The write was not confirmed, or one of the errors is the server's.
+    """
+    if unconfirmed:
+        raise Unavailable("MongoDB", f"could not confirm the write: {described(unconfirmed)}")
+    if trouble := [one for one in errors if one.get("code") in _TROUBLE_CODES]:
+        raise Unavailable("MongoDB", described(trouble[0]))
+    return errors
+
+
+def described(error: Document) -> str:
+    """The server's words and the code, in one line."""
+    return f"{one_line(str(error.get('errmsg', 'no reason given')))} (code {error.get('code')})"
+
+
+def is_taken(error: Document) -> bool:
+    """True if a document with this `_id` is stored. (A unique index of another program gives the same code.)"""
+    return error.get("code") == _DUPLICATE_KEY and list(error.get("keyPattern") or ["_id"]) == ["_id"]
+
+
+def unencodable(documents: Sequence[Document], indexes: Iterable[int]) -> dict[int, str]:
+    """Which of these documents can't be sent to any MongoDB, and why."""
+    return {index: fault for index in indexes if (fault := _fault(documents[index]))}
+
+
+def _fault(document: Document) -> str | None:
+    try:
+        size = len(bson.encode(document))
+    except UNENCODABLE as error:
+        return one_line(str(error))
+    return f"too large: {size} bytes, MongoDB takes {MAX_DOCUMENT_BYTES}" if size > MAX_DOCUMENT_BYTES else None

@@ -1,0 +1,111 @@
+"""Sales by product and period: the parts that the partitions of the purchases have in them, and their sums."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Sequence
+from datetime import datetime, timedelta
+
+from pymongo import UpdateOne
+
+from .connection import REQUESTS_AT_ONCE, Connection
+from .errors import translated
+from .rules import sale_id, without_id
+from .types import SALES, SALES_STATE, Document, PartitionSales
+
+_SUMS = ("purchases", "units", "revenue")
+
+
+class Sales(Connection):
+    """What is in `sales` and `sales_state`."""
+
+    async def put_sales(self, partition: int, sales: Sequence[PartitionSales]) -> None:
+        """Bring the sales of a partition up to date. What is known at a later position stays."""
+        await self._write(SALES, [_update(partition, sale) for sale in sales])
+
+    async def sales_position(self, partition: int) -> tuple[int, int]:
+        """The era and offset up to which the sales of a partition are complete; (-1, -1): nothing is known."""
+        found = await self._read(SALES_STATE, {"_id": partition}, limit=1)
+        return (found[0]["era"], found[0]["offset"]) if found else (-1, -1)
+
+    async def reached_sales(self, partition: int, position: tuple[int, int]) -> None:
+        """Record that the sales of a partition are complete up to this position. A later one stays."""
+        document = {"_id": partition, "era": position[0], "offset": position[1]}
+        later = _not_before({"era": "$era", "offset": "$offset"}, position)
+        update = [{"$replaceWith": {"$cond": [later, {"$literal": document}, "$$ROOT"]}}]
+        await self._write(SALES_STATE, [UpdateOne({"_id": partition}, update, upsert=True)])
+
+    async def clear_sales(self) -> None:
+        """Delete all sales, so that they are counted anew."""
+        for name in (SALES, SALES_STATE):
+            with translated():
+                await self._collection(name).delete_many({})
+
+    async def sales(self, period: str, since: datetime | None = None) -> AsyncIterator[Document]:
+        """What was sold in the periods of this length that begin at `since` or later, over all partitions, by start.
+
+        Documents with `product_id`, `period`, `start`, `purchases`, `units`, `revenue`.
+        """
+        condition = {"period": period} if since is None else {"period": period, "start": {"$gte": since}}
+        async for document in self._stream(SALES, condition, {"parts": 0}, sort=[("start", 1)]):
+            yield without_id(document)
+
+    async def best_sellers(self, period: str, start: datetime | None, limit: int) -> list[Document]:
+        """The products of which most units were sold in this one period, the most first; documents as of `sales`."""
+        condition, most_first = {"period": period, "start": start}, [("units", -1), ("product_id", 1)]
+        found = await self._read(SALES, condition, {"parts": 0}, sort=most_first, limit=limit)
+        return [without_id(document) for document in found]
+
+    async def sold_ever(self, product_ids: Collection[str]) -> dict[str, int]:
+        """Units of `sales`, in total, of those products that have any."""
+        ids = [sale_id("total", None, product_id) for product_id in product_ids]
+        found = await self._find(SALES, "_id", ids, {"product_id": 1, "units": 1}, at_once=REQUESTS_AT_ONCE)
+        return {document["product_id"]: int(document["units"]) for document in found}
+
+    async def sold_from(self, product_id: str, hour: datetime) -> int:
+        """Units of `sales` of a product in this hour (its beginning, UTC) and all later ones."""
+        # Days where there are whole ones: of hours there would be more each day that a stock lasts.
+        hours: Document = {"$gte": hour}
+        spans = [("hour", hours)]
+        if (day := hour.replace(hour=0)).date() < datetime.max.date():
+            hours["$lt"] = day + timedelta(days=1)
+            spans.append(("day", {"$gte": hours["$lt"]}))
+        units = 0
+        for period, span in spans:
+            condition = {"product_id": {"$eq": product_id}, "period": period, "start": span}
+            units += sum(int(document["units"]) for document in await self._read(SALES, condition, {"units": 1}))
+        return units
+
+
+def _update(partition: int, sale: PartitionSales) -> UpdateOne:
+    """The update that stores a partition's part, unless a later one is stored, and adds the parts up; atomic."""
+    era, offset = sale.position
+    part = {"era": era, "offset": offset, **{name: getattr(sale, name) for name in _SUMS}}
+    place = f"parts.p{partition}"
+    known = {"era": f"${place}.era", "offset": f"${place}.offset"}
+    parts = {"$objectToArray": "$parts"}
+    return UpdateOne(
+        {"_id": sale_id(sale.period, sale.start, sale.product_id)},
+        [
+            {
+                "$set": {
+                    "product_id": {"$literal": sale.product_id},
+                    "period": sale.period,
+                    "start": sale.start,
+                    place: {"$cond": [_not_before(known, sale.position), {"$literal": part}, f"${place}"]},
+                }
+            },
+            {"$set": {name: {"$sum": {"$map": {"input": parts, "in": f"$$this.v.{name}"}}} for name in _SUMS}},
+        ],
+        upsert=True,
+    )
+
+
+def _not_before(known: Document, position: tuple[int, int]) -> Document:
+    """True if the position is the known one or later; also if none is known: null is less than any number."""
+    era, offset = position
+    return {
+        "$or": [
+            {"$lt": [known["era"], era]},
+            {"$and": [{"$eq": [known["era"], era]}, {"$lte": [known["offset"], offset]}]},
+        ]
+    }
