@@ -79,6 +79,7 @@ def build(
     names = [topic.get_topic_name() for topic in (topics.customers, topics.products, topics.purchases)]
     metrics, mongodb_outage = Metrics(), Outage("MongoDB")
     mongodb = Patient(store, mongodb_outage)
+    store.on_write = metrics.wrote
     limit = Limit(config.dead_letters.max_share, config.dead_letters.window)
     board = Board()
 

@@ -23,29 +23,36 @@ class Catalogue(Connection):
         The newest `updated_at` wins, whatever the order of the calls and however many workers make them; of equal ones
         the later, except that one partition's smaller offset never wins over its larger.
         """
-        # The prices first: a product without its price history would be taken for one that always had its newest
-        # price. Hence a product that can't be sent is found before: its price must not stay behind.
-        refused = unencodable(documents, range(len(documents)))
-        for name, made in ((PRICES, price_document), (PRODUCTS, dict)):
-            kept = [index for index in range(len(documents)) if index not in refused]
-            refused_now = await self._upsert(name, [made(documents[index]) for index in kept])
-            refused |= {kept[position]: why for position, why in refused_now.items()}
+        with self._measured(PRODUCTS) as outcomes:
+            # The prices first: a product without its price history would be taken for one that always had its newest
+            # price. Hence a product that can't be sent is found before: its price must not stay behind.
+            refused = unencodable(documents, range(len(documents)))
+            for name, made in ((PRICES, price_document), (PRODUCTS, dict)):
+                kept = [index for index in range(len(documents)) if index not in refused]
+                refused_now = await self._upsert(name, [made(documents[index]) for index in kept])
+                refused |= {kept[position]: why for position, why in refused_now.items()}
+            outcomes |= {"upserted": len(documents) - len(refused), "refused": len(refused)}
         return refused
 
     async def upsert_customers(self, documents: Sequence[Document]) -> dict[int, str]:
         """Store customers; as `upsert_products`, the time being `registered_at`."""
-        return await self._upsert(CUSTOMERS, documents)
+        with self._measured(CUSTOMERS) as outcomes:
+            refused = await self._upsert(CUSTOMERS, documents)
+            outcomes |= {"upserted": len(documents) - len(refused), "refused": len(refused)}
+        return refused
 
     async def delete_products(self, deletions: Sequence[Deletion]) -> None:
         """Delete products, unless what is stored came later in the same partition. They have no price from `at` on."""
-        refused = await self._upsert(PRICES, [no_price_document(deletion) for deletion in deletions])
-        if refused:  # not the event's fault: somebody else's rules for our collection
-            raise Unavailable("MongoDB", f"collection {PRICES}: {next(iter(refused.values()))}")
-        await self._delete(PRODUCTS, deletions)
+        with self._measured(PRODUCTS, deleted=len(deletions)):
+            refused = await self._upsert(PRICES, [no_price_document(deletion) for deletion in deletions])
+            if refused:  # not the event's fault: somebody else's rules for our collection
+                raise Unavailable("MongoDB", f"collection {PRICES}: {next(iter(refused.values()))}")
+            await self._delete(PRODUCTS, deletions)
 
     async def delete_customers(self, deletions: Sequence[Deletion]) -> None:
         """Delete customers, unless what is stored came later in the same partition. Their purchases stay."""
-        await self._delete(CUSTOMERS, deletions)
+        with self._measured(CUSTOMERS, deleted=len(deletions)):
+            await self._delete(CUSTOMERS, deletions)
 
     async def products(self) -> list[Document]:
         """All products, by name."""

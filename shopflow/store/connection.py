@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import re
 import warnings
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from datetime import timezone
+from time import monotonic
 from typing import Any, TypeVar
 
 import pymongo
@@ -60,10 +61,15 @@ _DEFAULTS = {
 T = TypeVar("T")
 Fields = Mapping[str, int] | None
 Sort = Sequence[tuple[str, int]]
+#: Called with a collection, the seconds that a write took, and how many documents had which outcome.
+OnWrite = Callable[[str, float, Mapping[str, int]], None]
 
 
 class Connection:
     """A MongoDB database, and the requests that the collections' methods are made of. `connect` comes first.
+
+    Attributes:
+        on_write: Called after each write of products, customers and purchases that ended well.
 
     Arguments:
         database: The database's name.
@@ -72,6 +78,7 @@ class Connection:
     def __init__(self, database: str) -> None:
         self._database = database
         self._client: AsyncMongoClient[Document] | None = None
+        self.on_write: OnWrite = lambda collection, seconds, outcomes: None
 
     def connect(self, uri: str) -> None:
         """Say where MongoDB is. Does no I/O: the first call of another method does.
@@ -171,6 +178,13 @@ class Connection:
         errors = await written(self._collection(name).bulk_write(operations, ordered=False))
         if errors:  # two that put a new one there at once, for one: the next try finds it there
             raise Unavailable("MongoDB", f"collection {name}: {described(errors[0])}")
+
+    @contextmanager
+    def _measured(self, collection: str, **outcomes: int) -> Iterator[dict[str, int]]:
+        """Call `on_write` when the write within has ended well. The write may add outcomes to the dict it gets."""
+        began = monotonic()
+        yield outcomes
+        self.on_write(collection, monotonic() - began, outcomes)
 
     async def _read(
         self, name: str, condition: Document, fields: Fields = None, *, sort: Sort = (), limit: int | None = None

@@ -35,7 +35,12 @@ class Purchases(Connection):
 
         Of several with one `_id` in a call the first is stored, the others are duplicates.
         """
-        return await self._insert_and_compare(documents)
+        with self._measured(PURCHASES) as outcomes:
+            done = await self._insert_and_compare(documents)
+            duplicate, refused = len(done.duplicates), len(done.refused)
+            inserted = len(documents) - duplicate - refused
+            outcomes |= {"inserted": inserted, "duplicate": duplicate, "refused": refused}
+        return done
 
     async def restore_purchases(self, documents: Sequence[Document]) -> None:
         """Give stored purchases of the same `source` the fields of these; fields of others' in them stay."""
@@ -43,7 +48,8 @@ class Purchases(Connection):
             UpdateOne({"_id": document["_id"], "source": document["source"]}, {"$set": without_id(document)})
             for document in documents
         ]
-        await self._write(PURCHASES, operations)
+        with self._measured(PURCHASES, restored=len(documents)):
+            await self._write(PURCHASES, operations)
 
     async def purchase_prices(self, purchase_ids: Collection[str]) -> dict[str, int]:
         """The prices, in grosze, of those purchases that are stored."""

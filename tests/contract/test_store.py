@@ -713,6 +713,36 @@ def test_ids_that_are_no_text_are_passed_over(store: Any, run: Run) -> None:
     assert run(everything(store.pages("products"))) == [[{"_id": "a"}, {"_id": "b"}]]
 
 
+@pytest.mark.parametrize("store", ["mongodb"], indirect=True)
+@pytest.mark.servers
+def test_each_write_of_events_reports_what_became_of_its_documents(store: Any, run: Run) -> None:
+    """Once it has ended well, with its collection and how long it took. Reads and other writes report nothing."""
+    reported: list[tuple[str, dict[str, int]]] = []
+
+    def on_write(collection: str, seconds: float, outcomes: dict[str, int]) -> None:
+        assert 0 < seconds < 60
+        reported.append((collection, outcomes))
+
+    store.on_write = on_write
+    bought = [purchase("p1", kafka(1)), purchase("p1", kafka(2)), purchase("p2", kafka(3), value=1 << 70)]
+    run(store.insert_purchases(bought))
+    run(store.restore_purchases(bought[:1]))
+    run(store.upsert_products([product(1, NOON, kafka(1)), product(1 << 70, NOON, kafka(2), "tea")]))
+    run(store.upsert_customers([customer("anna"), customer("bob")]))
+    run(store.delete_products([Deletion("milk", NOON, kafka(3))]))
+    run(store.delete_customers([Deletion("anna", NOON, kafka(3)), Deletion("bob", NOON, kafka(4))]))
+    run(store.insert_vouchers([{"_id": "v", "source": kafka(1)}]))
+    run(store.totals())
+    assert reported == [
+        ("purchases", {"inserted": 1, "duplicate": 1, "refused": 1}),
+        ("purchases", {"restored": 1}),
+        ("products", {"upserted": 1, "refused": 1}),
+        ("customers", {"upserted": 2, "refused": 0}),
+        ("products", {"deleted": 1}),
+        ("customers", {"deleted": 2}),
+    ]
+
+
 def test_the_fake_is_away_as_often_as_told(run: Run) -> None:
     """Tests of the outages rely on it: a call that finds it away does nothing."""
     fake = FakeStore()

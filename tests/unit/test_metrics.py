@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+from datetime import datetime, timezone
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,10 +22,11 @@ from faust_batches import Outage
 from shopflow.errors import PartitionLost, Unavailable
 from shopflow.kafka.connection import Span
 from shopflow.kafka.lag import Lags
-from shopflow.store.types import Inserted
-from shopflow.web.monitoring.metrics import MeteredStore, Metrics, Rebalances, Sources
-from tests.fakes import FakeStore
+from shopflow.store import MongoStore
+from shopflow.store.types import Deletion, Inserted
+from shopflow.web.monitoring.metrics import Metrics, Rebalances, Sources
 
+NOON = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 RULES = yaml.safe_load((DEPLOY / "prometheus/alerts.yml").read_text(encoding="utf-8"))
@@ -141,33 +143,39 @@ def test_a_batch_that_is_not_done_is_not_counted(error: Exception, failures: int
     assert metrics.activity.of(("shop.purchases", 2)) == 1
 
 
+class Answers(MongoStore):
+    """Refuses, and meets duplicates, without a server."""
+
+    async def _insert_and_compare(self, documents: Any) -> Inserted:
+        return Inserted(frozenset({0}), {1: "why"})
+
+    async def _upsert(self, name: str, documents: Any) -> dict[int, str]:
+        return {0: "why"} if name == "products" else {}
+
+    async def _write(self, name: str, operations: Any) -> None: ...
+
+
+class Away(MongoStore):
+    """Takes nothing."""
+
+    async def _upsert(self, name: str, documents: Any) -> dict[int, str]:
+        raise Unavailable("MongoDB", "away")
+
+
 def test_documents_are_counted_by_what_became_of_them() -> None:
     metrics = Metrics()
 
-    class Answers(FakeStore):
-        async def insert_purchases(self, documents: Any) -> Inserted:
-            return Inserted(frozenset({0}), {1: "why"})
-
-        async def upsert_products(self, documents: Any) -> dict[int, str]:
-            return {0: "why"}
-
-        async def upsert_customers(self, documents: Any) -> dict[int, str]:
-            return {}
-
-        async def restore_purchases(self, documents: Any) -> None: ...
-
-        async def delete_products(self, deletions: Any) -> None: ...
-
-        async def delete_customers(self, deletions: Any) -> None: ...
-
     async def scenario() -> None:
-        store, documents = MeteredStore(Answers(), metrics), [{"_id": name} for name in "abcd"]
+        store, gone = Answers("shop"), Deletion("a", NOON, {"origin": "direct"})
+        store.on_write = metrics.wrote
+        fields = {"price": 5, "updated_at": NOON, "source": {"origin": "direct"}}
+        documents = [{"_id": name, **fields} for name in "abcd"]
         assert await store.insert_purchases(documents) == Inserted(frozenset({0}), {1: "why"})
         assert await store.upsert_products(documents) == {0: "why"}
         assert await store.upsert_customers(documents) == {}
         await store.restore_purchases(documents[:1])
-        await store.delete_products([None] * 2)  # type: ignore[list-item]
-        await store.delete_customers([None] * 3)  # type: ignore[list-item]
+        await store.delete_products([gone] * 2)
+        await store.delete_customers([gone] * 3)
 
     asyncio.run(scenario())
     (family,) = (family for family in metrics.registry.collect() if family.name == "shopflow_documents")
@@ -188,11 +196,15 @@ def test_documents_are_counted_by_what_became_of_them() -> None:
 
 def test_a_write_that_fails_is_not_counted() -> None:
     """It is made again."""
-    metrics, store = Metrics(), FakeStore()
-    store.away(1)
+    metrics, store = Metrics(), Away("shop")
+    store.on_write = metrics.wrote
     with pytest.raises(Unavailable):
-        asyncio.run(MeteredStore(store, metrics).upsert_products([]))
+        asyncio.run(store.upsert_products([]))
     assert value(metrics, "shopflow_mongodb_write_duration_seconds_count", collection="products") is None
+
+
+def test_the_writes_of_a_worker_are_counted() -> None:
+    assert importlib.import_module("shopflow.app").store.on_write == worker_metrics().wrote
 
 
 def test_rebalances_are_timed() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter as Counts
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import fmean
@@ -28,12 +28,8 @@ from prometheus_client.registry import Collector
 from faust_batches import Batch, Outage
 from shopflow.errors import PartitionLost, Unavailable
 from shopflow.kafka.lag import Lags
-from shopflow.store import MongoStore
-from shopflow.store.types import CUSTOMERS, PRODUCTS, PURCHASES, Deletion, Document, Inserted
 
 from .probes import Activity
-
-__all__ = ["CONTENT_TYPE", "MeteredStore", "Metrics", "Rebalances", "Sources"]
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, that nobody asks for
 
@@ -155,8 +151,8 @@ class Metrics:
         self.batch_seconds.labels(topic).observe(monotonic() - began)
         self.batch_records.labels(topic).observe(len(batch.records))
 
-    def wrote(self, collection: str, seconds: float, **outcomes: int) -> None:
-        """A write to MongoDB has ended well, with so many documents of each outcome."""
+    def wrote(self, collection: str, seconds: float, outcomes: Mapping[str, int]) -> None:
+        """Count a write to MongoDB that ended well, and its documents by outcome (`MongoStore.on_write`)."""
         self.write_seconds.labels(collection).observe(seconds)
         for outcome, count in outcomes.items():
             if count:
@@ -170,64 +166,6 @@ class Metrics:
         """An HTTP request was answered."""
         self.http_requests.labels(view, method if method in _METHODS else "other", str(status)).inc()
         self.http_seconds.labels(view).observe(seconds)
-
-
-class MeteredStore:
-    """Writes as the store does, and counts."""
-
-    def __init__(self, store: MongoStore, metrics: Metrics) -> None:
-        self._store = store
-        self._wrote = metrics.wrote
-
-    async def insert_purchases(self, documents: Sequence[Document]) -> Inserted:
-        """As the store's."""
-        began = monotonic()
-        done = await self._store.insert_purchases(documents)
-        duplicates, refused = len(done.duplicates), len(done.refused)
-        inserted = len(documents) - duplicates - refused
-        self._wrote(PURCHASES, monotonic() - began, inserted=inserted, duplicate=duplicates, refused=refused)
-        return done
-
-    async def restore_purchases(self, documents: Sequence[Document]) -> None:
-        """As the store's."""
-        began = monotonic()
-        await self._store.restore_purchases(documents)
-        self._wrote(PURCHASES, monotonic() - began, restored=len(documents))
-
-    async def upsert_products(self, documents: Sequence[Document]) -> dict[int, str]:
-        """As the store's."""
-        return await self._upsert(PRODUCTS, documents, self._store.upsert_products)
-
-    async def upsert_customers(self, documents: Sequence[Document]) -> dict[int, str]:
-        """As the store's."""
-        return await self._upsert(CUSTOMERS, documents, self._store.upsert_customers)
-
-    async def delete_products(self, deletions: Sequence[Deletion]) -> None:
-        """As the store's."""
-        await self._delete(PRODUCTS, deletions, self._store.delete_products)
-
-    async def delete_customers(self, deletions: Sequence[Deletion]) -> None:
-        """As the store's."""
-        await self._delete(CUSTOMERS, deletions, self._store.delete_customers)
-
-    async def _upsert(
-        self,
-        collection: str,
-        documents: Sequence[Document],
-        upsert: Callable[[Sequence[Document]], Awaitable[dict[int, str]]],
-    ) -> dict[int, str]:
-        began = monotonic()
-        refused = await upsert(documents)
-        upserted = len(documents) - len(refused)
-        self._wrote(collection, monotonic() - began, upserted=upserted, refused=len(refused))
-        return refused
-
-    async def _delete(
-        self, collection: str, deletions: Sequence[Deletion], delete: Callable[[Sequence[Deletion]], Awaitable[None]]
-    ) -> None:
-        began = monotonic()
-        await delete(deletions)
-        self._wrote(collection, monotonic() - began, deleted=len(deletions))
 
 
 class Rebalances(faust.Sensor):
