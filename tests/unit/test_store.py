@@ -15,13 +15,17 @@ import pytest
 from bson.datetime_ms import DatetimeMS
 from pymongo.errors import AutoReconnect, OperationFailure
 
-from shopflow.errors import Refused, Unavailable
+from faust_batches import Outage
+from faust_batches.testing import FakeBatch, FakeRecord
+from shopflow.errors import PartitionLost, Refused, Unavailable
 from shopflow.shop.documents import purchase_document
 from shopflow.store import MongoStore
+from shopflow.store.connection import Patient
 from shopflow.store.errors import MAX_DOCUMENT_BYTES, documents_errors, translated, unencodable, written
 from shopflow.store.purchases import most_bytes
 from shopflow.store.rules import duplicates, newest, no_price_document, outdoes, price_document, removals, replacement
-from shopflow.store.types import Deletion, Document, PriceHistory, milliseconds
+from shopflow.store.types import Deletion, Document, PriceHistory, Totals, milliseconds
+from tests.fakes import FakeStore
 
 NOON = datetime(2026, 5, 1, 12, 0, 0, tzinfo=timezone.utc)
 MINUTE = timedelta(minutes=1)
@@ -479,3 +483,63 @@ def test_what_another_program_wrote_is_read_all_the_same() -> None:
     far = DatetimeMS(2**53)
     broken = bson.encode({"at": far, "name": "Zak"}).replace(b"Zak", b"\xb3ak")
     assert bson.decode(broken, asyncio.run(options())) == {"at": far, "name": "\N{REPLACEMENT CHARACTER}ak"}
+
+
+# A batch's requests
+
+
+def test_a_batch_asks_until_mongodb_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The indexes are created before the first request that is answered, and never again."""
+    monkeypatch.setattr("faust_batches.outage.FIRST_PAUSE_SECONDS", 0.0)
+    store, outage = FakeStore(), Outage("MongoDB")
+    ask = Patient(store, outage)  # type: ignore[arg-type]
+    batch: Any = FakeBatch([FakeRecord(b"k", b"v")])
+
+    async def scenario() -> list[Any]:
+        store.away(3)
+        return [await ask(batch, store.totals) for _ in range(2)]
+
+    assert asyncio.run(scenario()) == [Totals(), Totals()]
+    assert store.calls == ["prepare", "totals", "totals"]
+    assert outage.failures == 3
+    assert outage.seconds is None
+
+
+def test_a_request_that_fails_after_the_indexes_are_there_does_not_create_them_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("faust_batches.outage.FIRST_PAUSE_SECONDS", 0.0)
+    store, failures = FakeStore(), [Unavailable("MongoDB", "away")] * 2
+    batch: Any = FakeBatch([FakeRecord(b"k", b"v")])
+
+    async def attempt() -> str:
+        if failures:
+            raise failures.pop()
+        return "answer"
+
+    assert asyncio.run(Patient(store, Outage("MongoDB"))(batch, attempt)) == "answer"  # type: ignore[arg-type]
+    assert store.calls == ["prepare"]
+
+
+def test_a_batch_that_lost_its_partition_asks_no_more() -> None:
+    """What MongoDB refuses once is not asked again either."""
+    store = FakeStore()
+    store.away(9)
+    batch: Any = FakeBatch([FakeRecord(b"k", b"v")])
+
+    async def prepare() -> None:
+        batch.lost = True
+        raise Unavailable("MongoDB", "away")
+
+    store.prepare = prepare  # type: ignore[method-assign]
+    with pytest.raises(PartitionLost):
+        asyncio.run(Patient(store, Outage("MongoDB"))(batch, store.totals))  # type: ignore[arg-type]
+
+    async def refuses() -> None:
+        raise Refused("another index")
+
+    store.prepare = refuses  # type: ignore[method-assign]
+    batch.lost = False
+    with pytest.raises(Refused):
+        asyncio.run(Patient(store, Outage("MongoDB"))(batch, store.totals))  # type: ignore[arg-type]
+    assert store.calls == []
