@@ -38,11 +38,12 @@ from shopflow.shop.text import visible
 from shopflow.store.types import Document
 
 from . import lines as listing
-from . import plots, running, samples, seeding
+from . import plots, samples, seeding
+from . import worker as running
 from .demo import demo as run_demo
 from .progress import progress_bar
 from .replay import replay as run_replay
-from .running import WorkerCommand
+from .worker import WorkerCommand
 
 __all__ = ["Command"]
 

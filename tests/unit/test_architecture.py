@@ -131,7 +131,7 @@ def test_the_embedded_servers_are_never_imported() -> None:
 
 
 #: `os._exit` ends a process that does not stop; a Record's fields have no public name.
-_NOT_INTERNALS = {("shopflow.commands.running", "_exit"), ("shopflow.shop.decoding", "_options")}
+_NOT_INTERNALS = {("shopflow.commands.worker", "_exit"), ("shopflow.shop.decoding", "_options")}
 
 
 def test_only_the_heart_touches_fausts_internals() -> None:

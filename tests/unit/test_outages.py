@@ -10,7 +10,7 @@ import pytest
 
 from faust_batches import Outage, retrying
 from faust_batches import outage as outages
-from shopflow.commands.running import KafkaNoise, is_news
+from shopflow.commands.worker import KafkaNoise, is_news
 from shopflow.errors import PartitionLost, Unavailable
 
 AWAY = Unavailable("MongoDB", "no answer")
