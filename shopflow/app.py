@@ -33,7 +33,11 @@ app: App = App(
         "shopflow.web.api.collections",
         "shopflow.web.api.openapi",
         "shopflow.web.monitoring.views",
+        "shopflow.commands.worker",
+        "shopflow.commands.seed",
+        "shopflow.commands.show",
         "shopflow.commands.operate",
+        "shopflow.commands.demo",
     ],
     # One for each worker of a machine; a worker that is started with another web port, or --datadir, has another.
     datadir=str(config.data_path / f"worker-{config.web.port}"),

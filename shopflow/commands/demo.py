@@ -1,38 +1,37 @@
-"""The shop in one command: servers, a worker, example events, and what becomes of them."""
+"""`demo`: servers if none run, a worker, example events, and what becomes of them."""
 
 from __future__ import annotations
 
 import asyncio
 import random
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime
 from time import monotonic
 from typing import Any
 
 import aiohttp
+import click
 import msgspec
+from faust.cli import option
 
 from shopflow import topics
 from shopflow.app import config, connect, kafka_at, store
 from shopflow.config.promotions import EXAMPLES
 from shopflow.errors import Refused, Unavailable
 from shopflow.kafka import connection as kafka
+from shopflow.kafka.security import Bootstrap
 from shopflow.operations.verify.totals import verify
-from shopflow.servers.servers import Addresses, Servers
+from shopflow.servers.servers import Servers
 from shopflow.servers.worker import Worker, child_worker
 from shopflow.shop.text import money
 from shopflow.web import peers
 
-from . import lines as listing
-from . import samples, seeding
+from . import lines, samples, seeding
+from .base import ServingCommand, now
 from .progress import progress_bar
-
-__all__ = ["demo"]
-
-Say = Callable[[str], None]
 
 #: The demo's customers are the same each time.
 _SEED = 1
@@ -44,60 +43,183 @@ _LOOK_SECONDS = 0.5
 _NEW_PRICES, _NEW_PRICES_SECONDS = 3, 15.0
 
 
-@dataclass
-class Plan:
-    """What the demo is to do."""
+class demo(ServingCommand):  # noqa: N801
+    """Servers if none run, a worker, example events, live progress, the addresses of the views."""
 
+    options = [  # noqa: RUF012 - Faust's way
+        option("--customers", type=click.IntRange(1), default=100, show_default=True, help="How many customers."),
+        option("--purchases", type=click.IntRange(1), default=2000, show_default=True, help="How many purchases."),
+        option(
+            "--rate",
+            type=click.FloatRange(0),
+            default=200.0,
+            show_default=True,
+            help="Purchases a second; 0: no limit.",
+        ),
+        option("--exit", "leave", is_flag=True, help="Stop after the last purchase, verify, and exit with its status."),
+    ]
+
+    def serve(self, *, leave: bool, **plan: Any) -> int:
+        """Run it. On Ctrl-C returns 0, with `leave` 130; otherwise the status of the verification."""
+        try:
+            with Servers(config, self.say) as servers:
+                addresses = servers.start()
+                connect(addresses)
+                with child_worker(config, "demo", self.say, _promotions()) as worker:
+                    run = _Demo(kafka_at(addresses), worker, self.say, leave=leave, **plan).run(servers)
+                    return asyncio.run(run)
+        except KeyboardInterrupt:
+            self.say("Stopped. What was stored stays: the next start goes on from here.")
+            return 128 + signal.SIGINT if leave else 0
+
+
+def _promotions() -> dict[str, str]:
+    """The variable that sets the example rules; none where the configuration has rules."""
+    return {} if config.promotions else {"SHOPFLOW_PROMOTIONS": msgspec.json.encode(EXAMPLES).decode()}
+
+
+@dataclass
+class _Demo:
+    """What the demo does once its worker has been started."""
+
+    bootstrap: Bootstrap
+    worker: Worker
+    say: Callable[[str], None]
     customers: int
     purchases: int
     rate: float
     leave: bool
 
+    async def run(self, servers: Servers) -> int:
+        """Offer, register, sell, watch until Ctrl-C unless `leave`, and verify. Returns the report's status."""
+        async with _guarded(self.worker, servers):
+            self.say(f"Starting a worker ... (its log: {self.worker.log})")
+            await self._wait_for_worker()
+            self.say(f"The shop: {self.worker.url}/")
+            self.say(f"Counts of all customers: {self.worker.url}/counts/")
+            await self._offer_and_register()
+            customer_ids, prices = await seeding.known(store, self.customers)
+            async with _new_prices(self.bootstrap, prices, wanted=not self.leave):
+                await self._sell(customer_ids, prices)
+                newest = await self._show_voucher("")
+                if not self.leave:
+                    await self._watch(newest)
+            report = await verify(self.bootstrap, store, topics.LAYOUT, token=config.web.read_token)
+            await store.close()
+            for line in lines.report(report, as_json=False):
+                self.say(line)
+            return report.status
 
-def demo(say: Say, *, customers: int, purchases: int, rate: float, leave: bool) -> int:
-    """Run it. Returns the exit status.
+    async def _wait_for_worker(self) -> None:
+        async def answer() -> None:
+            while await self._counts() is None:
+                await asyncio.sleep(_LOOK_SECONDS)
 
-    With `leave` that of the verification, 130 if Ctrl-C came before it; else 0 on Ctrl-C.
-    """
-    plan = Plan(customers, purchases, rate, leave)
-    try:
-        with Servers(config, say) as servers:
-            addresses = servers.start()
-            connect(addresses)
-            with child_worker(config, "demo", say, _promotions()) as worker:
-                return asyncio.run(_shop(plan, addresses, worker, servers, say))
-    except KeyboardInterrupt:
-        say("Stopped. What was stored stays: the next start goes on from here.")
-        return 128 + signal.SIGINT if leave else 0
+        try:
+            await asyncio.wait_for(answer(), _WORKER_START_SECONDS)
+        except asyncio.TimeoutError as error:
+            why = f"the worker does not answer after {_WORKER_START_SECONDS:g} s"
+            raise Unavailable("demo", why) from error
+
+    async def _counts(self) -> dict[str, Any] | None:
+        """The worker's sums; None while it does not answer, which is before it is up and while it stops."""
+        try:
+            async with (
+                aiohttp.ClientSession(headers=peers.headers()) as http,
+                http.get(f"{self.worker.url}/counts/") as response,
+            ):
+                if response.status == 200:
+                    sums: dict[str, Any] = await response.json()
+                    return sums
+        except aiohttp.ClientError:
+            return None
+        return None
+
+    async def _offer_and_register(self) -> None:
+        at = now()
+        offered = samples.products(random.Random(), at)  # noqa: S311 - example prices
+        await self._send(topics.products, offered, len(offered))
+        await self._send(topics.customers, samples.customers(self.customers, _SEED, at), self.customers)
+        await self._drained()
+        self.say(f"{len(offered)} products are offered, {self.customers} customers have registered.")
+
+    async def _sell(self, customer_ids: list[str], prices: dict[str, int]) -> None:
+        events = samples.purchases(random.Random(), customer_ids, list(prices), now, prices)  # noqa: S311
+        began = monotonic()
+        await self._send(topics.purchases, events, self.purchases, self.rate)
+        await self._drained()
+        self.say(f"{self.purchases} purchases were made, stored and counted in {monotonic() - began:.1f} s.")
+        if sums := await self._counts():
+            self.say(_summary(sums))
+
+    async def _send(self, topic: Any, events: Iterable[seeding.Event], count: int, rate: float = 0) -> None:
+        name = topic.get_topic_name()
+        with progress_bar(name, count) as advance:
+            paced = seeding.paced(events, count, rate)
+            await seeding.through_kafka(self.bootstrap, name, topics.KEYS[name], paced, advance)
+
+    async def _drained(self) -> None:
+        """Wait until the worker has committed everything."""
+        last, since = None, monotonic()
+        while True:
+            lags = await kafka.lags(self.bootstrap, config.app_id, topics.LAYOUT.events)
+            waiting = sum(lag.waiting for lag in lags.values())
+            if not waiting:
+                return
+            if waiting != last:
+                last, since = waiting, monotonic()
+            elif monotonic() - since > _STUCK_SECONDS:
+                raise Unavailable("demo", f"{waiting} events wait, and nothing moves; see the worker's log")
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _watch(self, newest: str) -> None:
+        """Show what happens until Ctrl-C.
+
+        Arguments:
+            newest: The id of the newest voucher that was shown.
+        """
+        self.say("")
+        self.say(f"The shop is open: {self.worker.url}/  In another terminal, in this folder:")
+        for line in (
+            ".venv/bin/faust -A shopflow seed-purchases --count 100 --rate 10",
+            ".venv/bin/faust -A shopflow list-customers --limit 3",
+            ".venv/bin/faust -A shopflow list-products --sales",
+            f".venv/bin/faust -A shopflow price-history {samples.PRODUCTS[0].product_id}",
+            ".venv/bin/faust -A shopflow list-vouchers --limit 3",
+            f"curl {self.worker.url}/sales/",
+        ):
+            self.say(f"    {line}")
+        every = f"Some prices change every {_NEW_PRICES_SECONDS:g} seconds"
+        self.say(f"{every}: look at a product on the page. Ctrl-C closes it.")
+        before = await self._counts()
+        while True:
+            await asyncio.sleep(1.0)
+            sums = await self._counts()
+            if sums and sums != before:
+                self.say(_summary(sums))
+                before = sums
+                newest = await self._show_voucher(newest)
+
+    async def _show_voucher(self, known: str) -> str:
+        """Show the newest voucher unless it is known; returns its id."""
+        async with aclosing(store.vouchers(limit=1)) as found:
+            async for voucher in found:
+                if voucher["_id"] != known:
+                    self.say(f"The newest voucher: {lines.voucher(voucher)}")
+                return str(voucher["_id"])
+        return known
 
 
-def _promotions() -> dict[str, str]:
-    """The example rules, unless there are others."""
-    return {} if config.promotions else {"SHOPFLOW_PROMOTIONS": msgspec.json.encode(EXAMPLES).decode()}
-
-
-async def _shop(plan: Plan, addresses: Addresses, worker: Worker, servers: Servers, say: Say) -> int:
-    async with _guarded(worker, servers):
-        say(f"Starting a worker ... (its log: {worker.log})")
-        await _until(_answers(worker), _WORKER_START_SECONDS, "the worker does not answer")
-        say(f"The shop: {worker.url}/")
-        say(f"Counts of all customers: {worker.url}/counts/")
-        await _offer_and_register(plan, addresses, say)
-        known = await seeding.known(store, plan.customers)
-        async with _new_prices(addresses, known[1], wanted=not plan.leave):
-            await _sell(plan, addresses, worker, known, say)
-            if not plan.leave:
-                await _watch(worker, say)
-        report = await verify(kafka_at(addresses), store, topics.LAYOUT, token=config.web.read_token)
-        await store.close()
-        for line in listing.report(report, as_json=False):
-            say(line)
-        return report.status
+def _summary(sums: dict[str, Any]) -> str:
+    return (
+        f"{datetime.now().astimezone():%H:%M:%S}  {sums['purchases']} purchases of {sums['customers']} customers: "
+        f"{sums['items']} items, {money(sums['spent'])}"
+    )
 
 
 @asynccontextmanager
 async def _guarded(worker: Worker, servers: Servers) -> AsyncIterator[None]:
-    """Ends the body with an error as soon as the worker or a server has died."""
+    """End the body with an error as soon as the worker or a server has died."""
     body = asyncio.current_task()
     reason: list[Exception] = []
 
@@ -125,50 +247,8 @@ async def _guarded(worker: Worker, servers: Servers) -> AsyncIterator[None]:
         guarding.cancel()
 
 
-async def _until(done: Any, seconds: float, otherwise: str) -> None:
-    try:
-        await asyncio.wait_for(done, seconds)
-    except asyncio.TimeoutError as error:
-        raise Unavailable("demo", f"{otherwise} after {seconds:g} s") from error
-
-
-async def _answers(worker: Worker) -> None:
-    while await _counts(worker) is None:
-        await asyncio.sleep(_LOOK_SECONDS)
-
-
-async def _counts(worker: Worker) -> dict[str, Any] | None:
-    """The worker's sums; None while it can't say."""
-    try:
-        async with (
-            aiohttp.ClientSession(headers=peers.headers()) as http,
-            http.get(f"{worker.url}/counts/") as response,
-        ):
-            if response.status == 200:
-                sums: dict[str, Any] = await response.json()
-                return sums
-    except aiohttp.ClientError:
-        return None  # it is not up yet, or it is just being stopped: the guard tells
-    return None
-
-
-async def _offer_and_register(plan: Plan, addresses: Addresses, say: Say) -> None:
-    now = datetime.now(timezone.utc)
-    offered = samples.products(random.Random(), now)  # noqa: S311 - example prices
-    registered = samples.customers(plan.customers, _SEED, now)
-    for topic, key, events, count in (
-        (topics.products, "product_id", iter(offered), len(offered)),
-        (topics.customers, "customer_id", registered, plan.customers),
-    ):
-        name = topic.get_topic_name()
-        with progress_bar(name, count) as advance:
-            await seeding.through_kafka(kafka_at(addresses), name, key, seeding.paced(events, count, 0), advance)
-    await _drained(addresses, say)
-    say(f"{len(offered)} products are offered, {plan.customers} customers have registered.")
-
-
 @asynccontextmanager
-async def _new_prices(addresses: Addresses, prices: dict[str, int], *, wanted: bool) -> AsyncIterator[None]:
+async def _new_prices(bootstrap: Bootstrap, prices: dict[str, int], *, wanted: bool) -> AsyncIterator[None]:
     """Offer some products at another price now and then, so that prices and what is sold at them are seen moving.
 
     Arguments:
@@ -178,12 +258,12 @@ async def _new_prices(addresses: Addresses, prices: dict[str, int], *, wanted: b
 
     async def offer() -> None:
         chance = random.Random()  # noqa: S311 - example prices
+        name = topics.products.get_topic_name()
         while True:
             await asyncio.sleep(_NEW_PRICES_SECONDS)
-            offered = chance.sample(samples.products(chance, datetime.now(timezone.utc)), _NEW_PRICES)
+            offered = chance.sample(samples.products(chance, now()), _NEW_PRICES)
             events = seeding.paced(offered, None, 0)
-            name = topics.products.get_topic_name()
-            await seeding.through_kafka(kafka_at(addresses), name, "product_id", events, lambda _: None)
+            await seeding.through_kafka(bootstrap, name, topics.KEYS[name], events, lambda _: None)
             prices.update({product["product_id"]: product["price"] for product in offered})
 
     offering = asyncio.create_task(offer()) if wanted else None
@@ -194,76 +274,3 @@ async def _new_prices(addresses: Addresses, prices: dict[str, int], *, wanted: b
             offering.cancel()
             with suppress(asyncio.CancelledError, Unavailable):  # Kafka away: the guard tells, or nothing is sold
                 await offering
-
-
-async def _sell(
-    plan: Plan, addresses: Addresses, worker: Worker, known: tuple[list[str], dict[str, int]], say: Say
-) -> None:
-    customer_ids, prices = known
-    events = samples.purchases(
-        random.Random(), customer_ids, list(prices), lambda: datetime.now(timezone.utc), prices  # noqa: S311
-    )  # fmt: skip
-    name = topics.purchases.get_topic_name()
-    began = monotonic()
-    with progress_bar(name, plan.purchases) as advance:
-        paced = seeding.paced(events, plan.purchases, plan.rate)
-        await seeding.through_kafka(kafka_at(addresses), name, "customer_id", paced, advance)
-    await _drained(addresses, say)
-    say(f"{plan.purchases} purchases were made, stored and counted in {monotonic() - began:.1f} s.")
-    if sums := await _counts(worker):
-        say(_summary(sums))
-    await _newest_voucher(say, "")
-
-
-async def _drained(addresses: Addresses, say: Say) -> None:
-    """Wait until the worker has committed everything."""
-    last, since = None, monotonic()
-    while True:
-        lags = await kafka.lags(kafka_at(addresses), config.app_id, topics.LAYOUT.events)
-        waiting = sum(lag.waiting for lag in lags.values())
-        if not waiting:
-            return
-        if waiting != last:
-            last, since = waiting, monotonic()
-        elif monotonic() - since > _STUCK_SECONDS:
-            raise Unavailable("demo", f"{waiting} events wait, and nothing moves; see the worker's log")
-        await asyncio.sleep(_LOOK_SECONDS)
-
-
-async def _watch(worker: Worker, say: Say) -> None:
-    """Show what happens until Ctrl-C."""
-    say("")
-    say(f"The shop is open: {worker.url}/  In another terminal, in this folder:")
-    say("    .venv/bin/faust -A shopflow seed-purchases --count 100 --rate 10")
-    say("    .venv/bin/faust -A shopflow list-customers --limit 3")
-    say("    .venv/bin/faust -A shopflow list-products --sales")
-    say(f"    .venv/bin/faust -A shopflow price-history {samples.PRODUCTS[0].product_id}")
-    say("    .venv/bin/faust -A shopflow list-vouchers --limit 3")
-    say(f"    curl {worker.url}/sales/")
-    say(f"Some prices change every {_NEW_PRICES_SECONDS:g} seconds: look at a product on the page. Ctrl-C closes it.")
-    before = await _counts(worker)
-    newest = await _newest_voucher(lambda _: None, "")
-    while True:
-        await asyncio.sleep(1.0)
-        sums = await _counts(worker)
-        if sums and sums != before:
-            say(_summary(sums))
-            before = sums
-            newest = await _newest_voucher(say, newest)
-
-
-async def _newest_voucher(say: Say, known: str) -> str:
-    """Show the newest voucher unless it is known; returns its id."""
-    async with aclosing(store.vouchers(limit=1)) as found:
-        async for voucher in found:
-            if voucher["_id"] != known:
-                say(f"The newest voucher: {listing.voucher(voucher)}")
-            return str(voucher["_id"])
-    return known
-
-
-def _summary(sums: dict[str, Any]) -> str:
-    return (
-        f"{datetime.now().astimezone():%H:%M:%S}  {sums['purchases']} purchases of {sums['customers']} customers: "
-        f"{sums['items']} items, {money(sums['spent'])}"
-    )

@@ -17,25 +17,12 @@ from shopflow.shop.text import whole
 from shopflow.store import MongoStore
 from shopflow.store.types import Document
 
-__all__ = [
-    "DIRECT",
-    "MongoDB",
-    "Write",
-    "customer_document",
-    "paced",
-    "product_document",
-    "purchase_document",
-    "through_kafka",
-]
-
 Event = dict[str, Any]
-#: Told how many more events are safe: acknowledged by Kafka, or in MongoDB's journal.
+#: Called with how many more events are safe: acknowledged by Kafka, or in MongoDB's journal.
 Progress = Callable[[int], None]
 
 #: Writes documents; returns the reasons of those that were refused, by their indexes.
 Write = Callable[[Sequence[Document]], Awaitable[Mapping[int, str]]]
-
-DIRECT = {"origin": "direct"}
 
 #: Events that may be under way to Kafka at once.
 _UNDER_WAY = 2_000
@@ -96,7 +83,7 @@ class _UnderWay:
         self._futures: list[asyncio.Future[Any]] = []
 
     async def add(self, future: asyncio.Future[Any]) -> None:
-        """One more; waits when there are too many, looks at those that are done now and then."""
+        """Add one. Waits for the oldest when too many are under way, and counts those that are done."""
         self._futures.append(future)
         if len(self._futures) >= _UNDER_WAY:
             await self.settle(_UNDER_WAY // 2)
@@ -130,36 +117,36 @@ class _UnderWay:
             self._progress(done)
 
 
-class MongoDB:
-    """Writes events as documents, without Kafka.
+class DirectWriter:
+    """Writes events straight into MongoDB, a thousand documents at once.
 
     Arguments:
-        document: Makes one of an event.
+        id_field: The field of an event that becomes the document's `_id`.
     """
 
-    def __init__(self, document: Callable[[Event], Document], write: Write, progress: Progress) -> None:
-        self._document = document
+    def __init__(self, id_field: str, write: Write, progress: Progress) -> None:
+        self._id_field = id_field
         self._write = write
         self._progress = progress
         self._waiting: list[Document] = []
         self._total = 0
 
     async def take(self, events: AsyncIterator[Event]) -> int:
-        """Write them all. Returns how many.
+        """Write all events. Returns how many.
 
         Raises:
             Refused: The collection does not take one.
             Unavailable: MongoDB is away.
         """
         async for event in events:
-            self._waiting.append(self._document(event))
+            self._waiting.append(document(event, self._id_field))
             if len(self._waiting) == _AT_ONCE:
                 await self.flush()
         await self.flush()
         return self._total
 
     async def flush(self) -> None:
-        """Write what waits."""
+        """Write the documents that wait."""
         documents, self._waiting = self._waiting, []
         if not documents:
             return
@@ -169,28 +156,15 @@ class MongoDB:
         self._progress(len(documents))
 
 
-def product_document(event: Event) -> Document:
-    """As it stands in `products`."""
-    return _document(event, "product_id")
-
-
-def customer_document(event: Event) -> Document:
-    """As it stands in `customers`."""
-    return _document(event, "customer_id")
-
-
-def purchase_document(event: Event) -> Document:
-    """As it stands in `purchases`."""
-    return {**_document(event, "purchase_id"), "value": event["quantity"] * event["price"]}
-
-
-def _document(event: Event, key: str) -> Document:
+def document(event: Event, id_field: str) -> Document:
+    """The event as it is stored when Kafka never had it; a purchase with its value."""
     fields = dict(event)
-    return {"_id": fields.pop(key), **fields, "source": dict(DIRECT)}
+    made = {"_id": fields.pop(id_field), **fields, "source": {"origin": "direct"}}
+    return {**made, "value": event["quantity"] * event["price"]} if "quantity" in event else made
 
 
 async def known(store: MongoStore, limit: int) -> tuple[list[str], dict[str, int]]:
-    """Ids of customers (at most `limit`), and the products with their prices: who can buy what."""
+    """The ids of at most `limit` customers, and the products that have a price, with it in grosze."""
     customers = await store.customer_ids(limit)
     prices = {product["_id"]: whole(product.get("price")) for product in await store.products()}
     return customers, {name: price for name, price in prices.items() if price is not None and price >= 0}

@@ -1,4 +1,4 @@
-"""A worker and its servers: what is checked before the worker runs, watched while it runs, and stopped after it."""
+"""The worker with its servers, checked before it runs and watched while it runs; and `reset`, `send`, `servers`."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 from click.core import ParameterSource
 from faust.cli import AppCommand
+from faust.cli.send import send as faust_send
 from faust.cli.worker import worker as faust_worker
 
 from shopflow import topics
-from shopflow.app import app, config, connect, connected_kafka
+from shopflow.app import app, config, connect, connect_kafka, connected_kafka
 from shopflow.errors import Refused, Unavailable
 from shopflow.kafka import connection as kafka
-from shopflow.servers.servers import Servers
+from shopflow.servers.servers import Servers, locate
 from shopflow.servers.worker import check_port
 from shopflow.web import access
 
-__all__ = ["KafkaNoise", "WorkerCommand", "choose_datadir", "serve"]
+from .base import Command, ServingCommand, exit_with
 
 #: How long a worker waits for Kafka at its start.
 _KAFKA_SECONDS = 30.0
@@ -47,7 +48,36 @@ _ACTORS = "faust.agents.actor"
 _TROUBLE = re.compile("connect|heartbeat|timed? ?out", re.IGNORECASE)
 
 
-def choose_datadir(command: AppCommand, port: int) -> None:
+class worker(faust_worker):  # noqa: N801 - the class's name is the command's
+    """Start a worker: events go from Kafka to MongoDB and into the tables."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Run it, and exit."""
+        exit_with(lambda: self._serve(*args, **kwargs))
+
+    def _serve(self, *args: Any, **kwargs: Any) -> int:
+        """Check, start the servers that are missing, run, stop what was started. Returns the exit status."""
+        options = {**self.kwargs, **kwargs}
+        port = options.get("web_port") or app.conf.web_port
+        if options.get("with_web"):
+            bind = options.get("web_bind") or app.conf.web_bind
+            check_port(bind, port)
+            for warning in access.warnings(config.web, bind):
+                self.say(f"Warning: {warning}. See docs/SECURITY.md.")
+        _choose_datadir(self, port)
+        with Servers(config, self.say) as servers:
+            connect(servers.start())
+            asyncio.run(_prepare(self.say))
+            _collect_garbage_rarely()
+            with _Watch(servers, verbose=self.loglevel.lower() == "debug") as watch:
+                try:
+                    super().__call__(*args, **kwargs)
+                except SystemExit as end:
+                    return 1 if watch.failed else int(end.code or 0)
+        return 0
+
+
+def _choose_datadir(command: AppCommand, port: int) -> None:
     """Where the tables are: --datadir, else a folder under `data_dir` that is this port's.
 
     Raises:
@@ -65,7 +95,7 @@ def choose_datadir(command: AppCommand, port: int) -> None:
     app.reconfigure(datadir=folder)
 
 
-def check_unused(tables: Path) -> None:
+def _check_unused(tables: Path) -> None:
     """Raises:
     Refused: A process has tables of this folder open.
     """
@@ -75,33 +105,6 @@ def check_unused(tables: Path) -> None:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # RocksDB's own way to have a database for itself
             except OSError as error:
                 raise Refused(f"data_dir: a worker has the tables in {tables} open: stop it first") from error
-
-
-class WorkerCommand(faust_worker):
-    """Faust's `worker`, with the embedded servers around it where they are configured."""
-
-    abstract = True
-
-    def serve(self, *args: Any, **kwargs: Any) -> int:
-        """Check, start what is missing, run, stop what was started. Returns the exit status."""
-        options = {**self.kwargs, **kwargs}
-        port = options.get("web_port") or app.conf.web_port
-        if options.get("with_web"):
-            bind = options.get("web_bind") or app.conf.web_bind
-            check_port(bind, port)
-            for warning in access.warnings(config.web, bind):
-                self.say(f"Warning: {warning}. See docs/SECURITY.md.")
-        choose_datadir(self, port)
-        with Servers(config, self.say) as servers:
-            connect(servers.start())
-            asyncio.run(_prepare(self.say))
-            _collect_garbage_rarely()
-            with _Watch(servers, verbose=self.loglevel.lower() == "debug") as watch:
-                try:
-                    faust_worker.__call__(self, *args, **kwargs)
-                except SystemExit as end:
-                    return 1 if watch.failed else int(end.code or 0)
-        return 0
 
 
 def _collect_garbage_rarely() -> None:
@@ -233,21 +236,46 @@ def _kafka_answers() -> bool:
     return True
 
 
-def serve(servers: Servers, say: Callable[[str], None]) -> int:
-    """Run the servers until Ctrl-C or SIGTERM (as KeyboardInterrupt), or until one dies. Returns the exit status."""
-    with contextlib.suppress(KeyboardInterrupt), servers:
-        addresses = servers.start()
-        if not servers.started:
-            say("Nothing to start: the servers run already, or are not configured as `embedded`.")
-            return 0
-        say(f"Kafka:   {addresses.kafka}")
-        # What is configured may have a password in it.
-        say(f"MongoDB: {addresses.mongodb if config.embeds_mongodb else 'as mongodb.uri says'}")
-        say("Ctrl-C stops them.")
-        sys.stdout.flush()
-        while (failure := servers.failure()) is None:
-            time.sleep(_WATCH_SECONDS)
-        click.echo(f"Error: {failure}", err=True)
-        return 1
-    say("Stopped.")
-    return 0
+class servers(ServingCommand):  # noqa: N801
+    """Run the embedded Apache Kafka and MongoDB-protocol server in the foreground; Ctrl-C stops them."""
+
+    def serve(self) -> int:
+        """Run them until Ctrl-C or until one dies."""
+        with contextlib.suppress(KeyboardInterrupt), Servers(config, self.say) as servers:
+            addresses = servers.start()
+            if not servers.started:
+                self.say("Nothing to start: the servers run already, or are not configured as `embedded`.")
+                return 0
+            self.say(f"Kafka:   {addresses.kafka}")
+            # What is configured may have a password in it.
+            self.say(f"MongoDB: {addresses.mongodb if config.embeds_mongodb else 'as mongodb.uri says'}")
+            self.say("Ctrl-C stops them.")
+            sys.stdout.flush()
+            while (failure := servers.failure()) is None:
+                time.sleep(_WATCH_SECONDS)
+            click.echo(f"Error: {failure}", err=True)
+            return 1
+        self.say("Stopped.")
+        return 0
+
+
+@app.command(base=Command)
+async def reset(self: Command) -> None:
+    """Delete this worker's tables; at its next start it recovers them from Kafka."""
+    _choose_datadir(self, app.conf.web_port)
+    _check_unused(app.conf.tabledir)
+    for table in app.tables.values():
+        table.reset_state()
+    self.say(f"The tables in {app.conf.tabledir} are deleted.")
+
+
+class send(faust_send):  # noqa: N801
+    """Send a message to a topic."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Run it, and exit."""
+        exit_with(lambda: self._send(*args, **kwargs))
+
+    def _send(self, *args: Any, **kwargs: Any) -> NoReturn:
+        connect_kafka(locate(config, mongodb=False))
+        self.run_using_worker(*args, **kwargs)

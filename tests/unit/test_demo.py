@@ -10,7 +10,6 @@ import pytest
 
 from shopflow.commands import demo, samples, seeding
 from shopflow.errors import Unavailable
-from shopflow.servers.servers import Addresses
 
 
 @pytest.mark.parametrize("wanted", [True, False])
@@ -34,7 +33,7 @@ def test_some_prices_change_while_it_is_open(wanted: bool, monkeypatch: pytest.M
     prices = {product.product_id: 0 for product in samples.PRODUCTS}
 
     async def run() -> None:
-        async with demo._new_prices(Addresses("", ""), prices, wanted=wanted):
+        async with demo._new_prices("kafka:1", prices, wanted=wanted):
             if wanted:
                 await asyncio.wait_for(enough.wait(), 10)
             else:

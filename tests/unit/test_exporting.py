@@ -342,7 +342,7 @@ PIPED = """
 import sys
 import tracemalloc
 from shopflow.operations import export as exporting
-from shopflow.commands.operate import exit_with
+from shopflow.commands.base import exit_with
 from tests.unit.test_exporting import purchase
 def run():
     with exporting.opened("-", sys.argv[1]) as sink:

@@ -24,7 +24,8 @@ from faust.cli.base import cli
 
 from shopflow import topics
 from shopflow.app import app
-from shopflow.commands import operate as commands
+from shopflow.commands.base import Command, ServingCommand
+from shopflow.commands.worker import worker
 from shopflow.config import settings as config
 from shopflow.models import Customer, CustomerActivity, Product, Purchase
 from shopflow.operations.letters import Mark
@@ -175,7 +176,8 @@ def test_the_first_screen_has_two_commands() -> None:
 
 def our_commands() -> set[str]:
     """The names of the commands that shopflow adds or replaces."""
-    kinds: list[type] = [commands.worker, *commands.Command.__subclasses__()]
+    kinds: list[type] = [worker, *Command.__subclasses__(), *ServingCommand.__subclasses__()]
+    kinds.remove(ServingCommand)
     return {kind.__name__.replace("_", "-") for kind in kinds}
 
 

@@ -116,7 +116,7 @@ def test_when_kafka_goes_it_says_how_many_are_there(monkeypatch: pytest.MonkeyPa
 def test_documents_are_those_of_the_contract() -> None:
     """With the source that says that Kafka never saw them."""
     event = {"purchase_id": "p", "customer_id": "c", "product_id": "m", "quantity": 3, "price": 5, "purchased_at": NOON}
-    assert seeding.purchase_document(event) == {
+    assert seeding.document(event, "purchase_id") == {
         "_id": "p",
         "customer_id": "c",
         "product_id": "m",
@@ -126,8 +126,8 @@ def test_documents_are_those_of_the_contract() -> None:
         "purchased_at": NOON,
         "source": {"origin": "direct"},
     }
-    assert seeding.customer_document({"customer_id": "c", "city": None})["_id"] == "c"
-    assert seeding.product_document({"product_id": "m", "price": 1})["source"] == {"origin": "direct"}
+    assert seeding.document({"customer_id": "c", "city": None}, "customer_id")["_id"] == "c"
+    assert seeding.document({"product_id": "m", "price": 1}, "product_id")["source"] == {"origin": "direct"}
 
 
 def test_direct_writing_goes_in_batches() -> None:
@@ -140,7 +140,7 @@ def test_direct_writing_goes_in_batches() -> None:
         return {}
 
     events = seeding.paced(numbered(2500), None, 0)
-    total = asyncio.run(seeding.MongoDB(seeding.customer_document, write, progress.append).take(events))
+    total = asyncio.run(seeding.DirectWriter("customer_id", write, progress.append).take(events))
     assert (total, written, progress) == (2500, [1000, 1000, 500], [1000, 1000, 500])
 
 
@@ -159,7 +159,7 @@ def test_what_is_paced_is_written_before_each_pause(monkeypatch: pytest.MonkeyPa
     clock = [0.0]
     monkeypatch.setattr(seeding, "monotonic", lambda: clock[0])
     monkeypatch.setattr(seeding.asyncio, "sleep", sleep)
-    into = seeding.MongoDB(seeding.customer_document, write, lambda _: None)
+    into = seeding.DirectWriter("customer_id", write, lambda _: None)
     assert asyncio.run(into.take(seeding.paced(numbered(3), 3, 2.0, into.flush))) == 3
     assert done == ["1 written", "pause", "1 written", "pause", "1 written"]
 
@@ -170,7 +170,7 @@ def test_a_document_that_mongodb_refuses_ends_it() -> None:
     async def write(documents: Sequence[Any]) -> dict[int, str]:
         return {1: "Document failed validation"}
 
-    into = seeding.MongoDB(seeding.customer_document, write, lambda _: None)
+    into = seeding.DirectWriter("customer_id", write, lambda _: None)
     with pytest.raises(Refused, match=r"MongoDB: does not take 'c?1': Document failed validation"):
         asyncio.run(into.take(seeding.paced(numbered(3), None, 0)))
 

@@ -1,0 +1,128 @@
+"""What the commands share: how one runs and ends, its connection to MongoDB, and the options of several."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import io
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import datetime, timezone
+from typing import Any, NoReturn
+
+import click
+from faust.cli import AppCommand, option
+
+from shopflow.app import config, store
+from shopflow.errors import Refused, Unavailable
+from shopflow.kafka import connection as kafka
+from shopflow.servers.servers import Addresses, locate
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+DIRECT = option("--direct", is_flag=True, help="Write straight to MongoDB, without Kafka.")
+JSON = option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def exit_with(run: Callable[[], int | None]) -> NoReturn:
+    """Run, and exit with what it returns (None: 0). An error is one line on stderr.
+
+    Status 2: not as asked (`Refused`); 1: a server is away; 130: Ctrl-C.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # an encoding without ł gets \u0142 instead of an error
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        status = run() or 0
+    except Refused as error:
+        click.echo(f"Error: {error}", err=True)
+        status = error.exit_code
+    except Unavailable as error:
+        click.echo(f"Error: {error}", err=True)
+        status = 1
+    except KeyboardInterrupt:
+        click.echo("Stopped.", err=True)
+        status = 128 + signal.SIGINT
+    except BrokenPipeError:  # `list-customers | head`
+        _give_up_stdout()
+        status = 0
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        _give_up_stdout()  # `list-customers > FILE` on a full disk
+        click.echo(f"Error: {error.filename or 'stdout'}: {error.strerror}", err=True)
+        status = 1
+    sys.exit(status)
+
+
+def _give_up_stdout() -> None:
+    """Keep Python from writing at its end what could not be written now."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class Command(AppCommand):
+    """A command that runs once, in an event loop of its own."""
+
+    abstract = True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Run it, and exit."""
+        kafka.quiet()
+        exit_with(lambda: asyncio.run(self.run(*self.args, *args, **{**self.kwargs, **kwargs})))
+
+
+class ServingCommand(Command):
+    """A command that runs servers or a worker meanwhile, and ends on SIGTERM as on Ctrl-C."""
+
+    abstract = True
+
+    serve: Callable[..., int]
+    """Does the work, given the command's options, and returns the exit status. Ctrl-C is a KeyboardInterrupt in it."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Run it, and exit."""
+        kafka.quiet()
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            exit_with(lambda: self.serve(**{**self.kwargs, **kwargs}))
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+class Time(click.ParamType):
+    """A time in ISO 8601; without an offset it is local."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Raises `click.BadParameter`, which names the option."""
+        try:
+            # Python 3.10 doesn't know "Z".
+            return datetime.fromisoformat(f"{value[:-1]}+00:00" if value[-1:] in {"Z", "z"} else value).astimezone()
+        except (ValueError, OverflowError):
+            self.fail(f"{value!r} is no time in ISO 8601, as 2026-05-01 or 2026-05-01T12:00:00+02:00", param, ctx)
+
+
+def now() -> datetime:
+    """The present time, in UTC."""
+    return datetime.now(timezone.utc)
+
+
+@asynccontextmanager
+async def mongodb(*, kafka: bool = False) -> AsyncIterator[Addresses]:
+    """Connect the store to the MongoDB that runs; yields the addresses of the servers, with `kafka` also Kafka's.
+
+    Raises:
+        Refused: An embedded server is not running.
+        Unavailable: MongoDB does not answer.
+    """
+    addresses = locate(config, kafka=kafka)
+    store.connect(addresses.mongodb)
+    try:
+        await store.ping()
+        yield addresses
+    finally:
+        await store.close()

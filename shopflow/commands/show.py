@@ -1,0 +1,122 @@
+"""The commands that show what is in MongoDB or in a topic: `list-...`, `price-history`, `try-promotion`, `tail`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import aclosing
+from datetime import datetime
+
+import click
+from faust.cli import argument, option
+
+from shopflow import topics
+from shopflow.app import app, config, kafka_at, store
+from shopflow.config.settings import load
+from shopflow.errors import Refused
+from shopflow.kafka import connection as kafka
+from shopflow.operations.letters import time_of
+from shopflow.servers.servers import locate
+from shopflow.shop import price_history as history
+from shopflow.shop import stock
+from shopflow.shop.promotions import trial
+
+from . import lines, plots
+from .base import JSON, Command, Time, mongodb, now
+from .progress import progress_bar
+
+
+@app.command(
+    JSON,
+    option("--sales", is_flag=True, help="With what was sold of each."),
+    base=Command,
+)
+async def list_products(self: Command, as_json: bool, sales: bool) -> None:
+    """List the products in MongoDB."""
+    async with mongodb():
+        products = await store.products()
+        sold = {sale["product_id"]: sale async for sale in store.sales("total")} if sales else None
+        left = await stock.left_of(store, products)
+    for line in lines.products(products, sold, left, as_json=as_json or self.json):
+        self.say(line)
+
+
+@app.command(
+    JSON,
+    option("--limit", type=click.IntRange(0), default=None, help="At most so many customers."),
+    base=Command,
+)
+async def list_customers(self: Command, as_json: bool, limit: int | None) -> None:
+    """List the customers in MongoDB, each with what they bought."""
+    async with mongodb():
+        async for line in lines.customers(store.customers(limit), as_json=as_json or self.json):
+            self.say(line)
+
+
+@app.command(
+    argument("product_id"),
+    JSON,
+    option("--since", type=Time(), metavar="TIME", help="Only prices that were in force then or later."),
+    base=Command,
+)
+async def price_history(self: Command, product_id: str, as_json: bool, since: datetime | None) -> None:
+    """Every price a product had: since when, until when, and what was sold at it."""
+    as_json, paper = as_json or self.json, plots.paper(sys.stdout, os.environ)
+    async with mongodb():
+        found = await history.read(store, product_id, since)
+        if found is None:
+            raise Refused(f"product_id: there is no product {product_id!r} in MongoDB, nor was there")
+        for line in lines.price_history(found, as_json=as_json):
+            self.say(line)
+        if paper and not as_json and not self.quiet:
+            course = await history.course(store, product_id, found.prices, now(), since)
+            for line in lines.course(paper, found, course):
+                self.say(line)
+
+
+@app.command(
+    JSON,
+    option("--limit", type=click.IntRange(0), default=None, help="At most so many, the newest."),
+    option("--customer", metavar="ID", default=None, help="Of this customer only."),
+    base=Command,
+)
+async def list_vouchers(self: Command, as_json: bool, limit: int | None, customer: str | None) -> None:
+    """List the vouchers in MongoDB, the newest first."""
+    async with mongodb(), aclosing(store.vouchers(customer, limit)) as found:
+        async for line in lines.vouchers(found, as_json=as_json or self.json):
+            self.say(line)
+
+
+@app.command(
+    argument("name"),
+    option("--config-file", metavar="FILE", default=None, help="Take the rule from this file; it need not be in use."),
+    JSON,
+    base=Command,
+)
+async def try_promotion(self: Command, name: str, config_file: str | None, as_json: bool) -> None:
+    """How many vouchers would a rule have given, over all that is in MongoDB? Gives none."""
+    rules = load({"SHOPFLOW_CONFIG": config_file}).promotions if config_file else config.promotions
+    rule = next((rule for rule in rules if rule.name == name), None)
+    if rule is None:
+        known = ", ".join(rule.name for rule in rules) or "none"
+        raise Refused(f"no promotion is called {name!r} in {config_file or 'the configuration'}; there are: {known}")
+    async with mongodb():
+        with progress_bar(name, await trial.size(store, rule), quiet=self.quiet) as advance:
+            found = await trial.try_rule(store, rule, advance)
+    self.say(lines.tried(found, as_json=as_json or self.json))
+
+
+@app.command(
+    argument("topic", type=click.Choice(list(topics.SHOWN)), metavar="TOPIC"),
+    option("--limit", type=click.IntRange(1), default=10, show_default=True, help="At most so many."),
+    JSON,
+    base=Command,
+)
+async def tail(self: Command, topic: str, limit: int, as_json: bool) -> None:
+    """The newest records of a topic, the newest last: partition, offset, time, key and value."""
+    bootstrap, name = kafka_at(locate(config, mongodb=False)), topics.SHOWN[topic]
+    count = (await kafka.partitions(bootstrap, [name])).get(name, 0)
+    found = await kafka.tail(bootstrap, name, count, limit)
+    found.sort(key=lambda record: (time_of(record), record.partition, record.offset))
+    for line in lines.records(found[-limit:], as_json=as_json or self.json):
+        self.say(line)
