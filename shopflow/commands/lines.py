@@ -1,4 +1,4 @@
-"""What the listing commands print: pure, from documents to lines."""
+"""What the commands print: from documents, records and reports to lines. No I/O."""
 
 from __future__ import annotations
 
@@ -14,26 +14,10 @@ from shopflow.operations.letters import Failure, Id, Letter, Mark, Outcome, time
 from shopflow.operations.verify.report import Report
 from shopflow.shop.price_history import Course, Period, Prices
 from shopflow.shop.promotions.trial import Trial
-from shopflow.shop.text import day, day_and_time, money, visible, whole
+from shopflow.shop.text import day, day_and_time, gift, money, text_of, visible, whole
 from shopflow.store.types import Document
 
 from .plots import Paper, price_and_units
-
-__all__ = [
-    "course",
-    "customers",
-    "dead_letter",
-    "dead_letters",
-    "gift",
-    "price_history",
-    "products",
-    "records",
-    "report",
-    "retried",
-    "tried",
-    "voucher",
-    "vouchers",
-]
 
 _NOTHING_YET = "none yet"
 #: Characters of a key or a reason in a list.
@@ -71,7 +55,7 @@ def products(
     names = [_name(document) for document in documents]
     width = max(map(len, names), default=0)
     for name, document in zip(names, documents, strict=True):
-        line = f"{name:<{width}} {money(document.get('price')):>12}  {_text_of(document, 'type')}  ({_id(document)})"
+        line = f"{name:<{width}} {money(document.get('price')):>12}  {text_of(document, 'type')}  ({_id(document)})"
         if document["_id"] in left:
             line += f"  {left[document['_id']]} left of {document['stock']}"
         if sold is not None:
@@ -89,12 +73,6 @@ def _id(document: Document) -> str:
 
 def _name(product: Document) -> str:
     return visible(str(product.get("name") or product["_id"]))
-
-
-def _text_of(document: Mapping[str, Any], field: str) -> str:
-    """A text as it stands there, or what stands there instead of one."""
-    value = document.get(field)
-    return "-" if value in (None, "") else visible(str(value))
 
 
 def _sold(sold: Mapping[str, Document], product_id: str) -> Document:
@@ -131,28 +109,24 @@ def course(on: Paper, found: Prices, sold: Course) -> Iterator[str]:
 
 async def customers(documents: AsyncIterator[Document], *, as_json: bool) -> AsyncIterator[str]:
     """A customer and below it a line a purchase; as JSON one array, a customer a line."""
-    separator, found = "[", False
+    array, found = _Array(), False
     async for document in documents:
         found = True
-        if as_json:
-            yield separator + _json(_public_customer(document))
-            separator = ","
-        else:
-            for line in _customer(document):
-                yield line
+        for line in [array.line(_public_customer(document))] if as_json else _customer(document):
+            yield line
     if as_json:
-        yield "]" if found else "[]"
+        yield array.end()
     elif not found:
         yield f"Customers: {_NOTHING_YET}."
 
 
 def _customer(document: Document) -> Iterator[str]:
     purchases = document["purchases"]
-    first, last, address = (_text_of(document, field) for field in ("first_name", "last_name", "address"))
+    first, last, address = (text_of(document, field) for field in ("first_name", "last_name", "address"))
     yield f"{first} {last}, {address}  ({_id(document)})"
     for purchase in purchases:
-        name = _text_of(purchase, "product_name" if purchase.get("product_name") else "product_id")
-        bought = f"{_text_of(purchase, 'quantity')} x {name}"
+        name = text_of(purchase, "product_name" if purchase.get("product_name") else "product_id")
+        bought = f"{text_of(purchase, 'quantity')} x {name}"
         price, value = money(purchase.get("price")), money(purchase.get("value"))
         yield f"    {day_and_time(purchase.get('purchased_at'))}  {bought}, {price} each = {value}"
     if not purchases:
@@ -176,16 +150,12 @@ def _public(document: Document, key: str) -> Document:
 
 async def vouchers(documents: AsyncIterator[Document], *, as_json: bool) -> AsyncIterator[str]:
     """A line a voucher; as JSON one array, a voucher a line."""
-    separator, found = "[", False
+    array, found = _Array(), False
     async for document in documents:
         found = True
-        if as_json:
-            yield separator + _json(_public(document, "voucher_id"))
-            separator = ","
-        else:
-            yield voucher(document)
+        yield array.line(_public(document, "voucher_id")) if as_json else voucher(document)
     if as_json:
-        yield "]" if found else "[]"
+        yield array.end()
     elif not found:
         yield f"Vouchers: {_NOTHING_YET}."
 
@@ -193,15 +163,8 @@ async def vouchers(documents: AsyncIterator[Document], *, as_json: bool) -> Asyn
 def voucher(document: Document) -> str:
     """One voucher, in a line."""
     issued, until = day_and_time(document.get("issued_at")), day(document.get("valid_until"))
-    customer, rule = _text_of(document, "customer_id"), _text_of(document, "rule")
+    customer, rule = text_of(document, "customer_id"), text_of(document, "rule")
     return f"{issued}  {customer}  {rule}: {gift(document)}, until {until}"
-
-
-def gift(document: Mapping[str, Any]) -> str:
-    """What a voucher is for."""
-    less = f"{_text_of(document, 'percent')}%" if "percent" in document else money(document.get("amount"))
-    what = ", ".join(visible(str(document[name]), _SHORT) for name in ("product_type", "text") if name in document)
-    return f"{less} off {what or '-'}"
 
 
 def tried(trial: Trial, *, as_json: bool) -> str:
@@ -238,13 +201,13 @@ def report(found: Report, *, as_json: bool) -> Iterator[str]:
 
 
 def _text(data: bytes | None) -> str:
-    """Text if it is text, else Base64; `-` for nothing at all."""
+    """Text if it is UTF-8, else Base64; `-` for None."""
     known = _bytes(data)
     return "-" if known is None else known if isinstance(known, str) else f"base64:{known['base64']}"
 
 
 def _bytes(data: bytes | None) -> Any:
-    """For JSON: text if it is text, else an object with its Base64."""
+    """For JSON: text if it is UTF-8, else an object with its Base64; None for None."""
     if data is None:
         return None
     try:
@@ -257,6 +220,22 @@ def _json(document: Any) -> str:
     """JSON whose strings have escapes where a terminal would obey."""
     text = msgspec.json.encode(document, enc_hook=str).decode()
     return text if text.isprintable() else "".join(one if one.isprintable() else _escaped(one) for one in text)
+
+
+class _Array:
+    """A JSON array, an element a line."""
+
+    def __init__(self) -> None:
+        self._before = "["
+
+    def line(self, element: Any) -> str:
+        """The line of the next element."""
+        before, self._before = self._before, ","
+        return before + _json(element)
+
+    def end(self) -> str:
+        """The last line."""
+        return "]" if self._before == "," else "[]"
 
 
 def _escaped(letter: str) -> str:
@@ -273,16 +252,12 @@ async def dead_letters(
         put_back: Those that were put back, and when.
         limit: Only so many, the newest; None: all.
     """
-    summary = _Summary(put_back)
+    array, summary = _Array(), _Summary(put_back)
     newest: deque[Letter] = deque(maxlen=limit)
-    separator = "["
 
     def line(letter: Letter) -> str:
-        nonlocal separator
-        if not as_json:
-            return _letter(letter, put_back.get(letter.id))
-        before, separator = separator, ","
-        return before + _json(_public_letter(letter, put_back.get(letter.id)))
+        when = put_back.get(letter.id)
+        return array.line(_public_letter(letter, when)) if as_json else _letter(letter, when)
 
     async for letter in letters:
         summary.add(letter)
@@ -292,10 +267,7 @@ async def dead_letters(
             newest.append(letter)
     for letter in newest:
         yield line(letter)
-    if not as_json:
-        yield summary.said()
-    else:
-        yield "]" if separator == "," else "[]"
+    yield array.end() if as_json else summary.line()
 
 
 class _Summary:
@@ -310,7 +282,7 @@ class _Summary:
         label = visible(letter.label, _SHORT) or "no reason"
         self._reasons[label if label in self._reasons or len(self._reasons) < _KNOWN else "other reasons"] += 1
 
-    def said(self) -> str:
+    def line(self) -> str:
         if not self._total:
             return "Dead letters: none."
         named = [f"{count} {reason}" for reason, count in self._reasons.most_common(_NAMED)]
@@ -319,7 +291,7 @@ class _Summary:
         return f"Dead letters: {self._total} ({self._back} put back): {', '.join(named)}."
 
 
-def _place(topic: str, partition: int, offset: int) -> str:
+def _origin(topic: str, partition: int, offset: int) -> str:
     return f"{visible(topic, _SHORT)}:{partition}:{offset}" if topic else "unknown place"
 
 
@@ -331,7 +303,7 @@ def _letter(letter: Letter, put_back: datetime | None) -> str:
         [
             str(letter.id),
             day_and_time(letter.time),
-            _place(letter.topic, letter.partition, letter.offset),
+            _origin(letter.topic, letter.partition, letter.offset),
             visible(_text(letter.key), _SHORT),
             visible(letter.reason, _SHORT) or "no reason",
             *([f"({'; '.join(notes)})"] if notes else []),
@@ -368,10 +340,10 @@ def dead_letter(letter: Letter, put_back: tuple[datetime, Mark] | None, *, as_js
         )
         return
     yield f"Dead letter {letter.id}, {day_and_time(letter.time)}"
-    yield f"from:     {_place(letter.topic, letter.partition, letter.offset)}"
+    yield f"from:     {_origin(letter.topic, letter.partition, letter.offset)}"
     yield f"reason:   {visible(letter.reason) or 'none given'}"
     if when and mark:
-        yield f"put back: {day_and_time(when)}, to {_place(mark.topic, mark.partition, mark.offset)}"
+        yield f"put back: {day_and_time(when)}, to {_origin(mark.topic, mark.partition, mark.offset)}"
     else:
         yield "put back: no"
     yield f"failed:   {letter.retries} times before"
@@ -385,28 +357,27 @@ def dead_letter(letter: Letter, put_back: tuple[datetime, Mark] | None, *, as_js
 
 
 def _failure(failure: Failure) -> str:
-    place = _place(failure.topic, failure.partition, failure.offset)
-    return visible(f"{failure.dead_letter}  {failure.time}  {place}  {failure.reason}")
+    origin = _origin(failure.topic, failure.partition, failure.offset)
+    return visible(f"{failure.dead_letter}  {failure.time}  {origin}  {failure.reason}")
 
 
 def records(found: Iterable[Any], *, as_json: bool) -> Iterator[str]:
-    """A line a record of Kafka: its place, its time, its key and its value; as JSON one array, a record a line.
+    """A line a record of Kafka: partition and offset, time, key and value; as JSON one array, a record a line.
 
     A value that is JSON is in the array as it is; another is what `dead_letter` makes of it.
     """
-    separator = "["
+    array, shown = _Array(), False
     for record in found:
-        place, time = f"{record.partition}:{record.offset}", time_of(record)
+        shown, number, offset, time = True, record.partition, record.offset, time_of(record)
         if as_json:
-            known = {"partition": record.partition, "offset": record.offset, "time": time, "key": _bytes(record.key)}
-            yield separator + _json({**known, "value": _value(record.value)})
+            known = {"partition": number, "offset": offset, "time": time, "key": _bytes(record.key)}
+            yield array.line({**known, "value": _value(record.value)})
         else:
             key, value = visible(_text(record.key), _SHORT), visible(_text(record.value))
-            yield "  ".join([place, day_and_time(time), key, value])
-        separator = ","
+            yield "  ".join([f"{number}:{offset}", day_and_time(time), key, value])
     if as_json:
-        yield "]" if separator == "," else "[]"
-    elif separator == "[":
+        yield array.end()
+    elif not shown:
         yield f"Records: {_NOTHING_YET}."
 
 

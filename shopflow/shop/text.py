@@ -6,12 +6,13 @@ shown as it is.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
-#: Characters of a value of another type than it should be.
-_SHORT = 60
+#: Characters of a value of another type than it should be, and of what a voucher is for.
+_SHORT, _LONG = 60, 200
 
 
 def visible(text: str, most: int | None = None) -> str:
@@ -55,6 +56,19 @@ def day_and_time(at: Any) -> str:
 def day(at: Any) -> str:
     """The day of that time."""
     return day_and_time(at)[: len("2026-01-31")] if isinstance(at, datetime) else _as_it_is(at)
+
+
+def text_of(document: Mapping[str, Any], field: str) -> str:
+    """A field of a document, of whatever type it is there; `-` if it is missing or empty."""
+    value = document.get(field)
+    return "-" if value in (None, "") else visible(str(value))
+
+
+def gift(voucher: Mapping[str, Any]) -> str:
+    """What a voucher is for."""
+    less = f"{text_of(voucher, 'percent')}%" if "percent" in voucher else money(voucher.get("amount"))
+    what = ", ".join(visible(str(voucher[name]), _LONG) for name in ("product_type", "text") if name in voucher)
+    return f"{less} off {what or '-'}"
 
 
 def _as_it_is(value: Any) -> str:

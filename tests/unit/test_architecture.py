@@ -65,7 +65,6 @@ NOT_YET = {
     ("shopflow.operations.verify.workers", "shopflow.web.access"),
     ("shopflow.topics", "shopflow.operations.letters"),
     ("shopflow.topics", "shopflow.operations.verify.totals"),
-    ("shopflow.web.page.render", "shopflow.commands.lines"),
 }
 
 

@@ -9,9 +9,8 @@ from urllib.parse import quote
 
 import msgspec
 
-from shopflow.commands.lines import gift
 from shopflow.shop.recent_sales import Snapshot
-from shopflow.shop.text import day, day_and_time, grouped, money, visible
+from shopflow.shop.text import day, day_and_time, gift, grouped, money, visible
 from shopflow.store.types import Document
 
 from .warnings import Condition, Totals, WorkerState, sentences
