@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from faust_batches import App
 from faust_batches.consumer import Batch
-from shopflow.config.settings import load
+from shopflow.config.loading import load
 from shopflow.kafka import security as credentials
 from shopflow.models import Purchase
 from shopflow.servers.servers import locate

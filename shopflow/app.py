@@ -6,7 +6,7 @@ from functools import cache
 
 from faust_batches import App
 
-from .config.settings import load
+from .config.loading import load
 from .kafka import security
 from .kafka.security import Bootstrap, Security
 from .servers.servers import Addresses

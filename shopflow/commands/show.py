@@ -12,7 +12,7 @@ from faust.cli import argument, option
 
 from shopflow import topics
 from shopflow.app import app, config, kafka_at, store
-from shopflow.config.settings import load
+from shopflow.config.loading import load
 from shopflow.errors import Refused
 from shopflow.kafka import connection as kafka
 from shopflow.operations.letters import time_of

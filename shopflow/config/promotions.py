@@ -7,17 +7,12 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-__all__ = ["EXAMPLES", "City", "Gift", "Nth", "Rule", "Share", "Spent", "active"]
+from .checks import check, in_range
 
 MAX_DAYS = 366
 MAX_AMOUNT = 10**12
 
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,58}[a-z0-9])?")
-
-
-def _check(good: bool, field: str, must: str) -> None:
-    if not good:
-        raise ValueError(f"{field}: must be {must}")
 
 
 def _texts(values: tuple[str, ...]) -> bool:
@@ -43,13 +38,12 @@ class Gift(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """How long it is good, from the event that it is given for."""
 
     def __post_init__(self) -> None:
-        _check(len(self.product_type) <= 256, "product_type", "at most 256 characters")
-        _check(len(self.text) <= 1_000, "text", "at most 1000 characters")
-        _check(self.product_type != "" or self.text != "", "product_type", "given, or `text`")
-        _check(0 <= self.percent <= 100, "percent", "0 to 100")
-        _check(0 <= self.amount <= MAX_AMOUNT, "amount", f"0 to {MAX_AMOUNT}")
-        _check((self.percent > 0) != (self.amount > 0), "percent", "given, or else `amount`: one of the two")
-        _check(1 <= self.valid_days <= 3_660, "valid_days", "1 to 3660")
+        check(len(self.product_type) <= 256, "product_type", "at most 256 characters")
+        check(len(self.text) <= 1_000, "text", "at most 1000 characters")
+        check(self.product_type != "" or self.text != "", "product_type", "given, or `text`")
+        in_range(self, percent=(0, 100), amount=(0, MAX_AMOUNT))
+        check((self.percent > 0) != (self.amount > 0), "percent", "given, or else `amount`: one of the two")
+        in_range(self, valid_days=(1, 3_660))
 
 
 class _Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind"):
@@ -64,13 +58,7 @@ class _Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """False: it gives nothing, and can be tried."""
 
     def __post_init__(self) -> None:
-        _check(_NAME.fullmatch(self.name) is not None, "name", "1 to 60 of a-z, 0-9, '-' and '_', no mark at an end")
-        self._check()
-
-    def _check(self) -> None:
-        """Raises:
-        ValueError: A field of its own is wrong.
-        """
+        check(_NAME.fullmatch(self.name) is not None, "name", "1 to 60 of a-z, 0-9, '-' and '_', no mark at an end")
 
 
 class Share(_Rule, tag="share", frozen=True):
@@ -91,13 +79,14 @@ class Share(_Rule, tag="share", frozen=True):
     min_spent: int = 0
     """Not before so much was spent in the window, in grosze: the first purchase alone is always 0% or 100%."""
 
-    def _check(self) -> None:
-        _check(0 <= self.percent < 100, "percent", "0 to less than 100")
-        _check_days(self.days)
-        _check(bool(self.product_types) != bool(self.product_ids), "product_types", "given, or else `product_ids`")
-        _check(_texts(self.product_types), "product_types", "texts of 1 to 256 characters")
-        _check(_texts(self.product_ids), "product_ids", "texts of 1 to 256 characters")
-        _check(0 <= self.min_spent <= MAX_AMOUNT, "min_spent", f"0 to {MAX_AMOUNT}")
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(0 <= self.percent < 100, "percent", "0 to less than 100")
+        in_range(self, days=(1, MAX_DAYS))
+        check(bool(self.product_types) != bool(self.product_ids), "product_types", "given, or else `product_ids`")
+        check(_texts(self.product_types), "product_types", "texts of 1 to 256 characters")
+        check(_texts(self.product_ids), "product_ids", "texts of 1 to 256 characters")
+        in_range(self, min_spent=(0, MAX_AMOUNT))
 
 
 class Spent(_Rule, tag="spent", frozen=True):
@@ -109,9 +98,9 @@ class Spent(_Rule, tag="spent", frozen=True):
     days: int
     """The window, as that of `Share`."""
 
-    def _check(self) -> None:
-        _check(1 <= self.amount <= MAX_AMOUNT, "amount", f"1 to {MAX_AMOUNT}")
-        _check_days(self.days)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        in_range(self, amount=(1, MAX_AMOUNT), days=(1, MAX_DAYS))
 
 
 class Nth(_Rule, tag="nth", frozen=True):
@@ -119,8 +108,9 @@ class Nth(_Rule, tag="nth", frozen=True):
 
     n: int
 
-    def _check(self) -> None:
-        _check(1 <= self.n <= 1_000_000_000, "n", "1 to 1000000000")
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        in_range(self, n=(1, 1_000_000_000))
 
 
 class City(_Rule, tag="city", frozen=True):
@@ -129,15 +119,12 @@ class City(_Rule, tag="city", frozen=True):
     cities: tuple[str, ...]
     """Small and capital letters are the same."""
 
-    def _check(self) -> None:
-        _check(bool(self.cities) and _texts(self.cities), "cities", "one or more texts of 1 to 256 characters")
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(bool(self.cities) and _texts(self.cities), "cities", "one or more texts of 1 to 256 characters")
 
 
 Rule: TypeAlias = Share | Spent | Nth | City
-
-
-def _check_days(days: int) -> None:
-    _check(1 <= days <= MAX_DAYS, "days", f"1 to {MAX_DAYS}")
 
 
 def active(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:

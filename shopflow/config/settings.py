@@ -1,40 +1,29 @@
-"""Every setting of shopflow: typed, explained, read from `config.yaml` and overridden by the environment."""
+"""Every setting of shopflow: its type, its default, what it means and which values it takes."""
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
 
 import msgspec
-import yaml
 
-from shopflow.errors import Refused
-
+from .checks import check, in_range
 from .promotions import Rule
 
-__all__ = ["Batching", "Config", "DeadLetters", "Embedded", "Kafka", "MongoDB", "Topics", "Web", "load", "variables"]
-
 EMBEDDED = "embedded"
-PREFIX = "SHOPFLOW_"
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,180}")
-_UNKNOWN = re.compile(r"Object contains unknown field `(.*?)`(?: - at `(\$(?:\.\w+|\[\d+\])*)`)?", re.DOTALL)
 _BROKER = re.compile(r"(?:kafka://)?[^\s/;:@]+:(\d{1,5})")
 _MONGODB = re.compile(r"mongodb(\+srv)?://[^\s/?]\S*")
-#: What Kubernetes puts into every container for services that happen to be called "shopflow" or "shopflow-mongodb".
-_KUBERNETES = re.compile(r"SHOPFLOW_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
 
 
-def _check(good: bool, field: str, must: str) -> None:
-    if not good:
-        raise ValueError(f"{field}: must be {must}")
+def _is_broker(value: str) -> bool:
+    addresses = [_BROKER.fullmatch(address) for address in value.split(";")]
+    return value.startswith("kafka://") and all(found and 1 <= int(found[1]) <= 65535 for found in addresses)
 
 
 class Kafka(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How to get into Kafka, when it is not the embedded one. What goes together is checked in `credentials`."""
+    """How to get into Kafka, when it is not the embedded one. `kafka.security` checks which go together."""
 
     security_protocol: str = "plaintext"
     """`plaintext`, `ssl`, `sasl_plaintext` or `sasl_ssl`: with TLS, with a login, with both."""
@@ -66,11 +55,11 @@ class Kafka(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     def __post_init__(self) -> None:
         protocols = {"plaintext", "ssl", "sasl_plaintext", "sasl_ssl"}
         known = self.security_protocol.lower() in protocols
-        _check(known, "security_protocol", "plaintext, ssl, sasl_plaintext or sasl_ssl")
+        check(known, "security_protocol", "plaintext, ssl, sasl_plaintext or sasl_ssl")
         mechanisms = {"PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"}
-        _check(self.sasl_mechanism.upper() in mechanisms, "sasl_mechanism", "PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512")
+        check(self.sasl_mechanism.upper() in mechanisms, "sasl_mechanism", "PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512")
         for name in ("username", "password", "ca_file", "certificate_file", "key_file", "key_password"):
-            _check("\0" not in getattr(self, name), name, "without a NUL character")
+            check("\0" not in getattr(self, name), name, "without a NUL character")
 
     def __repr__(self) -> str:
         """Without the passwords: a configuration may end up in a log."""
@@ -98,9 +87,9 @@ class MongoDB(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     def __post_init__(self) -> None:
         known = self.uri == EMBEDDED or _MONGODB.fullmatch(self.uri) is not None
-        _check(known, "uri", "'embedded', mongodb://host... or mongodb+srv://host...")
+        check(known, "uri", "'embedded', mongodb://host... or mongodb+srv://host...")
         legal = 0 < len(self.database) < 64 and not set(self.database) & set('/\\. "$*<>:|?\0')
-        _check(legal, "database", '1 to 63 characters without / \\ . " $ * < > : | ? or a space')
+        check(legal, "database", '1 to 63 characters without / \\ . " $ * < > : | ? or a space')
 
     def __repr__(self) -> str:
         """Without the password that may be in the URI: a configuration may end up in a log."""
@@ -124,11 +113,10 @@ class Topics(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     def __post_init__(self) -> None:
         legal = self.prefix == "" or _NAME.fullmatch(self.prefix) is not None
-        _check(legal, "prefix", "at most 180 letters, digits, '.', '_' or '-'")
-        _check(1 <= self.partitions <= 10_000, "partitions", "1 to 10000")
-        _check(1 <= self.replication <= 100, "replication", "1 to 100")
+        check(legal, "prefix", "at most 180 letters, digits, '.', '_' or '-'")
+        in_range(self, partitions=(1, 10_000), replication=(1, 100))
         forever = self.retention_hours == -1
-        _check(forever or 1 <= self.retention_hours <= 876_000, "retention_hours", "-1 (for ever) or 1 to 876000")
+        check(forever or 1 <= self.retention_hours <= 876_000, "retention_hours", "-1 (for ever) or 1 to 876000")
 
 
 class Embedded(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -150,11 +138,10 @@ class Embedded(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """How long a server may take from its start to its first answer (the one-time fetch not counted)."""
 
     def __post_init__(self) -> None:
-        _check(0 <= self.kafka_port <= 65535, "kafka_port", "0 to 65535")
-        _check(0 <= self.mongodb_port <= 65535, "mongodb_port", "0 to 65535")
-        _check(re.fullmatch(r"\d+\.\d+\.\d+", self.kafka_version) is not None, "kafka_version", "like 4.1.1")
-        _check(self.kafka_heap_mb >= 128, "kafka_heap_mb", "at least 128")
-        _check(0 < self.start_seconds <= 3_600, "start_seconds", "more than 0, at most 3600")
+        in_range(self, kafka_port=(0, 65535), mongodb_port=(0, 65535))
+        check(re.fullmatch(r"\d+\.\d+\.\d+", self.kafka_version) is not None, "kafka_version", "like 4.1.1")
+        check(self.kafka_heap_mb >= 128, "kafka_heap_mb", "at least 128")
+        check(0 < self.start_seconds <= 3_600, "start_seconds", "more than 0, at most 3600")
 
 
 class Web(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -185,14 +172,12 @@ class Web(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Most requests that are answered at once; more are asked to come again."""
 
     def __post_init__(self) -> None:
-        _check(self.bind != "", "bind", "an address")
-        _check(1 <= self.port <= 65535, "port", "1 to 65535")
+        check(self.bind != "", "bind", "an address")
+        in_range(self, port=(1, 65535))
         for name in ("read_token", "write_token"):
             legal = re.fullmatch(r"[!-9;-~]{0,256}", getattr(self, name)) is not None
-            _check(legal, name, "at most 256 printable ASCII characters without a space or ':'")
-        _check(1_024 <= self.max_body_bytes <= 16_777_216, "max_body_bytes", "1024 to 16777216")
-        _check(1 <= self.max_events <= 10_000, "max_events", "1 to 10000")
-        _check(1 <= self.max_requests <= 10_000, "max_requests", "1 to 10000")
+            check(legal, name, "at most 256 printable ASCII characters without a space or ':'")
+        in_range(self, max_body_bytes=(1_024, 16_777_216), max_events=(1, 10_000), max_requests=(1, 10_000))
 
     def __repr__(self) -> str:
         """Without the tokens: a configuration may end up in a log."""
@@ -218,11 +203,8 @@ class Batching(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Kafka gives a worker's partitions to others when it is silent for this long."""
 
     def __post_init__(self) -> None:
-        _check(1 <= self.max_records <= 100_000, "max_records", "1 to 100000")
-        _check(1_024 <= self.max_event_bytes <= 8_388_608, "max_event_bytes", "1024 to 8388608")
-        _check(0 <= self.product_wait_seconds <= 3_600, "product_wait_seconds", "0 to 3600")
-        _check(0.05 <= self.commit_interval_seconds <= 60, "commit_interval_seconds", "0.05 to 60")
-        _check(1 <= self.session_timeout_seconds <= 300, "session_timeout_seconds", "1 to 300")
+        in_range(self, max_records=(1, 100_000), max_event_bytes=(1_024, 8_388_608), product_wait_seconds=(0, 3_600))
+        in_range(self, commit_interval_seconds=(0.05, 60), session_timeout_seconds=(1, 300))
 
 
 class DeadLetters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -235,8 +217,7 @@ class DeadLetters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Of so many records of a topic, the last that this worker saw, the share is taken."""
 
     def __post_init__(self) -> None:
-        _check(0 <= self.max_share <= 1, "max_share", "0 to 1")
-        _check(1 <= self.window <= 1_000_000, "window", "1 to 1000000")
+        in_range(self, max_share=(0, 1), window=(1, 1_000_000))
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -264,17 +245,17 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """What vouchers are given for. In the environment as JSON."""
 
     def __post_init__(self) -> None:
-        _check(_NAME.fullmatch(self.app_id) is not None, "app_id", "1 to 180 letters, digits, '.', '_' or '-'")
+        check(_NAME.fullmatch(self.app_id) is not None, "app_id", "1 to 180 letters, digits, '.', '_' or '-'")
         known = self.broker == EMBEDDED or _is_broker(self.broker)
-        _check(known, "broker", "'embedded' or kafka://host:port[;host:port]")
-        _check(self.data_dir != "" and "\0" not in self.data_dir, "data_dir", "a folder")
+        check(known, "broker", "'embedded' or kafka://host:port[;host:port]")
+        check(self.data_dir != "" and "\0" not in self.data_dir, "data_dir", "a folder")
         try:
             Path(self.data_dir).expanduser()
         except RuntimeError:
-            _check(False, "data_dir", "a folder; there is no such user")
+            check(False, "data_dir", "a folder; there is no such user")
         names = [rule.name for rule in self.promotions]
         twice = [name for name in names if names.count(name) > 1]
-        _check(not twice, "promotions", f"rules with names of their own; there are several called {twice[:1]}")
+        check(not twice, "promotions", f"rules with names of their own; there are several called {twice[:1]}")
 
     @property
     def data_path(self) -> Path:
@@ -290,153 +271,3 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def embeds_mongodb(self) -> bool:
         """Is MongoDB ours to start?"""
         return self.mongodb.uri == EMBEDDED
-
-
-def load(environ: Mapping[str, str] | None = None) -> Config:
-    """Read `config.yaml`, then the environment over it.
-
-    The file is `SHOPFLOW_CONFIG`, else `./config.yaml`, else none: the defaults.
-
-    Raises:
-        Refused: An unknown field, a wrong type or a bad value, with the field's name and where it stands.
-    """
-    environ = os.environ if environ is None else environ
-    named = environ.get("SHOPFLOW_CONFIG")
-    path = Path(named or "config.yaml")
-    values = _read(path) if named or path.exists() else {}
-    _convert(values, str(path))  # so that a fault in the file is not blamed on the environment
-    return _convert(_overridden(values, environ), None)
-
-
-def variables() -> dict[str, tuple[str, ...]]:
-    """Every variable of the environment that sets a field, with the field's path."""
-    return {_variable(path): path for path, _ in _leaves(Config)}
-
-
-def _variable(path: Sequence[str]) -> str:
-    names = path[:1] if path and path[0].startswith("promotions") else path  # which has one for all its rules
-    return PREFIX + "_".join(name.partition("[")[0] for name in names).upper()
-
-
-def _is_broker(value: str) -> bool:
-    addresses = [_BROKER.fullmatch(address) for address in value.split(";")]
-    return value.startswith("kafka://") and all(found and 1 <= int(found[1]) <= 65535 for found in addresses)
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a field that stands there twice; YAML would take the last one without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise yaml.MarkedYAMLError(problem=f"{key.value} stands there twice", problem_mark=key.start_mark)
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
-    except OSError as error:
-        raise Refused(f"{path}: can't be read: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise Refused(f"{path}: not YAML: {_reason(error)}") from None  # its text has lines of the file: passwords
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise Refused(f"{path}: must be fields and values, found {type(values).__name__}")
-    return values
-
-
-def _reason(error: Exception) -> str:
-    if not isinstance(error, yaml.MarkedYAMLError):
-        return " ".join(str(error).split())
-    mark = error.problem_mark or error.context_mark
-    where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-    return f"{where}{error.problem or error.context}"
-
-
-def _leaves(kind: type[msgspec.Struct], at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    for name, hint in get_type_hints(kind).items():
-        if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
-            yield from _leaves(hint, (*at, name))
-        else:
-            yield (*at, name), hint
-
-
-def _overridden(values: dict[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
-    known, types = variables(), dict(_leaves(Config))
-    for variable, text in sorted(environ.items()):
-        if not variable.startswith(PREFIX) or _is_foreign(variable, text):
-            continue
-        path = known.get(variable)
-        if path is None:
-            raise Refused(f"{variable}: no such setting; known are {', '.join(sorted(known))}")
-        try:
-            # What is more than one value is JSON; its parts are checked with the rest.
-            scalar = isinstance(types[path], type)
-            value = msgspec.convert(text, types[path], strict=False) if scalar else msgspec.json.decode(text)
-        except msgspec.ValidationError as error:
-            raise Refused(f"{variable} ({'.'.join(path)}): {_lower(str(error))}") from error
-        except (msgspec.DecodeError, RecursionError) as error:
-            raise Refused(f"{variable} ({'.'.join(path)}): not JSON: {_lower(str(error))}") from error
-        values = _with(values, path, value)
-    return values
-
-
-def _is_foreign(variable: str, text: str) -> bool:
-    """Is it not meant as a setting: the path of the file, the test suite's own, Kubernetes' addresses of services?"""
-    ours = variable == "SHOPFLOW_CONFIG" or variable.startswith("SHOPFLOW_TEST_")
-    return ours or _KUBERNETES.fullmatch(variable) is not None or (variable.endswith("PORT") and "://" in text)
-
-
-def _with(values: dict[str, Any], path: tuple[str, ...], value: Any) -> dict[str, Any]:
-    head, *rest = path
-    inner = values.get(head)
-    return {**values, head: _with(inner if isinstance(inner, dict) else {}, tuple(rest), value) if rest else value}
-
-
-def _convert(values: dict[str, Any], file: str | None) -> Config:
-    """The values as a `Config`; `file` is where a wrong one stands, None: in the environment."""
-    try:
-        return msgspec.convert(values, Config)
-    except msgspec.ValidationError as error:
-        path, message = _fault(str(error))
-        field = ".".join(path) + _rule_named(values, path)
-        where = f"{file}: {field}" if file else f"{_variable(path)} ({field})"
-        raise Refused(f"{where}: {_lower(message)}") from error
-
-
-def _rule_named(values: dict[str, Any], path: list[str]) -> str:
-    """The name of the promotion that the path leads into."""
-    rules = values.get("promotions")
-    for number, rule in enumerate(rules if isinstance(rules, list) else []):
-        if path[:1] == [f"promotions[{number}]"] and isinstance(rule, dict) and isinstance(rule.get("name"), str):
-            return f" (rule {_visible(rule['name'])})"
-    return ""
-
-
-def _fault(text: str) -> tuple[list[str], str]:
-    """The field and what is wrong with it, out of msgspec's "message - at `$.field`"."""
-    # The unknown field first: its name is the user's, with anything in it.
-    if unknown := _UNKNOWN.fullmatch(text):
-        return [*(unknown[2] or "$").split(".")[1:], _visible(unknown[1])], "no such field"
-    message, _, place = text.partition(" - at `")
-    of_name = place.startswith("key` in `")
-    path = [part for part in place.removeprefix("key` in `").rstrip("`").split(".") if part not in {"", "$"}]
-    if of_name:
-        return [*path, "(a field's name)"], message
-    if re.match(r"[a-z_]+: must be ", message):
-        field, _, message = message.partition(": ")
-        path.append(field)
-    return path, message
-
-
-def _visible(name: str) -> str:
-    return name if name.strip() and name.isprintable() and ":" not in name else repr(name)
-
-
-def _lower(message: str) -> str:
-    return message[:1].lower() + message[1:]

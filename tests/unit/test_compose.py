@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from shopflow.config.settings import load, variables
+from shopflow.config.loading import load, variables
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")

@@ -17,8 +17,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shopflow.config.loading import load, variables
 from shopflow.config.promotions import EXAMPLES, Rule
-from shopflow.config.settings import Config, MongoDB, load, variables
+from shopflow.config.settings import Config, MongoDB
 from shopflow.errors import Refused
 
 ROOT = Path(__file__).parents[2]

@@ -26,6 +26,7 @@ from shopflow import topics
 from shopflow.app import app
 from shopflow.commands.base import Command, ServingCommand
 from shopflow.commands.worker import worker
+from shopflow.config import loading
 from shopflow.config import settings as config
 from shopflow.models import Customer, CustomerActivity, Product, Purchase
 from shopflow.operations.letters import Mark
@@ -34,6 +35,9 @@ from shopflow.web.api import events
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+
+for _name in app.conf.autodiscover:  # the commands, as Faust finds them
+    importlib.import_module(_name)
 
 METADATA = configparser.ConfigParser()
 METADATA.read(ROOT / "setup.cfg", encoding="utf-8")
@@ -136,7 +140,7 @@ def check_cp(words: list[str]) -> None:
 
 def check_export(words: list[str]) -> None:
     """A setting; its value must pass."""
-    config.load(dict([words[0].split("=", 1)]))
+    loading.load(dict([words[0].split("=", 1)]))
 
 
 CHECKS = (
@@ -222,7 +226,7 @@ def defaults(kind: Any = None, at: str = "") -> Iterator[tuple[str, Any]]:
 
 def test_the_table_of_fields_is_true() -> None:
     """Field, variable and default are those of config.py."""
-    known, variables = dict(defaults()), {".".join(path): name for name, path in config.variables().items()}
+    known, variables = dict(defaults()), {".".join(path): name for name, path in loading.variables().items()}
     rows = table("| field |")
     assert len(rows) > 10
     for field, variable, default, _ in rows:
@@ -240,7 +244,7 @@ def test_settings_that_are_named_exist(document: Path) -> None:
     of_tests = {name for name in variables if name.startswith("SHOPFLOW_TEST_")}
     read = {name for path in (ROOT / "tests").rglob("conftest.py") for name in of_tests if name in path.read_text()}
     assert of_tests == read
-    assert variables - of_tests <= set(config.variables())
+    assert variables - of_tests <= set(loading.variables())
     sections = {name.partition(".")[0] for name, _ in defaults() if "." in name}
     fields = {found for found in re.findall(r"`(\w+\.\w+)`", text) if found.partition(".")[0] in sections}
     assert fields <= {name for name, _ in defaults()}

@@ -1,0 +1,166 @@
+"""How the settings are loaded: `config.yaml`, then the environment over it; a fault is told with its field's name."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import msgspec
+import yaml
+
+from shopflow.errors import Refused
+
+from .settings import Config
+
+PREFIX = "SHOPFLOW_"
+
+_UNKNOWN = re.compile(r"Object contains unknown field `(.*?)`(?: - at `(\$(?:\.\w+|\[\d+\])*)`)?", re.DOTALL)
+#: What Kubernetes puts into every container for services that happen to be called "shopflow" or "shopflow-mongodb".
+_KUBERNETES = re.compile(r"SHOPFLOW_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
+
+
+def load(environ: Mapping[str, str] | None = None) -> Config:
+    """Read `config.yaml`, then the environment over it.
+
+    The file is `SHOPFLOW_CONFIG`, else `./config.yaml`, else none: the defaults.
+
+    Raises:
+        Refused: An unknown field, a wrong type or a bad value, with the field's name and where it stands.
+    """
+    environ = os.environ if environ is None else environ
+    named = environ.get("SHOPFLOW_CONFIG")
+    path = Path(named or "config.yaml")
+    values = _read(path) if named or path.exists() else {}
+    _convert(values, str(path))  # so that a fault in the file is not blamed on the environment
+    return _convert(_overridden(values, environ), None)
+
+
+def variables() -> dict[str, tuple[str, ...]]:
+    """Every variable of the environment that sets a field, with the field's path."""
+    return {_variable(path): path for path, _ in _leaves(Config)}
+
+
+def _variable(path: Sequence[str]) -> str:
+    names = path[:1] if path and path[0].startswith("promotions") else path  # one variable has all the rules
+    return PREFIX + "_".join(name.partition("[")[0] for name in names).upper()
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a field that is there twice, of which YAML would take the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(problem=f"{key.value} stands there twice", problem_mark=key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
+    except OSError as error:
+        raise Refused(f"{path}: can't be read: {error.strerror}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise Refused(f"{path}: not YAML: {_reason(error)}") from None  # its text has lines of the file: passwords
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise Refused(f"{path}: must be fields and values, found {type(values).__name__}")
+    return values
+
+
+def _reason(error: Exception) -> str:
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return " ".join(str(error).split())
+    mark = error.problem_mark or error.context_mark
+    where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    return f"{where}{error.problem or error.context}"
+
+
+def _leaves(kind: type[msgspec.Struct], at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, hint in get_type_hints(kind).items():
+        if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
+            yield from _leaves(hint, (*at, name))
+        else:
+            yield (*at, name), hint
+
+
+def _overridden(values: dict[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
+    known, types = variables(), dict(_leaves(Config))
+    for variable, text in sorted(environ.items()):
+        if not variable.startswith(PREFIX) or _is_foreign(variable, text):
+            continue
+        path = known.get(variable)
+        if path is None:
+            raise Refused(f"{variable}: no such setting; known are {', '.join(sorted(known))}")
+        try:
+            # What is more than one value is JSON; its parts are checked with the rest.
+            scalar = isinstance(types[path], type)
+            value = msgspec.convert(text, types[path], strict=False) if scalar else msgspec.json.decode(text)
+        except msgspec.ValidationError as error:
+            raise Refused(f"{variable} ({'.'.join(path)}): {_lower(str(error))}") from error
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise Refused(f"{variable} ({'.'.join(path)}): not JSON: {_lower(str(error))}") from error
+        values = _with(values, path, value)
+    return values
+
+
+def _is_foreign(variable: str, text: str) -> bool:
+    """True if it is no setting: the path of the file, a variable of the tests, a service's address by Kubernetes."""
+    ours = variable == "SHOPFLOW_CONFIG" or variable.startswith("SHOPFLOW_TEST_")
+    return ours or _KUBERNETES.fullmatch(variable) is not None or (variable.endswith("PORT") and "://" in text)
+
+
+def _with(values: dict[str, Any], path: tuple[str, ...], value: Any) -> dict[str, Any]:
+    head, *rest = path
+    inner = values.get(head)
+    return {**values, head: _with(inner if isinstance(inner, dict) else {}, tuple(rest), value) if rest else value}
+
+
+def _convert(values: dict[str, Any], file: str | None) -> Config:
+    """The values as a `Config`. A fault is in `file`; None: in the environment."""
+    try:
+        return msgspec.convert(values, Config)
+    except msgspec.ValidationError as error:
+        path, message = _fault(str(error))
+        field = ".".join(path) + _rule_named(values, path)
+        where = f"{file}: {field}" if file else f"{_variable(path)} ({field})"
+        raise Refused(f"{where}: {_lower(message)}") from error
+
+
+def _rule_named(values: dict[str, Any], path: list[str]) -> str:
+    """The name of the promotion that the path leads into."""
+    rules = values.get("promotions")
+    for number, rule in enumerate(rules if isinstance(rules, list) else []):
+        if path[:1] == [f"promotions[{number}]"] and isinstance(rule, dict) and isinstance(rule.get("name"), str):
+            return f" (rule {_visible(rule['name'])})"
+    return ""
+
+
+def _fault(text: str) -> tuple[list[str], str]:
+    """The field and what is wrong with it, out of msgspec's "message - at `$.field`"."""
+    # The unknown field first: its name is the user's, with anything in it.
+    if unknown := _UNKNOWN.fullmatch(text):
+        return [*(unknown[2] or "$").split(".")[1:], _visible(unknown[1])], "no such field"
+    message, _, where = text.partition(" - at `")
+    path = [part for part in where.removeprefix("key` in `").rstrip("`").split(".") if part not in {"", "$"}]
+    if where.startswith("key` in `"):
+        return [*path, "(a field's name)"], message
+    if re.match(r"[a-z_]+: must be ", message):
+        field, _, message = message.partition(": ")
+        path.append(field)
+    return path, message
+
+
+def _visible(name: str) -> str:
+    return name if name.strip() and name.isprintable() and ":" not in name else repr(name)
+
+
+def _lower(message: str) -> str:
+    return message[:1].lower() + message[1:]
