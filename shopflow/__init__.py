@@ -29,7 +29,7 @@ class _Package(ModuleType):
         try:
             return cast("App", import_module(f"{__name__}.app").app)
         except Refused as refused:
-            refused.show()
+            print(f"Error: {refused}", file=sys.stderr)
             raise SystemExit(refused.exit_code) from None
 
     @app.setter

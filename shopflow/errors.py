@@ -9,19 +9,13 @@ BatchError
 
 from __future__ import annotations
 
-import click
-
 from faust_batches.errors import BatchError, PartitionLost, Unavailable
 
 __all__ = ["BatchError", "PartitionLost", "Refused", "Rejected", "Unavailable"]
 
 
-class Refused(click.ClickException):
-    """The program can't start or go on as asked; the message names the field, option or server.
-
-    Also a `click.ClickException`, so that a bad configuration found while Faust's command line imports
-    the application is one line on stderr and exit status 2, not a traceback.
-    """
+class Refused(Exception):  # noqa: N818 - named by the reaction
+    """The program can't start or go on as asked; the message, one line, names the field, option or server."""
 
     exit_code = 2
 

@@ -45,8 +45,8 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Read:
 def refusal(read: Read, text: str | bytes | None = None, **environ: str) -> str:
     with pytest.raises(Refused) as caught:
         read(text, **environ)
-    assert "\n" not in caught.value.message
-    return caught.value.message
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 def leaves(values: dict[str, Any], at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -439,7 +439,7 @@ def test_any_file_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, v
     try:
         load({"SHOPFLOW_CONFIG": str(path)})
     except Refused as refused:
-        message = refused.message
+        message = str(refused)
     assert not message or message.startswith(f"{path}: ")
     assert ": : " not in message
     assert "\n" not in message

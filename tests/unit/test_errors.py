@@ -7,10 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import click
 import pytest
-from click.testing import CliRunner
 
+from shopflow.commands.base import exit_with
 from shopflow.errors import PartitionLost, Refused, Rejected, Unavailable
 
 
@@ -21,16 +20,28 @@ def test_no_error_is_caught_where_another_reaction_is_meant() -> None:
         assert not any(issubclass(one, other) for other in reactions if other is not one)
 
 
-def test_a_refusal_in_a_command_is_one_line_on_stderr_and_status_2() -> None:
-    @click.command()
+def test_a_refusal_in_a_command_is_one_line_on_stderr_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
     def refuse() -> None:
         raise Refused("config.yaml: app_id: no such field")
 
-    result = CliRunner().invoke(refuse)
-    assert result.exit_code == 2
-    assert result.stderr == "Error: config.yaml: app_id: no such field\n"
-    assert result.stdout == ""
+    with pytest.raises(SystemExit) as ended:
+        exit_with(refuse)
+    assert ended.value.code == 2
+    assert capsys.readouterr() == ("", "Error: config.yaml: app_id: no such field\n")
     assert str(Refused("why")) == "why"
+
+
+@pytest.mark.parametrize("command", [["faust", "-A", "shopflow", "agents"], ["-m", "shopflow", "worker"]])
+def test_a_bad_configuration_is_one_line_on_stderr_and_status_2(command: list[str], tmp_path: Path) -> None:
+    """In Faust's own commands too, which import the application."""
+    program = ["-m", *command] if command[0] == "faust" else command
+    environ = {**os.environ, "SHOPFLOW_APP_ID": "not a name"}
+    done = subprocess.run(
+        [sys.executable, *program], env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("Error: SHOPFLOW_APP_ID (app_id): must be")
+    assert done.stderr.count("\n") == 1
 
 
 def test_an_unavailable_server_is_named() -> None:

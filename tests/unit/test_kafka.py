@@ -64,7 +64,7 @@ def test_another_number_of_partitions_is_refused_with_both_numbers(found: int) -
     """A customer's purchases would be in two partitions."""
     with pytest.raises(Refused) as refused:
         kafka._check_partitions(TopicSpec("shop.purchases", 4, 1), found)
-    message = refused.value.format_message()
+    message = str(refused.value)
     assert message.startswith("topics.partitions: topic shop.purchases ")
     assert f"has {found} partitions, configured are 4" in message
 
@@ -342,8 +342,8 @@ def test_a_topic_that_can_not_be_made_is_refused(monkeypatch: pytest.MonkeyPatch
     """With its name and Kafka's reason."""
     with pytest.raises(Refused) as refused:
         made_by(monkeypatch, client)
-    assert refused.value.format_message().startswith("topic shop.products can't be created: ")
-    assert reason in refused.value.format_message()
+    assert str(refused.value).startswith("topic shop.products can't be created: ")
+    assert reason in str(refused.value)
 
 
 def test_a_new_topic_is_waited_for_until_it_has_leaders(monkeypatch: pytest.MonkeyPatch) -> None:

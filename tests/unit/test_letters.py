@@ -81,8 +81,8 @@ def test_what_is_no_id_is_refused(text: str) -> None:
     """In one line that shows it and says what it should be."""
     with pytest.raises(Refused, match="PARTITION:OFFSET") as caught:
         Id.parse(text)
-    assert repr(text) in caught.value.message
-    assert "\n" not in caught.value.message
+    assert repr(text) in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_an_id_is_read_as_it_is_shown() -> None:
