@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from .app import app, config
 from .kafka.connection import MAX_MESSAGE_BYTES, TopicSpec
-from .operations.letters import Places
-from .operations.verify.totals import Layout
+from .shop.layout import Layout
 
 #: A dead letter carries headers besides the record that it came from.
 _HEADERS_BYTES = 1024 * 1024
@@ -104,18 +103,11 @@ LAYOUT = Layout(
     customers=customers.get_topic_name(),
     purchases=purchases.get_topic_name(),
     dead_letters=DEAD_LETTERS,
+    retries=RETRIES,
     changelog=CHANGELOG,
     sales_changelog=SALES_CHANGELOG,
     prices=PRICES,
-    partitions=config.topics.partitions,
     vouchers=VOUCHERS,
     alerts=ALERTS,
-)
-
-LETTERS = Places(
-    dead_letters=DEAD_LETTERS,
-    retries=RETRIES,
-    topics=frozenset(KEYS),
     partitions=config.topics.partitions,
-    transactional_id=f"{config.app_id}-dead-letters",
 )

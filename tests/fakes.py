@@ -17,11 +17,11 @@ from aiokafka.errors import ProducerFenced
 from faust_batches import Outage, testing
 from shopflow.errors import Unavailable
 from shopflow.models import Customer, Product
-from shopflow.operations.verify.totals import Layout
 from shopflow.shop.dead_letters import DeadLetters, Rejections
 from shopflow.shop.decoding import Decoder
 from shopflow.shop.documents import customer_document, product_document
 from shopflow.shop.failure_limit import Limit
+from shopflow.shop.layout import Layout
 from shopflow.shop.prices import PriceLog, Prices
 from shopflow.shop.purchases import Purchases
 from shopflow.shop.upserts import Upserts
@@ -48,12 +48,13 @@ def layout(partitions: int) -> Layout:
         customers="customers",
         purchases="purchases",
         dead_letters="dead-letters",
+        retries="retries",
         changelog="changelog",
         sales_changelog="sales",
         prices="prices",
-        partitions=partitions,
         vouchers="vouchers",
         alerts="alerts",
+        partitions=partitions,
     )
 
 

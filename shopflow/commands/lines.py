@@ -10,7 +10,8 @@ from typing import Any
 
 import msgspec
 
-from shopflow.operations.letters import Failure, Id, Letter, Mark, Outcome, time_of
+from shopflow.operations.letters import Failure, Id, Letter, Mark, time_of
+from shopflow.operations.retry import Outcome
 from shopflow.operations.verify.report import Report
 from shopflow.shop.price_history import Course, Period, Prices
 from shopflow.shop.promotions.trial import Trial

@@ -20,6 +20,7 @@ from shopflow.kafka.security import Bootstrap
 from shopflow.operations import export as exporting
 from shopflow.operations import letters
 from shopflow.operations import replay as rebuild
+from shopflow.operations.retry import retry
 from shopflow.operations.verify.events import verify_deep
 from shopflow.operations.verify.totals import verify as run_verify
 from shopflow.servers.servers import Servers, locate
@@ -127,13 +128,13 @@ async def dead_letters(self: Command, action: str, ids: Sequence[str], **options
     if action == "retry":
         return await _retry(self, bootstrap, wanted, options["reason"])
     if action == "show":
-        async for letter in letters.chosen(bootstrap, topics.LETTERS, wanted):
-            mark = await letters.mark_of(bootstrap, topics.LETTERS, letter.id)
+        async for letter in letters.chosen(bootstrap, topics.LAYOUT, wanted):
+            mark = await letters.mark_of(bootstrap, topics.LAYOUT, letter.id)
             for line in lines.dead_letter(letter, mark, as_json=as_json):
                 self.say(line)
         return 0
-    put_back = await letters.marks(bootstrap, topics.LETTERS)
-    found = letters.read(bootstrap, topics.LETTERS, options["reason"], values=False)
+    put_back = await letters.marks(bootstrap, topics.LAYOUT)
+    found = letters.read(bootstrap, topics.LAYOUT, options["reason"], values=False)
     shown = lines.dead_letters(found, put_back, limit=options["limit"], as_json=as_json)
     async with aclosing(found), aclosing(shown):
         async for line in shown:
@@ -164,16 +165,16 @@ def _check_letters(action: str, ids: Sequence[str], options: dict[str, Any]) -> 
 async def _retry(self: Command, bootstrap: Bootstrap, ids: Sequence[letters.Id], reason: str | None) -> int:
     await kafka.ensure_topics(bootstrap, topics.SPECS)
     if ids:
-        await letters.check(bootstrap, topics.LETTERS, ids)  # all of them are there, or none is put back
+        await letters.check(bootstrap, topics.LAYOUT, ids)  # all of them are there, or none is put back
         total = len(ids)
     else:
-        total = await kafka.size(bootstrap, topics.DEAD_LETTERS, topics.LETTERS.partitions)
+        total = await kafka.size(bootstrap, topics.DEAD_LETTERS, topics.LAYOUT.partitions)
     with progress_bar("dead letters", total, quiet=self.quiet) as advance:
         if ids:
-            found = letters.chosen(bootstrap, topics.LETTERS, ids, progress=advance)
+            found = letters.chosen(bootstrap, topics.LAYOUT, ids, progress=advance)
         else:
-            found = letters.read(bootstrap, topics.LETTERS, reason, progress=advance)
-        outcome = await letters.retry(bootstrap, topics.LETTERS, found)
+            found = letters.read(bootstrap, topics.LAYOUT, reason, progress=advance)
+        outcome = await retry(bootstrap, topics.LAYOUT, found)
     for letter, why in outcome.refused:
         click.echo(f"Error: {letter}: {visible(why)}", err=True)
     self.say(lines.retried(outcome))

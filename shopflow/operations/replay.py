@@ -24,10 +24,11 @@ from shopflow.shop.announcements import Announcements, Told
 from shopflow.shop.counts import rebuilt
 from shopflow.shop.decoding import Decoder, split
 from shopflow.shop.documents import product_document
+from shopflow.shop.layout import Layout
 from shopflow.shop.upserts import in_order
 from shopflow.store import MongoStore
 
-from .verify.totals import Layout, Tables
+from .verify.totals import Tables
 
 __all__ = ["Work", "begin", "finished"]
 

@@ -16,13 +16,20 @@ from aiokafka.errors import KafkaConnectionError, KafkaTimeoutError, MessageSize
 
 from shopflow.errors import Refused, Rejected, Unavailable
 from shopflow.kafka import connection as kafka
-from shopflow.operations import letters
-from shopflow.operations.letters import Id, Letter, Outcome, Places, Retry, headers_back
+from shopflow.operations import letters, retry
+from shopflow.operations.letters import Id, Letter
+from shopflow.operations.retry import Outcome, Retry, headers_back
 from shopflow.shop.dead_letters import headers_of
-from tests.fakes import FakeKafka, FakeRecord
+from tests.fakes import FakeKafka, FakeRecord, layout
 
 WHY = Rejected("unknown product", "product_id 'x' was never offered – zażółć")
-PLACES = Places("shop.dead-letters", "shop.retries", {"shop.purchases", "shop.products"}, 4, "shopflow-dead-letters")
+SHOP = replace(
+    layout(4),
+    products="shop.products",
+    purchases="shop.purchases",
+    dead_letters="shop.dead-letters",
+    retries="shop.retries",
+)
 
 
 def dead(
@@ -140,7 +147,7 @@ class Desk:
 
     def retry(self, found: Iterable[Letter]) -> Outcome:
         """Put these back."""
-        return asyncio.run(Retry(self.kafka.connect, self.marks, PLACES).run(stream(found)))
+        return asyncio.run(Retry(self.kafka.connect, self.marks, SHOP).run(stream(found)))
 
     def back(self) -> list[tuple[str, int, bytes | None]]:
         """Topic, partition and value of what is back."""
@@ -163,7 +170,7 @@ def several(count: int) -> list[Letter]:
 @pytest.fixture
 def desk(monkeypatch: pytest.MonkeyPatch) -> Desk:
     """Five of them are a transaction."""
-    monkeypatch.setattr(letters, "_AT_ONCE", 5)
+    monkeypatch.setattr(retry, "_AT_ONCE", 5)
     return Desk()
 
 
@@ -199,7 +206,7 @@ def test_the_order_of_a_partition_stays(desk: Desk) -> None:
 
 def test_large_ones_are_not_gathered(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """A transaction of them would be too long in memory and under way."""
-    monkeypatch.setattr(letters, "_BYTES_AT_ONCE", 10)
+    monkeypatch.setattr(retry, "_BYTES_AT_ONCE", 10)
     desk.retry([letter(number, value=b"x" * 20) for number in range(4)])
     assert desk.kafka.commits == 4
 
@@ -242,12 +249,12 @@ def test_another_one_takes_over(desk: Desk) -> None:
 
         def joins(number: int) -> None:
             if number == 3:
-                second.append(loop.create_task(Retry(desk.kafka.connect, desk.marks, PLACES).run(stream(found))))
+                second.append(loop.create_task(Retry(desk.kafka.connect, desk.marks, SHOP).run(stream(found))))
                 desk.kafka.started += 1  # it has started, as far as Kafka is concerned
 
         desk.kafka.before_commit = joins
         with pytest.raises(Unavailable, match=r"another one has taken over.*10 dead letters were put back") as caught:
-            await Retry(desk.kafka.connect, desk.marks, PLACES).run(stream(found))
+            await Retry(desk.kafka.connect, desk.marks, SHOP).run(stream(found))
         return await second[0], caught.value
 
     outcome, _ = asyncio.run(both())
@@ -277,7 +284,7 @@ def test_what_is_not_of_this_shop_is_refused_and_the_others_go(desk: Desk, found
 
 def test_what_kafka_does_not_take_is_refused_and_the_others_go(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """Too large for its topic, for instance. The rest of its transaction goes back, in order."""
-    monkeypatch.setattr(letters, "_AT_ONCE", 50)
+    monkeypatch.setattr(retry, "_AT_ONCE", 50)
 
     def check(topic: str, key: bytes | None, value: bytes | None) -> None:
         if value in {b"13", b"30"}:
@@ -301,7 +308,7 @@ def test_what_another_one_puts_back_meanwhile_is_not_put_back_again(desk: Desk) 
     async def connected() -> AsyncIterator[Any]:
         if desk.kafka.started == 1:  # ours has just failed
             desk.kafka.check = lambda topic, key, value: None
-            assert await Retry(connect, desk.marks, PLACES).run(stream(found[2:])) == Outcome(put_back=2)
+            assert await Retry(connect, desk.marks, SHOP).run(stream(found[2:])) == Outcome(put_back=2)
         async with connect() as producer:
             yield producer
 
@@ -309,7 +316,7 @@ def test_what_another_one_puts_back_meanwhile_is_not_put_back_again(desk: Desk) 
         raise MessageSizeTooLargeError("for now")
 
     desk.kafka.check = check
-    outcome = asyncio.run(Retry(connected, desk.marks, PLACES).run(stream(found)))
+    outcome = asyncio.run(Retry(connected, desk.marks, SHOP).run(stream(found)))
     assert outcome == Outcome(put_back=2, already=2)
     assert len(desk.back()) == 4
 
@@ -398,7 +405,7 @@ def test_those_with_a_reason_are_read_whatever_its_case(monkeypatch: pytest.Monk
     looked: list[int] = []
     for reason, expected in ((None, [0, 9, 1]), ("PRODUCT_ID 'X'", [0, 1]), ("Zażółć", [0, 1]), ("nothing", [])):
         looked.clear()
-        found = collected(letters.read("kafka:1", PLACES, reason, progress=looked.append))
+        found = collected(letters.read("kafka:1", SHOP, reason, progress=looked.append))
         assert [one.id.offset for one in found] == expected
         assert sum(looked) == 3
 
@@ -407,30 +414,30 @@ def test_ids_are_read_once_each_and_must_be_there(monkeypatch: pytest.MonkeyPatc
     """In the order they were given."""
     Topics(monkeypatch, dead_letters=[dead(0), dead(1), dead(1, 3)])
     ids = [Id(3, 1), Id(0, 1), Id(3, 1)]
-    assert [one.id for one in collected(letters.chosen("kafka:1", PLACES, ids))] == [Id(3, 1), Id(0, 1)]
+    assert [one.id for one in collected(letters.chosen("kafka:1", SHOP, ids))] == [Id(3, 1), Id(0, 1)]
     for missing in (Id(0, 2), Id(4, 0), Id(10**9, 0)):
         with pytest.raises(Refused, match=f"there is no dead letter {missing} in topic shop.dead-letters"):
-            asyncio.run(letters.check("kafka:1", PLACES, [Id(0, 0), missing]))
+            asyncio.run(letters.check("kafka:1", SHOP, [Id(0, 0), missing]))
 
 
 def test_a_shop_without_the_topics_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is read, and nothing made."""
     Topics(monkeypatch)
-    assert collected(letters.read("kafka:1", PLACES)) == []
-    assert asyncio.run(letters.marks("kafka:1", PLACES)) == {}
-    assert asyncio.run(letters.mark_of("kafka:1", PLACES, Id(0, 0))) is None
+    assert collected(letters.read("kafka:1", SHOP)) == []
+    assert asyncio.run(letters.marks("kafka:1", SHOP)) == {}
+    assert asyncio.run(letters.mark_of("kafka:1", SHOP, Id(0, 0))) is None
     with pytest.raises(Refused):
-        asyncio.run(letters.check("kafka:1", PLACES, [Id(0, 0)]))
+        asyncio.run(letters.check("kafka:1", SHOP, [Id(0, 0)]))
 
 
 def test_the_latest_come_first_and_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of all partitions, by their time; none where the topic is not there."""
     times = [(0, 0, 5), (1, 0, 9), (0, 1, 7), (1, 1, 1), (2, 1, 8)]
     Topics(monkeypatch, dead_letters=[replace(dead(*place), timestamp=1_000 * at) for *place, at in times])
-    found = asyncio.run(letters.latest("kafka:1", PLACES, 3))
+    found = asyncio.run(letters.latest("kafka:1", SHOP, 3))
     assert [str(one.id) for one in found] == ["0:1", "1:2", "1:0"]
     Topics(monkeypatch)
-    assert asyncio.run(letters.latest("kafka:1", PLACES, 3)) == []
+    assert asyncio.run(letters.latest("kafka:1", SHOP, 3)) == []
 
 
 def test_marks_are_those_that_stand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -449,10 +456,10 @@ def test_marks_are_those_that_stand(monkeypatch: pytest.MonkeyPatch) -> None:
         ],
     )
     time = datetime.fromtimestamp(1_700_000_000, timezone.utc)
-    assert asyncio.run(letters.marks("kafka:1", PLACES)) == {Id(1, 5): time, Id(0, 9): time}
+    assert asyncio.run(letters.marks("kafka:1", SHOP)) == {Id(1, 5): time, Id(0, 9): time}
 
     def mark_of(one: Id) -> Any:
-        return asyncio.run(letters.mark_of("kafka:1", PLACES, one))
+        return asyncio.run(letters.mark_of("kafka:1", SHOP, one))
 
     assert mark_of(Id(1, 5)) == (time, letters.Mark("1:5", "shop.purchases", 1, 77))
     assert mark_of(Id(0, 9)) == (time, letters.Mark("0:9", "", -1, -1))

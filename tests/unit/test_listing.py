@@ -16,7 +16,8 @@ from msgspec.structs import replace
 
 from shopflow.commands import lines as listing
 from shopflow.commands.plots import Paper
-from shopflow.operations.letters import Failure, Id, Letter, Mark, Outcome
+from shopflow.operations.letters import Failure, Id, Letter, Mark
+from shopflow.operations.retry import Outcome
 from shopflow.operations.verify.report import Check, Report
 from shopflow.shop.price_history import Course, Period, Prices
 from shopflow.shop.promotions.trial import Trial

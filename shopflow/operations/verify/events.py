@@ -20,13 +20,13 @@ from shopflow.models import Customer, Product, Purchase
 from shopflow.shop.dead_letters import ReadSince, origin_of
 from shopflow.shop.decoding import DecodedBatch, Decoder, split
 from shopflow.shop.documents import customer_document, product_document, purchase_document
+from shopflow.shop.layout import Layout
 from shopflow.shop.prices import PriceLog
 from shopflow.store import MongoStore
 from shopflow.store.rules import differences, shown
 from shopflow.store.types import CUSTOMERS, PRODUCTS, PURCHASES, TIME, Document, milliseconds
 
 from .report import Check, Named, Report
-from .totals import Layout
 
 __all__ = ["Bar", "verify_deep"]
 

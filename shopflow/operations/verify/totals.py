@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from time import monotonic
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from shopflow.kafka.security import Bootstrap
 from shopflow.models import PartitionTotals, PurchaseCount
 from shopflow.shop import announcements
 from shopflow.shop.counts import Totals, decode_count, decode_totals
+from shopflow.shop.layout import Layout
 from shopflow.store import MongoStore
 
 from . import workers
@@ -25,7 +26,7 @@ from .announcements import compare_announcements
 from .report import Check, Named, Report
 from .sales import compare_sales
 
-__all__ = ["Check", "Layout", "Report", "Tables", "verify"]
+__all__ = ["Check", "Report", "Tables", "verify"]
 
 #: How often it is looked again while events are on their way, and how long to wait in between.
 _ATTEMPTS = 20
@@ -38,28 +39,6 @@ _PATIENCE_SECONDS = 15.0
 _REGISTERED_AT_ONCE = 1_000
 
 Counts = tuple[int, int, int]  # purchases, items, spent
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where a shop's events and counts are in Kafka."""
-
-    group: str
-    products: str
-    customers: str
-    purchases: str
-    dead_letters: str
-    changelog: str
-    sales_changelog: str
-    prices: str
-    partitions: int
-    vouchers: str
-    alerts: str
-
-    @property
-    def events(self) -> tuple[str, str, str]:
-        """The topics that are consumed."""
-        return self.products, self.customers, self.purchases
 
 
 class Tables:

@@ -159,7 +159,7 @@ async def _ask_kafka() -> _Log:
     dead, before = sum(span.end - span.start for span in places), _log.answer
     known = before.letters
     if before.spans is None or before.spans.get(topics.DEAD_LETTERS) != spans.get(topics.DEAD_LETTERS):
-        known = await letters.latest(connected_kafka(), topics.LETTERS, _LETTERS) if dead else []
+        known = await letters.latest(connected_kafka(), topics.LAYOUT, _LETTERS) if dead else []
     spans = await _settled(spans)
     events = [span for name in topics.KEYS for span in spans.get(name, {}).values()]
     _trend.append(Waiting(time.time(), sum(span.end - span.done for span in events), sum(span.done for span in events)))

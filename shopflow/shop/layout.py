@@ -1,0 +1,34 @@
+"""The names of a shop's topics in Kafka, of its consumer group and of its tables' changelogs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a shop's events, dead letters and counts are in Kafka.
+
+    Arguments:
+        retries: The topic of the marks, each of which says that a dead letter was put back.
+        changelog, sales_changelog: Of the tables `purchase_counts` and `product_sales`.
+        partitions: Each of the topics has so many.
+    """
+
+    group: str
+    products: str
+    customers: str
+    purchases: str
+    dead_letters: str
+    retries: str
+    changelog: str
+    sales_changelog: str
+    prices: str
+    vouchers: str
+    alerts: str
+    partitions: int
+
+    @property
+    def events(self) -> tuple[str, str, str]:
+        """The topics that are consumed."""
+        return self.products, self.customers, self.purchases
