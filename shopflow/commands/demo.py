@@ -27,7 +27,7 @@ from shopflow.operations.verify.totals import verify
 from shopflow.servers.servers import Servers
 from shopflow.servers.worker import Worker, child_worker
 from shopflow.shop.text import money
-from shopflow.web import peers
+from shopflow.web.client import bearer
 
 from . import lines, samples, seeding
 from .base import ServingCommand, now
@@ -125,7 +125,7 @@ class _Demo:
         """The worker's sums; None while it does not answer, which is before it is up and while it stops."""
         try:
             async with (
-                aiohttp.ClientSession(headers=peers.headers()) as http,
+                aiohttp.ClientSession(headers=bearer(config.web.read_token)) as http,
                 http.get(f"{self.worker.url}/counts/") as response,
             ):
                 if response.status == 200:

@@ -189,7 +189,7 @@ _MARKS = {True: "ok ", False: "NOT", None: "?? "}
 def report(found: Report, *, as_json: bool) -> Iterator[str]:
     """What `verify` found."""
     if as_json:
-        yield _json(found.as_json())
+        yield _json(found)
         return
     yield (
         f"Purchases: {found.kafka.get('purchases', 0)} in Kafka, {found.mongodb.get('purchases', 0)} in MongoDB, "

@@ -28,7 +28,7 @@ from shopflow.shop.layout import Layout
 from shopflow.shop.upserts import in_order
 from shopflow.store import MongoStore
 
-from .verify.totals import Tables
+from .verify.tables import Tables
 
 __all__ = ["Work", "begin", "finished"]
 
@@ -128,8 +128,7 @@ async def _count_anew(bootstrap: Bootstrap, shop: Layout) -> None:
     """Put empty sums of a new era behind the rows of each partition: those count no more."""
     eras: dict[tuple[str, int], int] = {}
     for changelog in (shop.changelog, shop.sales_changelog):
-        tables = Tables()
-        await tables.read(bootstrap, changelog, shop.partitions)
+        tables = await Tables.read(bootstrap, changelog, shop.partitions)
         eras |= {(changelog, partition): tables.totals(partition).era for partition in range(shop.partitions)}
     async with kafka.producer(bootstrap) as producer:  # the counts first: until we are done, who finds them new waits
         for (changelog, partition), era in eras.items():

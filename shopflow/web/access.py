@@ -17,7 +17,7 @@ from yarl import URL
 
 from shopflow.config.settings import Web
 
-__all__ = ["Guard", "bearer", "warnings"]
+__all__ = ["Guard", "warnings"]
 
 log = logging.getLogger(__name__)
 
@@ -35,11 +35,6 @@ _OPEN = re.compile(r"/health/.+|/openapi\.json|/docs(/.*)?")
 _HOST = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(:\d+)?")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-def bearer(token: str) -> dict[str, str]:
-    """The header that shows a token; none when there is none."""
-    return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def warnings(settings: Web, bind: str) -> list[str]:

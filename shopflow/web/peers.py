@@ -11,7 +11,7 @@ from yarl import URL
 from shopflow.app import app, config
 from shopflow.errors import Unavailable
 
-from .access import bearer
+from .client import bearer
 
 __all__ = ["SECONDS", "ask", "headers", "known", "me"]
 

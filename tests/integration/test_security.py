@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from shopflow.servers.servers import Addresses
-from shopflow.web.access import bearer
+from shopflow.web.client import bearer
 from tests.certificates import Authority
 
 from . import secured

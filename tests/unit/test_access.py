@@ -17,7 +17,8 @@ from yarl import URL
 
 from shopflow.config.settings import Web
 from shopflow.web import access
-from shopflow.web.access import Guard, bearer, warnings
+from shopflow.web.access import Guard, warnings
+from shopflow.web.client import bearer
 
 READ, WRITE = "read-token-with-24-chars", "write-token-with-24-chars"
 

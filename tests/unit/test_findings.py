@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shopflow.operations.verify.report import Check, Named, Report
+from shopflow.operations.verify.report import Check, FirstTen, Report
 
 
 @pytest.mark.parametrize(
@@ -12,7 +12,7 @@ from shopflow.operations.verify.report import Check, Named, Report
 )
 def test_ten_are_named_and_the_rest_is_counted(count: int, listed: str) -> None:
     """A million differences must not be in memory, nor on the screen."""
-    named = Named(map(str, range(count)))
+    named = FirstTen(map(str, range(count)))
     assert named.count == count
     assert named.listed().endswith(listed)
     assert named.listed().count("; ") == max(0, min(count, 10) - 1)

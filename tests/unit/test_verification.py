@@ -17,8 +17,9 @@ from shopflow.errors import Unavailable
 from shopflow.kafka.connection import Lag, Span
 from shopflow.operations.verify import sales as sales_check
 from shopflow.operations.verify import totals as verification
-from shopflow.operations.verify.report import Named
-from shopflow.operations.verify.totals import Report, Tables, verify
+from shopflow.operations.verify.report import FirstTen, Report
+from shopflow.operations.verify.tables import Tables
+from shopflow.operations.verify.totals import verify
 from shopflow.operations.verify.workers import Compared, Live, Worker
 from shopflow.shop import sales
 from shopflow.shop.announcements import ALERTS, VOUCHERS
@@ -86,8 +87,8 @@ class Shop:
         assert (group, changelog) == ("shop", "changelog")
         return self.live if isinstance(self.live, Live) else next(self.live)
 
-    async def compare(self, live: Live, partitions: int, tables: Tables, session: Any) -> Compared:
-        assert partitions == 1
+    async def compare(self, live: Live, tables: Tables, session: Any) -> Compared:
+        assert tables.partitions == 1
         return self.compared
 
     def sell(self, *customers: str) -> None:
@@ -237,10 +238,9 @@ def test_tables_keep_the_larger_offset_and_skip_what_is_no_count() -> None:
     """As the workers do when they recover."""
     old = advance(lambda key: None, [(0, "anna", 1, 1)], end=1).rows()
     new = advance(dict(old).get, [(1, "anna", 1, 1)], end=2).rows()
-    tables = Tables()
-    tables._counts = [{}]
+    tables = Tables(1)
     tables.take(0, [FakeRecord(*row) for row in (*new, *old)] + [FakeRecord(b"x", b"?"), FakeRecord(b"y", None)])
-    assert tables.by_customer() == {"anna": (2, 2, 2)}
+    assert tables.by_key() == {"anna": (2, 2, 2)}
     assert tables.sums()["purchases"] == 2
 
 
@@ -265,11 +265,10 @@ def test_what_is_on_its_way_is_waited_for(shop: Shop) -> None:
 def test_a_customer_of_two_partitions_is_one_customer() -> None:
     """Producers differ in how they choose a partition."""
     row, *_ = advance(lambda key: None, [(0, "anna", 2, 5)], end=1).rows()
-    tables = Tables()
-    tables._counts = [{}, {}]
+    tables = Tables(2)
     for partition in range(2):
         tables.take(partition, [FakeRecord(*row)])
-    assert tables.by_customer() == {"anna": (2, 4, 10)}
+    assert tables.by_key() == {"anna": (2, 4, 10)}
 
 
 def test_a_topic_that_is_not_read_has_no_dead_letters(shop: Shop) -> None:
@@ -399,21 +398,19 @@ def test_all_partitions_of_the_changelog_are_read(shop: Shop, monkeypatch: pytes
         take(partition, [FakeRecord(*row) for row in rows])
 
     monkeypatch.setattr(verification.kafka, "read_partition", read)
-    tables = Tables()
-    asyncio.run(tables.read("kafka:1", "changelog", 3))
+    tables = asyncio.run(Tables.read("kafka:1", "changelog", 3))
     assert asked == [("kafka:1", "changelog", partition) for partition in range(3)]
     assert tables.sums()["spent"] == 30
-    assert set(tables.by_customer()) == {"c0", "c1", "c2"}
+    assert set(tables.by_key()) == {"c0", "c1", "c2"}
 
 
 def test_of_two_values_with_one_offset_the_later_stays() -> None:
     """A redelivery writes a customer's value and the sums again; what it says last is what the workers have."""
     first = advance(lambda key: None, [(0, "anna", 1, 1)], end=1).rows()
     again = advance(lambda key: None, [(0, "anna", 5, 5)], end=1).rows()
-    tables = Tables()
-    tables._counts = [{}]
+    tables = Tables(1)
     tables.take(0, [FakeRecord(*row) for row in (*first, *again)])
-    assert tables.by_customer() == {"anna": (1, 5, 5)}
+    assert tables.by_key() == {"anna": (1, 5, 5)}
     assert tables.sums()["items"] == 5
 
 
@@ -451,7 +448,7 @@ def test_a_table_that_differs_is_an_error_whoever_else_can_not_be_asked(shop: Sh
     """Both are said."""
     shop.sell("anna")
     shop.live = Live((Worker("http://a", (0,)),))
-    shop.compared = Compared(wrong=Named(["anna at http://a: ..."]), unasked=Named(["http://b: does not answer"]))
+    shop.compared = Compared(wrong=FirstTen(["anna at http://a: ..."]), unasked=FirstTen(["http://b: does not answer"]))
     report = shop.verify()
     assert report.status == 1
     assert details(report)["workers"] == (
@@ -465,10 +462,10 @@ def test_a_worker_that_can_not_be_asked_is_asked_again_for_a_while(shop: Shop, m
     shop.live = Live((Worker("http://a", (0,)),))
     asked = 0
 
-    async def compare(live: Live, partitions: int, tables: Tables, session: Any) -> Compared:
+    async def compare(live: Live, tables: Tables, session: Any) -> Compared:
         nonlocal asked
         asked += 1
-        return Compared() if asked == 6 else Compared(unasked=Named(["http://a: does not answer"]))
+        return Compared() if asked == 6 else Compared(unasked=FirstTen(["http://a: does not answer"]))
 
     monkeypatch.setattr(verification.workers, "compare", compare)
     assert shop.verify().status == 0
@@ -524,14 +521,13 @@ def test_a_key_of_the_changelog_that_is_no_id_is_shown(shop: Shop) -> None:
 
 def test_what_was_counted_before_the_tables_were_rebuilt_counts_no_more(shop: Shop) -> None:
     """Neither for a customer nor for the sums, nor where a worker's table is compared."""
-    tables = Tables()
-    tables._counts = [{}]
+    tables = Tables(1)
     old = advance(lambda key: None, [(0, "anna", 9, 9), (1, "bob", 1, 1)], end=2).rows()
     new = advance({b"": rebuilt(0, 5)}.get, [(0, "anna", 1, 1)], end=1).rows()
     tables.take(0, [FakeRecord(*row) for row in (*new, *old)])
     assert set(tables.counts(0)) == {b"anna"}
     assert (tables.counts(0)[b"anna"].items, tables.totals(0).items, tables.totals(0).era) == (1, 1, 5)
-    assert verification._sums(tables, 1).good
+    assert verification._sums(tables).good
 
 
 def test_sales_that_the_table_does_not_have_are_found_and_the_way_out_is_named(shop: Shop) -> None:

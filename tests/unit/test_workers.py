@@ -20,6 +20,7 @@ from shopflow.models import PartitionTotals, PurchaseCount
 from shopflow.operations.verify import workers
 from shopflow.operations.verify.workers import Compared, Live, Worker, compare, live
 from shopflow.shop.counts import Totals, advance, decode_count, decode_totals
+from shopflow.web import client
 
 URL = "http://127.0.0.1:6066"
 OTHER = "http://127.0.0.1:6067"
@@ -133,6 +134,7 @@ class Changelog:
 
     def __init__(self, rows: dict[int, dict[bytes, bytes]]) -> None:
         self.rows = rows
+        self.partitions = len(rows)
 
     def counts(self, partition: int) -> dict[bytes, PurchaseCount]:
         return {key: decode_count(value) for key, value in self.rows[partition].items() if key}
@@ -155,7 +157,7 @@ def compared(http: Http, changelog: dict[int, dict[bytes, bytes]], *live_ones: W
     async def session() -> Any:
         yield http
 
-    return asyncio.run(compare(Live(live_ones), len(changelog), Changelog(changelog), session))
+    return asyncio.run(compare(Live(live_ones), Changelog(changelog), session))
 
 
 def test_tables_that_are_as_the_changelog_agree() -> None:
@@ -225,8 +227,8 @@ def test_a_worker_has_a_limited_time_for_its_answer() -> None:
     """A frozen one keeps its connections open for ever."""
 
     async def timeout() -> float | None:
-        async with workers.session() as http:
+        async with client.session() as http:
             total: float | None = http.timeout.total
             return total
 
-    assert asyncio.run(timeout()) == workers._ANSWER_SECONDS
+    assert asyncio.run(timeout()) == client.ANSWER_SECONDS

@@ -11,9 +11,7 @@ from shopflow.store import MongoStore
 from shopflow.store.rules import differences
 from shopflow.store.types import Document
 
-from .report import Check, Named
-
-__all__ = ["compare_announcements"]
+from .report import Check, FirstTen
 
 
 async def compare_announcements(
@@ -42,7 +40,7 @@ class _Comparison:
         self._collection = kind.collection
         self._store = store
         self._told = Told(kind)
-        self._wrong = Named()
+        self._wrong = FirstTen()
 
     async def take(self, records: list[Any]) -> None:
         """A run of the topic's records."""
@@ -68,7 +66,7 @@ class _Comparison:
         name = self._collection
         if self._wrong.count:
             way_out = "`faust -A shopflow replay` restores what was told"
-            return Check(name, False, f"{self._wrong.count} differ: {self._wrong.listed()}; {way_out}")
+            return Check(name, False, f"{self._wrong.differ()}; {way_out}")
         if not self._told.ids:
             return Check(name, True, "none was told")
         again = f", {self._told.again} told again" if self._told.again else ""

@@ -1,14 +1,15 @@
 """`verify --deep`: is every event of the topics in MongoDB as it was sent, or in the dead letters, and nothing else?
 
-Judged is what the group has committed. Few records are in memory at once: of a topic only which of its offsets a
-document came from (a bit each), which ids were deleted, and which have a newer document than the record says.
+Only events that the group has committed are judged. Few records are in memory at once: of a topic only which of its
+offsets a document came from (a bit each), which ids were deleted, and which have a newer document than the record says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -19,16 +20,14 @@ from shopflow.kafka.security import Bootstrap
 from shopflow.models import Customer, Product, Purchase
 from shopflow.shop.dead_letters import ReadSince, origin_of
 from shopflow.shop.decoding import DecodedBatch, Decoder, split
-from shopflow.shop.documents import customer_document, product_document, purchase_document
+from shopflow.shop.documents import customer_document, product_document, purchase_document, source_of
 from shopflow.shop.layout import Layout
 from shopflow.shop.prices import PriceLog
 from shopflow.store import MongoStore
 from shopflow.store.rules import differences, shown
 from shopflow.store.types import CUSTOMERS, PRODUCTS, PURCHASES, TIME, Document, milliseconds
 
-from .report import Check, Named, Report
-
-__all__ = ["Bar", "verify_deep"]
+from .report import Check, FirstTen, Report
 
 #: How often a topic is read when events arrive meanwhile and something seems wrong.
 _ATTEMPTS = 3
@@ -36,7 +35,7 @@ _ATTEMPTS = 3
 _STEP = 1_000
 
 Advance = Callable[[int], None]
-#: Shows progress: given what and how many, a context manager of what is called with how many more are done.
+#: Makes a progress bar for so many of something: a context manager that yields an `Advance`.
 Bar = Callable[[str, int], AbstractContextManager[Advance]]
 
 
@@ -71,49 +70,20 @@ class _Claims:
         self._bits = {partition: bytearray((span.done - span.start + 7) // 8) for partition, span in spans.items()}
 
     def mark(self, partition: int, offset: int) -> None:
-        """The document of this record was seen."""
-        place = offset - self._spans[partition].start
-        self._bits[partition][place >> 3] |= 1 << (place & 7)
+        """Note that the document of this record was seen."""
+        byte, bit = self._at(partition, offset)
+        self._bits[partition][byte] |= bit
 
     def take(self, partition: int, offset: int) -> bool:
-        """Was it marked? Only once: of two documents with one source, one can't be the record's."""
-        place = offset - self._spans[partition].start
-        bit = 1 << (place & 7)
-        marked = bool(self._bits[partition][place >> 3] & bit)
-        self._bits[partition][place >> 3] &= ~bit
+        """True if it was marked, and only once: of two documents with one source, one can't be the record's."""
+        byte, bit = self._at(partition, offset)
+        marked = bool(self._bits[partition][byte] & bit)
+        self._bits[partition][byte] &= ~bit
         return marked
 
-
-@dataclass
-class _Tombstones:
-    """Where each id of a topic was last deleted, by partition."""
-
-    last: dict[bytes, dict[int, int]] = field(default_factory=dict)
-
-    def take(self, records: Sequence[Any]) -> None:
-        """A run of records; of the values only matters whether there is one."""
-        for record in records:
-            if record.value is None and record.key is not None:
-                self.last.setdefault(record.key, {})[record.partition] = record.offset
-
-    def end(self, name: str, record: Any) -> bool:
-        """May the deletion of this id have ended this record? Between partitions there is no order."""
-        places = self.last.get(name.encode(), {})
-        return any(number != record.partition or offset > record.offset for number, offset in places.items())
-
-
-class _Steps:
-    """Progress by offsets: what is no record counts too."""
-
-    def __init__(self, start: int, advance: Advance) -> None:
-        self._place = start
-        self._advance = advance
-
-    def to(self, offset: int) -> None:
-        """All before this offset is done."""
-        if offset > self._place:
-            self._advance(offset - self._place)
-            self._place = offset
+    def _at(self, partition: int, offset: int) -> tuple[int, int]:
+        number = offset - self._spans[partition].start
+        return number >> 3, 1 << (number & 7)
 
 
 @dataclass(frozen=True)
@@ -121,7 +91,7 @@ class _Kind:
     """A kind of event.
 
     Attributes:
-        collection: The collection's name, which is the topic's too, but for the prefix.
+        collection: The collection's name.
         decode: The events, of any size: one over `batching.max_event_bytes` is known by its dead letter.
         document: What a record and its event become.
     """
@@ -148,7 +118,7 @@ class _Facts:
     ) -> None:
         topics = {PRODUCTS: shop.products, CUSTOMERS: shop.customers, PURCHASES: shop.purchases}
         self.collection = kind.collection
-        self.wrong = Named()
+        self.wrong = FirstTen()
         self.unclear = ""
         self._topic, self._decode, self._document = topics[kind.collection], kind.decode, kind.document
         self._store = store
@@ -159,32 +129,35 @@ class _Facts:
         self._prices = PriceLog(shop.prices, _sends_nothing, read_prices)
         self._given: dict[int, int] = {}
         self._claims = _Claims(self._spans)
-        self._tombstones = _Tombstones()
+        #: The offset of the last deletion of each id, by key and partition.
+        self._tombstones: dict[bytes, dict[int, int]] = {}
         #: Ids that the topic has, though not with the record that their document came from.
         self._elsewhere: set[str] = set()
-        self._stored = self._repeated = self._superseded = self._dead_lettered = self._deleted = 0
-        self._unknown = self._older = 0
+        #: How many records became what.
+        self._numbers: Counter[str] = Counter()
+        #: Documents of records that retention removed.
+        self._older = 0
 
     @property
     def _is_state(self) -> bool:
-        """Products and customers: the newest counts, and a record without a value deletes."""
+        """True of products and customers: the newest event counts, and a record without a value deletes."""
         return self.collection in TIME
 
     def disturbed(self, now: Mapping[str, Mapping[int, Span]]) -> bool:
-        """Did something happen that can make right look wrong? A purchase that is committed stays as it is."""
+        """True if what happened since can make right look wrong. A purchase that is committed stays as it is."""
         after = now.get(self._topic, {})
         if self._is_state:
             return after != self._spans
         return any(number not in after or after[number].done < span.done for number, span in self._spans.items())
 
     def _upto(self, span: Span) -> int:
-        """Where the reading ends: what was not judged yet may still explain a product or customer."""
+        """The offset where reading ends: records that are not judged may still explain a product or customer."""
         return span.end if self._is_state else span.done
 
     # -- reading
 
     async def read(self, bootstrap: Bootstrap, bar: Bar, documents: int) -> None:
-        """The dead letters, the topic, the collection."""
+        """Read the dead letters, the topic, the collection."""
         for partition, span in self._dead_spans.items():
             await kafka.each_run(
                 bootstrap, self._dead_topic, partition, span.end, self._take_dead, value_deserializer=lambda _: None
@@ -201,14 +174,17 @@ class _Facts:
         self, bootstrap: Bootstrap, take: Callable[[list[Any]], Awaitable[None]], advance: Advance, **options: Any
     ) -> None:
         for partition, span in self._spans.items():
-            step = _Steps(span.start, advance)
+            done, end = span.start, self._upto(span)
 
-            async def handle(run: list[Any], step: _Steps = step) -> None:
+            async def handle(run: list[Any]) -> None:
+                nonlocal done
                 await take(run)
-                step.to(run[-1].offset + 1 if run else 0)
+                if run:
+                    advance(run[-1].offset + 1 - done)
+                    done = run[-1].offset + 1
 
-            await kafka.each_run(bootstrap, self._topic, partition, self._upto(span), handle, **options)
-            step.to(self._upto(span))
+            await kafka.each_run(bootstrap, self._topic, partition, end, handle, **options)
+            advance(end - done)  # offsets that are no records
 
     async def _take_dead(self, records: list[Any]) -> None:
         for topic, partition, offset in map(origin_of, records):
@@ -216,7 +192,9 @@ class _Facts:
                 self._dead.add((partition, offset))
 
     async def _take_tombstones(self, records: list[Any]) -> None:
-        self._tombstones.take(records)
+        for record in records:
+            if record.value is None and record.key is not None:
+                self._tombstones.setdefault(record.key, {})[record.partition] = record.offset
 
     async def _take(self, records: list[Any]) -> None:
         judged = [record for record in records if record.offset < self._spans[record.partition].done]
@@ -235,7 +213,7 @@ class _Facts:
             self._judge_deletion(deletion.id, deletion.source, documents.get(deletion.id))
 
     async def _look_up_prices(self, accepted: Sequence[tuple[Any, Any]]) -> None:
-        """The prices that were given to those of a run that have none."""
+        """Look up the prices that were given to the purchases of a run that came without one."""
         self._given = {}
         unpriced = [record for record, event in accepted if self.collection == PURCHASES and event.price is None]
         if unpriced:
@@ -251,43 +229,43 @@ class _Facts:
 
     def _judge_rejected(self, record: Any, why: str) -> None:
         if (record.partition, record.offset) in self._dead:
-            self._dead_lettered += 1
+            self._numbers["dead_lettered"] += 1
         elif self._letters_are_gone(record):
-            self._unknown += 1
+            self._numbers["unknown"] += 1
         else:
             self.wrong.add(f"{_at(record)}: can't be accepted ({why}) and is not in the dead letters")
 
     def _letters_are_gone(self, record: Any) -> bool:
-        """May the record's dead letter have been removed by retention?"""
-        place = self._dead_spans.get(record.partition % max(1, len(self._dead_spans)))
-        return place is not None and place.start > 0
+        """True if retention may have removed the record's dead letter."""
+        span = self._dead_spans.get(record.partition % max(1, len(self._dead_spans)))
+        return span is not None and span.start > 0
 
     def _judge(self, record: Any, event: Any, name: str, stored: Document | None) -> None:
-        source = None if stored is None else stored.get("source")
-        mine = source == {"origin": "kafka", **_place(record)}
+        mine = stored is not None and stored.get("source") == source_of(record)
         if mine:
             self._claims.mark(record.partition, record.offset)
         elif self._is_state:
             self._elsewhere.add(name)
         if (record.partition, record.offset) in self._dead:
-            self._dead_lettered += 1
+            self._numbers["dead_lettered"] += 1
             if mine:
                 self.wrong.add(f"{name} ({_at(record)}): in the dead letters, and in MongoDB too")
         elif mine and stored is not None:
-            self._stored += 1
+            self._numbers["stored"] += 1
             if differences := self._differences(record, event, stored):
                 self.wrong.add(f"{name} ({_at(record)}): {', '.join(differences)}")
         elif self._is_state:
             self._judge_outdone(record, event, name, stored)
         elif stored is not None:
-            self._repeated += 1
+            self._numbers["repeated"] += 1
         else:
             self._judge_missing(record, name)
 
     def _judge_outdone(self, record: Any, event: Any, name: str, stored: Document | None) -> None:
-        """The product or customer is gone, or another event's: then it was deleted since, or the other is newer."""
-        if self._tombstones.end(name, record):
-            self._superseded += 1
+        """Judge an event whose document is gone, or another event's: it was deleted since, or the other is newer."""
+        deletions = self._tombstones.get(name.encode(), {})  # between partitions there is no order
+        if any(number != record.partition or offset > record.offset for number, offset in deletions.items()):
+            self._numbers["superseded"] += 1
             return
         if stored is None:
             self._judge_missing(record, name)
@@ -295,19 +273,19 @@ class _Facts:
         time = TIME[self.collection]
         sent, then = milliseconds(getattr(event, time)), stored.get(time)
         if isinstance(then, datetime) and then >= sent:
-            self._superseded += 1
+            self._numbers["superseded"] += 1
         else:
             self.wrong.add(f"{name} ({_at(record)}): older in MongoDB: {time} {shown(then)}, sent {shown(sent)}")
 
     def _judge_missing(self, record: Any, name: str) -> None:
         if self._letters_are_gone(record):
-            self._unknown += 1
+            self._numbers["unknown"] += 1
         else:
             self.wrong.add(f"{name} ({_at(record)}): neither in MongoDB nor in the dead letters")
 
     def _judge_deletion(self, name: str, source: Document, stored: Document | None) -> None:
-        self._deleted += 1
-        if stored is None or self._tombstones.last[name.encode()][source["partition"]] != source["offset"]:
+        self._numbers["deletions"] += 1
+        if stored is None or self._tombstones[name.encode()][source["partition"]] != source["offset"]:
             return
         self._elsewhere.add(name)
         kept = stored.get("source") or {}
@@ -326,7 +304,7 @@ class _Facts:
         return differences(self._document(record, event), stored)
 
     async def _documents(self, advance: Advance) -> None:
-        """Each document that says it came from Kafka must be that of a record."""
+        """Check that each document that names a record of Kafka as its source is that record's."""
         done = 0
         async for name, source in self._store.sources(self.collection):
             self._judge_source(name, source)
@@ -345,49 +323,42 @@ class _Facts:
         elif offset < span.done and not self._claims.take(partition, offset) and name not in self._elsewhere:
             self.wrong.add(f"{name}: not in the topic at its partition {partition}, offset {offset}")
 
-    # -- saying
+    # -- telling
 
     def numbers(self) -> dict[str, int]:
         """How many records became what, for the report."""
+        became = ("stored", "repeated", "superseded", "dead_lettered", "deletions")
         return {
-            "stored": self._stored,
-            "repeated": self._repeated,
-            "superseded": self._superseded,
-            "dead_lettered": self._dead_lettered,
-            "deletions": self._deleted,
+            **{name: self._numbers[name] for name in became},
             "wrong": self.wrong.count,
             "waiting": sum(max(0, span.end - span.done) for span in self._spans.values()),
             "removed": sum(span.start for span in self._spans.values()),
-            "unknown": self._unknown,
+            "unknown": self._numbers["unknown"],
         }
 
     def check(self) -> Check:
         """The verdict."""
         name = f"each of {self.collection}"
         if self.wrong.count:
-            detail = f"{self.unclear}{self.wrong.count} differ: {self.wrong.listed()}"
-            return Check(name, None if self.unclear else False, detail)
-        return Check(name, True, "; ".join([self._said(), *self._reservations()]))
+            return Check(name, None if self.unclear else False, self.unclear + self.wrong.differ())
+        return Check(name, True, "; ".join([self._summary(), *self._reservations()]))
 
-    def _said(self) -> str:
+    def _summary(self) -> str:
+        became = self._numbers
         if self._is_state:
-            other = f"{self._superseded} outdone by newer ones, {self._deleted} deletions"
+            other = f"{became['superseded']} outdone by newer ones, {became['deletions']} deletions"
         else:
-            other = f"{self._repeated} sent again"
-        return f"{self._stored} stored as sent, {other}, {self._dead_lettered} dead letters"
+            other = f"{became['repeated']} sent again"
+        return f"{became['stored']} stored as sent, {other}, {became['dead_lettered']} dead letters"
 
-    def _reservations(self) -> list[str]:
+    def _reservations(self) -> Iterator[str]:
         numbers = self.numbers()
-        said = []
-        if numbers["removed"]:
-            said.append(
-                f"{numbers['removed']} offsets before them were removed from the topic, with {self._older} documents"
-            )
-        if numbers["waiting"]:
-            said.append(f"{numbers['waiting']} offsets behind what is committed were not judged")
-        if self._unknown:
-            said.append(f"{self._unknown} can't be judged, as dead letters were removed from their topic")
-        return said
+        if removed := numbers["removed"]:
+            yield f"{removed} offsets before them were removed from the topic, with {self._older} documents"
+        if waiting := numbers["waiting"]:
+            yield f"{waiting} offsets behind what is committed were not judged"
+        if unknown := numbers["unknown"]:
+            yield f"{unknown} can't be judged, as dead letters were removed from their topic"
 
 
 #: Products first: purchases are long.
@@ -404,10 +375,6 @@ async def _sends_nothing(*record: Any) -> Any:
 
 def _is_there(value: bytes | None) -> bytes | None:
     return None if value is None else b""
-
-
-def _place(record: Any) -> Document:
-    return {"topic": record.topic, "partition": record.partition, "offset": record.offset}
 
 
 def _at(record: Any) -> str:

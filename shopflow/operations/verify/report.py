@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
-
-__all__ = ["Check", "Named", "Report"]
 
 #: Differences that are named; the rest is counted.
 NAMED = 10
 
 
-class Named:
+class FirstTen:
     """The first ten of what is added, and how many there were."""
 
     def __init__(self, texts: Iterable[str] = ()) -> None:
@@ -22,7 +20,7 @@ class Named:
             self.add(text)
 
     def add(self, text: str) -> None:
-        """One more."""
+        """Add one."""
         self.count += 1
         if self.count <= NAMED:
             self._first.append(text)
@@ -31,6 +29,10 @@ class Named:
         """Those that are named, and how many more."""
         more = f", and {self.count - NAMED} more" if self.count > NAMED else ""
         return separator.join(self._first) + more
+
+    def differ(self) -> str:
+        """How many differ, and which."""
+        return f"{self.count} differ: {self.listed()}"
 
 
 @dataclass
@@ -44,6 +46,11 @@ class Check:
     name: str
     good: bool | None
     detail: str
+
+    @classmethod
+    def of(cls, name: str, wrong: FirstTen, otherwise: str) -> Check:
+        """Not good if anything is wrong, and tells what; else good, with this detail."""
+        return cls(name, False, wrong.differ()) if wrong.count else cls(name, True, otherwise)
 
 
 @dataclass
@@ -65,14 +72,10 @@ class Report:
     checks: list[Check] = field(default_factory=list)
 
     def add(self, checks: Iterable[Check]) -> None:
-        """Take in more checks: one that fails makes the status 1, else one that can't be told makes it 2."""
+        """Add checks: one that fails makes the status 1, else one that can't be told makes it 2."""
         for check in checks:
             self.checks.append(check)
             if check.good is False:
                 self.status = 1
             elif check.good is None and self.status == 0:
                 self.status = 2
-
-    def as_json(self) -> dict[str, Any]:
-        """As `verify --json` prints it."""
-        return asdict(self)

@@ -1,32 +1,27 @@
-"""The live workers of a shop, and what their tables hold, asked over HTTP."""
+"""Are the tables of the live workers as the changelog says? They are asked over HTTP."""
 
 from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
-import aiohttp
 import msgspec
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
 
 from shopflow.errors import Unavailable
 from shopflow.kafka import connection as kafka
 from shopflow.kafka.security import Bootstrap
-from shopflow.models import PartitionTotals, PurchaseCount
-from shopflow.web.access import bearer
+from shopflow.models import PartitionTotals
+from shopflow.web import client
 
-from .report import Named
+from .report import Check, FirstTen
+from .tables import Tables, counts_of, in_words
 
-__all__ = ["MOST_ROWS", "Compared", "Live", "Page", "Tables", "Worker", "compare", "live", "pages", "session"]
-
-#: Most customers that a worker tells of at once.
-MOST_ROWS = 10_000
-#: How long a worker may take for one answer.
-_ANSWER_SECONDS = 10.0
 #: What must be the same in a worker's sums of a partition and in the changelog's.
 _SUMS = ("customers", "purchases", "items", "spent", "duplicates", "rejected", "offset", "era")
 
@@ -46,14 +41,6 @@ class Live:
     workers: tuple[Worker, ...] = ()
     unclear: str = ""
     """Why it is not known who they are or who has which partition; empty when it is."""
-
-
-class Page(msgspec.Struct):
-    """An answer of `GET /counts/partitions/{partition}/`."""
-
-    totals: dict[str, Any]
-    customers: list[tuple[str, int, int, int]]
-    next: str | None
 
 
 class _Actives(msgspec.Struct):
@@ -93,53 +80,25 @@ def _worker(assignment: bytes, changelog: str) -> Worker:
     return Worker(metadata.url.rstrip("/"), tuple(sorted(metadata.assignment.actives.get(changelog, ()))))
 
 
-async def pages(http: Any, url: str, partition: int) -> AsyncIterator[Page]:
-    """The customers of a worker's partition, by id.
+async def compare_workers(found: Live, tables: Tables, token: str) -> Check:
+    """Compare the tables of the live workers with the changelog.
 
     Arguments:
-        http: An `aiohttp.ClientSession`.
-
-    Raises:
-        Unavailable: The worker does not answer, or has not got the partition.
+        token: The one for reading, which the workers may demand.
     """
-    after = ""
-    while True:
-        query = {"after": after, "limit": str(MOST_ROWS)}
-        try:
-            async with http.get(f"{url}/counts/partitions/{partition}/", params=query) as response:
-                body = await response.read()
-        except (aiohttp.ClientError, asyncio.TimeoutError, ValueError) as error:
-            raise Unavailable(url, f"does not answer: {str(error) or type(error).__name__}") from error
-        if response.status != 200:
-            raise Unavailable(url, f"partition {partition}: {reason(body, response.status)}")
-        try:
-            page = msgspec.json.decode(body, type=Page)
-        except msgspec.MsgspecError as error:
-            raise Unavailable(url, f"partition {partition}: not the answer of a worker: {error}") from error
-        yield page
-        if page.next is None:
-            return
-        if page.next.encode() <= after.encode():
-            raise Unavailable(url, f"partition {partition}: its pages do not go on")
-        after = page.next
-
-
-def reason(body: bytes, status: int) -> str:
-    """What an answer that is none says of itself."""
-    try:
-        return str(msgspec.json.decode(body)["error"])
-    except (msgspec.MsgspecError, UnicodeDecodeError, KeyError, TypeError):
-        return f"answered {status}"
-
-
-class Tables(Protocol):
-    """The counts as the changelog has them."""
-
-    def counts(self, partition: int) -> Mapping[bytes, PurchaseCount]:
-        """The customers of a partition."""
-
-    def totals(self, partition: int) -> PartitionTotals:
-        """The sums of a partition."""
+    if found.unclear:
+        return Check("workers", None, found.unclear)
+    if not found.workers:
+        return Check("workers", True, "no worker runs; the next one recovers its tables from the changelog")
+    result = await compare(found, tables, partial(client.session, token))
+    unasked = f"{result.unasked.count} can't be asked: {result.unasked.listed()}"
+    if result.wrong.count:
+        also = f"; {unasked}" if result.unasked.count else ""
+        return Check("workers", False, result.wrong.differ() + also)
+    if result.unasked.count:
+        return Check("workers", None, unasked)
+    same = f"{result.customers} customers in their tables, all as in the changelog"
+    return Check("workers", True, f"{len(found.workers)} live, {same}")
 
 
 @dataclass
@@ -147,22 +106,18 @@ class Compared:
     """The workers' tables held against the changelog."""
 
     customers: int = 0
-    wrong: Named = field(default_factory=Named)
-    unasked: Named = field(default_factory=Named)
-
-
-def session(token: str = "") -> AbstractAsyncContextManager[Any]:
-    """An `aiohttp.ClientSession` that shows the token to whom it asks."""
-    return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_ANSWER_SECONDS), headers=bearer(token))
+    wrong: FirstTen = field(default_factory=FirstTen)
+    unasked: FirstTen = field(default_factory=FirstTen)
 
 
 async def compare(
-    found: Live, partitions: int, tables: Tables, session: Callable[[], AbstractAsyncContextManager[Any]] = session
+    found: Live, tables: Tables, session: Callable[[], AbstractAsyncContextManager[Any]] = client.session
 ) -> Compared:
     """Compare every customer and the sums of each partition that a live worker owns with the changelog.
 
+    A partition that no live worker owns is among the unasked.
+
     Arguments:
-        partitions: How many there are. One that no live worker serves is among the unasked.
         session: Makes an `aiohttp.ClientSession`.
     """
     result = Compared()
@@ -177,7 +132,7 @@ async def compare(
     async with session() as http:
         await asyncio.gather(*(one(http, worker) for worker in found.workers))
     owned = {partition for worker in found.workers for partition in worker.partitions}
-    for partition in sorted(set(range(partitions)) - owned):
+    for partition in sorted(set(range(tables.partitions)) - owned):
         result.unasked.add(f"partition {partition}: no worker has it")
     return result
 
@@ -186,31 +141,25 @@ async def _compare_partition(http: Any, url: str, partition: int, tables: Tables
     counts = tables.counts(partition)
     missing = set(counts)
     first = True
-    async for page in pages(http, url, partition):
+    async for page in client.pages(http, url, partition):
         if first:
             _compare_sums(url, partition, page.totals, tables.totals(partition), result.wrong)
             first = False
-        for name, *numbers in page.customers:
-            key = name.encode()
+        for name, purchases, items, spent in page.customers:
+            key, found = name.encode(), (purchases, items, spent)
             missing.discard(key)
-            if numbers != (expected := _numbers(counts.get(key))):
-                result.wrong.add(f"{name} at {url}: table {_said(numbers)}, changelog {_said(expected)}")
+            if found != (expected := counts_of(counts.get(key))):
+                result.wrong.add(f"{name} at {url}: table {in_words(found)}, changelog {in_words(expected)}")
         result.customers += len(page.customers)
     for key in missing:
         name = key.decode("utf-8", "backslashreplace")
-        result.wrong.add(f"{name} at {url}: table nothing, changelog {_said(_numbers(counts[key]))}")
+        result.wrong.add(f"{name} at {url}: table nothing, changelog {in_words(counts_of(counts[key]))}")
 
 
-def _compare_sums(url: str, partition: int, found: Mapping[str, Any], expected: PartitionTotals, wrong: Named) -> None:
+def _compare_sums(
+    url: str, partition: int, found: Mapping[str, Any], expected: PartitionTotals, wrong: FirstTen
+) -> None:
     if differing := [name for name in _SUMS if found.get(name) != getattr(expected, name)]:
         table = ", ".join(f"{name} {found.get(name)}" for name in differing)
         changelog = ", ".join(f"{name} {getattr(expected, name)}" for name in differing)
         wrong.add(f"sums of partition {partition} at {url}: table {table}, changelog {changelog}")
-
-
-def _numbers(count: PurchaseCount | None) -> list[int] | None:
-    return None if count is None else [count.purchases, count.items, count.spent]
-
-
-def _said(numbers: list[int] | None) -> str:
-    return "nothing" if numbers is None else "{} purchases, {} items, {} grosze".format(*numbers)

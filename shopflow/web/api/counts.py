@@ -11,11 +11,11 @@ from yarl import URL
 
 from faust_batches import TOTALS_KEY
 from shopflow.app import app
-from shopflow.operations.verify.workers import MOST_ROWS
 from shopflow.shop.counts import current, decode_count, decode_totals, summed
 from shopflow.tables import purchase_counts
 from shopflow.web import peers
 from shopflow.web.answers import unavailable, whole
+from shopflow.web.client import MOST_ROWS
 
 __all__ = ["count", "counts", "partition_counts"]
 

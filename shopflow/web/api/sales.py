@@ -13,11 +13,11 @@ from yarl import URL
 from faust_batches import TOTALS_KEY, position_of
 from shopflow.app import app, config
 from shopflow.errors import Unavailable
-from shopflow.operations.verify.workers import reason
 from shopflow.shop.counts import decode_count
 from shopflow.shop.sales import PERIODS, key_of, start_of
 from shopflow.tables import product_sales
 from shopflow.web import peers
+from shopflow.web.client import reason
 
 __all__ = ["sales"]
 

@@ -24,11 +24,11 @@ from shopflow.kafka.connection import Span
 from shopflow.kafka.lag import Standing
 from shopflow.operations import letters
 from shopflow.operations.letters import Letter
-from shopflow.operations.verify.workers import reason
 from shopflow.shop.counts import summed
 from shopflow.shop.recent_sales import Snapshot, merged
 from shopflow.tables import purchase_counts
 from shopflow.web import peers
+from shopflow.web.client import reason
 
 from .warnings import Condition, Learned, Report, Totals, Waiting, WorkerState
 

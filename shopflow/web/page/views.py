@@ -17,10 +17,10 @@ from jinja2 import Environment, FileSystemLoader
 from shopflow.app import app, store
 from shopflow.errors import Unavailable
 from shopflow.models import MAX_ID_LENGTH
-from shopflow.operations.verify.workers import reason
 from shopflow.shop.text import day_and_time
 from shopflow.store.types import Document
 from shopflow.web import peers
+from shopflow.web.client import reason
 
 from . import charts, product_watching
 from . import render as showing

@@ -1,0 +1,71 @@
+"""What asks workers over HTTP from outside: a session, and a partition's counts page by page."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from shopflow.errors import Unavailable
+
+#: Most customers on a page.
+MOST_ROWS = 10_000
+#: How long a worker may take for one answer.
+ANSWER_SECONDS = 10.0
+
+
+class Page(msgspec.Struct):
+    """An answer of `GET /counts/partitions/{partition}/`."""
+
+    totals: dict[str, Any]
+    customers: list[tuple[str, int, int, int]]  #: id, purchases, items, spent (grosze)
+    next: str | None
+
+
+def bearer(token: str) -> dict[str, str]:
+    """The header that shows a token; none when there is none."""
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def session(token: str = "") -> aiohttp.ClientSession:
+    """A session that shows the token to each worker that it asks."""
+    return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS), headers=bearer(token))
+
+
+async def pages(http: aiohttp.ClientSession, url: str, partition: int) -> AsyncIterator[Page]:
+    """The customers of a worker's partition, by id.
+
+    Raises:
+        Unavailable: The worker does not answer, or has not got the partition.
+    """
+    after = ""
+    while True:
+        query = {"after": after, "limit": str(MOST_ROWS)}
+        try:
+            async with http.get(f"{url}/counts/partitions/{partition}/", params=query) as response:
+                body = await response.read()
+        except (aiohttp.ClientError, asyncio.TimeoutError, ValueError) as error:
+            raise Unavailable(url, f"does not answer: {str(error) or type(error).__name__}") from error
+        if response.status != 200:
+            raise Unavailable(url, f"partition {partition}: {reason(body, response.status)}")
+        try:
+            page = msgspec.json.decode(body, type=Page)
+        except msgspec.MsgspecError as error:
+            raise Unavailable(url, f"partition {partition}: not the answer of a worker: {error}") from error
+        yield page
+        if page.next is None:
+            return
+        if page.next.encode() <= after.encode():
+            raise Unavailable(url, f"partition {partition}: its pages do not go on")
+        after = page.next
+
+
+def reason(body: bytes, status: int) -> str:
+    """The error in a worker's answer, or its status where the body names none."""
+    try:
+        return str(msgspec.json.decode(body)["error"])
+    except (msgspec.MsgspecError, UnicodeDecodeError, KeyError, TypeError):
+        return f"answered {status}"
