@@ -1,8 +1,7 @@
-"""Out of the shop: a collection of MongoDB as JSON lines, CSV or Parquet, in bounded memory.
+"""Exports a collection of MongoDB as JSON lines, CSV or Parquet, in bounded memory.
 
-What is read stands in the documents as other programs may have left them, and a file has one schema: a value of another
-type than shopflow's is refused, with the document's id and the field's name. Fields that shopflow does not know are
-left out.
+A file has one schema, and other programs may have changed documents: a value of another type than shopflow's is
+refused, with the document's id and the field's name. Fields that shopflow does not know are left out.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from time import monotonic
-from typing import Any, Protocol, cast
+from typing import Any
 
 import msgspec
 
@@ -29,8 +28,6 @@ from shopflow.errors import Refused, Unavailable
 from shopflow.shop.text import whole
 from shopflow.store import MongoStore
 from shopflow.store.types import Document
-
-__all__ = ["COLLECTIONS", "FORMATS", "Output", "Writer", "check", "documents", "export", "opened", "table", "writer"]
 
 #: How long MongoDB may be away in the middle of an export, and the pauses between two tries.
 RETRY_SECONDS = 60.0
@@ -45,16 +42,11 @@ FORMATS = ("jsonl", "csv", "parquet")
 
 @dataclass(frozen=True)
 class Column:
-    """A column.
-
-    Arguments:
-        kind: Of its values, each of which may also be missing.
-        path: Where it is in a document.
-    """
+    """A column."""
 
     name: str
-    kind: type
-    path: tuple[str, ...]
+    kind: type  #: of its values, each of which may also be missing
+    path: tuple[str, ...]  #: of the field in a document
 
 
 _SOURCE = (("origin", str), ("topic", str), ("partition", int), ("offset", int))
@@ -152,26 +144,6 @@ def _checked(value: Any, column: Column, where: str) -> Any:
 # -- writing
 
 
-class Sink(Protocol):
-    """Where bytes go."""
-
-    def write(self, data: bytes) -> int:
-        """Write all of it."""
-
-
-class Writer(Protocol):
-    """One format."""
-
-    def write(self, rows: Table) -> None:
-        """Write these."""
-
-    def close(self) -> None:
-        """Write what is still to be written."""
-
-    def break_off(self) -> None:
-        """Instead of `close`: nothing more is written."""
-
-
 def check(kind: str) -> None:
     """Raises:
     Refused: What this format needs is not installed.
@@ -180,11 +152,10 @@ def check(kind: str) -> None:
         _pyarrow("")
 
 
-def writer(kind: str, collection: str, sink: Sink) -> Writer:
-    """One for this format and this collection."""
-    columns = COLLECTIONS[collection]
-    made: dict[str, Callable[[Sequence[Column], Sink], Writer]] = {"jsonl": JsonLines, "csv": Csv, "parquet": Parquet}
-    return made[kind](columns, sink)
+def writer(kind: str, collection: str, sink: io.RawIOBase) -> Writer:
+    """The writer of this format for this collection."""
+    kinds: dict[str, type[Writer]] = {"jsonl": JsonLines, "csv": Csv, "parquet": Parquet}
+    return kinds[kind](COLLECTIONS[collection], sink)
 
 
 def _time(at: datetime | None) -> str | None:
@@ -196,13 +167,26 @@ def _as_text(rows: Table, columns: Iterable[Column]) -> Table:
     return {**rows, **{name: [_time(at) for at in rows[name]] for name in times}}
 
 
-class JsonLines:
-    """An object a line; `source` is an object in it, with the fields that it has."""
+class Writer:
+    """Writes rows in one format."""
 
-    def __init__(self, columns: Sequence[Column], sink: Sink) -> None:
+    def __init__(self, columns: Sequence[Column], sink: io.RawIOBase) -> None:
         self._columns = columns
         self._sink = sink
-        self._encode = msgspec.json.Encoder().encode_lines
+
+    def write(self, rows: Table) -> None:
+        """Write these."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Write what is still to be written."""
+
+    def break_off(self) -> None:
+        """Write nothing more; called instead of `close`."""
+
+
+class JsonLines(Writer):
+    """An object a line; `source` is an object in it, with the fields that it has."""
 
     def write(self, rows: Table) -> None:
         rows = _as_text(rows, self._columns)
@@ -213,21 +197,15 @@ class JsonLines:
             for values in zip(*(rows[column.name] for column in inner), strict=True)
         ]
         found = zip(*(rows[name] for name in own), sources, strict=True)
-        self._sink.write(self._encode([dict(zip((*own, "source"), values, strict=True)) for values in found]))
-
-    def close(self) -> None:
-        return
-
-    def break_off(self) -> None:
-        return
+        objects = [dict(zip((*own, "source"), values, strict=True)) for values in found]
+        self._sink.write(msgspec.json.Encoder().encode_lines(objects))
 
 
-class Csv:
+class Csv(Writer):
     """As RFC 4180 has it: a line of names, then a line a document; UTF-8; a missing value is empty."""
 
-    def __init__(self, columns: Sequence[Column], sink: Sink) -> None:
-        self._columns = columns
-        self._sink = sink
+    def __init__(self, columns: Sequence[Column], sink: io.RawIOBase) -> None:
+        super().__init__(columns, sink)
         self._write([[column.name for column in columns]])
 
     def _write(self, lines: Iterable[Sequence[Any]]) -> None:
@@ -239,17 +217,12 @@ class Csv:
         rows = _as_text(rows, self._columns)
         self._write(zip(*(rows[column.name] for column in self._columns), strict=True))
 
-    def close(self) -> None:
-        return
 
-    def break_off(self) -> None:
-        return
-
-
-class Parquet:
+class Parquet(Writer):
     """Whole numbers as int64, times as timestamp[ms, UTC]; a row group for each 50,000 documents."""
 
-    def __init__(self, columns: Sequence[Column], sink: Sink, row_group: int = ROW_GROUP) -> None:
+    def __init__(self, columns: Sequence[Column], sink: io.RawIOBase, row_group: int = ROW_GROUP) -> None:
+        super().__init__(columns, sink)
         self._arrow = _pyarrow("")
         types = {str: self._arrow.string(), int: self._arrow.int64(), datetime: self._arrow.timestamp("ms", tz="UTC")}
         self._schema = self._arrow.schema([(column.name, types[column.kind]) for column in columns])
@@ -289,7 +262,7 @@ def _pyarrow(part: str) -> Any:
 
 
 class Output(io.RawIOBase):
-    """A file or a pipe of which nothing more is written once it broke off.
+    """A file or a pipe to which nothing more is written once it broke off.
 
     A library that closes its file when it is thrown away would make a half one look whole.
 
@@ -304,11 +277,11 @@ class Output(io.RawIOBase):
         self._broken = False
 
     def writable(self) -> bool:
-        """Yes."""
+        """True, for libraries that ask."""
         return True
 
     def write(self, data: Any) -> int:
-        """All of it.
+        """Write all of it.
 
         Raises:
             Refused: The disk is full, for instance.
@@ -324,13 +297,13 @@ class Output(io.RawIOBase):
         return size
 
     def break_off(self) -> None:
-        """Nothing more is written."""
+        """Write nothing more."""
         self._broken = True
 
 
 @contextlib.contextmanager
 def _explained(name: str) -> Iterator[None]:
-    """Errors of the system say what could not be written."""
+    """Make errors of the system say what could not be written."""
     try:
         yield
     except BrokenPipeError:
@@ -341,49 +314,35 @@ def _explained(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def opened(output: str, kind: str) -> Iterator[Output]:
-    """Where to write: `-` for stdout, else a file that gets its name when it is whole.
+    """Open `-` for stdout, or a file that gets its name when it is whole.
 
     Raises:
         Refused: It can't be written.
     """
-    path = Path(os.path.realpath(output))
-    stream: io.RawIOBase
+    with _stream(output, kind) as stream:
+        sink = Output(stream, "stdout" if output == "-" else output)
+        try:
+            yield sink
+        except BaseException:
+            sink.break_off()
+            raise
+
+
+def _stream(output: str, kind: str) -> contextlib.AbstractContextManager[io.RawIOBase]:
     if output == "-":
         if kind == "parquet" and sys.stdout.isatty():
             raise Refused("--output: parquet is not for a terminal: name a file")
-        with io.FileIO(sys.stdout.fileno(), "w", closefd=False) as stream, _whole(stream, "stdout") as sink:
-            yield sink
-    elif not _replaceable(path, output):  # a pipe with a name, /dev/null: nothing that could be replaced
-        with _opened(path, "wb", output) as stream, _whole(stream, output) as sink:
-            yield sink
-    else:
-        with _part(path, output) as stream, _whole(stream, output) as sink:
-            yield sink
-
-
-def _replaceable(path: Path, name: str) -> bool:
-    with _explained(name):
-        return path.is_file() or not path.exists()
-
-
-@contextlib.contextmanager
-def _whole(stream: io.RawIOBase, name: str) -> Iterator[Output]:
-    sink = Output(stream, name)
-    try:
-        yield sink
-    except BaseException:
-        sink.break_off()
-        raise
-
-
-def _opened(path: Path, mode: str, name: str) -> io.RawIOBase:
-    with _explained(name):
-        return cast(io.RawIOBase, path.open(mode, buffering=0))
+        return io.FileIO(sys.stdout.fileno(), "w", closefd=False)
+    path = Path(os.path.realpath(output))
+    with _explained(output):
+        if path.is_file() or not path.exists():
+            return _part(path, output)
+        return path.open("wb", buffering=0)  # a pipe with a name, /dev/null: nothing that could be replaced
 
 
 @contextlib.contextmanager
 def _part(path: Path, name: str) -> Iterator[io.RawIOBase]:
-    """A file beside it that takes its place when all went well, and is gone when not."""
+    """A file beside it that is renamed to it when all went well, and is deleted when not."""
     part = path.with_name(f".{path.name}.shopflow-part")
     with _locked(part, name) as stream:
         try:
@@ -401,7 +360,7 @@ def _part(path: Path, name: str) -> Iterator[io.RawIOBase]:
 
 
 def _locked(part: Path, name: str) -> io.RawIOBase:
-    """The file, for us alone."""
+    """Open the file, for this process alone."""
     while True:
         with _explained(name):  # never through a link that somebody else put there
             stream = io.FileIO(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666), "a")

@@ -1,7 +1,7 @@
-"""Everything is read again from the topics: MongoDB gets what it lacks, the tables are counted anew.
+"""A replay: the workers read all topics again, so that MongoDB gets what it lacks and the tables are counted anew.
 
-The workers do it, in the order of the log, by the same steps as ever: what is stored is met again, what was changed is
-put right, what was decided before stays decided. New events wait at the end of the log, and come when it is their turn.
+The workers do it in the order of the log, by the same steps as ever: what is stored is met again, what was changed is
+put right, what was decided before stays decided. New events wait at the end of the log until it is their turn.
 """
 
 from __future__ import annotations
@@ -30,9 +30,8 @@ from shopflow.store import MongoStore
 
 from .verify.tables import Tables
 
-__all__ = ["Work", "begin", "finished"]
-
-Places = dict[tuple[str, int], int]  # by topic and partition: an offset
+#: An offset by topic and partition.
+Offsets = dict[tuple[str, int], int]
 #: Called with how many more events were done.
 Advance = Callable[[int], None]
 
@@ -45,19 +44,18 @@ _ALONE_SECONDS = 60.0
 class Work:
     """What is read again: from where to where."""
 
-    starts: Places
-    ends: Places
+    starts: Offsets
+    ends: Offsets
 
     @property
     def total(self) -> int:
         """How many offsets that is."""
-        return sum(end - self.starts[place] for place, end in self.ends.items())
+        return sum(end - self.starts[tp] for tp, end in self.ends.items())
 
-    def done(self, committed: Places) -> int:
+    def done(self, committed: Offsets) -> int:
         """How many of them are done."""
         return sum(
-            min(max(committed.get(place, 0), self.starts[place]), end) - self.starts[place]
-            for place, end in self.ends.items()
+            min(max(committed.get(tp, 0), self.starts[tp]), end) - self.starts[tp] for tp, end in self.ends.items()
         )
 
 
@@ -73,12 +71,12 @@ async def begin(
         Refused: The counts can't be made of what the topic still has.
         Unavailable: Kafka or MongoDB does not answer.
     """
-    spans = await _places(bootstrap, shop)
-    starts = {place: span.start for place, span in spans.items()}
-    ends = {place: span.end for place, span in spans.items()}
-    missing = {place: ends_at for place, ends_at in starts.items() if ends_at and place[0] == shop.purchases}
-    if missing and not keep_tables:
-        (topic, partition), offset = next(iter(sorted(missing.items())))
+    spans = await _spans(bootstrap, shop)
+    starts = {tp: span.start for tp, span in spans.items()}
+    ends = {tp: span.end for tp, span in spans.items()}
+    late = sorted((tp, start) for tp, start in starts.items() if start and tp[0] == shop.purchases)
+    if late and not keep_tables:
+        (topic, partition), offset = late[0]
         raise Refused(
             f"{topic}: partition {partition} begins at offset {offset}: what was before it is gone from Kafka, so the "
             "counts can't be made anew from it. With --keep-tables only MongoDB is filled again"
@@ -112,8 +110,7 @@ async def _restore_products(bootstrap: Bootstrap, store: MongoStore, shop: Layou
 
 
 async def _restore(bootstrap: Bootstrap, store: MongoStore, shop: Layout, topic: str, kind: Announcements) -> None:
-    """What was given stays given, and what was told as it was first told: rules and products may be others by now."""
-
+    """Restore vouchers or alerts as they were first published: by now rules and products may be others."""
     told = Told(kind)
 
     async def restore(run: list[Any]) -> None:
@@ -138,7 +135,7 @@ async def _count_anew(bootstrap: Bootstrap, shop: Layout) -> None:
 async def finished(
     bootstrap: Bootstrap, shop: Layout, work: Work, check: Callable[[], None], progress: AbstractContextManager[Advance]
 ) -> None:
-    """Return when all that there was has been done again.
+    """Wait until all that there was has been done again.
 
     Arguments:
         check: Called now and then; what it raises ends the waiting.
@@ -150,7 +147,7 @@ async def finished(
     with progress as advance:
         while True:
             check()
-            now = work.done({place: span.done for place, span in (await _places(bootstrap, shop)).items()})
+            now = work.done({tp: span.done for tp, span in (await _spans(bootstrap, shop)).items()})
             advance(max(0, now - done))
             done = max(done, now)
             if done == work.total or await _nothing_waits(bootstrap, shop):
@@ -162,12 +159,12 @@ async def finished(
             await asyncio.sleep(_LOOK_SECONDS)
 
 
-async def _places(bootstrap: Bootstrap, shop: Layout) -> dict[tuple[str, int], kafka.Span]:
+async def _spans(bootstrap: Bootstrap, shop: Layout) -> dict[tuple[str, int], kafka.Span]:
     spans = await kafka.spans(bootstrap, shop.group, shop.events)
-    return {(topic, number): span for topic, places in spans.items() for number, span in places.items()}
+    return {(topic, number): span for topic, partitions in spans.items() for number, span in partitions.items()}
 
 
 async def _nothing_waits(bootstrap: Bootstrap, shop: Layout) -> bool:
-    """Are the offsets that are left no records, but the ends of transactions?"""
+    """True if the offsets that are left are no records, but the ends of transactions."""
     lags = await kafka.lags(bootstrap, shop.group, shop.events)
     return not any(lag.waiting for lag in lags.values())

@@ -1,4 +1,4 @@
-"""Is each voucher and each alert in MongoDB as it was told?"""
+"""Is each voucher and each alert in MongoDB as it was published?"""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class _Comparison:
         self._wrong = FirstTen()
 
     async def take(self, records: list[Any]) -> None:
-        """A run of the topic's records."""
+        """Compare a run of the topic's records with their documents."""
         told = self._told.first(records)
         stored = await self._store.documents(self._collection, [document["_id"] for document in told])
         for document in told:
@@ -56,7 +56,7 @@ class _Comparison:
             self._wrong.add(f"{document['_id']}: {', '.join(found)}")
 
     async def look_back(self) -> None:
-        """Each document that says which event it is for must have been told."""
+        """Find documents that name the event they are for, and were never published."""
         async for name, _ in self._store.sources(self._collection):
             if name not in self._told.ids:
                 self._wrong.add(f"{name}: in MongoDB, and not told")
