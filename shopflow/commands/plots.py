@@ -11,8 +11,6 @@ from typing import TextIO, TypeVar
 
 import plotext
 
-__all__ = ["Bar", "Paper", "Step", "paper", "price_and_units"]
-
 #: Columns: with fewer there is no plot, with more it is no clearer.
 _NARROWEST, _WIDEST = 60, 140
 _ROWS = {"price": 12, "units": 9}

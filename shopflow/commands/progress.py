@@ -11,8 +11,6 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-__all__ = ["progress_bar"]
-
 #: Pause between two plain lines.
 _LINE_SECONDS = 5.0
 

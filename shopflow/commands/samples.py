@@ -11,8 +11,6 @@ from typing import Any, NamedTuple
 
 from faker import Faker
 
-__all__ = ["PRODUCTS", "SampleProduct", "customers", "products", "purchases"]
-
 MAX_QUANTITY = 5
 #: Of a random UUID's bits those that are drawn, and the others: version 4, and the variant of RFC 4122.
 _UUID_RANDOM = 0xFFFFFFFF_FFFF_0FFF_3FFF_FFFFFFFFFFFF
@@ -71,7 +69,7 @@ def customers(count: int, seed: int | None, at: datetime) -> Iterator[dict[str, 
     Without one: new ones.
     """
     rng = random.Random() if seed is None else random.Random(seed)  # noqa: S311 - examples, not secrets
-    new_id = _new_id if seed is None else _ids_from(rng)
+    new_id = _new_id if seed is None else lambda: _as_id(rng.getrandbits(128))
     registered_at = _utc(at)
     pools = _pools()
     for _ in range(count):
@@ -93,10 +91,10 @@ def purchases(
     product_ids: Sequence[str],
     at: Callable[[], datetime],
     prices: Mapping[str, int] | None = None,
-    *,
-    repeatable: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Endless purchases: some customer buys 1 to 5 of some product, now.
+
+    Two runs never have a purchase_id in common, whatever `rng`.
 
     Arguments:
         rng: Chooses who buys what.
@@ -104,37 +102,28 @@ def purchases(
         product_ids: What may be bought.
         at: Tells the time of each purchase.
         prices: Prices in grosze by product_id; a product that is not in it is bought without a price.
-        repeatable: Draw the purchase_ids from `rng` too. Otherwise two runs never have one in common, whatever `rng`.
 
     Raises:
         ValueError: There is no customer or no product.
     """
     if not customer_ids or not product_ids:
         raise ValueError("purchases need at least one customer and one product")
-    new_id = _ids_from(rng) if repeatable else _new_id
-    return _purchases(rng, customer_ids, product_ids, at, prices=prices or {}, new_id=new_id)
+    known = {} if prices is None else prices
 
+    def draw() -> Iterator[dict[str, Any]]:
+        while True:
+            product_id = rng.choice(product_ids)
+            purchase = {
+                "purchase_id": _new_id(),
+                "customer_id": rng.choice(customer_ids),
+                "product_id": product_id,
+                "quantity": rng.randint(1, MAX_QUANTITY),
+                "purchased_at": _utc(at()),
+            }
+            price = known.get(product_id)
+            yield purchase if price is None else {**purchase, "price": price}
 
-def _purchases(
-    rng: random.Random,
-    customer_ids: Sequence[str],
-    product_ids: Sequence[str],
-    at: Callable[[], datetime],
-    *,
-    prices: Mapping[str, int],
-    new_id: Callable[[], str],
-) -> Iterator[dict[str, Any]]:
-    while True:
-        product_id = rng.choice(product_ids)
-        purchase = {
-            "purchase_id": new_id(),
-            "customer_id": rng.choice(customer_ids),
-            "product_id": product_id,
-            "quantity": rng.randint(1, MAX_QUANTITY),
-            "purchased_at": _utc(at()),
-        }
-        price = prices.get(product_id)
-        yield purchase if price is None else {**purchase, "price": price}
+    return draw()
 
 
 class _Pools(NamedTuple):
@@ -147,7 +136,7 @@ class _Pools(NamedTuple):
 
 @cache
 def _pools() -> _Pools:
-    """What customers are put together from. Drawing from it is several times faster than asking Faker for each."""
+    """The names, streets and cities that customers are drawn from: several times faster than asking Faker for each."""
     fake = Faker("pl_PL")
     fake.seed_instance(0)  # the same pools each time, or a seed would not give the same customers
     women = _drawn(fake.first_name_female, 100), _drawn(fake.last_name_female, 300)
@@ -167,10 +156,6 @@ def _address(rng: random.Random, street: str, city: str) -> str:
 
 def _new_id() -> str:
     return _as_id(int.from_bytes(os.urandom(16), "big"))
-
-
-def _ids_from(rng: random.Random) -> Callable[[], str]:
-    return lambda: _as_id(rng.getrandbits(128))
 
 
 def _as_id(random_bits: int) -> str:

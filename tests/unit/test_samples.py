@@ -159,10 +159,6 @@ class TestPurchases:
         assert len({event["purchase_id"] for event in one + other}) == 200
         assert [event["customer_id"] for event in one] == [event["customer_id"] for event in other]
 
-    def test_the_same_run_can_be_asked_for(self) -> None:
-        assert some_purchases(50, repeatable=True) == some_purchases(50, repeatable=True)
-        assert some_purchases(50, repeatable=True) != some_purchases(50, seed=2, repeatable=True)
-
     @pytest.mark.parametrize(("customer_ids", "product_ids"), [([], IDS), (["a"], [])])
     def test_nobody_or_nothing_is_refused_at_once(self, customer_ids: list[str], product_ids: list[str]) -> None:
         with pytest.raises(ValueError, match="at least one"):

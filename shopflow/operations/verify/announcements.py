@@ -9,7 +9,6 @@ from shopflow.kafka.security import Bootstrap
 from shopflow.shop.announcements import Announcements, Told
 from shopflow.store import MongoStore
 from shopflow.store.rules import differences
-from shopflow.store.types import Document
 
 from .report import Check, FirstTen
 
@@ -24,50 +23,32 @@ async def compare_announcements(
     Raises:
         Unavailable: Kafka or MongoDB does not answer.
     """
-    comparison = _Comparison(kind, store)
+    told, wrong, name = Told(kind), FirstTen(), kind.collection
+
+    async def take(records: list[Any]) -> None:
+        documents = told.first(records)
+        stored = await store.documents(name, [document["_id"] for document in documents])
+        for document in documents:
+            found = stored.get(document["_id"])
+            if found is None:
+                wrong.add(f"{document['_id']}: told, and not in MongoDB")
+            elif differing := differences(document, found):
+                wrong.add(f"{document['_id']}: {', '.join(differing)}")
+
     spans = (await kafka.spans(bootstrap, group, [topic])).get(topic, {})
     for partition, span in spans.items():
-        await kafka.each_run(bootstrap, topic, partition, span.end, comparison.take)
-    if not any(span.start for span in spans.values()):  # else what retention removed is not missed
-        await comparison.look_back()
-    return comparison.check()
+        await kafka.each_run(bootstrap, topic, partition, span.end, take)
+    if not any(span.start for span in spans.values()):  # else retention may have removed the event
+        async for stored_id, _ in store.sources(name):
+            if stored_id not in told.ids:
+                wrong.add(f"{stored_id}: in MongoDB, and not told")
+    return _check(name, told, wrong)
 
 
-class _Comparison:
-    """What was found so far."""
-
-    def __init__(self, kind: Announcements, store: MongoStore) -> None:
-        self._collection = kind.collection
-        self._store = store
-        self._told = Told(kind)
-        self._wrong = FirstTen()
-
-    async def take(self, records: list[Any]) -> None:
-        """Compare a run of the topic's records with their documents."""
-        told = self._told.first(records)
-        stored = await self._store.documents(self._collection, [document["_id"] for document in told])
-        for document in told:
-            self._compare(document, stored.get(document["_id"]))
-
-    def _compare(self, document: Document, stored: Document | None) -> None:
-        if stored is None:
-            self._wrong.add(f"{document['_id']}: told, and not in MongoDB")
-        elif found := differences(document, stored):
-            self._wrong.add(f"{document['_id']}: {', '.join(found)}")
-
-    async def look_back(self) -> None:
-        """Find documents that name the event they are for, and were never published."""
-        async for name, _ in self._store.sources(self._collection):
-            if name not in self._told.ids:
-                self._wrong.add(f"{name}: in MongoDB, and not told")
-
-    def check(self) -> Check:
-        """The verdict."""
-        name = self._collection
-        if self._wrong.count:
-            way_out = "`faust -A shopflow replay` restores what was told"
-            return Check(name, False, f"{self._wrong.differ()}; {way_out}")
-        if not self._told.ids:
-            return Check(name, True, "none was told")
-        again = f", {self._told.again} told again" if self._told.again else ""
-        return Check(name, True, f"{len(self._told.ids)} told, each in MongoDB as it was told{again}")
+def _check(name: str, told: Told, wrong: FirstTen) -> Check:
+    if wrong.count:
+        return Check(name, False, f"{wrong.differ()}; `faust -A shopflow replay` restores what was told")
+    if not told.ids:
+        return Check(name, True, "none was told")
+    again = f", {told.again} told again" if told.again else ""
+    return Check(name, True, f"{len(told.ids)} told, each in MongoDB as it was told{again}")
