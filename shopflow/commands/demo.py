@@ -10,7 +10,7 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from time import monotonic
-from typing import Any
+from typing import Any, NoReturn
 
 import aiohttp
 import click
@@ -91,24 +91,33 @@ class _Demo:
     leave: bool
 
     async def run(self, servers: Servers) -> int:
-        """Offer, register, sell, watch until Ctrl-C unless `leave`, and verify. Returns the report's status."""
-        async with _guarded(self.worker, servers):
-            self.say(f"Starting a worker ... (its log: {self.worker.log})")
-            await self._wait_for_worker()
-            self.say(f"The shop: {self.worker.url}/")
-            self.say(f"Counts of all customers: {self.worker.url}/counts/")
-            await self._offer_and_register()
-            customer_ids, prices = await seeding.known(store, self.customers)
-            async with _new_prices(self.bootstrap, prices, wanted=not self.leave):
-                await self._sell(customer_ids, prices)
-                newest = await self._show_voucher("")
-                if not self.leave:
-                    await self._watch(newest)
-            report = await verify(self.bootstrap, store, topics.LAYOUT, token=config.web.read_token)
-            await store.close()
-            for line in lines.report(report, as_json=False):
-                self.say(line)
-            return report.status
+        """Do it all, and end with an error as soon as the worker or a server has died. Returns the report's status."""
+        work, guard = asyncio.create_task(self._run()), asyncio.create_task(_guard(self.worker, servers))
+        try:
+            await asyncio.wait({work, guard}, return_when=asyncio.FIRST_COMPLETED)
+            return await (guard if guard.done() else work)
+        finally:
+            work.cancel()
+            guard.cancel()
+            await asyncio.gather(work, guard, return_exceptions=True)
+
+    async def _run(self) -> int:
+        self.say(f"Starting a worker ... (its log: {self.worker.log})")
+        await self._wait_for_worker()
+        self.say(f"The shop: {self.worker.url}/")
+        self.say(f"Counts of all customers: {self.worker.url}/counts/")
+        await self._offer_and_register()
+        customer_ids, prices = await seeding.known(store, self.customers)
+        async with _new_prices(self.bootstrap, prices, wanted=not self.leave):
+            await self._sell(customer_ids, prices)
+            newest = await self._show_voucher("")
+            if not self.leave:
+                await self._watch(newest)
+        report = await verify(self.bootstrap, store, topics.LAYOUT, token=config.web.read_token)
+        await store.close()
+        for line in lines.report(report, as_json=False):
+            self.say(line)
+        return report.status
 
     async def _wait_for_worker(self) -> None:
         async def answer() -> None:
@@ -217,34 +226,17 @@ def _summary(sums: dict[str, Any]) -> str:
     )
 
 
-@asynccontextmanager
-async def _guarded(worker: Worker, servers: Servers) -> AsyncIterator[None]:
-    """End the body with an error as soon as the worker or a server has died."""
-    body = asyncio.current_task()
-    reason: list[Exception] = []
+async def _guard(worker: Worker, servers: Servers) -> NoReturn:
+    """Wait until the worker or a server has died.
 
-    async def guard() -> None:
-        while True:
-            try:
-                worker.check()
-                if failure := servers.failure():
-                    raise Refused(failure)
-            except Refused as error:
-                reason.append(error)
-                if body:
-                    body.cancel()
-                return
-            await asyncio.sleep(_LOOK_SECONDS)
-
-    guarding = asyncio.create_task(guard())
-    try:
-        yield
-    except asyncio.CancelledError:
-        if reason:
-            raise reason[0] from None
-        raise
-    finally:
-        guarding.cancel()
+    Raises:
+        Refused: It has.
+    """
+    while True:
+        worker.check()
+        if failure := servers.failure():
+            raise Refused(failure)
+        await asyncio.sleep(_LOOK_SECONDS)
 
 
 @asynccontextmanager

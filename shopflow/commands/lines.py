@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, AsyncIterator, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Container, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -44,11 +45,11 @@ def products(
     if as_json:
         shown = [_public(document, "product_id") for document in documents]
         for document in shown:
-            if document["product_id"] in left:
-                document["left"] = left[document["product_id"]]
-        if sold is not None:
-            for document in shown:
-                document |= {name: _sold(sold, document["product_id"])[name] for name in _SOLD}
+            name = document["product_id"]
+            if name in left:
+                document["left"] = left[name]
+            if sold is not None:
+                document.update({field: _sold(sold, name)[field] for field in _SOLD})
         yield _json(shown)
         return
     if not documents:
@@ -108,17 +109,27 @@ def course(on: Paper, found: Prices, sold: Course) -> Iterator[str]:
     yield from price_and_units(on, start, end, shown, bars, bucket=sold.bucket)
 
 
-async def customers(documents: AsyncIterator[Document], *, as_json: bool) -> AsyncIterator[str]:
+def customers(documents: AsyncIterator[Document], *, as_json: bool) -> AsyncIterator[str]:
     """A customer and below it a line a purchase; as JSON one array, a customer a line."""
+    return _each(documents, _public_customer if as_json else None, _customer, "Customers")
+
+
+async def _each(
+    documents: AsyncIterator[Document],
+    public: Callable[[Document], Any] | None,
+    lines: Callable[[Document], Iterable[str]],
+    what: str,
+) -> AsyncIterator[str]:
+    """With `public` one JSON array of what that makes of each; else the lines of each, or that there is none."""
     array, found = _Array(), False
     async for document in documents:
         found = True
-        for line in [array.line(_public_customer(document))] if as_json else _customer(document):
+        for line in [array.line(public(document))] if public else lines(document):
             yield line
-    if as_json:
+    if public:
         yield array.end()
     elif not found:
-        yield f"Customers: {_NOTHING_YET}."
+        yield f"{what}: {_NOTHING_YET}."
 
 
 def _customer(document: Document) -> Iterator[str]:
@@ -149,16 +160,10 @@ def _public(document: Document, key: str) -> Document:
     }
 
 
-async def vouchers(documents: AsyncIterator[Document], *, as_json: bool) -> AsyncIterator[str]:
+def vouchers(documents: AsyncIterator[Document], *, as_json: bool) -> AsyncIterator[str]:
     """A line a voucher; as JSON one array, a voucher a line."""
-    array, found = _Array(), False
-    async for document in documents:
-        found = True
-        yield array.line(_public(document, "voucher_id")) if as_json else voucher(document)
-    if as_json:
-        yield array.end()
-    elif not found:
-        yield f"Vouchers: {_NOTHING_YET}."
+    public = partial(_public, key="voucher_id") if as_json else None
+    return _each(documents, public, lambda document: [voucher(document)], "Vouchers")
 
 
 def voucher(document: Document) -> str:
@@ -274,22 +279,22 @@ async def dead_letters(
 class _Summary:
     def __init__(self, put_back: Container[Id]) -> None:
         self._put_back = put_back
-        self._total = self._back = 0
+        self._back = 0
         self._reasons: Counter[str] = Counter()
 
     def add(self, letter: Letter) -> None:
-        self._total += 1
         self._back += letter.id in self._put_back
         label = visible(letter.label, _SHORT) or "no reason"
         self._reasons[label if label in self._reasons or len(self._reasons) < _KNOWN else "other reasons"] += 1
 
     def line(self) -> str:
-        if not self._total:
+        total = self._reasons.total()
+        if not total:
             return "Dead letters: none."
         named = [f"{count} {reason}" for reason, count in self._reasons.most_common(_NAMED)]
         if others := len(self._reasons) - len(named):
             named.append(f"{others} more reasons")
-        return f"Dead letters: {self._total} ({self._back} put back): {', '.join(named)}."
+        return f"Dead letters: {total} ({self._back} put back): {', '.join(named)}."
 
 
 def _origin(topic: str, partition: int, offset: int) -> str:

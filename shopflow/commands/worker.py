@@ -78,7 +78,7 @@ class worker(faust_worker):  # noqa: N801 - the class's name is the command's
 
 
 def _choose_datadir(command: AppCommand, port: int) -> None:
-    """Where the tables are: --datadir, else a folder under `data_dir` that is this port's.
+    """Keep the tables in --datadir, else in a folder under `data_dir` that is this port's.
 
     Raises:
         Refused: It can't be made.
@@ -120,7 +120,7 @@ async def _prepare(say: Callable[[str], None]) -> None:
 
 
 class KafkaNoise(logging.Filter):
-    """aiokafka says several lines a second while Kafka is away; this keeps the last of them, to be looked into."""
+    """Keeps aiokafka's last line that says that Kafka is away, of the several a second that it logs then."""
 
     def __init__(self, *, verbose: bool) -> None:
         super().__init__()
@@ -128,19 +128,19 @@ class KafkaNoise(logging.Filter):
         self._suspicion: str | None = None
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Let a line of aiokafka pass? Errors of the connection are a suspicion; the rest is for `-l debug`."""
+        """Keep an error of the connection as a suspicion; let lines of aiokafka pass with `-l debug` only."""
         if record.levelno >= logging.WARNING and _TROUBLE.search(message := record.getMessage()):
             self._suspicion = message
         return self._verbose
 
     def suspicion(self) -> str | None:
-        """What was said since the last call that sounds as if Kafka were away."""
+        """The line that was kept since the last call."""
         said, self._suspicion = self._suspicion, None
         return said
 
 
 def is_news(record: logging.LogRecord) -> bool:
-    """Not that Faust cancels actors in a rebalance: it calls that a crash, with a traceback for each."""
+    """False of what Faust logs when it cancels actors in a rebalance: a crash, with a traceback for each."""
     return not any(isinstance(argument, asyncio.CancelledError) for argument in record.args or ())
 
 
@@ -159,8 +159,10 @@ class _Watch:
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
     def __enter__(self) -> _Watch:
-        for handler in _aiokafka_loggers():
-            handler.addFilter(self._noise)
+        for name, logger in logging.Logger.manager.loggerDict.items():
+            # A filter of a logger does not see what its children say.
+            if name.split(".")[0] == "aiokafka" and isinstance(logger, logging.Logger):
+                logger.addFilter(self._noise)
         logging.getLogger(_ACTORS).addFilter(is_news)
         self._thread.start()
         return self
@@ -168,9 +170,6 @@ class _Watch:
     def __exit__(self, *error: object) -> None:
         self._over.set()
         self._thread.join()
-        for handler in _aiokafka_loggers():
-            handler.removeFilter(self._noise)
-        logging.getLogger(_ACTORS).removeFilter(is_news)
 
     def _run(self) -> None:
         while not self._over.wait(_WATCH_SECONDS):
@@ -213,15 +212,6 @@ class _Watch:
 
 def _say_error(message: str) -> None:
     print(f"Error: {message}", file=sys.__stderr__, flush=True)  # sys.stderr is the log's while the worker runs
-
-
-def _aiokafka_loggers() -> list[logging.Logger]:
-    """All of aiokafka's: a filter of a logger does not see what its children say."""
-    return [
-        logger
-        for name, logger in logging.Logger.manager.loggerDict.items()
-        if name.split(".")[0] == "aiokafka" and isinstance(logger, logging.Logger)
-    ]
 
 
 def _kafka_answers() -> bool:

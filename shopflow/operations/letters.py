@@ -211,18 +211,9 @@ async def marks(bootstrap: Bootstrap, shop: Layout) -> dict[Id, datetime]:
         Unavailable: Kafka does not answer.
     """
     found: dict[Id, datetime] = {}
-
-    def take(partition: int, records: Iterable[Any]) -> None:
-        for record in records:
-            with suppress(Refused, UnicodeDecodeError):  # another program's
-                letter = Id.parse((record.key or b"").decode())
-                if record.value is None:
-                    found.pop(letter, None)
-                else:
-                    found[letter] = time_of(record)
-
     for partition in range(await _partitions(bootstrap, shop.retries)):
-        await kafka.read_partition(bootstrap, shop.retries, partition, take)
+        marked = await _marked(bootstrap, shop, partition)
+        found |= {letter: time_of(record) for letter, record in marked.items()}
     return found
 
 
@@ -232,19 +223,28 @@ async def mark_of(bootstrap: Bootstrap, shop: Layout, letter: Id) -> tuple[datet
     Raises:
         Unavailable: Kafka does not answer.
     """
-    found: list[Any] = []
-
-    def take(partition: int, records: Iterable[Any]) -> None:
-        found.extend(record for record in records if record.key == str(letter).encode())
-
-    if letter.partition < await _partitions(bootstrap, shop.retries):
-        await kafka.read_partition(bootstrap, shop.retries, letter.partition, take)
-    if not found or found[-1].value is None:
+    if letter.partition >= await _partitions(bootstrap, shop.retries):
+        return None
+    record = (await _marked(bootstrap, shop, letter.partition)).get(letter)
+    if record is None:
         return None
     try:
-        return time_of(found[-1]), msgspec.json.decode(found[-1].value, type=Mark)
+        return time_of(record), msgspec.json.decode(record.value, type=Mark)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):  # another program's
-        return time_of(found[-1]), Mark(str(letter), "", -1, -1)
+        return time_of(record), Mark(str(letter), "", -1, -1)
+
+
+async def _marked(bootstrap: Bootstrap, shop: Layout, partition: int) -> dict[Id, Any]:
+    """The last record of each dead letter in a partition of the marks; without those that were deleted since."""
+    found: dict[Id, Any] = {}
+
+    def take(partition: int, records: Iterable[Any]) -> None:
+        for record in records:
+            with suppress(Refused, UnicodeDecodeError):  # another program's
+                found[Id.parse((record.key or b"").decode())] = record
+
+    await kafka.read_partition(bootstrap, shop.retries, partition, take)
+    return {letter: record for letter, record in found.items() if record.value is not None}
 
 
 async def _partitions(bootstrap: Bootstrap, topic: str) -> int:

@@ -152,15 +152,15 @@ class Retry:
                 send(letter.topic, letter.partition, letter.key, letter.value, headers_back(letter))
                 for letter in letters
             )
-            await acknowledged(
-                send(self._shop.retries, letter.id.partition, str(letter.id).encode(), _mark(letter, done.offset), [])
+            made = [
+                Mark(str(letter.id), letter.topic, letter.partition, done.offset)
                 for letter, done in zip(letters, sent, strict=True)
+            ]
+            await acknowledged(
+                send(self._shop.retries, letter.id.partition, mark.dead_letter.encode(), msgspec.json.encode(mark), [])
+                for letter, mark in zip(letters, made, strict=True)
             )
         self._under_way = False
-
-
-def _mark(letter: Letter, offset: int) -> bytes:
-    return msgspec.json.encode(Mark(str(letter.id), letter.topic, letter.partition, offset))
 
 
 def _fault(letter: Letter, shop: Layout) -> str:

@@ -150,6 +150,13 @@ def shop(monkeypatch: pytest.MonkeyPatch) -> Shop:
     return made
 
 
+def named(text: str) -> FirstTen:
+    """A single difference."""
+    found = FirstTen()
+    found.add(text)
+    return found
+
+
 def details(report: Report) -> dict[str, str]:
     """What each check says."""
     return {check.name: check.detail for check in report.checks}
@@ -448,7 +455,7 @@ def test_a_table_that_differs_is_an_error_whoever_else_can_not_be_asked(shop: Sh
     """Both are said."""
     shop.sell("anna")
     shop.live = Live((Worker("http://a", (0,)),))
-    shop.compared = Compared(wrong=FirstTen(["anna at http://a: ..."]), unasked=FirstTen(["http://b: does not answer"]))
+    shop.compared = Compared(wrong=named("anna at http://a: ..."), unasked=named("http://b: does not answer"))
     report = shop.verify()
     assert report.status == 1
     assert details(report)["workers"] == (
@@ -465,7 +472,7 @@ def test_a_worker_that_can_not_be_asked_is_asked_again_for_a_while(shop: Shop, m
     async def compare(live: Live, tables: Tables, session: Any) -> Compared:
         nonlocal asked
         asked += 1
-        return Compared() if asked == 6 else Compared(unasked=FirstTen(["http://a: does not answer"]))
+        return Compared() if asked == 6 else Compared(unasked=named("http://a: does not answer"))
 
     monkeypatch.setattr(verification.workers, "compare", compare)
     assert shop.verify().status == 0

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -18,7 +17,7 @@ from shopflow.kafka import connection as kafka
 from shopflow.kafka.connection import Span
 from shopflow.kafka.security import Bootstrap
 from shopflow.models import Customer, Product, Purchase
-from shopflow.shop.dead_letters import ReadSince, origin_of
+from shopflow.shop.dead_letters import origin_of
 from shopflow.shop.decoding import DecodedBatch, Decoder, split
 from shopflow.shop.documents import customer_document, product_document, purchase_document, source_of
 from shopflow.shop.layout import Layout
@@ -46,11 +45,11 @@ async def verify_deep(bootstrap: Bootstrap, store: MongoStore, shop: Layout, rep
         Unavailable: Kafka or MongoDB does not answer.
     """
     sizes = await store.sizes()
-    for kind in _KINDS:
+    for collection in _KINDS:
         for attempt in range(1, 1 + _ATTEMPTS):
             spans = await kafka.spans(bootstrap, shop.group, (*shop.events, shop.dead_letters))
-            facts = _Facts(kind, store, shop, spans, partial(kafka.read_since, bootstrap, values=True))
-            await facts.read(bootstrap, bar, sizes[facts.collection])
+            facts = _Facts(collection, bootstrap, store, shop, spans)
+            await facts.read(bar, sizes[collection])
             if not facts.wrong.count:
                 break
             again = await kafka.spans(bootstrap, shop.group, (*shop.events, shop.dead_letters))
@@ -58,7 +57,7 @@ async def verify_deep(bootstrap: Bootstrap, store: MongoStore, shop: Layout, rep
                 break
             if attempt == _ATTEMPTS:
                 facts.unclear = "events arrive while they are compared, and this may be why: "
-        report.deep[facts.collection] = facts.numbers()
+        report.deep[collection] = facts.numbers()
         report.add([facts.check()])
 
 
@@ -86,47 +85,29 @@ class _Claims:
         return number >> 3, 1 << (number & 7)
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """A kind of event.
-
-    Attributes:
-        collection: The collection's name.
-        decode: The events, of any size: one over `batching.max_event_bytes` is known by its dead letter.
-        document: What a record and its event become.
-    """
-
-    collection: str
-    decode: Decoder[Any]
-    document: Callable[[Any, Any], Document]
-
-
 class _Facts:
-    """What was found of one topic and its collection.
-
-    Arguments:
-        read_prices: Reads the log of the prices given to purchases without one.
-    """
+    """What was found of one topic and its collection."""
 
     def __init__(
         self,
-        kind: _Kind,
+        collection: str,
+        bootstrap: Bootstrap,
         store: MongoStore,
         shop: Layout,
         spans: Mapping[str, Mapping[int, Span]],
-        read_prices: ReadSince,
     ) -> None:
-        topics = {PRODUCTS: shop.products, CUSTOMERS: shop.customers, PURCHASES: shop.purchases}
-        self.collection = kind.collection
+        self.collection = collection
         self.wrong = FirstTen()
         self.unclear = ""
-        self._topic, self._decode, self._document = topics[kind.collection], kind.decode, kind.document
+        self._topic = {PRODUCTS: shop.products, CUSTOMERS: shop.customers, PURCHASES: shop.purchases}[collection]
+        self._decode, self._document = _KINDS[collection]
+        self._bootstrap = bootstrap
         self._store = store
         self._spans = spans[self._topic]
         self._dead_topic = shop.dead_letters
         self._dead_spans = spans.get(shop.dead_letters, {})
         self._dead: set[tuple[int, int]] = set()
-        self._prices = PriceLog(shop.prices, _sends_nothing, read_prices)
+        self._prices = PriceLog(shop.prices, _sends_nothing, partial(kafka.read_since, bootstrap, values=True))
         self._given: dict[int, int] = {}
         self._claims = _Claims(self._spans)
         #: The offset of the last deletion of each id, by key and partition.
@@ -156,22 +137,21 @@ class _Facts:
 
     # -- reading
 
-    async def read(self, bootstrap: Bootstrap, bar: Bar, documents: int) -> None:
+    async def read(self, bar: Bar, documents: int) -> None:
         """Read the dead letters, the topic, the collection."""
         for partition, span in self._dead_spans.items():
-            await kafka.each_run(
-                bootstrap, self._dead_topic, partition, span.end, self._take_dead, value_deserializer=lambda _: None
-            )
+            no_values = {"value_deserializer": lambda _: None}
+            await kafka.each_run(self._bootstrap, self._dead_topic, partition, span.end, self._take_dead, **no_values)
         if self._is_state:
-            await self._each_record(bootstrap, self._take_tombstones, lambda _: None, value_deserializer=_is_there)
+            await self._each_record(self._take_tombstones, lambda _: None, value_deserializer=_is_there)
         offsets = sum(self._upto(span) - span.start for span in self._spans.values())
         with bar(f"{self.collection} in Kafka", offsets) as advance:
-            await self._each_record(bootstrap, self._take, advance)
+            await self._each_record(self._take, advance)
         with bar(f"{self.collection} in MongoDB", documents) as advance:
             await self._documents(advance)
 
     async def _each_record(
-        self, bootstrap: Bootstrap, take: Callable[[list[Any]], Awaitable[None]], advance: Advance, **options: Any
+        self, take: Callable[[list[Any]], Awaitable[None]], advance: Advance, **options: Any
     ) -> None:
         for partition, span in self._spans.items():
             done, end = span.start, self._upto(span)
@@ -183,7 +163,7 @@ class _Facts:
                     advance(run[-1].offset + 1 - done)
                     done = run[-1].offset + 1
 
-            await kafka.each_run(bootstrap, self._topic, partition, end, handle, **options)
+            await kafka.each_run(self._bootstrap, self._topic, partition, end, handle, **options)
             advance(end - done)  # offsets that are no records
 
     async def _take_dead(self, records: list[Any]) -> None:
@@ -361,12 +341,13 @@ class _Facts:
             yield f"{unknown} can't be judged, as dead letters were removed from their topic"
 
 
-#: Products first: purchases are long.
-_KINDS = (
-    _Kind(PRODUCTS, Decoder(Product, "product_id", kafka.MAX_MESSAGE_BYTES), product_document),
-    _Kind(CUSTOMERS, Decoder(Customer, "customer_id", kafka.MAX_MESSAGE_BYTES), customer_document),
-    _Kind(PURCHASES, Decoder(Purchase, "customer_id", kafka.MAX_MESSAGE_BYTES), purchase_document),
-)
+#: By collection: how its events are decoded, of any size (one over `batching.max_event_bytes` is known by its dead
+#: letter), and the document that a record and its event become. Products first: purchases are long.
+_KINDS: dict[str, tuple[Decoder[Any], Callable[[Any, Any], Document]]] = {
+    PRODUCTS: (Decoder(Product, "product_id", kafka.MAX_MESSAGE_BYTES), product_document),
+    CUSTOMERS: (Decoder(Customer, "customer_id", kafka.MAX_MESSAGE_BYTES), customer_document),
+    PURCHASES: (Decoder(Purchase, "customer_id", kafka.MAX_MESSAGE_BYTES), purchase_document),
+}
 
 
 async def _sends_nothing(*record: Any) -> Any:

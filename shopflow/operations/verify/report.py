@@ -13,11 +13,9 @@ NAMED = 10
 class FirstTen:
     """The first ten of what is added, and how many there were."""
 
-    def __init__(self, texts: Iterable[str] = ()) -> None:
+    def __init__(self) -> None:
         self.count = 0
         self._first: list[str] = []
-        for text in texts:
-            self.add(text)
 
     def add(self, text: str) -> None:
         """Add one."""
