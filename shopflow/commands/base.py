@@ -20,6 +20,7 @@ from shopflow.app import config, store
 from shopflow.errors import Refused, Unavailable
 from shopflow.kafka import connection as kafka
 from shopflow.servers.servers import Addresses, locate
+from shopflow.shop.decoding import read_time
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -100,8 +101,7 @@ class Time(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Raises `click.BadParameter`, which names the option."""
         try:
-            # Python 3.10 doesn't know "Z".
-            return datetime.fromisoformat(f"{value[:-1]}+00:00" if value[-1:] in {"Z", "z"} else value).astimezone()
+            return read_time(value).astimezone()
         except (ValueError, OverflowError):
             self.fail(f"{value!r} is no time in ISO 8601, as 2026-05-01 or 2026-05-01T12:00:00+02:00", param, ctx)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -258,7 +258,8 @@ async def dead_letters(
         put_back: Those that were put back, and when.
         limit: Only so many, the newest; None: all.
     """
-    array, summary = _Array(), _Summary(put_back)
+    array, back = _Array(), 0
+    reasons: Counter[str] = Counter()
     newest: deque[Letter] = deque(maxlen=limit)
 
     def line(letter: Letter) -> str:
@@ -266,35 +267,25 @@ async def dead_letters(
         return array.line(_public_letter(letter, when)) if as_json else _letter(letter, when)
 
     async for letter in letters:
-        summary.add(letter)
+        back += letter.id in put_back
+        reason = visible(letter.label, _SHORT) or "no reason"
+        reasons[reason if reason in reasons or len(reasons) < _KNOWN else "other reasons"] += 1
         if limit is None:
             yield line(letter)
         else:
             newest.append(letter)
     for letter in newest:
         yield line(letter)
-    yield array.end() if as_json else summary.line()
+    yield array.end() if as_json else _summary(reasons, back)
 
 
-class _Summary:
-    def __init__(self, put_back: Container[Id]) -> None:
-        self._put_back = put_back
-        self._back = 0
-        self._reasons: Counter[str] = Counter()
-
-    def add(self, letter: Letter) -> None:
-        self._back += letter.id in self._put_back
-        label = visible(letter.label, _SHORT) or "no reason"
-        self._reasons[label if label in self._reasons or len(self._reasons) < _KNOWN else "other reasons"] += 1
-
-    def line(self) -> str:
-        total = self._reasons.total()
-        if not total:
-            return "Dead letters: none."
-        named = [f"{count} {reason}" for reason, count in self._reasons.most_common(_NAMED)]
-        if others := len(self._reasons) - len(named):
-            named.append(f"{others} more reasons")
-        return f"Dead letters: {total} ({self._back} put back): {', '.join(named)}."
+def _summary(reasons: Counter[str], back: int) -> str:
+    if not reasons:
+        return "Dead letters: none."
+    named = [f"{count} {reason}" for reason, count in reasons.most_common(_NAMED)]
+    if others := len(reasons) - len(named):
+        named.append(f"{others} more reasons")
+    return f"Dead letters: {reasons.total()} ({back} put back): {', '.join(named)}."
 
 
 def _origin(topic: str, partition: int, offset: int) -> str:

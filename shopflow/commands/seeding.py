@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from time import monotonic
 from typing import Any
@@ -65,8 +66,9 @@ async def through_kafka(
         under_way = _UnderWay(progress)
         try:
             async for event in events:
-                await under_way.add(await producer.send(topic, encode(event), key=event[key].encode()))
-            await under_way.settle(0)
+                under_way.futures.append(await producer.send(topic, encode(event), key=event[key].encode()))
+                await under_way.settle(_UNDER_WAY)
+            await under_way.settle(1)
         except KafkaError as error:
             await under_way.abandon()
             reason = f"{error or type(error).__name__}; {under_way.acknowledged} events were acknowledged"
@@ -79,39 +81,30 @@ class _UnderWay:
 
     def __init__(self, progress: Progress) -> None:
         self.acknowledged = 0
+        self.futures: deque[asyncio.Future[Any]] = deque()
         self._progress = progress
-        self._futures: list[asyncio.Future[Any]] = []
 
-    async def add(self, future: asyncio.Future[Any]) -> None:
-        """Add one. Waits for the oldest when too many are under way, and counts those that are done."""
-        self._futures.append(future)
-        if len(self._futures) >= _UNDER_WAY:
-            await self.settle(_UNDER_WAY // 2)
-        elif self._futures[0].done():
-            done = next((number for number, one in enumerate(self._futures) if not one.done()), len(self._futures))
-            await self.settle(len(self._futures) - done)
-
-    async def settle(self, keep: int) -> None:
-        """Wait until all but `keep` are acknowledged.
+    async def settle(self, most: int) -> None:
+        """Count those that are acknowledged, oldest first; wait while `most` or more are under way.
 
         Raises:
-            KafkaError: One is not; those before it are counted.
+            KafkaError: One is not acknowledged; those before it are counted.
         """
         done = 0
         try:
-            for future in self._futures[: len(self._futures) - keep]:
-                await future
+            while self.futures and (self.futures[0].done() or len(self.futures) >= most):
+                await self.futures[0]
+                self.futures.popleft()
                 done += 1
         finally:
-            del self._futures[:done]
-            self.acknowledged += done
-            if done:
-                self._progress(done)
+            self._count(done)
 
     async def abandon(self) -> None:
         """Count those that were acknowledged all the same, and leave no failure to be complained about later."""
-        results = await asyncio.gather(*self._futures, return_exceptions=True)
-        done = sum(not isinstance(result, BaseException) for result in results)
+        results = await asyncio.gather(*self.futures, return_exceptions=True)
+        self._count(sum(not isinstance(result, BaseException) for result in results))
+
+    def _count(self, done: int) -> None:
         self.acknowledged += done
         if done:
             self._progress(done)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from dataclasses import asdict
 from time import monotonic
-from typing import NamedTuple
 
 from shopflow.errors import Unavailable
 from shopflow.kafka import connection as kafka
@@ -31,11 +30,8 @@ _PATIENCE_SECONDS = 15.0
 _REGISTERED_AT_ONCE = 1_000
 
 
-class _State(NamedTuple):
-    """What must stand still while it is compared."""
-
-    lags: dict[str, kafka.Lag]
-    live: workers.Live
+#: What must stand still while it is compared.
+_State = tuple[dict[str, kafka.Lag], workers.Live]
 
 
 async def verify(bootstrap: Bootstrap, store: MongoStore, shop: Layout, *, token: str = "") -> Report:
@@ -52,14 +48,15 @@ async def verify(bootstrap: Bootstrap, store: MongoStore, shop: Layout, *, token
     deadline = monotonic() + _PATIENCE_SECONDS
     for _ in range(_ATTEMPTS):
         before = await _state(bootstrap, shop)
-        if any(topic not in before.lags for topic in shop.events):
+        lags = before[0]
+        if any(topic not in lags for topic in shop.events):
             raise Unavailable("Kafka", "the shop's topics do not exist yet: start a worker, or seed some events")
         report = await _compare(bootstrap, store, before, shop, token)
         after = await _state(bootstrap, shop)
         moved = before != after or last not in (None, before)
         last = after
         still = 0 if moved else still + 1
-        if still and _settled(report, still, waits=_waiting(before.lags, shop) > 0, patient=monotonic() < deadline):
+        if still and _settled(report, still, waits=_waiting(lags, shop) > 0, patient=monotonic() < deadline):
             return report
         if moved:
             report.status = 2
@@ -77,7 +74,7 @@ def _settled(report: Report, still: int, *, waits: bool, patient: bool) -> bool:
 
 async def _state(bootstrap: Bootstrap, shop: Layout) -> _State:
     lags = await kafka.lags(bootstrap, shop.group, (*shop.events, shop.dead_letters))
-    return _State(lags, await workers.live(bootstrap, shop.group, shop.changelog))
+    return lags, await workers.live(bootstrap, shop.group, shop.changelog)
 
 
 def _waiting(lags: dict[str, kafka.Lag], shop: Layout) -> int:
