@@ -76,19 +76,16 @@ class Command(AppCommand):
 
 
 class ServingCommand(Command):
-    """A command that runs servers or a worker meanwhile, and ends on SIGTERM as on Ctrl-C."""
+    """A command that runs servers or a worker meanwhile: a plain function, in which SIGTERM is as Ctrl-C."""
 
     abstract = True
-
-    serve: Callable[..., int]
-    """Does the work, given the command's options, and returns the exit status. Ctrl-C is a KeyboardInterrupt in it."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Run it, and exit."""
         kafka.quiet()
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            exit_with(lambda: self.serve(**{**self.kwargs, **kwargs}))
+            exit_with(lambda: self.run(**{**self.kwargs, **kwargs}))
         finally:
             signal.signal(signal.SIGTERM, before)
 

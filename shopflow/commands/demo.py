@@ -18,7 +18,7 @@ import msgspec
 from faust.cli import option
 
 from shopflow import topics
-from shopflow.app import config, connect, kafka_at, store
+from shopflow.app import app, config, connect, kafka_at, store
 from shopflow.config.promotions import EXAMPLES
 from shopflow.errors import Refused, Unavailable
 from shopflow.kafka import connection as kafka
@@ -43,34 +43,27 @@ _LOOK_SECONDS = 0.5
 _NEW_PRICES, _NEW_PRICES_SECONDS = 3, 15.0
 
 
-class demo(ServingCommand):  # noqa: N801
+@app.command(
+    option("--customers", type=click.IntRange(1), default=100, show_default=True, help="How many customers."),
+    option("--purchases", type=click.IntRange(1), default=2000, show_default=True, help="How many purchases."),
+    option(
+        "--rate", type=click.FloatRange(0), default=200.0, show_default=True, help="Purchases a second; 0: no limit."
+    ),
+    option("--exit", "leave", is_flag=True, help="Stop after the last purchase, verify, and exit with its status."),
+    base=ServingCommand,
+)
+def demo(self: ServingCommand, leave: bool, **plan: Any) -> int:
     """Servers if none run, a worker, example events, live progress, the addresses of the views."""
-
-    options = [  # noqa: RUF012 - Faust's way
-        option("--customers", type=click.IntRange(1), default=100, show_default=True, help="How many customers."),
-        option("--purchases", type=click.IntRange(1), default=2000, show_default=True, help="How many purchases."),
-        option(
-            "--rate",
-            type=click.FloatRange(0),
-            default=200.0,
-            show_default=True,
-            help="Purchases a second; 0: no limit.",
-        ),
-        option("--exit", "leave", is_flag=True, help="Stop after the last purchase, verify, and exit with its status."),
-    ]
-
-    def serve(self, *, leave: bool, **plan: Any) -> int:
-        """Run it. On Ctrl-C returns 0, with `leave` 130; otherwise the status of the verification."""
-        try:
-            with Servers(config, self.say) as servers:
-                addresses = servers.start()
-                connect(addresses)
-                with child_worker(config, "demo", self.say, _promotions()) as worker:
-                    run = _Demo(kafka_at(addresses), worker, self.say, leave=leave, **plan).run(servers)
-                    return asyncio.run(run)
-        except KeyboardInterrupt:
-            self.say("Stopped. What was stored stays: the next start goes on from here.")
-            return 128 + signal.SIGINT if leave else 0
+    try:
+        with Servers(config, self.say) as servers:
+            addresses = servers.start()
+            connect(addresses)
+            with child_worker(config, "demo", self.say, _promotions()) as worker:
+                run = _Demo(kafka_at(addresses), worker, self.say, leave=leave, **plan).run(servers)
+                return asyncio.run(run)
+    except KeyboardInterrupt:
+        self.say("Stopped. What was stored stays: the next start goes on from here.")
+        return 128 + signal.SIGINT if leave else 0
 
 
 def _promotions() -> dict[str, str]:

@@ -56,37 +56,34 @@ async def verify(self: Command, deep: bool, as_json: bool) -> int:
     return report.status
 
 
-class replay(ServingCommand):  # noqa: N801
+@app.command(
+    option("--keep-tables", is_flag=True, help="Leave the counts as they are; only MongoDB is filled again."),
+    base=ServingCommand,
+)
+def replay(self: ServingCommand, keep_tables: bool) -> int:
     """Rebuild MongoDB and the tables from the topics; the workers that run do it, or one that is started for it."""
-
-    options = [  # noqa: RUF012 - Faust's way
-        option("--keep-tables", is_flag=True, help="Leave the counts as they are; only MongoDB is filled again."),
-    ]
-
-    def serve(self, *, keep_tables: bool) -> int:
-        """Run it, with servers and a worker if none run. Returns 0 when all was read again, 130 on Ctrl-C."""
-        begun = False
-        try:
-            with Servers(config, self.say) as servers:
-                addresses = servers.start()
-                connect(addresses)
-                bootstrap = kafka_at(addresses)
-                running = bool(asyncio.run(kafka.group_of(bootstrap, config.app_id)).members)
-                work = asyncio.run(_begin_replay(bootstrap, keep_tables=keep_tables))
-                begun = True
-                what = "MongoDB" if keep_tables else "MongoDB and the tables"
-                self.say(f"{what}: {work.total} events are read again.")
-                with _replaying_worker(self.say, running=running) as check:
-                    bar = progress_bar("replay", work.total, quiet=self.quiet)
-                    asyncio.run(rebuild.finished(bootstrap, topics.LAYOUT, work, check, bar))
-        except KeyboardInterrupt:
-            if begun:
-                self.say("Stopped. What is left of the replay is done by the workers that run, or by the next one.")
-            else:
-                self.say("Stopped before the workers were sent back to the start. Run it again.")
-            return 128 + signal.SIGINT
-        self.say("Done. `faust -A shopflow verify` compares Kafka, MongoDB and the tables.")
-        return 0
+    begun = False
+    try:
+        with Servers(config, self.say) as servers:
+            addresses = servers.start()
+            connect(addresses)
+            bootstrap = kafka_at(addresses)
+            running = bool(asyncio.run(kafka.group_of(bootstrap, config.app_id)).members)
+            work = asyncio.run(_begin_replay(bootstrap, keep_tables=keep_tables))
+            begun = True
+            what = "MongoDB" if keep_tables else "MongoDB and the tables"
+            self.say(f"{what}: {work.total} events are read again.")
+            with _replaying_worker(self.say, running=running) as check:
+                bar = progress_bar("replay", work.total, quiet=self.quiet)
+                asyncio.run(rebuild.finished(bootstrap, topics.LAYOUT, work, check, bar))
+    except KeyboardInterrupt:
+        if begun:
+            self.say("Stopped. What is left of the replay is done by the workers that run, or by the next one.")
+        else:
+            self.say("Stopped before the workers were sent back to the start. Run it again.")
+        return 128 + signal.SIGINT
+    self.say("Done. `faust -A shopflow verify` compares Kafka, MongoDB and the tables.")
+    return 0
 
 
 async def _begin_replay(bootstrap: Bootstrap, *, keep_tables: bool) -> rebuild.Work:

@@ -26,11 +26,7 @@ from .base import JSON, Command, Time, mongodb, now
 from .progress import progress_bar
 
 
-@app.command(
-    JSON,
-    option("--sales", is_flag=True, help="With what was sold of each."),
-    base=Command,
-)
+@app.command(JSON, option("--sales", is_flag=True, help="With what was sold of each."), base=Command)
 async def list_products(self: Command, as_json: bool, sales: bool) -> None:
     """List the products in MongoDB."""
     async with mongodb():
@@ -42,9 +38,7 @@ async def list_products(self: Command, as_json: bool, sales: bool) -> None:
 
 
 @app.command(
-    JSON,
-    option("--limit", type=click.IntRange(0), default=None, help="At most so many customers."),
-    base=Command,
+    JSON, option("--limit", type=click.IntRange(0), default=None, help="At most so many customers."), base=Command
 )
 async def list_customers(self: Command, as_json: bool, limit: int | None) -> None:
     """List the customers in MongoDB, each with what they bought."""

@@ -226,27 +226,25 @@ def _kafka_answers() -> bool:
     return True
 
 
-class servers(ServingCommand):  # noqa: N801
+@app.command(base=ServingCommand)
+def servers(self: ServingCommand) -> int:
     """Run the embedded Apache Kafka and MongoDB-protocol server in the foreground; Ctrl-C stops them."""
-
-    def serve(self) -> int:
-        """Run them until Ctrl-C or until one dies."""
-        with contextlib.suppress(KeyboardInterrupt), Servers(config, self.say) as servers:
-            addresses = servers.start()
-            if not servers.started:
-                self.say("Nothing to start: the servers run already, or are not configured as `embedded`.")
-                return 0
-            self.say(f"Kafka:   {addresses.kafka}")
-            # What is configured may have a password in it.
-            self.say(f"MongoDB: {addresses.mongodb if config.embeds_mongodb else 'as mongodb.uri says'}")
-            self.say("Ctrl-C stops them.")
-            sys.stdout.flush()
-            while (failure := servers.failure()) is None:
-                time.sleep(_WATCH_SECONDS)
-            click.echo(f"Error: {failure}", err=True)
-            return 1
-        self.say("Stopped.")
-        return 0
+    with contextlib.suppress(KeyboardInterrupt), Servers(config, self.say) as running:
+        addresses = running.start()
+        if not running.started:
+            self.say("Nothing to start: the servers run already, or are not configured as `embedded`.")
+            return 0
+        self.say(f"Kafka:   {addresses.kafka}")
+        # What is configured may have a password in it.
+        self.say(f"MongoDB: {addresses.mongodb if config.embeds_mongodb else 'as mongodb.uri says'}")
+        self.say("Ctrl-C stops them.")
+        sys.stdout.flush()
+        while (failure := running.failure()) is None:
+            time.sleep(_WATCH_SECONDS)
+        click.echo(f"Error: {failure}", err=True)
+        return 1
+    self.say("Stopped.")
+    return 0
 
 
 @app.command(base=Command)

@@ -68,7 +68,7 @@ COLLECTIONS = {
     ),
     "products": _columns(
         "product_id", name=str, type=str, price=int, updated_at=datetime, stock=int, stock_limit=int
-    ),
+    )
 }  # fmt: skip
 
 #: The values of each column, by its name.

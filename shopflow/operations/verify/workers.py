@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import msgspec
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
+from faust.assignor.client_assignment import ClientMetadata
 
 from shopflow.errors import Unavailable
 from shopflow.kafka import connection as kafka
@@ -43,17 +43,6 @@ class Live:
     """Why it is not known who they are or who has which partition; empty when it is."""
 
 
-class _Actives(msgspec.Struct):
-    actives: dict[str, list[int]]
-
-
-class _Metadata(msgspec.Struct):
-    """What Faust's group leader gives to each worker, as far as it is needed (`faust.assignor.client_assignment`)."""
-
-    assignment: _Actives
-    url: str
-
-
 async def live(bootstrap: Bootstrap, group: str, changelog: str) -> Live:
     """Who is in the group, by its coordinator.
 
@@ -69,15 +58,16 @@ async def live(bootstrap: Bootstrap, group: str, changelog: str) -> Live:
     for member, assignment in found.assignments:
         try:
             workers.append(_worker(assignment, changelog))
-        except (msgspec.MsgspecError, zlib.error, ValueError, TypeError):
+        except (zlib.error, ValueError, TypeError, AttributeError):
             return Live(unclear=f"a member of the group is no worker of shopflow: {member}")
     return Live(tuple(sorted(workers, key=lambda worker: worker.url)))
 
 
 def _worker(assignment: bytes, changelog: str) -> Worker:
+    """What Faust's group leader gave to this member."""
     decoded = ConsumerProtocolMemberAssignment.decode(assignment)
-    metadata = msgspec.json.decode(zlib.decompress(decoded.user_data), type=_Metadata)
-    return Worker(metadata.url.rstrip("/"), tuple(sorted(metadata.assignment.actives.get(changelog, ()))))
+    given = ClientMetadata.loads(zlib.decompress(decoded.user_data))
+    return Worker(given.url.rstrip("/"), tuple(sorted(given.assignment.actives.get(changelog, ()))))
 
 
 async def compare_workers(found: Live, tables: Tables, token: str) -> Check:
