@@ -1,4 +1,4 @@
-"""What the commands share: how one runs and ends, its connection to MongoDB, and the options of several."""
+"""What all commands share: how they run and end, the connection to MongoDB, common options."""
 
 from __future__ import annotations
 

@@ -174,7 +174,7 @@ def voucher(document: Document) -> str:
 
 
 def tried(trial: Trial, *, as_json: bool) -> str:
-    """What `try-promotion` found."""
+    """The line that `try-promotion` prints."""
     if as_json:
         return _json(trial.as_json())
     what = "registrations" if trial.of_registrations else "purchases"
@@ -192,7 +192,7 @@ _MARKS = {True: "ok ", False: "NOT", None: "?? "}
 
 
 def report(found: Report, *, as_json: bool) -> Iterator[str]:
-    """What `verify` found."""
+    """The lines that `verify` prints."""
     if as_json:
         yield _json(found)
         return
@@ -386,6 +386,6 @@ def _value(data: bytes | None) -> Any:
 
 
 def retried(outcome: Outcome) -> str:
-    """What became of those that were to be put back."""
+    """The line that `dead-letters retry` prints."""
     refused = f", {len(outcome.refused)} could not be" if outcome.refused else ""
     return f"{outcome.put_back} put back, {outcome.already} had been put back before{refused}."

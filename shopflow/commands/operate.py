@@ -31,8 +31,6 @@ from . import lines
 from .base import JSON, Command, ServingCommand, mongodb
 from .progress import progress_bar
 
-_COULD_NOT_TELL = 2
-
 
 @app.command(
     option("--deep", is_flag=True, help="Also compare every event of the topics with what is in MongoDB."),
@@ -50,7 +48,7 @@ async def verify(self: Command, deep: bool, as_json: bool) -> int:
                 await verify_deep(bootstrap, store, topics.LAYOUT, report, bar)
     except (Refused, Unavailable) as error:
         click.echo(f"Could not tell: {error}", err=True)
-        return _COULD_NOT_TELL
+        return 2
     for line in lines.report(report, as_json=as_json or self.json):
         self.say(line)
     return report.status

@@ -27,7 +27,7 @@ Bar = tuple[datetime, datetime, int]
 
 @dataclass(frozen=True)
 class Paper:
-    """What there is to draw on."""
+    """A terminal that a plot can be drawn on."""
 
     width: int
     """Columns."""
@@ -36,7 +36,7 @@ class Paper:
 
 
 def paper(stream: TextIO, environment: Mapping[str, str]) -> Paper | None:
-    """What there is to draw on; None: the stream is no terminal, a narrow one, or one without block characters."""
+    """The terminal behind the stream; None if it is none, a narrow one, or one without block characters."""
     if not stream.isatty() or environment.get("TERM") == "dumb":
         return None
     try:
@@ -78,11 +78,11 @@ class _Frame:
         self._on, self._start, self._length, self._margin = on, start, end - start, margin
 
     def at(self, time: datetime) -> float:
-        """Where on the axis that is, from 0 to 1."""
+        """The time's position on the axis, from 0 to 1."""
         return min(max((time - self._start) / self._length, 0.0), 1.0)
 
     def point(self, time: datetime) -> int:
-        """Which of the points of the plot that is: two a column."""
+        """The number of the plot's point at this time: there are two a column."""
         return int(self.at(time) * 2 * self._on.width)
 
     def drawn(
@@ -105,8 +105,8 @@ class _Frame:
 
     def _times(self) -> tuple[list[float], list[str]]:
         form = "%m-%d %H:%M" if self._length < _DAYS else "%m-%d" if self._length < _MANY_DAYS else "%Y-%m-%d"
-        places = [(number + 0.5) / _TIMES for number in range(_TIMES)]  # at the edges a label has no room
-        return places, [(self._start + self._length * place).astimezone().strftime(form) for place in places]
+        ticks = [(number + 0.5) / _TIMES for number in range(_TIMES)]  # at the edges a label has no room
+        return ticks, [(self._start + self._length * tick).astimezone().strftime(form) for tick in ticks]
 
 
 def _ticks(low: int, high: int) -> list[int]:

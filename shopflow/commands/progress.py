@@ -19,7 +19,7 @@ _LINE_SECONDS = 5.0
 def progress_bar(
     what: str, total: int, *, quiet: bool = False, stream: TextIO | None = None
 ) -> Iterator[Callable[[int], None]]:
-    """Show how far it is, on stderr; call what it yields with how many more are done."""
+    """Show the progress on stderr; yields a function to be called with how many more are done."""
     stream = stream or sys.stderr
     if quiet:
         yield lambda _: None
@@ -33,7 +33,7 @@ def progress_bar(
 
 
 class _Lines:
-    """A line now and then."""
+    """Prints a line every few seconds."""
 
     def __init__(self, what: str, total: int, stream: TextIO) -> None:
         self._what, self._total, self._stream = what, total, stream

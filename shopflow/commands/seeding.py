@@ -33,12 +33,8 @@ _AT_ONCE = 1_000
 _TICK_SECONDS = 0.02
 
 
-async def _nothing() -> None:
-    return
-
-
 async def paced(
-    events: Iterable[Event], count: int | None, rate: float, before_pause: Callable[[], Awaitable[None]] = _nothing
+    events: Iterable[Event], count: int | None, rate: float, before_pause: Callable[[], Awaitable[None]] | None = None
 ) -> AsyncIterator[Event]:
     """The first `count` events (None: all), at most `rate` of them a second (0: as fast as they are taken)."""
     began = monotonic()
@@ -46,7 +42,8 @@ async def paced(
         if number == count:
             return
         if rate > 0 and (early := began + number / rate - monotonic()) > 0:
-            await before_pause()
+            if before_pause:
+                await before_pause()
             await asyncio.sleep(max(early, _TICK_SECONDS))
         yield event
 

@@ -108,7 +108,7 @@ def _check_unused(tables: Path) -> None:
 
 
 def _collect_garbage_rarely() -> None:
-    """A batch is some 10,000 objects without cycles; at the defaults half of the CPU goes into looking for some."""
+    """Let Python look for cycles rarely: a batch is 10,000 objects without any, and half of the CPU went into that."""
     gc.collect()
     gc.freeze()  # modules and classes: a full collection need not visit them
     gc.set_threshold(*_GC_THRESHOLD)

@@ -1,4 +1,4 @@
-"""How the settings are loaded: `config.yaml`, then the environment over it; a fault is told with its field's name."""
+"""Loads the settings from `config.yaml` and, over it, from the environment; refuses what is wrong by its field."""
 
 from __future__ import annotations
 
@@ -84,6 +84,7 @@ def _reason(error: Exception) -> str:
 
 
 def _leaves(kind: type[msgspec.Struct], at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The path and the type of every field that is one value."""
     for name, hint in get_type_hints(kind).items():
         if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
             yield from _leaves(hint, (*at, name))
@@ -92,17 +93,17 @@ def _leaves(kind: type[msgspec.Struct], at: tuple[str, ...] = ()) -> Iterator[tu
 
 
 def _overridden(values: dict[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
-    known, types = variables(), dict(_leaves(Config))
+    known = {_variable(path): (path, kind) for path, kind in _leaves(Config)}
     for variable, text in sorted(environ.items()):
         if not variable.startswith(PREFIX) or _is_foreign(variable, text):
             continue
-        path = known.get(variable)
-        if path is None:
+        if variable not in known:
             raise Refused(f"{variable}: no such setting; known are {', '.join(sorted(known))}")
+        path, kind = known[variable]
         try:
             # What is more than one value is JSON; its parts are checked with the rest.
-            scalar = isinstance(types[path], type)
-            value = msgspec.convert(text, types[path], strict=False) if scalar else msgspec.json.decode(text)
+            scalar = isinstance(kind, type)
+            value = msgspec.convert(text, kind, strict=False) if scalar else msgspec.json.decode(text)
         except msgspec.ValidationError as error:
             raise Refused(f"{variable} ({'.'.join(path)}): {_lower(str(error))}") from error
         except (msgspec.DecodeError, RecursionError) as error:

@@ -47,7 +47,7 @@ class Gift(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class _Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind"):
-    """What all rules have."""
+    """The fields that all rules have."""
 
     name: str
     """What makes it itself: a voucher's id begins with it. Small letters, digits, `-` and `_`."""
@@ -128,7 +128,7 @@ Rule: TypeAlias = Share | Spent | Nth | City
 
 
 def active(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
-    """Those that are switched on."""
+    """The rules that are switched on."""
     return tuple(rule for rule in rules if rule.enabled)
 
 

@@ -67,12 +67,12 @@ class Kafka(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     @property
     def logs_in(self) -> bool:
-        """With a user and a password?"""
+        """True if clients log in with a user and a password."""
         return self.security_protocol.lower().startswith("sasl_")
 
     @property
     def encrypts(self) -> bool:
-        """With TLS?"""
+        """True if clients use TLS."""
         return self.security_protocol.lower().endswith("ssl")
 
 
@@ -221,7 +221,7 @@ class DeadLetters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All of it. `load` reads it; nothing else in shopflow looks at the file or the environment."""
+    """All settings. Only `loading.load` looks at the file and the environment."""
 
     app_id: str = "shopflow"
     """The application's name: also the consumer group, and the beginning of the changelog topics' names."""
@@ -264,10 +264,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     @property
     def embeds_kafka(self) -> bool:
-        """Is Kafka ours to start?"""
+        """True if shopflow starts Kafka itself."""
         return self.broker == EMBEDDED
 
     @property
     def embeds_mongodb(self) -> bool:
-        """Is MongoDB ours to start?"""
+        """True if shopflow starts MongoDB itself."""
         return self.mongodb.uri == EMBEDDED

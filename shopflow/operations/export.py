@@ -42,7 +42,7 @@ FORMATS = ("jsonl", "csv", "parquet")
 
 @dataclass(frozen=True)
 class Column:
-    """A column."""
+    """A column of the file."""
 
     name: str
     kind: type  #: of its values, each of which may also be missing
@@ -68,7 +68,7 @@ COLLECTIONS = {
     ),
     "products": _columns(
         "product_id", name=str, type=str, price=int, updated_at=datetime, stock=int, stock_limit=int
-    )
+    ),
 }  # fmt: skip
 
 #: The values of each column, by its name.
@@ -186,7 +186,7 @@ class Writer:
 
 
 class JsonLines(Writer):
-    """An object a line; `source` is an object in it, with the fields that it has."""
+    """A JSON object a line; `source` is an object in it, with the fields that it has."""
 
     def write(self, rows: Table) -> None:
         rows = _as_text(rows, self._columns)
@@ -202,7 +202,7 @@ class JsonLines(Writer):
 
 
 class Csv(Writer):
-    """As RFC 4180 has it: a line of names, then a line a document; UTF-8; a missing value is empty."""
+    """CSV by RFC 4180: a line of names, then a line a document; UTF-8; a missing value is empty."""
 
     def __init__(self, columns: Sequence[Column], sink: io.RawIOBase) -> None:
         super().__init__(columns, sink)

@@ -37,7 +37,7 @@ class Id(NamedTuple):
     offset: int
 
     def __str__(self) -> str:
-        """As the commands show and take it."""
+        """PARTITION:OFFSET, as the commands show and take it."""
         return f"{self.partition}:{self.offset}"
 
     @classmethod

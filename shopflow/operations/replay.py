@@ -42,18 +42,18 @@ _ALONE_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Work:
-    """What is read again: from where to where."""
+    """The offsets that are read again: from the starts up to, not including, the ends."""
 
     starts: Offsets
     ends: Offsets
 
     @property
     def total(self) -> int:
-        """How many offsets that is."""
+        """The number of these offsets."""
         return sum(end - self.starts[tp] for tp, end in self.ends.items())
 
     def done(self, committed: Offsets) -> int:
-        """How many of them are done."""
+        """How many of them are before the committed offsets."""
         return sum(
             min(max(committed.get(tp, 0), self.starts[tp]), end) - self.starts[tp] for tp, end in self.ends.items()
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a shop's events, dead letters and counts are in Kafka.
+    """The topics that hold a shop's events, dead letters and counts.
 
     Arguments:
         retries: The topic of the marks, each of which says that a dead letter was put back.

@@ -1,4 +1,4 @@
-"""What asks workers over HTTP from outside: a session, and a partition's counts page by page."""
+"""A client of the workers' HTTP interface: the session, and the counts of a partition page by page."""
 
 from __future__ import annotations
 

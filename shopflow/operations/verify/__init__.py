@@ -1,1 +1,1 @@
-"""Do Kafka, MongoDB and the tables agree?"""
+"""`verify`: do Kafka, MongoDB and the tables agree?"""

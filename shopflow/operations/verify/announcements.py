@@ -1,4 +1,4 @@
-"""Is each voucher and each alert in MongoDB as it was published?"""
+"""Checks that each voucher and each alert is in MongoDB as it was published."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`verify --deep`: is every event of the topics in MongoDB as it was sent, or in the dead letters, and nothing else?
+"""`verify --deep`: checks that each event is in MongoDB as it was sent, or in the dead letters, and nothing else is.
 
 Only events that the group has committed are judged. Few records are in memory at once: of a topic only which of its
 offsets a document came from (a bit each), which ids were deleted, and which have a newer document than the record says.
@@ -86,7 +86,7 @@ class _Claims:
 
 
 class _Facts:
-    """What was found of one topic and its collection."""
+    """One topic held against its collection, and what was found."""
 
     def __init__(
         self,

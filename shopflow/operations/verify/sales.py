@@ -1,4 +1,4 @@
-"""Are the sales in the table, in MongoDB and in the purchases the same?"""
+"""Checks that the sales in the table, in MongoDB and in the purchases are the same."""
 
 from __future__ import annotations
 

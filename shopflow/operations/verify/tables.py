@@ -85,5 +85,5 @@ def counts_of(row: PurchaseCount | PartitionTotals | None) -> Counts | None:
 
 
 def in_words(counts: Counts | None, pieces: str = "items") -> str:
-    """As the checks tell them."""
+    """The counts as the checks tell them."""
     return "nothing" if counts is None else f"{counts[0]} purchases, {counts[1]} {pieces}, {counts[2]} grosze"

@@ -1,4 +1,4 @@
-"""Are Kafka, MongoDB and the tables in agreement?"""
+"""`verify`: checks that Kafka, MongoDB and the tables agree on totals, customers, sales and announcements."""
 
 from __future__ import annotations
 

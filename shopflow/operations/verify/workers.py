@@ -1,4 +1,4 @@
-"""Are the tables of the live workers as the changelog says? They are asked over HTTP."""
+"""Checks that the tables of the live workers, who are asked over HTTP, are as in the changelog."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Live:
 
 
 async def live(bootstrap: Bootstrap, group: str, changelog: str) -> Live:
-    """Who is in the group, by its coordinator.
+    """The workers in the consumer group, by its coordinator.
 
     Raises:
         Unavailable: Kafka does not answer.
@@ -64,7 +64,7 @@ async def live(bootstrap: Bootstrap, group: str, changelog: str) -> Live:
 
 
 def _worker(assignment: bytes, changelog: str) -> Worker:
-    """What Faust's group leader gave to this member."""
+    """The worker that got this assignment from Faust's group leader."""
     decoded = ConsumerProtocolMemberAssignment.decode(assignment)
     given = ClientMetadata.loads(zlib.decompress(decoded.user_data))
     return Worker(given.url.rstrip("/"), tuple(sorted(given.assignment.actives.get(changelog, ()))))
