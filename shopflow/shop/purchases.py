@@ -91,7 +91,7 @@ class Purchases:
         1. The documents are in MongoDB's journal.
         2. The bad records are in the dead letters, and the prices that were given are in their log.
         3. The counts are in RocksDB, and 4. Kafka has acknowledged their changelog records.
-        5. So is what follows from them.
+        5. So is what follows from them: sales, customer activity, vouchers.
         Then the batch is finished, and its end may be committed. Each step may be repeated.
 
         Raises:
