@@ -1,4 +1,4 @@
-"""Outages: said once, waited out, ended only by the loss of the partition."""
+"""Outages: said once, waited out, ended only by the loss of the partition. Work that is done again and again."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ import threading
 
 import pytest
 
-from faust_batches import Outage, retrying
+from faust_batches import Outage, PartitionLost, Unavailable, retrying
 from faust_batches import outage as outages
-from shopflow.commands.worker import KafkaNoise, is_news
-from shopflow.errors import PartitionLost, Unavailable
 
 AWAY = Unavailable("MongoDB", "no answer")
 
@@ -85,18 +83,6 @@ def test_other_errors_are_not_retried(pauses: list[float]) -> None:
     assert pauses == []
 
 
-@pytest.mark.parametrize("verbose", [False, True])
-def test_aiokafkas_lines_become_a_suspicion(verbose: bool) -> None:
-    """It says several a second while Kafka is away; with -l debug they are all there."""
-    noise = KafkaNoise(verbose=verbose)
-    text = "Unable connect to node with id 1"
-    line = logging.LogRecord("aiokafka.conn", logging.ERROR, "", 0, text, (), None)
-    other = logging.LogRecord("aiokafka.conn", logging.WARNING, "", 0, "Rebalancing", (), None)
-    assert [noise.filter(each) for each in [line] * 50 + [other]] == [verbose] * 51
-    assert noise.suspicion() == text
-    assert noise.suspicion() is None
-
-
 def test_an_outage_is_said_once_however_many_notice(caplog: pytest.LogCaptureFixture) -> None:
     """The event loop and the thread that watches, at the same moment."""
     outage = Outage("Kafka")
@@ -142,15 +128,6 @@ def test_who_lost_its_partition_meanwhile_keeps_no_server_away(pauses: list[floa
     assert outage.seconds is None
 
 
-def test_cancelled_actors_are_no_news() -> None:
-    """Each rebalance cancels those that have a batch in hand; Faust writes a traceback for each."""
-    lines = [
-        logging.LogRecord("faust.agents.actor", logging.ERROR, "", 0, "Crashed reason=%r", (reason,), None)
-        for reason in (asyncio.CancelledError(), ValueError("a fault"))
-    ]
-    assert [is_news(line) for line in lines] == [False, True]
-
-
 def test_what_is_lost_already_is_not_even_tried(pauses: list[float]) -> None:
     """The first attempt could write for somebody else."""
     server = Server(1)
@@ -180,3 +157,26 @@ def test_many_who_wait_for_one_server_say_it_once(caplog: pytest.LogCaptureFixtu
         for who in range(13):
             outage.succeeded(who)
     assert [record.getMessage().split()[2].strip(";") for record in caplog.records] == ["away", "back"]
+
+
+def test_work_that_fails_is_said_once_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A fault in what is done beside the batches must not end the worker."""
+    pauses: list[float] = []
+    outcomes = [KeyError("a"), KeyError("a"), 0.5, KeyError("a"), ValueError("b"), 0.7]
+
+    async def work() -> float:
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr(outages.asyncio, "sleep", sleep)
+    asyncio.run(outages.repeated("The work", work, lambda: bool(outcomes)))
+    assert pauses == [1.0, 1.0, 0.5, 1.0, 1.0, 0.7]
+    assert [record.getMessage() for record in caplog.records] == ["The work: failed; trying again"] * 3
+    assert all(record.exc_info for record in caplog.records)

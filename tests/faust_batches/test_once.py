@@ -10,9 +10,9 @@ import pytest
 from aiokafka.errors import KafkaConnectionError
 
 from faust_batches import SendOnce, once
-from tests.fakes import FakeRecord
+from faust_batches.testing import FakeRecord
 
-PLACE = ("shop.purchases", 0)
+PARTITION = ("records", 0)
 
 
 class Topic:
@@ -35,7 +35,7 @@ class Topic:
 
     def send(self, *numbers: int) -> list[int]:
         """Send them; which were new."""
-        return asyncio.run(self.once.send(PLACE, FakeRecord(b"", b"", timestamp=1_000_000), numbers, self.send_all))
+        return asyncio.run(self.once.send(PARTITION, FakeRecord(b"", b"", timestamp=1_000_000), numbers, self.send_all))
 
 
 def test_what_was_sent_before_is_not_sent_again() -> None:
@@ -66,11 +66,11 @@ def test_what_is_dropped_is_no_longer_known(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(once, "_FEW", 2)
     topic = Topic()
     topic.send(1, 2, 3)
-    topic.once.drop(PLACE, lambda number: number < 3)
+    topic.once.drop(PARTITION, lambda number: number < 3)
     topic.once.drop(("other", 0), lambda number: True)
-    known = asyncio.run(topic.once.known(PLACE, FakeRecord(b"", b"")))
+    known = asyncio.run(topic.once.known(PARTITION, FakeRecord(b"", b"")))
     assert known == {3}
     for number in range(4, 9):
         topic.send(number)
-        topic.once.drop(PLACE, lambda known, upto=number: known < upto)  # type: ignore[misc]
-        assert len(asyncio.run(topic.once.known(PLACE, FakeRecord(b"", b"")))) <= 2
+        topic.once.drop(PARTITION, lambda known, upto=number: known < upto)  # type: ignore[misc]
+        assert len(asyncio.run(topic.once.known(PARTITION, FakeRecord(b"", b"")))) <= 2

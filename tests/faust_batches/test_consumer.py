@@ -15,17 +15,17 @@ from faust.types import TP
 from intervaltree import IntervalTree
 from mode.utils.queues import ThrowableQueue
 
+from faust_batches import PartitionLost, Unavailable
 from faust_batches import consumer as consuming
 from faust_batches.chain import Chain, Cursor
 from faust_batches.consumer import Batch, BatchConsumer, Flow
 from faust_batches.lease import Lease
-from shopflow.errors import PartitionLost, Unavailable
 
-PURCHASES = TP("shop.purchases", 0)
-CHANGELOG = TP("shop-counts-changelog", 0)
+RECORDS = TP("records", 0)
+CHANGELOG = TP("test-counts-changelog", 0)
 
 
-def run_of(start: int, end: int, tp: TP = PURCHASES) -> list[Any]:
+def run_of(start: int, end: int, tp: TP = RECORDS) -> list[Any]:
     """Records with the offsets from `start` up to, not including, `end`."""
     fields = {"topic": tp.topic, "partition": tp.partition, "timestamp": 1000, "timestamp_type": 0}
     more = {"key": b"k", "value": b"v", "headers": (), "checksum": None}
@@ -33,7 +33,7 @@ def run_of(start: int, end: int, tp: TP = PURCHASES) -> list[Any]:
     return [SimpleNamespace(offset=offset, **fields, **more, **sizes) for offset in range(start, end)]
 
 
-log = logging.getLogger("tests.consuming")
+log = logging.getLogger("tests.consumer")
 
 
 class Reader:
@@ -100,7 +100,7 @@ def reader() -> Reader:
 def consumer(reader: Reader) -> Consumer:
     """A consumer of one batched topic and one changelog."""
     app = SimpleNamespace(
-        batched_topics={PURCHASES.topic},
+        batched_topics={RECORDS.topic},
         readers={CHANGELOG.topic: reader},
         consumer_generation_id=1,
         lease=Lease(30.0),
@@ -124,7 +124,7 @@ def batches(consumer: Consumer, *runs: tuple[int, int]) -> list[Batch]:
     """The batches that these runs become, each fetched by itself."""
     found = []
     for start, end in runs:
-        for message in messages(consumer, {PURCHASES: run_of(start, end)}):
+        for message in messages(consumer, {RECORDS: run_of(start, end)}):
             message.value.freeze()
             found.append(message.value)
     return found
@@ -132,57 +132,57 @@ def batches(consumer: Consumer, *runs: tuple[int, int]) -> list[Batch]:
 
 def test_a_run_becomes_one_batch_that_knows_where_it_starts(consumer: Consumer) -> None:
     """The offset of the event is that of its last record."""
-    consumer.begin(PURCHASES, 5)
-    (message,) = messages(consumer, {PURCHASES: run_of(5, 9)})
+    consumer.begin(RECORDS, 5)
+    (message,) = messages(consumer, {RECORDS: run_of(5, 9)})
     assert (message.value.start, message.value.end, message.offset) == (5, 9, 8)
     assert message.value.owned
 
 
 def test_a_batch_begins_where_the_last_one_ended_also_behind_a_hole(consumer: Consumer) -> None:
     """Else the chain would break at every hole."""
-    consumer.begin(PURCHASES, 5)
+    consumer.begin(RECORDS, 5)
     assert batches(consumer, (7, 9)) == []
-    assert consumer.seeks == [(PURCHASES, 5)]
+    assert consumer.seeks == [(RECORDS, 5)]
     (batch,) = batches(consumer, (7, 9))
     assert (batch.start, batch.end) == (5, 9)
 
 
 def test_what_comes_while_a_batch_waits_for_its_actor_is_taken_into_it(consumer: Consumer) -> None:
     """One write for it all, instead of one after the other: what comes last waits least."""
-    consumer.begin(PURCHASES, 5)
-    (message,) = messages(consumer, {PURCHASES: run_of(5, 9)})
-    assert messages(consumer, {PURCHASES: run_of(9, 10)}) == []
+    consumer.begin(RECORDS, 5)
+    (message,) = messages(consumer, {RECORDS: run_of(5, 9)})
+    assert messages(consumer, {RECORDS: run_of(9, 10)}) == []
     batch: Batch = message.value
     batch.freeze()
     assert (batch.start, batch.end, [record.offset for record in batch.records]) == (5, 10, [5, 6, 7, 8, 9])
-    (later,) = messages(consumer, {PURCHASES: run_of(10, 12)})
+    (later,) = messages(consumer, {RECORDS: run_of(10, 12)})
     assert (later.value.start, batch.end) == (10, 10)
     take_turn(batch)
     take_turn(later.value)
-    assert consumer._new_offset(PURCHASES) == 12
+    assert consumer._new_offset(RECORDS) == 12
 
 
 @pytest.mark.parametrize("change", ["many", "long", "sought", "rebalance"])
 def test_a_batch_takes_in_no_more_than_it_may(consumer: Consumer, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor what does not follow it; and when it does not get to its actor, it must not swallow what comes."""
-    consumer.begin(PURCHASES, 0)
-    (first,) = messages(consumer, {PURCHASES: run_of(0, 60)})
+    consumer.begin(RECORDS, 0)
+    (first,) = messages(consumer, {RECORDS: run_of(0, 60)})
     if change == "long":
         later = consuming.time.monotonic() + 1.5
         monkeypatch.setattr(consuming.time, "monotonic", lambda: later)
     elif change == "sought":
-        consumer._forget(PURCHASES)
-        consumer.begin(PURCHASES, 60)
+        consumer._forget(RECORDS)
+        consumer.begin(RECORDS, 60)
     elif change == "rebalance":
         consumer.app.consumer_generation_id = 2  # type: ignore[misc]
-    (second,) = messages(consumer, {PURCHASES: run_of(60, 101 if change == "many" else 62)})
+    (second,) = messages(consumer, {RECORDS: run_of(60, 101 if change == "many" else 62)})
     assert (first.value.end, second.value.start) == (60, 60)
 
 
 def test_kafka_holds_an_empty_fetch_only_while_nothing_comes(consumer: Consumer) -> None:
     """A partition whose records were just taken is in no fetch under way: its next record would wait as long."""
-    consumer.begin(PURCHASES, 0)
-    messages(consumer, {PURCHASES: run_of(0, 1)})
+    consumer.begin(RECORDS, 0)
+    messages(consumer, {RECORDS: run_of(0, 1)})
     messages(consumer, {})
     assert consumer.expected == [True, False]
 
@@ -195,18 +195,18 @@ def test_a_run_without_a_known_start_is_dropped(consumer: Consumer) -> None:
 
 def test_what_is_fetched_in_a_rebalance_is_dropped(consumer: Consumer) -> None:
     """Another worker may have gone on from there."""
-    consumer.begin(PURCHASES, 0)
+    consumer.begin(RECORDS, 0)
     consumer.flow_active = False
-    assert messages(consumer, {PURCHASES: run_of(0, 3)}) == []
+    assert messages(consumer, {RECORDS: run_of(0, 3)}) == []
     assert consumer.perform_seeks == 1
 
 
 def test_runs_after_a_change_of_generation_are_dropped(consumer: Consumer) -> None:
     """A rebalance can happen between two runs of one fetch."""
-    other = TP(PURCHASES.topic, 1)
-    for tp in (PURCHASES, other):
+    other = TP(RECORDS.topic, 1)
+    for tp in (RECORDS, other):
         consumer.begin(tp, 0)
-    consumer.fetched = {PURCHASES: run_of(0, 3), other: run_of(0, 3, other)}
+    consumer.fetched = {RECORDS: run_of(0, 3), other: run_of(0, 3, other)}
 
     async def collect() -> list[TP]:
         found = []
@@ -215,7 +215,7 @@ def test_runs_after_a_change_of_generation_are_dropped(consumer: Consumer) -> No
             consumer.app.consumer_generation_id = 2  # type: ignore[misc]
         return found
 
-    assert asyncio.run(collect()) == [PURCHASES]
+    assert asyncio.run(collect()) == [RECORDS]
     assert consumer._cursors[other].next == 0
 
 
@@ -256,14 +256,14 @@ def take_turn(batch: Batch, body: Callable[[], None] = lambda: None) -> None:
 
 def test_turns_in_order_move_what_is_committed(consumer: Consumer) -> None:
     """The end of the chain, and nothing else, is offered for the commit."""
-    consumer.begin(PURCHASES, 0)
-    consumer._acked[PURCHASES], consumer._acked_index[PURCHASES] = [99], {99}
+    consumer.begin(RECORDS, 0)
+    consumer._acked[RECORDS], consumer._acked_index[RECORDS] = [99], {99}
     first, second = batches(consumer, (0, 3), (3, 7))
     take_turn(first)
-    assert consumer._new_offset(PURCHASES) == 3
+    assert consumer._new_offset(RECORDS) == 3
     take_turn(second)
-    assert consumer._new_offset(PURCHASES) == 7
-    assert list(consumer._filter_tps_with_pending_acks()) == [PURCHASES]
+    assert consumer._new_offset(RECORDS) == 7
+    assert list(consumer._filter_tps_with_pending_acks()) == [RECORDS]
 
 
 class Committing(Consumer):
@@ -305,46 +305,46 @@ def committing(consumer: Consumer) -> Committing:
 
 def test_what_kafka_has_confirmed_is_not_committed_again(committing: Committing) -> None:
     """Neither what it said at the start, nor what it has just taken."""
-    committing.begin(PURCHASES, 5)
+    committing.begin(RECORDS, 5)
     committing.try_commit()
     assert committing.asked == []
     take_turn(batches(committing, (5, 9))[0])
     committing.try_commit()
     committing.try_commit()
-    assert committing.asked == [{PURCHASES: 9}]
+    assert committing.asked == [{RECORDS: 9}]
 
 
 def test_a_commit_that_kafka_refused_is_made_again(committing: Committing) -> None:
     """Faust notes it as made, and would wait for the partition's next record."""
-    committing.begin(PURCHASES, 5)
+    committing.begin(RECORDS, 5)
     take_turn(batches(committing, (5, 9))[0])
     committing.confirms = False
     committing.try_commit()
     committing.confirms = True
     committing.try_commit()
     committing.try_commit()
-    assert committing.asked == [{PURCHASES: 9}] * 2
+    assert committing.asked == [{RECORDS: 9}] * 2
 
 
 def test_a_replay_commits_offsets_below_those_that_were_committed_before(committing: Committing) -> None:
     """A commit that was under way in the rebalance is noted by Faust after it, with the offset from before."""
-    committing.begin(PURCHASES, 100)
+    committing.begin(RECORDS, 100)
     take_turn(batches(committing, (100, 109))[0])
-    committing.begin(PURCHASES, 0)
-    committing._committed_offset[PURCHASES] = 109
+    committing.begin(RECORDS, 0)
+    committing._committed_offset[RECORDS] = 109
     take_turn(batches(committing, (0, 9))[0])
     committing.try_commit()
-    assert committing.asked == [{PURCHASES: 9}]
+    assert committing.asked == [{RECORDS: 9}]
 
 
 def test_a_commit_that_was_under_way_in_a_rebalance_is_not_the_new_chains(committing: Committing) -> None:
     """Else the new chain would not be committed where the old one ended."""
-    committing.begin(PURCHASES, 0)
+    committing.begin(RECORDS, 0)
     take_turn(batches(committing, (0, 9))[0])
     answer = committing._commit
 
     async def slow(offsets: Mapping[TP, int]) -> bool:
-        committing.begin(PURCHASES, 0)
+        committing.begin(RECORDS, 0)
         return await answer(offsets)
 
     committing._commit = slow  # type: ignore[method-assign]
@@ -352,21 +352,21 @@ def test_a_commit_that_was_under_way_in_a_rebalance_is_not_the_new_chains(commit
     committing._commit = answer  # type: ignore[method-assign]
     take_turn(batches(committing, (0, 9))[0])
     committing.try_commit()
-    assert committing.asked == [{PURCHASES: 9}] * 2
+    assert committing.asked == [{RECORDS: 9}] * 2
 
 
 def test_a_batch_whose_predecessor_is_missing_makes_the_consumer_go_back(consumer: Consumer) -> None:
     """And every batch that was fetched meanwhile is void: it comes again."""
-    consumer.begin(PURCHASES, 0)
+    consumer.begin(RECORDS, 0)
     lost, second, third = batches(consumer, (0, 3), (3, 7), (7, 9))
     with pytest.raises(PartitionLost):
         take_turn(second)
-    assert consumer.seeks == [(PURCHASES, 0)]
+    assert consumer.seeks == [(RECORDS, 0)]
     assert not any(batch.owned for batch in (lost, second, third))
-    assert consumer._new_offset(PURCHASES) == 0
+    assert consumer._new_offset(RECORDS) == 0
     for batch in batches(consumer, (0, 9)):
         take_turn(batch)
-    assert consumer._new_offset(PURCHASES) == 9
+    assert consumer._new_offset(RECORDS) == 9
 
 
 def test_what_faust_throws_away_when_it_resumes_the_flow_is_fetched_again(consumer: Consumer) -> None:
@@ -377,7 +377,7 @@ def test_what_faust_throws_away_when_it_resumes_the_flow_is_fetched_again(consum
         queue: Any = ThrowableQueue(maxsize=2, flow_control=flow, clear_on_resume=True)
         flow.resume()
         full: list[str] = []
-        consumer.fetched = {PURCHASES: run_of(0, 3)}
+        consumer.fetched = {RECORDS: run_of(0, 3)}
         thrown = [message.value async for _, message in consumer.getmany(timeout=0.1)]
         for batch in (*thrown, *thrown):
             queue.put_nowait_enhanced(
@@ -388,9 +388,9 @@ def test_what_faust_throws_away_when_it_resumes_the_flow_is_fetched_again(consum
         assert full == ["full", "dropped"]
         return thrown, [message.value async for _, message in consumer.getmany(timeout=0.1)]
 
-    consumer.begin(PURCHASES, 0)
+    consumer.begin(RECORDS, 0)
     (thrown,), (again,) = asyncio.run(resume())
-    assert consumer.seeks == [(PURCHASES, 0)]
+    assert consumer.seeks == [(RECORDS, 0)]
     assert (thrown.owned, again.owned) == (False, True)
     take_turn(again)
 
@@ -398,7 +398,7 @@ def test_what_faust_throws_away_when_it_resumes_the_flow_is_fetched_again(consum
 @pytest.mark.parametrize("change", ["flow", "finished"])
 def test_nothing_is_fetched_again_in_a_rebalance_or_for_what_is_finished(consumer: Consumer, change: str) -> None:
     """There the batch that an actor has in hand may still be finished; here none is missing."""
-    consumer.begin(PURCHASES, 0)
+    consumer.begin(RECORDS, 0)
     (batch,) = batches(consumer, (0, 3))
     if change == "flow":
         consumer.flow_active = False
@@ -410,7 +410,7 @@ def test_nothing_is_fetched_again_in_a_rebalance_or_for_what_is_finished(consume
 
 def test_a_batch_that_was_done_already_is_left(consumer: Consumer) -> None:
     """Nothing is fetched again for it."""
-    consumer.begin(PURCHASES, 0)
+    consumer.begin(RECORDS, 0)
     (batch,) = batches(consumer, (0, 3))
     take_turn(batch)
     with pytest.raises(PartitionLost):
@@ -420,22 +420,22 @@ def test_a_batch_that_was_done_already_is_left(consumer: Consumer) -> None:
 
 def test_a_batch_of_which_a_part_was_done_is_fetched_again_from_there(consumer: Consumer) -> None:
     """Its end may be the partition's: nothing would come that tells of what is missing."""
-    consumer.begin(PURCHASES, 0)
+    consumer.begin(RECORDS, 0)
     (first,) = batches(consumer, (0, 2))
-    consumer._cursors[PURCHASES] = Cursor(0)
+    consumer._cursors[RECORDS] = Cursor(0)
     (cut_otherwise,) = batches(consumer, (0, 4))
     take_turn(first)
     with pytest.raises(PartitionLost):
         take_turn(cut_otherwise)
-    assert consumer.seeks == [(PURCHASES, 2)]
+    assert consumer.seeks == [(RECORDS, 2)]
     (rest,) = batches(consumer, (2, 4))
     take_turn(rest)
-    assert consumer._new_offset(PURCHASES) == 4
+    assert consumer._new_offset(RECORDS) == 4
 
 
 def test_an_error_in_a_turn_leaves_the_batch_unfinished(consumer: Consumer) -> None:
     """It is still the next one."""
-    consumer.begin(PURCHASES, 0)
+    consumer.begin(RECORDS, 0)
     (batch,) = batches(consumer, (0, 3))
 
     def fails() -> None:
@@ -443,40 +443,40 @@ def test_an_error_in_a_turn_leaves_the_batch_unfinished(consumer: Consumer) -> N
 
     with pytest.raises(OSError, match="disk full"):
         take_turn(batch, fails)
-    assert consumer._new_offset(PURCHASES) == 0
+    assert consumer._new_offset(RECORDS) == 0
     take_turn(batch)
-    assert consumer._new_offset(PURCHASES) == 3
+    assert consumer._new_offset(RECORDS) == 3
 
 
 @pytest.mark.parametrize("change", ["flow", "generation", "forgotten"])
 def test_a_lost_partition_is_neither_touched_nor_committed(consumer: Consumer, change: str) -> None:
     """Its database may be another worker's by now."""
-    consumer.begin(PURCHASES, 0)
+    consumer.begin(RECORDS, 0)
     (batch,) = batches(consumer, (0, 3))
     if change == "flow":
         consumer.flow_active = False
     elif change == "generation":
         consumer.app.consumer_generation_id = 2  # type: ignore[misc]
     else:
-        consumer._forget(PURCHASES)
+        consumer._forget(RECORDS)
     touched: list[int] = []
     with pytest.raises(PartitionLost):
         take_turn(batch, lambda: touched.append(1))
     assert touched == []
-    assert consumer._new_offset(PURCHASES) in {0, None}
+    assert consumer._new_offset(RECORDS) in {0, None}
 
 
 def test_a_partition_lost_during_a_turn_is_not_finished(consumer: Consumer) -> None:
     """Its successor does the batch again."""
-    consumer.begin(PURCHASES, 0)
+    consumer.begin(RECORDS, 0)
     (batch,) = batches(consumer, (0, 3))
     with pytest.raises(PartitionLost):
-        take_turn(batch, lambda: consumer._forget(PURCHASES))
+        take_turn(batch, lambda: consumer._forget(RECORDS))
 
 
 def test_two_actors_of_one_partition_take_turns(consumer: Consumer) -> None:
     """Faust can start an actor beside a predecessor that is not gone yet."""
-    consumer.begin(PURCHASES, 0)
+    consumer.begin(RECORDS, 0)
     first, second = batches(consumer, (0, 3), (3, 6))
     seen: list[str] = []
 
@@ -495,7 +495,7 @@ def test_two_actors_of_one_partition_take_turns(consumer: Consumer) -> None:
 
 def test_faust_does_not_fill_gaps_of_batched_topics(consumer: Consumer) -> None:
     """It takes for a hole what it dropped itself."""
-    asyncio.run(consumer._add_gap(PURCHASES, 0, 100))
+    asyncio.run(consumer._add_gap(RECORDS, 0, 100))
 
 
 def test_a_run_of_the_changelog_that_can_not_be_taken_in_comes_again(
@@ -520,17 +520,17 @@ def test_a_run_of_the_changelog_that_can_not_be_taken_in_comes_again(
 
 def test_what_faust_takes_for_read_is_delivered_again(consumer: Consumer) -> None:
     """A delivery held up by a full queue says after the seek back how far it had read: the rest would be dropped."""
-    consumer.begin(PURCHASES, 0)
-    consumer._read_offset[PURCHASES] = 9_999
-    (message,) = messages(consumer, {PURCHASES: run_of(0, 5)})
+    consumer.begin(RECORDS, 0)
+    consumer._read_offset[RECORDS] = 9_999
+    (message,) = messages(consumer, {RECORDS: run_of(0, 5)})
     assert message.offset == 4
-    assert consumer._read_offset[PURCHASES] is None
+    assert consumer._read_offset[RECORDS] is None
 
 
 def test_a_batch_waits_while_its_session_may_have_run_out(consumer: Consumer) -> None:
     """The worker slept: until Kafka says so, it can't know whether the partition is still its own."""
     clock = [100.0]
-    consumer.begin(PURCHASES, 0)
+    consumer.begin(RECORDS, 0)
     (batch,) = batches(consumer, (0, 2))
     consumer.app.lease = Lease(30.0, lambda: clock[0])  # type: ignore[misc]
     consumer.app.lease.renew(100.0)
@@ -561,28 +561,28 @@ def test_a_seek_that_fails_in_a_rebalance_does_not_stop_the_consumer(consumer: C
 
     consumer.perform_seek = fails  # type: ignore[method-assign]
     consumer.flow_active = False
-    assert messages(consumer, {PURCHASES: run_of(0, 3)}) == []
+    assert messages(consumer, {RECORDS: run_of(0, 3)}) == []
 
 
 def test_a_partition_that_went_while_it_was_to_be_fetched_again_is_forgotten(consumer: Consumer) -> None:
     """Its next owner starts at what is committed."""
-    consumer.begin(PURCHASES, 0)
+    consumer.begin(RECORDS, 0)
 
     def gone(partition: TP, offset: int) -> None:
         raise IllegalStateError("not assigned")
 
     consumer._thread.seek = gone  # type: ignore[method-assign]
     assert batches(consumer, (3, 5)) == []
-    assert consumer._new_offset(PURCHASES) is None
+    assert consumer._new_offset(RECORDS) is None
     assert list(consumer._filter_tps_with_pending_acks()) == []
 
 
 def test_topics_that_come_record_by_record_are_committed_as_faust_does(consumer: Consumer) -> None:
     """The chain is for those in batches only."""
     plain = TP("plain", 0)
-    consumer.begin(PURCHASES, 5)
+    consumer.begin(RECORDS, 5)
     consumer._acked[plain], consumer._acked_index[plain] = [3, 4, 6], {3, 4, 6}
-    assert list(consumer._filter_tps_with_pending_acks()) == [PURCHASES, plain]
+    assert list(consumer._filter_tps_with_pending_acks()) == [RECORDS, plain]
     assert list(consumer._filter_tps_with_pending_acks({"plain"})) == [plain]
     assert consumer._new_offset(plain) == 5
     assert consumer._should_commit(plain, 5)
@@ -599,7 +599,7 @@ class Seeking(Consumer):
 
     def __init__(self, app: Any) -> None:
         super().__init__(app)
-        self.committed: dict[TP, int | None] = {PURCHASES: 7, TP(PURCHASES.topic, 1): None, TP("plain", 0): 1}
+        self.committed: dict[TP, int | None] = {RECORDS: 7, TP(RECORDS.topic, 1): None, TP("plain", 0): 1}
         self._thread.call_thread = self.call  # type: ignore[method-assign, assignment]
         self._thread._ensure_consumer = lambda: SimpleNamespace(committed=None)  # type: ignore[method-assign, assignment]
 
@@ -628,8 +628,8 @@ def seeking(consumer: Consumer, monkeypatch: pytest.MonkeyPatch) -> Seeking:
 def test_a_partition_begins_where_it_was_committed_else_where_it_begins(seeking: Seeking) -> None:
     """A topic whose first records are deleted does not begin at 0."""
     asyncio.run(seeking.perform_seek())
-    assert {tp: chain.done for tp, chain in seeking._chains.items()} == {PURCHASES: 7, TP(PURCHASES.topic, 1): 3}
-    assert {tp: cursor.next for tp, cursor in seeking._cursors.items()} == {PURCHASES: 7, TP(PURCHASES.topic, 1): 3}
+    assert {tp: chain.done for tp, chain in seeking._chains.items()} == {RECORDS: 7, TP(RECORDS.topic, 1): 3}
+    assert {tp: cursor.next for tp, cursor in seeking._cursors.items()} == {RECORDS: 7, TP(RECORDS.topic, 1): 3}
 
 
 @pytest.mark.parametrize(
@@ -641,16 +641,16 @@ def test_a_partition_whose_table_is_behind_is_read_from_where_the_table_is(
     seeking: Seeking, reader: Reader, next_offset: int | None, start: int
 ) -> None:
     """A replay began its totals anew, and the worker is back before the committed offset is set."""
-    reader.source, reader.next = PURCHASES.topic, {0: next_offset}
+    reader.source, reader.next = RECORDS.topic, {0: next_offset}
     asyncio.run(seeking.perform_seek())
-    assert seeking._chains[PURCHASES].done == seeking._cursors[PURCHASES].next == start
-    assert (PURCHASES, start) in seeking.seeks
-    assert seeking._chains[TP(PURCHASES.topic, 1)].done == 3
+    assert seeking._chains[RECORDS].done == seeking._cursors[RECORDS].next == start
+    assert (RECORDS, start) in seeking.seeks
+    assert seeking._chains[TP(RECORDS.topic, 1)].done == 3
 
 
 def test_where_the_table_is_is_asked_last(seeking: Seeking, reader: Reader) -> None:
     """A seek of a fetch began before the table was recovered, and ends after the recovery's own."""
-    call, reader.source = seeking.call, PURCHASES.topic
+    call, reader.source = seeking.call, RECORDS.topic
 
     async def slow(method: Any, tp: TP) -> int | None:
         reader.next = {0: 2}
@@ -658,7 +658,7 @@ def test_where_the_table_is_is_asked_last(seeking: Seeking, reader: Reader) -> N
 
     seeking._thread.call_thread = slow
     asyncio.run(seeking.perform_seek())
-    assert seeking._chains[PURCHASES].done == 2
+    assert seeking._chains[RECORDS].done == 2
 
 
 def test_what_was_fetched_while_it_was_not_known_where_to_start_is_fetched_again(seeking: Seeking) -> None:
@@ -667,14 +667,14 @@ def test_what_was_fetched_while_it_was_not_known_where_to_start_is_fetched_again
     call = seeking.call
 
     async def slow(method: Any, tp: TP) -> int | None:
-        seeking.fetched = {PURCHASES: run_of(7, 9)}
+        seeking.fetched = {RECORDS: run_of(7, 9)}
         dropped.append([message async for message in seeking.getmany(timeout=0.1)])
         return await call(method, tp)
 
     seeking._thread.call_thread = slow
     asyncio.run(seeking.perform_seek())
     assert dropped[0] == []
-    assert sorted(seeking.seeks) == [(PURCHASES, 7), (TP(PURCHASES.topic, 1), 3)]
+    assert sorted(seeking.seeks) == [(RECORDS, 7), (TP(RECORDS.topic, 1), 3)]
     (batch,) = batches(seeking, (7, 9))
     assert (batch.start, batch.end) == (7, 9)
 
@@ -695,7 +695,7 @@ def test_what_came_by_one_of_two_seeks_that_overlap_is_void_after_the_other(seek
     async def overlapped(method: Any, tp: TP) -> int | None:
         seeking._thread.call_thread = call
         await seeking.perform_seek()
-        seeking.fetched = {PURCHASES: run_of(7, 9)}
+        seeking.fetched = {RECORDS: run_of(7, 9)}
         came.extend([message.value async for _, message in seeking.getmany(timeout=0.1)])
         return await call(method, tp)
 
@@ -719,7 +719,7 @@ def test_a_revoked_partition_has_nothing_to_commit(seeking: Seeking) -> None:
     """Another worker may be further by now."""
     asyncio.run(seeking.perform_seek())
     (batch,) = batches(seeking, (7, 9))
-    asyncio.run(seeking.on_partitions_revoked({PURCHASES}))
+    asyncio.run(seeking.on_partitions_revoked({RECORDS}))
     assert not batch.owned
-    assert seeking._new_offset(PURCHASES) is None
+    assert seeking._new_offset(RECORDS) is None
     assert batches(seeking, (9, 11)) == []

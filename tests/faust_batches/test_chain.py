@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from faust_batches import PartitionLost
 from faust_batches.chain import Chain, Cursor
-from faust_batches.lease import Lease
-from shopflow.errors import PartitionLost
 
 
 class TestCursor:
@@ -54,28 +53,3 @@ class TestChain:
         with pytest.raises(PartitionLost):
             chain.finish(start, 30)
         assert chain.done == 5
-
-
-def test_a_session_is_sure_until_its_timeout_counted_from_the_heartbeat_that_was_sent() -> None:
-    """The broker counts from when it came, so it gives our partitions away later than that."""
-    clock = [100.0]
-    lease = Lease(30.0, lambda: clock[0])
-    assert lease.valid, "nothing to lose"
-    lease.renew(95.0)
-    assert lease.valid
-    clock[0] = 125.0
-    assert not lease.valid
-    lease.renew(120.0)
-    lease.renew(110.0)  # an answer that came late
-    assert lease.valid
-
-
-def test_nothing_is_sent_between_the_loss_of_partitions_and_the_next_assignment() -> None:
-    """The producer was flushed; what an actor adds then would arrive behind its successor's."""
-    lease = Lease(30.0, lambda: 100.0)
-    lease.renew(100.0)
-    lease.pause()
-    lease.renew(100.0)  # a heartbeat in the middle of a rebalance
-    assert not lease.valid
-    lease.resume()
-    assert lease.valid

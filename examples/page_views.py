@@ -1,0 +1,82 @@
+"""An application on the heart alone: page views go from Kafka to MongoDB, and each is counted once.
+
+    faust -A examples.page_views worker
+
+`KAFKA` and `MONGODB` in the environment say where the servers are. A view is a record of the topic `page-views`, with
+the page as its key. `/views/PAGE/` of any worker answers how often a page was viewed.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import faust
+import msgspec
+from faust.web import View
+from pymongo import AsyncMongoClient
+from pymongo.errors import BulkWriteError, PyMongoError
+
+from faust_batches import App, Batch, Outage, Unavailable, retrying
+
+DUPLICATE_KEY = 11000
+
+app = App("page-views", broker=os.environ.get("KAFKA", "kafka://localhost"), store="rocksdb://?driver=rocksdict")
+mongodb = Outage("MongoDB")
+clients: list[AsyncMongoClient[dict[str, Any]]] = []
+
+
+class Views(faust.Record, serializer="json"):
+    """How often a page was viewed, up to and including the record at `offset`."""
+
+    views: int = 0
+    era: int = 0
+    offset: int = -1
+
+
+table = app.exactly_once_table("views", value=Views, source="page-views")
+encode, decode = msgspec.json.encode, msgspec.json.Decoder(dict[str, int]).decode
+
+
+@app.batch_agent("page-views")
+async def page_views(batch: Batch) -> None:
+    """Store each view under an id of its own, then count it unless it was counted before."""
+    documents = [
+        {"_id": f"{batch.tp.partition}:{record.offset}", "page": record.key.decode()} for record in batch.records
+    ]
+    await retrying(mongodb, batch.check_owned, lambda: store(documents))
+
+    get, counts = table.reader(batch.tp.partition), dict[bytes, dict[str, int]]()
+    for record in batch.records:
+        if record.key not in counts:
+            counts[record.key] = decode(get(record.key) or b'{"views":0,"offset":-1}')
+        count = counts[record.key]
+        if record.offset > count["offset"]:  # else it was counted before
+            count["views"] += 1
+            count["offset"] = record.offset
+    await table.write(batch, [(page, encode(count)) for page, count in counts.items()])
+
+
+async def store(documents: list[dict[str, Any]]) -> None:
+    """Insert documents; those that an earlier try has inserted are no error.
+
+    Raises:
+        Unavailable: MongoDB did not confirm that all of them are there.
+    """
+    if not clients:  # in the event loop that the worker runs in
+        clients.append(AsyncMongoClient(os.environ.get("MONGODB", "mongodb://localhost"), w="majority", journal=True))
+    try:
+        await clients[0]["page-views"]["views"].insert_many(documents, ordered=False)
+    except BulkWriteError as error:
+        if any(one["code"] != DUPLICATE_KEY for one in error.details["writeErrors"]):
+            raise Unavailable("MongoDB", error) from error
+    except PyMongoError as error:
+        raise Unavailable("MongoDB", error) from error
+
+
+@app.page("/views/{page}/")
+@app.table_route(table=table, match_info="page")
+async def views(web: View, request: Any, page: str) -> Any:
+    """How often the page was viewed."""
+    count = table.get(page)
+    return web.json({"page": page, "views": count.views if count else 0})

@@ -1,0 +1,136 @@
+"""The application: what it publishes, what can be set late, and what it changes of Faust's defaults."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import warnings
+from collections.abc import Awaitable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from aiokafka.errors import KafkaConnectionError
+
+from faust_batches import App
+from faust_batches.app import SETTINGS
+
+
+class Builder:
+    """aiokafka's BatchBuilder for two records of at most 100 bytes."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[bytes, bytes]] = []
+
+    def append(self, *, key: bytes, value: bytes, timestamp: None) -> object | None:
+        if len(self.rows) == 2 or len(value) > 100:
+            return None
+        self.rows.append((key, value))
+        return object()
+
+    def record_count(self) -> int:
+        return len(self.rows)
+
+
+class Producer:
+    """A producer that acknowledges."""
+
+    def __init__(self) -> None:
+        self.sent: list[list[tuple[bytes, bytes]]] = []
+
+    def create_batch(self) -> Builder:
+        return Builder()
+
+    async def send_batch(self, batch: Builder, topic: str, *, partition: int) -> Awaitable[Any]:
+        offset = 100 + sum(map(len, self.sent))
+        self.sent.append(batch.rows)
+
+        async def acknowledged() -> Any:
+            return SimpleNamespace(offset=offset)
+
+        return acknowledged()
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> App:
+    """A Faust application that is never started."""
+    return App("test", broker="kafka://127.0.0.1:1", datadir=str(tmp_path))
+
+
+def test_publish_fills_batches_and_says_where_the_last_record_is(app: App) -> None:
+    """Few requests instead of one a record."""
+    producer = Producer()
+    app.producer = SimpleNamespace(_producer=producer)  # type: ignore[assignment]
+    rows = [(b"k%d" % number, b"v") for number in range(5)]
+    assert asyncio.run(app.publish("topic", 0, rows)) == 104
+    assert producer.sent == [rows[:2], rows[2:4], rows[4:]]
+
+
+def test_publish_refuses_what_no_batch_can_hold(app: App) -> None:
+    """Instead of sending empty batches for ever."""
+    app.producer = SimpleNamespace(_producer=Producer())  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="larger than a Kafka batch"):
+        asyncio.run(app.publish("topic", 0, [(b"k", b"v" * 101)]))
+
+
+def test_the_servers_may_become_known_late(app: App) -> None:
+    """The embedded Kafka has its port only when it runs; Faust must neither warn nor keep the old one."""
+    before = app.transport
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        app.reconfigure(broker="kafka://127.0.0.1:2", broker_consumer="kafka://127.0.0.1:2")
+    assert app.transport is not before
+    assert [url.port for url in app.conf.broker] == [2]
+
+
+class FailingProducer(Producer):
+    """Has sent all, when each of them fails."""
+
+    async def send_batch(self, batch: Builder, topic: str, *, partition: int) -> Awaitable[Any]:
+        delivery = asyncio.get_running_loop().create_future()
+        delivery.set_exception(KafkaConnectionError("away"))
+        self.sent.append(batch.rows)
+        return delivery
+
+
+def test_a_publish_that_fails_is_one_error(app: App, caplog: pytest.LogCaptureFixture) -> None:
+    """asyncio writes a traceback for each failure that nobody looked at."""
+    app.producer = SimpleNamespace(_producer=FailingProducer())  # type: ignore[assignment]
+    with pytest.raises(KafkaConnectionError):
+        asyncio.run(app.publish("topic", 0, [(b"k%d" % number, b"v") for number in range(5)]))
+    gc.collect()
+    assert [record.getMessage() for record in caplog.records] == []
+
+
+def test_one_record_is_sent_with_its_headers(app: App) -> None:
+    """Also one with neither key nor value: a dead letter is as it came."""
+    sent: list[Any] = []
+
+    class One:
+        def append(self, **fields: Any) -> object:
+            sent.append(fields)
+            return object()
+
+    class OneProducer:
+        def create_batch(self) -> One:
+            return One()
+
+        async def send_batch(self, batch: One, topic: str, *, partition: int) -> Awaitable[Any]:
+            sent.append((topic, partition))
+            return asyncio.sleep(0, "acknowledged")
+
+    app.producer = SimpleNamespace(_producer=OneProducer())  # type: ignore[assignment]
+
+    async def send() -> Any:
+        return await (await app.send_record("dead", 2, None, None, [("why", b"x")]))
+
+    assert asyncio.run(send()) == "acknowledged"
+    assert sent == [{"key": None, "value": None, "timestamp": None, "headers": [("why", b"x")]}, ("dead", 2)]
+
+
+def test_what_batches_need_of_faust_is_the_default(tmp_path: Path) -> None:
+    """Another application need not know it; what it sets itself, counts."""
+    app = App("test", broker="kafka://127.0.0.1:1", datadir=str(tmp_path), broker_max_poll_records=7)
+    wanted = {**SETTINGS, "broker_max_poll_records": 7}
+    assert {name: getattr(app.conf, name) for name in wanted} == wanted
