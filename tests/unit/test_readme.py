@@ -311,13 +311,23 @@ def test_the_example_is_shown_as_it_is() -> None:
 # -- the rest
 
 
+def headings(document: Path) -> set[str]:
+    """The headings of a document, as links name them."""
+    text = re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in found}
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_links_lead_to_files(document: Path) -> None:
+def test_links_lead_to_files_and_headings(document: Path) -> None:
     """Links within the project are not broken."""
     links = re.findall(r"\]\(([^)\s]+)\)", document.read_text(encoding="utf-8"))
     for link in links:
         if not urlsplit(link).scheme:
-            assert (document.parent / link.partition("#")[0]).exists(), link
+            name, _, heading = link.partition("#")
+            target = document.parent / name if name else document
+            assert target.exists(), link
+            assert not heading or heading in headings(target), link
 
 
 def test_the_changelog_has_this_version() -> None:
