@@ -21,7 +21,12 @@ from faust_batches import App, Batch, Outage, Unavailable, retrying
 
 DUPLICATE_KEY = 11000
 
-app = App("page-views", broker=os.environ.get("KAFKA", "kafka://localhost"), store="rocksdb://?driver=rocksdict")
+app = App(
+    "page-views",
+    broker=os.environ.get("KAFKA", "kafka://localhost"),
+    store="rocksdb://?driver=rocksdict",
+    topic_partitions=4,  # as many as the topic has
+)
 mongodb = Outage("MongoDB")
 clients: list[AsyncMongoClient[dict[str, Any]]] = []
 

@@ -104,9 +104,9 @@ class App(faust.App):
 
         return decorated
 
-    def exactly_once_table(self, name: str, *, value: type[Any] | None, **options: Any) -> Table:
-        """A table whose values count each record once. `Table` says what the arguments mean."""
-        table = Table(self, name, value=value, **options)
+    def exactly_once_table(self, name: str, *, value: type[Any] | None, source: str, **options: Any) -> Table:
+        """A table whose values count each record of the topic `source` once. `Table` says what the arguments mean."""
+        table = Table(self, name, value=value, source=source, **options)
         self.tables.add(table)
         self.readers[table.changelog_topic_name] = table
         return table

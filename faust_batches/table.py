@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import faust
 import msgspec
 from aiokafka.errors import KafkaError
+from faust.exceptions import ImproperlyConfigured
 from faust.types import TP
 
 from .audit import Audit
@@ -43,8 +44,9 @@ class Table(faust.Table[str, Any]):
 
     Arguments:
         value: The type of the values, for Faust's views: a `faust.Record`; None: JSON.
-        source: The batched topic whose records it counts. A partition is read from where its totals are, also if more
-            is committed: totals that begin anew, in a later era, are counted again from the start.
+        source: The batched topic whose records it counts, with as many partitions as the table. A partition is read
+            from where its totals are, also if more is committed: totals that begin anew, in a later era, are counted
+            again from the start.
         sums: Fields whose sums over a partition's rows are kept in its totals (`TOTALS_KEY`), and audited after each
             recovery. None: there are no totals, so nothing is audited.
         count: The field of the totals that holds the number of rows.
@@ -209,13 +211,30 @@ class Table(faust.Table[str, Any]):
         """Called when Faust has read the changelogs of our partitions: audit them before they are used."""
         for partition in range(self.partitions or 0):  # those that others have now
             self._rocks.leave(partition)
-        for tp in active_tps:
-            if tp.topic != self.changelog_topic_name:
-                continue
-            if tp.partition in self._unaudited:
-                await self._repair(tp.partition)
-            await self._publish_marked(tp.partition)
+        ours = {tp.partition for tp in active_tps if tp.topic == self.changelog_topic_name}
+        self._check_partitions(ours)
+        for partition in ours:
+            if partition in self._unaudited:
+                await self._repair(partition)
+            await self._publish_marked(partition)
         await super().on_recovery_completed(active_tps, standby_tps)
+
+    def _check_partitions(self, ours: set[int]) -> None:
+        """Refuse to work when the table's rows and the records that they count are with different workers.
+
+        Faust shares out topics with the same number of partitions together, and others apart.
+
+        Raises:
+            ImproperlyConfigured: The changelog has another number of partitions than `source`.
+        """
+        sources = {tp.partition for tp in self.app.owned if tp.topic == self.source}
+        if not sources <= ours:
+            why = (
+                f"table {self.name}: its changelog {self.changelog_topic_name} must have as many partitions as "
+                f"{self.source}. Set topic_partitions of the App to that number before the changelog is created"
+            )
+            self.log.critical(why)
+            raise ImproperlyConfigured(why)
 
     async def _publish_marked(self, partition: int) -> None:
         """Publish the values of marked keys behind those that came too late, and take the marks away."""

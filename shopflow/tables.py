@@ -40,7 +40,10 @@ rules = Rules(active(config.promotions))
 #: own: counted anew with them. None while no rule is about purchases: then nothing is kept.
 customer_windows = (
     app.exactly_once_table(
-        "customer_windows", value=None, help="what each customer bought lately, as far as promotions ask for it"
+        "customer_windows",
+        value=None,
+        source=topics.purchases.get_topic_name(),
+        help="what each customer bought lately, as far as promotions ask for it",
     )
     if rules.about_purchases
     else None

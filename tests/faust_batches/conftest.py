@@ -40,6 +40,7 @@ def spawn(tmp_path: Path) -> Iterator[Spawn]:
     yield start
     for process in started:
         process.kill()
+        print(f"end of {process.log}:", process.output[-3_000:], sep="\n")  # pytest shows it beside a failure
 
 
 @pytest.fixture(name="until")

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from faust.exceptions import ImproperlyConfigured
 from faust.types import TP
 
 from faust_batches import TOTALS_KEY, App, BatchError, Table, Unavailable
@@ -465,3 +466,15 @@ def test_a_damaged_database_is_dropped_and_recovered(
     again.table.recover(0, records(rows))
     again.recovered()
     assert again.count("anna") == (1, 0)
+
+
+def test_a_table_that_is_shared_out_otherwise_than_its_source_ends_the_worker(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its changelog has another number of partitions: this worker's records would be counted in another's table."""
+    bench.table.source = "views"
+    monkeypatch.setattr(App, "owned", [TP("views", 0), TP("views", 1), TP("others", 7)])
+    with pytest.raises(ImproperlyConfigured, match="must have as many partitions as views"):
+        bench.recovered()
+    monkeypatch.setattr(App, "owned", [TP("views", 0), TP("others", 7)])
+    bench.recovered()
