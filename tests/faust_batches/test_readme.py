@@ -1,0 +1,32 @@
+"""The README of the heart says what its code and its example say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import faust_batches
+
+HEART = Path(faust_batches.__file__).parent
+README = (HEART / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def test_the_application_is_that_of_the_example() -> None:
+    """Line by line, in its order."""
+    example = (HEART.parent / "examples/page_views.py").read_text(encoding="utf-8")
+    lines = [line for line in BLOCKS[0].splitlines() if line.strip()]
+    found = [line for line in example.splitlines() if line in lines]
+    assert found == lines
+
+
+def test_what_is_said_of_tests_runs() -> None:
+    """With the fakes that it names."""
+    exec(compile(BLOCKS[1], "README.md", "exec"), {})  # noqa: S102 - it is ours
+
+
+def test_what_is_replaced_is_there() -> None:
+    """Each class that the table names."""
+    source = "".join(path.read_text(encoding="utf-8") for path in HEART.glob("*.py"))
+    for name in re.findall(r"`([A-Z]\w+)`", README.partition("## What it replaces")[2].partition("## What was")[0]):
+        assert f"class {name}" in source, name
