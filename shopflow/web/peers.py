@@ -29,15 +29,6 @@ def me() -> URL:
     return URL(str(app.conf.canonical_url)).origin()
 
 
-def known() -> dict[URL, dict[str, list[int]]]:
-    """The workers, by what the last assignment said, each with its partitions of the tables' changelogs."""
-    found = {
-        URL(str(host)).origin(): {table: list(partitions) for table, partitions in tables.items()}
-        for host, tables in app.router.tables_metadata().items()
-    }
-    return {me(): {}} | found
-
-
 def others() -> list[URL]:
     """The other workers, as of the last assignment."""
     return sorted({URL(str(host)).origin() for host in app.router.tables_metadata()} - {me()}, key=str)

@@ -1,21 +1,34 @@
-"""What the page shows of a product: its prices and what was sold at them, as texts and as a chart's columns. Pure."""
+"""What the page shows of a product: its prices and what was sold at them, as texts and as a chart's columns.
+
+MongoDB is asked for each product that somebody looks at now and then, however many look.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+from functools import lru_cache, partial
 from itertools import pairwise
 
 import msgspec
 
+from shopflow.app import store
+from shopflow.models import MAX_ID_LENGTH
+from shopflow.shop import price_history, stock
 from shopflow.shop.price_history import Course, Period, Prices
 from shopflow.shop.text import day_and_time, grouped, money, visible
 
 from .render import Cell, Rows, short
+from .snapshot import Cached
 
-__all__ = ["Columns", "Picture", "Product", "columns", "product"]
-
+#: How old what is shown may be.
+_SECONDS = 5.0
+#: Sums over many purchases take long: MongoDB has a rest of so many times as long.
+_REST = 9.0
+_PATIENCE_SECONDS = 3.0
+#: Products that are remembered; prices of a product, the last ones, that are shown; how far back sales are.
+_PRODUCTS, _PRICES, _BACK = 32, 30, timedelta(days=365)
 _HOUR = timedelta(hours=1)
 #: What is less is hardly anything; what is more is shown without a decimal.
 _FEW, _MANY = 0.1, 10
@@ -61,6 +74,51 @@ class Columns(msgspec.Struct):
     left: list[float] = []
     right: list[float] = []
     units: list[int] = []
+
+
+# -- asking MongoDB
+
+
+async def shown(product_id: str) -> Product | None:
+    """What the page shows of a product; None: of none."""
+    if not product_id:
+        return None
+    if len(product_id) > MAX_ID_LENGTH:
+        return product(product_id, None, [f"A product's id has at most {MAX_ID_LENGTH} characters."])
+    cached = _watched(product_id)
+    found = await cached.get(_PATIENCE_SECONDS)
+    problems = []
+    if cached.failure != "":
+        problems = [f"The prices are not known now: {cached.failure or 'MongoDB does not answer'}."]
+    elif found is None:
+        problems = ["There is no product with this id."]
+    return product(product_id, found, problems)
+
+
+async def course(product_id: str) -> Columns:
+    """The columns of the product's chart."""
+    if not 0 < len(product_id) <= MAX_ID_LENGTH:
+        return Columns()
+    return columns(await _watched(product_id).get(_PATIENCE_SECONDS))
+
+
+@lru_cache(maxsize=_PRODUCTS)
+def _watched(product_id: str) -> Cached[Picture | None]:
+    return Cached(partial(_ask, product_id), _SECONDS, None, rest=_REST)
+
+
+async def _ask(product_id: str) -> Picture | None:
+    now = datetime.now(timezone.utc)
+    prices = await price_history.read(store, product_id, most=_PRICES)
+    if prices is None:
+        return None
+    course = await price_history.course(store, product_id, prices.prices, now, now - _BACK, by_the_minute=True)
+    documents = await store.documents("products", [product_id])
+    left = await stock.left_of(store, list(documents.values()))
+    return Picture(prices, course, (left[product_id], documents[product_id]["stock"]) if left else None)
+
+
+# -- showing it
 
 
 def product(product_id: str, found: Picture | None, problems: Sequence[str]) -> Product:

@@ -1,4 +1,4 @@
-"""The whole shop as one worker sees it: asked of the other workers, Kafka and MongoDB, each in bounded time."""
+"""The state of the whole shop, asked of the other workers, Kafka and MongoDB, each in bounded time."""
 
 from __future__ import annotations
 
@@ -30,13 +30,11 @@ from shopflow.tables import purchase_counts
 from shopflow.web import peers
 from shopflow.web.client import reason
 
-from .warnings import Condition, Learned, Report, Totals, Waiting, WorkerState
-
-__all__ = ["Kept", "condition", "report", "sales"]
+from .warnings import Learned, Report, ShopState, Totals, Waiting, WorkerState
 
 T = TypeVar("T")
 
-#: How old an answer may be until it is asked for anew.
+#: How old an answer may be before it is asked for again.
 _BOARDS_SECONDS = 0.9
 _SERVERS_SECONDS = 2.0
 _LEARNED_SECONDS = 5.0
@@ -52,14 +50,14 @@ _BESTSELLERS, _VOUCHERS, _ALERTS = 10, 8, 5
 _TREND = 60
 
 
-class Kept(Generic[T]):
-    """An answer that is asked for anew when it is wanted and too old; by one at a time, however many want it.
+class Cached(Generic[T]):
+    """An answer that is asked for again when it is wanted and too old; by one at a time, however many want it.
 
     Arguments:
         ask: Gets it; may raise `Unavailable`.
         seconds: How old it may be.
-        first: What counts until there is one.
-        rest: It is left alone for so many times as long as the last answer took.
+        first: The answer until there is one.
+        rest: Nobody is asked for so many times as long as the last answer took.
     """
 
     def __init__(
@@ -79,10 +77,10 @@ class Kept(Generic[T]):
         self._task: asyncio.Task[None] | None = None
         self.answer = first
         self.failure: str | None = None
-        """Why there is no new answer; empty when there is one; None: it was never asked for."""
+        """Why there is no new answer. Empty: there is one. None: it was never asked for."""
 
     async def get(self, patience: float = _WAIT_SECONDS) -> T:
-        """The answer: a fresh one if it comes in time, else the one before."""
+        """The answer: a new one if it comes within `patience` seconds, else the one before."""
         if self._task is None and (self._asked is None or self._clock() - self._asked >= self._pause):
             self._task = asyncio.create_task(self._refresh())
         if self._task is not None:
@@ -137,20 +135,14 @@ def report() -> Report:
 async def _ask_worker(host: URL) -> WorkerState:
     try:
         status, body = await peers.ask(host, "/board/")
-        if status != 200:
-            return WorkerState(str(host), None, reason(body, status))
-        return WorkerState(str(host), msgspec.json.decode(body, type=Report))
-    except Unavailable as error:
-        return WorkerState(str(host), None, str(error))
-    except msgspec.MsgspecError as error:
-        return WorkerState(str(host), None, f"not the answer of a worker: {error}")
+        return WorkerState(str(host), msgspec.json.decode(body, type=Report) if status == 200 else None)
+    except (Unavailable, msgspec.MsgspecError):
+        return WorkerState(str(host), None)
 
 
 async def _ask_workers() -> list[WorkerState]:
-    me = peers.me()
-    others = sorted(set(peers.known()) - {me}, key=str)
-    answers = await asyncio.gather(*map(_ask_worker, others))
-    return [WorkerState(str(me), report()), *answers]
+    answers = await asyncio.gather(*map(_ask_worker, peers.others()))
+    return [WorkerState(str(peers.me()), report()), *answers]
 
 
 async def _ask_kafka() -> _Log:
@@ -167,7 +159,7 @@ async def _ask_kafka() -> _Log:
 
 
 async def _settled(spans: Mapping[str, Mapping[int, Span]]) -> dict[str, dict[int, Span]]:
-    """Without what only seems to wait."""
+    """The spans without what only seems to wait."""
     events = {(topic, number): span for topic in topics.KEYS for number, span in spans.get(topic, {}).items()}
     await _standing.look(events, lambda places: kafka.empty(connected_kafka(), places))
     settled = {topic: dict(partitions) for topic, partitions in spans.items()}
@@ -210,10 +202,10 @@ def _seen() -> Snapshot:
 
 _standing = Standing()
 _trend: deque[Waiting] = deque(maxlen=_TREND)
-_workers: Kept[list[WorkerState]] = Kept(_ask_workers, _BOARDS_SECONDS, [])
-_log: Kept[_Log] = Kept(_ask_kafka, _SERVERS_SECONDS, _Log())
-_learned: Kept[Learned] = Kept(_ask_learned, _LEARNED_SECONDS, Learned(), rest=_REST)
-_names: Kept[_Names] = Kept(_ask_mongodb, _SERVERS_SECONDS, _Names())
+_workers: Cached[list[WorkerState]] = Cached(_ask_workers, _BOARDS_SECONDS, [])
+_log: Cached[_Log] = Cached(_ask_kafka, _SERVERS_SECONDS, _Log())
+_learned: Cached[Learned] = Cached(_ask_learned, _LEARNED_SECONDS, Learned(), rest=_REST)
+_names: Cached[_Names] = Cached(_ask_mongodb, _SERVERS_SECONDS, _Names())
 
 
 async def sales() -> Snapshot:
@@ -222,11 +214,11 @@ async def sales() -> Snapshot:
     return _seen()
 
 
-async def condition() -> Condition:
+async def shop_state() -> ShopState:
     """The shop as it is now. Takes at most some seconds, whoever does not answer."""
     seen = await sales()
     log, names, learned = await asyncio.gather(_log.get(), _names.get(), _learned.get())
-    return Condition(
+    return ShopState(
         at=time.time(),
         workers=_workers.answer,
         board=seen,
@@ -245,7 +237,7 @@ async def condition() -> Condition:
 
 
 def _recent(trend: Iterable[Waiting]) -> list[Waiting]:
-    """Nothing is measured while nobody looks: what was before such a pause tells no trend."""
+    """The measurements since the last pause: nothing is measured while nobody looks."""
     found: list[Waiting] = []
     for one in trend:
         if found and one.at - found[-1].at > 3 * (_SERVERS_SECONDS + _MOST_SECONDS):
