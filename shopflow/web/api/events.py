@@ -81,6 +81,5 @@ async def _take(request: Any, topic: Any, form: Form) -> tuple[int, Any]:
     checked = form.check(sent)
     if checked.problems:
         raise Refusal(400, "What was sent can't be accepted; nothing of it was stored.", fields=checked.problems)
-    records = [(one.key, one.value) for one in checked.ready]
-    await within(KAFKA_SECONDS, "Kafka", sender.send(topic.get_topic_name(), records))
-    return 202, {"ids": [one.id for one in checked.ready]}
+    await within(KAFKA_SECONDS, "Kafka", sender.send(topic.get_topic_name(), checked.records))
+    return 202, {"ids": checked.ids}
