@@ -17,8 +17,9 @@ from shopflow.errors import Unavailable
 from shopflow.kafka import lag as lag_module
 from shopflow.kafka.connection import Span
 from shopflow.kafka.lag import Lags
+from shopflow.web import cached
 from shopflow.web.monitoring import probes as module
-from shopflow.web.monitoring.probes import STUCK_TURNS, Health, Ping, Progress, Pulse
+from shopflow.web.monitoring.probes import STUCK_TURNS, Health, Progress, Pulse
 
 PLACE = TP("shop.purchases", 0)
 AWAY = Unavailable("MongoDB", "mongodb://anna:secret@host does not answer")
@@ -226,16 +227,18 @@ def test_progress_forgets_what_no_longer_waits() -> None:
 # -- the ping
 
 
-class Store:
-    """Answers pings."""
+class Pinged(Case):
+    """A worker whose MongoDB answers pings as the test says."""
 
     def __init__(self, ping: Callable[[], Awaitable[None]]) -> None:
-        self.ping = ping
+        super().__init__()
+        self.pong = ping
 
+    async def ping(self) -> None:
+        await self.pong()
 
-def asked_by(ping: Callable[[], Awaitable[None]], outage: Outage | None = None) -> Ping:
-    store: Any = Store(ping)
-    return Ping(store, outage or Outage("MongoDB"))
+    async def ok(self) -> bool:
+        return await self.health.mongodb_answers()
 
 
 def test_a_ping_is_not_waited_for_and_not_sent_twice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,7 +253,7 @@ def test_a_ping_is_not_waited_for_and_not_sent_twice(monkeypatch: pytest.MonkeyP
             sent.append(None)
             await thawed.wait()
 
-        asked = asked_by(ping)
+        asked = Pinged(ping)
         assert await asyncio.gather(*(asked.ok() for _ in range(5))) == [False] * 5
         assert not await asked.ok()
         assert len(sent) == 1
@@ -264,9 +267,8 @@ def test_a_ping_is_not_waited_for_and_not_sent_twice(monkeypatch: pytest.MonkeyP
 
 def test_a_ping_without_an_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its connection may be dead, and the server long back on another."""
-    monkeypatch.setattr(module, "PING_SECONDS", 0.01)
     monkeypatch.setattr(module, "_PING_COUNTS_SECONDS", 0.0)
-    monkeypatch.setattr(module, "_PING_GIVEN_UP_SECONDS", 0.0)
+    monkeypatch.setattr(cached, "MOST_SECONDS", 0.01)
 
     async def scenario() -> None:
         sent = []
@@ -276,7 +278,7 @@ def test_a_ping_without_an_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -
             if len(sent) == 1:
                 await asyncio.Event().wait()
 
-        asked = asked_by(ping)
+        asked = Pinged(ping)
         assert not await asked.ok()
         assert await asked.ok()
 
@@ -292,7 +294,7 @@ def test_an_answer_counts_for_a_while() -> None:
         async def ping() -> None:
             sent.append(None)
 
-        asked = asked_by(ping)
+        asked = Pinged(ping)
         assert [await asked.ok() for _ in range(5)] == [True] * 5
         assert len(sent) == 1
 
@@ -301,15 +303,11 @@ def test_an_answer_counts_for_a_while() -> None:
 
 def test_a_ping_ends_an_outage_that_nobody_works_on() -> None:
     """The batches that saw it begin went to another worker: without work nobody else would see it end."""
-    outage = Outage("MongoDB")
-    outage.failed(AWAY, "batch")
-    outage.gave_up("batch")
-
-    async def ping() -> None:
-        pass
-
-    assert asyncio.run(asked_by(ping, outage).ok())
-    assert outage.seconds is None
+    case = Case()
+    case.mongodb.failed(AWAY, "batch")
+    case.mongodb.gave_up("batch")
+    assert asyncio.run(case.health.mongodb_answers())
+    assert case.mongodb.seconds is None
 
 
 # -- the lag

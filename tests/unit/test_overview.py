@@ -15,9 +15,10 @@ from shopflow.kafka import connection as kafka
 from shopflow.kafka.connection import Span
 from shopflow.kafka.lag import Standing
 from shopflow.store.types import PartitionSales
+from shopflow.web import cached as cached_module
 from shopflow.web import peers
+from shopflow.web.cached import Cached
 from shopflow.web.page import snapshot
-from shopflow.web.page.snapshot import Cached
 from shopflow.web.page.warnings import Report, WorkerState
 from tests.fakes import FakeStore
 
@@ -123,7 +124,7 @@ def test_what_sold_the_vouchers_and_the_alerts_come_from_mongodb(monkeypatch: py
 
 def test_why_there_is_no_answer_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """None before it was ever asked; empty when it is there again. The answer before stays."""
-    monkeypatch.setattr(snapshot, "_MOST_SECONDS", 0.01)
+    monkeypatch.setattr(cached_module, "MOST_SECONDS", 0.01)
 
     async def run() -> None:
         server = Server()

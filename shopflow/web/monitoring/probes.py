@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping
-from time import monotonic
 from typing import Any
 
 from faust_batches import App, Outage
-from shopflow.errors import Unavailable
 from shopflow.kafka.lag import LOOK_SECONDS, Lags, Place
 from shopflow.shop.failure_limit import Limit
 from shopflow.store import MongoStore
+from shopflow.web.cached import Cached
 
 #: How long an answer to a ping is waited for, and how long it counts.
 PING_SECONDS = 1.0
 _PING_COUNTS_SECONDS = 1.0
-#: A ping without an answer for so long is given up, and another one sent.
-_PING_GIVEN_UP_SECONDS = 5.0
 #: So many turns of the worker's loop, one a second, without one of the consumer's thread: it is stuck.
 STUCK_TURNS = 60
 #: Events that wait for so long, while nothing is tried and everything else is well: their actor is stuck.
@@ -83,46 +79,6 @@ class Progress:
         return sorted(place for place, (_, times) in self._seen.items() if times >= self._looks)
 
 
-class Ping:
-    """Whether MongoDB answers within a second. Only one ping is under way at a time, and none is waited for longer.
-
-    Arguments:
-        outage: Hears of each answer: without work nobody else would see an outage end.
-    """
-
-    def __init__(self, store: MongoStore, outage: Outage) -> None:
-        self._store = store
-        self._outage = outage
-        self._task: asyncio.Task[bool] | None = None
-        self._sent = 0.0
-        self._known: tuple[float, bool] = (float("-inf"), False)
-
-    async def ok(self) -> bool:
-        """True if it answers, or has answered within the last second."""
-        at, answers = self._known
-        if monotonic() - at < _PING_COUNTS_SECONDS:
-            return answers
-        if self._task is not None and not self._task.done() and monotonic() - self._sent > _PING_GIVEN_UP_SECONDS:
-            self._task.cancel()
-            self._task = None
-        if self._task is None or self._task.done():
-            self._sent = monotonic()
-            self._task = asyncio.ensure_future(self._try())
-        task = self._task
-        await asyncio.wait([task], timeout=PING_SECONDS)
-        answers = task.done() and not task.cancelled() and task.result()
-        self._known = (monotonic(), answers)
-        return answers
-
-    async def _try(self) -> bool:
-        try:
-            await self._store.ping()
-        except Unavailable:
-            return False
-        self._outage.succeeded(self._store)
-        return True
-
-
 class Health:
     """What the probes are told.
 
@@ -146,7 +102,8 @@ class Health:
     ) -> None:
         self.pulse = Pulse()
         self._app = app
-        self._mongodb, self._ping = mongodb, Ping(store, mongodb)
+        self._store, self._mongodb = store, mongodb
+        self._pinged: Cached[None] = Cached(self._ping, _PING_COUNTS_SECONDS, None)
         self._lags, self._limit, self._activity = lags, limit, activity
         self._seconds = STUCK_SECONDS + patience
         self.progress = Progress(round(self._seconds / LOOK_SECONDS))
@@ -160,7 +117,7 @@ class Health:
             if tp.topic not in stopped and self._lags.waiting(tp)
         }
         self.progress.look({} if self._excused() else waiting)
-        if self.progress.suspected and not await self._ping.ok():
+        if self.progress.suspected and not await self.mongodb_answers():
             self.progress.look({})
 
     def _excused(self) -> bool:
@@ -177,11 +134,20 @@ class Health:
     async def ready(self) -> list[str]:
         """Why it does not do its share of the work; nothing when it does."""
         reasons = [*self._group_reasons(), *self._kafka_reasons()]
-        if not await self._ping.ok():
+        if not await self.mongodb_answers():
             reasons.append("MongoDB does not answer")
         elif self._mongodb.seconds is not None:
             reasons.append("MongoDB is away, or refuses to write")
         return reasons + self.live()
+
+    async def mongodb_answers(self) -> bool:
+        """True if MongoDB answers within a second, or has answered within the last one."""
+        await self._pinged.get(PING_SECONDS)
+        return self._pinged.failure == "" and not self._pinged.asking
+
+    async def _ping(self) -> None:
+        await self._store.ping()
+        self._mongodb.succeeded(self._store)  # without work nobody else would see an outage end
 
     def _group_reasons(self) -> list[str]:
         if not self._app.joined:

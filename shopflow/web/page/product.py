@@ -18,9 +18,9 @@ from shopflow.models import MAX_ID_LENGTH
 from shopflow.shop import price_history, stock
 from shopflow.shop.price_history import Course, Period, Prices
 from shopflow.shop.text import day_and_time, grouped, money, visible
+from shopflow.web.cached import Cached
 
-from .render import Cell, Rows, short
-from .snapshot import Cached
+from .render import Cell, Rows, row, short
 
 #: How old what is shown may be.
 _SECONDS = 5.0
@@ -32,7 +32,6 @@ _PRODUCTS, _PRICES, _BACK = 32, 30, timedelta(days=365)
 _HOUR = timedelta(hours=1)
 #: What is less is hardly anything; what is more is shown without a decimal.
 _FEW, _MANY = 0.1, 10
-_NO_PRICE = "not for sale"
 
 
 @dataclass(frozen=True)
@@ -141,21 +140,21 @@ def product(product_id: str, found: Picture | None, problems: Sequence[str]) -> 
     if found.stock:
         shown.facts["In stock"] = " of ".join(map(grouped, found.stock))
     shown.prices = [
-        [
-            Cell("before that" if one.since is None else day_and_time(one.since)),
-            Cell("now" if one.until is None else day_and_time(one.until)),
+        row(
+            "before that" if one.since is None else day_and_time(one.since),
+            "now" if one.until is None else day_and_time(one.until),
             Cell(_price(one), level="" if one.price is not None else "warn"),
-            Cell(grouped(one.units)),
-            Cell(money(one.revenue)),
-            Cell(_an_hour(one, now)),
-        ]
+            grouped(one.units),
+            money(one.revenue),
+            _an_hour(one, now),
+        )
         for one in reversed(prices)
     ]
     return shown
 
 
 def _price(period: Period | None) -> str:
-    return _NO_PRICE if period is None or period.price is None else money(period.price)
+    return "not for sale" if period is None or period.price is None else money(period.price)
 
 
 def _an_hour(period: Period, now: datetime) -> str:

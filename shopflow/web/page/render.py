@@ -38,6 +38,11 @@ class Cell(msgspec.Struct):
 Rows: TypeAlias = list[list[Cell]]
 
 
+def row(*cells: str | Cell) -> list[Cell]:
+    """A row of a table; a text is a cell without a link or a level."""
+    return [cell if isinstance(cell, Cell) else Cell(cell) for cell in cells]
+
+
 class Shown(msgspec.Struct):
     """Everything on the page that changes."""
 
@@ -153,14 +158,9 @@ def _partitions(now: ShopState) -> Rows:
     for number in range(now.partitions):
         having = list({owned[number].url: owned[number] for owned in owners.values() if number in owned}.values())
         missing = any(number not in owned for owned in owners.values())
-        rows.append(
-            [
-                Cell(str(number)),
-                Cell(", ".join(worker.name for worker in having) or "none", level="" if having else "bad"),
-                _state(having, missing=missing, silent=any(worker.report is None for worker in now.workers)),
-                *(Cell(_waiting(now, topic, number)) for topic in now.topics),
-            ]
-        )
+        workers = Cell(", ".join(worker.name for worker in having) or "none", level="" if having else "bad")
+        state = _state(having, missing=missing, silent=len(now.reports) < len(now.workers))
+        rows.append(row(str(number), workers, state, *(_waiting(now, topic, number) for topic in now.topics)))
     return rows
 
 
@@ -178,7 +178,7 @@ def _waiting(now: ShopState, topic: str, number: int) -> str:
 
 
 def _sold(now: ShopState, product_id: str, units: int, revenue: int) -> list[Cell]:
-    return [_product(now, product_id), Cell(grouped(units)), Cell(money(revenue))]
+    return row(_product(now, product_id), grouped(units), money(revenue))
 
 
 def _product(now: ShopState, product_id: str) -> Cell:
@@ -201,57 +201,51 @@ def quoted(id_: str) -> str:
 
 def _vouchers(now: ShopState) -> Rows:
     return [
-        [_minute(one.get("issued_at")), _buyer(now, str(one.get("customer_id", "-"))), *_given(one)]
+        row(_minute(one.get("issued_at")), _buyer(now, str(one.get("customer_id", "-"))), *_given(one))
         for one in now.learned.vouchers
     ]
 
 
 def _alerts(now: ShopState) -> Rows:
     return [
-        [
+        row(
             _minute(one.get("at")),
             _product(now, str(one.get("product_id", "-"))),
-            Cell(grouped(one.get("left"))),
-            Cell(grouped(one.get("stock"))),
-        ]
+            grouped(one.get("left")),
+            grouped(one.get("stock")),
+        )
         for one in now.learned.alerts
     ]
 
 
-def _minute(at: Any) -> Cell:
-    return Cell(day_and_time(at)[: len("2026-01-31 23:59")])
+def _minute(at: Any) -> str:
+    return day_and_time(at)[: len("2026-01-31 23:59")]
 
 
-def _given(voucher: Mapping[str, Any]) -> list[Cell]:
+def _given(voucher: Mapping[str, Any]) -> tuple[str, str, str]:
     """Which rule gave what, and until when."""
-    return [
-        Cell(short(str(voucher.get("rule", "-")))),
-        Cell(visible(gift(voucher), _LONG)),
-        Cell(day(voucher.get("valid_until"))),
-    ]
+    return short(str(voucher.get("rule", "-"))), visible(gift(voucher), _LONG), day(voucher.get("valid_until"))
 
 
 def _latest(now: ShopState) -> Rows:
     return [
-        [
-            Cell(_clock(sale.at)),
+        row(
+            _clock(sale.at),
             _buyer(now, sale.customer_id),
-            _product(now, sale.product_id),
-            Cell(grouped(sale.quantity)),
-            Cell(money(sale.value)),
-        ]
+            *_sold(now, sale.product_id, sale.quantity, sale.value),
+        )
         for sale in now.board.latest[:_LATEST]
     ]
 
 
 def _letters(now: ShopState) -> Rows:
     return [
-        [
-            Cell(day_and_time(letter.time)),
-            Cell(visible(letter.reason, _LONG) or "none given"),
-            Cell(f"{short(letter.topic)}:{letter.partition}:{letter.offset}" if letter.topic else "unknown"),
-            Cell(str(letter.id)),
-        ]
+        row(
+            day_and_time(letter.time),
+            visible(letter.reason, _LONG) or "none given",
+            f"{short(letter.topic)}:{letter.partition}:{letter.offset}" if letter.topic else "unknown",
+            str(letter.id),
+        )
         for letter in now.letters
     ]
 
@@ -264,7 +258,7 @@ def _minutes(now: ShopState) -> Rows:
         sums = [now.board.seconds.get(second, (0, 0)) for second in range(minute * 60, minute * 60 + 60)]
         since = datetime.fromtimestamp(minute * 60).astimezone()
         purchases, earned = sum(count for count, _ in sums), sum(grosze for _, grosze in sums)
-        rows.append([Cell(f"{since:%H:%M}"), Cell(grouped(purchases)), Cell(money(earned))])
+        rows.append(row(f"{since:%H:%M}", grouped(purchases), money(earned)))
     return rows
 
 
@@ -297,19 +291,19 @@ def customer(
             "Items": grouped(count["items"]),
             "Spent": money(count["spent"]),
         }
-    rows = [
-        [
-            Cell(day_and_time(one.get("purchased_at"))),
+    bought = [
+        row(
+            day_and_time(one.get("purchased_at")),
             _linked("product", str(one.get("product_id", "-")), one.get("product_name")),
-            Cell(grouped(one.get("quantity"))),
-            Cell(money(one.get("price"))),
-            Cell(money(one.get("value"))),
-        ]
+            grouped(one.get("quantity")),
+            money(one.get("price")),
+            money(one.get("value")),
+        )
         for one in purchases
     ]
-    given = [[_minute(one.get("issued_at")), *_given(one)] for one in vouchers]
+    given = [row(_minute(one.get("issued_at")), *_given(one)) for one in vouchers]
     said = [visible(problem) for problem in problems]
-    return Customer(visible(customer_id, _LONG), short(name), facts, rows, said, given)
+    return Customer(visible(customer_id, _LONG), short(name), facts, bought, said, given)
 
 
 def short(text: str) -> str:

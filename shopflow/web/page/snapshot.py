@@ -5,20 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import msgspec
-from aiokafka.errors import KafkaError
 from yarl import URL
 
 from shopflow import topics
 from shopflow.app import app, config, connected_kafka, store
 from shopflow.bootstrap import parts
-from shopflow.errors import BatchError, Refused, Unavailable
+from shopflow.errors import Unavailable
 from shopflow.kafka import connection as kafka
 from shopflow.kafka.connection import Span
 from shopflow.kafka.lag import Standing
@@ -28,77 +27,21 @@ from shopflow.shop.counts import summed
 from shopflow.shop.recent_sales import Snapshot, merged
 from shopflow.tables import purchase_counts
 from shopflow.web import peers
-from shopflow.web.client import reason
+from shopflow.web.cached import MOST_SECONDS, Cached
 
 from .warnings import Learned, Report, ShopState, Totals, Waiting, WorkerState
-
-T = TypeVar("T")
 
 #: How old an answer may be before it is asked for again.
 _BOARDS_SECONDS = 0.9
 _SERVERS_SECONDS = 2.0
 _LEARNED_SECONDS = 5.0
 _REST = 9.0
-#: How long one may take; until then, or until it is there, the page shows the one before.
-_MOST_SECONDS = 5.0
-_WAIT_SECONDS = 1.0
 #: Dead letters that are shown.
 _LETTERS = 20
 #: Products that sold best, vouchers, and alerts, that are shown.
 _BESTSELLERS, _VOUCHERS, _ALERTS = 10, 8, 5
 #: How many measurements are kept to tell a trend.
 _TREND = 60
-
-
-class Cached(Generic[T]):
-    """An answer that is asked for again when it is wanted and too old; by one at a time, however many want it.
-
-    Arguments:
-        ask: Gets it; may raise `Unavailable`.
-        seconds: How old it may be.
-        first: The answer until there is one.
-        rest: Nobody is asked for so many times as long as the last answer took.
-    """
-
-    def __init__(
-        self,
-        ask: Callable[[], Awaitable[T]],
-        seconds: float,
-        first: T,
-        clock: Callable[[], float] = time.monotonic,
-        *,
-        rest: float = 0.0,
-    ) -> None:
-        self._ask = ask
-        self._seconds = self._pause = seconds
-        self._rest = rest
-        self._clock = clock
-        self._asked: float | None = None
-        self._task: asyncio.Task[None] | None = None
-        self.answer = first
-        self.failure: str | None = None
-        """Why there is no new answer. Empty: there is one. None: it was never asked for."""
-
-    async def get(self, patience: float = _WAIT_SECONDS) -> T:
-        """The answer: a new one if it comes within `patience` seconds, else the one before."""
-        if self._task is None and (self._asked is None or self._clock() - self._asked >= self._pause):
-            self._task = asyncio.create_task(self._refresh())
-        if self._task is not None:
-            await asyncio.wait({self._task}, timeout=patience)
-        return self.answer
-
-    async def _refresh(self) -> None:
-        began = self._clock()
-        try:
-            self.answer = await asyncio.wait_for(self._ask(), _MOST_SECONDS)
-            self.failure = ""
-        except (Refused, BatchError, KafkaError) as error:
-            self.failure = str(error) or type(error).__name__
-        except asyncio.TimeoutError:
-            self.failure = f"no answer within {_MOST_SECONDS:g} s"
-        finally:
-            self._asked, self._task = self._clock(), None
-            self._pause = max(self._seconds, self._rest * (self._asked - began))
 
 
 @dataclass(frozen=True)
@@ -240,7 +183,7 @@ def _recent(trend: Iterable[Waiting]) -> list[Waiting]:
     """The measurements since the last pause: nothing is measured while nobody looks."""
     found: list[Waiting] = []
     for one in trend:
-        if found and one.at - found[-1].at > 3 * (_SERVERS_SECONDS + _MOST_SECONDS):
+        if found and one.at - found[-1].at > 3 * (_SERVERS_SECONDS + MOST_SECONDS):
             found.clear()
         found.append(one)
     return found
