@@ -1,4 +1,4 @@
-"""Who may ask the worker's web server for what, and how much at once: before any view sees the request."""
+"""Guards the web server: who may ask for what, and how much at once, before any view sees the request."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from shopflow.config.settings import Web
 
 log = logging.getLogger(__name__)
 
-#: Of every answer, unless the view has set its own.
+#: The headers of every answer, unless the view has set its own.
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -63,7 +63,7 @@ class Guard:
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """For aiohttp's application."""
+        """The middleware for aiohttp's application."""
         try:
             answer = await self._answer(request, handler)
         except web.HTTPException as error:
@@ -135,7 +135,7 @@ class Guard:
         return sum(self._at_once.values()) >= most or (writes and self._at_once[True] >= most - most // 10)
 
     def _too_large(self, request: web.Request) -> web.Response | None:
-        """Refuse a body that is said to be too large. Of one that does not say it, the view reads only so much."""
+        """Refuse a body that is said to be too large. Without a length, the view stops reading at the limit."""
         most = self._settings.max_body_bytes
         if (request.content_length or 0) <= most:
             return None
@@ -145,7 +145,7 @@ class Guard:
 
 
 def refuse(status: int, message: str, headers: Mapping[str, str] | None = None) -> web.Response:
-    """An error as all views say it."""
+    """An error in the shape of all views."""
     return web.json_response({"error": message}, status=status, headers=headers)
 
 
@@ -182,7 +182,7 @@ def _shown(header: str) -> tuple[str, bytes]:
 
 
 def _route(request: web.Request) -> str:
-    """The pattern of the view that answers: what is open goes by what is done, not by how the path is spelt."""
+    """The pattern of the view that answers: access depends on the view, not on how the path is spelt."""
     resource = request.match_info.route.resource
     return "" if resource is None else resource.canonical
 
@@ -203,7 +203,7 @@ def _is_loopback(address: str) -> bool:
 
 
 def _is_foreign(request: web.Request) -> bool:
-    """Does a browser say that a page of another site asks?"""
+    """True if a browser says that a page of another site asks."""
     if site := request.headers.get("Sec-Fetch-Site"):
         return site not in {"same-origin", "none"}
     origin = request.headers.get("Origin")

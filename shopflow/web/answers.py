@@ -10,6 +10,7 @@ import msgspec
 from aiohttp.web import Request, Response
 from faust.web import View
 
+from faust_batches import Table
 from shopflow.app import app
 from shopflow.errors import Unavailable
 
@@ -19,7 +20,7 @@ from .api.forms import Problem
 RETRY_SECONDS = 1
 #: How long a request may take to come.
 BODY_SECONDS = 10.0
-#: What is nearly done when the worker stops gets so long to be done.
+#: Work that is under way when the worker stops has so long to end.
 _GRACE_SECONDS = 1.0
 
 T = TypeVar("T")
@@ -87,6 +88,17 @@ async def answered(handled: Awaitable[tuple[int, Any]], headers: Mapping[str, st
         headers = {"Retry-After": str(RETRY_SECONDS)} if status == 503 else None
     encoded = msgspec.json.encode(body, enc_hook=str)
     return Response(body=encoded, status=status, headers=headers, content_type="application/json", charset="utf-8")
+
+
+def owned(table: Table, what: str) -> list[int]:
+    """The partitions of a table that this worker can answer for.
+
+    Raises:
+        Refusal: They change hands, or are being recovered.
+    """
+    if not app.serving:
+        raise Refusal(503, f"the {what} are being recovered")
+    return table.owned_partitions()
 
 
 # -- pages

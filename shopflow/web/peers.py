@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 
 import aiohttp
 from yarl import URL
 
 from shopflow.app import app, config
-from shopflow.errors import Unavailable
 
-from .client import bearer
+from . import client
 
 #: How long another worker may take for an answer.
 SECONDS = 2.0
@@ -21,7 +19,7 @@ LOCAL = "local"
 
 def headers() -> dict[str, str]:
     """The headers of a request to a worker, with the token for reading if there is one."""
-    return bearer(config.web.read_token)
+    return client.bearer(config.web.read_token)
 
 
 def me() -> URL:
@@ -47,8 +45,4 @@ async def ask(
     """
     url = host.with_path(path, encoded=True).with_query(query or {})
     timeout = aiohttp.ClientTimeout(total=seconds)
-    try:
-        async with app.http_client.get(url, timeout=timeout, headers=headers()) as response:
-            return response.status, await response.read()
-    except (aiohttp.ClientError, asyncio.TimeoutError) as error:
-        raise Unavailable(str(host), f"does not answer: {str(error) or type(error).__name__}") from error
+    return await client.ask(app.http_client, str(host), url, timeout=timeout, headers=headers())

@@ -16,7 +16,7 @@ from yarl import URL
 from faust_batches import TOTALS_KEY
 from shopflow.config.settings import Config, Web
 from shopflow.shop.counts import Counted, advance, rebuilt
-from shopflow.web import peers
+from shopflow.web import answers, peers
 from shopflow.web.answers import answered
 from shopflow.web.api import counts as views
 
@@ -78,6 +78,7 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Worker:
     """A worker that owns partitions 0 and 2."""
     made = Worker()
     monkeypatch.setattr(views, "app", made)
+    monkeypatch.setattr(answers, "app", made)
     monkeypatch.setattr(views, "purchase_counts", made)
     monkeypatch.setattr(peers, "app", made)
     return made

@@ -14,7 +14,7 @@ from shopflow.web.answers import Refusal, limit_of, page_of, route, within, wron
 #: How long MongoDB may take.
 MONGODB_SECONDS = 5.0
 
-#: Behind which purchase a page starts: its time in ms since 1970, and its id.
+#: The purchase before a page: its time in ms since 1970, and its id.
 CURSOR = rf"^(-?[0-9]{{1,15}}):([\s\S]{{1,{MAX_ID_LENGTH}}})$"
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)

@@ -14,7 +14,7 @@ from shopflow.errors import Unavailable
 from shopflow.shop.counts import current, decode_count, decode_totals, summed
 from shopflow.tables import purchase_counts
 from shopflow.web import peers
-from shopflow.web.answers import Refusal, limit_of, page_of, route, whole, wrong_parameter
+from shopflow.web.answers import Refusal, limit_of, owned, page_of, route, whole, wrong_parameter
 from shopflow.web.client import MOST_ROWS
 
 _PEER_SECONDS = 5.0
@@ -27,7 +27,7 @@ _SLICE = 1_000
 @route("get", "/counts/")
 async def counts(request: Any) -> tuple[int, Any]:
     """The sums over the partitions that this worker owns."""
-    partitions = _owned()
+    partitions = owned(purchase_counts, "counts")
     return 200, {"partitions": partitions, **summed(purchase_counts.reader, partitions)}
 
 
@@ -50,7 +50,7 @@ async def partition_counts(request: Any, partition: str) -> tuple[int, Any]:
     rows: list[tuple[bytes, bytes]] = []
     totals = b"{}"
     while True:  # the partition may go while the others have their turn
-        if number not in _owned():
+        if number not in owned(purchase_counts, "counts"):
             raise Refusal(404, "this worker does not own this partition", partition=partition)
         if not rows:
             totals = purchase_counts.reader(number)(TOTALS_KEY) or totals
@@ -74,24 +74,13 @@ async def partition_counts(request: Any, partition: str) -> tuple[int, Any]:
     }
 
 
-def _owned() -> list[int]:
-    """The partitions whose counts are this worker's.
-
-    Raises:
-        Refusal: They change hands, or are being recovered.
-    """
-    if not app.serving:
-        raise Refusal(503, "the counts are being recovered")
-    return purchase_counts.owned_partitions()
-
-
 def _local_count(customer_id: str) -> dict[str, Any] | None:
     """A customer's counts in the partitions that this worker owns; None if there are none.
 
     Looked for in all of them: a producer may partition by another hash than Java's, as librdkafka's do by default.
     """
     found = None
-    for partition in _owned():
+    for partition in owned(purchase_counts, "counts"):
         if count := current(purchase_counts.reader(partition), customer_id):
             found = found or {"customer_id": customer_id, **dict.fromkeys(_FIELDS, 0)}
             for name in _FIELDS:

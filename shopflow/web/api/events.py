@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any
 from uuid import uuid4
-
-import faust
 
 from shopflow import topics
 from shopflow.app import app, config, connected_kafka
@@ -28,23 +26,13 @@ def _now() -> datetime:
     return datetime.now(timezone.utc)
 
 
-def _form(record: type[faust.Record], topic: Any, id_field: str, made: dict[str, Callable[[], Any]]) -> Form:
-    return Form(
-        record,
-        id_field=id_field,
-        key_field=topics.KEYS[topic.get_topic_name()],
-        made=made,
-        max_bytes=config.batching.max_event_bytes,
-    )
-
-
+_form = partial(Form, max_bytes=config.batching.max_event_bytes)
+_ID_AND_TIME = {"purchase_id": lambda: uuid4().hex, "purchased_at": _now}
 #: Each kind's form.
 FORMS = {
-    "products": _form(Product, topics.products, "product_id", {"updated_at": _now}),
-    "customers": _form(Customer, topics.customers, "customer_id", {"registered_at": _now}),
-    "purchases": _form(
-        Purchase, topics.purchases, "purchase_id", {"purchase_id": lambda: uuid4().hex, "purchased_at": _now}
-    ),
+    "products": _form(Product, id_field="product_id", key_field="product_id", made={"updated_at": _now}),
+    "customers": _form(Customer, id_field="customer_id", key_field="customer_id", made={"registered_at": _now}),
+    "purchases": _form(Purchase, id_field="purchase_id", key_field="customer_id", made=_ID_AND_TIME),
 }
 
 

@@ -1,4 +1,4 @@
-"""What a client sends, checked: every problem by field, and what may go to Kafka."""
+"""Checks what a client sends: every problem by its field, and the records that may go to Kafka."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Form:
 
     @staticmethod
     def _time(sent: Any, kind: Any) -> Any:
-        """A time in UTC, or what is none as it came."""
+        """A time in UTC; what is no time as it came."""
         try:
             time = msgspec.convert(sent, kind)
         except msgspec.ValidationError:
@@ -125,7 +125,7 @@ class Form:
 
 
 def _whole(sent: Any) -> Any:
-    """JSON knows one kind of number, and JSON Schema calls 2.0 an integer."""
+    """2.0 as 2: JSON Schema calls both an integer."""
     return int(sent) if isinstance(sent, float) and sent.is_integer() else sent
 
 

@@ -11,26 +11,26 @@ import msgspec
 from yarl import URL
 
 from faust_batches import TOTALS_KEY, position_of
-from shopflow.app import app, config
+from shopflow.app import config
 from shopflow.errors import Unavailable
 from shopflow.shop.counts import decode_count
 from shopflow.shop.sales import PERIODS, key_of, start_of
 from shopflow.tables import product_sales
 from shopflow.web import peers
-from shopflow.web.answers import Refusal, limit_of, route, wrong_parameter
+from shopflow.web.answers import Refusal, limit_of, owned, route, wrong_parameter
 from shopflow.web.client import reason
 
 ROWS, MOST_ROWS = 1_000, 10_000
-#: Rows that a worker looks at for one answer, and before other coroutines get a turn.
+#: Most rows that a worker reads for one answer, and at once.
 _MOST_READ, _SLICE = 200_000, 1_000
-#: How far back is looked where nothing is said.
+#: How far back the sales go without `since`.
 _BACK = {"day": timedelta(days=60), "hour": timedelta(hours=48)}
 
 Sold = dict[tuple[str, str], list[int]]  # (start, product_id) -> purchases, units, revenue
 
 
 class Wanted(NamedTuple):
-    """What is asked for."""
+    """The query."""
 
     by: str
     since: datetime | None
@@ -96,7 +96,7 @@ async def _local(wanted: Wanted) -> tuple[list[int], Sold]:
     """
     sold: Sold = {}
     read = 0
-    partitions = _owned()
+    partitions = owned(product_sales, "sales")
     for partition in partitions:
         for rows in _slices(partition, wanted):
             read += len(rows)
@@ -108,15 +108,9 @@ async def _local(wanted: Wanted) -> tuple[list[int], Sold]:
                     count = decode_count(value)
                     _add(sold, (start, product_id), (count.purchases, count.items, count.spent))
             await asyncio.sleep(0)
-            if partition not in _owned():  # its database may be another's by now
+            if partition not in owned(product_sales, "sales"):  # its database may be another's by now
                 raise Refusal(503, f"partition {partition} goes to another worker")
     return partitions, sold
-
-
-def _owned() -> list[int]:
-    if not app.serving:
-        raise Refusal(503, "the sales are being recovered")
-    return product_sales.owned_partitions()
 
 
 def _slices(partition: int, wanted: Wanted) -> Iterator[list[tuple[bytes, bytes]]]:

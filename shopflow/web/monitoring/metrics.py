@@ -1,4 +1,4 @@
-"""What Prometheus is told: each metric declared once, with its meaning. Counted once a batch, never once a record."""
+"""The metrics for Prometheus, each declared once with its meaning. Counted once a batch, never once a record."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _METHODS = {"GET", "HEAD", "POST"}
 
 
 class Metrics:
-    """All of them, in a registry of their own."""
+    """All metrics of a worker, in a registry of their own."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry(auto_describe=True)
@@ -101,11 +101,11 @@ class Metrics:
             collector(registry=registry)
 
     def watch(self, app: App, lags: Lags, limit: Limit, mongodb: Outage) -> None:
-        """Also tell what is read only when Prometheus asks. Once."""
+        """Also report what is read only when Prometheus asks. To be called once."""
         self.registry.register(_Reading(app, lags, limit, mongodb))
 
     def text(self) -> bytes:
-        """All of them, in Prometheus' text format."""
+        """All metrics, in Prometheus' text format."""
         return generate_latest(self.registry)
 
     # -- what is counted
@@ -135,32 +135,32 @@ class Metrics:
                 self.documents.labels(collection, outcome).inc(count)
 
     def rejected(self, topic: str, reason: str, count: int) -> None:
-        """So many records of a topic went to the dead letters."""
+        """Count records of a topic that went to the dead letters."""
         self.dead_letters.labels(topic, reason).inc(count)
 
     def answered(self, view: str, method: str, status: int, seconds: float) -> None:
-        """An HTTP request was answered."""
+        """Count an HTTP request by its answer."""
         self.http_requests.labels(view, method if method in _METHODS else "other", str(status)).inc()
         self.http_seconds.labels(view).observe(seconds)
 
 
 class Rebalances(faust.Sensor):
-    """Tells how long partitions took to change hands, and how much of it was the recovery of tables."""
+    """Measures the rebalances, and the recovery of tables in them."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         super().__init__()
 
     def on_rebalance_start(self, app: Any) -> dict[str, float]:
-        """Partitions begin to change hands."""
+        """A rebalance begins."""
         return {"start": monotonic()}
 
     def on_rebalance_return(self, app: Any, state: dict[str, float]) -> None:
-        """We know ours."""
+        """The partitions are assigned; the recovery begins."""
         state["return"] = monotonic()
 
     def on_rebalance_end(self, app: Any, state: dict[str, float]) -> None:
-        """Work goes on."""
+        """The tables are recovered; the work goes on."""
         now = monotonic()
         self._metrics.rebalance_seconds.observe(now - state["start"])
         if "return" in state:
@@ -168,7 +168,7 @@ class Rebalances(faust.Sensor):
 
 
 class _Reading(Collector):
-    """What is read when Prometheus asks."""
+    """The metrics that are read when Prometheus asks."""
 
     def __init__(self, app: App, lags: Lags, limit: Limit, mongodb: Outage) -> None:
         self._app, self._lags, self._limit, self._mongodb = app, lags, limit, mongodb

@@ -1,4 +1,4 @@
-"""Is this worker alive, and is it ready? Alive: a restart would not help. Ready: it does its share of the work."""
+"""Whether a worker is live (a restart would not help) and ready (it does its share of the work)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from shopflow.web.cached import Cached
 #: How long an answer to a ping is waited for, and how long it counts.
 PING_SECONDS = 1.0
 _PING_COUNTS_SECONDS = 1.0
-#: So many turns of the worker's loop, one a second, without one of the consumer's thread: it is stuck.
+#: The consumer's thread is stuck after so many turns of the worker's loop, one a second, without one of its own.
 STUCK_TURNS = 60
-#: Events that wait for so long, while nothing is tried and everything else is well: their actor is stuck.
+#: An actor is stuck when its events wait for so long, while nothing is tried and everything else is well.
 STUCK_SECONDS = 300.0
 
 
@@ -29,7 +29,7 @@ class Pulse:
         self._asked = self._begun = False
 
     def turn(self, ask: Callable[[Callable[[], None]], None]) -> None:
-        """Our loop has turned. `ask` has a callback called in the thread."""
+        """Count a turn of our loop. `ask` has a callback called in the thread."""
         if self._asked:
             self.missed += self._begun
             return
@@ -109,7 +109,7 @@ class Health:
         self.progress = Progress(round(self._seconds / LOOK_SECONDS))
 
     async def looked(self) -> None:
-        """The lags are new: note which partitions stand still, unless there is a reason for it."""
+        """Take in new lags: note which partitions stand still, unless there is a reason for it."""
         stopped = self._limit.stopped
         waiting: dict[Place, tuple[int, int]] = {
             tp: (self._lags.spans[tp].done, self._activity[tp])
@@ -125,14 +125,14 @@ class Health:
         return away or not self._app.serving or not self._app.lease.valid
 
     def live(self) -> list[str]:
-        """Why a restart would help; nothing when it would not. That this is answered says that the loop turns."""
+        """Why a restart would help; empty when it would not. An answer at all says that the loop turns."""
         return ["the thread that talks to Kafka is stuck"] * self.pulse.stuck + [
             f"events wait in partition {partition} of {topic}, and for {self._seconds:g} s nothing was done"
             for topic, partition in self.progress.still
         ]
 
     async def ready(self) -> list[str]:
-        """Why it does not do its share of the work; nothing when it does."""
+        """Why the worker does not do its share of the work; empty when it does."""
         reasons = [*self._group_reasons(), *self._kafka_reasons()]
         if not await self.mongodb_answers():
             reasons.append("MongoDB does not answer")

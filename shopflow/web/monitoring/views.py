@@ -22,7 +22,7 @@ metrics, health = parts.metrics, parts.health
 
 
 async def _turn() -> None:
-    """Once a second: is the event loop late, and does the consumer's turn?"""
+    """Measure once a second how late the event loop is, and whether the consumer's thread turns."""
     while True:
         due = monotonic() + _TURN_SECONDS
         await asyncio.sleep(_TURN_SECONDS)
@@ -48,7 +48,7 @@ async def ready(request: Any) -> tuple[int, Any]:
 @app.page("/metrics/", name="metrics_")
 @app.page("/metrics", name="metrics")
 async def show_metrics(view: Any, request: Any) -> Any:
-    """For Prometheus."""
+    """The metrics, for Prometheus."""
     metrics.is_ready.set(not await health.ready())
     metrics.is_live.set(not health.live())
     return web.Response(body=metrics.text(), headers={"Content-Type": CONTENT_TYPE})

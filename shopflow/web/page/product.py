@@ -30,7 +30,7 @@ _PATIENCE_SECONDS = 3.0
 #: Products that are remembered; prices of a product, the last ones, that are shown; how far back sales are.
 _PRODUCTS, _PRICES, _BACK = 32, 30, timedelta(days=365)
 _HOUR = timedelta(hours=1)
-#: What is less is hardly anything; what is more is shown without a decimal.
+#: Units an hour: fewer are shown as "< 0.1", more without a decimal.
 _FEW, _MANY = 0.1, 10
 
 
@@ -79,7 +79,7 @@ class Columns(msgspec.Struct):
 
 
 async def shown(product_id: str) -> Product | None:
-    """What the page shows of a product; None: of none."""
+    """What the page shows of a product; None without an id."""
     if not product_id:
         return None
     if len(product_id) > MAX_ID_LENGTH:

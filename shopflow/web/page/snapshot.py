@@ -53,12 +53,6 @@ class _Log:
     dead: int = 0
 
 
-@dataclass(frozen=True)
-class _Names:
-    products: Mapping[str, str] = field(default_factory=dict)
-    customers: Mapping[str, str] = field(default_factory=dict)
-
-
 def report() -> Report:
     """What this worker says of itself."""
     assigned: dict[str, list[int]] = {}
@@ -102,7 +96,7 @@ async def _ask_kafka() -> _Log:
 
 
 async def _settled(spans: Mapping[str, Mapping[int, Span]]) -> dict[str, dict[int, Span]]:
-    """The spans without what only seems to wait."""
+    """The spans, without the ends of transactions, which only seem to wait."""
     events = {(topic, number): span for topic in topics.KEYS for number, span in spans.get(topic, {}).items()}
     await _standing.look(events, lambda places: kafka.empty(connected_kafka(), places))
     settled = {topic: dict(partitions) for topic, partitions in spans.items()}
@@ -122,17 +116,16 @@ async def _ask_learned() -> Learned:
         return Learned(ever, of_today, [voucher async for voucher in found], alerts)
 
 
-async def _ask_mongodb() -> _Names:
+async def _ask_names() -> tuple[dict[str, str], dict[str, str]]:
+    """The names of the products and the customers that are shown, by id."""
     await store.ping()
     seen, learned = _seen(), _learned.answer
     products = {one.product_id for one in seen.bestsellers} | {sale.product_id for sale in seen.latest}
     products |= {one["product_id"] for one in (*learned.ever, *learned.today, *learned.alerts)}
     customers = {sale.customer_id for sale in seen.latest}
     customers |= {voucher["customer_id"] for voucher in learned.vouchers}
-    return _Names(
-        _named(await store.documents("products", products), "name"),
-        _named(await store.documents("customers", customers), "first_name", "last_name"),
-    )
+    names = _named(await store.documents("products", products), "name")
+    return names, _named(await store.documents("customers", customers), "first_name", "last_name")
 
 
 def _named(documents: Mapping[str, Mapping[str, Any]], *fields: str) -> dict[str, str]:
@@ -148,7 +141,7 @@ _trend: deque[Waiting] = deque(maxlen=_TREND)
 _workers: Cached[list[WorkerState]] = Cached(_ask_workers, _BOARDS_SECONDS, [])
 _log: Cached[_Log] = Cached(_ask_kafka, _SERVERS_SECONDS, _Log())
 _learned: Cached[Learned] = Cached(_ask_learned, _LEARNED_SECONDS, Learned(), rest=_REST)
-_names: Cached[_Names] = Cached(_ask_mongodb, _SERVERS_SECONDS, _Names())
+_names: Cached[tuple[dict[str, str], dict[str, str]]] = Cached(_ask_names, _SERVERS_SECONDS, ({}, {}))
 
 
 async def sales() -> Snapshot:
@@ -160,7 +153,7 @@ async def sales() -> Snapshot:
 async def shop_state() -> ShopState:
     """The shop as it is now. Takes at most some seconds, whoever does not answer."""
     seen = await sales()
-    log, names, learned = await asyncio.gather(_log.get(), _names.get(), _learned.get())
+    log, (products, customers), learned = await asyncio.gather(_log.get(), _names.get(), _learned.get())
     return ShopState(
         at=time.time(),
         workers=_workers.answer,
@@ -173,8 +166,8 @@ async def shop_state() -> ShopState:
         mongodb=_names.failure,
         letters=log.letters,
         dead=log.dead,
-        products=names.products,
-        customers=names.customers,
+        products=products,
+        customers=customers,
         learned=learned,
     )
 

@@ -14,10 +14,10 @@ from shopflow.shop.recent_sales import Snapshot
 
 #: Dead letters of the last so many seconds are news.
 NEWS_SECONDS = 900.0
-#: For so long the events that wait must have grown, or nothing must have moved, to be worth a word.
+#: The lag must have grown, or not have moved, for so long before there is a warning.
 _TREND_SECONDS = 30.0
 _SHORT = 160
-#: Fewer events that wait are no news.
+#: A smaller lag is not warned of when it grows.
 _FEW = 1_000
 
 
@@ -37,7 +37,7 @@ class Report(msgspec.Struct):
     """True while its counts are complete: not during their recovery or a rebalance."""
 
     assigned: dict[str, list[int]]
-    """Topic -> the partitions that are its own."""
+    """Topic -> the partitions that it owns."""
 
     totals: Totals
     board: Snapshot
