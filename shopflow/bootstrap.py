@@ -33,8 +33,8 @@ from .shop.upserts import Upserts
 from .store import MongoStore
 from .store.connection import Patient
 from .tables import customer_windows, product_sales, purchase_counts, rules
-from .web.monitoring.metrics import Metrics, Rebalances, Sources
-from .web.monitoring.probes import Health, Ping
+from .web.monitoring.metrics import Metrics, Rebalances
+from .web.monitoring.probes import Health
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,6 @@ def build(
         counts, sales, windows: The tables; `windows` is None while no rule is about purchases.
         rules: The promotions that are switched on.
     """
-    names = [topic.get_topic_name() for topic in (topics.customers, topics.products, topics.purchases)]
     metrics, mongodb_outage = Metrics(), Outage("MongoDB")
     mongodb = Patient(store, mongodb_outage)
     store.on_write = metrics.wrote
@@ -111,34 +110,20 @@ def build(
     stock_watch = Watch(store, alert_log, owned_products, lambda: app.lease.valid, outages=outages)
 
     lags = Lags(
-        lambda: kafka.asking_spans(connected_kafka(), config.app_id, names, LOOK_SECONDS),
+        lambda: kafka.asking_spans(connected_kafka(), config.app_id, list(topics.KEYS), LOOK_SECONDS),
         lambda places: kafka.empty(connected_kafka(), places, LOOK_SECONDS),
     )
     health = Health(
-        lags=lags,
-        activity=metrics.activity,
-        serving=lambda: app.serving,
-        joined=lambda: app.joined,
-        owned=lambda: app.owned,
-        stopped=lambda: limit.stopped,
-        session=lambda: app.lease.valid,
-        ping=Ping(store.ping, lambda: mongodb_outage.succeeded(store)),
+        app,
+        store,
         mongodb=mongodb_outage,
-        kafka=app.kafka_outage,
+        lags=lags,
+        limit=limit,
+        activity=metrics.activity,
         patience=config.batching.product_wait_seconds,
     )
     lags.looked = health.looked
-    metrics.watch(
-        Sources(
-            lags=lags,
-            owned=lambda: app.owned,
-            topics=lambda: names,
-            outages=(mongodb_outage, app.kafka_outage),
-            serving=lambda: app.serving,
-            stopped=lambda: limit.stopped,
-            monitor=lambda: app.monitor,
-        )
-    )
+    metrics.watch(app, lags, limit, mongodb_outage)
     app.sensors.add(Rebalances(metrics))
     app.on_batch = metrics.batch
 

@@ -1,4 +1,4 @@
-"""Who may ask the worker's web server for what, and how much at once: before any view sees the request."""
+"""Guards the web server: who may ask for what, and how much at once, before any view sees the request."""
 
 from __future__ import annotations
 
@@ -7,21 +7,17 @@ import hmac
 import logging
 import re
 from base64 import b64decode
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from ipaddress import ip_address
-from typing import NamedTuple
 
 from aiohttp import web
 from yarl import URL
 
 from shopflow.config.settings import Web
 
-__all__ = ["Guard", "warnings"]
-
 log = logging.getLogger(__name__)
 
-#: Of every answer, unless the view has set its own.
+#: The headers of every answer, unless the view has set its own.
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -38,7 +34,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def warnings(settings: Web, bind: str) -> list[str]:
-    """What whoever starts a worker should know: who can get in."""
+    """What whoever starts a worker should know about who can get in, in sentences."""
     found = []
     if not _is_loopback(bind):
         for name, do in (("read_token", "read"), ("write_token", "send events")):
@@ -52,13 +48,6 @@ def warnings(settings: Web, bind: str) -> list[str]:
     return found
 
 
-class Shown(NamedTuple):
-    """What a request shows to get in."""
-
-    scheme: str = ""
-    token: bytes = b""
-
-
 class Guard:
     """Lets requests through to the views, or refuses them with one line of JSON.
 
@@ -70,11 +59,11 @@ class Guard:
     def __init__(self, settings: Web, bound: Callable[[], tuple[str, str]]) -> None:
         self._settings = settings
         self._bound = bound
-        self._reading = self._writing = 0
+        self._at_once = {False: 0, True: 0}  #: requests under way that write, or only read
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """For aiohttp's application."""
+        """The middleware for aiohttp's application."""
         try:
             answer = await self._answer(request, handler)
         except web.HTTPException as error:
@@ -99,8 +88,11 @@ class Guard:
             return refusal
         if self._is_full(writes=writes):
             return refuse(503, "too many requests at once; come again", {"Retry-After": "1"})
-        with self._counted(writes=writes):
+        self._at_once[writes] += 1
+        try:
             return self._too_large(request) or await handler(request)
+        finally:
+            self._at_once[writes] -= 1
 
     # Who may
 
@@ -109,14 +101,14 @@ class Guard:
         needed = settings.write_token if writes else settings.read_token
         if not needed:
             return self._misled(request, writes=writes)
-        shown = _shown(request.headers.get("Authorization", ""))
-        if writes:
-            return _refuse_write(shown, settings)
+        scheme, shown = _shown(request.headers.get("Authorization", ""))
         # Both are compared, so that the time tells nothing.
-        found = [_is_same(shown.token, token) for token in (settings.read_token, settings.write_token)]
-        if any(found):
+        may_read, may_write = (_is_same(shown, token) for token in (settings.read_token, settings.write_token))
+        if writes:
+            return _refuse_write(is_bearer=scheme == "bearer", may_read=may_read, may_write=may_write)
+        if may_read or may_write:
             return None
-        what = "a wrong token" if shown.token else "this needs the read token"
+        what = "a wrong token" if shown else "this needs the read token"
         answer = refuse(401, f"{what}: send Authorization: Bearer TOKEN, or log in with the token as the password")
         answer.headers.add("WWW-Authenticate", 'Basic realm="shopflow", charset="UTF-8"')
         answer.headers.add("WWW-Authenticate", 'Bearer realm="shopflow"')
@@ -140,20 +132,10 @@ class Guard:
     def _is_full(self, *, writes: bool) -> bool:
         """Writers leave a tenth to the readers: the page shows what is going on when it matters most."""
         most = self._settings.max_requests
-        return self._reading + self._writing >= most or (writes and self._writing >= most - most // 10)
-
-    @contextmanager
-    def _counted(self, *, writes: bool) -> Iterator[None]:
-        self._writing += writes
-        self._reading += not writes
-        try:
-            yield
-        finally:
-            self._writing -= writes
-            self._reading -= not writes
+        return sum(self._at_once.values()) >= most or (writes and self._at_once[True] >= most - most // 10)
 
     def _too_large(self, request: web.Request) -> web.Response | None:
-        """Refuse a body that is said to be too large. Of one that does not say it, the view reads only so much."""
+        """Refuse a body that is said to be too large. Without a length, the view stops reading at the limit."""
         most = self._settings.max_body_bytes
         if (request.content_length or 0) <= most:
             return None
@@ -163,19 +145,18 @@ class Guard:
 
 
 def refuse(status: int, message: str, headers: Mapping[str, str] | None = None) -> web.Response:
-    """An error as all views say it."""
+    """An error in the shape of all views."""
     return web.json_response({"error": message}, status=status, headers=headers)
 
 
-def _refuse_write(shown: Shown, settings: Web) -> web.Response | None:
-    right = _is_same(shown.token, settings.write_token)
-    if shown.scheme == "bearer" and right:
+def _refuse_write(*, is_bearer: bool, may_read: bool, may_write: bool) -> web.Response | None:
+    if is_bearer and may_write:
         return None
-    if shown.scheme == "bearer" and _is_same(shown.token, settings.read_token):
+    if is_bearer and may_read:
         answer = refuse(403, "the read token sends no events; this needs the write token")
         answer.headers["WWW-Authenticate"] = 'Bearer realm="shopflow", error="insufficient_scope"'
         return answer
-    what = "a wrong token" if shown.scheme == "bearer" else "this needs the write token"
+    what = "a wrong token" if is_bearer else "this needs the write token"
     answer = refuse(401, f"{what}: send Authorization: Bearer TOKEN")
     answer.headers["WWW-Authenticate"] = 'Bearer realm="shopflow"'
     return answer
@@ -186,21 +167,22 @@ def _is_same(shown: bytes, token: str) -> bool:
     return same and token != ""
 
 
-def _shown(header: str) -> Shown:
+def _shown(header: str) -> tuple[str, bytes]:
+    """The scheme and the token that a request shows to get in."""
     scheme, _, value = header.strip().partition(" ")
     scheme, value = scheme.lower(), value.strip()
     if scheme == "bearer":
-        return Shown(scheme, value.encode("utf-8", "surrogateescape"))
+        return scheme, value.encode("utf-8", "surrogateescape")
     if scheme == "basic":
         try:
-            return Shown(scheme, b64decode(value, validate=True).partition(b":")[2])
+            return scheme, b64decode(value, validate=True).partition(b":")[2]
         except (binascii.Error, ValueError):
-            return Shown(scheme)
-    return Shown()
+            pass
+    return scheme, b""
 
 
 def _route(request: web.Request) -> str:
-    """The pattern of the view that answers: what is open goes by what is done, not by how the path is spelt."""
+    """The pattern of the view that answers: access depends on the view, not on how the path is spelt."""
     resource = request.match_info.route.resource
     return "" if resource is None else resource.canonical
 
@@ -221,7 +203,7 @@ def _is_loopback(address: str) -> bool:
 
 
 def _is_foreign(request: web.Request) -> bool:
-    """Does a browser say that a page of another site asks?"""
+    """True if a browser says that a page of another site asks."""
     if site := request.headers.get("Sec-Fetch-Site"):
         return site not in {"same-origin", "none"}
     origin = request.headers.get("Origin")

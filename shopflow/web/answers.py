@@ -1,25 +1,26 @@
-"""What the web views share: routes, errors of one shape, paging, bounded waiting."""
+"""One kit for the JSON views: routes, refusals, pages, bodies, and waiting that ends when the worker stops."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
+from aiohttp.web import Request, Response
 from faust.web import View
 
-from shopflow.app import app, config
+from faust_batches import Table
+from shopflow.app import app
 from shopflow.errors import Unavailable
 
 from .api.forms import Problem
 
-__all__ = ["Refusal", "answering", "error", "limit_of", "route", "unavailable", "whole", "within"]
-
-#: After so many seconds a client may try again.
+#: What a client waits before it tries again, after 503.
 RETRY_SECONDS = 1
-#: What is nearly done when the worker stops gets so long to be done.
+#: How long a request may take to come.
+BODY_SECONDS = 10.0
+#: Work that is under way when the worker stops has so long to end.
 _GRACE_SECONDS = 1.0
 
 T = TypeVar("T")
@@ -27,62 +28,48 @@ T = TypeVar("T")
 Handler = Callable[..., Awaitable[tuple[int, Any]]]
 
 
+# -- refusals
+
+
 class Refusal(Exception):  # noqa: N818 - an answer, named as such
-    """The request can't be answered as asked.
+    """The request can't be answered as asked; after 503 the client may try again.
 
     Arguments:
-        status: The HTTP status.
-        message: What is wrong, in a sentence.
-        problems: The fields that are wrong.
+        message: What is wrong, in a sentence: `error` in the answer.
+        more: What stands beside it in the answer; `fields` has a `Problem` for each field that is wrong.
     """
 
-    def __init__(self, status: int, message: str, problems: Iterable[Problem] = ()) -> None:
+    def __init__(self, status: int, message: str, **more: Any) -> None:
         super().__init__(message)
         self.status = status
-        self.problems = list(problems)
+        self.more = more
 
 
-def error(
-    web: Any,
-    status: int,
-    message: str,
-    *,
-    fields: Iterable[Problem] = (),
-    headers: Mapping[str, str] | None = None,
-) -> Any:
-    """An error in the one shape: `{"error": ..., "fields": [{"field": ..., "message": ...}]}`, fields only if any."""
-    body: dict[str, Any] = {"error": message}
-    if named := [{"field": one.field, "message": one.message} for one in fields]:
-        body["fields"] = named
-    return web.json(body, status=status, headers=headers)
+def wrong_field(name: str, message: str) -> Refusal:
+    """A parameter of the query is wrong, named in `fields`."""
+    return Refusal(400, "The query is wrong.", fields=[Problem(name, message)])
 
 
-def unavailable(web: Any, reason: str) -> Any:
-    """503: the same request may succeed later."""
-    return error(web, 503, reason, headers={"Retry-After": str(RETRY_SECONDS)})
+def wrong_parameter(name: str, message: str) -> Refusal:
+    """A parameter of the query is wrong, named in `error`."""
+    return Refusal(400, f"{name}: {message}")
 
 
-def answering(handler: Handler) -> Callable[..., Awaitable[Any]]:
-    """A method of a view that answers in JSON what the handler returns or raises."""
-
-    async def answer(web: Any, request: Any, **variables: str) -> Any:
-        try:
-            status, body = await handler(request, **variables)
-        except Refusal as refusal:
-            return error(web, refusal.status, str(refusal), fields=refusal.problems)
-        except Unavailable as reason:
-            return unavailable(web, str(reason))
-        return web.bytes(msgspec.json.encode(body, enc_hook=str), content_type="application/json", status=status)
-
-    answer.__doc__ = handler.__doc__
-    return answer
+# -- routes
 
 
-def route(method: str, path: str) -> Callable[[Handler], Handler]:
-    """Make a handler the answer to `get` or `post` of a path, with and without a slash at its end."""
+def route(method: str, path: str, headers: Mapping[str, str] | None = None) -> Callable[[Handler], Handler]:
+    """Make a handler the answer to `get` or `post` of a path, with and without a slash at its end.
+
+    Arguments:
+        headers: Of each answer that is no refusal.
+    """
 
     def register(handler: Handler) -> Handler:
-        made = {method: answering(handler), "__doc__": handler.__doc__, "__module__": handler.__module__}
+        async def answer(view: View, request: Request, **variables: str) -> Response:
+            return await answered(handler(request, **variables), headers)
+
+        made = {method: answer, "__doc__": handler.__doc__, "__module__": handler.__module__}
         view = type(handler.__name__, (View,), made)
         for one in (path, path[:-1] if path.endswith("/") else f"{path}/"):
             app.page(one)(view)
@@ -91,38 +78,102 @@ def route(method: str, path: str) -> Callable[[Handler], Handler]:
     return register
 
 
-class _Stop:
-    """Tells those who wait that the worker stops."""
-
-    def __init__(self) -> None:
-        self._told = False
-        self._waiting: set[asyncio.Future[None]] = set()
-
-    @contextmanager
-    def told(self) -> Iterator[asyncio.Future[None]]:
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if self._told:
-            future.set_result(None)
-        self._waiting.add(future)
-        try:
-            yield future
-        finally:
-            self._waiting.discard(future)
-            future.cancel()
-
-    def tell(self) -> None:
-        self._told = True
-        for future in self._waiting:
-            if not future.done():
-                future.set_result(None)
+async def answered(handled: Awaitable[tuple[int, Any]], headers: Mapping[str, str] | None = None) -> Response:
+    """The answer in JSON: what a handler returns, or why it refuses."""
+    try:
+        status, body = await handled
+    except (Refusal, Unavailable) as error:
+        refusal = error if isinstance(error, Refusal) else Refusal(503, str(error))
+        status, body = refusal.status, {"error": str(refusal), **refusal.more}
+        headers = {"Retry-After": str(RETRY_SECONDS)} if status == 503 else None
+    encoded = msgspec.json.encode(body, enc_hook=str)
+    return Response(body=encoded, status=status, headers=headers, content_type="application/json", charset="utf-8")
 
 
-_stop = _Stop()
+def owned(table: Table, what: str) -> list[int]:
+    """The partitions of a table that this worker can answer for.
+
+    Raises:
+        Refusal: They change hands, or are being recovered.
+    """
+    if not app.serving:
+        raise Refusal(503, f"the {what} are being recovered")
+    return table.owned_partitions()
+
+
+# -- pages
+
+
+def whole(text: str) -> int:
+    """The number in decimal digits; -1 if it is none."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else -1
+
+
+def limit_of(request: Request, most: int, default: int, wrong: Callable[[str, str], Refusal] = wrong_field) -> int:
+    """How many entries of a page are asked for in `?limit=`.
+
+    Raises:
+        Refusal: It is no whole number from 1 to `most`.
+    """
+    number = whole(request.query.get("limit", str(default)))
+    if not 1 <= number <= most:
+        raise wrong("limit", f"must be a whole number from 1 to {most}")
+    return number
+
+
+def page_of(found: Sequence[T], limit: int, cursor: Callable[[T], str]) -> tuple[Sequence[T], str | None]:
+    """What was read, one entry more than the limit, as a page and the `next` of it; None: it is the last."""
+    return found[:limit], cursor(found[limit - 1]) if len(found) > limit else None
+
+
+# -- bodies
+
+
+async def read_json(request: Request, most: int) -> Any:
+    """The body, decoded.
+
+    Arguments:
+        most: The largest body that is read, in bytes.
+
+    Raises:
+        Refusal: It is not JSON, or too large.
+        Unavailable: It does not come.
+    """
+    if request.content_type != "application/json" or (request.charset or "utf-8").lower() not in {"utf-8", "utf8"}:
+        raise Refusal(415, "Content-Type must be application/json, in UTF-8.")
+    try:
+        body = await within(BODY_SECONDS, "The request", _read(request, most))
+    except Unavailable:
+        # A client that goes on sending is not waited for, as aiohttp would do before it closes the connection.
+        if request.transport is not None:
+            request.transport.close()
+        raise
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise Refusal(400, f"The body is not JSON: {error}") from error
+
+
+async def _read(request: Request, most: int) -> bytes:
+    too_large = Refusal(413, f"The body is too large: {most} bytes are accepted.")
+    if (request.content_length or 0) > most:
+        raise too_large
+    body = bytearray()
+    async for piece in request.content.iter_any():
+        body += piece
+        if len(body) > most:
+            raise too_large
+    return bytes(body)
+
+
+# -- waiting
+
+_stopping = asyncio.Event()
 
 
 @app.on_before_shutdown.connect
-async def _stopping(*args: Any, **kwargs: Any) -> None:
-    _stop.tell()
+async def _stop(*args: Any, **kwargs: Any) -> None:
+    _stopping.set()
 
 
 async def within(seconds: float, what: str, work: Coroutine[Any, Any, T]) -> T:
@@ -134,35 +185,16 @@ async def within(seconds: float, what: str, work: Coroutine[Any, Any, T]) -> T:
     Raises:
         Unavailable: It was not done; it is cancelled.
     """
-    task = asyncio.ensure_future(work)
+    task, stops = asyncio.ensure_future(work), asyncio.ensure_future(_stopping.wait())
+    both: set[asyncio.Future[Any]] = {task, stops}
     try:
-        with _stop.told() as stops:
-            both: set[asyncio.Future[Any]] = {task, stops}
-            await asyncio.wait(both, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            if not task.done() and stops.done():
-                await asyncio.wait({task}, timeout=_GRACE_SECONDS)
-            if task.done():
-                return task.result()
-            raise Unavailable(what, "this worker stops" if stops.done() else f"no answer within {seconds:g} s")
+        await asyncio.wait(both, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done() and stops.done():
+            await asyncio.wait({task}, timeout=_GRACE_SECONDS)
+        if task.done():
+            return task.result()
+        raise Unavailable(what, "this worker stops" if stops.done() else f"no answer within {seconds:g} s")
     finally:
+        stops.cancel()
         if task.cancel():
             await asyncio.wait({task})
-
-
-def whole(text: str) -> int:
-    """The number in decimal digits; -1 if it is none."""
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else -1
-
-
-def limit_of(request: Any) -> int:
-    """How many entries of a page are asked for in `?limit=`.
-
-    Raises:
-        Refusal: It is no number in the limits.
-    """
-    most = config.web.max_events
-    text = request.query.get("limit", str(min(100, most)))
-    number = whole(text)
-    if not 1 <= number <= most:
-        raise Refusal(400, "The query is wrong.", [Problem("limit", f"must be a whole number from 1 to {most}")])
-    return number

@@ -8,6 +8,7 @@ from typing import Any
 
 import aiohttp
 import msgspec
+from yarl import URL
 
 from shopflow.errors import Unavailable
 
@@ -35,6 +36,19 @@ def session(token: str = "") -> aiohttp.ClientSession:
     return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS), headers=bearer(token))
 
 
+async def ask(http: aiohttp.ClientSession, worker: str, url: str | URL, **options: Any) -> tuple[int, bytes]:
+    """Status and body of a worker's answer.
+
+    Raises:
+        Unavailable: It does not answer.
+    """
+    try:
+        async with http.get(url, **options) as response:
+            return response.status, await response.read()
+    except (aiohttp.ClientError, asyncio.TimeoutError, ValueError) as error:
+        raise Unavailable(worker, f"does not answer: {str(error) or type(error).__name__}") from error
+
+
 async def pages(http: aiohttp.ClientSession, url: str, partition: int) -> AsyncIterator[Page]:
     """The customers of a worker's partition, by id.
 
@@ -44,13 +58,9 @@ async def pages(http: aiohttp.ClientSession, url: str, partition: int) -> AsyncI
     after = ""
     while True:
         query = {"after": after, "limit": str(MOST_ROWS)}
-        try:
-            async with http.get(f"{url}/counts/partitions/{partition}/", params=query) as response:
-                body = await response.read()
-        except (aiohttp.ClientError, asyncio.TimeoutError, ValueError) as error:
-            raise Unavailable(url, f"does not answer: {str(error) or type(error).__name__}") from error
-        if response.status != 200:
-            raise Unavailable(url, f"partition {partition}: {reason(body, response.status)}")
+        status, body = await ask(http, url, f"{url}/counts/partitions/{partition}/", params=query)
+        if status != 200:
+            raise Unavailable(url, f"partition {partition}: {reason(body, status)}")
         try:
             page = msgspec.json.decode(body, type=Page)
         except msgspec.MsgspecError as error:

@@ -2,52 +2,47 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 
 import aiohttp
 from yarl import URL
 
 from shopflow.app import app, config
-from shopflow.errors import Unavailable
 
-from .client import bearer
-
-__all__ = ["SECONDS", "ask", "headers", "known", "me"]
+from . import client
 
 #: How long another worker may take for an answer.
 SECONDS = 2.0
+#: In the query of a request from another worker: answer from your own partitions, ask nobody.
+LOCAL = "local"
 
 
 def headers() -> dict[str, str]:
-    """Those of a request to a worker, which may want the token for reading."""
-    return bearer(config.web.read_token)
+    """The headers of a request to a worker, with the token for reading if there is one."""
+    return client.bearer(config.web.read_token)
 
 
 def me() -> URL:
-    """Where this worker is for the others."""
+    """The address by which the other workers know this one."""
     return URL(str(app.conf.canonical_url)).origin()
 
 
-def known() -> dict[URL, dict[str, list[int]]]:
-    """The workers, by what the last assignment said, each with its partitions of the tables' changelogs."""
-    found = {
-        URL(str(host)).origin(): {table: list(partitions) for table, partitions in tables.items()}
-        for host, tables in app.router.tables_metadata().items()
-    }
-    return {me(): {}} | found
+def others() -> list[URL]:
+    """The other workers, as of the last assignment."""
+    return sorted({URL(str(host)).origin() for host in app.router.tables_metadata()} - {me()}, key=str)
 
 
-async def ask(host: URL, path: str, query: Mapping[str, str] | None = None) -> tuple[int, bytes]:
+async def ask(
+    host: URL, path: str, query: Mapping[str, str] | None = None, seconds: float = SECONDS
+) -> tuple[int, bytes]:
     """Status and body of a view of a worker.
+
+    Arguments:
+        path: Percent-encoded.
 
     Raises:
         Unavailable: It does not answer.
     """
     url = host.with_path(path, encoded=True).with_query(query or {})
-    timeout = aiohttp.ClientTimeout(total=SECONDS)
-    try:
-        async with app.http_client.get(url, timeout=timeout, headers=headers()) as response:
-            return response.status, await response.read()
-    except (aiohttp.ClientError, asyncio.TimeoutError) as error:
-        raise Unavailable(str(host), f"does not answer: {str(error) or type(error).__name__}") from error
+    timeout = aiohttp.ClientTimeout(total=seconds)
+    return await client.ask(app.http_client, str(host), url, timeout=timeout, headers=headers())

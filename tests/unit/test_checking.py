@@ -42,16 +42,16 @@ def problems(sent: Any) -> dict[str, str]:
 
 def value(sent: Any) -> Any:
     """What goes to Kafka for the one event that was sent."""
-    (ready,) = FORM.check(sent).ready
-    return json.loads(ready.value)
+    ((_, found),) = FORM.check(sent).records
+    return json.loads(found)
 
 
 def test_a_whole_event_is_passed_on_with_its_key() -> None:
     """The id goes back to the client; the key is the customer's, as the contract says."""
     checked = FORM.check(WHOLE)
     assert checked.problems == []
-    (ready,) = checked.ready
-    assert (ready.id, ready.key, json.loads(ready.value)) == ("b", b"anna", WHOLE)
+    ((key, found),) = checked.records
+    assert (checked.ids, key, json.loads(found)) == (["b"], b"anna", WHOLE)
 
 
 def test_what_may_be_left_out_is_made() -> None:
@@ -68,7 +68,7 @@ def test_only_known_fields_are_passed_on() -> None:
 
 def test_a_whole_number_may_be_written_with_a_point() -> None:
     """As JSON Schema has it; it goes to Kafka as an integer."""
-    assert FORM.check({**WHOLE, "quantity": 2.0}).ready[0].value == FORM.check(WHOLE).ready[0].value
+    assert FORM.check({**WHOLE, "quantity": 2.0}).records == FORM.check(WHOLE).records
 
 
 def test_every_problem_of_every_event_is_named() -> None:
@@ -123,10 +123,10 @@ def test_an_event_that_the_agents_find_too_large_is_refused() -> None:
     """It would be a dead letter."""
     form = Form(Product, id_field="product_id", key_field="product_id", made={"updated_at": lambda: NOON}, max_bytes=99)
     sent = {"product_id": "p", "name": "x" * 99, "type": "t", "price": 1}
-    ((problem,), ready) = (checked := form.check([sent])).problems, checked.ready
+    ((problem,), records) = (checked := form.check([sent])).problems, checked.records
     assert problem.field == "[0].(the event)"
     assert "99 are accepted" in problem.message
-    assert ready == []
+    assert records == []
     assert isinstance(problem, Problem)
 
 
@@ -142,12 +142,12 @@ _EVENTS = st.fixed_dictionaries({}, optional={name: st.just(one) | _VALUES for n
 def test_what_passes_is_never_a_dead_letter_and_what_does_not_is_named(sent: Any) -> None:
     """Whatever is sent: each event is either accepted by the agents' own check, or has a problem."""
     checked = FORM.check(msgspec.json.decode(msgspec.json.encode(sent)))
-    for ready in checked.ready:
+    for key, found in checked.records:
         try:
-            ACCEPT(ready.key, ready.value)
+            ACCEPT(key, found)
         except Rejected as error:
-            pytest.fail(f"{ready}: {error}")
+            pytest.fail(f"{found!r}: {error}")
     count = len(sent) if isinstance(sent, list) else 1
     bad = {problem.field.partition("]")[0] if isinstance(sent, list) else "" for problem in checked.problems}
-    assert len(checked.ready) + len(bad) == count
+    assert len(checked.records) + len(bad) == count
     assert all(problem.message for problem in checked.problems)

@@ -11,7 +11,7 @@ import pytest
 from shopflow.kafka.connection import Span
 from shopflow.operations.letters import Id, Letter
 from shopflow.shop.recent_sales import Snapshot
-from shopflow.web.page.warnings import Condition, Report, Totals, Waiting, WorkerState, sentences
+from shopflow.web.page.warnings import Report, ShopState, Totals, Waiting, WorkerState, warnings
 
 AT = 1_800_000_000.0
 
@@ -33,7 +33,7 @@ def letter(reason: str, ago: float) -> Letter:
     return Letter(Id(0, 1), time, "sold", 0, 1, reason, None, None, [])
 
 
-WELL = Condition(
+WELL = ShopState(
     AT,
     [state(1, 0), state(2, 1)],
     Snapshot(),
@@ -46,8 +46,8 @@ WELL = Condition(
 
 
 def said(**changes: Any) -> list[str]:
-    """The sentences about a shop that is well but for these."""
-    return [sentence.text for sentence in sentences(replace(WELL, **changes))]
+    """The warnings about a shop that is well but for these."""
+    return [warning.text for warning in warnings(replace(WELL, **changes))]
 
 
 def waiting(*pairs: tuple[int, int]) -> list[Waiting]:
@@ -73,7 +73,7 @@ def test_nothing_is_said_of_a_shop_that_is_well() -> None:
             "MongoDB has not answered for 2 min. New events wait in Kafka, nothing is lost.",
         ),
         (
-            {"workers": [state(1, 0), WorkerState("http://h:2", None, "refused")]},
+            {"workers": [state(1, 0), WorkerState("http://h:2", None)]},
             "The worker h:2 does not answer. What it knows is missing here.",
         ),
         (
@@ -127,8 +127,8 @@ def test_what_moves_is_not_complained_about(trend: list[Waiting]) -> None:
 
 def test_the_worst_comes_first() -> None:
     """The page has the colour of the first."""
-    found = sentences(replace(WELL, workers=[state(1, 0, 1, serving=False)], mongodb="gone"))
-    assert [sentence.level for sentence in found] == ["bad", "warn"]
+    found = warnings(replace(WELL, workers=[state(1, 0, 1, serving=False)], mongodb="gone"))
+    assert [warning.level for warning in found] == ["bad", "warn"]
 
 
 def test_a_reason_from_outside_is_cut() -> None:

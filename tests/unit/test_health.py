@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from faust.types import TP
 
 from faust_batches import Outage
 from shopflow.errors import Unavailable
 from shopflow.kafka import lag as lag_module
 from shopflow.kafka.connection import Span
 from shopflow.kafka.lag import Lags
+from shopflow.web import cached
 from shopflow.web.monitoring import probes as module
-from shopflow.web.monitoring.probes import STUCK_TURNS, Activity, Health, Ping, Progress, Pulse
+from shopflow.web.monitoring.probes import STUCK_TURNS, Health, Progress, Pulse
 
-PLACE = ("shop.purchases", 0)
-TP = SimpleNamespace(topic=PLACE[0], partition=PLACE[1])
+PLACE = TP("shop.purchases", 0)
 AWAY = Unavailable("MongoDB", "mongodb://anna:secret@host does not answer")
 
 
@@ -28,31 +30,29 @@ async def has_records(places: Mapping[tuple[str, int], Span]) -> set[tuple[str, 
 
 
 class Case:
-    """A worker's health, with all that it looks at in the test's hand; everything is well at first."""
+    """A worker's health, and the application, the store and the limit that it looks at; all is well at first."""
 
     def __init__(self) -> None:
         self.serving = self.joined = self.sure = True
-        self.owned = [TP]
+        self.owned = [PLACE]
         self.stopped: list[str] = []
         self.error: Unavailable | None = None
         self.mongodb, self.kafka = Outage("MongoDB"), Outage("Kafka")
-        self.activity = Activity()
+        self.activity: Counter[tuple[str, int]] = Counter()
         self.lags = Lags(lambda: None, has_records)  # type: ignore[arg-type, return-value]
-        self.health = Health(
-            lags=self.lags,
-            activity=self.activity,
-            serving=lambda: self.serving,
-            joined=lambda: self.joined,
-            owned=lambda: self.owned,
-            stopped=lambda: self.stopped,
-            session=lambda: self.sure,
-            ping=Ping(self._ping),
-            mongodb=self.mongodb,
-            kafka=self.kafka,
-        )
+        here: Any = self
+        self.health = Health(here, here, mongodb=self.mongodb, lags=self.lags, limit=here, activity=self.activity)
         self.lags.looked = self.health.looked
 
-    async def _ping(self) -> None:
+    @property
+    def kafka_outage(self) -> Outage:
+        return self.kafka
+
+    @property
+    def lease(self) -> Any:
+        return SimpleNamespace(valid=self.sure)
+
+    async def ping(self) -> None:
         if self.error is not None:
             raise self.error
 
@@ -115,7 +115,7 @@ def set_to(name: str, value: Any) -> Callable[[Case], None]:
         set_to("sure", False),
         set_to("owned", []),
         set_to("stopped", [PLACE[0]]),
-        lambda case: case.mongodb.failed(AWAY, case),
+        lambda case: case.mongodb.failed(AWAY, "batch"),
         lambda case: case.kafka.failed(AWAY, case),
     ],
     ids=["mongodb", "recovery", "session", "not ours", "stopped", "mongodb refuses", "kafka"],
@@ -130,7 +130,7 @@ def test_what_is_tried_again_is_not_stuck() -> None:
     case = Case()
     for _ in range(MANY):
         case.look()
-        case.activity.mark(PLACE)
+        case.activity[PLACE] += 1
     assert case.health.live() == []
 
 
@@ -158,7 +158,7 @@ def test_after_an_outage_the_patience_begins_anew() -> None:
         (set_to("joined", False), "no partitions were assigned yet"),
         (set_to("serving", False), "partitions change hands, or their tables are being recovered"),
         (set_to("error", AWAY), "MongoDB does not answer"),
-        (lambda case: case.mongodb.failed(AWAY, case), "MongoDB is away, or refuses to write"),
+        (lambda case: case.mongodb.failed(AWAY, "batch"), "MongoDB is away, or refuses to write"),
         (lambda case: case.kafka.failed(AWAY, case), "Kafka is away"),
         (lambda case: setattr(case.lags, "answers", False), "Kafka does not answer"),
         (
@@ -227,6 +227,20 @@ def test_progress_forgets_what_no_longer_waits() -> None:
 # -- the ping
 
 
+class Pinged(Case):
+    """A worker whose MongoDB answers pings as the test says."""
+
+    def __init__(self, ping: Callable[[], Awaitable[None]]) -> None:
+        super().__init__()
+        self.pong = ping
+
+    async def ping(self) -> None:
+        await self.pong()
+
+    async def ok(self) -> bool:
+        return await self.health.mongodb_answers()
+
+
 def test_a_ping_is_not_waited_for_and_not_sent_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """A frozen server never answers: it gets one ping at a time, and the probe its answer in time."""
     monkeypatch.setattr(module, "PING_SECONDS", 0.01)
@@ -239,7 +253,7 @@ def test_a_ping_is_not_waited_for_and_not_sent_twice(monkeypatch: pytest.MonkeyP
             sent.append(None)
             await thawed.wait()
 
-        asked = Ping(ping)
+        asked = Pinged(ping)
         assert await asyncio.gather(*(asked.ok() for _ in range(5))) == [False] * 5
         assert not await asked.ok()
         assert len(sent) == 1
@@ -253,9 +267,8 @@ def test_a_ping_is_not_waited_for_and_not_sent_twice(monkeypatch: pytest.MonkeyP
 
 def test_a_ping_without_an_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its connection may be dead, and the server long back on another."""
-    monkeypatch.setattr(module, "PING_SECONDS", 0.01)
     monkeypatch.setattr(module, "_PING_COUNTS_SECONDS", 0.0)
-    monkeypatch.setattr(module, "_PING_GIVEN_UP_SECONDS", 0.0)
+    monkeypatch.setattr(cached, "MOST_SECONDS", 0.01)
 
     async def scenario() -> None:
         sent = []
@@ -265,7 +278,7 @@ def test_a_ping_without_an_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -
             if len(sent) == 1:
                 await asyncio.Event().wait()
 
-        asked = Ping(ping)
+        asked = Pinged(ping)
         assert not await asked.ok()
         assert await asked.ok()
 
@@ -281,7 +294,7 @@ def test_an_answer_counts_for_a_while() -> None:
         async def ping() -> None:
             sent.append(None)
 
-        asked = Ping(ping)
+        asked = Pinged(ping)
         assert [await asked.ok() for _ in range(5)] == [True] * 5
         assert len(sent) == 1
 
@@ -290,15 +303,11 @@ def test_an_answer_counts_for_a_while() -> None:
 
 def test_a_ping_ends_an_outage_that_nobody_works_on() -> None:
     """The batches that saw it begin went to another worker: without work nobody else would see it end."""
-    outage = Outage("MongoDB")
-    outage.failed(AWAY, "batch")
-    outage.gave_up("batch")
-
-    async def ping() -> None:
-        pass
-
-    assert asyncio.run(Ping(ping, lambda: outage.succeeded("ping")).ok())
-    assert outage.seconds is None
+    case = Case()
+    case.mongodb.failed(AWAY, "batch")
+    case.mongodb.gave_up("batch")
+    assert asyncio.run(case.health.mongodb_answers())
+    assert case.mongodb.seconds is None
 
 
 # -- the lag

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from faust.types import TP
 from prometheus_client.parser import text_string_to_metric_families
 
 import shopflow
@@ -24,7 +25,7 @@ from shopflow.kafka.connection import Span
 from shopflow.kafka.lag import Lags
 from shopflow.store import MongoStore
 from shopflow.store.types import Deletion, Inserted
-from shopflow.web.monitoring.metrics import Metrics, Rebalances, Sources
+from shopflow.web.monitoring.metrics import Metrics, Rebalances
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
 ROOT = Path(__file__).parents[2]
@@ -75,7 +76,7 @@ class Batch:
 
     def __init__(self, records: int = 3) -> None:
         self.records = [None] * records
-        self.tp = SimpleNamespace(topic="shop.purchases", partition=2)
+        self.tp = TP("shop.purchases", 2)
 
 
 # -- declarations
@@ -126,7 +127,7 @@ def test_a_batch_is_counted_when_it_is_done() -> None:
         pass
     assert value(metrics, "shopflow_batch_records_sum", topic="shop.purchases") == 5
     assert value(metrics, "shopflow_batch_duration_seconds_count", topic="shop.purchases") == 1
-    assert metrics.activity.of(("shop.purchases", 2)) == 2
+    assert metrics.activity["shop.purchases", 2] == 2
 
 
 @pytest.mark.parametrize(
@@ -140,7 +141,7 @@ def test_a_batch_that_is_not_done_is_not_counted(error: Exception, failures: int
         raise error
     assert value(metrics, "shopflow_batch_records_count", topic="shop.purchases") is None
     assert value(metrics, "shopflow_batch_failures_total", topic="shop.purchases") == failures
-    assert metrics.activity.of(("shop.purchases", 2)) == 1
+    assert metrics.activity["shop.purchases", 2] == 1
 
 
 class Answers(MongoStore):
@@ -237,23 +238,17 @@ def watched() -> tuple[Metrics, SimpleNamespace]:
     known = SimpleNamespace(
         lags=Lags(lambda: None, all_have_records),  # type: ignore[arg-type, return-value]
         mongodb=Outage("MongoDB"),
+        kafka_outage=Outage("Kafka"),
         serving=True,
         stopped=[purchases],
-        owned=[SimpleNamespace(topic=purchases, partition=number) for number in (0, 2)],
+        batched_topics={products, purchases},
+        owned=[TP(purchases, number) for number in (0, 2)],
+        monitor=shopflow.app.monitor,
     )
     asyncio.run(known.lags.take({purchases: {number: Span(1, 10 + number, 20) for number in range(3)}}))
     metrics = Metrics()
-    metrics.watch(
-        Sources(
-            lags=known.lags,
-            owned=lambda: known.owned,
-            topics=lambda: (products, purchases),
-            outages=(known.mongodb,),
-            serving=lambda: known.serving,
-            stopped=lambda: known.stopped,
-            monitor=lambda: shopflow.app.monitor,
-        )
-    )
+    application: Any = known
+    metrics.watch(application, known.lags, application, known.mongodb)
     return metrics, known
 
 

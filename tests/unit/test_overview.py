@@ -15,9 +15,11 @@ from shopflow.kafka import connection as kafka
 from shopflow.kafka.connection import Span
 from shopflow.kafka.lag import Standing
 from shopflow.store.types import PartitionSales
+from shopflow.web import cached as cached_module
 from shopflow.web import peers
-from shopflow.web.page import snapshot as overview
-from shopflow.web.page.snapshot import Kept
+from shopflow.web.cached import Cached
+from shopflow.web.page import snapshot
+from shopflow.web.page.warnings import Report, WorkerState
 from tests.fakes import FakeStore
 
 from .test_condition import report
@@ -46,12 +48,12 @@ def test_many_who_ask_at_once_are_one_request() -> None:
 
     async def run() -> None:
         server = Server()
-        kept = Kept(server.ask, 2.0, 0, clock=lambda: server.time)
-        assert await asyncio.gather(*(kept.get() for _ in range(50))) == [1] * 50
-        assert await kept.get() == 1
+        cached = Cached(server.ask, 2.0, 0, clock=lambda: server.time)
+        assert await asyncio.gather(*(cached.get() for _ in range(50))) == [1] * 50
+        assert await cached.get() == 1
         server.time = 2.0
-        assert await asyncio.gather(*(kept.get() for _ in range(50))) == [2] * 50
-        assert (server.asked, kept.failure) == (2, "")
+        assert await asyncio.gather(*(cached.get() for _ in range(50))) == [2] * 50
+        assert (server.asked, cached.failure) == (2, "")
 
     asyncio.run(run())
 
@@ -61,20 +63,20 @@ def test_a_server_that_is_slow_holds_nobody_up() -> None:
 
     async def run() -> None:
         server = Server()
-        kept = Kept(server.ask, 0.0, 0)
-        assert await kept.get() == 1
+        cached = Cached(server.ask, 0.0, 0)
+        assert await cached.get() == 1
         server.free.clear()
         for _ in range(3):
-            assert await kept.get(patience=0.01) == 1
+            assert await cached.get(patience=0.01) == 1
         assert server.asked == 2
         server.free.set()
-        assert await kept.get() == 2
+        assert await cached.get() == 2
 
     asyncio.run(run())
 
 
 def test_who_takes_long_has_a_rest() -> None:
-    """So many times as long as the answer took, and never less than all answers are kept."""
+    """So many times as long as the answer took, and never less than all answers are cached."""
 
     async def run() -> None:
         server = Server()
@@ -83,12 +85,12 @@ def test_who_takes_long_has_a_rest() -> None:
             server.time += 2.0
             return await server.ask()
 
-        kept = Kept(slow, 1.0, 0, clock=lambda: server.time, rest=9.0)
-        assert await kept.get() == 1
+        cached = Cached(slow, 1.0, 0, clock=lambda: server.time, rest=9.0)
+        assert await cached.get() == 1
         server.time += 17.9
-        assert await kept.get() == 1
+        assert await cached.get() == 1
         server.time += 0.1
-        assert await kept.get() == 2
+        assert await cached.get() == 2
 
     asyncio.run(run())
 
@@ -107,11 +109,11 @@ def test_what_sold_the_vouchers_and_the_alerts_come_from_mongodb(monkeypatch: py
     store.collections["alerts"] = {
         f"a{number}": {"_id": f"a{number}", "at": day + timedelta(number)} for number in range(9)
     }
-    monkeypatch.setattr(overview, "store", store)
+    monkeypatch.setattr(snapshot, "store", store)
 
     async def run() -> None:
         await store.put_sales(0, sales)
-        found = await overview._ask_learned()
+        found = await snapshot._ask_learned()
         assert [one["units"] for one in found.ever] == list(range(19, 9, -1))
         assert [one["product_id"] for one in found.today] == ["p0"]
         assert [one["_id"] for one in found.alerts] == ["a8", "a7", "a6", "a5", "a4"]
@@ -122,37 +124,37 @@ def test_what_sold_the_vouchers_and_the_alerts_come_from_mongodb(monkeypatch: py
 
 def test_why_there_is_no_answer_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """None before it was ever asked; empty when it is there again. The answer before stays."""
-    monkeypatch.setattr(overview, "_MOST_SECONDS", 0.01)
+    monkeypatch.setattr(cached_module, "MOST_SECONDS", 0.01)
 
     async def run() -> None:
         server = Server()
-        kept = Kept(server.ask, 0.0, 0)
-        assert kept.failure is None
+        cached = Cached(server.ask, 0.0, 0)
+        assert cached.failure is None
         server.fails = Unavailable("MongoDB", "away")
-        assert await kept.get() == 0
-        assert kept.failure == "MongoDB: away"
+        assert await cached.get() == 0
+        assert cached.failure == "MongoDB: away"
         server.free.clear()
-        assert await kept.get() == 0
-        assert kept.failure == "no answer within 0.01 s"
+        assert await cached.get() == 0
+        assert cached.failure == "no answer within 0.01 s"
         server.free.set()
         server.fails = None
-        assert await kept.get() == 3
-        assert kept.failure == ""
+        assert await cached.get() == 3
+        assert cached.failure == ""
 
     asyncio.run(run())
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "silent"),
+    ("status", "body", "found"),
     [
-        (200, msgspec.json.encode(report(1)), ""),
-        (503, b'{"error": "busy"}', "busy"),
-        (500, b"\xff", "answered 500"),
-        (200, b"{}", "not the answer of a worker: Object missing required field `serving`"),
+        (200, msgspec.json.encode(report(1)), report(1)),
+        (503, b'{"error": "busy"}', None),
+        (500, b"\xff", None),
+        (200, b"{}", None),
     ],
 )
 def test_whatever_another_worker_answers(
-    status: int, body: bytes, silent: str, monkeypatch: pytest.MonkeyPatch
+    status: int, body: bytes, found: Report | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may be of another version, or be no worker at all."""
 
@@ -160,17 +162,15 @@ def test_whatever_another_worker_answers(
         return status, body
 
     monkeypatch.setattr(peers, "ask", ask)
-    found = asyncio.run(overview._ask_worker(peers.URL("http://h:1")))
-    assert (found.url, found.silent) == ("http://h:1", silent)
-    assert (found.report is None) == bool(silent)
+    assert asyncio.run(snapshot._ask_worker(peers.URL("http://h:1"))) == WorkerState("http://h:1", found)
 
 
 def test_a_pause_ends_a_trend() -> None:
     """Nothing is measured while nobody looks at the page; what was before tells nothing of the time between."""
-    early = [overview.Waiting(float(at), 5, 0) for at in range(0, 20, 2)]
-    late = [overview.Waiting(float(at), 5, 0) for at in range(500, 510, 2)]
-    assert overview._recent([*early, *late]) == late
-    assert overview._recent(late) == late
+    early = [snapshot.Waiting(float(at), 5, 0) for at in range(0, 20, 2)]
+    late = [snapshot.Waiting(float(at), 5, 0) for at in range(500, 510, 2)]
+    assert snapshot._recent([*early, *late]) == late
+    assert snapshot._recent(late) == late
 
 
 def test_the_end_of_a_transaction_is_no_event_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,11 +183,11 @@ def test_the_end_of_a_transaction_is_no_event_that_waits(monkeypatch: pytest.Mon
         return {place for place in places if place[1] == 1}
 
     monkeypatch.setattr(kafka, "empty", empty)
-    monkeypatch.setattr(overview, "_standing", Standing())
+    monkeypatch.setattr(snapshot, "_standing", Standing())
 
     def settled(done: int) -> list[int]:
         spans = {topic: {0: Span(0, 3, 9), 1: Span(0, done, 9), 2: Span(0, 9, 9)}, other: {0: Span(0, 0, 0)}}
-        found = asyncio.run(overview._settled(spans))
+        found = asyncio.run(snapshot._settled(spans))
         return [span.end - span.done for span in found[topic].values()]
 
     assert settled(7) == [6, 2, 0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Awaitable, Callable
 from datetime import datetime, timezone
 from types import SimpleNamespace
 from typing import Any
@@ -15,10 +16,10 @@ import pytest
 from shopflow.errors import Unavailable
 from shopflow.shop.recent_sales import Bestseller, Sale, Snapshot
 from shopflow.web import peers
-from shopflow.web.page import charts, product_watching
-from shopflow.web.page import snapshot as overview
+from shopflow.web.answers import answered
+from shopflow.web.page import charts, product, snapshot
 from shopflow.web.page import views as page
-from shopflow.web.page.warnings import Condition, Learned
+from shopflow.web.page.warnings import Learned, ShopState
 from tests.fakes import FakeStore
 
 from .test_condition import AT, WELL, replace
@@ -60,22 +61,25 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> Workers:
         learned=Learned([sold], [sold], [voucher], [{"product_id": HOSTILE, "left": 1, "stock": 2, "at": NOW}]),
     )
 
-    async def condition() -> Condition:
+    async def shop_state() -> ShopState:
         return seen
 
-    monkeypatch.setattr(overview, "condition", condition)
+    monkeypatch.setattr(snapshot, "shop_state", shop_state)
     monkeypatch.setattr(peers, "ask", made.ask)
     monkeypatch.setattr(page, "store", store)
-    monkeypatch.setattr(product_watching, "store", store)
-    monkeypatch.setattr(product_watching, "_watched", {})
+    monkeypatch.setattr(product, "store", store)
+    product._watched.cache_clear()
     return made
 
 
-WEB = SimpleNamespace(
-    html=lambda body, headers: (body, headers),
-    json=lambda body, status=200, headers=None: (status, body),
-    bytes=lambda body, content_type, headers: body,
-)
+WEB = SimpleNamespace(html=lambda body, headers: (body, headers))
+
+
+def fetched(handler: Callable[[Any], Awaitable[tuple[int, Any]]], **query: str) -> tuple[int, Any]:
+    """Status and body of what the page's script fetches."""
+    answer = asyncio.run(answered(handler(SimpleNamespace(query=query))))
+    assert isinstance(answer.body, bytes)
+    return answer.status, msgspec.json.decode(answer.body)
 
 
 def index(customer: str | None = None, **query: str) -> tuple[str, dict[str, str]]:
@@ -108,11 +112,10 @@ def test_a_product_is_shown_with_its_prices(workers: Workers, monkeypatch: pytes
         assert 'data-table="prices"' in html
         assert ('id="product-chart"' in html) == drawn
     assert 'data-table="prices"' not in index()[0]
-    request = SimpleNamespace(query={"product": HOSTILE})
-    found = msgspec.json.decode(asyncio.run(page.data.get(WEB, request)))
+    found = fetched(page.data, product=HOSTILE)[1]
     assert found["facts"]["Price now"] == "0,05 zł"
     assert [cell["text"] for cell in found["tables"]["prices"][0]][2:] == ["0,05 zł", "0", "0,00 zł", "-"]
-    assert msgspec.json.decode(asyncio.run(page.course.get(WEB, request)))["y0"] == [0.05]
+    assert fetched(page.course, product=HOSTILE)[1]["y0"] == [0.05]
     assert "There is no product with this id." in index(product="tea")[0]
 
 
@@ -121,7 +124,7 @@ def test_a_products_chart_fetches_that_products_columns(workers: Workers, monkey
     asked: list[tuple[str, bool]] = []
     monkeypatch.setattr(charts, "available", lambda: True)
     monkeypatch.setattr(charts, "product", lambda url, dark: asked.append((url, dark)) or {})
-    asyncio.run(page.chart.get(WEB, SimpleNamespace(query={"product": "a&b=/ ą", "dark": "1"})))
+    fetched(page.chart, product="a&b=/ ą", dark="1")
     assert asked == [("/page/course.json?product=a%26b%3D%2F%20%C4%85", True)]
 
 
@@ -166,17 +169,17 @@ def test_what_is_not_known_of_a_customer_is_said(workers: Workers, monkeypatch: 
 @pytest.mark.parametrize("name", ["page.py", "../page.py", "page.html", "", "bokeh.js", "page.js/"])
 def test_only_the_pages_own_files_are_served(name: str) -> None:
     """Whatever a path says."""
-    assert asyncio.run(page.static.get(WEB, None, name))[0] == 404
+    assert asyncio.run(page.static.get(WEB, None, name)).status == 404
 
 
 def test_without_the_extra_there_are_no_charts_to_fetch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Said in the shape of all errors."""
     monkeypatch.setattr(charts, "available", lambda: False)
-    status, body = asyncio.run(page.chart.get(WEB, SimpleNamespace(query={})))
+    status, body = fetched(page.chart)
     assert status == 404
     assert "`page`" in body["error"]
     monkeypatch.setattr(charts, "script", lambda: None)
-    assert asyncio.run(page.static.get(WEB, None, "bokeh.min.js"))[0] == 404
+    assert asyncio.run(page.static.get(WEB, None, "bokeh.min.js")).status == 404
 
 
 def test_requests_between_workers_show_the_token(monkeypatch: pytest.MonkeyPatch) -> None:

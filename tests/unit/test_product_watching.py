@@ -8,7 +8,7 @@ from datetime import datetime, timedelta, timezone
 import pytest
 
 from shopflow.store.types import PartitionSales
-from shopflow.web.page import product_watching
+from shopflow.web.page import product
 from shopflow.web.page.product import Product
 from tests.fakes import FakeStore
 
@@ -26,14 +26,14 @@ def store(monkeypatch: pytest.MonkeyPatch) -> FakeStore:
     made.collections["purchases"]["b"] = {
         "_id": "b", "product_id": "milk", "quantity": 3, "value": 900, "purchased_at": now - timedelta(minutes=5),
     }  # fmt: skip
-    monkeypatch.setattr(product_watching, "store", made)
-    monkeypatch.setattr(product_watching, "_watched", {})
+    monkeypatch.setattr(product, "store", made)
+    product._watched.cache_clear()
     return made
 
 
 async def shown(product_id: str) -> Product:
     """One that is looked at."""
-    found = await product_watching.shown(product_id)
+    found = await product.shown(product_id)
     assert found is not None
     return found
 
@@ -48,7 +48,7 @@ def test_all_who_look_share_one_answer(store: FakeStore) -> None:
             ["3,00 zł", "3", "9,00 zł"],
             ["4,00 zł", "0", "0,00 zł"],
         ]
-        columns = await product_watching.course("milk")
+        columns = await product.course("milk")
         assert (columns.y0, sum(columns.units)) == ([4.0, 3.0, 4.0], 3)
 
     asyncio.run(run())
@@ -62,7 +62,7 @@ def test_a_stock_is_shown_as_it_is_left(store: FakeStore) -> None:
 
     async def run() -> None:
         assert "In stock" not in (await shown("milk")).facts
-        product_watching._watched.clear()
+        product._watched.cache_clear()
         milk["stock"] = 40
         hour = milk["updated_at"].replace(minute=0, second=0, microsecond=0) + timedelta(hours=1)
         await store.put_sales(0, [PartitionSales("hour", hour, "milk", 1, 3, 900, (0, 1))])
@@ -73,7 +73,7 @@ def test_a_stock_is_shown_as_it_is_left(store: FakeStore) -> None:
 
 def test_only_the_last_prices_are_shown(store: FakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many there were."""
-    monkeypatch.setattr(product_watching, "_PRICES", 1)
+    monkeypatch.setattr(product, "_PRICES", 1)
     found = asyncio.run(shown("milk"))
     assert [row[2].text for row in found.prices] == ["3,00 zł"]
 
@@ -82,8 +82,8 @@ def test_what_is_not_known_is_said(store: FakeStore) -> None:
     """Nothing is looked for where nothing is asked for, and no id that can't be one."""
 
     async def run() -> None:
-        assert await product_watching.shown("") is None
-        assert (await product_watching.course("")).units == []
+        assert await product.shown("") is None
+        assert (await product.course("")).units == []
         assert (await shown("x" * 129)).problems == ["A product's id has at most 128 characters."]
         assert "price_history" not in store.calls
         assert (await shown("tea")).problems == ["There is no product with this id."]
@@ -95,7 +95,7 @@ def test_what_is_not_known_is_said(store: FakeStore) -> None:
 
 def test_a_slow_mongodb_holds_the_page_up_for_a_moment(store: FakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is said that nothing is known yet."""
-    monkeypatch.setattr(product_watching, "_PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(product, "_PATIENCE_SECONDS", 0.01)
 
     async def never(product_ids: object) -> object:
         await asyncio.Event().wait()
@@ -114,6 +114,5 @@ def test_few_products_are_remembered(store: FakeStore) -> None:
             await shown(f"p{number}")
 
     asyncio.run(run())
-    assert len(product_watching._watched) == 32
-    assert "milk" in product_watching._watched
+    assert product._watched.cache_info().currsize == 32
     assert store.calls.count("price_history") == 201

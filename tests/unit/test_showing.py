@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from shopflow.kafka.connection import Span
 from shopflow.shop.recent_sales import Bestseller, Sale, Snapshot
 from shopflow.shop.text import visible
-from shopflow.web.page import render as showing
+from shopflow.web.page import render
 from shopflow.web.page.warnings import Learned, WorkerState
 
 from .test_condition import AT, WELL, letter, report, state
@@ -18,19 +18,19 @@ HOSTILE = "<img src=x>\x1b[2J\u202e"
 
 def texts(name: str, now: object = WELL) -> list[list[str]]:
     """A table's cells."""
-    return [[cell.text for cell in row] for row in showing.shown(now).tables[name]]  # type: ignore[arg-type]
+    return [[cell.text for cell in row] for row in render.shown(now).tables[name]]  # type: ignore[arg-type]
 
 
 def test_the_charts_end_with_the_last_whole_second() -> None:
     """The one that has just begun would always look like a slump. Money is that of sixty seconds."""
     now = 1_000.7
     board = Snapshot({1_000: (9, 9), 999: (3, 250), 960: (1, 100), 641: (1, 50), 640: (9, 9), 700: (2, 1_000)})
-    found = showing.series(board, now)
+    found = render.series(board, now)
     assert (found.ago[0], found.ago[-1]) == (-299, 0)
     assert (found.purchases[-1], found.money[-1]) == (3, 3.5)
     assert found.money[0] == 10.5  # second 700, and what came in the minute before the chart begins
     assert len(found.ago) == len(found.purchases) == len(found.money) == 300
-    assert showing.series(Snapshot({}, [], []), now).money == [0.0] * 300
+    assert render.series(Snapshot({}, [], []), now).money == [0.0] * 300
 
 
 def test_a_shop_that_is_well() -> None:
@@ -38,7 +38,7 @@ def test_a_shop_that_is_well() -> None:
     board = Snapshot({int(AT) - 1: (20, 4_500), int(AT) - 70: (1, 1)})
     workers = [WorkerState("http://h:1", report(0, 1))]
     workers[0].report.totals.purchases, workers[0].report.totals.spent = 1_234_567, 100  # type: ignore[union-attr]
-    found = showing.shown(replace(WELL, board=board, workers=[*workers, WorkerState("http://h:2", report())]))
+    found = render.shown(replace(WELL, board=board, workers=[*workers, WorkerState("http://h:2", report())]))
     assert (found.level, found.headline, found.sentences) == ("good", "All is well", [])
     assert found.numbers == {
         "Purchases a second": "2.0",
@@ -57,9 +57,9 @@ def test_a_shop_that_is_well() -> None:
 
 def test_a_shop_that_is_not() -> None:
     """Said at each place where it matters."""
-    workers = [state(1, 0, mongodb_away=3.0), WorkerState("http://h:2", None, "refused")]
+    workers = [state(1, 0, mongodb_away=3.0), WorkerState("http://h:2", None)]
     now = replace(WELL, workers=workers, kafka=None, spans={"sold": {0: Span(0, 1, 4)}})
-    found = showing.shown(now)
+    found = render.shown(now)
     assert (found.level, found.headline) == ("bad", "2 things need attention")
     assert [cell.text for cell in found.services.values()] == ["not known", "down", "1 up, 1 silent"]
     assert texts("partitions", now) == [
@@ -76,7 +76,7 @@ def test_names_come_from_mongodb_and_are_only_texts() -> None:
     board = Snapshot({}, [sale] * 30, [Bestseller("p", 2, 798), Bestseller("q" * 100, 1, 1)])
     now = replace(WELL, board=board, products={"p": HOSTILE})
     assert texts("bestsellers", now) == [[visible(HOSTILE), "2", "7,98 zł"], ["q" * 60 + "...", "1", "0,01 zł"]]
-    rows = showing.shown(now).tables["latest"]
+    rows = render.shown(now).tables["latest"]
     assert len(rows) == 12
     assert [cell.text for cell in rows[0][1:]] == [visible(HOSTILE), visible(HOSTILE), "2", "7,98 zł"]
     assert rows[0][1].href == "/?customer=%3Cimg%20src%3Dx%3E%1B%5B2J%E2%80%AE#customer"
@@ -93,7 +93,7 @@ def test_what_sold_and_who_was_given_what() -> None:
         [visible(HOSTILE), "1", "0,05 zł"],
     ]
     assert texts("today", now) == texts("ever", now)[:1]
-    rows = showing.shown(now).tables
+    rows = render.shown(now).tables
     assert [row[0].href for row in rows["ever"]] == [
         "/?product=p#product",
         "/?product=%3Cimg%20src%3Dx%3E%1B%5B2J%E2%80%AE#product",
@@ -101,7 +101,7 @@ def test_what_sold_and_who_was_given_what() -> None:
     ((_, customer, *rest),) = rows["vouchers"]
     assert (customer.text, customer.href) == ("Anna", "/?customer=c#customer")
     assert [cell.text for cell in rest] == ["r", f"5,00 zł off {visible(HOSTILE)}", "2026-01-02"]
-    known = showing.customer("c", None, None, [], [], vouchers=[given])
+    known = render.customer("c", None, None, [], [], vouchers=[given])
     assert [cell.text for cell in known.vouchers[0]] == [rows["vouchers"][0][0].text, *(cell.text for cell in rest)]
 
 
@@ -113,7 +113,7 @@ def test_whose_stock_has_fallen() -> None:
     assert [row[1:] for row in texts("alerts", now)] == [
         ["Milk", "3", "1\N{NO-BREAK SPACE}000"], [visible(HOSTILE), "-2", "1\N{NO-BREAK SPACE}000"],
     ]  # fmt: skip
-    assert showing.shown(now).tables["alerts"][0][1].href == "/?product=p#product"
+    assert render.shown(now).tables["alerts"][0][1].href == "/?product=p#product"
 
 
 def test_dead_letters_have_their_reasons() -> None:
@@ -136,17 +136,17 @@ def test_a_customer() -> None:
     at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
     bought = {"purchased_at": at, "product_id": "p", "product_name": None, "quantity": 2, "price": 5, "value": 10}
     known = {"first_name": "Anna", "last_name": "Nowak", "address": "a", "city": None, "registered_at": at}
-    found = showing.customer("anna", {"purchases": 1, "items": 2, "spent": 10}, known, [bought], [])
+    found = render.customer("anna", {"purchases": 1, "items": 2, "spent": 10}, known, [bought], [])
     assert found.name == "Anna Nowak"
     assert list(found.facts) == ["Address", "Registered", "Purchases", "Items", "Spent"]
     assert [cell.text for cell in found.purchases[0][1:]] == ["p", "2", "0,05 zł", "0,10 zł"]
-    nobody = showing.customer(HOSTILE, None, None, [], ["why"])
+    nobody = render.customer(HOSTILE, None, None, [], ["why"])
     assert (nobody.customer_id, nobody.name, nobody.facts, nobody.problems) == (visible(HOSTILE), "", {}, ["why"])
 
 
 def test_documents_of_other_programs_are_shown_as_they_are() -> None:
     """The page must not fail for one of them."""
-    shown = showing.customer("anna", None, {"_id": "anna"}, [{"_id": "p"}], [], vouchers=[{"_id": "v"}])
+    shown = render.customer("anna", None, {"_id": "anna"}, [{"_id": "p"}], [], vouchers=[{"_id": "v"}])
     assert shown.facts == {"Address": "", "Registered": "-"}
     assert [cell.text for cell in shown.purchases[0]] == ["-"] * 5
     assert [cell.text for cell in shown.vouchers[0]] == ["-", "-", "- off -", "-"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,8 @@ from yarl import URL
 from faust_batches import TOTALS_KEY
 from shopflow.config.settings import Config, Web
 from shopflow.shop.counts import Counted, advance, rebuilt
-from shopflow.web import peers
+from shopflow.web import answers, peers
+from shopflow.web.answers import answered
 from shopflow.web.api import counts as views
 
 ME, NEAR, FAR = URL("http://127.0.0.1:6066"), URL("http://127.0.0.1:6067"), URL("http://127.0.0.1:6068")
@@ -34,10 +36,10 @@ class Peers:
         self.asked.append(url)
         status, body = self.answers[url.port or 0]
 
-        async def read() -> dict[str, Any]:
-            return body
+        async def read() -> bytes:
+            return json.dumps(body).encode()
 
-        yield SimpleNamespace(status=status, json=read)
+        yield SimpleNamespace(status=status, read=read)
 
 
 class Worker:
@@ -76,24 +78,34 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Worker:
     """A worker that owns partitions 0 and 2."""
     made = Worker()
     monkeypatch.setattr(views, "app", made)
+    monkeypatch.setattr(answers, "app", made)
     monkeypatch.setattr(views, "purchase_counts", made)
+    monkeypatch.setattr(peers, "app", made)
     return made
 
 
-WEB = SimpleNamespace(json=lambda body, status=200, headers=None: (status, body))
+Handler = Callable[..., Coroutine[Any, Any, tuple[int, Any]]]
+#: The headers of the answers of a test.
+HEADERS: list[Mapping[str, str]] = []
+
+
+async def get(handler: Handler, *arguments: Any) -> tuple[int, Any]:
+    """Status and body of an answer."""
+    answer = await answered(handler(*arguments))
+    HEADERS.append(answer.headers)
+    assert isinstance(answer.body, bytes)
+    return answer.status, json.loads(answer.body)
 
 
 def sums() -> tuple[int, Any]:
     """GET /counts/"""
-    answer: tuple[int, Any] = asyncio.run(views.counts.get(WEB, None))
-    return answer
+    return asyncio.run(get(views.counts, None))
 
 
 def one(customer_id: str, query: str = "") -> tuple[int, Any]:
     """GET /counts/{customer_id}/"""
     request = SimpleNamespace(url=ME / "counts" / customer_id / "", query=dict.fromkeys(filter(None, [query]), "1"))
-    answer: tuple[int, Any] = asyncio.run(views.count.get(WEB, request, customer_id))
-    return answer
+    return asyncio.run(get(views.count, request, customer_id))
 
 
 def test_the_sums_are_those_of_the_partitions_that_are_ours(worker: Worker) -> None:
@@ -194,26 +206,12 @@ def test_a_customer_of_two_of_our_partitions_is_one_customer(worker: Worker) -> 
     assert one("anna") == (200, {"customer_id": "anna", "purchases": 2, "items": 3, "spent": 700})
 
 
-def answered(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """The bodies, with status and headers, of what is answered from now on."""
-    seen: list[dict[str, Any]] = []
-
-    def answer(body: Any, status: int = 200, headers: Any = None) -> tuple[int, Any]:
-        seen.append({"body": body, "status": status, "headers": headers})
-        return status, body
-
-    monkeypatch.setattr(WEB, "json", answer)
-    return seen
-
-
-def test_who_is_told_to_come_back_is_told_when(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_is_told_to_come_back_is_told_when(worker: Worker) -> None:
     """Clients and load balancers know `Retry-After`."""
-    seen = answered(monkeypatch)
+    HEADERS.clear()
     worker.serving = False
-    sums()
-    one("anna")
-    assert [answer["headers"] for answer in seen] == [{"Retry-After": "1"}] * 2
-    assert {answer["body"]["error"] for answer in seen} == {"the counts are being recovered"}
+    assert sums() == one("anna") == (503, {"error": "the counts are being recovered"})
+    assert [headers["Retry-After"] for headers in HEADERS] == ["1"] * 2
 
 
 def test_who_is_not_found_is_named(worker: Worker) -> None:
@@ -260,8 +258,7 @@ def test_a_worker_that_owns_nothing_says_so(worker: Worker) -> None:
 def page(partition: str, **query: str) -> tuple[int, Any]:
     """GET /counts/partitions/{partition}/"""
     request = SimpleNamespace(query=query)
-    answer: tuple[int, Any] = asyncio.run(views.partition_counts.get(WEB, request, partition))
-    return answer
+    return asyncio.run(get(views.partition_counts, request, partition))
 
 
 def test_the_customers_of_a_partition_come_in_pages_by_id(worker: Worker) -> None:
@@ -319,7 +316,7 @@ def test_a_long_page_lets_others_have_their_turn(worker: Worker) -> None:
                 await asyncio.sleep(0)
 
         request = SimpleNamespace(query={"limit": "10000"})
-        asked = asyncio.ensure_future(views.partition_counts.get(WEB, request, "0"))
+        asked = asyncio.ensure_future(get(views.partition_counts, request, "0"))
         await other()
         status, found = await asked
         return status, found, turns

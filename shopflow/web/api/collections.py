@@ -6,19 +6,15 @@ import re
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from shopflow.app import store
+from shopflow.app import config, store
 from shopflow.models import MAX_ID_LENGTH
 from shopflow.store.types import CUSTOMERS, Document
-from shopflow.web.answers import Refusal, limit_of, route, within
-
-from .forms import Problem
-
-__all__ = ["CURSOR", "customer", "products", "purchases"]
+from shopflow.web.answers import Refusal, limit_of, page_of, route, within, wrong_field
 
 #: How long MongoDB may take.
 MONGODB_SECONDS = 5.0
 
-#: Behind which purchase a page starts: its time in ms since 1970, and its id.
+#: The purchase before a page: its time in ms since 1970, and its id.
 CURSOR = rf"^(-?[0-9]{{1,15}}):([\s\S]{{1,{MAX_ID_LENGTH}}})$"
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -34,10 +30,10 @@ _PURCHASE = ("product_id", "quantity", "price", "value", "purchased_at")
 @route("get", "/products/")
 async def products(request: Any) -> tuple[int, Any]:
     """The products, by id, a page at a time."""
-    limit, after = limit_of(request), request.query.get("after", "")
+    limit, after = _limit(request), request.query.get("after", "")
     found = await within(MONGODB_SECONDS, "MongoDB", store.products_after(after, limit + 1))
-    page = [_shown(one, "product_id", _PRODUCT) for one in found[:limit]]
-    return 200, {"products": page, "next": page[-1]["product_id"] if len(found) > limit else None}
+    page, following = page_of(found, limit, lambda product: str(product["_id"]))
+    return 200, {"products": [_shown(one, "product_id", _PRODUCT) for one in page], "next": following}
 
 
 @route("get", "/customers/{customer_id:[^/]+}/")
@@ -54,15 +50,20 @@ async def customer(request: Any, customer_id: str) -> tuple[int, Any]:
 async def purchases(request: Any, customer_id: str) -> tuple[int, Any]:
     """A customer's purchases, oldest first, a page at a time."""
     _check_id(customer_id)
-    limit, after = limit_of(request), _cursor(request.query.get("after"))
+    limit, after = _limit(request), _cursor(request.query.get("after"))
     found = await within(MONGODB_SECONDS, "MongoDB", store.purchases_after(customer_id, after, limit + 1))
     if not found and after is None:
         registered = await within(MONGODB_SECONDS, "MongoDB", store.registered([customer_id]))
         if customer_id not in registered:
             raise Refusal(404, "No customer with this id has registered or bought anything.")
-    page = [_shown(one, "purchase_id", _PURCHASE) for one in found[:limit]]
-    following = _cursor_of(found[limit - 1]) if len(found) > limit else None
-    return 200, {"customer_id": customer_id, "purchases": page, "next": following}
+    page, following = page_of(found, limit, _cursor_of)
+    shown = [_shown(one, "purchase_id", _PURCHASE) for one in page]
+    return 200, {"customer_id": customer_id, "purchases": shown, "next": following}
+
+
+def _limit(request: Any) -> int:
+    most = config.web.max_events
+    return limit_of(request, most, min(100, most))
 
 
 def _check_id(customer_id: str) -> None:
@@ -80,7 +81,7 @@ def _cursor(text: str | None) -> tuple[datetime, str] | None:
         return None
     parts = re.fullmatch(CURSOR, text, re.ASCII)
     if parts is None:
-        raise Refusal(400, "The query is wrong.", [Problem("after", "must be the `next` of an earlier page")])
+        raise wrong_field("after", "must be the `next` of an earlier page")
     return _EPOCH + min(max(int(parts[1]), _FIRST), _LAST) * _MS, parts[2]
 
 

@@ -1,9 +1,9 @@
-"""What a client sends, checked: every problem by field, and what may go to Kafka."""
+"""Checks what a client sends: every problem by its field, and the records that may go to Kafka."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any, get_type_hints
 
@@ -12,8 +12,6 @@ import msgspec
 
 from shopflow.errors import Rejected
 from shopflow.shop.decoding import Decoder, check_value, encode, read_time, struct_of
-
-__all__ = ["Checked", "Form", "Problem", "Ready"]
 
 
 @dataclass(frozen=True)
@@ -24,21 +22,13 @@ class Problem:
     message: str
 
 
-@dataclass(frozen=True)
-class Ready:
-    """An event that the agents will take."""
-
-    id: str
-    key: bytes
-    value: bytes
-
-
-@dataclass(frozen=True)
+@dataclass
 class Checked:
-    """All that was sent: without problems, it is ready."""
+    """What was sent. Without problems, all of it may go to Kafka."""
 
-    ready: list[Ready]
-    problems: list[Problem]
+    ids: list[str] = field(default_factory=list)
+    records: list[tuple[bytes, bytes]] = field(default_factory=list)  #: key and value of each event
+    problems: list[Problem] = field(default_factory=list)
 
 
 class Form:
@@ -63,14 +53,14 @@ class Form:
     ) -> None:
         struct: Any = struct_of(record)
         self.made = made
-        self._fields = {field.name: field for field in msgspec.structs.fields(struct)}
+        self._kinds = {one.name: one for one in msgspec.structs.fields(struct)}
         self._times = {name for name, hint in get_type_hints(record).items() if hint is datetime}
         self._id, self._key = id_field, key_field
         self._accept = Decoder(record, key_field, max_bytes)
 
     def check(self, sent: Any) -> Checked:
         """Check what was decoded from JSON: an object, or an array of objects."""
-        checked = Checked([], [])
+        checked = Checked()
         if isinstance(sent, list):
             for number, one in enumerate(sent):
                 self._check_one(one, f"[{number}]", checked)
@@ -78,37 +68,38 @@ class Form:
             self._check_one(sent, "", checked)
         return checked
 
-    def _check_one(self, sent: Any, at: str, into: Checked) -> None:
+    def _check_one(self, sent: Any, at: str, checked: Checked) -> None:
         if not isinstance(sent, dict):
-            into.problems.append(Problem(at, "must be an object with the fields of an event"))
+            checked.problems.append(Problem(at, "must be an object with the fields of an event"))
             return
-        dot = f"{at}." if at else ""
         values: dict[str, Any] = {}
-        problems = []
-        for name, field in self._fields.items():
+        problems: dict[str, str] = {}
+        for name, kind in self._kinds.items():
             try:
-                self._take(name, field, sent, values)
+                self._take(name, kind, sent, values)
             except (msgspec.ValidationError, ValueError) as error:
-                problems.append(Problem(dot + name, str(error)))
+                problems[name] = str(error)
         if not problems:
             try:
-                into.ready.append(self._made_ready(values))
+                checked.records.append(self._record(values))
+                checked.ids.append(values[self._id])
             except Rejected as error:
-                problems.append(Problem(dot + _place(error), error.detail or error.reason))
-        into.problems.extend(problems)
+                problems[_place(error)] = error.detail or error.reason
+        dot = f"{at}." if at else ""
+        checked.problems += [Problem(dot + name, message) for name, message in problems.items()]
 
-    def _take(self, name: str, field: Any, sent: dict[str, Any], values: dict[str, Any]) -> None:
+    def _take(self, name: str, kind: Any, sent: dict[str, Any], values: dict[str, Any]) -> None:
         if name in sent:
-            value = self._time(sent[name], field.type) if name in self._times else _whole(sent[name])
-            values[name] = msgspec.convert(value, field.type)
+            value = self._time(sent[name], kind.type) if name in self._times else _whole(sent[name])
+            values[name] = msgspec.convert(value, kind.type)
         elif name in self.made:
             values[name] = self.made[name]()
-        elif field.required:
+        elif kind.required:
             raise ValueError("is missing")
 
     @staticmethod
     def _time(sent: Any, kind: Any) -> Any:
-        """A time in UTC, or what is none as it came."""
+        """A time in UTC; what is no time as it came."""
         try:
             time = msgspec.convert(sent, kind)
         except msgspec.ValidationError:
@@ -121,7 +112,7 @@ class Form:
         except OverflowError:
             raise ValueError("is out of range in UTC") from None
 
-    def _made_ready(self, values: dict[str, Any]) -> Ready:
+    def _record(self, values: dict[str, Any]) -> tuple[bytes, bytes]:
         """Raises:
         Rejected: The agents would not take it.
         """
@@ -130,11 +121,11 @@ class Form:
         value = encode({name: one for name, one in values.items() if one is not None})
         key = values[self._key].encode()
         self._accept(key, value)  # the very check of the agents: what was accepted here is never a dead letter
-        return Ready(values[self._id], key, value)
+        return key, value
 
 
 def _whole(sent: Any) -> Any:
-    """JSON knows one kind of number, and JSON Schema calls 2.0 an integer."""
+    """2.0 as 2: JSON Schema calls both an integer."""
     return int(sent) if isinstance(sent, float) and sent.is_integer() else sent
 
 

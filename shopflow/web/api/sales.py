@@ -1,4 +1,4 @@
-"""Web view of the sales: what all workers together have sold of each product."""
+"""View of the sales: what all workers together have sold of each product."""
 
 from __future__ import annotations
 
@@ -11,29 +11,26 @@ import msgspec
 from yarl import URL
 
 from faust_batches import TOTALS_KEY, position_of
-from shopflow.app import app, config
+from shopflow.app import config
 from shopflow.errors import Unavailable
 from shopflow.shop.counts import decode_count
 from shopflow.shop.sales import PERIODS, key_of, start_of
 from shopflow.tables import product_sales
 from shopflow.web import peers
+from shopflow.web.answers import Refusal, limit_of, owned, route, wrong_parameter
 from shopflow.web.client import reason
 
-__all__ = ["sales"]
-
-#: Marks a request that one worker makes of another: answer from what you have, ask nobody.
-_LOCAL = "local"
-_ROWS, _MOST_ROWS = 1_000, 10_000
-#: Rows that a worker looks at for one answer, and before other coroutines get a turn.
+ROWS, MOST_ROWS = 1_000, 10_000
+#: Most rows that a worker reads for one answer, and at once.
 _MOST_READ, _SLICE = 200_000, 1_000
-#: How far back is looked where nothing is said.
+#: How far back the sales go without `since`.
 _BACK = {"day": timedelta(days=60), "hour": timedelta(hours=48)}
 
 Sold = dict[tuple[str, str], list[int]]  # (start, product_id) -> purchases, units, revenue
 
 
 class Wanted(NamedTuple):
-    """What is asked for."""
+    """The query."""
 
     by: str
     since: datetime | None
@@ -41,48 +38,41 @@ class Wanted(NamedTuple):
     limit: int
 
 
-class QueryError(ValueError):
-    """A parameter is wrong; the message names it."""
+class Answer(msgspec.Struct):
+    """What a worker answers to another: the sums of its own partitions."""
+
+    partitions: list[int]
+    sales: list[tuple[str, str, int, int, int]]  #: start, product_id, purchases, units, revenue
 
 
-class NotNow(Exception):  # noqa: N818 - named by the reaction
-    """The answer would be too small: not all partitions are there."""
-
-
-@app.page("/sales/")
-async def sales(web: Any, request: Any) -> Any:
+@route("get", "/sales/")
+async def sales(request: Any) -> tuple[int, Any]:
     """What was sold of each product: `?by=total|day|hour&since=TIME&product_id=ID&limit=N`, over all workers."""
-    try:
-        wanted = _wanted(request.query)
-        partitions, sold = await _local(wanted)
-        if _LOCAL in request.query:
-            return web.json({"partitions": partitions, "sales": [[*key, *sums] for key, sums in sold.items()]})
-        await _add_others(request.query, partitions, sold)
-    except QueryError as error:
-        return web.json({"error": str(error)}, status=400)
-    except NotNow as error:
-        return web.json({"error": str(error)}, status=503, headers={"Retry-After": "1"})
+    wanted = _wanted(request)
+    partitions, sold = await _local(wanted)
+    if peers.LOCAL in request.query:
+        return 200, {"partitions": partitions, "sales": [[*key, *sums] for key, sums in sold.items()]}
+    await _add_others(request.query, partitions, sold)
     rows = _sorted(wanted, sold)
     since = wanted.since.isoformat() if wanted.since else None
     shown = [_shown(wanted, key, sums) for key, sums in rows[: wanted.limit]]
-    return web.json({"by": wanted.by, "since": since, "sales": shown, "more": len(rows) > wanted.limit})
+    return 200, {"by": wanted.by, "since": since, "sales": shown, "more": len(rows) > wanted.limit}
 
 
-def _wanted(query: Mapping[str, str]) -> Wanted:
+def _wanted(request: Any) -> Wanted:
+    query = request.query
     by = query.get("by", "total")
     if by not in PERIODS:
-        raise QueryError(f"by: must be one of {', '.join(PERIODS)}")
-    limit = query.get("limit", str(_ROWS))
-    if not (limit.isascii() and limit.isdigit() and len(limit) < 10 and 1 <= int(limit) <= _MOST_ROWS):
-        raise QueryError(f"limit: must be a whole number from 1 to {_MOST_ROWS}")
-    return Wanted(by, _since(by, query.get("since")), query.get("product_id", ""), int(limit))
+        raise wrong_parameter("by", f"must be one of {', '.join(PERIODS)}")
+    limit = limit_of(request, MOST_ROWS, ROWS, wrong_parameter)
+    return Wanted(by, _since(by, query.get("since")), query.get("product_id", ""), limit)
 
 
 def _since(by: str, text: str | None) -> datetime | None:
-    """UTC, cut to the start of its period: that one is whole."""
+    """UTC, cut to the start of its period, so that the first period is whole."""
     if by == "total":
         if text is not None:
-            raise QueryError("since: goes with by=day or by=hour")
+            raise wrong_parameter("since", "goes with by=day or by=hour")
         return None
     if text is None:
         time = datetime.now(timezone.utc) - _BACK[by]
@@ -92,41 +82,35 @@ def _since(by: str, text: str | None) -> datetime | None:
             time = datetime.fromisoformat(text.replace(" ", "+").replace("Z", "+00:00"))
             time = time.replace(tzinfo=time.tzinfo or timezone.utc).astimezone(timezone.utc)
         except (ValueError, OverflowError) as error:
-            raise QueryError("since: must be a time in ISO 8601, like 2026-05-01 or 2026-05-01T12:00Z") from error
+            example = "2026-05-01 or 2026-05-01T12:00Z"
+            raise wrong_parameter("since", f"must be a time in ISO 8601, like {example}") from error
     time = time.replace(minute=0, second=0, microsecond=0)
     return time.replace(hour=0) if by == "day" else time
 
 
 async def _local(wanted: Wanted) -> tuple[list[int], Sold]:
-    """What this worker's partitions have.
+    """What was sold in this worker's partitions.
 
     Raises:
-        NotNow: They change hands.
-        QueryError: It is too much for one answer.
+        Refusal: The partitions change hands, or it is too much for one answer.
     """
     sold: Sold = {}
     read = 0
-    partitions = _owned()
+    partitions = owned(product_sales, "sales")
     for partition in partitions:
         for rows in _slices(partition, wanted):
             read += len(rows)
             if read > _MOST_READ:
-                raise QueryError(f"since: more than {_MOST_READ} entries since then; ask for a later time")
+                raise wrong_parameter("since", f"more than {_MOST_READ} entries since then; ask for a later time")
             for key, value in rows:
                 _, start, product_id = key.decode().split(" ", 2)
                 if not wanted.product_id or product_id == wanted.product_id:
                     count = decode_count(value)
                     _add(sold, (start, product_id), (count.purchases, count.items, count.spent))
             await asyncio.sleep(0)
-            if partition not in _owned():  # its database may be another's by now
-                raise NotNow(f"partition {partition} goes to another worker")
+            if partition not in owned(product_sales, "sales"):  # its database may be another's by now
+                raise Refusal(503, f"partition {partition} goes to another worker")
     return partitions, sold
-
-
-def _owned() -> list[int]:
-    if not app.serving:
-        raise NotNow("the sales are being recovered")
-    return product_sales.owned_partitions()
 
 
 def _slices(partition: int, wanted: Wanted) -> Iterator[list[tuple[bytes, bytes]]]:
@@ -151,38 +135,30 @@ def _add(sold: Sold, key: tuple[str, str], sums: Sequence[int]) -> None:
 
 
 async def _add_others(query: Mapping[str, str], partitions: list[int], sold: Sold) -> None:
-    """Add what the other workers have.
+    """Add what the other workers sold.
 
     Raises:
-        NotNow: One does not answer, or a partition is nobody's.
+        Refusal: One does not answer, or no worker has a partition.
     """
-    others = sorted(set(peers.known()) - {peers.me()}, key=str)
     found = set(partitions)
-    for answer in await asyncio.gather(*(_ask(host, query) for host in others)):
+    for answer in await asyncio.gather(*(_ask(host, query) for host in peers.others())):
         if found & set(answer.partitions):
-            raise NotNow("partitions change hands")
+            raise Refusal(503, "partitions change hands")
         found |= set(answer.partitions)
         for start, product_id, *sums in answer.sales:
             _add(sold, (start, product_id), sums)
     if missing := sorted(set(range(config.topics.partitions)) - found):
-        raise NotNow(f"partition {missing[0]}: no worker has it now")
-
-
-class Answer(msgspec.Struct):
-    """What a worker answers to another."""
-
-    partitions: list[int]
-    sales: list[tuple[str, str, int, int, int]]
+        raise Refusal(503, f"partition {missing[0]}: no worker has it now")
 
 
 async def _ask(host: URL, query: Mapping[str, str]) -> Answer:
     try:
-        status, body = await peers.ask(host, "/sales/", {**query, _LOCAL: "1"})
+        status, body = await peers.ask(host, "/sales/", {**query, peers.LOCAL: "1"})
         if status != 200:
-            raise NotNow(f"another worker, {host}: {reason(body, status)}")
+            raise Refusal(503, f"another worker, {host}: {reason(body, status)}")
         return msgspec.json.decode(body, type=Answer)
     except (Unavailable, msgspec.MsgspecError) as error:
-        raise NotNow(f"another worker, {host}: {error}") from error
+        raise Refusal(503, f"another worker, {host}: {error}") from error
 
 
 def _sorted(wanted: Wanted, sold: Sold) -> list[tuple[tuple[str, str], list[int]]]:

@@ -1,11 +1,10 @@
-"""What Prometheus is told: each metric declared once, with its meaning. Counted once a batch, never once a record."""
+"""The metrics for Prometheus, each declared once with its meaning. Counted once a batch, never once a record."""
 
 from __future__ import annotations
 
 from collections import Counter as Counts
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from statistics import fmean
 from time import monotonic
 from typing import Any
@@ -25,11 +24,10 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from faust_batches import Batch, Outage
+from faust_batches import App, Batch, Outage
 from shopflow.errors import PartitionLost, Unavailable
-from shopflow.kafka.lag import Lags
-
-from .probes import Activity
+from shopflow.kafka.lag import Lags, Place
+from shopflow.shop.failure_limit import Limit
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, that nobody asks for
 
@@ -42,35 +40,13 @@ _LONG_SECONDS = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0,
 _METHODS = {"GET", "HEAD", "POST"}
 
 
-@dataclass(frozen=True)
-class Sources:
-    """What is read when Prometheus asks.
-
-    Arguments:
-        lags: What waits in Kafka.
-        owned: The partitions that are ours.
-        topics: All topics whose partitions could be.
-        outages: A server's each.
-        serving: Are the tables of our partitions complete?
-        stopped: Topics that are held up on purpose.
-        monitor: Faust's own.
-    """
-
-    lags: Lags
-    owned: Callable[[], Collection[Any]]
-    topics: Callable[[], Collection[str]]
-    outages: Sequence[Outage]
-    serving: Callable[[], bool]
-    stopped: Callable[[], Collection[str]]
-    monitor: Callable[[], Any]
-
-
 class Metrics:
-    """All of them, in a registry of their own."""
+    """All metrics of a worker, in a registry of their own."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry(auto_describe=True)
-        self.activity = Activity()
+        #: Batches begun and done in each partition, counted together.
+        self.activity: Counts[Place] = Counts()
 
         def counter(name: str, meaning: str, *labels: str) -> Counter:
             return Counter(name, meaning, labels, registry=registry)
@@ -124,12 +100,12 @@ class Metrics:
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=registry)
 
-    def watch(self, sources: Sources) -> None:
-        """Also tell what is read only when Prometheus asks. Once."""
-        self.registry.register(_Reading(sources))
+    def watch(self, app: App, lags: Lags, limit: Limit, mongodb: Outage) -> None:
+        """Also report what is read only when Prometheus asks. To be called once."""
+        self.registry.register(_Reading(app, lags, limit, mongodb))
 
     def text(self) -> bytes:
-        """All of them, in Prometheus' text format."""
+        """All metrics, in Prometheus' text format."""
         return generate_latest(self.registry)
 
     # -- what is counted
@@ -137,8 +113,8 @@ class Metrics:
     @contextmanager
     def batch(self, batch: Batch) -> Iterator[None]:
         """Time and count a try of a batch (`App.on_batch`)."""
-        topic, place = batch.tp.topic, (batch.tp.topic, batch.tp.partition)
-        self.activity.mark(place)
+        topic = batch.tp.topic
+        self.activity[batch.tp] += 1
         began = monotonic()
         try:
             yield
@@ -147,7 +123,7 @@ class Metrics:
         except Exception:
             self.batch_failures.labels(topic).inc()
             raise
-        self.activity.mark(place)
+        self.activity[batch.tp] += 1
         self.batch_seconds.labels(topic).observe(monotonic() - began)
         self.batch_records.labels(topic).observe(len(batch.records))
 
@@ -159,32 +135,32 @@ class Metrics:
                 self.documents.labels(collection, outcome).inc(count)
 
     def rejected(self, topic: str, reason: str, count: int) -> None:
-        """So many records of a topic went to the dead letters."""
+        """Count records of a topic that went to the dead letters."""
         self.dead_letters.labels(topic, reason).inc(count)
 
     def answered(self, view: str, method: str, status: int, seconds: float) -> None:
-        """An HTTP request was answered."""
+        """Count an HTTP request by its answer."""
         self.http_requests.labels(view, method if method in _METHODS else "other", str(status)).inc()
         self.http_seconds.labels(view).observe(seconds)
 
 
 class Rebalances(faust.Sensor):
-    """Tells how long partitions took to change hands, and how much of it was the recovery of tables."""
+    """Measures the rebalances, and the recovery of tables in them."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         super().__init__()
 
     def on_rebalance_start(self, app: Any) -> dict[str, float]:
-        """Partitions begin to change hands."""
+        """A rebalance begins."""
         return {"start": monotonic()}
 
     def on_rebalance_return(self, app: Any, state: dict[str, float]) -> None:
-        """We know ours."""
+        """The partitions are assigned; the recovery begins."""
         state["return"] = monotonic()
 
     def on_rebalance_end(self, app: Any, state: dict[str, float]) -> None:
-        """Work goes on."""
+        """The tables are recovered; the work goes on."""
         now = monotonic()
         self._metrics.rebalance_seconds.observe(now - state["start"])
         if "return" in state:
@@ -192,10 +168,10 @@ class Rebalances(faust.Sensor):
 
 
 class _Reading(Collector):
-    """What is read when Prometheus asks."""
+    """The metrics that are read when Prometheus asks."""
 
-    def __init__(self, sources: Sources) -> None:
-        self._sources = sources
+    def __init__(self, app: App, lags: Lags, limit: Limit, mongodb: Outage) -> None:
+        self._app, self._lags, self._limit, self._mongodb = app, lags, limit, mongodb
 
     def collect(self) -> Iterator[Metric]:
         yield from self._partitions()
@@ -204,7 +180,7 @@ class _Reading(Collector):
         yield from self._faust()
 
     def _partitions(self) -> Iterable[Metric]:
-        lags = self._sources.lags
+        lags = self._lags
         labels = ["topic", "partition"]
         waiting = GaugeMetricFamily(
             "shopflow_consumer_lag_records", "Records of an owned partition that are not committed yet.", labels=labels
@@ -213,12 +189,12 @@ class _Reading(Collector):
             "shopflow_committed_offset", "What the group has committed in an owned partition.", labels=labels
         )
         end = GaugeMetricFamily("shopflow_end_offset", "Where an owned partition ends.", labels=labels)
-        assigned = Counts(dict.fromkeys(self._sources.topics(), 0))
-        for tp in self._sources.owned():
+        assigned = Counts(dict.fromkeys(self._app.batched_topics, 0))
+        for tp in self._app.owned:
             assigned[tp.topic] += 1
-            if span := lags.spans.get((tp.topic, tp.partition)):
+            if span := lags.spans.get(tp):
                 place = [tp.topic, str(tp.partition)]
-                waiting.add_metric(place, lags.waiting((tp.topic, tp.partition)))
+                waiting.add_metric(place, lags.waiting(tp))
                 committed.add_metric(place, span.done)
                 end.add_metric(place, span.end)
         owned = GaugeMetricFamily("shopflow_assigned_partitions", "Partitions that this worker owns.", labels=["topic"])
@@ -241,7 +217,7 @@ class _Reading(Collector):
             "Requests that a server did not answer, or refused for now; each is made again.",
             labels=["server"],
         )
-        for outage in self._sources.outages:
+        for outage in (self._mongodb, self._app.kafka_outage):
             server, gone = [outage.service.lower()], outage.seconds
             away.add_metric(server, gone is not None)
             seconds.add_metric(server, gone or 0.0)
@@ -252,20 +228,20 @@ class _Reading(Collector):
         serving = GaugeMetricFamily(
             "shopflow_serving",
             "1 when this worker's tables are complete; 0 while partitions move or tables recover.",
-            value=float(self._sources.serving()),
+            value=float(self._app.serving),
         )
         stopped = GaugeMetricFamily(
             "shopflow_topic_stopped",
             "1 when a topic is held up since too many of its records can't be accepted.",
             labels=["topic"],
         )
-        held = self._sources.stopped()
-        for topic in sorted(self._sources.topics()):
+        held = self._limit.stopped
+        for topic in sorted(self._app.batched_topics):
             stopped.add_metric([topic], topic in held)
         return serving, stopped
 
     def _faust(self) -> Iterable[Metric]:
-        monitor = self._sources.monitor()
+        monitor = self._app.monitor
         received = CounterMetricFamily(
             "shopflow_faust_messages_received",
             "What Faust's consumer delivered: batches, and changelog records.",

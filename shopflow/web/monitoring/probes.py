@@ -1,54 +1,35 @@
-"""Is this worker alive, and is it ready? Alive: a restart would not help. Ready: it does its share of the work."""
+"""Whether a worker is live (a restart would not help) and ready (it does its share of the work)."""
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Mapping
-from time import monotonic
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from faust_batches import Outage
-from shopflow.errors import Unavailable
+from faust_batches import App, Outage
 from shopflow.kafka.lag import LOOK_SECONDS, Lags, Place
-
-__all__ = ["Activity", "Health", "Ping", "Progress", "Pulse"]
+from shopflow.shop.failure_limit import Limit
+from shopflow.store import MongoStore
+from shopflow.web.cached import Cached
 
 #: How long an answer to a ping is waited for, and how long it counts.
 PING_SECONDS = 1.0
 _PING_COUNTS_SECONDS = 1.0
-#: A ping without an answer for so long is given up, and another one sent.
-_PING_GIVEN_UP_SECONDS = 5.0
-#: So many turns of the worker's loop, one a second, without one of the consumer's thread: it is stuck.
+#: The consumer's thread is stuck after so many turns of the worker's loop, one a second, without one of its own.
 STUCK_TURNS = 60
-#: Events that wait for so long, while nothing is tried and everything else is well: their actor is stuck.
+#: An actor is stuck when its events wait for so long, while nothing is tried and everything else is well.
 STUCK_SECONDS = 300.0
 
 
-class Activity:
-    """Counts what is done in each partition: a batch begun, a batch done."""
-
-    def __init__(self) -> None:
-        self._marks: Counter[Place] = Counter()
-
-    def mark(self, place: Place) -> None:
-        """Something was done there."""
-        self._marks[place] += 1
-
-    def of(self, place: Place) -> int:
-        """How often."""
-        return self._marks[place]
-
-
 class Pulse:
-    """Does a thread's loop turn? Counted in turns of our own: after a sleep of the machine nobody looks stuck."""
+    """Whether a thread's loop turns. Counted in turns of our own: after a sleep of the machine nobody looks stuck."""
 
     def __init__(self) -> None:
         self.missed = 0  #: turns of ours since the thread was asked for one, and did not answer
         self._asked = self._begun = False
 
     def turn(self, ask: Callable[[Callable[[], None]], None]) -> None:
-        """Our loop has turned. `ask` has a callback called in the thread."""
+        """Count a turn of our loop. `ask` has a callback called in the thread."""
         if self._asked:
             self.missed += self._begun
             return
@@ -65,15 +46,15 @@ class Pulse:
 
     @property
     def stuck(self) -> bool:
-        """Did it miss too many?"""
+        """True if it missed too many turns."""
         return self.missed >= STUCK_TURNS
 
 
 class Progress:
-    """Which partitions stand still though events wait. Pure; counted in looks, so that a sleep is not taken for one.
+    """Which partitions stand still though events wait. Counted in looks, so that a sleep of the machine is none.
 
     Arguments:
-        looks: So many without a change, and it stands still.
+        looks: A partition stands still after so many looks without a change.
     """
 
     def __init__(self, looks: int) -> None:
@@ -81,7 +62,7 @@ class Progress:
         self._seen: dict[Place, tuple[Any, int]] = {}
 
     def look(self, waiting: Mapping[Place, Any]) -> None:
-        """Note how far each partition is in which events wait, and whose fault it would be if they did so for long."""
+        """Record the progress of every partition that has lag."""
         self._seen = {
             place: (state, self._seen[place][1] + 1 if self._seen.get(place, (None,))[0] == state else 0)
             for place, state in waiting.items()
@@ -89,149 +70,97 @@ class Progress:
 
     @property
     def suspected(self) -> bool:
-        """Has any not moved since the last look?"""
+        """True if a partition has not moved since the last look."""
         return any(times for _, times in self._seen.values())
 
     @property
     def still(self) -> list[Place]:
-        """Those that did not move for too long."""
+        """The partitions that have not moved for too long."""
         return sorted(place for place, (_, times) in self._seen.items() if times >= self._looks)
-
-
-class Ping:
-    """Whether a server answers within a second. Never more than one ping is under way, and none is waited for longer.
-
-    Arguments:
-        ping: Raises `Unavailable` when the server does not answer.
-        answered: Called when it did.
-    """
-
-    def __init__(self, ping: Callable[[], Awaitable[None]], answered: Callable[[], None] = lambda: None) -> None:
-        self._ping = ping
-        self._answered = answered
-        self._task: asyncio.Task[bool] | None = None
-        self._sent = 0.0
-        self._known: tuple[float, bool] = (float("-inf"), False)
-
-    async def ok(self) -> bool:
-        """Does it answer?"""
-        at, answers = self._known
-        if monotonic() - at < _PING_COUNTS_SECONDS:
-            return answers
-        if self._task is not None and not self._task.done() and monotonic() - self._sent > _PING_GIVEN_UP_SECONDS:
-            self._task.cancel()
-            self._task = None
-        if self._task is None or self._task.done():
-            self._sent = monotonic()
-            self._task = asyncio.ensure_future(self._try())
-        task = self._task
-        await asyncio.wait([task], timeout=PING_SECONDS)
-        answers = task.done() and not task.cancelled() and task.result()
-        self._known = (monotonic(), answers)
-        return answers
-
-    async def _try(self) -> bool:
-        try:
-            await self._ping()
-        except Unavailable:
-            return False
-        self._answered()
-        return True
 
 
 class Health:
     """What the probes are told.
 
     Arguments:
-        lags: What waits in Kafka.
-        serving: Are the tables of our partitions complete?
-        joined: Has the group ever told us which partitions are ours?
-        owned: The partitions that are ours.
-        stopped: Topics that are held up on purpose.
-        session: Is it sure that they are ours?
-        ping: MongoDB's.
-        mongodb, kafka: Whether they are away, as all of the worker see it.
+        mongodb: Whether MongoDB is away, as the whole worker sees it.
+        limit: Knows the topics that are held up on purpose.
+        activity: Counts the batches begun and done in each partition.
         patience: How long a batch may rightly wait, in seconds.
     """
 
     def __init__(
         self,
+        app: App,
+        store: MongoStore,
         *,
-        lags: Lags,
-        activity: Activity,
-        serving: Callable[[], bool],
-        joined: Callable[[], bool],
-        owned: Callable[[], Collection[Any]],
-        stopped: Callable[[], Collection[str]],
-        session: Callable[[], bool],
-        ping: Ping,
         mongodb: Outage,
-        kafka: Outage,
+        lags: Lags,
+        limit: Limit,
+        activity: Counter[Place],
         patience: float = 0.0,
     ) -> None:
         self.pulse = Pulse()
-        self._lags = lags
-        self._activity = activity
-        self._serving, self._joined, self._owned, self._stopped = serving, joined, owned, stopped
-        self._session = session
-        self._ping = ping
-        self._mongodb, self._kafka = mongodb, kafka
+        self._app = app
+        self._store, self._mongodb = store, mongodb
+        self._pinged: Cached[None] = Cached(self._ping, _PING_COUNTS_SECONDS, None)
+        self._lags, self._limit, self._activity = lags, limit, activity
         self._seconds = STUCK_SECONDS + patience
         self.progress = Progress(round(self._seconds / LOOK_SECONDS))
 
     async def looked(self) -> None:
-        """The lags are new: note which partitions stand still, unless there is a reason for it."""
-        stopped = self._stopped()
-        waiting = {
-            place: (self._lags.spans[place].done, self._activity.of(place))
-            for place in map(_place, self._owned())
-            if place[0] not in stopped and self._lags.waiting(place)
+        """Take in new lags: note which partitions stand still, unless there is a reason for it."""
+        stopped = self._limit.stopped
+        waiting: dict[Place, tuple[int, int]] = {
+            tp: (self._lags.spans[tp].done, self._activity[tp])
+            for tp in self._app.owned
+            if tp.topic not in stopped and self._lags.waiting(tp)
         }
         self.progress.look({} if self._excused() else waiting)
-        if self.progress.suspected and not await self._ping.ok():
+        if self.progress.suspected and not await self.mongodb_answers():
             self.progress.look({})
 
     def _excused(self) -> bool:
-        away = self._mongodb.seconds is not None or self._kafka.seconds is not None
-        return away or not self._serving() or not self._session()
+        away = self._mongodb.seconds is not None or self._app.kafka_outage.seconds is not None
+        return away or not self._app.serving or not self._app.lease.valid
 
     def live(self) -> list[str]:
-        """Why a restart would help; nothing when it would not. That this is answered says that the loop turns."""
-        reasons = []
-        if self.pulse.stuck:
-            reasons.append("the thread that talks to Kafka is stuck")
-        for topic, partition in self.progress.still:
-            reasons.append(
-                f"events wait in partition {partition} of {topic}, and for {self._seconds:g} s nothing was done"
-            )
-        return reasons
+        """Why a restart would help; empty when it would not. An answer at all says that the loop turns."""
+        return ["the thread that talks to Kafka is stuck"] * self.pulse.stuck + [
+            f"events wait in partition {partition} of {topic}, and for {self._seconds:g} s nothing was done"
+            for topic, partition in self.progress.still
+        ]
 
     async def ready(self) -> list[str]:
-        """Why it does not do its share of the work; nothing when it does."""
+        """Why the worker does not do its share of the work; empty when it does."""
         reasons = [*self._group_reasons(), *self._kafka_reasons()]
-        mongodb_answers = await self._ping.ok()
-        if not mongodb_answers:
+        if not await self.mongodb_answers():
             reasons.append("MongoDB does not answer")
         elif self._mongodb.seconds is not None:
             reasons.append("MongoDB is away, or refuses to write")
         return reasons + self.live()
 
+    async def mongodb_answers(self) -> bool:
+        """True if MongoDB answers within a second, or has answered within the last one."""
+        await self._pinged.get(PING_SECONDS)
+        return self._pinged.failure == "" and not self._pinged.asking
+
+    async def _ping(self) -> None:
+        await self._store.ping()
+        self._mongodb.succeeded(self._store)  # without work nobody else would see an outage end
+
     def _group_reasons(self) -> list[str]:
-        if not self._joined():
+        if not self._app.joined:
             return ["no partitions were assigned yet"]
-        if not self._serving():
+        if not self._app.serving:
             return ["partitions change hands, or their tables are being recovered"]
         return []
 
     def _kafka_reasons(self) -> list[str]:
-        if self._kafka.seconds is not None:
+        if self._app.kafka_outage.seconds is not None:
             return ["Kafka is away"]
         if self._lags.answers is False:
             return ["Kafka does not answer"]
-        if self._serving() and not self._session():
+        if self._app.serving and not self._app.lease.valid:
             return ["Kafka has not answered for so long that the partitions may be another worker's by now"]
         return []
-
-
-def _place(tp: Any) -> Place:
-    return tp.topic, tp.partition

@@ -7,10 +7,11 @@ from collections.abc import Awaitable, Callable
 from time import monotonic
 from typing import Any
 
-from aiohttp import web as http
+from aiohttp import web
 
 from shopflow.app import app
 from shopflow.bootstrap import parts
+from shopflow.web.answers import route
 
 from .metrics import CONTENT_TYPE
 
@@ -21,7 +22,7 @@ metrics, health = parts.metrics, parts.health
 
 
 async def _turn() -> None:
-    """Once a second: is the event loop late, and does the consumer's turn?"""
+    """Measure once a second how late the event loop is, and whether the consumer's thread turns."""
     while True:
         due = monotonic() + _TURN_SECONDS
         await asyncio.sleep(_TURN_SECONDS)
@@ -32,43 +33,39 @@ async def _turn() -> None:
 app.watching += [parts.lags.run, _turn]
 
 
-@app.page("/health/live/", name="live_")
-@app.page("/health/live", name="live")
-async def live(web: Any, request: Any) -> Any:
+@route("get", "/health/live")
+async def live(request: Any) -> tuple[int, Any]:
     """200 unless a restart would help. Kafka or MongoDB away are no reason."""
-    return _told(web, "live", health.live())
+    return _told("live", health.live())
 
 
-@app.page("/health/ready/", name="ready_")
-@app.page("/health/ready", name="ready")
-async def ready(web: Any, request: Any) -> Any:
+@route("get", "/health/ready")
+async def ready(request: Any) -> tuple[int, Any]:
     """200 when this worker does its share of the work, else 503 and why it does not."""
-    return _told(web, "ready", await health.ready())
+    return _told("ready", await health.ready())
 
 
 @app.page("/metrics/", name="metrics_")
 @app.page("/metrics", name="metrics")
-async def show_metrics(web: Any, request: Any) -> Any:
-    """For Prometheus."""
+async def show_metrics(view: Any, request: Any) -> Any:
+    """The metrics, for Prometheus."""
     metrics.is_ready.set(not await health.ready())
     metrics.is_live.set(not health.live())
-    return web.bytes(metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+    return web.Response(body=metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
 
-def _told(web: Any, state: str, reasons: list[str]) -> Any:
-    if not reasons:
-        return web.json({"status": state})
-    return web.json({"status": f"not {state}", "reasons": reasons}, status=503)
+def _told(state: str, reasons: list[str]) -> tuple[int, Any]:
+    return (503, {"status": f"not {state}", "reasons": reasons}) if reasons else (200, {"status": state})
 
 
-@http.middleware
-async def _counted(request: http.Request, handler: Callable[[http.Request], Awaitable[http.StreamResponse]]) -> Any:
+@web.middleware
+async def _counted(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> Any:
     """Count every request, also those that other middlewares refuse."""
     began, status = monotonic(), 500
     try:
         response = await handler(request)
         status = response.status
-    except http.HTTPException as error:
+    except web.HTTPException as error:
         status = error.status
         raise
     except asyncio.CancelledError:
@@ -79,7 +76,7 @@ async def _counted(request: http.Request, handler: Callable[[http.Request], Awai
     return response
 
 
-def _view_of(request: http.Request) -> str:
+def _view_of(request: web.Request) -> str:
     """The path as it was declared: what a client asks for can be anything."""
     resource = request.match_info.route.resource
     return "unknown" if resource is None else resource.canonical.rstrip("/") or "/"

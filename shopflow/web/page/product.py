@@ -1,25 +1,37 @@
-"""What the page shows of a product: its prices and what was sold at them, as texts and as a chart's columns. Pure."""
+"""What the page shows of a product: its prices and what was sold at them, as texts and as a chart's columns.
+
+MongoDB is asked for each product that somebody looks at now and then, however many look.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+from functools import lru_cache, partial
 from itertools import pairwise
 
 import msgspec
 
+from shopflow.app import store
+from shopflow.models import MAX_ID_LENGTH
+from shopflow.shop import price_history, stock
 from shopflow.shop.price_history import Course, Period, Prices
 from shopflow.shop.text import day_and_time, grouped, money, visible
+from shopflow.web.cached import Cached
 
-from .render import Cell, Rows, short
+from .render import Cell, Rows, row, short
 
-__all__ = ["Columns", "Picture", "Product", "columns", "product"]
-
+#: How old what is shown may be.
+_SECONDS = 5.0
+#: Sums over many purchases take long: MongoDB has a rest of so many times as long.
+_REST = 9.0
+_PATIENCE_SECONDS = 3.0
+#: Products that are remembered; prices of a product, the last ones, that are shown; how far back sales are.
+_PRODUCTS, _PRICES, _BACK = 32, 30, timedelta(days=365)
 _HOUR = timedelta(hours=1)
-#: What is less is hardly anything; what is more is shown without a decimal.
+#: Units an hour: fewer are shown as "< 0.1", more without a decimal.
 _FEW, _MANY = 0.1, 10
-_NO_PRICE = "not for sale"
 
 
 @dataclass(frozen=True)
@@ -63,6 +75,51 @@ class Columns(msgspec.Struct):
     units: list[int] = []
 
 
+# -- asking MongoDB
+
+
+async def shown(product_id: str) -> Product | None:
+    """What the page shows of a product; None without an id."""
+    if not product_id:
+        return None
+    if len(product_id) > MAX_ID_LENGTH:
+        return product(product_id, None, [f"A product's id has at most {MAX_ID_LENGTH} characters."])
+    cached = _watched(product_id)
+    found = await cached.get(_PATIENCE_SECONDS)
+    problems = []
+    if cached.failure != "":
+        problems = [f"The prices are not known now: {cached.failure or 'MongoDB does not answer'}."]
+    elif found is None:
+        problems = ["There is no product with this id."]
+    return product(product_id, found, problems)
+
+
+async def course(product_id: str) -> Columns:
+    """The columns of the product's chart."""
+    if not 0 < len(product_id) <= MAX_ID_LENGTH:
+        return Columns()
+    return columns(await _watched(product_id).get(_PATIENCE_SECONDS))
+
+
+@lru_cache(maxsize=_PRODUCTS)
+def _watched(product_id: str) -> Cached[Picture | None]:
+    return Cached(partial(_ask, product_id), _SECONDS, None, rest=_REST)
+
+
+async def _ask(product_id: str) -> Picture | None:
+    now = datetime.now(timezone.utc)
+    prices = await price_history.read(store, product_id, most=_PRICES)
+    if prices is None:
+        return None
+    course = await price_history.course(store, product_id, prices.prices, now, now - _BACK, by_the_minute=True)
+    documents = await store.documents("products", [product_id])
+    left = await stock.left_of(store, list(documents.values()))
+    return Picture(prices, course, (left[product_id], documents[product_id]["stock"]) if left else None)
+
+
+# -- showing it
+
+
 def product(product_id: str, found: Picture | None, problems: Sequence[str]) -> Product:
     """What is known of a product.
 
@@ -83,21 +140,21 @@ def product(product_id: str, found: Picture | None, problems: Sequence[str]) -> 
     if found.stock:
         shown.facts["In stock"] = " of ".join(map(grouped, found.stock))
     shown.prices = [
-        [
-            Cell("before that" if one.since is None else day_and_time(one.since)),
-            Cell("now" if one.until is None else day_and_time(one.until)),
+        row(
+            "before that" if one.since is None else day_and_time(one.since),
+            "now" if one.until is None else day_and_time(one.until),
             Cell(_price(one), level="" if one.price is not None else "warn"),
-            Cell(grouped(one.units)),
-            Cell(money(one.revenue)),
-            Cell(_an_hour(one, now)),
-        ]
+            grouped(one.units),
+            money(one.revenue),
+            _an_hour(one, now),
+        )
         for one in reversed(prices)
     ]
     return shown
 
 
 def _price(period: Period | None) -> str:
-    return _NO_PRICE if period is None or period.price is None else money(period.price)
+    return "not for sale" if period is None or period.price is None else money(period.price)
 
 
 def _an_hour(period: Period, now: datetime) -> str:

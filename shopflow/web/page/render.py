@@ -1,4 +1,4 @@
-"""What the page shows, as texts and tables: pure. Both the HTML and its updates are made of it."""
+"""What the page shows, as texts and tables. Pure. Both the HTML and its updates are made of it."""
 
 from __future__ import annotations
 
@@ -13,21 +13,7 @@ from shopflow.shop.recent_sales import Snapshot
 from shopflow.shop.text import day, day_and_time, gift, grouped, money, visible
 from shopflow.store.types import Document
 
-from .warnings import Condition, Totals, WorkerState, sentences
-
-__all__ = [
-    "Cell",
-    "Customer",
-    "Rows",
-    "Series",
-    "Shown",
-    "customer",
-    "customer_link",
-    "product_link",
-    "series",
-    "short",
-    "shown",
-]
+from .warnings import ShopState, WorkerState, warnings
 
 #: Seconds that the charts show; the one that has just begun is not among them.
 CHART_SECONDS = 300
@@ -38,8 +24,6 @@ _LATEST = 12
 #: Characters of a name, and of a reason.
 _SHORT = 60
 _LONG = 200
-#: Of a time, to the minute.
-_MINUTE = len("2026-01-31 23:59")
 _UNKNOWN = "not known"
 
 
@@ -52,6 +36,11 @@ class Cell(msgspec.Struct):
 
 
 Rows: TypeAlias = list[list[Cell]]
+
+
+def row(*cells: str | Cell) -> list[Cell]:
+    """A row of a table; a text is a cell without a link or a level."""
+    return [cell if isinstance(cell, Cell) else Cell(cell) for cell in cells]
 
 
 class Shown(msgspec.Struct):
@@ -69,7 +58,7 @@ class Shown(msgspec.Struct):
 
 
 class Series(msgspec.Struct):
-    """The columns of the charts."""
+    """The columns of the shop's charts."""
 
     ago: list[int]  #: seconds, from the oldest to 0
     purchases: list[int]  #: of that second
@@ -105,22 +94,24 @@ def _money(board: Snapshot, second: int) -> int:
     return board.seconds.get(second, (0, 0))[1]
 
 
-def shown(now: Condition) -> Shown:
+def shown(now: ShopState) -> Shown:
     """The page's contents."""
-    said = sentences(now)
+    said = warnings(now)
     level = said[0].level if said else "good"
     attention = "One thing needs" if len(said) == 1 else f"{len(said)} things need"
     return Shown(
         level=level,
         headline=f"{attention} attention" if said else "All is well",
-        sentences=[Cell(visible(sentence.text), level=sentence.level) for sentence in said],
+        sentences=[Cell(visible(warning.text), level=warning.level) for warning in said],
         services=_services(now),
         numbers=_numbers(now),
         tables={
             "partitions": _partitions(now),
-            "bestsellers": _bestsellers(now),
-            "today": _sold(now, now.learned.today),
-            "ever": _sold(now, now.learned.ever),
+            "bestsellers": [
+                _sold(now, one.product_id, one.items, one.value) for one in now.board.bestsellers[:_BESTSELLERS]
+            ],
+            "today": [_sold(now, one["product_id"], one["units"], one["revenue"]) for one in now.learned.today],
+            "ever": [_sold(now, one["product_id"], one["units"], one["revenue"]) for one in now.learned.ever],
             "vouchers": _vouchers(now),
             "alerts": _alerts(now),
             "latest": _latest(now),
@@ -131,12 +122,12 @@ def shown(now: Condition) -> Shown:
     )
 
 
-def _services(now: Condition) -> dict[str, Cell]:
-    silent = sum(worker.report is None for worker in now.workers)
-    workers = f"{len(now.workers) - silent} up" + (f", {silent} silent" if silent else "")
+def _services(now: ShopState) -> dict[str, Cell]:
+    silent = len(now.workers) - len(now.reports)
+    workers = f"{len(now.reports)} up" + (f", {silent} silent" if silent else "")
     return {
-        "Kafka": _service(now.kafka, [worker.report.kafka_away for worker in now.workers if worker.report]),
-        "MongoDB": _service(now.mongodb, [worker.report.mongodb_away for worker in now.workers if worker.report]),
+        "Kafka": _service(now.kafka, [report.kafka_away for report in now.reports]),
+        "MongoDB": _service(now.mongodb, [report.mongodb_away for report in now.reports]),
         "Workers": Cell(workers, level="bad" if silent else "good"),
     }
 
@@ -147,39 +138,29 @@ def _service(failure: str | None, away: Sequence[float | None]) -> Cell:
     return Cell(_UNKNOWN, level="warn") if failure is None else Cell("up", level="good")
 
 
-def _numbers(now: Condition) -> dict[str, str]:
+def _numbers(now: ShopState) -> dict[str, str]:
     last = int(now.at) - 1
     recent = sum(now.board.seconds.get(last - ago, (0, 0))[0] for ago in range(_AVERAGE_SECONDS))
-    totals = Totals()
-    for worker in now.workers:
-        if worker.report:
-            totals.purchases += worker.report.totals.purchases
-            totals.spent += worker.report.totals.spent
     return {
         "Purchases a second": f"{recent / _AVERAGE_SECONDS:.1f}",
         "Money a minute": money(sum(_money(now.board, last - ago) for ago in range(60))),
         "Events waiting": _UNKNOWN if now.waiting is None else grouped(now.waiting),
-        "Purchases so far": grouped(totals.purchases),
-        "Money so far": money(totals.spent),
+        "Purchases so far": grouped(sum(report.totals.purchases for report in now.reports)),
+        "Money so far": money(sum(report.totals.spent for report in now.reports)),
         "Dead letters": _UNKNOWN if now.spans is None else grouped(now.dead),
     }
 
 
-def _partitions(now: Condition) -> Rows:
-    """A row a partition: who has it, how it is, and what waits in each topic."""
+def _partitions(now: ShopState) -> Rows:
+    """A row for each partition: its workers, its state, and how many events of each topic wait."""
     rows = []
     owners = {topic: now.owners(topic) for topic in now.topics}
     for number in range(now.partitions):
         having = list({owned[number].url: owned[number] for owned in owners.values() if number in owned}.values())
         missing = any(number not in owned for owned in owners.values())
-        rows.append(
-            [
-                Cell(str(number)),
-                Cell(", ".join(worker.name for worker in having) or "none", level="" if having else "bad"),
-                _state(having, missing=missing, silent=any(worker.report is None for worker in now.workers)),
-                *(Cell(_waiting(now, topic, number)) for topic in now.topics),
-            ]
-        )
+        workers = Cell(", ".join(worker.name for worker in having) or "none", level="" if having else "bad")
+        state = _state(having, missing=missing, silent=len(now.reports) < len(now.workers))
+        rows.append(row(str(number), workers, state, *(_waiting(now, topic, number) for topic in now.topics)))
     return rows
 
 
@@ -191,94 +172,85 @@ def _state(having: Sequence[WorkerState], *, missing: bool, silent: bool) -> Cel
     return Cell("running", level="good")
 
 
-def _waiting(now: Condition, topic: str, number: int) -> str:
+def _waiting(now: ShopState, topic: str, number: int) -> str:
     span = (now.spans or {}).get(topic, {}).get(number)
     return _UNKNOWN if span is None else grouped(span.end - span.done)
 
 
-def _bestsellers(now: Condition) -> Rows:
+def _sold(now: ShopState, product_id: str, units: int, revenue: int) -> list[Cell]:
+    return row(_product(now, product_id), grouped(units), money(revenue))
+
+
+def _product(now: ShopState, product_id: str) -> Cell:
+    return _linked("product", product_id, now.products.get(product_id))
+
+
+def _buyer(now: ShopState, customer_id: str) -> Cell:
+    return _linked("customer", customer_id, now.customers.get(customer_id))
+
+
+def _linked(kind: str, id_: str, name: Any) -> Cell:
+    """The name, or the id where there is none, with a link to where it is shown."""
+    return Cell(short(str(name or id_)), f"/?{kind}={quoted(id_)}#{kind}")
+
+
+def quoted(id_: str) -> str:
+    """An id for a URL."""
+    return quote(id_.encode("utf-8", "backslashreplace"), safe="")
+
+
+def _vouchers(now: ShopState) -> Rows:
     return [
-        [
-            _product(now, one.product_id),
-            Cell(grouped(one.items)),
-            Cell(money(one.value)),
-        ]
-        for one in now.board.bestsellers[:_BESTSELLERS]
-    ]
-
-
-def _sold(now: Condition, sales: Sequence[Mapping[str, Any]]) -> Rows:
-    return [
-        [_product(now, one["product_id"]), Cell(grouped(one["units"])), Cell(money(one["revenue"]))] for one in sales
-    ]
-
-
-def _product(now: Condition, product_id: str) -> Cell:
-    return Cell(short(now.products.get(product_id) or product_id), product_link(product_id))
-
-
-def _buyer(now: Condition, customer_id: str) -> Cell:
-    return Cell(short(now.customers.get(customer_id) or customer_id), customer_link(customer_id))
-
-
-def _vouchers(now: Condition) -> Rows:
-    return [
-        [
-            Cell(day_and_time(one.get("issued_at"))[:_MINUTE]),
-            _buyer(now, str(one.get("customer_id", "-"))),
-            *_given(one),
-        ]
+        row(_minute(one.get("issued_at")), _buyer(now, str(one.get("customer_id", "-"))), *_given(one))
         for one in now.learned.vouchers
     ]
 
 
-def _alerts(now: Condition) -> Rows:
+def _alerts(now: ShopState) -> Rows:
     return [
-        [
-            Cell(day_and_time(one.get("at"))[:_MINUTE]),
+        row(
+            _minute(one.get("at")),
             _product(now, str(one.get("product_id", "-"))),
-            Cell(grouped(one.get("left"))),
-            Cell(grouped(one.get("stock"))),
-        ]
+            grouped(one.get("left")),
+            grouped(one.get("stock")),
+        )
         for one in now.learned.alerts
     ]
 
 
-def _given(voucher: Mapping[str, Any]) -> list[Cell]:
+def _minute(at: Any) -> str:
+    return day_and_time(at)[: len("2026-01-31 23:59")]
+
+
+def _given(voucher: Mapping[str, Any]) -> tuple[str, str, str]:
     """Which rule gave what, and until when."""
-    return [
-        Cell(short(str(voucher.get("rule", "-")))),
-        Cell(visible(gift(voucher), _LONG)),
-        Cell(day(voucher.get("valid_until"))),
-    ]
+    return short(str(voucher.get("rule", "-"))), visible(gift(voucher), _LONG), day(voucher.get("valid_until"))
 
 
-def _latest(now: Condition) -> Rows:
+def _latest(now: ShopState) -> Rows:
     return [
-        [
-            Cell(_clock(sale.at)),
+        row(
+            _clock(sale.at),
             _buyer(now, sale.customer_id),
-            _product(now, sale.product_id),
-            Cell(grouped(sale.quantity)),
-            Cell(money(sale.value)),
-        ]
+            *_sold(now, sale.product_id, sale.quantity, sale.value),
+        )
         for sale in now.board.latest[:_LATEST]
     ]
 
 
-def _letters(now: Condition) -> Rows:
+def _letters(now: ShopState) -> Rows:
     return [
-        [
-            Cell(day_and_time(letter.time)),
-            Cell(visible(letter.reason, _LONG) or "none given"),
-            Cell(f"{short(letter.topic)}:{letter.partition}:{letter.offset}" if letter.topic else "unknown"),
-            Cell(str(letter.id)),
-        ]
+        row(
+            day_and_time(letter.time),
+            visible(letter.reason, _LONG) or "none given",
+            f"{short(letter.topic)}:{letter.partition}:{letter.offset}" if letter.topic else "unknown",
+            str(letter.id),
+        )
         for letter in now.letters
     ]
 
 
-def _minutes(now: Condition) -> Rows:
+def _minutes(now: ShopState) -> Rows:
     """The last whole minutes, newest first: what the charts show, for those who can't see them."""
     rows = []
     this = int(now.at) // 60
@@ -286,18 +258,8 @@ def _minutes(now: Condition) -> Rows:
         sums = [now.board.seconds.get(second, (0, 0)) for second in range(minute * 60, minute * 60 + 60)]
         since = datetime.fromtimestamp(minute * 60).astimezone()
         purchases, earned = sum(count for count, _ in sums), sum(grosze for _, grosze in sums)
-        rows.append([Cell(f"{since:%H:%M}"), Cell(grouped(purchases)), Cell(money(earned))])
+        rows.append(row(f"{since:%H:%M}", grouped(purchases), money(earned)))
     return rows
-
-
-def customer_link(customer_id: str) -> str:
-    """Where a customer is shown."""
-    return f"/?customer={quote(customer_id.encode('utf-8', 'backslashreplace'), safe='')}#customer"
-
-
-def product_link(product_id: str) -> str:
-    """Where a product is shown."""
-    return f"/?product={quote(product_id.encode('utf-8', 'backslashreplace'), safe='')}#product"
 
 
 def customer(
@@ -329,28 +291,23 @@ def customer(
             "Items": grouped(count["items"]),
             "Spent": money(count["spent"]),
         }
-    rows = [
-        [
-            Cell(day_and_time(one.get("purchased_at"))),
-            _bought(one),
-            Cell(grouped(one.get("quantity"))),
-            Cell(money(one.get("price"))),
-            Cell(money(one.get("value"))),
-        ]
+    bought = [
+        row(
+            day_and_time(one.get("purchased_at")),
+            _linked("product", str(one.get("product_id", "-")), one.get("product_name")),
+            grouped(one.get("quantity")),
+            money(one.get("price")),
+            money(one.get("value")),
+        )
         for one in purchases
     ]
-    given = [[Cell(day_and_time(one.get("issued_at"))[:_MINUTE]), *_given(one)] for one in vouchers]
+    given = [row(_minute(one.get("issued_at")), *_given(one)) for one in vouchers]
     said = [visible(problem) for problem in problems]
-    return Customer(visible(customer_id, _LONG), short(name), facts, rows, said, given)
-
-
-def _bought(purchase: Document) -> Cell:
-    product_id = str(purchase.get("product_id", "-"))
-    return Cell(short(str(purchase.get("product_name") or product_id)), product_link(product_id))
+    return Customer(visible(customer_id, _LONG), short(name), facts, bought, said, given)
 
 
 def short(text: str) -> str:
-    """A name, as a table has it."""
+    """A name as a table shows it."""
     return visible(text, _SHORT)
 
 

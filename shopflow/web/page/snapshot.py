@@ -1,24 +1,23 @@
-"""The whole shop as one worker sees it: asked of the other workers, Kafka and MongoDB, each in bounded time."""
+"""The state of the whole shop, asked of the other workers, Kafka and MongoDB, each in bounded time."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import msgspec
-from aiokafka.errors import KafkaError
 from yarl import URL
 
 from shopflow import topics
 from shopflow.app import app, config, connected_kafka, store
 from shopflow.bootstrap import parts
-from shopflow.errors import BatchError, Refused, Unavailable
+from shopflow.errors import Unavailable
 from shopflow.kafka import connection as kafka
 from shopflow.kafka.connection import Span
 from shopflow.kafka.lag import Standing
@@ -28,79 +27,21 @@ from shopflow.shop.counts import summed
 from shopflow.shop.recent_sales import Snapshot, merged
 from shopflow.tables import purchase_counts
 from shopflow.web import peers
-from shopflow.web.client import reason
+from shopflow.web.cached import MOST_SECONDS, Cached
 
-from .warnings import Condition, Learned, Report, Totals, Waiting, WorkerState
+from .warnings import Learned, Report, ShopState, Totals, Waiting, WorkerState
 
-__all__ = ["Kept", "condition", "report", "sales"]
-
-T = TypeVar("T")
-
-#: How old an answer may be until it is asked for anew.
+#: How old an answer may be before it is asked for again.
 _BOARDS_SECONDS = 0.9
 _SERVERS_SECONDS = 2.0
 _LEARNED_SECONDS = 5.0
 _REST = 9.0
-#: How long one may take; until then, or until it is there, the page shows the one before.
-_MOST_SECONDS = 5.0
-_WAIT_SECONDS = 1.0
 #: Dead letters that are shown.
 _LETTERS = 20
 #: Products that sold best, vouchers, and alerts, that are shown.
 _BESTSELLERS, _VOUCHERS, _ALERTS = 10, 8, 5
 #: How many measurements are kept to tell a trend.
 _TREND = 60
-
-
-class Kept(Generic[T]):
-    """An answer that is asked for anew when it is wanted and too old; by one at a time, however many want it.
-
-    Arguments:
-        ask: Gets it; may raise `Unavailable`.
-        seconds: How old it may be.
-        first: What counts until there is one.
-        rest: It is left alone for so many times as long as the last answer took.
-    """
-
-    def __init__(
-        self,
-        ask: Callable[[], Awaitable[T]],
-        seconds: float,
-        first: T,
-        clock: Callable[[], float] = time.monotonic,
-        *,
-        rest: float = 0.0,
-    ) -> None:
-        self._ask = ask
-        self._seconds = self._pause = seconds
-        self._rest = rest
-        self._clock = clock
-        self._asked: float | None = None
-        self._task: asyncio.Task[None] | None = None
-        self.answer = first
-        self.failure: str | None = None
-        """Why there is no new answer; empty when there is one; None: it was never asked for."""
-
-    async def get(self, patience: float = _WAIT_SECONDS) -> T:
-        """The answer: a fresh one if it comes in time, else the one before."""
-        if self._task is None and (self._asked is None or self._clock() - self._asked >= self._pause):
-            self._task = asyncio.create_task(self._refresh())
-        if self._task is not None:
-            await asyncio.wait({self._task}, timeout=patience)
-        return self.answer
-
-    async def _refresh(self) -> None:
-        began = self._clock()
-        try:
-            self.answer = await asyncio.wait_for(self._ask(), _MOST_SECONDS)
-            self.failure = ""
-        except (Refused, BatchError, KafkaError) as error:
-            self.failure = str(error) or type(error).__name__
-        except asyncio.TimeoutError:
-            self.failure = f"no answer within {_MOST_SECONDS:g} s"
-        finally:
-            self._asked, self._task = self._clock(), None
-            self._pause = max(self._seconds, self._rest * (self._asked - began))
 
 
 @dataclass(frozen=True)
@@ -110,12 +51,6 @@ class _Log:
     spans: Mapping[str, Mapping[int, Span]] | None = None
     letters: list[Letter] = field(default_factory=list)
     dead: int = 0
-
-
-@dataclass(frozen=True)
-class _Names:
-    products: Mapping[str, str] = field(default_factory=dict)
-    customers: Mapping[str, str] = field(default_factory=dict)
 
 
 def report() -> Report:
@@ -137,20 +72,14 @@ def report() -> Report:
 async def _ask_worker(host: URL) -> WorkerState:
     try:
         status, body = await peers.ask(host, "/board/")
-        if status != 200:
-            return WorkerState(str(host), None, reason(body, status))
-        return WorkerState(str(host), msgspec.json.decode(body, type=Report))
-    except Unavailable as error:
-        return WorkerState(str(host), None, str(error))
-    except msgspec.MsgspecError as error:
-        return WorkerState(str(host), None, f"not the answer of a worker: {error}")
+        return WorkerState(str(host), msgspec.json.decode(body, type=Report) if status == 200 else None)
+    except (Unavailable, msgspec.MsgspecError):
+        return WorkerState(str(host), None)
 
 
 async def _ask_workers() -> list[WorkerState]:
-    me = peers.me()
-    others = sorted(set(peers.known()) - {me}, key=str)
-    answers = await asyncio.gather(*map(_ask_worker, others))
-    return [WorkerState(str(me), report()), *answers]
+    answers = await asyncio.gather(*map(_ask_worker, peers.others()))
+    return [WorkerState(str(peers.me()), report()), *answers]
 
 
 async def _ask_kafka() -> _Log:
@@ -167,7 +96,7 @@ async def _ask_kafka() -> _Log:
 
 
 async def _settled(spans: Mapping[str, Mapping[int, Span]]) -> dict[str, dict[int, Span]]:
-    """Without what only seems to wait."""
+    """The spans, without the ends of transactions, which only seem to wait."""
     events = {(topic, number): span for topic in topics.KEYS for number, span in spans.get(topic, {}).items()}
     await _standing.look(events, lambda places: kafka.empty(connected_kafka(), places))
     settled = {topic: dict(partitions) for topic, partitions in spans.items()}
@@ -187,17 +116,16 @@ async def _ask_learned() -> Learned:
         return Learned(ever, of_today, [voucher async for voucher in found], alerts)
 
 
-async def _ask_mongodb() -> _Names:
+async def _ask_names() -> tuple[dict[str, str], dict[str, str]]:
+    """The names of the products and the customers that are shown, by id."""
     await store.ping()
     seen, learned = _seen(), _learned.answer
     products = {one.product_id for one in seen.bestsellers} | {sale.product_id for sale in seen.latest}
     products |= {one["product_id"] for one in (*learned.ever, *learned.today, *learned.alerts)}
     customers = {sale.customer_id for sale in seen.latest}
     customers |= {voucher["customer_id"] for voucher in learned.vouchers}
-    return _Names(
-        _named(await store.documents("products", products), "name"),
-        _named(await store.documents("customers", customers), "first_name", "last_name"),
-    )
+    names = _named(await store.documents("products", products), "name")
+    return names, _named(await store.documents("customers", customers), "first_name", "last_name")
 
 
 def _named(documents: Mapping[str, Mapping[str, Any]], *fields: str) -> dict[str, str]:
@@ -210,10 +138,10 @@ def _seen() -> Snapshot:
 
 _standing = Standing()
 _trend: deque[Waiting] = deque(maxlen=_TREND)
-_workers: Kept[list[WorkerState]] = Kept(_ask_workers, _BOARDS_SECONDS, [])
-_log: Kept[_Log] = Kept(_ask_kafka, _SERVERS_SECONDS, _Log())
-_learned: Kept[Learned] = Kept(_ask_learned, _LEARNED_SECONDS, Learned(), rest=_REST)
-_names: Kept[_Names] = Kept(_ask_mongodb, _SERVERS_SECONDS, _Names())
+_workers: Cached[list[WorkerState]] = Cached(_ask_workers, _BOARDS_SECONDS, [])
+_log: Cached[_Log] = Cached(_ask_kafka, _SERVERS_SECONDS, _Log())
+_learned: Cached[Learned] = Cached(_ask_learned, _LEARNED_SECONDS, Learned(), rest=_REST)
+_names: Cached[tuple[dict[str, str], dict[str, str]]] = Cached(_ask_names, _SERVERS_SECONDS, ({}, {}))
 
 
 async def sales() -> Snapshot:
@@ -222,11 +150,11 @@ async def sales() -> Snapshot:
     return _seen()
 
 
-async def condition() -> Condition:
+async def shop_state() -> ShopState:
     """The shop as it is now. Takes at most some seconds, whoever does not answer."""
     seen = await sales()
-    log, names, learned = await asyncio.gather(_log.get(), _names.get(), _learned.get())
-    return Condition(
+    log, (products, customers), learned = await asyncio.gather(_log.get(), _names.get(), _learned.get())
+    return ShopState(
         at=time.time(),
         workers=_workers.answer,
         board=seen,
@@ -238,17 +166,17 @@ async def condition() -> Condition:
         mongodb=_names.failure,
         letters=log.letters,
         dead=log.dead,
-        products=names.products,
-        customers=names.customers,
+        products=products,
+        customers=customers,
         learned=learned,
     )
 
 
 def _recent(trend: Iterable[Waiting]) -> list[Waiting]:
-    """Nothing is measured while nobody looks: what was before such a pause tells no trend."""
+    """The measurements since the last pause: nothing is measured while nobody looks."""
     found: list[Waiting] = []
     for one in trend:
-        if found and one.at - found[-1].at > 3 * (_SERVERS_SECONDS + _MOST_SECONDS):
+        if found and one.at - found[-1].at > 3 * (_SERVERS_SECONDS + MOST_SECONDS):
             found.clear()
         found.append(one)
     return found

@@ -8,7 +8,6 @@ from contextlib import aclosing
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import msgspec
 from aiohttp.web import FileResponse
@@ -20,13 +19,11 @@ from shopflow.models import MAX_ID_LENGTH
 from shopflow.shop.text import day_and_time
 from shopflow.store.types import Document
 from shopflow.web import peers
+from shopflow.web.access import refuse
+from shopflow.web.answers import Refusal, route
 from shopflow.web.client import reason
 
-from . import charts, product_watching
-from . import render as showing
-from . import snapshot as overview
-
-__all__ = ["board", "chart", "course", "data", "index", "series", "static"]
+from . import charts, product, render, snapshot
 
 _HERE = Path(__file__).parents[1]
 _STATIC = _HERE / "static"
@@ -53,17 +50,15 @@ _templates = Environment(
 async def index(web: Any, request: Any) -> Any:
     """The page."""
     wanted, product_id = request.query.get("customer", "").strip(), _product_id(request)
-    now, customer, product = await asyncio.gather(
-        overview.condition(), _customer(wanted), product_watching.shown(product_id)
-    )
+    now, customer, looked_at = await asyncio.gather(snapshot.shop_state(), _customer(wanted), product.shown(product_id))
     drawn = charts.available()
     html = _templates.get_template("page.html").render(
-        now=showing.shown(now),
+        now=render.shown(now),
         topics=[topic.rpartition(".")[2] for topic in now.topics],
         wanted=wanted,
         customer=customer,
         product_id=product_id,
-        product=product,
+        product=looked_at,
         today=day_and_time(datetime.now(timezone.utc).replace(hour=0, minute=0))[len("2026-01-31 ") : -3],
         charts=drawn,
     )
@@ -71,41 +66,47 @@ async def index(web: Any, request: Any) -> Any:
     return web.html(html, headers={**_FRESH, "Content-Security-Policy": policy})
 
 
-@app.page("/page/data.json")
-async def data(web: Any, request: Any) -> Any:
+@route("get", "/page/data.json", _FRESH)
+async def data(request: Any) -> tuple[int, Any]:
     """What changes on the page, each time it is fetched; with `?product=ID` that product's prices, too."""
-    now, product = await asyncio.gather(overview.condition(), product_watching.shown(_product_id(request)))
-    shown = showing.shown(now)
-    if product:
-        shown.facts, shown.tables["prices"] = product.facts, product.prices
-    return _json(web, shown)
+    now, looked_at = await asyncio.gather(snapshot.shop_state(), product.shown(_product_id(request)))
+    shown = render.shown(now)
+    if looked_at:
+        shown.facts, shown.tables["prices"] = looked_at.facts, looked_at.prices
+    return 200, shown
 
 
-@app.page("/page/series.json")
-async def series(web: Any, request: Any) -> Any:
+@route("get", "/page/series.json", _FRESH)
+async def series(request: Any) -> tuple[int, Any]:
     """The columns of the charts."""
-    return _json(web, showing.series(await overview.sales(), time.time()))
+    return 200, render.series(await snapshot.sales(), time.time())
 
 
-@app.page("/page/course.json")
-async def course(web: Any, request: Any) -> Any:
+@route("get", "/page/course.json", _FRESH)
+async def course(request: Any) -> tuple[int, Any]:
     """The columns of a product's chart: `?product=ID`."""
-    return _json(web, await product_watching.course(_product_id(request)))
+    return 200, await product.course(_product_id(request))
 
 
-@app.page("/page/charts.json")
-async def chart(web: Any, request: Any) -> Any:
+@route("get", "/page/charts.json", _FRESH)
+async def chart(request: Any) -> tuple[int, Any]:
     """The charts, as Bokeh's script takes them; with `?dark=1` in dark colours, with `?wide=1` side by side.
 
     With `?product=ID` that product's.
     """
     if not charts.available():
-        return web.json({"error": "the extra `page` is not installed: there are no charts"}, status=404)
-    wanted = {name: request.query.get(name) == "1" for name in ("dark", "wide")}
+        raise Refusal(404, "the extra `page` is not installed: there are no charts")
+    dark, wide = (request.query.get(name) == "1" for name in ("dark", "wide"))
     if product_id := _product_id(request):
-        url = f"/page/course.json?product={quote(product_id.encode('utf-8', 'backslashreplace'), safe='')}"
-        return web.json(await asyncio.to_thread(charts.product, url, dark=wanted["dark"]), headers=_FRESH)
-    return web.json(await asyncio.to_thread(charts.document, **wanted), headers=_FRESH)
+        url = f"/page/course.json?product={render.quoted(product_id)}"
+        return 200, await asyncio.to_thread(charts.product, url, dark=dark)
+    return 200, await asyncio.to_thread(charts.document, dark=dark, wide=wide)
+
+
+@route("get", "/board/", _FRESH)
+async def board(request: Any) -> tuple[int, Any]:
+    """What this worker says of itself; the other workers ask for it."""
+    return 200, snapshot.report()
 
 
 @app.page("/page/static/{name}")
@@ -113,44 +114,33 @@ async def static(web: Any, request: Any, name: str) -> Any:
     """The page's script and style, and Bokeh's script."""
     path = _STATIC / name if name in _OWN_FILES else charts.script() if name == _BOKEH else None
     if path is None:
-        return web.json({"error": "there is no such file"}, status=404)
+        return refuse(404, "there is no such file")
     return FileResponse(path, headers={"Cache-Control": "no-cache"})
-
-
-@app.page("/board/")
-async def board(web: Any, request: Any) -> Any:
-    """What this worker says of itself; the other workers ask for it."""
-    return _json(web, overview.report())
 
 
 def _product_id(request: Any) -> str:
     return str(request.query.get("product", "")).strip()
 
 
-def _json(web: Any, answer: Any) -> Any:
-    return web.bytes(msgspec.json.encode(answer), content_type="application/json", headers=_FRESH)
-
-
-async def _customer(customer_id: str) -> showing.Customer | None:
+async def _customer(customer_id: str) -> render.Customer | None:
     """What is known of a customer: the counts from the worker that has them, the rest from MongoDB."""
     if not customer_id:
         return None
     if len(customer_id) > MAX_ID_LENGTH:
         problem = f"A customer's id has at most {MAX_ID_LENGTH} characters."
-        return showing.customer(customer_id, None, None, [], [problem])
+        return render.customer(customer_id, None, None, [], [problem])
     problems: list[str] = []
     (count, why), (stored, away) = await asyncio.gather(_count(customer_id), _stored(customer_id))
     document, purchases, vouchers = stored
     problems += filter(None, [why, away])
     if not problems and not count and not document and not purchases and not vouchers:
         problems.append("There is no customer with this id.")
-    return showing.customer(customer_id, count, document, purchases, problems, vouchers=vouchers)
+    return render.customer(customer_id, count, document, purchases, problems, vouchers=vouchers)
 
 
 async def _count(customer_id: str) -> tuple[dict[str, int] | None, str]:
     try:
-        path = f"/counts/{quote(customer_id.encode('utf-8', 'surrogatepass'), safe='')}/"
-        status, body = await peers.ask(peers.me(), path)
+        status, body = await peers.ask(peers.me(), f"/counts/{render.quoted(customer_id)}/")
     except Unavailable as error:
         return None, f"The counts are not known now: {error}."
     if status == 200:

@@ -1,4 +1,4 @@
-"""What is known of the whole shop at a moment, and what is wrong with it, in words. Pure."""
+"""The state of the whole shop at a moment, and what is wrong with it, in words. Pure."""
 
 from __future__ import annotations
 
@@ -12,17 +12,12 @@ from shopflow.kafka.connection import Span
 from shopflow.operations.letters import Letter
 from shopflow.shop.recent_sales import Snapshot
 
-__all__ = ["Condition", "Learned", "Level", "Report", "Sentence", "Totals", "Waiting", "WorkerState", "sentences"]
-
-#: "good", "warn" or "bad".
-Level = str
-
 #: Dead letters of the last so many seconds are news.
 NEWS_SECONDS = 900.0
-#: For so long the events that wait must have grown, or nothing must have moved, to be worth a word.
+#: The lag must have grown, or not have moved, for so long before there is a warning.
 _TREND_SECONDS = 30.0
 _SHORT = 160
-#: Fewer events that wait are no news.
+#: A smaller lag is not warned of when it grows.
 _FEW = 1_000
 
 
@@ -39,15 +34,15 @@ class Report(msgspec.Struct):
     """What a worker says of itself."""
 
     serving: bool
-    """Are its counts complete? Not while they are recovered or partitions change hands."""
+    """True while its counts are complete: not during their recovery or a rebalance."""
 
     assigned: dict[str, list[int]]
-    """Topic -> the partitions that are its own."""
+    """Topic -> the partitions that it owns."""
 
     totals: Totals
     board: Snapshot
     mongodb_away: float | None = None
-    """For how many seconds it has not reached MongoDB."""
+    """Seconds since it last reached MongoDB; None while it reaches it."""
 
     kafka_away: float | None = None
     stopped: dict[str, str] = {}
@@ -56,11 +51,10 @@ class Report(msgspec.Struct):
 
 @dataclass(frozen=True)
 class WorkerState:
-    """A worker, and what it says; or why it says nothing."""
+    """A worker, and what it says of itself; None: it does not answer."""
 
     url: str
     report: Report | None
-    silent: str = ""
 
     @property
     def name(self) -> str:
@@ -70,7 +64,7 @@ class WorkerState:
 
 @dataclass(frozen=True)
 class Waiting:
-    """How many events were waiting, and how many had been processed."""
+    """How many events waited at a time (Unix, seconds), and how many had been processed."""
 
     at: float
     events: int
@@ -79,7 +73,7 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Learned:
-    """What is known beyond the last minutes.
+    """What MongoDB knows beyond the last minutes.
 
     Arguments:
         ever, today: The products of which most was sold, as documents, the most first; today begins at 0:00 UTC.
@@ -93,18 +87,17 @@ class Learned:
 
 
 @dataclass(frozen=True)
-class Condition:
+class ShopState:
     """The shop at a moment.
 
     Arguments:
         at: When (Unix, in seconds).
         topics: The events' topics: those of which every partition needs a worker.
-        spans: Topic -> partition -> what it holds and how far the shop is; None: not known.
-        trend: How that was in the last minute, oldest first.
+        spans: Topic -> partition -> its offsets; None: not known.
+        trend: The events that waited in the last minutes, oldest first.
         kafka, mongodb: Why it does not answer; empty when it does; None: not known yet.
         letters: The latest dead letters, newest first; `dead` is how many there are.
         products, customers: Their names, by id, as far as they are known.
-        learned: What MongoDB knows of all that was sold, and of the vouchers.
     """
 
     at: float
@@ -122,8 +115,13 @@ class Condition:
     customers: Mapping[str, str] = field(default_factory=dict)
     learned: Learned = field(default_factory=Learned)
 
+    @property
+    def reports(self) -> list[Report]:
+        """What the workers that answer say."""
+        return [worker.report for worker in self.workers if worker.report]
+
     def owners(self, topic: str) -> dict[int, WorkerState]:
-        """The worker of each partition of a topic that has one, as far as they answer."""
+        """The worker of each partition of a topic, as far as they answer."""
         return {
             partition: worker
             for worker in self.workers
@@ -140,44 +138,45 @@ class Condition:
 
 
 @dataclass(frozen=True)
-class Sentence:
+class Warning:
     """Something that somebody should know."""
 
-    level: Level
+    level: str  #: "warn" or "bad"
     text: str
 
 
-def sentences(now: Condition) -> list[Sentence]:
+def warnings(now: ShopState) -> list[Warning]:
     """What is wrong, the worst first; empty when all is well."""
     found = [*_servers(now), *_workers(now), *_partitions(now), *_lag(now), *_letters(now)]
-    return sorted(found, key=lambda sentence: sentence.level != "bad")
+    return sorted(found, key=lambda warning: warning.level != "bad")
 
 
-def _servers(now: Condition) -> Iterator[Sentence]:
-    reports = [worker.report for worker in now.workers if worker.report]
+def _servers(now: ShopState) -> Iterator[Warning]:
+    mongodb_away = [report.mongodb_away for report in now.reports]
+    kafka_away = [report.kafka_away for report in now.reports]
     for name, why, away, meanwhile in (
-        ("MongoDB", now.mongodb, [one.mongodb_away for one in reports], "New events wait in Kafka, nothing is lost."),
-        ("Kafka", now.kafka, [one.kafka_away for one in reports], "Nothing new comes in until it is back."),
+        ("MongoDB", now.mongodb, mongodb_away, "New events wait in Kafka, nothing is lost."),
+        ("Kafka", now.kafka, kafka_away, "Nothing new comes in until it is back."),
     ):
         longest = max((seconds for seconds in away if seconds is not None), default=None)
         if why or longest is not None:
             since = f" for {_duration(longest)}" if longest is not None and longest >= 10 else ""
-            yield Sentence("bad", f"{name} has not answered{since}. {meanwhile}" if since else
-                           f"{name} does not answer. {meanwhile}")  # fmt: skip
+            silence = f"has not answered{since}" if since else "does not answer"
+            yield Warning("bad", f"{name} {silence}. {meanwhile}")
 
 
-def _workers(now: Condition) -> Iterator[Sentence]:
+def _workers(now: ShopState) -> Iterator[Warning]:
     for worker in now.workers:
         if worker.report is None:
-            yield Sentence("bad", f"The worker {worker.name} does not answer. What it knows is missing here.")
+            yield Warning("bad", f"The worker {worker.name} does not answer. What it knows is missing here.")
             continue
         if not worker.report.serving:
-            yield Sentence("warn", f"The worker {worker.name} is getting its partitions or recovering their counts.")
+            yield Warning("warn", f"The worker {worker.name} is getting its partitions or recovering their counts.")
         for topic, why in worker.report.stopped.items():
-            yield Sentence("bad", f"The worker {worker.name} has stopped taking {topic}: {why}.")
+            yield Warning("bad", f"The worker {worker.name} has stopped taking {topic}: {why}.")
 
 
-def _partitions(now: Condition) -> Iterator[Sentence]:
+def _partitions(now: ShopState) -> Iterator[Warning]:
     # A worker that is silent may have them; and while they are shared out, that is what is said.
     if any(worker.report is None or not worker.report.serving for worker in now.workers):
         return
@@ -185,10 +184,10 @@ def _partitions(now: Condition) -> Iterator[Sentence]:
         owned = now.owners(topic)
         if missing := [str(number) for number in range(now.partitions) if number not in owned]:
             what = "partition" if len(missing) == 1 else "partitions"
-            yield Sentence("bad", f"No worker has {what} {', '.join(missing)} of {topic}.")
+            yield Warning("bad", f"No worker has {what} {', '.join(missing)} of {topic}.")
 
 
-def _lag(now: Condition) -> Iterator[Sentence]:
+def _lag(now: ShopState) -> Iterator[Warning]:
     if not now.trend or not now.trend[-1].events:
         return
     last = now.trend[-1]
@@ -197,19 +196,19 @@ def _lag(now: Condition) -> Iterator[Sentence]:
     if not since:
         return
     if all(one.events > 0 for one in since) and last.done == since[0].done:
-        yield Sentence("bad", f"{last.events} events wait in Kafka, and none was processed for {_TREND_SECONDS:g} s.")
+        yield Warning("bad", f"{last.events} events wait in Kafka, and none was processed for {_TREND_SECONDS:g} s.")
     elif last.events > _FEW and last.events > since[0].events * 1.1:
-        yield Sentence("warn", f"{last.events} events wait in Kafka, and they become more: they come faster than "
-                       "they are processed.")  # fmt: skip
+        more = "and they become more: they come faster than they are processed"
+        yield Warning("warn", f"{last.events} events wait in Kafka, {more}.")
 
 
-def _letters(now: Condition) -> Iterator[Sentence]:
+def _letters(now: ShopState) -> Iterator[Warning]:
     recent = [letter for letter in now.letters if now.at - letter.time.timestamp() < NEWS_SECONDS]
     if recent:
         many = len(recent) == len(now.letters) < now.dead
         count = f"At least {len(recent)}" if many else f"{len(recent)}"
         records = "record" if len(recent) == 1 else "records"
-        yield Sentence(
+        yield Warning(
             "warn",
             f"{count} {records} could not be accepted in the last {NEWS_SECONDS / 60:.0f} minutes. "
             f"The last reason: {recent[0].reason[:_SHORT] or 'none given'}",

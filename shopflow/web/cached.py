@@ -1,0 +1,74 @@
+"""Answers of servers, kept for a while: nobody waits for a slow server, and none is asked twice at once."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
+
+from aiokafka.errors import KafkaError
+
+from shopflow.errors import BatchError, Refused
+
+T = TypeVar("T")
+
+#: How long a server may take for an answer.
+MOST_SECONDS = 5.0
+
+
+class Cached(Generic[T]):
+    """An answer that is asked for again when it is wanted and too old; by one at a time, however many want it.
+
+    Arguments:
+        ask: Gets it; may raise `Unavailable`.
+        seconds: How old it may be.
+        first: The answer until there is one.
+        rest: Nobody is asked for so many times as long as the last answer took.
+    """
+
+    def __init__(
+        self,
+        ask: Callable[[], Awaitable[T]],
+        seconds: float,
+        first: T,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        rest: float = 0.0,
+    ) -> None:
+        self._ask = ask
+        self._seconds = self._pause = seconds
+        self._rest = rest
+        self._clock = clock
+        self._asked: float | None = None
+        self._task: asyncio.Task[None] | None = None
+        self.answer = first
+        self.failure: str | None = None
+        """Why there is no new answer. Empty: there is one. None: it was never asked for."""
+
+    @property
+    def asking(self) -> bool:
+        """True while an answer is on its way."""
+        return self._task is not None
+
+    async def get(self, patience: float = 1.0) -> T:
+        """The answer: a new one if it comes within `patience` seconds, else the one before."""
+        if self._task is None and (self._asked is None or self._clock() - self._asked >= self._pause):
+            self._task = asyncio.create_task(self._refresh())
+        if self._task is not None:
+            await asyncio.wait({self._task}, timeout=patience)
+        return self.answer
+
+    async def _refresh(self) -> None:
+        began, failure = self._clock(), "the worker failed at it"
+        try:
+            self.answer = await asyncio.wait_for(self._ask(), MOST_SECONDS)
+            failure = ""
+        except (Refused, BatchError, KafkaError) as error:
+            failure = str(error) or type(error).__name__
+        except asyncio.TimeoutError:
+            failure = f"no answer within {MOST_SECONDS:g} s"
+        finally:
+            self.failure = failure
+            self._asked, self._task = self._clock(), None
+            self._pause = max(self._seconds, self._rest * (self._asked - began))

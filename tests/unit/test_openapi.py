@@ -1,0 +1,128 @@
+"""The OpenAPI document is a file: it says what the Records, the limits and the views are."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import faust
+import msgspec
+import pytest
+
+from shopflow.app import app
+from shopflow.config.settings import Config, Web
+from shopflow.models import MAX_ID_LENGTH, Customer, PartitionTotals, Product, Purchase
+from shopflow.shop.decoding import struct_of
+from shopflow.shop.sales import PERIODS
+from shopflow.web.api import openapi, sales
+from shopflow.web.api.collections import CURSOR
+from shopflow.web.api.counts import MOST_ROWS
+from shopflow.web.api.events import FORMS
+
+DOCUMENT = openapi.document()
+SCHEMAS = DOCUMENT["components"]["schemas"]
+RECORDS = {
+    "products": (Product, "StoredProduct"),
+    "customers": (Customer, "RegisteredCustomer"),
+    "purchases": (Purchase, "StoredPurchase"),
+}
+#: Pages for people, what Faust brings, and what only Prometheus and other workers ask for.
+NOT_DESCRIBED = re.compile(r"/|/page/.*|/docs.*|/openapi\.json|/metrics|/board|/table.*|/router.*|/static.*")
+
+
+def bare(schema: Any) -> Any:
+    """Without descriptions."""
+    return {name: one for name, one in schema.items() if name != "description"}
+
+
+def fields(record: type[faust.Record]) -> dict[str, Any]:
+    """The schema that msgspec makes of a Record."""
+    _, schemas = msgspec.json.schema_components([struct_of(record)])
+    found: dict[str, Any] = schemas[record.__name__]
+    return found
+
+
+def parameters(path: str) -> dict[str, Any]:
+    """The schemas of an operation's parameters."""
+    return {one["name"]: one["schema"] for one in DOCUMENT["paths"][path]["get"].get("parameters", [])}
+
+
+@pytest.mark.parametrize("kind", RECORDS)
+def test_an_event_is_described_as_its_record(kind: str) -> None:
+    """Every field with its limits; what the worker makes itself may be left out, and says so."""
+    record, form = fields(RECORDS[kind][0]), FORMS[kind]
+    event = SCHEMAS[f"{RECORDS[kind][0].__name__}Event"]
+    assert {name: bare(one) for name, one in event["properties"].items()} == record["properties"]
+    assert event["required"] == [name for name in record["required"] if name not in form.made]
+    assert {name for name, one in event["properties"].items() if "missing" in one.get("description", "")} == set(
+        form.made
+    )
+
+
+@pytest.mark.parametrize("kind", RECORDS)
+def test_a_document_is_described_as_its_record(kind: str) -> None:
+    """Another program may have written it with less: nothing is required."""
+    record, name = RECORDS[kind]
+    stored, expected = SCHEMAS[name], dict(fields(record)["properties"])
+    found = {name: bare(one) for name, one in stored["properties"].items()}
+    if kind == "purchases":  # of a customer who is named once, with the price that counts
+        del expected["customer_id"]
+        expected |= {"price": {"type": "integer"}, "value": {"type": "integer"}}
+    assert found == expected
+    assert "required" not in stored
+
+
+def test_the_limits_are_those_of_the_code() -> None:
+    """And of the default configuration."""
+    most = Web().max_events
+    assert SCHEMAS["Limit"] == {"type": "integer", "minimum": 1, "maximum": most, "default": 100}
+    rows = {"type": "integer", "minimum": 1, "default": 1_000}
+    assert parameters("/counts/partitions/{partition}/")["limit"] == {**rows, "maximum": MOST_ROWS}
+    assert parameters("/sales/")["limit"] == {**rows, "maximum": sales.MOST_ROWS}
+    assert parameters("/sales/")["by"]["enum"] == SCHEMAS["Sales"]["properties"]["by"]["enum"] == list(PERIODS)
+    assert parameters("/customers/{customer_id}/purchases/")["after"]["pattern"] == CURSOR
+    assert parameters("/counts/{customer_id}/")["customer_id"]["maxLength"] == MAX_ID_LENGTH
+    assert set(SCHEMAS["PartitionPage"]["properties"]["totals"]["required"]) == set(PartitionTotals._options.fields)
+
+
+def test_the_file_is_for_the_default_configuration() -> None:
+    """Who reads it sees what a worker answers, but for the version."""
+    written = msgspec.json.decode((openapi._STATIC / "openapi.json").read_bytes())
+    assert {**DOCUMENT, "info": {**DOCUMENT["info"], "version": "0"}} == written
+
+
+def test_every_limit_that_is_configured_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openapi, "config", Config(web=Web(max_events=7, max_body_bytes=2_048)))
+    found = openapi.document()
+    assert found["components"]["schemas"]["Limit"] == {"type": "integer", "minimum": 1, "maximum": 7, "default": 7}
+    assert "2048" in found["components"]["responses"]["TooLarge"]["description"]
+    assert found["paths"]["/events/products"]["post"]["summary"] == "Send products: one, or an array of up to 7."
+
+
+def test_the_probes_need_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything else does, when one is configured."""
+    monkeypatch.setattr(openapi, "config", Config(web=Web(read_token="r" * 20, write_token="w" * 20)))
+    for path, operations in openapi.document()["paths"].items():
+        for operation in operations.values():
+            probe = path.startswith("/health/")
+            assert ("security" in operation, "401" in operation["responses"]) == (not probe, not probe)
+            assert "421" not in operation["responses"]
+
+
+def test_every_path_is_a_view_and_every_view_is_a_path() -> None:
+    """With the methods that it has; pages for people are not described."""
+    there = {re.sub(r":[^}]*\}", "}", path): view for path, view in app.web.views.items()}  # type: ignore[attr-defined]
+    for path, operations in DOCUMENT["paths"].items():
+        assert {method.upper() for method in operations} <= set(there[path].get_methods()), path
+    views = {path.rstrip("/") or "/" for path in there}
+    described = {path.rstrip("/") for path in DOCUMENT["paths"]}
+    assert {path for path in views if not NOT_DESCRIBED.fullmatch(path)} == described
+
+
+def test_every_reference_leads_somewhere() -> None:
+    """And nothing is described that nothing leads to."""
+    text = msgspec.json.encode(DOCUMENT).decode()
+    used = set(re.findall(r'"#/components/(\w+/\w+)"', text))
+    there = {f"{kind}/{name}" for kind, named in DOCUMENT["components"].items() for name in named}
+    assert used <= there
+    assert there - used == {"responses/Unauthorized"}  # of a worker with a token
