@@ -9,7 +9,7 @@ import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -36,7 +36,6 @@ __all__ = [
     "Span",
     "TopicSpec",
     "Transactions",
-    "acknowledged",
     "admin",
     "asking_spans",
     "by_time",
@@ -306,36 +305,6 @@ def _leave_to_caller(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -
     """When a producer is fenced, aiokafka leaves failed futures that nobody can get at; who waits is told anyway."""
     if not isinstance(context.get("exception"), KafkaError):
         loop.default_exception_handler(context)
-
-
-async def acknowledged(sends: Iterable[Awaitable[Awaitable[T]]]) -> list[T]:
-    """Send one after the other, and wait until Kafka has acknowledged all.
-
-    Raises:
-        KafkaError: The first that failed. None of the others is left behind to be complained about later.
-    """
-    deliveries: list[asyncio.Future[T]] = []
-    failure: BaseException | None = None
-    try:
-        for send in sends:
-            delivery = await send
-            deliveries.append(asyncio.ensure_future(delivery))
-    except KafkaError as error:
-        failure = error
-    except asyncio.CancelledError:
-        for left in deliveries:
-            left.add_done_callback(_seen)
-        raise
-    results = await asyncio.gather(*deliveries, return_exceptions=True)
-    failures = [result for result in results if isinstance(result, BaseException)]
-    if first := next(iter(failures), failure):
-        raise first
-    return cast("list[T]", results)
-
-
-def _seen(delivery: asyncio.Future[Any]) -> None:
-    if not delivery.cancelled():
-        delivery.exception()
 
 
 async def wait_for(bootstrap: Bootstrap, seconds: float, say: Callable[[str], None]) -> None:
