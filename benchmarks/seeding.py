@@ -24,7 +24,7 @@ import msgspec
 
 from benchmarks.bare_producer import BUYERS, Sent
 from benchmarks.rig import PARTITIONS, Contender, FailedError, Rig, Timed, module, opened
-from shopflow.kafka import connection as kafka
+from shopflow.kafka import reading
 
 SHOPFLOW = (sys.executable, "-m", "shopflow")
 LONGEST_SECONDS = 300.0
@@ -95,10 +95,10 @@ class _Grown:
         self._before = 0
 
     async def __aenter__(self) -> None:
-        self._before = await kafka.size(*self._where)
+        self._before = await reading.size(*self._where)
 
     async def __aexit__(self, *failure: object) -> None:
-        grown = await kafka.size(*self._where) - self._before
+        grown = await reading.size(*self._where) - self._before
         if failure[0] is None and grown != self._count:
             raise FailedError(f"{grown} records instead of {self._count} in {self._where[1]}")
 

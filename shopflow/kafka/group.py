@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.client import AIOKafkaClient
-from aiokafka.errors import CommitFailedError, IllegalGenerationError, KafkaError, UnknownMemberIdError
+from aiokafka.errors import CommitFailedError, IllegalGenerationError, KafkaError, UnknownMemberIdError, for_code
 from aiokafka.protocol.group import LeaveGroupRequest
 
 from shopflow.errors import Unavailable
 
-from . import connection as kafka
+from . import connection
+from .connection import CHECK_SECONDS
 from .security import Bootstrap
 
-__all__ = ["reset_offsets"]
+T = TypeVar("T")
 
 #: How long workers may keep coming back before the offsets are set.
 _RESET_SECONDS = 60.0
@@ -25,6 +27,54 @@ _PAUSE_SECONDS = 0.05
 
 #: What Kafka says when offsets are set from outside while the group has members.
 _NOT_EMPTY = (CommitFailedError, IllegalGenerationError, UnknownMemberIdError)
+#: How long a new broker may take to name the coordinator of a group.
+_COORDINATOR_SECONDS = 15.0
+
+
+async def coordinated(ask: Callable[[str], Awaitable[T]], group: str) -> T:
+    """Ask about a group. A new broker has no coordinator for it at first."""
+    deadline = asyncio.get_running_loop().time() + _COORDINATOR_SECONDS
+    while True:
+        try:
+            return await ask(group)
+        except KafkaError as error:
+            if not error.retriable or asyncio.get_running_loop().time() >= deadline:
+                raise
+            await asyncio.sleep(CHECK_SECONDS)
+
+
+@dataclass(frozen=True)
+class Group:
+    """A consumer group as its coordinator sees it."""
+
+    state: str
+    """Kafka's word: `Stable`, `Empty`, `Dead`; another while it shares out the partitions."""
+
+    assignments: tuple[tuple[str, bytes], ...]
+    """Each member's client id with host, and what the group's leader gave it: empty until it did."""
+
+    members: tuple[str, ...] = ()
+    """The ids of the members: the workers that run, and those whose session has not run out yet."""
+
+
+async def group_of(bootstrap: Bootstrap, name: str) -> Group:
+    """Describe a consumer group; one that does not exist is `Dead`.
+
+    Raises:
+        Unavailable: Kafka does not answer.
+    """
+    async with connection.admin(bootstrap) as client:
+
+        async def describe(group: str) -> Any:
+            (answer,) = await client.describe_consumer_groups([group])
+            (described,) = answer.groups
+            if described[0]:
+                raise for_code(described[0])
+            return described
+
+        _, _, state, _, _, members, *_ = await coordinated(describe, name)
+    found = [(f"{client_id} at {host}", assignment) for _, client_id, host, _, assignment, *_ in members]
+    return Group(state, tuple(sorted(found)), tuple(member[0] for member in members))
 
 
 async def reset_offsets(bootstrap: Bootstrap, group: str, offsets: Mapping[tuple[str, int], int]) -> None:
@@ -43,7 +93,7 @@ async def reset_offsets(bootstrap: Bootstrap, group: str, offsets: Mapping[tuple
     wanted = {TopicPartition(*place): offset for place, offset in offsets.items()}
     deadline = asyncio.get_running_loop().time() + _RESET_SECONDS
     while True:
-        for member in (await kafka.group_of(bootstrap, group)).members:
+        for member in (await group_of(bootstrap, group)).members:
             await _put_out(bootstrap, group, member)
         try:
             async with _outsider(bootstrap, group) as consumer:
@@ -72,7 +122,7 @@ async def _outsider(bootstrap: Bootstrap, group: str) -> AsyncIterator[Any]:
 
 async def _put_out(bootstrap: Bootstrap, group: str, member: str) -> None:
     """As if the member had said goodbye."""
-    async with kafka.admin(bootstrap) as admin:
+    async with connection.admin(bootstrap) as admin:
         coordinator = await admin.find_coordinator(group)
     client = AIOKafkaClient(**bootstrap.options)
     try:

@@ -12,7 +12,7 @@ from aiokafka.errors import KafkaError
 
 from shopflow.errors import Unavailable
 
-from .connection import Span
+from .offsets import Span
 
 __all__ = ["Lags", "Place", "Spans", "Standing"]
 

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import msgspec
 
 from shopflow.errors import Refused
-from shopflow.kafka import connection as kafka
+from shopflow.kafka import reading
 from shopflow.kafka.security import Bootstrap
+from shopflow.kafka.topics import partitions
 from shopflow.shop.dead_letters import PREFIX, origin_of
 from shopflow.shop.layout import Layout
 
@@ -150,7 +151,7 @@ async def read(
     if not count:  # nothing was ever sent there
         return
     wanted = None if reason is None else reason.casefold()
-    async with aclosing(kafka.by_time(bootstrap, shop.dead_letters, count, values=values)) as records:
+    async with aclosing(reading.by_time(bootstrap, shop.dead_letters, count, values=values)) as records:
         async for record in records:
             progress(1)
             letter = Letter.of(record)
@@ -165,7 +166,7 @@ async def latest(bootstrap: Bootstrap, shop: Layout, limit: int) -> list[Letter]
         Unavailable: Kafka does not answer.
     """
     count = await _partitions(bootstrap, shop.dead_letters)
-    records = await kafka.tail(bootstrap, shop.dead_letters, count, limit, values=False)
+    records = await reading.tail(bootstrap, shop.dead_letters, count, limit, values=False)
     found = sorted(map(Letter.of, records), key=lambda letter: (letter.time, letter.id), reverse=True)
     return found[:limit]
 
@@ -195,7 +196,7 @@ async def chosen(
     for one in ids:
         if one.partition >= count:
             raise Refused(f"there is no dead letter {one} in topic {shop.dead_letters}")
-    async with aclosing(kafka.read_places(bootstrap, shop.dead_letters, ids)) as records:
+    async with aclosing(reading.read_places(bootstrap, shop.dead_letters, ids)) as records:
         for one in ids:
             record = await anext(records)
             if record is None:
@@ -243,9 +244,9 @@ async def _marked(bootstrap: Bootstrap, shop: Layout, partition: int) -> dict[Id
             with suppress(Refused, UnicodeDecodeError):  # another program's
                 found[Id.parse((record.key or b"").decode())] = record
 
-    await kafka.read_partition(bootstrap, shop.retries, partition, take)
+    await reading.read_partition(bootstrap, shop.retries, partition, take)
     return {letter: record for letter, record in found.items() if record.value is not None}
 
 
 async def _partitions(bootstrap: Bootstrap, topic: str) -> int:
-    return (await kafka.partitions(bootstrap, [topic])).get(topic, 0)
+    return (await partitions(bootstrap, [topic])).get(topic, 0)

@@ -13,7 +13,7 @@ import pytest
 
 from faust_batches.testing import FakeBatch, FakeTable
 from shopflow.errors import Rejected
-from shopflow.kafka.connection import Span
+from shopflow.kafka.offsets import Span
 from shopflow.operations.verify import events as deep
 from shopflow.operations.verify.events import verify_deep
 from shopflow.operations.verify.report import Check, Report
@@ -150,9 +150,9 @@ class Shop:
 def shop(monkeypatch: pytest.MonkeyPatch) -> Shop:
     """A shop without events."""
     made = Shop()
-    monkeypatch.setattr(deep.kafka, "spans", made.spans)
-    monkeypatch.setattr(deep.kafka, "each_run", made.each_run)
-    monkeypatch.setattr(deep.kafka, "read_since", made.read_since)
+    monkeypatch.setattr(deep.offsets, "spans", made.spans)
+    monkeypatch.setattr(deep.reading, "each_run", made.each_run)
+    monkeypatch.setattr(deep.reading, "read_since", made.read_since)
     return made
 
 

@@ -13,8 +13,8 @@ import pytest
 from faust_batches import Outage
 from shopflow.errors import Unavailable
 from shopflow.kafka import lag as lag_module
-from shopflow.kafka.connection import Span
 from shopflow.kafka.lag import Lags
+from shopflow.kafka.offsets import Span
 from shopflow.web.monitoring import probes as module
 from shopflow.web.monitoring.probes import STUCK_TURNS, Activity, Health, Ping, Progress, Pulse
 

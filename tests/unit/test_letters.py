@@ -15,7 +15,6 @@ import pytest
 from aiokafka.errors import KafkaConnectionError, KafkaTimeoutError, MessageSizeTooLargeError
 
 from shopflow.errors import Refused, Rejected, Unavailable
-from shopflow.kafka import connection as kafka
 from shopflow.operations import letters, retry
 from shopflow.operations.letters import Id, Letter
 from shopflow.operations.retry import Outcome, Retry, headers_back
@@ -362,8 +361,9 @@ class Topics:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **topics: Sequence[FakeRecord]) -> None:
         self.topics = {f"shop.{name.replace('_', '-')}": records for name, records in topics.items()}
-        for name in ("partitions", "by_time", "read_places", "read_partition", "tail"):
-            monkeypatch.setattr(kafka, name, getattr(self, name))
+        monkeypatch.setattr(letters, "partitions", self.partitions)
+        for name in ("by_time", "read_places", "read_partition", "tail"):
+            monkeypatch.setattr(letters.reading, name, getattr(self, name))
 
     async def partitions(self, bootstrap: str, names: Iterable[str]) -> dict[str, int]:
         return {name: 4 for name in names if name in self.topics}

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from shopflow.kafka import connection as kafka
-from shopflow.kafka.connection import Span
+from shopflow.kafka import offsets, reading
+from shopflow.kafka.offsets import Span
 from shopflow.operations import replay as rebuild
 from shopflow.operations.replay import Work
 from shopflow.operations.verify.announcements import compare_announcements
@@ -53,8 +53,8 @@ def test_of_what_was_told_twice_the_first_counts(monkeypatch: pytest.MonkeyPatch
         for run in runs:
             await handle(run)
 
-    monkeypatch.setattr(kafka, "spans", spans)
-    monkeypatch.setattr(kafka, "each_run", each_run)
+    monkeypatch.setattr(offsets, "spans", spans)
+    monkeypatch.setattr(reading, "each_run", each_run)
     shop = layout(1)
     asyncio.run(rebuild._restore("kafka:1", store, shop, shop.vouchers, VOUCHERS))
     assert store.collections["vouchers"]["v"]["percent"] == 10

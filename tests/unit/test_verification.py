@@ -14,7 +14,8 @@ import pytest
 from faust_batches import Outage
 from shopflow.commands import lines as listing
 from shopflow.errors import Unavailable
-from shopflow.kafka.connection import Lag, Span
+from shopflow.kafka import reading
+from shopflow.kafka.offsets import Lag, Span
 from shopflow.operations.verify import sales as sales_check
 from shopflow.operations.verify import totals as verification
 from shopflow.operations.verify.report import FirstTen, Report
@@ -139,10 +140,10 @@ class Shop:
 def shop(monkeypatch: pytest.MonkeyPatch) -> Shop:
     """A shop whose verification does not wait."""
     made = Shop()
-    monkeypatch.setattr(verification.kafka, "lags", made.kafka.lags)
-    monkeypatch.setattr(verification.kafka, "read_partition", made.kafka.read_partition)
-    monkeypatch.setattr(verification.kafka, "spans", made.kafka.spans)
-    monkeypatch.setattr(verification.kafka, "each_run", made.kafka.each_run)
+    monkeypatch.setattr(verification.offsets, "lags", made.kafka.lags)
+    monkeypatch.setattr(reading, "read_partition", made.kafka.read_partition)
+    monkeypatch.setattr(verification.offsets, "spans", made.kafka.spans)
+    monkeypatch.setattr(reading, "each_run", made.kafka.each_run)
     monkeypatch.setattr(verification.workers, "live", made.who_is_live)
     monkeypatch.setattr(verification.workers, "compare", made.compare)
     monkeypatch.setattr(verification, "_PAUSE_SECONDS", 0)
@@ -404,7 +405,7 @@ def test_all_partitions_of_the_changelog_are_read(shop: Shop, monkeypatch: pytes
         rows = advance(lambda key: None, [(partition, f"c{partition}", 1, 10)], end=partition + 1).rows()
         take(partition, [FakeRecord(*row) for row in rows])
 
-    monkeypatch.setattr(verification.kafka, "read_partition", read)
+    monkeypatch.setattr(reading, "read_partition", read)
     tables = asyncio.run(Tables.read("kafka:1", "changelog", 3))
     assert asked == [("kafka:1", "changelog", partition) for partition in range(3)]
     assert tables.sums()["spent"] == 30

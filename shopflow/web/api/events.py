@@ -13,7 +13,7 @@ import msgspec
 from shopflow import topics
 from shopflow.app import app, config, connected_kafka
 from shopflow.errors import Unavailable
-from shopflow.kafka import connection as kafka
+from shopflow.kafka import connection
 from shopflow.kafka.sender import Sender
 from shopflow.models import Customer, Product, Purchase
 from shopflow.web.answers import Refusal, route, within
@@ -26,7 +26,7 @@ __all__ = ["FORMS", "customers", "products", "purchases", "sender"]
 BODY_SECONDS = 10.0
 KAFKA_SECONDS = 10.0
 
-sender = Sender(lambda: kafka.producer(connected_kafka()))
+sender = Sender(lambda: connection.producer(connected_kafka()))
 
 
 def _now() -> datetime:
