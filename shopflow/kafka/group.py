@@ -1,14 +1,13 @@
-"""The consumer group's offsets set anew from outside, also while workers run."""
+"""The consumer group, seen and changed from outside, also while workers run."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import CommitFailedError, IllegalGenerationError, KafkaError, UnknownMemberIdError, for_code
 from aiokafka.protocol.group import LeaveGroupRequest
@@ -31,24 +30,12 @@ _NOT_EMPTY = (CommitFailedError, IllegalGenerationError, UnknownMemberIdError)
 _COORDINATOR_SECONDS = 15.0
 
 
-async def coordinated(ask: Callable[[str], Awaitable[T]], group: str) -> T:
-    """Ask about a group. A new broker has no coordinator for it at first."""
-    deadline = asyncio.get_running_loop().time() + _COORDINATOR_SECONDS
-    while True:
-        try:
-            return await ask(group)
-        except KafkaError as error:
-            if not error.retriable or asyncio.get_running_loop().time() >= deadline:
-                raise
-            await asyncio.sleep(CHECK_SECONDS)
-
-
 @dataclass(frozen=True)
 class Group:
     """A consumer group as its coordinator sees it."""
 
     state: str
-    """Kafka's word: `Stable`, `Empty`, `Dead`; another while it shares out the partitions."""
+    """Kafka's word: `Stable`, `Empty`, `Dead`; another during a rebalance."""
 
     assignments: tuple[tuple[str, bytes], ...]
     """Each member's client id with host, and what the group's leader gave it: empty until it did."""
@@ -77,6 +64,22 @@ async def group_of(bootstrap: Bootstrap, name: str) -> Group:
     return Group(state, tuple(sorted(found)), tuple(member[0] for member in members))
 
 
+async def coordinated(ask: Callable[[str], Awaitable[T]], group: str) -> T:
+    """Ask about a group. A new broker has no coordinator for it at first: then ask again.
+
+    Raises:
+        KafkaError: One that does not pass, or there is no coordinator after some seconds.
+    """
+    deadline = asyncio.get_running_loop().time() + _COORDINATOR_SECONDS
+    while True:
+        try:
+            return await ask(group)
+        except KafkaError as error:
+            if not error.retriable or asyncio.get_running_loop().time() >= deadline:
+                raise
+            await asyncio.sleep(CHECK_SECONDS)
+
+
 async def reset_offsets(bootstrap: Bootstrap, group: str, offsets: Mapping[tuple[str, int], int]) -> None:
     """Set the group's committed offsets.
 
@@ -90,38 +93,27 @@ async def reset_offsets(bootstrap: Bootstrap, group: str, offsets: Mapping[tuple
     Raises:
         Unavailable: Kafka does not answer, or workers came back faster than they could be put out.
     """
-    wanted = {TopicPartition(*place): offset for place, offset in offsets.items()}
+    wanted = {TopicPartition(*partition): offset for partition, offset in offsets.items()}
     deadline = asyncio.get_running_loop().time() + _RESET_SECONDS
-    while True:
-        for member in (await group_of(bootstrap, group)).members:
-            await _put_out(bootstrap, group, member)
-        try:
-            async with _outsider(bootstrap, group) as consumer:
-                consumer.assign(list(wanted))
-                await consumer.commit(wanted)
-        except _NOT_EMPTY as error:
-            if asyncio.get_running_loop().time() >= deadline:
-                raise Unavailable("Kafka", f"workers of {group} come back too fast; stop them") from error
-            await asyncio.sleep(_PAUSE_SECONDS)
-        except KafkaError as error:
-            raise Unavailable("Kafka", error) from error
-        else:
-            return
+    # With assigned partitions it commits for the group without being a member.
+    async with connection.consumer(bootstrap, group_id=group, enable_auto_commit=False) as outsider:
+        outsider.assign(list(wanted))
+        while True:
+            await _put_out(bootstrap, group, (await group_of(bootstrap, group)).members)
+            try:
+                await outsider.commit(wanted)
+            except _NOT_EMPTY as error:
+                if asyncio.get_running_loop().time() >= deadline:
+                    raise Unavailable("Kafka", f"workers of {group} come back too fast; stop them") from error
+                await asyncio.sleep(_PAUSE_SECONDS)
+            else:
+                return
 
 
-@asynccontextmanager
-async def _outsider(bootstrap: Bootstrap, group: str) -> AsyncIterator[Any]:
-    """A consumer that can commit for the group without being a member."""
-    consumer = AIOKafkaConsumer(**bootstrap.options, group_id=group, enable_auto_commit=False)
-    await consumer.start()
-    try:
-        yield consumer
-    finally:
-        await consumer.stop()
-
-
-async def _put_out(bootstrap: Bootstrap, group: str, member: str) -> None:
-    """As if the member had said goodbye."""
+async def _put_out(bootstrap: Bootstrap, group: str, members: Collection[str]) -> None:
+    """Leave the group in the name of each member."""
+    if not members:
+        return
     async with connection.admin(bootstrap) as admin:
         coordinator = await admin.find_coordinator(group)
     client = AIOKafkaClient(**bootstrap.options)
@@ -129,8 +121,7 @@ async def _put_out(bootstrap: Bootstrap, group: str, member: str) -> None:
         await client.bootstrap()
         while not await client.ready(coordinator):
             await asyncio.sleep(_PAUSE_SECONDS)
-        await client.send(coordinator, LeaveGroupRequest(group, member))  # one that has left meanwhile: fine
-    except KafkaError as error:
-        raise Unavailable("Kafka", error) from error
+        for member in members:
+            await client.send(coordinator, LeaveGroupRequest(group, member))  # one that has left meanwhile: fine
     finally:
         await client.close()
