@@ -112,7 +112,7 @@ def build(
 
     lags = Lags(
         lambda: offsets.asking_spans(connected_kafka(), config.app_id, names, LOOK_SECONDS),
-        lambda places: offsets.empty(connected_kafka(), places, LOOK_SECONDS),
+        lambda places: offsets.empty(connected_kafka(), places),
     )
     health = Health(
         lags=lags,

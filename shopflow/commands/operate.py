@@ -15,7 +15,7 @@ from faust.cli import argument, option
 from shopflow import topics
 from shopflow.app import app, config, connect, kafka_at, store
 from shopflow.errors import Refused, Unavailable
-from shopflow.kafka import group, reading
+from shopflow.kafka import group, offsets
 from shopflow.kafka.security import Bootstrap
 from shopflow.kafka.topics import ensure_topics
 from shopflow.operations import export as exporting
@@ -164,7 +164,8 @@ async def _retry(self: Command, bootstrap: Bootstrap, ids: Sequence[letters.Id],
         await letters.check(bootstrap, topics.LAYOUT, ids)  # all of them are there, or none is put back
         total = len(ids)
     else:
-        total = await reading.size(bootstrap, topics.DEAD_LETTERS, topics.LAYOUT.partitions)
+        spans = await offsets.spans(bootstrap, config.app_id, [topics.DEAD_LETTERS])
+        total = sum(span.end - span.start for span in spans[topics.DEAD_LETTERS].values())
     with progress_bar("dead letters", total, quiet=self.quiet) as advance:
         if ids:
             found = letters.chosen(bootstrap, topics.LAYOUT, ids, progress=advance)

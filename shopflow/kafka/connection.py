@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
@@ -42,21 +42,21 @@ def quiet() -> None:
 
 
 @asynccontextmanager
-async def _started(client: Any, bootstrap: Bootstrap, stop: str = "stop") -> AsyncIterator[Any]:
+async def _started(client: Any, stop: Callable[[], Awaitable[None]], bootstrap: Bootstrap) -> AsyncIterator[Any]:
     try:
         await client.start()
     except KafkaConnectionError as error:
-        await getattr(client, stop)()
+        await stop()
         raise await explained(bootstrap) from error
     except BaseException:  # given up, or another refusal: what was begun must not be left behind
-        await getattr(client, stop)()
+        await stop()
         raise
     try:
         yield client
     except KafkaError as error:
         raise Unavailable("Kafka", str(error) or type(error).__name__) from error
     finally:
-        await getattr(client, stop)()
+        await stop()
 
 
 async def explained(bootstrap: Bootstrap) -> Exception:
@@ -122,7 +122,7 @@ class _NoLogins(logging.Filter):
     """`-l debug` shows every request, and in a login is the password."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Let it pass?"""
+        """Hold back what has a login in it."""
         return not any("SaslAuthenticate" in type(argument).__name__ for argument in record.args or ())
 
 
@@ -135,32 +135,43 @@ def admin(bootstrap: Bootstrap, **options: Any) -> Any:
     Raises:
         Unavailable: Kafka does not answer.
     """
-    return _started(AIOKafkaAdminClient(**{**bootstrap.options, **options}), bootstrap, stop="close")
+    client = AIOKafkaAdminClient(**{**bootstrap.options, **options})
+    return _started(client, client.close, bootstrap)
 
 
 def producer(bootstrap: Bootstrap) -> Any:
-    """An idempotent producer of raw keys and values, as an async context manager. Partitions by key as Java's does."""
-    return _started(
-        AIOKafkaProducer(
-            **bootstrap.options,
-            enable_idempotence=True,
-            linger_ms=20,
-            max_batch_size=262_144,
-            max_request_size=MAX_MESSAGE_BYTES,
-        ),
-        bootstrap,
-    )
+    """An idempotent producer of raw keys and values, as an async context manager. Partitions by key as Java's does.
 
-
-def consumer(bootstrap: Bootstrap, **options: Any) -> Any:
-    """A consumer without a group, of what was committed only, as an async context manager."""
-    options = {
+    Raises:
+        Unavailable: Kafka does not answer.
+    """
+    client = AIOKafkaProducer(
         **bootstrap.options,
-        "group_id": None,
-        "isolation_level": "read_committed",
-        **options,
-    }
-    return _started(AIOKafkaConsumer(**options), bootstrap)
+        enable_idempotence=True,
+        linger_ms=20,
+        max_batch_size=262_144,
+        max_request_size=MAX_MESSAGE_BYTES,
+    )
+    return _started(client, client.stop, bootstrap)
+
+
+def consumer(bootstrap: Bootstrap, *, values: bool = True, **options: Any) -> Any:
+    """A consumer of committed records, in no group unless the options name one, as an async context manager.
+
+    Arguments:
+        values: False: it gives the records without their values.
+
+    Raises:
+        Unavailable: Kafka does not answer.
+    """
+    if not values:
+        options["value_deserializer"] = _no_value
+    client = AIOKafkaConsumer(**{**bootstrap.options, "isolation_level": "read_committed", **options})
+    return _started(client, client.stop, bootstrap)
+
+
+def _no_value(_: bytes | None) -> None:
+    return None
 
 
 async def within(seconds: float, work: Awaitable[T]) -> T:

@@ -1,4 +1,4 @@
-"""Where partitions start and end, and what the consumer group has committed."""
+"""Where partitions start and end, and how far the consumer group has come in them."""
 
 from __future__ import annotations
 
@@ -12,37 +12,35 @@ from aiokafka import TopicPartition
 from . import connection
 from .connection import within
 from .group import coordinated
-from .reading import runs
+from .reading import fetched
 from .security import Bootstrap
 from .topics import partitions_of
+
+#: A topic and the number of one of its partitions.
+Partition = tuple[str, int]
 
 _EMPTY_SECONDS = 5.0
 
 
-async def _committed(client: Any, group: str) -> dict[TopicPartition, Any]:
-    """What the group has committed."""
-    return await coordinated(client.list_consumer_group_offsets, group)
-
-
 @dataclass(frozen=True)
 class Lag:
-    """How far the group has come in one topic."""
+    """How far the group has come in one topic, in offsets."""
 
-    records: int  #: between the start and the end of the topic
-    waiting: int  #: between what the group committed and the end
+    records: int  #: from the start of the topic to its end
+    waiting: int  #: from what the group has committed to the end; 0 if there is no record in between
 
 
 @dataclass(frozen=True)
 class Span:
-    """What a partition holds, as offsets."""
+    """The offsets of a partition."""
 
-    start: int  #: what was before it is gone
-    done: int  #: what is before it the group has committed; not below the start
-    end: int
+    start: int  #: the first that is still there
+    done: int  #: the group has committed all before this one; not below the start
+    end: int  #: the next record gets this one
 
 
 async def spans(bootstrap: Bootstrap, group: str, topics: Iterable[str]) -> dict[str, dict[int, Span]]:
-    """What each partition of each topic that exists holds, and how far the group is.
+    """The span of each partition, by topic; without the topics that do not exist.
 
     Raises:
         Unavailable: Kafka does not answer.
@@ -51,23 +49,11 @@ async def spans(bootstrap: Bootstrap, group: str, topics: Iterable[str]) -> dict
         return await _spans(client, reader, group, topics)
 
 
-async def _spans(client: Any, reader: Any, group: str, topics: Iterable[str]) -> dict[str, dict[int, Span]]:
-    counts = await partitions_of(client, list(topics))
-    places = [TopicPartition(name, number) for name, count in counts.items() for number in range(count)]
-    starts, ends = await reader.beginning_offsets(places), await reader.end_offsets(places)
-    committed = await _committed(client, group)
-    found: dict[str, dict[int, Span]] = {name: {} for name in counts}
-    for place in places:
-        done = max(committed[place].offset if place in committed else -1, starts[place])
-        found[place.topic][place.partition] = Span(starts[place], done, ends[place])
-    return found
-
-
 @asynccontextmanager
 async def asking_spans(
     bootstrap: Bootstrap, group: str, topics: Iterable[str], seconds: float
 ) -> AsyncIterator[Callable[[], Awaitable[dict[str, dict[int, Span]]]]]:
-    """Gives what asks for the spans, as often as it is called, over connections that stay open.
+    """Give a function that asks for the spans, as often as it is called, over connections that stay open.
 
     Arguments:
         seconds: How long one answer may take.
@@ -75,9 +61,24 @@ async def asking_spans(
     Raises:
         Unavailable: Kafka does not answer.
     """
-    names, options = list(topics), {"request_timeout_ms": int(seconds * 1000)}
-    async with connection.admin(bootstrap, **options) as client, connection.consumer(bootstrap, **options) as reader:
+    names, limit = list(topics), int(seconds * 1000)
+    async with (
+        connection.admin(bootstrap, request_timeout_ms=limit) as client,
+        connection.consumer(bootstrap, request_timeout_ms=limit) as reader,
+    ):
         yield lambda: within(seconds, _spans(client, reader, group, names))
+
+
+async def _spans(client: Any, reader: Any, group: str, topics: Iterable[str]) -> dict[str, dict[int, Span]]:
+    counts = await partitions_of(client, topics)
+    partitions = [TopicPartition(topic, number) for topic, count in counts.items() for number in range(count)]
+    starts, ends = await reader.beginning_offsets(partitions), await reader.end_offsets(partitions)
+    committed = await coordinated(client.list_consumer_group_offsets, group)
+    found: dict[str, dict[int, Span]] = {topic: {} for topic in counts}
+    for one in partitions:
+        done = max(committed[one].offset if one in committed else -1, starts[one])
+        found[one.topic][one.partition] = Span(starts[one], done, ends[one])
+    return found
 
 
 async def lags(bootstrap: Bootstrap, group: str, topics: Iterable[str]) -> dict[str, Lag]:
@@ -86,38 +87,49 @@ async def lags(bootstrap: Bootstrap, group: str, topics: Iterable[str]) -> dict[
     Raises:
         Unavailable: Kafka does not answer.
     """
-    answer = {}
     async with connection.admin(bootstrap) as client, connection.consumer(bootstrap) as reader:
-        for name, partitions in (await _spans(client, reader, group, topics)).items():
-            waiting = 0
-            for number, span in partitions.items():
-                place = TopicPartition(name, number)
-                if span.done < span.end and await _any_record(reader, place, span.done, span.end):
-                    waiting += span.end - span.done
-            answer[name] = Lag(sum(span.end - span.start for span in partitions.values()), waiting)
-    return answer
+        found = await _spans(client, reader, group, topics)
+        behind = {
+            (topic, number): span
+            for topic, partitions in found.items()
+            for number, span in partitions.items()
+            if span.done < span.end
+        }
+        _stand_where_done(reader, behind)
+        waiting = {one: span.end - span.done for one, span in behind.items() if await _any_record(reader, one, span)}
+    return {
+        topic: Lag(
+            records=sum(span.end - span.start for span in partitions.values()),
+            waiting=sum(waiting.get((topic, number), 0) for number in partitions),
+        )
+        for topic, partitions in found.items()
+    }
 
 
-async def empty(
-    bootstrap: Bootstrap, places: Mapping[tuple[str, int], Span], seconds: float = _EMPTY_SECONDS
-) -> set[tuple[str, int]]:
-    """The topics and partitions that have no record between what is done and their end, but for transactions' ends.
+async def empty(bootstrap: Bootstrap, spans: Mapping[Partition, Span]) -> set[Partition]:
+    """The partitions without a record between what is done and their end.
 
     Raises:
-        Unavailable: Kafka does not answer, for one of them within so many seconds.
+        Unavailable: Kafka does not answer within some seconds.
     """
-    async with connection.consumer(bootstrap, request_timeout_ms=int(seconds * 1000)) as client:
+    async with connection.consumer(bootstrap, request_timeout_ms=int(_EMPTY_SECONDS * 1000)) as reader:
+        _stand_where_done(reader, spans)
         return {
-            place
-            for place, span in places.items()
-            if not await within(seconds, _any_record(client, TopicPartition(*place), span.done, span.end))
+            partition
+            for partition, span in spans.items()
+            if not await within(_EMPTY_SECONDS, _any_record(reader, partition, span))
         }
 
 
-async def _any_record(client: Any, place: TopicPartition, start: int, end: int) -> bool:
-    """Is there a record between these offsets? The end of a transaction takes one, and is none."""
-    client.assign([place])
-    client.seek(place, start)
-    async for _ in runs(client, place, end):
+def _stand_where_done(reader: Any, spans: Mapping[Partition, Span]) -> None:
+    if spans:
+        reader.assign([TopicPartition(*partition) for partition in spans])
+    for partition, span in spans.items():
+        reader.seek(TopicPartition(*partition), span.done)
+
+
+async def _any_record(reader: Any, partition: Partition, span: Span) -> bool:
+    """True if there is a record from where the reader stands to the end. The end of a transaction is none."""
+    async for _ in fetched(reader, TopicPartition(*partition), span.end):
         return True
     return False

@@ -86,19 +86,20 @@ async def ensure_topics(bootstrap: Bootstrap, specs: Sequence[TopicSpec]) -> Non
             await asyncio.sleep(0.1)
 
 
-async def partitions_of(client: Any, names: list[str]) -> dict[str, int]:
-    described = await client.describe_topics(names)
-    return {topic["topic"]: len(topic["partitions"]) for topic in described if topic["error_code"] == 0}
-
-
-async def partitions(bootstrap: Bootstrap, names: Iterable[str]) -> dict[str, int]:
-    """How many partitions each of these topics has; without those that do not exist.
+async def count_partitions(bootstrap: Bootstrap, topic: str) -> int:
+    """How many partitions a topic has; 0 if it does not exist.
 
     Raises:
         Unavailable: Kafka does not answer.
     """
     async with connection.admin(bootstrap) as client:
-        return await partitions_of(client, list(names))
+        return (await partitions_of(client, [topic])).get(topic, 0)
+
+
+async def partitions_of(client: Any, topics: Iterable[str]) -> dict[str, int]:
+    """How many partitions each of these topics has, asked by an admin client; without those that do not exist."""
+    described = await client.describe_topics(list(topics))
+    return {topic["topic"]: len(topic["partitions"]) for topic in described if topic["error_code"] == 0}
 
 
 async def _ready(client: Any, specs: Iterable[TopicSpec]) -> bool:

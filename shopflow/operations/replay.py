@@ -17,6 +17,7 @@ from faust_batches import TOTALS_KEY
 from shopflow.errors import Refused, Unavailable
 from shopflow.kafka import connection, group, offsets, reading
 from shopflow.kafka.security import Bootstrap
+from shopflow.kafka.topics import count_partitions
 from shopflow.models import Product
 from shopflow.shop import announcements
 from shopflow.shop.announcements import Announcements, Told
@@ -97,10 +98,11 @@ async def _restore_products(bootstrap: Bootstrap, store: MongoStore, shop: Layou
     """Products and their prices come first: no purchase must be given its price from half a history."""
     await store.prepare()
     decode = Decoder(Product, "product_id", max_event_bytes)
-    runs: list[list[Any]] = []
+    found: list[list[Any]] = []
     for partition in range(shop.partitions):
-        await reading.read_partition(bootstrap, shop.products, partition, lambda _, run: runs.append(run))
-    for run in runs:
+        async with reading.runs(bootstrap, shop.products, partition) as runs:
+            found += [run async for run in runs]
+    for run in found:
         for upserts, deletions in in_order(split(run, decode, tombstones=True), product_document):
             if upserts:
                 await store.upsert_products([document for _, document in upserts])
@@ -111,13 +113,10 @@ async def _restore_products(bootstrap: Bootstrap, store: MongoStore, shop: Layou
 async def _restore(bootstrap: Bootstrap, store: MongoStore, shop: Layout, topic: str, kind: Announcements) -> None:
     """Restore vouchers or alerts as they were first published: by now rules and products may be others."""
     told = Told(kind)
-
-    async def restore(run: list[Any]) -> None:
-        await store.restore(kind.collection, told.first(run))
-
-    spans = (await offsets.spans(bootstrap, shop.group, [topic])).get(topic, {})
-    for partition, span in spans.items():
-        await reading.each_run(bootstrap, topic, partition, span.end, restore)
+    for partition in range(await count_partitions(bootstrap, topic)):
+        async with reading.runs(bootstrap, topic, partition) as runs:
+            async for run in runs:
+                await store.restore(kind.collection, told.first(run))
 
 
 async def _count_anew(bootstrap: Bootstrap, shop: Layout) -> None:
@@ -126,9 +125,8 @@ async def _count_anew(bootstrap: Bootstrap, shop: Layout) -> None:
     for changelog in (shop.changelog, shop.sales_changelog):
         tables = await Tables.read(bootstrap, changelog, shop.partitions)
         eras |= {(changelog, partition): tables.totals(partition).era for partition in range(shop.partitions)}
-    async with connection.producer(
-        bootstrap
-    ) as producer:  # the counts first: until we are done, who finds them new waits
+    # The counts first: until we are done, who finds them new waits.
+    async with connection.producer(bootstrap) as producer:
         for (changelog, partition), era in eras.items():
             await producer.send_and_wait(changelog, rebuilt(era, time()), TOTALS_KEY, partition=partition)
 

@@ -37,7 +37,9 @@ async def compare_announcements(
 
     spans = (await offsets.spans(bootstrap, group, [topic])).get(topic, {})
     for partition, span in spans.items():
-        await reading.each_run(bootstrap, topic, partition, span.end, take)
+        async with reading.runs(bootstrap, topic, partition, end=span.end) as runs:
+            async for run in runs:
+                await take(run)
     if not any(span.start for span in spans.values()):  # else retention may have removed the event
         async for stored_id, _ in store.sources(name):
             if stored_id not in told.ids:

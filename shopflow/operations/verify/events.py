@@ -140,33 +140,30 @@ class _Facts:
     async def read(self, bar: Bar, documents: int) -> None:
         """Read the dead letters, the topic, the collection."""
         for partition, span in self._dead_spans.items():
-            no_values = {"value_deserializer": lambda _: None}
-            await reading.each_run(self._bootstrap, self._dead_topic, partition, span.end, self._take_dead, **no_values)
+            async with reading.runs(
+                self._bootstrap, self._dead_topic, partition, end=span.end, values=False
+            ) as letters:
+                async for run in letters:
+                    self._take_dead(run)
         if self._is_state:
-            await self._each_record(self._take_tombstones, lambda _: None, value_deserializer=_is_there)
-        offsets = sum(self._upto(span) - span.start for span in self._spans.values())
-        with bar(f"{self.collection} in Kafka", offsets) as advance:
-            await self._each_record(self._take, advance)
+            await self._each_run(self._take_tombstones, lambda _: None)
+        total = sum(self._upto(span) - span.start for span in self._spans.values())
+        with bar(f"{self.collection} in Kafka", total) as advance:
+            await self._each_run(self._take, advance)
         with bar(f"{self.collection} in MongoDB", documents) as advance:
             await self._documents(advance)
 
-    async def _each_record(
-        self, take: Callable[[list[Any]], Awaitable[None]], advance: Advance, **options: Any
-    ) -> None:
+    async def _each_run(self, take: Callable[[list[Any]], Awaitable[None]], advance: Advance) -> None:
         for partition, span in self._spans.items():
             done, end = span.start, self._upto(span)
-
-            async def handle(run: list[Any]) -> None:
-                nonlocal done
-                await take(run)
-                if run:
+            async with reading.runs(self._bootstrap, self._topic, partition, end=end) as runs:
+                async for run in runs:
+                    await take(run)
                     advance(run[-1].offset + 1 - done)
                     done = run[-1].offset + 1
-
-            await reading.each_run(self._bootstrap, self._topic, partition, end, handle, **options)
             advance(end - done)  # offsets that are no records
 
-    async def _take_dead(self, records: list[Any]) -> None:
+    def _take_dead(self, records: list[Any]) -> None:
         for topic, partition, offset in map(origin_of, records):
             if topic == self._topic:
                 self._dead.add((partition, offset))
@@ -352,10 +349,6 @@ _KINDS: dict[str, tuple[Decoder[Any], Callable[[Any, Any], Document]]] = {
 
 async def _sends_nothing(*record: Any) -> Any:
     raise AssertionError("a verification changes nothing")
-
-
-def _is_there(value: bytes | None) -> bytes | None:
-    return None if value is None else b""
 
 
 def _at(record: Any) -> str:

@@ -34,7 +34,9 @@ class Tables:
         """
         tables = cls(partitions)
         for partition in range(partitions):
-            await reading.read_partition(bootstrap, changelog, partition, tables.take)
+            async with reading.runs(bootstrap, changelog, partition) as runs:
+                async for run in runs:
+                    tables.take(partition, run)
         return tables
 
     def take(self, partition: int, records: Iterable[Any]) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 from faust_batches import Outage
 from shopflow.errors import Unavailable
-from shopflow.kafka.lag import LOOK_SECONDS, Lags, Place
+from shopflow.kafka.lag import LOOK_SECONDS, Lags
+from shopflow.kafka.offsets import Partition
 
 __all__ = ["Activity", "Health", "Ping", "Progress", "Pulse"]
 
@@ -29,13 +30,13 @@ class Activity:
     """Counts what is done in each partition: a batch begun, a batch done."""
 
     def __init__(self) -> None:
-        self._marks: Counter[Place] = Counter()
+        self._marks: Counter[Partition] = Counter()
 
-    def mark(self, place: Place) -> None:
+    def mark(self, place: Partition) -> None:
         """Something was done there."""
         self._marks[place] += 1
 
-    def of(self, place: Place) -> int:
+    def of(self, place: Partition) -> int:
         """How often."""
         return self._marks[place]
 
@@ -78,9 +79,9 @@ class Progress:
 
     def __init__(self, looks: int) -> None:
         self._looks = looks
-        self._seen: dict[Place, tuple[Any, int]] = {}
+        self._seen: dict[Partition, tuple[Any, int]] = {}
 
-    def look(self, waiting: Mapping[Place, Any]) -> None:
+    def look(self, waiting: Mapping[Partition, Any]) -> None:
         """Note how far each partition is in which events wait, and whose fault it would be if they did so for long."""
         self._seen = {
             place: (state, self._seen[place][1] + 1 if self._seen.get(place, (None,))[0] == state else 0)
@@ -93,7 +94,7 @@ class Progress:
         return any(times for _, times in self._seen.values())
 
     @property
-    def still(self) -> list[Place]:
+    def still(self) -> list[Partition]:
         """Those that did not move for too long."""
         return sorted(place for place, (_, times) in self._seen.items() if times >= self._looks)
 
@@ -233,5 +234,5 @@ class Health:
         return []
 
 
-def _place(tp: Any) -> Place:
+def _place(tp: Any) -> Partition:
     return tp.topic, tp.partition
