@@ -1,0 +1,89 @@
+"""Lock files and ports."""
+
+from __future__ import annotations
+
+import fcntl
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from shopflow.errors import Refused
+
+HOST = "127.0.0.1"
+POLL_SECONDS = 0.05
+PROBE_SECONDS = 2.0
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = True, waiting: Callable[[], None] | None = None) -> Iterator[IO[bytes] | None]:
+    """Hold the lock; None instead of the file if another has it and we don't wait.
+
+    Arguments:
+        waiting: Called once when it takes long.
+    """
+    with path.open("ab") as file:
+        told = time.monotonic() + 0.5
+        while not _try_lock(file, fcntl.LOCK_EX):
+            if not wait:
+                yield None
+                return
+            if waiting and time.monotonic() > told:
+                waiting()
+                waiting = None
+            time.sleep(POLL_SECONDS)
+        yield file
+
+
+def is_locked(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return not _try_lock(file, fcntl.LOCK_SH)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _try_lock(file: IO[bytes], kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def choose_port(field: str, wanted: int, default: int) -> int:
+    if wanted:
+        if not _is_free(wanted):
+            raise Refused(f"{field}: {HOST}:{wanted} is in use by another program")
+        return wanted
+    return default if _is_free(default) else any_port()
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that have ended don't count
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def any_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def receive(link: socket.socket, length: int) -> bytes:
+    parts = b""
+    link.settimeout(PROBE_SECONDS)
+    while len(parts) < length:
+        part = link.recv(length - len(parts))
+        if not part:
+            raise ConnectionResetError
+        parts += part
+    return parts
