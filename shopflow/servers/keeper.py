@@ -38,7 +38,8 @@ class Spec(TypedDict):
 def start(spec: Spec, **options: Any) -> subprocess.Popen[bytes]:
     """Start a keeper, in a session of its own, so that the terminal's Ctrl-C does not reach it.
 
-    Closing its standard input is the order to stop. `options` are `Popen`'s.
+    Arguments:
+        options: `Popen`'s.
     """
     return subprocess.Popen(
         [sys.executable, "-IS", str(Path(__file__)), json.dumps(spec)],
@@ -47,6 +48,13 @@ def start(spec: Spec, **options: Any) -> subprocess.Popen[bytes]:
         start_new_session=True,
         **options,
     )
+
+
+def order_stop(kept: subprocess.Popen[bytes]) -> None:
+    """Tell a keeper to stop its server, and don't wait for it."""
+    assert kept.stdin is not None  # noqa: S101 - a pipe
+    with contextlib.suppress(OSError):
+        kept.stdin.close()
 
 
 def main(spec: Spec) -> int:

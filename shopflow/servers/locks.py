@@ -1,4 +1,4 @@
-"""Lock files and ports."""
+"""Lock files, and ports of this machine."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from shopflow.errors import Refused
 
 HOST = "127.0.0.1"
 POLL_SECONDS = 0.05
+#: How long a server may take for each step of telling who it is.
 PROBE_SECONDS = 2.0
 
 
@@ -38,6 +39,7 @@ def locked(path: Path, *, wait: bool = True, waiting: Callable[[], None] | None 
 
 
 def is_locked(path: Path) -> bool:
+    """True if a process holds the lock."""
     try:
         with path.open("rb") as file:
             return not _try_lock(file, fcntl.LOCK_SH)
@@ -54,36 +56,40 @@ def _try_lock(file: IO[bytes], kind: int) -> bool:
 
 
 def choose_port(field: str, wanted: int, default: int) -> int:
-    if wanted:
-        if not _is_free(wanted):
-            raise Refused(f"{field}: {HOST}:{wanted} is in use by another program")
-        return wanted
-    return default if _is_free(default) else any_port()
+    """The wanted port; if that is 0, the default one or any.
+
+    Raises:
+        Refused: Another program has the wanted port; names the field.
+    """
+    if wanted and not _is_free(wanted):
+        raise Refused(f"{field}: {HOST}:{wanted} is in use by another program")
+    return wanted or (default if _is_free(default) else any_port())
 
 
 def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that have ended don't count
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return False
+    try:
+        check_free(HOST, port)
+    except OSError:
+        return False
     return True
 
 
-def any_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
+def check_free(host: str, port: int) -> None:
+    """Raises:
+    OSError: A program listens there, or the host is not this machine.
+    """
+    with socket.socket(_family(host)) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that have ended don't count
+        probe.bind((host, port))
+
+
+def any_port(host: str = HOST) -> int:
+    """A port on which no program listens."""
+    with socket.socket(_family(host)) as probe:
+        probe.bind((host, 0))
         port: int = probe.getsockname()[1]
         return port
 
 
-def receive(link: socket.socket, length: int) -> bytes:
-    parts = b""
-    link.settimeout(PROBE_SECONDS)
-    while len(parts) < length:
-        part = link.recv(length - len(parts))
-        if not part:
-            raise ConnectionResetError
-        parts += part
-    return parts
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET

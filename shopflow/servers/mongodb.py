@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import importlib.metadata
-import re
 import socket
-import struct
 import sys
 from collections.abc import Callable
+from typing import Any
 
-from shopflow.config.settings import Config
+from pymongo import MongoClient
+from pymongo.errors import PyMongoError
 
-from .locks import HOST, PROBE_SECONDS, receive
+from .locks import HOST, PROBE_SECONDS
 from .server import Server
-
-MONGODB_PORT = 27117
 
 
 class MongoDBServer(Server):
+    """SecantusDB, with its data in `mongodb/data`."""
+
     key = "mongodb"
     name = "MongoDB"
     field = "mongodb.uri"
-    default_port = MONGODB_PORT
+    default_port = 27117
     modules = ("secantus",)
-
-    def __init__(self, config: Config) -> None:
-        super().__init__(config, config.embedded.mongodb_port)
 
     @property
     def title(self) -> str:
@@ -50,19 +47,25 @@ class MongoDBServer(Server):
         return [[*command, *(f"--{name}={value}" for name, value in options.items())]]
 
     def answers(self, port: int, pid: int | None) -> bool:
-        return pid is not None and _mongodb_pid(port) == pid
+        return pid is not None and _process_id(port) == pid
 
 
-def _mongodb_pid(port: int) -> int | None:
-    """The process id of the MongoDB there; None if there is none."""
-    fields = b"\x10serverStatus\x00" + struct.pack("<i", 1) + b"\x02$db\x00" + struct.pack("<i", 6) + b"admin\x00\x00"
-    body = struct.pack("<iB", 0, 0) + struct.pack("<i", len(fields) + 4) + fields
+def _process_id(port: int) -> int | None:
+    """The process id of the MongoDB server there; None if there is none."""
+    limit = int(PROBE_SECONDS * 1000)
+    client: MongoClient[dict[str, Any]] = MongoClient(
+        HOST,
+        port,
+        directConnection=True,
+        connect=False,
+        serverSelectionTimeoutMS=limit,
+        connectTimeoutMS=limit,
+        socketTimeoutMS=limit,
+    )
     try:
-        with socket.create_connection((HOST, port), PROBE_SECONDS) as link:
-            link.sendall(struct.pack("<iiii", len(body) + 16, 1, 0, 2013) + body)
-            (length,) = struct.unpack("<i", receive(link, 4))
-            answer = receive(link, min(length - 4, 1 << 20))
-    except (OSError, struct.error):
+        socket.create_connection((HOST, port), PROBE_SECONDS).close()  # pymongo would wait for one that isn't up yet
+        with client:
+            pid: int = client.admin.command("serverStatus")["pid"]
+    except (OSError, PyMongoError):
         return None
-    found = re.search(rb"\x10pid\x00(.{4})|\x12pid\x00(.{8})", answer, re.DOTALL)
-    return int.from_bytes(found[1] or found[2], "little") if found else None
+    return pid

@@ -1,4 +1,4 @@
-"""One embedded server of one `data_dir`: found while it runs, or started through its keeper."""
+"""One embedded server of one `data_dir`: found where it runs, or started through a keeper."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -21,22 +22,22 @@ from . import keeper
 from .locks import POLL_SECONDS, PROBE_SECONDS, choose_port, is_locked, locked
 
 STOP_SECONDS = 10.0
-LOG_BYTES = 8 << 20
-MOST_LAUNCHES = 3
+_LOG_BYTES = 8 << 20
+_MOST_LAUNCHES = 3
 
 
-class Server:
-    """One embedded server of one `data_dir`: found, or started through a keeper."""
+class Server(ABC):
+    """An embedded server; the two of them are its subclasses."""
 
-    key: str
+    key: str  #: of its files and settings
     name: str
-    field: str
+    field: str  #: the setting that makes it embedded
     default_port: int
-    modules: tuple[str, ...]
+    modules: tuple[str, ...]  #: what `shopflow[embedded]` installs for it
+    _said: IO[bytes]  #: the keeper's standard output
 
-    def __init__(self, config: Config, port: int) -> None:
+    def __init__(self, config: Config) -> None:
         self.config = config
-        self.wanted_port = port
         self.port = 0
         self.folder = config.data_path / self.key
         self.log = config.data_path / f"{self.key}.log"
@@ -48,27 +49,27 @@ class Server:
         self._deadline = 0.0
         self._launches = 0
 
-    # What differs
+    # -- what differs
 
     @property
+    @abstractmethod
     def title(self) -> str:
         """Name and version."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def address(self) -> str:
-        """For clients, once the port is chosen."""
-        raise NotImplementedError
+        """What clients connect to, once the port is chosen."""
 
+    @abstractmethod
     def commands(self, say: Callable[[str], None]) -> list[list[str]]:
         """Prepare everything, and say what to run in `folder`, the server last."""
-        raise NotImplementedError
 
+    @abstractmethod
     def answers(self, port: int, pid: int | None) -> bool:
-        """Does our server, and no other program, answer there?"""
-        raise NotImplementedError
+        """True if our server, and no other program, answers there."""
 
-    # Finding
+    # -- finding
 
     def find(self) -> dict[str, Any] | None:
         """The record of the running server, if it runs and answers."""
@@ -115,30 +116,34 @@ class Server:
         new.write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
         new.replace(self._records)
 
-    # Starting
+    # -- starting
 
     def check_extra(self) -> None:
         """Refuse if what `shopflow[embedded]` installs isn't there."""
-        if any(importlib.util.find_spec(module) is None for module in self.modules):
-            needs = f"{self.field}: the embedded {self.name} needs the extra: pip install 'shopflow[embedded]'"
-            raise Refused(needs)
+        if not all(map(importlib.util.find_spec, self.modules)):
+            raise Refused(f"{self.field}: the embedded {self.name} needs the extra: pip install 'shopflow[embedded]'")
 
     def choose_port(self) -> None:
         """The configured port, or the default one, or any."""
-        self.port = choose_port(f"embedded.{self.key}_port", self.wanted_port, self.default_port)
+        setting = f"{self.key}_port"
+        self.port = choose_port(f"embedded.{setting}", getattr(self.config.embedded, setting), self.default_port)
 
     def launch(self, say: Callable[[str], None]) -> None:
         """Start the server; it doesn't answer yet."""
         self.folder.mkdir(parents=True, exist_ok=True)
         commands = self.commands(say)
-        keeper.cut(self.log, LOG_BYTES)
+        keeper.cut(self.log, _LOG_BYTES)
         self._log_start = self.log.stat().st_size if self.log.exists() else 0
         self._launches += 1
         self._pid = None
         with self.log.open("ab") as log, locked(self.lock) as lock:
             assert lock is not None  # noqa: S101 - waited for
             spec = keeper.Spec(
-                commands=commands, log=str(self.log), log_bytes=LOG_BYTES, lock=lock.fileno(), stop_seconds=STOP_SECONDS
+                commands=commands,
+                log=str(self.log),
+                log_bytes=_LOG_BYTES,
+                lock=lock.fileno(),
+                stop_seconds=STOP_SECONDS,
             )
             self._keeper = keeper.start(
                 spec,
@@ -147,17 +152,19 @@ class Server:
                 stdout=subprocess.PIPE,
                 stderr=log,
             )
-        os.set_blocking(_pipe(self._keeper.stdout).fileno(), False)
+        assert self._keeper.stdout is not None  # noqa: S101 - a pipe
+        self._said = self._keeper.stdout
+        os.set_blocking(self._said.fileno(), False)
         self._deadline = time.monotonic() + self.config.embedded.start_seconds
 
     def came_up(self, say: Callable[[str], None]) -> bool:
-        """Does it answer now? Then its address is on record.
+        """Once the server answers, put its address on record and return True.
 
         Raises:
             Refused: It died, or it takes too long.
         """
         if self._pid is None:
-            self._pid = int(_pipe(self._running.stdout).read() or 0) or None
+            self._pid = int(self._said.read() or 0) or None
         if self.exit_status() is not None:
             return self._died_early(say)
         if self._pid is not None and self.answers(self.port, self._pid):
@@ -171,36 +178,29 @@ class Server:
             )
         return False
 
-    @property
-    def _running(self) -> subprocess.Popen[bytes]:
-        assert self._keeper is not None  # noqa: S101 - launched
-        return self._keeper
-
     def _died_early(self, say: Callable[[str], None]) -> bool:
         words = self._last_words()
-        if "already in use" in words and self._launches < MOST_LAUNCHES:
+        if "already in use" in words and self._launches < _MOST_LAUNCHES:
             self.await_stop()
             self.choose_port()  # another program took the port after we found it free
             self.launch(say)
             return False
-        status = self.exit_status()
-        raise Refused(f"{self.name} died while starting, {ending(status or 0)}{words}")
+        raise Refused(f"{self.name} died while starting, {ending(self.exit_status() or 0)}{words}")
 
     def _last_words(self) -> str:
         words = _last_words(self.log, self._log_start)
         return f": {words} (log: {self.log})" if words else f"; its log: {self.log}"
 
-    # Stopping
+    # -- stopping
 
     def exit_status(self) -> int | None:
         """The server's exit status; None while it runs. Negative: the keeper was killed by that signal."""
         return None if self._keeper is None else self._keeper.poll()
 
     def order_stop(self) -> None:
-        """Tell the keeper."""
+        """Tell the keeper, and don't wait."""
         if self._keeper is not None:
-            with contextlib.suppress(OSError):
-                _pipe(self._keeper.stdin).close()
+            keeper.order_stop(self._keeper)
 
     def await_stop(self) -> None:
         """Wait for the end of the keeper, and with it of the server."""
@@ -212,10 +212,11 @@ class Server:
         except subprocess.TimeoutExpired:
             self._keeper.kill()  # takes the server along, on Linux
             self._keeper.wait()
-        _pipe(self._keeper.stdout).close()
+        self._said.close()
 
 
 def ending(status: int) -> str:
+    """How a process ended, for people."""
     number = -status if status < 0 else status - 128
     with contextlib.suppress(ValueError):
         return f"killed by {signal.Signals(number).name}" if number > 0 else f"exit status {status}"
@@ -237,8 +238,3 @@ def _last_words(log: Path, start: int = 0) -> str:
         if matching:
             return matching[-1].removeprefix("Caused by: ")[:300]
     return lines[-1][:300] if lines else ""
-
-
-def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
-    assert stream is not None  # noqa: S101 - asked for
-    return stream

@@ -12,7 +12,6 @@ import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import TracebackType
 
 from shopflow.config.settings import Config
 from shopflow.errors import Refused
@@ -22,12 +21,13 @@ from .locks import POLL_SECONDS, locked
 from .mongodb import MongoDBServer
 from .server import Server, ending
 
-START_HINT = "start it with `faust -A shopflow servers`"
+_START_HINT = "start it with `faust -A shopflow servers`"
+_WAITING = "Waiting for another process that is starting the servers ..."
 
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where the two servers are."""
+    """Where the servers are, embedded or not."""
 
     kafka: str
     """`host:port`, several separated by `;`."""
@@ -37,7 +37,7 @@ class Addresses:
 
 
 def locate(config: Config, *, kafka: bool = True, mongodb: bool = True) -> Addresses:
-    """Where the servers are.
+    """Find the servers.
 
     Arguments:
         kafka, mongodb: Is it needed? If not, its address is left empty when it is embedded.
@@ -48,15 +48,14 @@ def locate(config: Config, *, kafka: bool = True, mongodb: bool = True) -> Addre
     found = {"kafka": "", "mongodb": "", **_configured(config)}
     needed = {"kafka": kafka, "mongodb": mongodb}
     for server in _embedded(config):
-        if not needed[server.key]:
-            continue
-        try:
-            record = server.find()
-        except OSError as error:
-            raise _refused(error) from error
-        if record is None:
-            raise Refused(f"{server.field}: the embedded {server.name} isn't running; {START_HINT} (or a worker)")
-        found[server.key] = record["address"]
+        if needed[server.key]:
+            try:
+                record = server.find()
+            except OSError as error:
+                raise _refused(error) from error
+            if record is None:
+                raise Refused(f"{server.field}: the embedded {server.name} isn't running; {_START_HINT} (or a worker)")
+            found[server.key] = record["address"]
     return Addresses(**found)
 
 
@@ -117,9 +116,7 @@ class Servers:
     def __enter__(self) -> Servers:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *failure: object) -> None:
         self.stop()
 
     def _start(self) -> Addresses:
@@ -130,14 +127,11 @@ class Servers:
         if servers:
             try:
                 self._config.data_path.mkdir(parents=True, exist_ok=True)
-                with locked(self._config.data_path / "servers.lock", waiting=self._tell_waiting):
+                with locked(self._config.data_path / "servers.lock", waiting=lambda: self._say(_WAITING)):
                     addresses.update(self._start_missing(servers))
             except OSError as error:
                 raise _refused(error) from error
         return Addresses(**addresses)
-
-    def _tell_waiting(self) -> None:
-        self._say("Waiting for another process that is starting the servers ...")
 
     def _start_missing(self, servers: list[Server]) -> dict[str, str]:
         addresses, missing = {}, []
@@ -156,13 +150,12 @@ class Servers:
                 dead.await_stop()
             self._launched.append(server)
             server.launch(self._say)
-        pending = list(missing)
-        while pending:
-            for server in [each for each in pending if each.came_up(self._say)]:
-                pending.remove(server)
+        while missing:
+            for server in [each for each in missing if each.came_up(self._say)]:
+                missing.remove(server)
                 addresses[server.key] = server.address
                 self._say(f"{server.title} is up: {server.address}")
-            time.sleep(POLL_SECONDS if pending else 0)
+            time.sleep(POLL_SECONDS if missing else 0)
         return addresses
 
 
@@ -182,10 +175,6 @@ def _configured(config: Config) -> dict[str, str]:
 
 
 def _embedded(config: Config) -> list[Server]:
-    # MongoDB first: it starts while Kafka is still being fetched or formatted.
-    servers: list[Server] = []
-    if config.embeds_mongodb:
-        servers.append(MongoDBServer(config))
-    if config.embeds_kafka:
-        servers.append(KafkaServer(config))
-    return servers
+    """Those that are ours to start; MongoDB first: it starts while Kafka is still being fetched or formatted."""
+    mongodb = [MongoDBServer(config)] if config.embeds_mongodb else []
+    return [*mongodb, *([KafkaServer(config)] if config.embeds_kafka else [])]

@@ -88,7 +88,7 @@ def test_what_an_earlier_run_left_is_not_believed(tmp_path: Path, monkeypatch: p
 def test_a_record_is_believed_when_the_lock_is_held_and_our_server_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mongodb, "_mongodb_pid", {27117: 42}.get)
+    monkeypatch.setattr(mongodb, "_process_id", {27117: 42}.get)
     config = Config(broker="kafka://a:1", data_dir=str(tmp_path))
     record = {"address": "mongodb://here", "port": 27117, "pid": 42}
     (tmp_path / "servers.json").write_text(json.dumps({"mongodb": record}))
@@ -104,9 +104,8 @@ def test_another_program_on_the_port_is_not_our_server(taken: int, monkeypatch: 
     """One that accepts connections and says nothing."""
     monkeypatch.setattr(kafka, "PROBE_SECONDS", 0.1)
     monkeypatch.setattr(mongodb, "PROBE_SECONDS", 0.1)
-    monkeypatch.setattr(locks, "PROBE_SECONDS", 0.1)
-    assert kafka._kafka_cluster(taken) is None
-    assert mongodb._mongodb_pid(taken) is None
+    assert kafka._cluster_at(taken) is None
+    assert mongodb._process_id(taken) is None
 
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\0" * 64, b"\x7f" * 64, b"\xff" * 64])
@@ -121,8 +120,8 @@ def test_nonsense_is_not_our_server(answer: bytes) -> None:
         thread.start()
         try:
             port = server.server_address[1]
-            assert kafka._kafka_cluster(port) is None
-            assert mongodb._mongodb_pid(port) is None
+            assert kafka._cluster_at(port) is None
+            assert mongodb._process_id(port) is None
         finally:
             server.shutdown()
             thread.join()
