@@ -32,8 +32,8 @@ class Standing:
     """
 
     def __init__(self) -> None:
-        #: The span of each partition, and whether it holds no record; None: not looked into.
-        self._seen: dict[Partition, tuple[Span, bool | None]] = {}
+        self._spans: dict[Partition, Span] = {}  #: at the last look
+        self._empty: dict[Partition, bool] = {}  #: what was found in those that stand still
 
     async def look(self, spans: Mapping[Partition, Span], empty: Empty) -> None:
         """Take in the spans of now.
@@ -41,23 +41,19 @@ class Standing:
         Raises:
             Unavailable: Kafka does not answer. What was to be looked into will be at the next look.
         """
-        before = self._seen
-        self._seen = {
-            partition: known if (known := before.get(partition)) is not None and known[0] == span else (span, None)
-            for partition, span in spans.items()
-        }
-        wanted = {
-            partition: span
-            for partition, span in spans.items()
-            if span.done < span.end and before.get(partition) == (span, None)
-        }
-        if wanted:
-            nothing = await empty(wanted)
-            self._seen |= {partition: (span, partition in nothing) for partition, span in wanted.items()}
+        still = {partition for partition, span in spans.items() if self._spans.get(partition) == span}
+        self._spans = dict(spans)
+        self._empty = {partition: found for partition, found in self._empty.items() if partition in still}
+        behind = {partition for partition in still if spans[partition].done < spans[partition].end}
+        if wanted := {partition: spans[partition] for partition in behind - self._empty.keys()}:
+            found = await empty(wanted)
+            self._empty |= {partition: partition in found for partition in wanted}
 
     def waiting(self, partition: Partition, span: Span) -> int:
         """How many records of a partition with this span wait."""
-        return 0 if self._seen.get(partition) == (span, True) else max(span.end - span.done, 0)
+        if self._spans.get(partition) == span and self._empty.get(partition):
+            return 0
+        return max(span.end - span.done, 0)
 
 
 class Lags:
