@@ -22,7 +22,11 @@ KAFKA_MEGABYTES = 44
 
 
 def jars_of(version: str, say: Callable[[str], None]) -> list[Path]:
-    """The jars of that Kafka; fetched once. With all of them there the network isn't touched."""
+    """The jars of that Kafka, fetched once: with all of them there the network isn't touched.
+
+    Raises:
+        Refused: They can't be fetched; the message says from where.
+    """
     from jgo.config import GlobalSettings  # noqa: PLC0415 - an extra
 
     settings = GlobalSettings.load()
@@ -85,7 +89,7 @@ class _Fetch:
         return [self._whole(each.artifact) for each in needed]
 
     def explain(self, error: Exception) -> str:
-        """Few words for people."""
+        """Say in a line what went wrong."""
         hosts = ", ".join(self._context.remote_repos.values())
         if type(error).__module__.startswith("requests"):
             return f"no connection to {hosts} for {self.current}. It is fetched once; or set broker to a Kafka you have"

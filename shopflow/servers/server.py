@@ -22,7 +22,6 @@ from . import keeper
 from .locks import POLL_SECONDS, PROBE_SECONDS, choose_port, is_locked, locked
 
 STOP_SECONDS = 10.0
-_LOG_BYTES = 8 << 20
 _MOST_LAUNCHES = 3
 
 
@@ -132,21 +131,17 @@ class Server(ABC):
         """Start the server; it doesn't answer yet."""
         self.folder.mkdir(parents=True, exist_ok=True)
         commands = self.commands(say)
-        keeper.cut(self.log, _LOG_BYTES)
+        keeper.cut(self.log)
         self._log_start = self.log.stat().st_size if self.log.exists() else 0
         self._launches += 1
         self._pid = None
         with self.log.open("ab") as log, locked(self.lock) as lock:
             assert lock is not None  # noqa: S101 - waited for
-            spec = keeper.Spec(
-                commands=commands,
-                log=str(self.log),
-                log_bytes=_LOG_BYTES,
-                lock=lock.fileno(),
-                stop_seconds=STOP_SECONDS,
-            )
             self._keeper = keeper.start(
-                spec,
+                commands,
+                self.log,
+                lock,
+                STOP_SECONDS,
                 cwd=self.folder,
                 env={**os.environ, "LC_ALL": "C.UTF-8"},  # else Java can't open a folder with ł in its name
                 stdout=subprocess.PIPE,

@@ -17,7 +17,6 @@ from . import keeper
 from .locks import any_port, check_free, locked
 
 _STOP_SECONDS = 20.0
-_LOG_BYTES = 8 << 20
 
 
 def check_port(bind: str, port: int) -> None:
@@ -73,14 +72,9 @@ def child_worker(
     with locked(folder / f"{name}.lock", wait=False) as lock:
         if lock is None:
             raise Refused(f"data_dir: a {name} is running already in {folder}")
-        spec = keeper.Spec(
-            commands=[[sys.executable, "-m", "shopflow", "worker", "--web-port", str(port), "-l", "info"]],
-            log=str(log),
-            log_bytes=_LOG_BYTES,
-            lock=lock.fileno(),
-            stop_seconds=_STOP_SECONDS,
-        )
-        process = keeper.start(spec, stdout=subprocess.DEVNULL, env={**os.environ, **(variables or {})})
+        command = [sys.executable, "-m", "shopflow", "worker", "--web-port", str(port), "-l", "info"]
+        variables = {**os.environ, **(variables or {})}
+        process = keeper.start([command], log, lock, _STOP_SECONDS, stdout=subprocess.DEVNULL, env=variables)
         try:
             yield Worker(process, f"http://{f'[{host}]' if ':' in host else host}:{port}", log)
         finally:
