@@ -45,11 +45,10 @@ def quiet() -> None:
 async def _started(client: Any, stop: Callable[[], Awaitable[None]], bootstrap: Bootstrap) -> AsyncIterator[Any]:
     try:
         await client.start()
-    except KafkaConnectionError as error:
+    except BaseException as error:  # also when given up: what was begun must not be left behind
         await stop()
-        raise await explained(bootstrap) from error
-    except BaseException:  # given up, or another refusal: what was begun must not be left behind
-        await stop()
+        if isinstance(error, KafkaConnectionError):
+            raise await explained(bootstrap) from error
         raise
     try:
         yield client
