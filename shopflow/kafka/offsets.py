@@ -19,7 +19,9 @@ from .topics import partitions_of
 #: A topic and the number of one of its partitions.
 Partition = tuple[str, int]
 
+#: How long a partition may take to give a record, or none: to a page, and to a command.
 _EMPTY_SECONDS = 5.0
+_READ_SECONDS = 40.0
 
 
 @dataclass(frozen=True)
@@ -87,49 +89,43 @@ async def lags(bootstrap: Bootstrap, group: str, topics: Iterable[str]) -> dict[
     Raises:
         Unavailable: Kafka does not answer.
     """
-    async with connection.admin(bootstrap) as client, connection.consumer(bootstrap) as reader:
-        found = await _spans(client, reader, group, topics)
-        behind = {
-            (topic, number): span
-            for topic, partitions in found.items()
-            for number, span in partitions.items()
-            if span.done < span.end
-        }
-        _stand_where_done(reader, behind)
-        waiting = {one: span.end - span.done for one, span in behind.items() if await _any_record(reader, one, span)}
+    found = await spans(bootstrap, group, topics)
+    behind = {
+        (topic, number): span
+        for topic, partitions in found.items()
+        for number, span in partitions.items()
+        if span.done < span.end
+    }
+    waiting = behind.keys() - await empty(bootstrap, behind, _READ_SECONDS)
     return {
         topic: Lag(
             records=sum(span.end - span.start for span in partitions.values()),
-            waiting=sum(waiting.get((topic, number), 0) for number in partitions),
+            waiting=sum(span.end - span.done for number, span in partitions.items() if (topic, number) in waiting),
         )
         for topic, partitions in found.items()
     }
 
 
-async def empty(bootstrap: Bootstrap, spans: Mapping[Partition, Span]) -> set[Partition]:
-    """The partitions without a record between what is done and their end.
+async def empty(
+    bootstrap: Bootstrap, spans: Mapping[Partition, Span], seconds: float = _EMPTY_SECONDS
+) -> set[Partition]:
+    """The partitions without a record between what is done and their end: the end of a transaction is none.
+
+    Arguments:
+        seconds: How long it may take to read of a partition.
 
     Raises:
-        Unavailable: Kafka does not answer within some seconds.
+        Unavailable: Kafka does not answer, or not in time.
     """
-    async with connection.consumer(bootstrap, request_timeout_ms=int(_EMPTY_SECONDS * 1000)) as reader:
-        _stand_where_done(reader, spans)
+    wanted = {TopicPartition(*partition): span for partition, span in spans.items()}
+    if not wanted:
+        return set()
+    async with connection.consumer(bootstrap, request_timeout_ms=int(seconds * 1000)) as reader:
+        reader.assign(list(wanted))
+        for partition, span in wanted.items():
+            reader.seek(partition, span.done)
         return {
             partition
-            for partition, span in spans.items()
-            if not await within(_EMPTY_SECONDS, _any_record(reader, partition, span))
+            for partition, span in wanted.items()
+            if await within(seconds, anext(fetched(reader, partition, span.end), None)) is None
         }
-
-
-def _stand_where_done(reader: Any, spans: Mapping[Partition, Span]) -> None:
-    if spans:
-        reader.assign([TopicPartition(*partition) for partition in spans])
-    for partition, span in spans.items():
-        reader.seek(TopicPartition(*partition), span.done)
-
-
-async def _any_record(reader: Any, partition: Partition, span: Span) -> bool:
-    """True if there is a record from where the reader stands to the end. The end of a transaction is none."""
-    async for _ in fetched(reader, TopicPartition(*partition), span.end):
-        return True
-    return False
