@@ -29,8 +29,8 @@ from aiokafka.partitioner import DefaultPartitioner
 
 from shopflow.config.settings import EMBEDDED, Config, MongoDB
 from shopflow.kafka.connection import quiet
+from shopflow.servers.locks import any_port
 from shopflow.servers.servers import Servers
-from shopflow.servers.servers import _any_port as any_port
 
 __all__ = [
     "PARTITIONS",

@@ -32,7 +32,8 @@ from benchmarks.rig import (
     until,
 )
 from benchmarks.throughput import CONTENDERS
-from shopflow.kafka import connection as kafka
+from shopflow.kafka.group import group_of
+from shopflow.kafka.security import Bootstrap
 
 SHOPFLOW = next(each for each in CONTENDERS if each.name == "shopflow")
 CUSTOMERS = 1_000
@@ -81,7 +82,7 @@ async def complete(rig: Rig, group: str, together: Together, workers: int) -> No
     async def is_complete() -> bool:
         if not together.said(SHOPFLOW.started):
             return False
-        found = await kafka.group_of(rig.kafka, group)
+        found = await group_of(Bootstrap(rig.kafka), group)
         return found.state == "Stable" and len(found.members) == workers
 
     await until(is_complete, together, START_SECONDS)

@@ -23,8 +23,9 @@ from statistics import median
 import msgspec
 
 from benchmarks.bare_producer import BUYERS, Sent
-from benchmarks.rig import PARTITIONS, Contender, FailedError, Rig, Timed, module, opened
-from shopflow.kafka import connection as kafka
+from benchmarks.rig import Contender, FailedError, Rig, Timed, module, opened
+from shopflow.kafka.offsets import spans
+from shopflow.kafka.security import Bootstrap
 
 SHOPFLOW = (sys.executable, "-m", "shopflow")
 LONGEST_SECONDS = 300.0
@@ -90,17 +91,22 @@ class _Grown:
     """Check that a topic gets so many records longer."""
 
     def __init__(self, bootstrap: str, topic: str, count: int) -> None:
-        self._where = bootstrap, topic, PARTITIONS
+        self._bootstrap = Bootstrap(bootstrap)
+        self._topic = topic
         self._count = count
         self._before = 0
 
     async def __aenter__(self) -> None:
-        self._before = await kafka.size(*self._where)
+        self._before = await self._size()
 
     async def __aexit__(self, *failure: object) -> None:
-        grown = await kafka.size(*self._where) - self._before
+        grown = await self._size() - self._before
         if failure[0] is None and grown != self._count:
-            raise FailedError(f"{grown} records instead of {self._count} in {self._where[1]}")
+            raise FailedError(f"{grown} records instead of {self._count} in {self._topic}")
+
+    async def _size(self) -> int:
+        found = await spans(self._bootstrap, "seeding", [self._topic])
+        return sum(span.end - span.start for span in found[self._topic].values())
 
 
 def _seed(what: str, count: int) -> Sequence[str]:

@@ -13,7 +13,7 @@ from . import topics
 from .app import app, config, connected_kafka, store
 from .config.settings import Config
 from .errors import Unavailable
-from .kafka import connection as kafka
+from .kafka import offsets, reading
 from .kafka.lag import LOOK_SECONDS, Lags
 from .models import Customer, Product
 from .shop.activity import Activity
@@ -110,8 +110,8 @@ def build(
     stock_watch = Watch(store, alert_log, owned_products, lambda: app.lease.valid, outages=outages)
 
     lags = Lags(
-        lambda: kafka.asking_spans(connected_kafka(), config.app_id, list(topics.KEYS), LOOK_SECONDS),
-        lambda places: kafka.empty(connected_kafka(), places, LOOK_SECONDS),
+        lambda: offsets.asking_spans(connected_kafka(), config.app_id, list(topics.KEYS), LOOK_SECONDS),
+        lambda places: offsets.empty(connected_kafka(), places),
     )
     health = Health(
         app,
@@ -177,7 +177,7 @@ def build(
 
 async def _read_since(topic: str, partition: int, since: int, *, values: bool = True) -> list[Any]:
     try:
-        return await kafka.read_since(connected_kafka(), topic, partition, since, values=values)
+        return await reading.read_since(connected_kafka(), topic, partition, since, values=values)
     except Unavailable as error:
         raise KafkaError(str(error)) from error
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .app import app, config
-from .kafka.connection import MAX_MESSAGE_BYTES, TopicSpec
+from .kafka.connection import MAX_MESSAGE_BYTES
+from .kafka.topics import TopicSpec
 from .shop.layout import Layout
 
 #: A dead letter carries headers besides the record that it came from.

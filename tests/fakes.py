@@ -6,16 +6,19 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from operator import itemgetter
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+from aiokafka import TopicPartition
 from aiokafka.errors import ProducerFenced
 
 from faust_batches import Outage, testing
 from shopflow.errors import Unavailable
+from shopflow.kafka import connection
 from shopflow.models import Customer, Product
 from shopflow.shop.dead_letters import DeadLetters, Rejections
 from shopflow.shop.decoding import Decoder
@@ -585,3 +588,85 @@ class FakeOutlet:
             return
 
         return acknowledged()
+
+
+class FakeTopics:
+    """Topics in memory, which Kafka's admin client and consumer of `shopflow.kafka.connection` see.
+
+    Arguments:
+        partitions: The records of each partition of a topic, as they are now; empty if there is no such topic.
+    """
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, partitions: Callable[[str], Sequence[Sequence[FakeRecord]]]
+    ) -> None:
+        self.partitions = partitions
+        #: Where a partition ends for who asks now; what is behind it arrives later.
+        self.ends: dict[tuple[str, int], int] = {}
+        #: Bootstrap, topic and number of each partition that was read.
+        self.read: list[tuple[Any, str, int]] = []
+        monkeypatch.setattr(connection, "admin", self._admin)
+        monkeypatch.setattr(connection, "consumer", self._consumer)
+
+    @asynccontextmanager
+    async def _admin(self, bootstrap: Any, **options: Any) -> AsyncIterator[Any]:
+        yield SimpleNamespace(describe_topics=self._describe)
+
+    async def _describe(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        found = {name: [{"leader": 0}] * len(self.partitions(name)) for name in names}
+        return [
+            {"topic": name, "error_code": 0 if partitions else 3, "partitions": partitions}
+            for name, partitions in found.items()
+        ]
+
+    @asynccontextmanager
+    async def _consumer(self, bootstrap: Any, *, values: bool = True, **options: Any) -> AsyncIterator[FakeConsumer]:
+        yield FakeConsumer(self, bootstrap, values=values)
+
+
+class FakeConsumer:
+    """A consumer of `FakeTopics` that gives two records at a time."""
+
+    def __init__(self, topics: FakeTopics, bootstrap: Any, *, values: bool) -> None:
+        self._topics, self._bootstrap, self._values = topics, bootstrap, values
+        self._at: dict[TopicPartition, int] = {}
+
+    def _records(self, partition: TopicPartition) -> Sequence[FakeRecord]:
+        return self._topics.partitions(partition.topic)[partition.partition]
+
+    def assign(self, partitions: Sequence[TopicPartition]) -> None:
+        self._at = dict.fromkeys(partitions, 0)
+        self._topics.read += [(self._bootstrap, *partition) for partition in partitions]
+
+    def seek(self, partition: TopicPartition, offset: int) -> None:
+        assert partition in self._at
+        self._at[partition] = offset
+
+    async def position(self, partition: TopicPartition) -> int:
+        return self._at[partition]
+
+    async def beginning_offsets(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        return {one: next((record.offset for record in self._records(one)), 0) for one in partitions}
+
+    async def end_offsets(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        return {one: self._topics.ends.get(one, self._end(one)) for one in partitions}
+
+    def _end(self, partition: TopicPartition) -> int:
+        return max((record.offset + 1 for record in self._records(partition)), default=0)
+
+    async def offsets_for_times(self, times: dict[TopicPartition, int]) -> dict[TopicPartition, Any]:
+        return {
+            one: next((record for record in self._records(one) if record.timestamp >= time), None)
+            for one, time in times.items()
+        }
+
+    async def getmany(self, partition: TopicPartition, timeout_ms: int) -> dict[TopicPartition, list[FakeRecord]]:
+        found = [record for record in self._records(partition) if record.offset >= self._at[partition]][:2]
+        self._at[partition] = found[-1].offset + 1 if found else self._end(partition)
+        run = found if self._values else [replace(record, value=None) for record in found]
+        return {partition: run} if run else {}
+
+
+def numbered(records: Iterable[FakeRecord], start: int = 0) -> list[FakeRecord]:
+    """The records of a partition, at these offsets."""
+    return [replace(record, offset=offset) for offset, record in enumerate(records, start)]

@@ -18,7 +18,7 @@ from faust.cli import AppCommand, option
 
 from shopflow.app import config, store
 from shopflow.errors import Refused, Unavailable
-from shopflow.kafka import connection as kafka
+from shopflow.kafka import connection
 from shopflow.servers.servers import Addresses, locate
 from shopflow.shop.decoding import read_time
 
@@ -71,7 +71,7 @@ class Command(AppCommand):
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Run it, and exit."""
-        kafka.quiet()
+        connection.quiet()
         exit_with(lambda: asyncio.run(self.run(*self.args, *args, **{**self.kwargs, **kwargs})))
 
 
@@ -82,7 +82,7 @@ class ServingCommand(Command):
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Run it, and exit."""
-        kafka.quiet()
+        connection.quiet()
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             exit_with(lambda: self.run(**{**self.kwargs, **kwargs}))

@@ -21,7 +21,7 @@ from shopflow import topics
 from shopflow.app import app, config, connect, kafka_at, store
 from shopflow.config.promotions import EXAMPLES
 from shopflow.errors import Refused, Unavailable
-from shopflow.kafka import connection as kafka
+from shopflow.kafka import offsets
 from shopflow.kafka.security import Bootstrap
 from shopflow.operations.verify.totals import verify
 from shopflow.servers.servers import Servers
@@ -164,7 +164,7 @@ class _Demo:
         """Wait until the worker has committed everything."""
         last, since = None, monotonic()
         while True:
-            lags = await kafka.lags(self.bootstrap, config.app_id, topics.LAYOUT.events)
+            lags = await offsets.lags(self.bootstrap, config.app_id, topics.LAYOUT.events)
             waiting = sum(lag.waiting for lag in lags.values())
             if not waiting:
                 return

@@ -15,8 +15,9 @@ from faust.cli import argument, option
 from shopflow import topics
 from shopflow.app import app, config, connect, kafka_at, store
 from shopflow.errors import Refused, Unavailable
-from shopflow.kafka import connection as kafka
+from shopflow.kafka import group, offsets
 from shopflow.kafka.security import Bootstrap
+from shopflow.kafka.topics import ensure_topics
 from shopflow.operations import export as exporting
 from shopflow.operations import letters
 from shopflow.operations import replay as rebuild
@@ -66,7 +67,7 @@ def replay(self: ServingCommand, keep_tables: bool) -> int:
             addresses = servers.start()
             connect(addresses)
             bootstrap = kafka_at(addresses)
-            running = bool(asyncio.run(kafka.group_of(bootstrap, config.app_id)).members)
+            running = bool(asyncio.run(group.group_of(bootstrap, config.app_id)).members)
             work = asyncio.run(_begin_replay(bootstrap, keep_tables=keep_tables))
             begun = True
             what = "MongoDB" if keep_tables else "MongoDB and the tables"
@@ -87,7 +88,7 @@ def replay(self: ServingCommand, keep_tables: bool) -> int:
 async def _begin_replay(bootstrap: Bootstrap, *, keep_tables: bool) -> rebuild.Work:
     most = config.batching.max_event_bytes
     try:
-        await kafka.ensure_topics(bootstrap, topics.SPECS)
+        await ensure_topics(bootstrap, topics.SPECS)
         return await rebuild.begin(bootstrap, store, topics.LAYOUT, max_event_bytes=most, keep_tables=keep_tables)
     finally:
         await store.close()
@@ -158,12 +159,13 @@ def _check_letters(action: str, ids: Sequence[str], options: dict[str, Any]) -> 
 
 
 async def _retry(self: Command, bootstrap: Bootstrap, ids: Sequence[letters.Id], reason: str | None) -> int:
-    await kafka.ensure_topics(bootstrap, topics.SPECS)
+    await ensure_topics(bootstrap, topics.SPECS)
     if ids:
         await letters.check(bootstrap, topics.LAYOUT, ids)  # all of them are there, or none is put back
         total = len(ids)
     else:
-        total = await kafka.size(bootstrap, topics.DEAD_LETTERS, topics.LAYOUT.partitions)
+        spans = await offsets.spans(bootstrap, config.app_id, [topics.DEAD_LETTERS])
+        total = sum(span.end - span.start for span in spans[topics.DEAD_LETTERS].values())
     with progress_bar("dead letters", total, quiet=self.quiet) as advance:
         if ids:
             found = letters.chosen(bootstrap, topics.LAYOUT, ids, progress=advance)

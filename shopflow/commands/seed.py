@@ -14,7 +14,7 @@ from faust.cli import option
 from shopflow import topics
 from shopflow.app import app, config, kafka_at, store
 from shopflow.errors import Refused
-from shopflow.kafka import connection as kafka
+from shopflow.kafka.topics import ensure_topics
 from shopflow.servers.servers import locate
 from shopflow.store.types import Document
 
@@ -46,7 +46,7 @@ async def _seed(
         else:
             paced = seeding.paced(events, count, rate)
             bootstrap = kafka_at(locate(config, mongodb=False))
-            await kafka.ensure_topics(bootstrap, topics.SPECS)
+            await ensure_topics(bootstrap, topics.SPECS)
             total = await seeding.through_kafka(bootstrap, name, topics.KEYS[name], paced, advance)
     where = "in MongoDB" if direct else f"in Kafka, topic {name}"
     self.say(f"{total} {what} {where}.")

@@ -11,7 +11,7 @@ from typing import Any
 from aiokafka.errors import KafkaError
 
 from shopflow.errors import Refused, Unavailable
-from shopflow.kafka import connection as kafka
+from shopflow.kafka import connection
 from shopflow.kafka.security import Bootstrap
 from shopflow.shop.decoding import encode
 from shopflow.shop.text import whole
@@ -59,7 +59,7 @@ async def through_kafka(
     Raises:
         Unavailable: Kafka went away; `progress` has been told how many it has acknowledged.
     """
-    async with kafka.producer(bootstrap) as producer:
+    async with connection.producer(bootstrap) as producer:
         under_way = _UnderWay(progress)
         try:
             async for event in events:

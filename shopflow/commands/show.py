@@ -14,7 +14,7 @@ from shopflow import topics
 from shopflow.app import app, config, kafka_at, store
 from shopflow.config.loading import load
 from shopflow.errors import Refused
-from shopflow.kafka import connection as kafka
+from shopflow.kafka import reading
 from shopflow.operations.letters import time_of
 from shopflow.servers.servers import locate
 from shopflow.shop import price_history as history
@@ -109,8 +109,7 @@ async def try_promotion(self: Command, name: str, config_file: str | None, as_js
 async def tail(self: Command, topic: str, limit: int, as_json: bool) -> None:
     """The newest records of a topic, the newest last: partition, offset, time, key and value."""
     bootstrap, name = kafka_at(locate(config, mongodb=False)), topics.SHOWN[topic]
-    count = (await kafka.partitions(bootstrap, [name])).get(name, 0)
-    found = await kafka.tail(bootstrap, name, count, limit)
+    found = await reading.tail(bootstrap, name, limit)
     found.sort(key=lambda record: (time_of(record), record.partition, record.offset))
     for line in lines.records(found[-limit:], as_json=as_json or self.json):
         self.say(line)

@@ -26,7 +26,8 @@ from faust.cli.worker import worker as faust_worker
 from shopflow import topics
 from shopflow.app import app, config, connect, connect_kafka, connected_kafka
 from shopflow.errors import Refused, Unavailable
-from shopflow.kafka import connection as kafka
+from shopflow.kafka import connection
+from shopflow.kafka.topics import ensure_topics, wait_for
 from shopflow.servers.servers import Servers, locate
 from shopflow.servers.worker import check_port
 from shopflow.web import access
@@ -115,8 +116,8 @@ def _collect_garbage_rarely() -> None:
 
 
 async def _prepare(say: Callable[[str], None]) -> None:
-    await kafka.wait_for(connected_kafka(), _KAFKA_SECONDS, say)
-    await kafka.ensure_topics(connected_kafka(), topics.SPECS)
+    await wait_for(connected_kafka(), _KAFKA_SECONDS, say)
+    await ensure_topics(connected_kafka(), topics.SPECS)
 
 
 class KafkaNoise(logging.Filter):
@@ -216,7 +217,7 @@ def _say_error(message: str) -> None:
 
 def _kafka_answers() -> bool:
     async def ask() -> None:
-        async with kafka.admin(connected_kafka()):
+        async with connection.admin(connected_kafka()):
             pass
 
     try:

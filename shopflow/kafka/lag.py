@@ -1,4 +1,4 @@
-"""How far the group is behind, asked from Kafka in the background: also when nothing is fetched."""
+"""The group's lag, asked from Kafka in the background: also while nothing is fetched."""
 
 from __future__ import annotations
 
@@ -12,58 +12,52 @@ from aiokafka.errors import KafkaError
 
 from shopflow.errors import Unavailable
 
-from .connection import Span
-
-__all__ = ["Lags", "Place", "Spans", "Standing"]
+from .offsets import Partition, Span
 
 log = logging.getLogger(__name__)
 
 #: Between two looks, seconds.
 LOOK_SECONDS = 5.0
 
+#: By topic and number of the partition.
 Spans = Mapping[str, Mapping[int, Span]]
-Place = tuple[str, int]
-
-
-#: Tells which of these spans hold no record.
-Empty = Callable[[Mapping[Place, Span]], Awaitable[Collection[Place]]]
+#: Tells which of these partitions have no record behind what is done.
+Empty = Callable[[Mapping[Partition, Span]], Awaitable[Collection[Partition]]]
 
 
 class Standing:
-    """What only seems to wait: the end of a transaction takes an offset, and nothing is committed behind it.
+    """Finds what only seems to wait: the end of a transaction takes an offset, and nothing is committed behind it.
 
-    Where nothing has moved between two looks, it is looked into, once: what stands still may be that.
+    A partition whose span is the same at two looks is looked into, once.
     """
 
     def __init__(self) -> None:
-        #: Where each partition stood, and whether nothing waits there; None: not looked into.
-        self._seen: dict[Place, tuple[Span, bool | None]] = {}
+        self._spans: dict[Partition, Span] = {}  #: at the last look
+        self._empty: dict[Partition, bool] = {}  #: what was found in those that stand still
 
-    async def look(self, spans: Mapping[Place, Span], empty: Empty) -> None:
-        """Take in where the partitions stand now.
+    async def look(self, spans: Mapping[Partition, Span], empty: Empty) -> None:
+        """Take in the spans of now.
 
         Raises:
-            Unavailable: Kafka does not answer; what was to be looked into will be at the next look.
+            Unavailable: Kafka does not answer. What was to be looked into will be at the next look.
         """
-        before = self._seen
-        self._seen = {
-            place: known if (known := before.get(place)) is not None and known[0] == span else (span, None)
-            for place, span in spans.items()
-        }
-        wanted = {
-            place: span for place, span in spans.items() if span.done < span.end and before.get(place) == (span, None)
-        }
-        if wanted:
-            nothing = await empty(wanted)
-            self._seen |= {place: (span, place in nothing) for place, span in wanted.items()}
+        still = {partition for partition, span in spans.items() if self._spans.get(partition) == span}
+        self._spans = dict(spans)
+        self._empty = {partition: found for partition, found in self._empty.items() if partition in still}
+        behind = {partition for partition in still if spans[partition].done < spans[partition].end}
+        if wanted := {partition: spans[partition] for partition in behind - self._empty.keys()}:
+            found = await empty(wanted)
+            self._empty |= {partition: partition in found for partition in wanted}
 
-    def waiting(self, place: Place, span: Span) -> int:
-        """How many records of a partition that stands here wait."""
-        return 0 if self._seen.get(place) == (span, True) else max(span.end - span.done, 0)
+    def waiting(self, partition: Partition, span: Span) -> int:
+        """How many records of a partition with this span wait."""
+        if self._spans.get(partition) == span and self._empty.get(partition):
+            return 0
+        return max(span.end - span.done, 0)
 
 
 class Lags:
-    """What each partition holds, and how far the group has come in it, as of the last look.
+    """The span and the lag of each partition, as of the last look.
 
     Arguments:
         connect: Opens what asks Kafka for the spans.
@@ -80,7 +74,7 @@ class Lags:
         self._connect = connect
         self._empty = empty
         self.looked = looked
-        self._spans: dict[Place, Span] = {}
+        self._spans: dict[Partition, Span] = {}
         self._standing = Standing()
         self._at: float | None = None
         #: Did Kafka answer when it was last asked? None: not asked yet.
@@ -92,14 +86,14 @@ class Lags:
         return None if self._at is None else monotonic() - self._at
 
     @property
-    def spans(self) -> Mapping[Place, Span]:
-        """Each partition's."""
+    def spans(self) -> Mapping[Partition, Span]:
+        """The span of each partition."""
         return self._spans
 
-    def waiting(self, place: Place) -> int:
+    def waiting(self, partition: Partition) -> int:
         """How many records of a partition are not committed yet."""
-        span = self._spans.get(place)
-        return 0 if span is None else self._standing.waiting(place, span)
+        span = self._spans.get(partition)
+        return 0 if span is None else self._standing.waiting(partition, span)
 
     async def run(self) -> None:
         """Look every few seconds, for ever."""
@@ -119,7 +113,7 @@ class Lags:
             await asyncio.sleep(LOOK_SECONDS)
 
     async def take(self, answer: Spans) -> None:
-        """Kafka has answered."""
+        """Take in an answer of Kafka."""
         found = {(topic, number): span for topic, spans in answer.items() for number, span in spans.items()}
         self._spans, self._at, self.answers = found, monotonic(), True
         await self._standing.look(found, self._empty)

@@ -13,8 +13,6 @@ import faust
 from shopflow.config.settings import Config, Kafka
 from shopflow.errors import Refused
 
-__all__ = ["Bootstrap", "Security", "check", "load"]
-
 #: The fields that only a login, or only TLS, makes use of.
 _OF_LOGIN = ("username", "password")
 _OF_TLS = ("ca_file", "certificate_file", "key_file", "key_password")
@@ -32,7 +30,7 @@ class Security:
 
     @property
     def logs_in(self) -> bool:
-        """With a user and a password?"""
+        """True with a user and a password."""
         return self.protocol.startswith("SASL_")
 
     @property
@@ -82,7 +80,7 @@ class Bootstrap:
 
 
 def check(config: Config) -> None:
-    """Do the settings of the section `kafka` go together? No file is looked at.
+    """Check that the settings of the section `kafka` go together; no file is looked at.
 
     Raises:
         Refused: They don't; names the field.
@@ -108,7 +106,7 @@ def check(config: Config) -> None:
 
 
 def load(config: Config) -> Security:
-    """The settings, and the certificates that they name.
+    """Read the settings, and the certificates that they name.
 
     Raises:
         Refused: The settings don't go together, or a file is not what it must be; names the field.

@@ -12,8 +12,6 @@ from aiokafka.errors import KafkaError, KafkaTimeoutError
 from faust_batches import acknowledged
 from shopflow.errors import Unavailable
 
-__all__ = ["Sender"]
-
 #: Sent before others get their turn.
 _SLICE = 100
 _CLOSE_SECONDS = 2.0
@@ -22,8 +20,7 @@ _CLOSE_SECONDS = 2.0
 class Sender:
     """Sends keys and values, each to the partition of its key as Java's producers choose it.
 
-    Not Faust's producer: that one sends nothing while the worker's session with Kafka may have run out, which says
-    nothing about an event of somebody else.
+    Not Faust's producer: that one sends nothing without a valid lease, and an event that comes over HTTP needs none.
 
     Arguments:
         connect: Starts a producer, as an async context manager; raises `Unavailable`.

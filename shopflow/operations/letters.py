@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import msgspec
 
 from shopflow.errors import Refused
-from shopflow.kafka import connection as kafka
+from shopflow.kafka import reading
 from shopflow.kafka.security import Bootstrap
+from shopflow.kafka.topics import count_partitions
 from shopflow.shop.dead_letters import PREFIX, origin_of
 from shopflow.shop.layout import Layout
 
@@ -146,11 +147,8 @@ async def read(
     Raises:
         Unavailable: Kafka does not answer.
     """
-    count = await _partitions(bootstrap, shop.dead_letters)
-    if not count:  # nothing was ever sent there
-        return
     wanted = None if reason is None else reason.casefold()
-    async with aclosing(kafka.by_time(bootstrap, shop.dead_letters, count, values=values)) as records:
+    async with aclosing(reading.by_time(bootstrap, shop.dead_letters, values=values)) as records:
         async for record in records:
             progress(1)
             letter = Letter.of(record)
@@ -164,8 +162,7 @@ async def latest(bootstrap: Bootstrap, shop: Layout, limit: int) -> list[Letter]
     Raises:
         Unavailable: Kafka does not answer.
     """
-    count = await _partitions(bootstrap, shop.dead_letters)
-    records = await kafka.tail(bootstrap, shop.dead_letters, count, limit, values=False)
+    records = await reading.tail(bootstrap, shop.dead_letters, limit, values=False)
     found = sorted(map(Letter.of, records), key=lambda letter: (letter.time, letter.id), reverse=True)
     return found[:limit]
 
@@ -190,18 +187,18 @@ async def chosen(
         Refused: One is not there (any more).
         Unavailable: Kafka does not answer.
     """
-    ids = list(dict.fromkeys(ids))
-    count = await _partitions(bootstrap, shop.dead_letters)
+    ids, topic = list(dict.fromkeys(ids)), shop.dead_letters
+    count = await count_partitions(bootstrap, topic)
     for one in ids:
         if one.partition >= count:
-            raise Refused(f"there is no dead letter {one} in topic {shop.dead_letters}")
-    async with aclosing(kafka.read_places(bootstrap, shop.dead_letters, ids)) as records:
-        for one in ids:
-            record = await anext(records)
-            if record is None:
-                raise Refused(f"there is no dead letter {one} in topic {shop.dead_letters}")
-            progress(1)
-            yield Letter.of(record)
+            raise Refused(f"there is no dead letter {one} in topic {topic}")
+    for one in ids:
+        async with reading.runs(bootstrap, topic, one.partition, start=one.offset, end=one.offset + 1) as runs:
+            found = [record async for run in runs for record in run]
+        if not found:
+            raise Refused(f"there is no dead letter {one} in topic {topic}")
+        progress(1)
+        yield Letter.of(found[0])
 
 
 async def marks(bootstrap: Bootstrap, shop: Layout) -> dict[Id, datetime]:
@@ -211,7 +208,7 @@ async def marks(bootstrap: Bootstrap, shop: Layout) -> dict[Id, datetime]:
         Unavailable: Kafka does not answer.
     """
     found: dict[Id, datetime] = {}
-    for partition in range(await _partitions(bootstrap, shop.retries)):
+    for partition in range(await count_partitions(bootstrap, shop.retries)):
         marked = await _marked(bootstrap, shop, partition)
         found |= {letter: time_of(record) for letter, record in marked.items()}
     return found
@@ -223,7 +220,7 @@ async def mark_of(bootstrap: Bootstrap, shop: Layout, letter: Id) -> tuple[datet
     Raises:
         Unavailable: Kafka does not answer.
     """
-    if letter.partition >= await _partitions(bootstrap, shop.retries):
+    if letter.partition >= await count_partitions(bootstrap, shop.retries):
         return None
     record = (await _marked(bootstrap, shop, letter.partition)).get(letter)
     if record is None:
@@ -237,15 +234,9 @@ async def mark_of(bootstrap: Bootstrap, shop: Layout, letter: Id) -> tuple[datet
 async def _marked(bootstrap: Bootstrap, shop: Layout, partition: int) -> dict[Id, Any]:
     """The last record of each dead letter in a partition of the marks; without those that were deleted since."""
     found: dict[Id, Any] = {}
-
-    def take(partition: int, records: Iterable[Any]) -> None:
-        for record in records:
-            with suppress(Refused, UnicodeDecodeError):  # another program's
-                found[Id.parse((record.key or b"").decode())] = record
-
-    await kafka.read_partition(bootstrap, shop.retries, partition, take)
+    async with reading.runs(bootstrap, shop.retries, partition) as runs:
+        async for run in runs:
+            for record in run:
+                with suppress(Refused, UnicodeDecodeError):  # another program's
+                    found[Id.parse((record.key or b"").decode())] = record
     return {letter: record for letter, record in found.items() if record.value is not None}
-
-
-async def _partitions(bootstrap: Bootstrap, topic: str) -> int:
-    return (await kafka.partitions(bootstrap, [topic])).get(topic, 0)

@@ -15,9 +15,9 @@ from typing import Any
 
 from faust_batches import TOTALS_KEY
 from shopflow.errors import Refused, Unavailable
-from shopflow.kafka import connection as kafka
-from shopflow.kafka import group
+from shopflow.kafka import connection, group, offsets, reading
 from shopflow.kafka.security import Bootstrap
+from shopflow.kafka.topics import count_partitions
 from shopflow.models import Product
 from shopflow.shop import announcements
 from shopflow.shop.announcements import Announcements, Told
@@ -98,10 +98,11 @@ async def _restore_products(bootstrap: Bootstrap, store: MongoStore, shop: Layou
     """Products and their prices come first: no purchase must be given its price from half a history."""
     await store.prepare()
     decode = Decoder(Product, "product_id", max_event_bytes)
-    runs: list[list[Any]] = []
+    found: list[list[Any]] = []
     for partition in range(shop.partitions):
-        await kafka.read_partition(bootstrap, shop.products, partition, lambda _, run: runs.append(run))
-    for run in runs:
+        async with reading.runs(bootstrap, shop.products, partition) as runs:
+            found += [run async for run in runs]
+    for run in found:
         for upserts, deletions in in_order(split(run, decode, tombstones=True), product_document):
             if upserts:
                 await store.upsert_products([document for _, document in upserts])
@@ -112,13 +113,10 @@ async def _restore_products(bootstrap: Bootstrap, store: MongoStore, shop: Layou
 async def _restore(bootstrap: Bootstrap, store: MongoStore, shop: Layout, topic: str, kind: Announcements) -> None:
     """Restore vouchers or alerts as they were first published: by now rules and products may be others."""
     told = Told(kind)
-
-    async def restore(run: list[Any]) -> None:
-        await store.restore(kind.collection, told.first(run))
-
-    spans = (await kafka.spans(bootstrap, shop.group, [topic])).get(topic, {})
-    for partition, span in spans.items():
-        await kafka.each_run(bootstrap, topic, partition, span.end, restore)
+    for partition in range(await count_partitions(bootstrap, topic)):
+        async with reading.runs(bootstrap, topic, partition) as runs:
+            async for run in runs:
+                await store.restore(kind.collection, told.first(run))
 
 
 async def _count_anew(bootstrap: Bootstrap, shop: Layout) -> None:
@@ -127,7 +125,8 @@ async def _count_anew(bootstrap: Bootstrap, shop: Layout) -> None:
     for changelog in (shop.changelog, shop.sales_changelog):
         tables = await Tables.read(bootstrap, changelog, shop.partitions)
         eras |= {(changelog, partition): tables.totals(partition).era for partition in range(shop.partitions)}
-    async with kafka.producer(bootstrap) as producer:  # the counts first: until we are done, who finds them new waits
+    # The counts first: until we are done, who finds them new waits.
+    async with connection.producer(bootstrap) as producer:
         for (changelog, partition), era in eras.items():
             await producer.send_and_wait(changelog, rebuilt(era, time()), TOTALS_KEY, partition=partition)
 
@@ -152,19 +151,19 @@ async def finished(
             done = max(done, now)
             if done == work.total or await _nothing_waits(bootstrap, shop):
                 return
-            if (await kafka.group_of(bootstrap, shop.group)).members:
+            if (await group.group_of(bootstrap, shop.group)).members:
                 alone_since = monotonic()
             elif monotonic() - alone_since > _ALONE_SECONDS:
                 raise Unavailable("replay", "no worker runs any more; the next one that starts goes on with it")
             await asyncio.sleep(_LOOK_SECONDS)
 
 
-async def _spans(bootstrap: Bootstrap, shop: Layout) -> dict[tuple[str, int], kafka.Span]:
-    spans = await kafka.spans(bootstrap, shop.group, shop.events)
+async def _spans(bootstrap: Bootstrap, shop: Layout) -> dict[tuple[str, int], offsets.Span]:
+    spans = await offsets.spans(bootstrap, shop.group, shop.events)
     return {(topic, number): span for topic, partitions in spans.items() for number, span in partitions.items()}
 
 
 async def _nothing_waits(bootstrap: Bootstrap, shop: Layout) -> bool:
     """True if the offsets that are left are no records, but the ends of transactions."""
-    lags = await kafka.lags(bootstrap, shop.group, shop.events)
+    lags = await offsets.lags(bootstrap, shop.group, shop.events)
     return not any(lag.waiting for lag in lags.values())

@@ -16,7 +16,7 @@ from aiokafka.errors import BrokerResponseError, KafkaError, ProducerFenced
 
 from faust_batches import acknowledged
 from shopflow.errors import Unavailable
-from shopflow.kafka import connection as kafka
+from shopflow.kafka import transactions
 from shopflow.kafka.security import Bootstrap
 from shopflow.shop.dead_letters import PREFIX, Headers
 from shopflow.shop.layout import Layout
@@ -30,7 +30,7 @@ _AT_ONCE = 500
 _BYTES_AT_ONCE = 4 * 1024 * 1024
 
 #: Starts the only producer that may put back; what another one had not committed is aborted.
-Connect = Callable[[], AbstractAsyncContextManager[kafka.Transactions]]
+Connect = Callable[[], AbstractAsyncContextManager[transactions.Transactions]]
 #: Reads which dead letters were put back.
 ReadMarks = Callable[[], Awaitable[Iterable[Id]]]
 
@@ -41,7 +41,7 @@ async def retry(bootstrap: Bootstrap, shop: Layout, letters: AsyncGenerator[Lett
     Raises:
         Unavailable: Kafka went away, or another retry has taken over; each dead letter is back or is not marked.
     """
-    connect = partial(kafka.transactions, bootstrap, f"{shop.group}-dead-letters")
+    connect = partial(transactions.transactions, bootstrap, f"{shop.group}-dead-letters")
     return await Retry(connect, partial(marks, bootstrap, shop), shop).run(letters)
 
 
@@ -72,7 +72,7 @@ class Retry:
         self._read_marks = read_marks
         self._shop = shop
         self._stack = AsyncExitStack()
-        self._producer: kafka.Transactions | None = None
+        self._producer: transactions.Transactions | None = None
         self._marked: set[Id] = set()
         self._under_way = False
 

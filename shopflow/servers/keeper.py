@@ -19,10 +19,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import IO, Any, TypedDict
 
 PR_SET_PDEATHSIG = 1
 LOG_CHECK_SECONDS = 30.0
+LOG_BYTES = 8 << 20
 
 
 class Spec(TypedDict):
@@ -35,18 +36,30 @@ class Spec(TypedDict):
     stop_seconds: float  # from SIGTERM to SIGKILL
 
 
-def start(spec: Spec, **options: Any) -> subprocess.Popen[bytes]:
+def start(
+    commands: list[list[str]], log: Path, lock: IO[bytes], stop_seconds: float, **options: Any
+) -> subprocess.Popen[bytes]:
     """Start a keeper, in a session of its own, so that the terminal's Ctrl-C does not reach it.
 
-    Closing its standard input is the order to stop. `options` are `Popen`'s.
+    Arguments:
+        commands, log, lock, stop_seconds: See `Spec`.
+        options: `Popen`'s.
     """
+    spec = Spec(commands=commands, log=str(log), log_bytes=LOG_BYTES, lock=lock.fileno(), stop_seconds=stop_seconds)
     return subprocess.Popen(
         [sys.executable, "-IS", str(Path(__file__)), json.dumps(spec)],
         stdin=subprocess.PIPE,
-        pass_fds=(spec["lock"],),
+        pass_fds=(lock.fileno(),),
         start_new_session=True,
         **options,
     )
+
+
+def order_stop(kept: subprocess.Popen[bytes]) -> None:
+    """Tell a keeper to stop its server, and don't wait for it."""
+    assert kept.stdin is not None  # noqa: S101 - a pipe
+    with contextlib.suppress(OSError):
+        kept.stdin.close()
 
 
 def main(spec: Spec) -> int:
@@ -114,7 +127,7 @@ def _die_with(keeper: int) -> Callable[[], None] | None:
     return prepare
 
 
-def cut(log: Path, most: int) -> None:
+def cut(log: Path, most: int = LOG_BYTES) -> None:
     """Move a log longer than `most` bytes to `<log>.1`; whoever appends to it goes on at its beginning."""
     with contextlib.suppress(OSError):  # a full disk is no reason to stop the server
         if log.stat().st_size > most:

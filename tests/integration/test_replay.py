@@ -15,7 +15,6 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.admin import RecordsToDelete
 
-from shopflow.kafka import connection as kafka
 from shopflow.kafka import group
 from shopflow.kafka.security import Bootstrap
 from shopflow.operations import replay as rebuild
@@ -167,8 +166,7 @@ def test_a_worker_that_is_back_between_the_steps_of_a_replay_goes_back_by_itself
         store.connect(shop.servers.mongodb if shop.servers else "")
         await store.clear_sales()
         await store.close()
-        for member in (await kafka.group_of(bootstrap, shop.name)).members:
-            await group._put_out(bootstrap, shop.name, member)
+        await group._put_out(bootstrap, shop.name, (await group.group_of(bootstrap, shop.name)).members)
 
     readies = worker.output.count("Worker ready")
     asyncio.run(begin())

@@ -22,8 +22,6 @@ from .test_architecture import RULES
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs/ARCHITECTURE.md").read_text(encoding="utf-8")
 
-#: Rooms whose files are named as they will be.
-MOVING = {"kafka", "servers", "web"}
 #: Settings that say who and where the application is: each shop has others.
 OWN = {
     *("broker", "store", "origin", "autodiscover", "datadir", "topic_partitions", "topic_replication_factor"),
@@ -85,8 +83,6 @@ def test_every_file_on_the_path_is_there() -> None:
 @pytest.mark.parametrize(("room", "files"), [(quoted(row[0])[0], row[1]) for row in rows("The rooms")])
 def test_the_files_of_a_room_are_all_named_and_are_there(room: str, files: str) -> None:
     """A room is a folder, or a module at the top of shopflow."""
-    if room.strip("/").rpartition("/")[2] in MOVING:
-        pytest.skip("its files are being moved")
     path = ROOT / room
     if path.suffix:
         assert path.is_file()

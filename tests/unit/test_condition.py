@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from shopflow.kafka.connection import Span
+from shopflow.kafka.offsets import Span
 from shopflow.operations.letters import Id, Letter
 from shopflow.shop.recent_sales import Snapshot
 from shopflow.web.page.warnings import Report, ShopState, Totals, Waiting, WorkerState, warnings

@@ -28,7 +28,7 @@ from shopflow.app import app
 from shopflow.app import config as config_of_app
 from shopflow.config.settings import Config, Kafka, MongoDB, Web
 from shopflow.errors import Refused, Unavailable
-from shopflow.kafka import connection as kafka
+from shopflow.kafka import connection
 from shopflow.kafka import security as credentials
 from shopflow.kafka.security import Bootstrap, Security
 from shopflow.servers.servers import Addresses
@@ -210,9 +210,9 @@ def test_a_broker_that_lets_nobody_in_is_told_from_one_that_is_away(
     async def refuse(*args: Any, **options: Any) -> None:
         raise error
 
-    monkeypatch.setattr(kafka, "create_conn", refuse)
+    monkeypatch.setattr(connection, "create_conn", refuse)
     bootstrap = Bootstrap("k:1", Security("SASL_PLAINTEXT", "PLAIN", "shop", SECRET))
-    found = asyncio.run(kafka._explained(bootstrap))
+    found = asyncio.run(connection.explained(bootstrap))
     assert isinstance(found, Refused)
     assert str(found) == message
 
@@ -223,8 +223,10 @@ def test_a_broker_that_is_away_stays_away(monkeypatch: pytest.MonkeyPatch) -> No
     async def away(*args: Any, **options: Any) -> None:
         raise KafkaConnectionError
 
-    monkeypatch.setattr(kafka, "create_conn", away)
-    found = asyncio.run(kafka._explained(Bootstrap("127.0.0.1:1", Security("SASL_PLAINTEXT", "PLAIN", "shop", SECRET))))
+    monkeypatch.setattr(connection, "create_conn", away)
+    found = asyncio.run(
+        connection.explained(Bootstrap("127.0.0.1:1", Security("SASL_PLAINTEXT", "PLAIN", "shop", SECRET)))
+    )
     assert isinstance(found, Unavailable)
     assert str(found) == "Kafka: 127.0.0.1:1 does not answer"
 
@@ -234,7 +236,7 @@ def test_a_broker_that_takes_connections_and_says_nothing_may_want_another_proto
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
-        found = asyncio.run(kafka._explained(Bootstrap(f"127.0.0.1:{listening.getsockname()[1]}")))
+        found = asyncio.run(connection.explained(Bootstrap(f"127.0.0.1:{listening.getsockname()[1]}")))
     assert isinstance(found, Unavailable)
     assert "though it takes connections: is plaintext the right kafka.security_protocol?" in str(found)
 

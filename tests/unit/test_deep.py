@@ -6,19 +6,18 @@ import asyncio
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from faust_batches.testing import FakeBatch, FakeTable
 from shopflow.errors import Rejected
-from shopflow.kafka.connection import Span
+from shopflow.kafka.offsets import Span
 from shopflow.operations.verify import events as deep
 from shopflow.operations.verify.events import verify_deep
 from shopflow.operations.verify.report import Check, Report
 from shopflow.shop.dead_letters import headers_of
-from tests.fakes import FakeOutlet, FakeRecord, FakeStore, FakeWorker, layout
+from tests.fakes import FakeOutlet, FakeRecord, FakeStore, FakeTopics, FakeWorker, layout
 
 LAYOUT = layout(2)
 EVENTS = {
@@ -58,12 +57,6 @@ class Shop:
         self.worker = FakeWorker(
             self.store, FakeTable(), outlet=self.outlet, price_log=self.prices, max_event_bytes=1_000
         )
-
-    async def read_since(
-        self, bootstrap: str, topic: str, partition: int, since: int, *, values: bool
-    ) -> list[FakeRecord]:
-        assert (topic, values) == ("prices", True)
-        return [record for record in self.prices if record.partition == partition]
 
     # -- what happened
 
@@ -106,13 +99,13 @@ class Shop:
         end = records[-1].offset + 1 if records else start
         return Span(start, self.committed.get((topic, partition), end), end)
 
-    async def each_run(self, bootstrap: str, topic: str, partition: int, end: int, handle: Any, **options: Any) -> None:
-        start = self.starts.get((topic, partition), 0)
-        records = [record for record in self.topics[topic][partition] if start <= record.offset < end]
-        if decode := options.get("value_deserializer"):
-            records = [replace(record, value=decode(record.value)) for record in records]
-        for first in range(0, len(records), 2):
-            await handle(records[first : first + 2])
+    def partitions(self, topic: str) -> list[list[FakeRecord]]:
+        if topic == "prices":
+            return [[record for record in self.prices if record.partition == number] for number in (0, 1)]
+        return [
+            [record for record in records if record.offset >= self.starts.get((topic, number), 0)]
+            for number, records in self.topics[topic].items()
+        ]
 
     @contextmanager
     def bar(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -150,9 +143,8 @@ class Shop:
 def shop(monkeypatch: pytest.MonkeyPatch) -> Shop:
     """A shop without events."""
     made = Shop()
-    monkeypatch.setattr(deep.kafka, "spans", made.spans)
-    monkeypatch.setattr(deep.kafka, "each_run", made.each_run)
-    monkeypatch.setattr(deep.kafka, "read_since", made.read_since)
+    monkeypatch.setattr(deep.offsets, "spans", made.spans)
+    FakeTopics(monkeypatch, made.partitions)
     return made
 
 

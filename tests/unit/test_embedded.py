@@ -21,8 +21,8 @@ import pytest
 
 from shopflow.config.settings import Config, Embedded, MongoDB
 from shopflow.errors import Refused
-from shopflow.servers import keeper
-from shopflow.servers import servers as embedded
+from shopflow.servers import fetch, kafka, keeper, locks, mongodb
+from shopflow.servers.server import Server, _last_words, ending
 from shopflow.servers.servers import Addresses, Servers, locate
 
 ELSEWHERE = MongoDB(uri="mongodb://db.example:27017/?tls=true")
@@ -40,7 +40,7 @@ def taken() -> Iterator[int]:
 @pytest.fixture
 def silent(monkeypatch: pytest.MonkeyPatch) -> None:
     """No server may be launched."""
-    monkeypatch.setattr(embedded._Server, "launch", lambda *_: pytest.fail("launched a server"))
+    monkeypatch.setattr(Server, "launch", lambda *_: pytest.fail("launched a server"))
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_a_server_that_does_not_run_is_refused(
 @pytest.mark.parametrize("text", ["", "no JSON", "[]", '{"kafka": {"address": "a", "port": 1, "pid": 1}}'])
 def test_what_an_earlier_run_left_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     """Also when the port answers: nobody holds the lock."""
-    monkeypatch.setattr(embedded._Kafka, "answers", lambda *_: True)
+    monkeypatch.setattr(kafka.KafkaServer, "answers", lambda *_: True)
     (tmp_path / "servers.json").write_text(text)
     (tmp_path / "kafka.lock").touch()
     with pytest.raises(Refused):
@@ -88,7 +88,7 @@ def test_what_an_earlier_run_left_is_not_believed(tmp_path: Path, monkeypatch: p
 def test_a_record_is_believed_when_the_lock_is_held_and_our_server_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedded, "_mongodb_pid", {27117: 42}.get)
+    monkeypatch.setattr(mongodb, "_process_id", {27117: 42}.get)
     config = Config(broker="kafka://a:1", data_dir=str(tmp_path))
     record = {"address": "mongodb://here", "port": 27117, "pid": 42}
     (tmp_path / "servers.json").write_text(json.dumps({"mongodb": record}))
@@ -102,9 +102,10 @@ def test_a_record_is_believed_when_the_lock_is_held_and_our_server_answers(
 
 def test_another_program_on_the_port_is_not_our_server(taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that accepts connections and says nothing."""
-    monkeypatch.setattr(embedded, "PROBE_SECONDS", 0.1)
-    assert embedded._kafka_cluster(taken) is None
-    assert embedded._mongodb_pid(taken) is None
+    monkeypatch.setattr(kafka, "PROBE_SECONDS", 0.1)
+    monkeypatch.setattr(mongodb, "PROBE_SECONDS", 0.1)
+    assert kafka._cluster_at(taken) is None
+    assert mongodb._process_id(taken) is None
 
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\0" * 64, b"\x7f" * 64, b"\xff" * 64])
@@ -119,18 +120,18 @@ def test_nonsense_is_not_our_server(answer: bytes) -> None:
         thread.start()
         try:
             port = server.server_address[1]
-            assert embedded._kafka_cluster(port) is None
-            assert embedded._mongodb_pid(port) is None
+            assert kafka._cluster_at(port) is None
+            assert mongodb._process_id(port) is None
         finally:
             server.shutdown()
             thread.join()
 
 
 def test_the_default_port_is_taken_if_it_is_free(taken: int) -> None:
-    free = embedded._any_port()
-    assert embedded._choose_port("f", 0, free) == free
-    assert embedded._choose_port("f", free, taken) == free
-    assert embedded._choose_port("f", 0, taken) not in (0, taken)
+    free = locks.any_port()
+    assert locks.choose_port("f", 0, free) == free
+    assert locks.choose_port("f", free, taken) == free
+    assert locks.choose_port("f", 0, taken) not in (0, taken)
 
 
 @pytest.mark.usefixtures("silent")
@@ -205,11 +206,11 @@ def test_a_data_dir_of_someone_else_is_refused(tmp_path: Path, monkeypatch: pyte
 def test_the_telling_line_of_a_log_is_found(tmp_path: Path, text: str, words: str) -> None:
     log = tmp_path / "a.log"
     log.write_text("java.lang.Error: of an earlier run\n" + text)
-    assert embedded._last_words(log, len("java.lang.Error: of an earlier run\n")) == words
+    assert _last_words(log, len("java.lang.Error: of an earlier run\n")) == words
 
 
 def test_no_log_has_no_last_words(tmp_path: Path) -> None:
-    assert embedded._last_words(tmp_path / "none.log") == ""
+    assert _last_words(tmp_path / "none.log") == ""
 
 
 def test_a_long_log_is_cut(tmp_path: Path) -> None:
@@ -229,7 +230,7 @@ def test_a_long_log_is_cut(tmp_path: Path) -> None:
     [(1, "exit status 1"), (0, "exit status 0"), (137, "killed by SIGKILL"), (-9, "killed by SIGKILL")],
 )
 def test_how_a_server_ended_is_said_in_words(status: int, says: str) -> None:
-    assert embedded._ending(status) == says
+    assert ending(status) == says
 
 
 class Maven:
@@ -270,7 +271,7 @@ def maven(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Maven]:
         monkeypatch.setenv("JGO_CACHE_DIR", str(tmp_path / "cache"))
         monkeypatch.setenv("M2_REPO", str(tmp_path / "m2"))
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        monkeypatch.setattr(embedded, "KAFKA_JARS", ("org.example:thing:{version}",))
+        monkeypatch.setattr(fetch, "KAFKA_JARS", ("org.example:thing:{version}",))
         try:
             yield maven
         finally:
@@ -280,26 +281,26 @@ def maven(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Maven]:
 
 def test_jars_are_fetched_once(maven: Maven) -> None:
     said: list[str] = []
-    jars = embedded._jars("1", said.append)
+    jars = fetch.jars_of("1", said.append)
     assert [jar.read_bytes() for jar in jars] == [maven.jar.read_bytes()]
     assert said[0] == "Fetching Apache Kafka 1 (once, about 44 MB) ..."
     maven.jar.unlink()
-    assert embedded._jars("1", pytest.fail) == jars
+    assert fetch.jars_of("1", pytest.fail) == jars
 
 
 def test_a_lost_jar_is_fetched_again(maven: Maven) -> None:
-    (jar,) = embedded._jars("1", lambda _: None)
+    (jar,) = fetch.jars_of("1", lambda _: None)
     jar.unlink()
-    assert embedded._jars("1", lambda _: None) == [jar]
+    assert fetch.jars_of("1", lambda _: None) == [jar]
     assert jar.read_bytes() == maven.jar.read_bytes()
 
 
 def test_a_fetch_that_broke_off_goes_on_at_the_next_start(maven: Maven) -> None:
     maven.cut = True
     with pytest.raises(Refused, match=r"Apache Kafka 1 can't be fetched: .*org.example:thing:1"):
-        embedded._jars("1", lambda _: None)
+        fetch.jars_of("1", lambda _: None)
     maven.cut = False
-    (jar,) = embedded._jars("1", lambda _: None)
+    (jar,) = fetch.jars_of("1", lambda _: None)
     assert jar.read_bytes() == maven.jar.read_bytes()
 
 
@@ -307,7 +308,7 @@ def test_a_fetch_clears_what_a_killed_one_left(maven: Maven, tmp_path: Path) -> 
     part = tmp_path / "m2" / ".shopflow" / "parts" / maven.jar.relative_to(tmp_path / "maven")
     part.parent.mkdir(parents=True)
     part.write_bytes(b"half")
-    assert embedded._jars("1", lambda _: None)[0].read_bytes() == maven.jar.read_bytes()
+    assert fetch.jars_of("1", lambda _: None)[0].read_bytes() == maven.jar.read_bytes()
     assert not part.exists()
 
 
@@ -315,12 +316,12 @@ def test_half_a_jar_of_another_tool_is_replaced(maven: Maven, tmp_path: Path) ->
     half = tmp_path / "m2" / maven.jar.relative_to(tmp_path / "maven")
     half.parent.mkdir(parents=True)
     half.write_bytes(maven.jar.read_bytes()[:500])
-    assert embedded._jars("1", lambda _: None)[0].read_bytes() == maven.jar.read_bytes()
+    assert fetch.jars_of("1", lambda _: None)[0].read_bytes() == maven.jar.read_bytes()
 
 
 def test_a_version_that_does_not_exist_is_named(maven: Maven) -> None:
     with pytest.raises(Refused, match=r"Apache Kafka 2 can't be fetched: org.example:thing:2 isn't there"):
-        embedded._jars("2", lambda _: None)
+        fetch.jars_of("2", lambda _: None)
 
 
 def test_without_a_network_one_line_says_what_could_not_be_fetched(
@@ -331,5 +332,5 @@ def test_without_a_network_one_line_says_what_could_not_be_fetched(
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     with pytest.raises(Refused, match=r"no connection to .* for org.example:thing:1") as refused:
-        embedded._jars("1", lambda _: None)
+        fetch.jars_of("1", lambda _: None)
     assert "\n" not in str(refused.value)

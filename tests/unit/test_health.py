@@ -15,8 +15,8 @@ from faust.types import TP
 from faust_batches import Outage
 from shopflow.errors import Unavailable
 from shopflow.kafka import lag as lag_module
-from shopflow.kafka.connection import Span
 from shopflow.kafka.lag import Lags
+from shopflow.kafka.offsets import Span
 from shopflow.web import cached
 from shopflow.web.monitoring import probes as module
 from shopflow.web.monitoring.probes import STUCK_TURNS, Health, Progress, Pulse

@@ -23,10 +23,12 @@ from aiokafka.errors import (
 
 from shopflow import topics
 from shopflow.errors import Refused, Unavailable
-from shopflow.kafka import connection as kafka
-from shopflow.kafka.connection import TopicSpec
+from shopflow.kafka import connection, offsets, reading, transactions
+from shopflow.kafka import group as groups
+from shopflow.kafka import topics as kafka_topics
 from shopflow.kafka.security import Bootstrap
-from tests.fakes import FakeRecord
+from shopflow.kafka.topics import TopicSpec
+from tests.fakes import FakeRecord, FakeTopics
 
 
 def test_compacted_topics_keep_the_last_of_each_key_and_others_their_time() -> None:
@@ -63,7 +65,7 @@ def test_the_shops_topics_are_those_of_the_contract() -> None:
 def test_another_number_of_partitions_is_refused_with_both_numbers(found: int) -> None:
     """A customer's purchases would be in two partitions."""
     with pytest.raises(Refused) as refused:
-        kafka._check_partitions(TopicSpec("shop.purchases", 4, 1), found)
+        kafka_topics._check_partitions(TopicSpec("shop.purchases", 4, 1), found)
     message = str(refused.value)
     assert message.startswith("topics.partitions: topic shop.purchases ")
     assert f"has {found} partitions, configured are 4" in message
@@ -72,7 +74,7 @@ def test_another_number_of_partitions_is_refused_with_both_numbers(found: int) -
 @pytest.mark.parametrize("found", [None, 4])
 def test_a_missing_topic_and_one_that_fits_are_fine(found: int | None) -> None:
     """One is made, the other is used."""
-    kafka._check_partitions(TopicSpec("shop.purchases", 4, 1), found)
+    kafka_topics._check_partitions(TopicSpec("shop.purchases", 4, 1), found)
 
 
 def test_a_kafka_that_does_not_answer_is_refused_after_a_while() -> None:
@@ -82,7 +84,7 @@ def test_a_kafka_that_does_not_answer_is_refused_after_a_while() -> None:
         address = f"127.0.0.1:{unused.getsockname()[1]}"
         said: list[str] = []
         with pytest.raises(Refused, match=f"broker: Kafka at {address} does not answer"):
-            asyncio.run(kafka.wait_for(Bootstrap(address), 0.1, said.append))
+            asyncio.run(kafka_topics.wait_for(Bootstrap(address), 0.1, said.append))
     assert said == [f"Waiting for Kafka at {address} ..."]
 
 
@@ -100,15 +102,15 @@ class Admin:
 
 def test_a_new_broker_without_a_coordinator_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """It makes the topic of the offsets only when somebody asks."""
-    monkeypatch.setattr(kafka, "_CHECK_SECONDS", 0)
+    monkeypatch.setattr(groups, "CHECK_SECONDS", 0)
     admin = Admin(GroupCoordinatorNotAvailableError(), GroupCoordinatorNotAvailableError())
-    assert asyncio.run(kafka._committed(admin, "shopflow")) == {}
+    assert asyncio.run(groups.coordinated(admin.list_consumer_group_offsets, "shopflow")) == {}
 
 
 def test_what_will_not_get_better_is_not_asked_again() -> None:
     """No rights, for instance."""
     with pytest.raises(GroupAuthorizationFailedError):
-        asyncio.run(kafka._committed(Admin(GroupAuthorizationFailedError()), "shopflow"))
+        asyncio.run(groups.coordinated(Admin(GroupAuthorizationFailedError()).list_consumer_group_offsets, "shopflow"))
 
 
 class Client:
@@ -149,20 +151,17 @@ class Client:
     def assign(self, places: list[TopicPartition]) -> None:
         self.places = places
 
-    async def seek_to_beginning(self, *places: TopicPartition) -> None:
-        self.place = 10
-
     def seek(self, place: TopicPartition, offset: int) -> None:
         self.place = offset
 
     async def position(self, place: TopicPartition) -> int:
         return self.place
 
-    async def getmany(self, *places: TopicPartition, timeout_ms: int) -> dict[TopicPartition, list[int]]:
+    async def getmany(self, *places: TopicPartition, timeout_ms: int) -> dict[TopicPartition, list[Any]]:
         self.place += 8  # the last run goes on behind the end that was there at first
         if self.only_markers:
             return {}
-        return {places[0]: [self.place]}
+        return {places[0]: [SimpleNamespace(offset=self.place - 8)]}
 
 
 @pytest.fixture
@@ -175,14 +174,14 @@ def client(monkeypatch: pytest.MonkeyPatch) -> Client:
         yield made
 
     for name in ("admin", "consumer"):
-        monkeypatch.setattr(kafka, name, started)
+        monkeypatch.setattr(connection, name, started)
     return made
 
 
 def test_only_missing_topics_are_made(client: Client) -> None:
     """Those that are there stay as they are."""
     specs = [TopicSpec("purchases", 2, 1), TopicSpec("products", 2, 1)]
-    asyncio.run(kafka.ensure_topics("kafka:1", specs))
+    asyncio.run(kafka_topics.ensure_topics("kafka:1", specs))
     assert client.made == ["products"]
 
 
@@ -190,29 +189,29 @@ def test_nothing_is_made_beside_a_topic_of_another_shape(client: Client) -> None
     """Else a wrong setting would leave topics behind."""
     specs = [TopicSpec("products", 4, 1), TopicSpec("purchases", 4, 1)]
     with pytest.raises(Refused):
-        asyncio.run(kafka.ensure_topics("kafka:1", specs))
+        asyncio.run(kafka_topics.ensure_topics("kafka:1", specs))
     assert client.made == []
 
 
 def test_the_lag_is_what_is_there_and_not_committed(client: Client) -> None:
     """Not what was deleted; and nothing of topics that do not exist."""
-    lags = asyncio.run(kafka.lags("kafka:1", "shop", ["purchases", "unknown"]))
-    assert lags == {"purchases": kafka.Lag(records=40, waiting=5 + 20)}
+    lags = asyncio.run(offsets.lags("kafka:1", "shop", ["purchases", "unknown"]))
+    assert lags == {"purchases": offsets.Lag(records=40, waiting=5 + 20)}
 
 
 def test_the_end_of_a_transaction_does_not_wait(client: Client) -> None:
     """It takes an offset that no consumer is given, so none can commit past it when it is the last one."""
     client.only_markers = True
-    lags = asyncio.run(kafka.lags("kafka:1", "shop", ["purchases"]))
-    assert lags == {"purchases": kafka.Lag(records=40, waiting=0)}
+    lags = asyncio.run(offsets.lags("kafka:1", "shop", ["purchases"]))
+    assert lags == {"purchases": offsets.Lag(records=40, waiting=0)}
 
 
 def test_places_without_a_record_are_told(client: Client) -> None:
     """As the lag: the end of a transaction is none."""
-    places = {("purchases", 0): kafka.Span(10, 25, 30), ("purchases", 1): kafka.Span(10, 10, 30)}
-    assert asyncio.run(kafka.empty("kafka:1", places)) == set()
+    places = {("purchases", 0): offsets.Span(10, 25, 30), ("purchases", 1): offsets.Span(10, 10, 30)}
+    assert asyncio.run(offsets.empty("kafka:1", places)) == set()
     client.only_markers = True
-    assert asyncio.run(kafka.empty("kafka:1", places)) == set(places)
+    assert asyncio.run(offsets.empty("kafka:1", places)) == set(places)
 
 
 def test_a_client_that_is_not_waited_for_is_closed() -> None:
@@ -223,11 +222,11 @@ def test_a_client_that_is_not_waited_for_is_closed() -> None:
         async def start(self) -> None:
             await asyncio.sleep(60)
 
-        async def close(self) -> None:
-            stopped.append(self)
+    async def closed() -> None:
+        stopped.append(True)
 
     async def run() -> None:
-        async with kafka._started(Slow(), "kafka:1", stop="close"):
+        async with connection._started(Slow(), closed, "kafka:1"):
             raise AssertionError
 
     with pytest.raises(asyncio.TimeoutError):
@@ -235,22 +234,10 @@ def test_a_client_that_is_not_waited_for_is_closed() -> None:
     assert len(stopped) == 1
 
 
-def test_records_are_counted_and_not_offsets(client: Client) -> None:
-    """Three runs of one record in each partition."""
-    assert asyncio.run(kafka.count_records("kafka:1", "purchases", 2)) == 6
-
-
 def test_a_group_that_never_committed_has_all_before_it(client: Client) -> None:
     """All that is there."""
     client.topics = {"products": 1}
-    assert asyncio.run(kafka.lags("kafka:1", "shop", ["products"])) == {"products": kafka.Lag(20, 20)}
-
-
-def test_a_partition_is_read_to_the_end_that_it_had(client: Client) -> None:
-    """Not for ever, while others write to it."""
-    runs: list[tuple[int, Any]] = []
-    asyncio.run(kafka.read_partition("kafka:1", "changelog", 3, lambda partition, run: runs.append((partition, run))))
-    assert runs == [(3, [18]), (3, [26]), (3, [34])]
+    assert asyncio.run(offsets.lags("kafka:1", "shop", ["products"])) == {"products": offsets.Lag(20, 20)}
 
 
 def test_any_error_of_kafka_in_between_is_one_that_goes_away() -> None:
@@ -266,7 +253,7 @@ def test_any_error_of_kafka_in_between_is_one_that_goes_away() -> None:
     away = Away()
 
     async def use() -> None:
-        async with kafka._started(away, Bootstrap("kafka:1")):
+        async with connection._started(away, away.stop, Bootstrap("kafka:1")):
             raise GroupCoordinatorNotAvailableError
 
     with pytest.raises(Unavailable, match="GroupCoordinatorNotAvailableError"):
@@ -276,11 +263,11 @@ def test_any_error_of_kafka_in_between_is_one_that_goes_away() -> None:
 
 def test_a_coordinator_that_never_comes_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """After a while; not an endless wait."""
-    monkeypatch.setattr(kafka, "_CHECK_SECONDS", 0)
-    monkeypatch.setattr(kafka, "_COORDINATOR_SECONDS", 0.05)
+    monkeypatch.setattr(groups, "CHECK_SECONDS", 0)
+    monkeypatch.setattr(groups, "_COORDINATOR_SECONDS", 0.05)
     admin = Admin(*(GroupCoordinatorNotAvailableError() for _ in range(100_000)))
     with pytest.raises(GroupCoordinatorNotAvailableError):
-        asyncio.run(kafka._committed(admin, "shopflow"))
+        asyncio.run(groups.coordinated(admin.list_consumer_group_offsets, "shopflow"))
     assert len(admin.errors) < 100_000 - 1
 
 
@@ -311,8 +298,8 @@ def made_by(monkeypatch: pytest.MonkeyPatch, client: Client) -> None:
     async def started(bootstrap: str, **options: Any) -> AsyncIterator[Client]:
         yield client
 
-    monkeypatch.setattr(kafka, "admin", started)
-    asyncio.run(kafka.ensure_topics("kafka:1", [TopicSpec("shop.products", 2, 3)]))
+    monkeypatch.setattr(connection, "admin", started)
+    asyncio.run(kafka_topics.ensure_topics("kafka:1", [TopicSpec("shop.products", 2, 3)]))
 
 
 @pytest.mark.parametrize(
@@ -363,102 +350,113 @@ def test_a_new_topic_is_waited_for_until_it_has_leaders(monkeypatch: pytest.Monk
     assert client.looks == 4
 
 
-class Log:
-    """A consumer of a topic of several partitions: records of offset and time, given out some at a time."""
-
-    def __init__(self, *partitions: list[tuple[int, int]]) -> None:
-        self.records = [
-            [FakeRecord(None, b"v", offset, number, "t", timestamp=time) for offset, time in records]
-            for number, records in enumerate(partitions)
-        ]
-        self.ends = [(records[-1].offset + 1 if records else 0) for records in self.records]
-        self.place: dict[int, int] = {}
-
-    def assign(self, places: list[TopicPartition]) -> None:
-        self.place = {place.partition: 0 for place in places}
-
-    async def seek_to_beginning(self, *places: TopicPartition) -> None:
-        self.place = {place.partition: 0 for place in places}
-
-    def seek(self, place: TopicPartition, offset: int) -> None:
-        self.place[place.partition] = offset
-
-    async def position(self, place: TopicPartition) -> int:
-        return self.place[place.partition]
-
-    async def beginning_offsets(self, places: list[TopicPartition]) -> dict[TopicPartition, int]:
-        return {place: next((one.offset for one in self.records[place.partition]), 0) for place in places}
-
-    async def end_offsets(self, places: list[TopicPartition]) -> dict[TopicPartition, int]:
-        return {place: self.ends[place.partition] for place in places}
-
-    async def getmany(self, place: TopicPartition, timeout_ms: int) -> dict[TopicPartition, list[Any]]:
-        start = self.place[place.partition]
-        run = [record for record in self.records[place.partition] if record.offset >= start][:2]
-        self.place[place.partition] = run[-1].offset + 1 if run else self.ends[place.partition]
-        return {place: run} if run else {}
-
-
 @pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch) -> Log:
-    """Instead of aiokafka's consumer."""
-    made = Log([(0, 10), (1, 50), (2, 40), (5, 70)], [], [(7, 5), (8, 45), (9, 60)])
-
-    @asynccontextmanager
-    async def started(bootstrap: str, **options: Any) -> AsyncIterator[Log]:
-        yield made
-
-    monkeypatch.setattr(kafka, "consumer", started)
-    return made
+def log(monkeypatch: pytest.MonkeyPatch) -> FakeTopics:
+    """A topic of three partitions: records of these offsets and times."""
+    partitions = [[(0, 10), (1, 50), (2, 40), (5, 70)], [], [(7, 5), (8, 45), (9, 60)]]
+    records = [
+        [FakeRecord(None, b"v", offset, number, "t", timestamp=time) for offset, time in places]
+        for number, places in enumerate(partitions)
+    ]
+    return FakeTopics(monkeypatch, lambda topic: records if topic == "t" else [])
 
 
-def test_a_topic_is_read_by_time_and_each_partition_in_its_order(log: Log) -> None:
+def read(*partitions: int, **bounds: int) -> list[list[int]]:
+    """The offsets of the runs of these partitions."""
+
+    found: list[list[int]] = []
+
+    async def run() -> None:
+        for partition in partitions:
+            async with reading.runs("kafka:1", "t", partition, **bounds) as runs:
+                found.extend([[record.offset for record in run] async for run in runs])
+
+    asyncio.run(run())
+    return found
+
+
+def test_a_partition_is_read_in_runs_from_where_it_is_told(log: FakeTopics) -> None:
+    """An offset, a number of them before the end, or a time. What is not there is no end, and no record."""
+    assert read(0, 1, 2) == [[0, 1], [2, 5], [7, 8], [9]]
+    assert read(0, start=1) == [[1, 2], [5]]
+    assert read(0, start=3) == [[5]]
+    assert read(2, start=3) == [[7, 8], [9]]
+    assert read(0, 1, 2, start=-3) == [[5], [7, 8], [9]]
+    assert read(0, 1, start=-50) == [[0, 1], [2, 5]]
+    assert read(0, since=45) == [[1, 2], [5]]
+    assert read(0, 1, 2, since=65) == [[5]]
+    assert read(0, 1, 2, start=99) == read(2, since=99) == []
+
+
+def test_no_record_is_read_at_or_behind_the_end(log: FakeTopics) -> None:
+    """The one that is asked for, or that of when the reading begins: else it would go on while others write."""
+    assert read(0, end=5) == [[0, 1], [2]]
+    assert read(0, end=3) == read(0, end=4) == [[0, 1], [2]]
+    assert read(0, start=2, end=3) == [[2]]
+    assert read(0, start=3, end=5) == read(1, end=5) == read(0, start=2, end=2) == []
+    assert read(2, end=99) == [[7, 8], [9]]
+    log.ends = {("t", 0): 2, ("t", 2): 8}
+    assert read(0, 2, end=99) == read(0, 2) == [[0, 1], [7]]
+
+
+def test_the_next_run_is_fetched_when_the_last_one_was_handled(log: FakeTopics) -> None:
+    """Few records are in memory at once."""
+
+    async def run() -> list[tuple[int, int]]:
+        partition = TopicPartition("t", 0)
+        async with connection.consumer("kafka:1") as client:
+            client.assign([partition])
+            return [
+                (run[-1].offset, await client.position(partition))
+                async for run in reading.fetched(client, partition, 6)
+            ]
+
+    assert asyncio.run(run()) == [(1, 2), (5, 6)]
+
+
+def test_records_since_a_time_have_values_only_if_they_are_wanted(log: FakeTopics) -> None:
+    """Dead letters are large, and the headers say which they are."""
+    for values, expected in ((False, None), (True, b"v")):
+        found = asyncio.run(reading.read_since("kafka:1", "t", 0, 45, values=values))
+        assert [(record.offset, record.value) for record in found] == [(n, expected) for n in (1, 2, 5)]
+
+
+def by_time(topic: str = "t") -> list[tuple[int, int]]:
+    """Partition and offset of a topic's records."""
+
+    async def run() -> list[tuple[int, int]]:
+        return [(record.partition, record.offset) async for record in reading.by_time("kafka:1", topic)]
+
+    return asyncio.run(run())
+
+
+def test_a_topic_is_read_by_time_and_each_partition_in_its_order(log: FakeTopics) -> None:
     """Whatever time its records say they have; holes and empty partitions are no end."""
-
-    async def read() -> list[tuple[int, int]]:
-        return [(record.partition, record.offset) async for record in kafka.by_time("kafka:1", "t", 3)]
-
-    assert asyncio.run(read()) == [(2, 7), (0, 0), (2, 8), (0, 1), (0, 2), (2, 9), (0, 5)]
+    assert by_time() == [(2, 7), (0, 0), (2, 8), (0, 1), (0, 2), (2, 9), (0, 5)]
+    assert by_time("unknown") == []
 
 
-def test_what_arrives_while_a_topic_is_read_is_not_read(log: Log) -> None:
+def test_what_arrives_while_a_topic_is_read_is_not_read(log: FakeTopics) -> None:
     """Else a retry would put back for ever what fails again."""
-    log.ends = [2, 0, 8]
-
-    async def read() -> list[tuple[int, int]]:
-        return [(record.partition, record.offset) async for record in kafka.by_time("kafka:1", "t", 3)]
-
-    assert asyncio.run(read()) == [(2, 7), (0, 0), (0, 1)]
+    log.ends = {("t", 0): 2, ("t", 2): 8}
+    assert by_time() == [(2, 7), (0, 0), (0, 1)]
 
 
-def test_the_tail_of_a_topic_is_read_and_no_more(log: Log) -> None:
+def test_the_tail_of_a_topic_is_read_and_no_more(log: FakeTopics) -> None:
     """So many offsets of each partition: a topic of millions is not read for the last few."""
     for most, expected in ((1, [(0, 5), (2, 9)]), (2, [(0, 5), (2, 8), (2, 9)]), (50, None)):
-        found = asyncio.run(kafka.tail("kafka:1", "t", 3, most))
+        found = asyncio.run(reading.tail("kafka:1", "t", most))
         places = [(record.partition, record.offset) for record in found]
         assert places == (expected or [(0, 0), (0, 1), (0, 2), (0, 5), (2, 7), (2, 8), (2, 9)])
-    log.ends = [1, 0, 8]
-    assert len(asyncio.run(kafka.tail("kafka:1", "t", 3, 50))) == 2  # what came while it was read is not
-
-
-def test_records_are_found_by_their_places(log: Log) -> None:
-    """None before the start, behind the end, or in a hole."""
-    places = [(0, 5), (0, 4), (0, 6), (1, 0), (2, 6), (2, 7), (0, 0)]
-
-    async def read() -> list[int | None]:
-        return [record and record.offset async for record in kafka.read_places("kafka:1", "t", places)]
-
-    assert asyncio.run(read()) == [5, None, None, None, None, 7, 0]
-
-
-def test_the_size_of_a_topic_is_that_of_its_offsets(log: Log) -> None:
-    """Without what was deleted at its start."""
-    assert asyncio.run(kafka.size("kafka:1", "t", 3)) == 6 + 0 + 3
+    log.ends = {("t", 0): 1, ("t", 2): 8}
+    assert len(asyncio.run(reading.tail("kafka:1", "t", 50))) == 2  # what came while it was read is not
+    assert asyncio.run(reading.tail("kafka:1", "unknown", 50)) == []
 
 
 def test_only_topics_that_exist_have_partitions(client: Client) -> None:
     """A new shop has none."""
-    assert asyncio.run(kafka.partitions("kafka:1", ["purchases", "unknown"])) == {"purchases": 2}
+    count = kafka_topics.count_partitions
+    assert [asyncio.run(count("kafka:1", topic)) for topic in ("purchases", "unknown")] == [2, 0]
 
 
 class Producing:
@@ -490,12 +488,12 @@ def test_a_transaction_is_committed_when_its_body_ends_well() -> None:
     client = Producing()
 
     async def use() -> None:
-        transactions = kafka.Transactions(client)
-        async with transactions.transaction():
-            await transactions.send("t", 3, b"k", None, [("a", b"1")])
-            await transactions.send("t", 2, None, None, (("a", b"1"),))
+        producer = transactions.Transactions(client)
+        async with producer.transaction():
+            await producer.send("t", 3, b"k", None, [("a", b"1")])
+            await producer.send("t", 2, None, None, (("a", b"1"),))
         with pytest.raises(KafkaConnectionError):
-            async with transactions.transaction():
+            async with producer.transaction():
                 raise KafkaConnectionError
 
     asyncio.run(use())
@@ -505,10 +503,10 @@ def test_a_transaction_is_committed_when_its_body_ends_well() -> None:
 
 def test_a_commit_that_takes_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """aiokafka itself would try for ever while Kafka is away, and the command would stand still without a word."""
-    monkeypatch.setattr(kafka, "_COMMIT_SECONDS", 0.01)
+    monkeypatch.setattr(transactions, "_COMMIT_SECONDS", 0.01)
 
     async def use() -> None:
-        async with kafka.Transactions(Producing(60)).transaction():
+        async with transactions.Transactions(Producing(60)).transaction():
             pass
 
     with pytest.raises(KafkaTimeoutError, match="no answer within"):
@@ -521,7 +519,7 @@ def test_a_kafka_that_is_away_takes_no_transactions() -> None:
         unused.bind(("127.0.0.1", 0))  # bound, not listening: nobody else takes it
 
         async def use() -> None:
-            async with kafka.transactions(Bootstrap(f"127.0.0.1:{unused.getsockname()[1]}"), "id"):
+            async with transactions.transactions(Bootstrap(f"127.0.0.1:{unused.getsockname()[1]}"), "id"):
                 raise AssertionError("it can't have started")
 
         with pytest.raises(Unavailable, match="Kafka"):
@@ -530,30 +528,8 @@ def test_a_kafka_that_is_away_takes_no_transactions() -> None:
 
 def test_spans_say_where_each_partition_begins_is_and_ends(client: Client) -> None:
     """What is committed is never before the start: that much is gone."""
-    found = asyncio.run(kafka.spans("kafka:1", "shop", ["purchases", "unknown"]))
-    assert found == {"purchases": {0: kafka.Span(10, 25, 30), 1: kafka.Span(10, 10, 30)}}
-
-
-def test_runs_are_handled_one_by_one_up_to_the_end(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next one is fetched when the last one is done; what lies behind the end is left out."""
-
-    async def getmany(place: TopicPartition, timeout_ms: int) -> dict[TopicPartition, list[Any]]:
-        client.place += 8
-        return {place: [SimpleNamespace(offset=client.place - number) for number in (8, 1)]}
-
-    monkeypatch.setattr(client, "getmany", getmany)
-    handled: list[list[int]] = []
-
-    async def handle(run: list[Any]) -> None:
-        await asyncio.sleep(0)
-        handled.append([record.offset for record in run])
-        assert client.place == 10 + 8 * len(handled)
-
-    asyncio.run(kafka.each_run("kafka:1", "purchases", 0, 26, handle))
-    assert handled == [[10, 17], [18, 25]]
-    handled.clear()
-    asyncio.run(kafka.each_run("kafka:1", "purchases", 0, 25, handle))
-    assert handled == [[10, 17], [18]]
+    found = asyncio.run(offsets.spans("kafka:1", "shop", ["purchases", "unknown"]))
+    assert found == {"purchases": {0: offsets.Span(10, 25, 30), 1: offsets.Span(10, 10, 30)}}
 
 
 class Described(Client):
@@ -568,7 +544,7 @@ class Described(Client):
         return [SimpleNamespace(groups=[self.answers.pop(0)])]
 
 
-def described(monkeypatch: pytest.MonkeyPatch, *answers: tuple[Any, ...]) -> kafka.Group:
+def described(monkeypatch: pytest.MonkeyPatch, *answers: tuple[Any, ...]) -> groups.Group:
     """The group as these answers say."""
     client = Described(*answers)
 
@@ -576,9 +552,9 @@ def described(monkeypatch: pytest.MonkeyPatch, *answers: tuple[Any, ...]) -> kaf
     async def started(bootstrap: str) -> AsyncIterator[Client]:
         yield client
 
-    monkeypatch.setattr(kafka, "admin", started)
-    monkeypatch.setattr(kafka, "_CHECK_SECONDS", 0)
-    return asyncio.run(kafka.group_of("kafka:1", "shop"))
+    monkeypatch.setattr(connection, "admin", started)
+    monkeypatch.setattr(groups, "CHECK_SECONDS", 0)
+    return asyncio.run(groups.group_of("kafka:1", "shop"))
 
 
 def test_a_group_is_described_with_what_each_member_has(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -586,13 +562,13 @@ def test_a_group_is_described_with_what_each_member_has(monkeypatch: pytest.Monk
     members = [("id2", "faust-b", "/10.0.0.2", b"m", b"two"), ("id1", "faust-a", "/10.0.0.1", b"m", b"one", "more")]
     group = described(monkeypatch, (0, "shop", "Stable", "consumer", "faust", members, -1))
     given = (("faust-a at /10.0.0.1", b"one"), ("faust-b at /10.0.0.2", b"two"))
-    assert group == kafka.Group("Stable", given, ("id2", "id1"))
+    assert group == groups.Group("Stable", given, ("id2", "id1"))
 
 
 def test_a_group_is_asked_for_again_until_it_has_a_coordinator(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error is in the answer; another one is raised."""
     dead = (0, "shop", "Dead", "", "", [])
     loading = (GroupCoordinatorNotAvailableError.errno, "shop", "", "", "", [])
-    assert described(monkeypatch, loading, loading, dead) == kafka.Group("Dead", ())
+    assert described(monkeypatch, loading, loading, dead) == groups.Group("Dead", ())
     with pytest.raises(GroupAuthorizationFailedError):
         described(monkeypatch, (GroupAuthorizationFailedError.errno, "shop", "", "", "", []))

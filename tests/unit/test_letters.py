@@ -15,12 +15,11 @@ import pytest
 from aiokafka.errors import KafkaConnectionError, KafkaTimeoutError, MessageSizeTooLargeError
 
 from shopflow.errors import Refused, Rejected, Unavailable
-from shopflow.kafka import connection as kafka
 from shopflow.operations import letters, retry
 from shopflow.operations.letters import Id, Letter
 from shopflow.operations.retry import Outcome, Retry, headers_back
 from shopflow.shop.dead_letters import headers_of
-from tests.fakes import FakeKafka, FakeRecord, layout
+from tests.fakes import FakeKafka, FakeRecord, FakeTopics, layout
 
 WHY = Rejected("unknown product", "product_id 'x' was never offered – zażółć")
 SHOP = replace(
@@ -357,36 +356,15 @@ def disturb(fake: FakeKafka, chance: random.Random) -> None:
 # -- read
 
 
-class Topics:
-    """What `letters` reads through `kafka`."""
+def in_kafka(monkeypatch: pytest.MonkeyPatch, **topics: Sequence[FakeRecord]) -> None:
+    """Have these records in topics of four partitions."""
+    found = {f"shop.{name.replace('_', '-')}": records for name, records in topics.items()}
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, **topics: Sequence[FakeRecord]) -> None:
-        self.topics = {f"shop.{name.replace('_', '-')}": records for name, records in topics.items()}
-        for name in ("partitions", "by_time", "read_places", "read_partition", "tail"):
-            monkeypatch.setattr(kafka, name, getattr(self, name))
+    def partitions(topic: str) -> list[list[FakeRecord]]:
+        numbers = range(4 if topic in found else 0)
+        return [[record for record in found[topic] if record.partition == number] for number in numbers]
 
-    async def partitions(self, bootstrap: str, names: Iterable[str]) -> dict[str, int]:
-        return {name: 4 for name in names if name in self.topics}
-
-    async def tail(self, bootstrap: str, topic: str, count: int, most: int, *, values: bool) -> list[Any]:
-        places = [[one for one in self.topics.get(topic, ()) if one.partition == number] for number in range(count)]
-        found = [record for records in places for record in records[-most:]]
-        return found if values else [replace(record, value=None) for record in found]
-
-    async def by_time(
-        self, bootstrap: str, topic: str, count: int, *, values: bool = True
-    ) -> AsyncGenerator[Any, None]:
-        for record in self.topics[topic]:
-            yield record if values else replace(record, value=None)
-
-    async def read_places(
-        self, bootstrap: str, topic: str, places: Iterable[tuple[int, int]]
-    ) -> AsyncGenerator[Any, None]:
-        for place in places:
-            yield next((record for record in self.topics[topic] if (record.partition, record.offset) == place), None)
-
-    async def read_partition(self, bootstrap: str, topic: str, partition: int, take: Any) -> None:
-        take(partition, [record for record in self.topics[topic] if record.partition == partition])
+    FakeTopics(monkeypatch, partitions)
 
 
 def collected(found: AsyncGenerator[Letter, None]) -> list[Letter]:
@@ -401,7 +379,8 @@ def collected(found: AsyncGenerator[Letter, None]) -> list[Letter]:
 def test_those_with_a_reason_are_read_whatever_its_case(monkeypatch: pytest.MonkeyPatch) -> None:
     """All are looked at, and those with this text in their reason are given."""
     foreign = FakeRecord(None, None, 9, 1)
-    Topics(monkeypatch, dead_letters=[dead(0), foreign, dead(1)])
+    later = replace(dead(1), timestamp=foreign.timestamp + 1)
+    in_kafka(monkeypatch, dead_letters=[dead(0), foreign, later])
     looked: list[int] = []
     for reason, expected in ((None, [0, 9, 1]), ("PRODUCT_ID 'X'", [0, 1]), ("Zażółć", [0, 1]), ("nothing", [])):
         looked.clear()
@@ -412,7 +391,7 @@ def test_those_with_a_reason_are_read_whatever_its_case(monkeypatch: pytest.Monk
 
 def test_ids_are_read_once_each_and_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the order they were given."""
-    Topics(monkeypatch, dead_letters=[dead(0), dead(1), dead(1, 3)])
+    in_kafka(monkeypatch, dead_letters=[dead(0), dead(1), dead(1, 3)])
     ids = [Id(3, 1), Id(0, 1), Id(3, 1)]
     assert [one.id for one in collected(letters.chosen("kafka:1", SHOP, ids))] == [Id(3, 1), Id(0, 1)]
     for missing in (Id(0, 2), Id(4, 0), Id(10**9, 0)):
@@ -422,7 +401,7 @@ def test_ids_are_read_once_each_and_must_be_there(monkeypatch: pytest.MonkeyPatc
 
 def test_a_shop_without_the_topics_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is read, and nothing made."""
-    Topics(monkeypatch)
+    in_kafka(monkeypatch)
     assert collected(letters.read("kafka:1", SHOP)) == []
     assert asyncio.run(letters.marks("kafka:1", SHOP)) == {}
     assert asyncio.run(letters.mark_of("kafka:1", SHOP, Id(0, 0))) is None
@@ -433,17 +412,17 @@ def test_a_shop_without_the_topics_has_none(monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_latest_come_first_and_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of all partitions, by their time; none where the topic is not there."""
     times = [(0, 0, 5), (1, 0, 9), (0, 1, 7), (1, 1, 1), (2, 1, 8)]
-    Topics(monkeypatch, dead_letters=[replace(dead(*place), timestamp=1_000 * at) for *place, at in times])
+    in_kafka(monkeypatch, dead_letters=[replace(dead(*place), timestamp=1_000 * at) for *place, at in times])
     found = asyncio.run(letters.latest("kafka:1", SHOP, 3))
     assert [str(one.id) for one in found] == ["0:1", "1:2", "1:0"]
-    Topics(monkeypatch)
+    in_kafka(monkeypatch)
     assert asyncio.run(letters.latest("kafka:1", SHOP, 3)) == []
 
 
 def test_marks_are_those_that_stand(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that was deleted by hand is none; what another program wrote is none, or one without a place."""
     mark = b'{"dead_letter":"1:5","topic":"shop.purchases","partition":1,"offset":77}'
-    Topics(
+    in_kafka(
         monkeypatch,
         retries=[
             FakeRecord(b"1:5", mark, 0, 1),

@@ -21,8 +21,8 @@ from prometheus_client.parser import text_string_to_metric_families
 import shopflow
 from faust_batches import Outage
 from shopflow.errors import PartitionLost, Unavailable
-from shopflow.kafka.connection import Span
 from shopflow.kafka.lag import Lags
+from shopflow.kafka.offsets import Span
 from shopflow.store import MongoStore
 from shopflow.store.types import Deletion, Inserted
 from shopflow.web.monitoring.metrics import Metrics, Rebalances

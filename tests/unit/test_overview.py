@@ -11,9 +11,9 @@ import pytest
 
 from shopflow import topics
 from shopflow.errors import Unavailable
-from shopflow.kafka import connection as kafka
-from shopflow.kafka.connection import Span
+from shopflow.kafka import offsets
 from shopflow.kafka.lag import Standing
+from shopflow.kafka.offsets import Span
 from shopflow.store.types import PartitionSales
 from shopflow.web import cached as cached_module
 from shopflow.web import peers
@@ -182,7 +182,7 @@ def test_the_end_of_a_transaction_is_no_event_that_waits(monkeypatch: pytest.Mon
         looked.append(sorted(places))
         return {place for place in places if place[1] == 1}
 
-    monkeypatch.setattr(kafka, "empty", empty)
+    monkeypatch.setattr(offsets, "empty", empty)
     monkeypatch.setattr(snapshot, "_standing", Standing())
 
     def settled(done: int) -> list[int]:

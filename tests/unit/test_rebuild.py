@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from shopflow.kafka import connection as kafka
-from shopflow.kafka.connection import Span
+from shopflow.kafka import offsets
+from shopflow.kafka.offsets import Span
 from shopflow.operations import replay as rebuild
 from shopflow.operations.replay import Work
 from shopflow.operations.verify.announcements import compare_announcements
 from shopflow.shop.announcements import VOUCHERS
-from tests.fakes import FakeRecord, FakeStore, layout
+from tests.fakes import FakeRecord, FakeStore, FakeTopics, layout, numbered
 
 PLACES = {("shop.purchases", 0): 100, ("shop.purchases", 1): 50, ("shop.products", 0): 0}
 
@@ -44,17 +44,13 @@ def test_of_what_was_told_twice_the_first_counts(monkeypatch: pytest.MonkeyPatch
         document = {"_id": "v", "percent": percent, "issued_at": at, "valid_until": at, "source": source}
         return FakeRecord(b"anna", VOUCHERS.event(document))
 
-    runs = [[told(5, 10), told(50, 20)], [told(60, 30)]]
+    records = numbered([told(5, 10), told(50, 20), told(60, 30)])
 
     async def spans(bootstrap: str, group: str, topics: Any) -> dict[str, dict[int, Span]]:
         return {topic: {0: Span(0, 0, 3)} for topic in topics}
 
-    async def each_run(bootstrap: str, topic: str, partition: int, end: int, handle: Any) -> None:
-        for run in runs:
-            await handle(run)
-
-    monkeypatch.setattr(kafka, "spans", spans)
-    monkeypatch.setattr(kafka, "each_run", each_run)
+    monkeypatch.setattr(offsets, "spans", spans)
+    FakeTopics(monkeypatch, lambda topic: [records])
     shop = layout(1)
     asyncio.run(rebuild._restore("kafka:1", store, shop, shop.vouchers, VOUCHERS))
     assert store.collections["vouchers"]["v"]["percent"] == 10

@@ -89,7 +89,7 @@ def produce(monkeypatch: pytest.MonkeyPatch, producer: Producer, count: int) -> 
     async def started(bootstrap: str) -> AsyncIterator[Producer]:
         yield producer
 
-    monkeypatch.setattr(seeding.kafka, "producer", started)
+    monkeypatch.setattr(seeding.connection, "producer", started)
     events = seeding.paced(numbered(count), None, 0)
     try:
         total = asyncio.run(seeding.through_kafka("kafka:1", "shop.customers", "customer_id", events, progress.append))
@@ -225,7 +225,7 @@ def test_progress_is_told_while_events_are_sent(monkeypatch: pytest.MonkeyPatch)
     async def started(bootstrap: str) -> AsyncIterator[Producer]:
         yield producer
 
-    monkeypatch.setattr(seeding.kafka, "producer", started)
+    monkeypatch.setattr(seeding.connection, "producer", started)
     asyncio.run(seeding.through_kafka("kafka:1", "t", "customer_id", events, lambda _: told.append(len(producer.sent))))
     assert told[0] < 10
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime, timezone
 
-from shopflow.kafka.connection import Span
+from shopflow.kafka.offsets import Span
 from shopflow.shop.recent_sales import Bestseller, Sale, Snapshot
 from shopflow.shop.text import visible
 from shopflow.web.page import render

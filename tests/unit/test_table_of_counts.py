@@ -32,7 +32,12 @@ class Worker:
         app.publish = self.publish  # type: ignore[method-assign]
         app.assignor.assigned_actives = lambda: {CHANGELOG}
         self.table = app.exactly_once_table(
-            "purchase_counts", value=PurchaseCount, sums=SUMS, count="customers", options=OPTIONS
+            "purchase_counts",
+            value=PurchaseCount,
+            source="shop.purchases",
+            sums=SUMS,
+            count="customers",
+            options=OPTIONS,
         )
         self.table.events = []  # type: ignore[attr-defined]
         self.worker = FakeWorker(FakeStore(), self.table)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ import pytest
 from faust_batches import Outage
 from shopflow.commands import lines as listing
 from shopflow.errors import Unavailable
-from shopflow.kafka.connection import Lag, Span
+from shopflow.kafka.offsets import Lag, Span
 from shopflow.operations.verify import sales as sales_check
 from shopflow.operations.verify import totals as verification
 from shopflow.operations.verify.report import FirstTen, Report
@@ -26,7 +26,7 @@ from shopflow.shop.announcements import ALERTS, VOUCHERS
 from shopflow.shop.counts import advance, rebuilt
 from shopflow.shop.sales_mirror import Mirror
 from shopflow.store.types import Document
-from tests.fakes import FakeRecord, FakeStore, layout
+from tests.fakes import FakeRecord, FakeStore, FakeTopics, layout, numbered
 
 LAYOUT = layout(1)
 NOTHING = Lag(0, 0)
@@ -47,16 +47,15 @@ class Kafka:
     async def lags(self, bootstrap: str, group: str, topics: Any) -> dict[str, Lag]:
         return next(self.lags_seen) if self.lags_seen else dict(self.lag)
 
-    async def read_partition(self, bootstrap: str, topic: str, partition: int, take: Callable[..., None]) -> None:
-        changelogs = {LAYOUT.changelog: self.changelog, LAYOUT.sales_changelog: self.sales}
-        take(partition, [None] * self.records() if topic == LAYOUT.purchases else changelogs[topic])
+    def partitions(self, topic: str) -> list[list[FakeRecord]]:
+        if topic in self.told:
+            return [numbered(self.told[topic], self.gone)]
+        purchases = [FakeRecord(None, None)] * self.records()
+        records = {LAYOUT.changelog: self.changelog, LAYOUT.sales_changelog: self.sales, LAYOUT.purchases: purchases}
+        return [numbered(records[topic])]
 
     async def spans(self, bootstrap: str, group: str, topics: Any) -> dict[str, dict[int, Span]]:
         return {topic: {0: Span(self.gone, 0, self.gone + len(self.told[topic]))} for topic in topics}
-
-    async def each_run(self, bootstrap: str, topic: str, partition: int, end: int, handle: Any) -> None:
-        for record in self.told[topic]:
-            await handle([record])
 
     def records(self) -> int:
         """How many purchases there are, not counting the ends of transactions."""
@@ -139,10 +138,9 @@ class Shop:
 def shop(monkeypatch: pytest.MonkeyPatch) -> Shop:
     """A shop whose verification does not wait."""
     made = Shop()
-    monkeypatch.setattr(verification.kafka, "lags", made.kafka.lags)
-    monkeypatch.setattr(verification.kafka, "read_partition", made.kafka.read_partition)
-    monkeypatch.setattr(verification.kafka, "spans", made.kafka.spans)
-    monkeypatch.setattr(verification.kafka, "each_run", made.kafka.each_run)
+    monkeypatch.setattr(verification.offsets, "lags", made.kafka.lags)
+    FakeTopics(monkeypatch, made.kafka.partitions)
+    monkeypatch.setattr(verification.offsets, "spans", made.kafka.spans)
     monkeypatch.setattr(verification.workers, "live", made.who_is_live)
     monkeypatch.setattr(verification.workers, "compare", made.compare)
     monkeypatch.setattr(verification, "_PAUSE_SECONDS", 0)
@@ -397,16 +395,14 @@ def test_while_events_trickle_in_it_can_not_be_told(shop: Shop) -> None:
 
 def test_all_partitions_of_the_changelog_are_read(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each from the broker and topic of the layout."""
-    asked: list[tuple[str, str, int]] = []
 
-    async def read(bootstrap: str, topic: str, partition: int, take: Callable[..., None]) -> None:
-        asked.append((bootstrap, topic, partition))
-        rows = advance(lambda key: None, [(partition, f"c{partition}", 1, 10)], end=partition + 1).rows()
-        take(partition, [FakeRecord(*row) for row in rows])
+    def rows(partition: int) -> list[FakeRecord]:
+        counted = advance(lambda key: None, [(partition, f"c{partition}", 1, 10)], end=partition + 1)
+        return numbered(FakeRecord(*row) for row in counted.rows())
 
-    monkeypatch.setattr(verification.kafka, "read_partition", read)
+    changelog = FakeTopics(monkeypatch, lambda topic: [rows(partition) for partition in range(3)])
     tables = asyncio.run(Tables.read("kafka:1", "changelog", 3))
-    assert asked == [("kafka:1", "changelog", partition) for partition in range(3)]
+    assert changelog.read == [("kafka:1", "changelog", partition) for partition in range(3)]
     assert tables.sums()["spent"] == 30
     assert set(tables.by_key()) == {"c0", "c1", "c2"}
 

@@ -15,7 +15,7 @@ from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
 from faust.assignor.client_assignment import ClientAssignment, ClientMetadata
 from faust.assignor.partition_assignor import PartitionAssignor
 
-from shopflow.kafka.connection import Group
+from shopflow.kafka.group import Group
 from shopflow.models import PartitionTotals, PurchaseCount
 from shopflow.operations.verify import workers
 from shopflow.operations.verify.workers import Compared, Live, Worker, compare, live
@@ -46,7 +46,7 @@ def seen(monkeypatch: pytest.MonkeyPatch, group: Group) -> Live:
         assert (bootstrap, name) == ("kafka:1", "shop")
         return group
 
-    monkeypatch.setattr(workers.kafka, "group_of", group_of)
+    monkeypatch.setattr(workers, "group_of", group_of)
     return asyncio.run(live("kafka:1", "shop", "log"))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from shopflow.kafka import connection as kafka
+from shopflow.kafka import offsets, reading
 from shopflow.kafka.security import Bootstrap
 from shopflow.shop.announcements import Announcements, Told
 from shopflow.store import MongoStore
@@ -35,9 +35,11 @@ async def compare_announcements(
             elif differing := differences(document, found):
                 wrong.add(f"{document['_id']}: {', '.join(differing)}")
 
-    spans = (await kafka.spans(bootstrap, group, [topic])).get(topic, {})
+    spans = (await offsets.spans(bootstrap, group, [topic])).get(topic, {})
     for partition, span in spans.items():
-        await kafka.each_run(bootstrap, topic, partition, span.end, take)
+        async with reading.runs(bootstrap, topic, partition, end=span.end) as runs:
+            async for run in runs:
+                await take(run)
     if not any(span.start for span in spans.values()):  # else retention may have removed the event
         async for stored_id, _ in store.sources(name):
             if stored_id not in told.ids:

@@ -13,8 +13,8 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from shopflow.kafka import connection as kafka
-from shopflow.kafka.connection import Span
+from shopflow.kafka import connection, offsets, reading
+from shopflow.kafka.offsets import Span
 from shopflow.kafka.security import Bootstrap
 from shopflow.models import Customer, Product, Purchase
 from shopflow.shop.dead_letters import origin_of
@@ -47,12 +47,12 @@ async def verify_deep(bootstrap: Bootstrap, store: MongoStore, shop: Layout, rep
     sizes = await store.sizes()
     for collection in _KINDS:
         for attempt in range(1, 1 + _ATTEMPTS):
-            spans = await kafka.spans(bootstrap, shop.group, (*shop.events, shop.dead_letters))
+            spans = await offsets.spans(bootstrap, shop.group, (*shop.events, shop.dead_letters))
             facts = _Facts(collection, bootstrap, store, shop, spans)
             await facts.read(bar, sizes[collection])
             if not facts.wrong.count:
                 break
-            again = await kafka.spans(bootstrap, shop.group, (*shop.events, shop.dead_letters))
+            again = await offsets.spans(bootstrap, shop.group, (*shop.events, shop.dead_letters))
             if not facts.disturbed(again):
                 break
             if attempt == _ATTEMPTS:
@@ -107,7 +107,7 @@ class _Facts:
         self._dead_topic = shop.dead_letters
         self._dead_spans = spans.get(shop.dead_letters, {})
         self._dead: set[tuple[int, int]] = set()
-        self._prices = PriceLog(shop.prices, _sends_nothing, partial(kafka.read_since, bootstrap, values=True))
+        self._prices = PriceLog(shop.prices, _sends_nothing, partial(reading.read_since, bootstrap, values=True))
         self._given: dict[int, int] = {}
         self._claims = _Claims(self._spans)
         #: The offset of the last deletion of each id, by key and partition.
@@ -140,33 +140,30 @@ class _Facts:
     async def read(self, bar: Bar, documents: int) -> None:
         """Read the dead letters, the topic, the collection."""
         for partition, span in self._dead_spans.items():
-            no_values = {"value_deserializer": lambda _: None}
-            await kafka.each_run(self._bootstrap, self._dead_topic, partition, span.end, self._take_dead, **no_values)
+            async with reading.runs(
+                self._bootstrap, self._dead_topic, partition, end=span.end, values=False
+            ) as letters:
+                async for run in letters:
+                    self._take_dead(run)
         if self._is_state:
-            await self._each_record(self._take_tombstones, lambda _: None, value_deserializer=_is_there)
-        offsets = sum(self._upto(span) - span.start for span in self._spans.values())
-        with bar(f"{self.collection} in Kafka", offsets) as advance:
-            await self._each_record(self._take, advance)
+            await self._each_run(self._take_tombstones, lambda _: None)
+        total = sum(self._upto(span) - span.start for span in self._spans.values())
+        with bar(f"{self.collection} in Kafka", total) as advance:
+            await self._each_run(self._take, advance)
         with bar(f"{self.collection} in MongoDB", documents) as advance:
             await self._documents(advance)
 
-    async def _each_record(
-        self, take: Callable[[list[Any]], Awaitable[None]], advance: Advance, **options: Any
-    ) -> None:
+    async def _each_run(self, take: Callable[[list[Any]], Awaitable[None]], advance: Advance) -> None:
         for partition, span in self._spans.items():
             done, end = span.start, self._upto(span)
-
-            async def handle(run: list[Any]) -> None:
-                nonlocal done
-                await take(run)
-                if run:
+            async with reading.runs(self._bootstrap, self._topic, partition, end=end) as runs:
+                async for run in runs:
+                    await take(run)
                     advance(run[-1].offset + 1 - done)
                     done = run[-1].offset + 1
-
-            await kafka.each_run(self._bootstrap, self._topic, partition, end, handle, **options)
             advance(end - done)  # offsets that are no records
 
-    async def _take_dead(self, records: list[Any]) -> None:
+    def _take_dead(self, records: list[Any]) -> None:
         for topic, partition, offset in map(origin_of, records):
             if topic == self._topic:
                 self._dead.add((partition, offset))
@@ -344,18 +341,14 @@ class _Facts:
 #: By collection: how its events are decoded, of any size (one over `batching.max_event_bytes` is known by its dead
 #: letter), and the document that a record and its event become. Products first: purchases are long.
 _KINDS: dict[str, tuple[Decoder[Any], Callable[[Any, Any], Document]]] = {
-    PRODUCTS: (Decoder(Product, "product_id", kafka.MAX_MESSAGE_BYTES), product_document),
-    CUSTOMERS: (Decoder(Customer, "customer_id", kafka.MAX_MESSAGE_BYTES), customer_document),
-    PURCHASES: (Decoder(Purchase, "customer_id", kafka.MAX_MESSAGE_BYTES), purchase_document),
+    PRODUCTS: (Decoder(Product, "product_id", connection.MAX_MESSAGE_BYTES), product_document),
+    CUSTOMERS: (Decoder(Customer, "customer_id", connection.MAX_MESSAGE_BYTES), customer_document),
+    PURCHASES: (Decoder(Purchase, "customer_id", connection.MAX_MESSAGE_BYTES), purchase_document),
 }
 
 
 async def _sends_nothing(*record: Any) -> Any:
     raise AssertionError("a verification changes nothing")
-
-
-def _is_there(value: bytes | None) -> bytes | None:
-    return None if value is None else b""
 
 
 def _at(record: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from faust_batches import TOTALS_KEY, Position, position_of
-from shopflow.kafka import connection as kafka
+from shopflow.kafka import reading
 from shopflow.kafka.security import Bootstrap
 from shopflow.models import PartitionTotals, PurchaseCount
 from shopflow.shop.counts import Totals, decode_count, decode_totals
@@ -34,7 +34,9 @@ class Tables:
         """
         tables = cls(partitions)
         for partition in range(partitions):
-            await kafka.read_partition(bootstrap, changelog, partition, tables.take)
+            async with reading.runs(bootstrap, changelog, partition) as runs:
+                async for run in runs:
+                    tables.take(partition, run)
         return tables
 
     def take(self, partition: int, records: Iterable[Any]) -> None:

@@ -14,7 +14,7 @@ from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
 from faust.assignor.client_assignment import ClientMetadata
 
 from shopflow.errors import Unavailable
-from shopflow.kafka import connection as kafka
+from shopflow.kafka.group import group_of
 from shopflow.kafka.security import Bootstrap
 from shopflow.models import PartitionTotals
 from shopflow.web import client
@@ -49,7 +49,7 @@ async def live(bootstrap: Bootstrap, group: str, changelog: str) -> Live:
     Raises:
         Unavailable: Kafka does not answer.
     """
-    found = await kafka.group_of(bootstrap, group)
+    found = await group_of(bootstrap, group)
     if found.state in {"Empty", "Dead"}:
         return Live()
     if found.state != "Stable":

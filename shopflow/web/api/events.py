@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from shopflow import topics
 from shopflow.app import app, config, connected_kafka
-from shopflow.kafka import connection as kafka
+from shopflow.kafka import connection
 from shopflow.kafka.sender import Sender
 from shopflow.models import Customer, Product, Purchase
 from shopflow.web.answers import Refusal, read_json, route, within
@@ -19,7 +19,7 @@ from .forms import Form, Problem
 #: How long Kafka may take to acknowledge.
 KAFKA_SECONDS = 10.0
 
-sender = Sender(lambda: kafka.producer(connected_kafka()))
+sender = Sender(lambda: connection.producer(connected_kafka()))
 
 
 def _now() -> datetime:

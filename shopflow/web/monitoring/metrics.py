@@ -26,7 +26,8 @@ from prometheus_client.registry import Collector
 
 from faust_batches import App, Batch, Outage
 from shopflow.errors import PartitionLost, Unavailable
-from shopflow.kafka.lag import Lags, Place
+from shopflow.kafka.lag import Lags
+from shopflow.kafka.offsets import Partition
 from shopflow.shop.failure_limit import Limit
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, that nobody asks for
@@ -46,7 +47,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry(auto_describe=True)
         #: Batches begun and done in each partition, counted together.
-        self.activity: Counts[Place] = Counts()
+        self.activity: Counts[Partition] = Counts()
 
         def counter(name: str, meaning: str, *labels: str) -> Counter:
             return Counter(name, meaning, labels, registry=registry)

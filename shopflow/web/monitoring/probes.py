@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from faust_batches import App, Outage
-from shopflow.kafka.lag import LOOK_SECONDS, Lags, Place
+from shopflow.kafka.lag import LOOK_SECONDS, Lags
+from shopflow.kafka.offsets import Partition
 from shopflow.shop.failure_limit import Limit
 from shopflow.store import MongoStore
 from shopflow.web.cached import Cached
@@ -59,9 +60,9 @@ class Progress:
 
     def __init__(self, looks: int) -> None:
         self._looks = looks
-        self._seen: dict[Place, tuple[Any, int]] = {}
+        self._seen: dict[Partition, tuple[Any, int]] = {}
 
-    def look(self, waiting: Mapping[Place, Any]) -> None:
+    def look(self, waiting: Mapping[Partition, Any]) -> None:
         """Record the progress of every partition that has lag."""
         self._seen = {
             place: (state, self._seen[place][1] + 1 if self._seen.get(place, (None,))[0] == state else 0)
@@ -74,7 +75,7 @@ class Progress:
         return any(times for _, times in self._seen.values())
 
     @property
-    def still(self) -> list[Place]:
+    def still(self) -> list[Partition]:
         """The partitions that have not moved for too long."""
         return sorted(place for place, (_, times) in self._seen.items() if times >= self._looks)
 
@@ -97,7 +98,7 @@ class Health:
         mongodb: Outage,
         lags: Lags,
         limit: Limit,
-        activity: Counter[Place],
+        activity: Counter[Partition],
         patience: float = 0.0,
     ) -> None:
         self.pulse = Pulse()
@@ -111,7 +112,7 @@ class Health:
     async def looked(self) -> None:
         """Take in new lags: note which partitions stand still, unless there is a reason for it."""
         stopped = self._limit.stopped
-        waiting: dict[Place, tuple[int, int]] = {
+        waiting: dict[Partition, tuple[int, int]] = {
             tp: (self._lags.spans[tp].done, self._activity[tp])
             for tp in self._app.owned
             if tp.topic not in stopped and self._lags.waiting(tp)

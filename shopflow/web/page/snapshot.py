@@ -18,9 +18,9 @@ from shopflow import topics
 from shopflow.app import app, config, connected_kafka, store
 from shopflow.bootstrap import parts
 from shopflow.errors import Unavailable
-from shopflow.kafka import connection as kafka
-from shopflow.kafka.connection import Span
+from shopflow.kafka import offsets
 from shopflow.kafka.lag import Standing
+from shopflow.kafka.offsets import Span
 from shopflow.operations import letters
 from shopflow.operations.letters import Letter
 from shopflow.shop.counts import summed
@@ -83,7 +83,7 @@ async def _ask_workers() -> list[WorkerState]:
 
 
 async def _ask_kafka() -> _Log:
-    spans = await kafka.spans(connected_kafka(), config.app_id, [*topics.LAYOUT.events, topics.DEAD_LETTERS])
+    spans = await offsets.spans(connected_kafka(), config.app_id, [*topics.LAYOUT.events, topics.DEAD_LETTERS])
     places = spans.get(topics.DEAD_LETTERS, {}).values()
     dead, before = sum(span.end - span.start for span in places), _log.answer
     known = before.letters
@@ -98,7 +98,7 @@ async def _ask_kafka() -> _Log:
 async def _settled(spans: Mapping[str, Mapping[int, Span]]) -> dict[str, dict[int, Span]]:
     """The spans, without the ends of transactions, which only seem to wait."""
     events = {(topic, number): span for topic in topics.KEYS for number, span in spans.get(topic, {}).items()}
-    await _standing.look(events, lambda places: kafka.empty(connected_kafka(), places))
+    await _standing.look(events, lambda places: offsets.empty(connected_kafka(), places))
     settled = {topic: dict(partitions) for topic, partitions in spans.items()}
     for (topic, number), span in events.items():
         settled[topic][number] = replace(span, done=span.end - _standing.waiting((topic, number), span))

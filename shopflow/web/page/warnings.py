@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from shopflow.kafka.connection import Span
+from shopflow.kafka.offsets import Span
 from shopflow.operations.letters import Letter
 from shopflow.shop.recent_sales import Snapshot
 

@@ -1,0 +1,131 @@
+"""Where partitions start and end, and how far the consumer group has come in them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from aiokafka import TopicPartition
+
+from . import connection
+from .connection import within
+from .group import coordinated
+from .reading import fetched
+from .security import Bootstrap
+from .topics import partitions_of
+
+#: A topic and the number of one of its partitions.
+Partition = tuple[str, int]
+
+#: How long a partition may take to give a record, or none: to a page, and to a command.
+_EMPTY_SECONDS = 5.0
+_READ_SECONDS = 40.0
+
+
+@dataclass(frozen=True)
+class Lag:
+    """How far the group has come in one topic, in offsets."""
+
+    records: int  #: from the start of the topic to its end
+    waiting: int  #: from what the group has committed to the end; 0 if there is no record in between
+
+
+@dataclass(frozen=True)
+class Span:
+    """The offsets of a partition."""
+
+    start: int  #: the first that is still there
+    done: int  #: the group has committed all before this one; not below the start
+    end: int  #: the next record gets this one
+
+
+async def spans(bootstrap: Bootstrap, group: str, topics: Iterable[str]) -> dict[str, dict[int, Span]]:
+    """The span of each partition, by topic; without the topics that do not exist.
+
+    Raises:
+        Unavailable: Kafka does not answer.
+    """
+    async with connection.admin(bootstrap) as client, connection.consumer(bootstrap) as reader:
+        return await _spans(client, reader, group, topics)
+
+
+@asynccontextmanager
+async def asking_spans(
+    bootstrap: Bootstrap, group: str, topics: Iterable[str], seconds: float
+) -> AsyncIterator[Callable[[], Awaitable[dict[str, dict[int, Span]]]]]:
+    """Give a function that asks for the spans, as often as it is called, over connections that stay open.
+
+    Arguments:
+        seconds: How long one answer may take.
+
+    Raises:
+        Unavailable: Kafka does not answer.
+    """
+    names, limit = list(topics), int(seconds * 1000)
+    async with (
+        connection.admin(bootstrap, request_timeout_ms=limit) as client,
+        connection.consumer(bootstrap, request_timeout_ms=limit) as reader,
+    ):
+        yield lambda: within(seconds, _spans(client, reader, group, names))
+
+
+async def _spans(client: Any, reader: Any, group: str, topics: Iterable[str]) -> dict[str, dict[int, Span]]:
+    counts = await partitions_of(client, topics)
+    partitions = [TopicPartition(topic, number) for topic, count in counts.items() for number in range(count)]
+    starts, ends = await reader.beginning_offsets(partitions), await reader.end_offsets(partitions)
+    committed = await coordinated(client.list_consumer_group_offsets, group)
+    found: dict[str, dict[int, Span]] = {topic: {} for topic in counts}
+    for one in partitions:
+        done = max(committed[one].offset if one in committed else -1, starts[one])
+        found[one.topic][one.partition] = Span(starts[one], done, ends[one])
+    return found
+
+
+async def lags(bootstrap: Bootstrap, group: str, topics: Iterable[str]) -> dict[str, Lag]:
+    """The group's lag in each topic that exists.
+
+    Raises:
+        Unavailable: Kafka does not answer.
+    """
+    found = await spans(bootstrap, group, topics)
+    behind = {
+        (topic, number): span
+        for topic, partitions in found.items()
+        for number, span in partitions.items()
+        if span.done < span.end
+    }
+    waiting = behind.keys() - await empty(bootstrap, behind, _READ_SECONDS)
+    return {
+        topic: Lag(
+            records=sum(span.end - span.start for span in partitions.values()),
+            waiting=sum(span.end - span.done for number, span in partitions.items() if (topic, number) in waiting),
+        )
+        for topic, partitions in found.items()
+    }
+
+
+async def empty(
+    bootstrap: Bootstrap, spans: Mapping[Partition, Span], seconds: float = _EMPTY_SECONDS
+) -> set[Partition]:
+    """The partitions without a record between what is done and their end: the end of a transaction is none.
+
+    Arguments:
+        seconds: How long it may take to read of a partition.
+
+    Raises:
+        Unavailable: Kafka does not answer, or not in time.
+    """
+    wanted = {TopicPartition(*partition): span for partition, span in spans.items()}
+    if not wanted:
+        return set()
+    async with connection.consumer(bootstrap, request_timeout_ms=int(seconds * 1000)) as reader:
+        reader.assign(list(wanted))
+        for partition, span in wanted.items():
+            reader.seek(partition, span.done)
+        return {
+            partition
+            for partition, span in wanted.items()
+            if await within(seconds, anext(fetched(reader, partition, span.end), None)) is None
+        }

@@ -1,0 +1,121 @@
+"""Reading a topic from outside the worker's own consumer, up to the end that it has when the reading begins."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from aiokafka import TopicPartition
+
+from . import connection
+from .security import Bootstrap
+from .topics import count_partitions
+
+#: What is fetched of one partition at once where several are read side by side.
+_FETCH_BYTES = 4 * 1024 * 1024
+
+
+@asynccontextmanager
+async def runs(
+    bootstrap: Bootstrap,
+    topic: str,
+    partition: int,
+    *,
+    start: int = 0,
+    since: int | None = None,
+    end: int | None = None,
+    values: bool = True,
+) -> AsyncIterator[AsyncIterator[list[Any]]]:
+    """Read a partition in runs of records, as they are fetched: few are in memory at once, and no run is empty.
+
+    Arguments:
+        start: The offset to begin at, or the first that is still there. Negative: counted back from the present end.
+        since: Begin at the first record of this time (Unix, ms) or later instead.
+        end: Stop before this offset, or at the present end if that comes first. None: at the present end.
+        values: False: without their values.
+
+    Raises:
+        Unavailable: Kafka does not answer.
+    """
+    wanted = TopicPartition(topic, partition)
+    async with connection.consumer(bootstrap, values=values) as client:
+        first, last = (await client.beginning_offsets([wanted]))[wanted], (await client.end_offsets([wanted]))[wanted]
+        if since is not None:
+            found = (await client.offsets_for_times({wanted: since}))[wanted]
+            start = last if found is None else found.offset
+        elif start < 0:
+            start += last
+        # Once only: aiokafka's consumer may never stop when it is stopped right after a second assignment.
+        client.assign([wanted])
+        client.seek(wanted, max(start, first))
+        yield fetched(client, wanted, last if end is None else min(end, last))
+
+
+async def fetched(client: Any, partition: TopicPartition, end: int) -> AsyncIterator[list[Any]]:
+    """The runs of records from where a consumer stands in a partition up to this offset."""
+    while await client.position(partition) < end:
+        for run in (await client.getmany(partition, timeout_ms=1_000)).values():
+            if records := [record for record in run if record.offset < end]:
+                yield records
+
+
+async def read_since(bootstrap: Bootstrap, topic: str, partition: int, since: int, *, values: bool) -> list[Any]:
+    """The records of a partition since this time (Unix, ms); their values only if wanted.
+
+    Raises:
+        Unavailable: Kafka does not answer.
+    """
+    async with runs(bootstrap, topic, partition, since=since, values=values) as found:
+        return [record async for run in found for record in run]
+
+
+async def tail(bootstrap: Bootstrap, topic: str, most: int, *, values: bool = True) -> list[Any]:
+    """The records at the last offsets of each partition, in no order; none if there is no such topic.
+
+    Arguments:
+        most: How many offsets are looked at in each partition.
+        values: False: without their values.
+
+    Raises:
+        Unavailable: Kafka does not answer.
+    """
+    records: list[Any] = []
+    for partition in range(await count_partitions(bootstrap, topic)):
+        async with runs(bootstrap, topic, partition, start=-most, values=values) as found:
+            records += [record async for run in found for record in run]
+    return records
+
+
+async def by_time(bootstrap: Bootstrap, topic: str, *, values: bool = True) -> AsyncGenerator[Any, None]:
+    """The records of a topic, oldest first; a run of each partition is in memory. None if there is no such topic.
+
+    Those of one partition stay in their order, whatever time they say they have.
+
+    Arguments:
+        values: False: without their values.
+
+    Raises:
+        Unavailable: Kafka does not answer.
+    """
+    partitions = [TopicPartition(topic, number) for number in range(await count_partitions(bootstrap, topic))]
+    if not partitions:
+        return
+    async with connection.consumer(bootstrap, values=values, max_partition_fetch_bytes=_FETCH_BYTES) as client:
+        starts, ends = await client.beginning_offsets(partitions), await client.end_offsets(partitions)
+        client.assign(partitions)
+        for partition, start in starts.items():
+            client.seek(partition, start)
+        streams = [_records(client, partition, ends[partition]) for partition in partitions]
+        heads = {stream: head for stream in streams if (head := await anext(stream, None)) is not None}
+        while heads:
+            oldest = min(heads, key=lambda stream: (heads[stream].timestamp or 0, heads[stream].partition))
+            yield heads.pop(oldest)
+            if (following := await anext(oldest, None)) is not None:
+                heads[oldest] = following
+
+
+async def _records(client: Any, partition: TopicPartition, end: int) -> AsyncIterator[Any]:
+    async for run in fetched(client, partition, end):
+        for record in run:
+            yield record

@@ -1,0 +1,135 @@
+"""The shop's topics: created where they are missing, refused where they have another shape."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from aiokafka.admin import NewTopic
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+
+from shopflow.errors import Refused, Unavailable
+
+from . import connection
+from .connection import CHECK_SECONDS, MAX_MESSAGE_BYTES
+from .security import Bootstrap
+
+
+@dataclass(frozen=True)
+class TopicSpec:
+    """A topic as shopflow creates it.
+
+    Arguments:
+        compacted: Keep the last record of each key for ever; else keep all records for `retention_ms`.
+        retention_ms: -1: for ever. Not used when compacted.
+    """
+
+    name: str
+    partitions: int
+    replication: int
+    compacted: bool = False
+    retention_ms: int = -1
+    max_message_bytes: int = MAX_MESSAGE_BYTES
+
+    @property
+    def configs(self) -> dict[str, str]:
+        """Kafka's topic configuration."""
+        configs = {"max.message.bytes": str(self.max_message_bytes)}
+        if self.compacted:
+            configs["cleanup.policy"] = "compact"
+        else:
+            configs |= {"cleanup.policy": "delete", "retention.ms": str(self.retention_ms)}
+        return configs
+
+
+async def wait_for(bootstrap: Bootstrap, seconds: float, say: Callable[[str], None]) -> None:
+    """Wait until Kafka answers.
+
+    Raises:
+        Refused: It did not within that time.
+    """
+    deadline = asyncio.get_running_loop().time() + seconds
+    said = False
+    while True:
+        try:
+            async with connection.admin(bootstrap):
+                return
+        except Unavailable as error:
+            if asyncio.get_running_loop().time() >= deadline:
+                raise Refused(f"broker: Kafka at {str(error).removeprefix('Kafka: ')}") from error
+            if not said:
+                say(f"Waiting for Kafka at {bootstrap} ...")
+                said = True
+            await asyncio.sleep(CHECK_SECONDS)
+
+
+async def ensure_topics(bootstrap: Bootstrap, specs: Sequence[TopicSpec]) -> None:
+    """Create the topics that don't exist, and check those that do.
+
+    Raises:
+        Refused: One exists with another number of partitions, or can't be created.
+        Unavailable: Kafka does not answer.
+    """
+    async with connection.admin(bootstrap) as client:
+        found = await partitions_of(client, [spec.name for spec in specs])
+        for spec in specs:
+            _check_partitions(spec, found.get(spec.name))
+        missing = [spec for spec in specs if spec.name not in found]
+        for spec in missing:
+            await _create(client, spec)
+        deadline = asyncio.get_running_loop().time() + 30
+        while missing and not await _ready(client, missing):
+            if asyncio.get_running_loop().time() >= deadline:
+                raise Unavailable("Kafka", f"{missing[0].name} was created but has no leader yet")
+            await asyncio.sleep(0.1)
+
+
+async def count_partitions(bootstrap: Bootstrap, topic: str) -> int:
+    """How many partitions a topic has; 0 if it does not exist.
+
+    Raises:
+        Unavailable: Kafka does not answer.
+    """
+    async with connection.admin(bootstrap) as client:
+        return (await partitions_of(client, [topic])).get(topic, 0)
+
+
+async def partitions_of(client: Any, topics: Iterable[str]) -> dict[str, int]:
+    """How many partitions each of these topics has, asked by an admin client; without those that do not exist."""
+    described = await client.describe_topics(list(topics))
+    return {topic["topic"]: len(topic["partitions"]) for topic in described if topic["error_code"] == 0}
+
+
+async def _ready(client: Any, specs: Iterable[TopicSpec]) -> bool:
+    described = {topic["topic"]: topic for topic in await client.describe_topics([spec.name for spec in specs])}
+    return all(
+        len(topic["partitions"]) == spec.partitions and all(part["leader"] >= 0 for part in topic["partitions"])
+        for spec in specs
+        if (topic := described[spec.name])
+    )
+
+
+def _check_partitions(spec: TopicSpec, found: int | None) -> None:
+    if found is not None and found != spec.partitions:
+        raise Refused(
+            f"topics.partitions: topic {spec.name} has {found} partitions, configured are {spec.partitions}; "
+            "the counts of a customer depend on it: set it to what the topic has, "
+            "or begin anew with another app_id, topics.prefix and mongodb.database"
+        )
+
+
+async def _create(client: Any, spec: TopicSpec) -> None:
+    topic = NewTopic(spec.name, spec.partitions, spec.replication, topic_configs=spec.configs)
+    try:
+        answer = await client.create_topics([topic])
+    except TopicAlreadyExistsError:
+        return
+    except KafkaError as error:
+        raise Refused(f"topic {spec.name} can't be created: {error}") from error
+    for name, code, *message in answer.topic_errors:
+        failure = for_code(code)
+        if code and failure is not TopicAlreadyExistsError:  # another worker was quicker
+            reason = (message[0] if message else None) or failure.__name__
+            raise Refused(f"topic {name} can't be created: {reason}")

@@ -1,0 +1,95 @@
+"""Lock files, and ports of this machine."""
+
+from __future__ import annotations
+
+import fcntl
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from shopflow.errors import Refused
+
+HOST = "127.0.0.1"
+POLL_SECONDS = 0.05
+#: How long a server may take for each step of telling who it is.
+PROBE_SECONDS = 2.0
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = True, waiting: Callable[[], None] | None = None) -> Iterator[IO[bytes] | None]:
+    """Hold the lock; None instead of the file if another has it and we don't wait.
+
+    Arguments:
+        waiting: Called once when it takes long.
+    """
+    with path.open("ab") as file:
+        told = time.monotonic() + 0.5
+        while not _try_lock(file, fcntl.LOCK_EX):
+            if not wait:
+                yield None
+                return
+            if waiting and time.monotonic() > told:
+                waiting()
+                waiting = None
+            time.sleep(POLL_SECONDS)
+        yield file
+
+
+def is_locked(path: Path) -> bool:
+    """True if a process holds the lock."""
+    try:
+        with path.open("rb") as file:
+            return not _try_lock(file, fcntl.LOCK_SH)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _try_lock(file: IO[bytes], kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def choose_port(field: str, wanted: int, default: int) -> int:
+    """The wanted port; if that is 0, the default one or any.
+
+    Raises:
+        Refused: Another program has the wanted port; names the field.
+    """
+    if wanted and not _is_free(wanted):
+        raise Refused(f"{field}: {HOST}:{wanted} is in use by another program")
+    return wanted or (default if _is_free(default) else any_port())
+
+
+def _is_free(port: int) -> bool:
+    try:
+        check_free(HOST, port)
+    except OSError:
+        return False
+    return True
+
+
+def check_free(host: str, port: int) -> None:
+    """Raises:
+    OSError: A program listens there, or the host is not this machine.
+    """
+    with socket.socket(_family(host)) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that have ended don't count
+        probe.bind((host, port))
+
+
+def any_port(host: str = HOST) -> int:
+    """A port on which no program listens."""
+    with socket.socket(_family(host)) as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
