@@ -31,7 +31,6 @@ class Audit:
         self.furthest = -1  #: the largest offset of a row
 
     def add(self, key: bytes, value: bytes) -> None:
-        """Take in one row."""
         if key == TOTALS_KEY:
             self.totals = self._decode_totals(value)
             return

@@ -33,7 +33,6 @@ class LeaseProducer(driver.Producer):
     """
 
     async def on_start(self) -> None:
-        """Put the guard before the socket."""
         await super().on_start()
         client: Any = self._ensure_producer().client
         client.send = self._guarded(client.send)

@@ -70,7 +70,6 @@ class Command(AppCommand):
     abstract = True
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Run it, and exit."""
         connection.quiet()
         exit_with(lambda: asyncio.run(self.run(*self.args, *args, **{**self.kwargs, **kwargs})))
 
@@ -81,7 +80,6 @@ class ServingCommand(Command):
     abstract = True
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Run it, and exit."""
         connection.quiet()
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
@@ -104,7 +102,6 @@ class Time(click.ParamType):
 
 
 def now() -> datetime:
-    """The present time, in UTC."""
     return datetime.now(timezone.utc)
 
 

@@ -167,7 +167,6 @@ def vouchers(documents: AsyncIterator[Document], *, as_json: bool) -> AsyncItera
 
 
 def voucher(document: Document) -> str:
-    """One voucher, in a line."""
     issued, until = day_and_time(document.get("issued_at")), day(document.get("valid_until"))
     customer, rule = text_of(document, "customer_id"), text_of(document, "rule")
     return f"{issued}  {customer}  {rule}: {gift(document)}, until {until}"
@@ -229,18 +228,14 @@ def _json(document: Any) -> str:
 
 
 class _Array:
-    """A JSON array, an element a line."""
-
     def __init__(self) -> None:
         self._before = "["
 
     def line(self, element: Any) -> str:
-        """The line of the next element."""
         before, self._before = self._before, ","
         return before + _json(element)
 
     def end(self) -> str:
-        """The last line."""
         return "]" if self._before == "," else "[]"
 
 
@@ -324,7 +319,6 @@ def _public_letter(letter: Letter, put_back: datetime | None) -> dict[str, Any]:
 
 
 def dead_letter(letter: Letter, put_back: tuple[datetime, Mark] | None, *, as_json: bool) -> Iterator[str]:
-    """Everything of one."""
     when, mark = put_back or (None, None)
     if as_json:
         yield _json(

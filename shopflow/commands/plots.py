@@ -88,7 +88,6 @@ class _Frame:
     def drawn(
         self, points: Points, ticks: tuple[list[int], list[str]], rows: int, color: str, *, filled: bool = False
     ) -> list[str]:
-        """The lines of one plot."""
         plotext.clear_figure()
         plotext.theme("clear")
         plotext.limit_size(False, False)

@@ -136,7 +136,6 @@ class DirectWriter:
         return self._total
 
     async def flush(self) -> None:
-        """Write the documents that wait."""
         documents, self._waiting = self._waiting, []
         if not documents:
             return

@@ -53,7 +53,6 @@ class worker(faust_worker):  # noqa: N801 - the class's name is the command's
     """Start a worker: events go from Kafka to MongoDB and into the tables."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Run it, and exit."""
         exit_with(lambda: self._serve(*args, **kwargs))
 
     def _serve(self, *args: Any, **kwargs: Any) -> int:
@@ -262,7 +261,6 @@ class send(faust_send):  # noqa: N801
     """Send a message to a topic."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Run it, and exit."""
         exit_with(lambda: self._send(*args, **kwargs))
 
     def _send(self, *args: Any, **kwargs: Any) -> NoReturn:

@@ -128,7 +128,6 @@ Rule: TypeAlias = Share | Spent | Nth | City
 
 
 def active(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
-    """The rules that are switched on."""
     return tuple(rule for rule in rules if rule.enabled)
 
 

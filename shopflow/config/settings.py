@@ -72,7 +72,6 @@ class Kafka(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     @property
     def encrypts(self) -> bool:
-        """True if clients use TLS."""
         return self.security_protocol.lower().endswith("ssl")
 
 
@@ -259,7 +258,6 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     @property
     def data_path(self) -> Path:
-        """`data_dir`, absolute."""
         return Path(self.data_dir).expanduser().absolute()
 
     @property

@@ -87,7 +87,6 @@ class Lags:
 
     @property
     def spans(self) -> Mapping[Partition, Span]:
-        """The span of each partition."""
         return self._spans
 
     def waiting(self, partition: Partition) -> int:
@@ -113,7 +112,6 @@ class Lags:
             await asyncio.sleep(LOOK_SECONDS)
 
     async def take(self, answer: Spans) -> None:
-        """Take in an answer of Kafka."""
         found = {(topic, number): span for topic, spans in answer.items() for number, span in spans.items()}
         self._spans, self._at, self.answers = found, monotonic(), True
         await self._standing.look(found, self._empty)

@@ -30,7 +30,6 @@ class Security:
 
     @property
     def logs_in(self) -> bool:
-        """True with a user and a password."""
         return self.protocol.startswith("SASL_")
 
     @property
@@ -65,12 +64,10 @@ class Bootstrap:
     security: Security = field(default_factory=Security)
 
     def __str__(self) -> str:
-        """Only where it is."""
         return self.servers
 
     @property
     def hosts(self) -> list[str]:
-        """Each `host:port`."""
         return [server for server in self.servers.split(";") if server]
 
     @property

@@ -35,7 +35,6 @@ class TopicSpec:
 
     @property
     def configs(self) -> dict[str, str]:
-        """Kafka's topic configuration."""
         configs = {"max.message.bytes": str(self.max_message_bytes)}
         if self.compacted:
             configs["cleanup.policy"] = "compact"

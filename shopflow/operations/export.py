@@ -175,7 +175,6 @@ class Writer:
         self._sink = sink
 
     def write(self, rows: Table) -> None:
-        """Write these."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -277,7 +276,6 @@ class Output(io.RawIOBase):
         self._broken = False
 
     def writable(self) -> bool:
-        """True, for libraries that ask."""
         return True
 
     def write(self, data: Any) -> int:
@@ -297,7 +295,6 @@ class Output(io.RawIOBase):
         return size
 
     def break_off(self) -> None:
-        """Write nothing more."""
         self._broken = True
 
 

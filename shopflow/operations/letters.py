@@ -118,7 +118,6 @@ class Letter:
 
     @property
     def size(self) -> int:
-        """Bytes, about."""
         return len(self.key or b"") + len(self.value or b"")
 
 

@@ -49,7 +49,6 @@ class Work:
 
     @property
     def total(self) -> int:
-        """The number of these offsets."""
         return sum(end - self.starts[tp] for tp, end in self.ends.items())
 
     def done(self, committed: Offsets) -> int:

@@ -54,7 +54,6 @@ class Announcements:
         self._decode = msgspec.json.Decoder(shape).decode
 
     def event(self, document: Document) -> bytes:
-        """As it stands in the topic."""
         return _encode({self._id: document["_id"], **{name: it for name, it in document.items() if name != "_id"}})
 
     def documents(self, records: Iterable[Any]) -> list[Document]:

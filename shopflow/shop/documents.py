@@ -14,7 +14,6 @@ def source_of(record: Any) -> Document:
 
 
 def product_document(record: Any, event: Product) -> Document:
-    """A document of `products`."""
     units = {"stock": event.stock, "stock_limit": event.stock_limit} if event.stock is not None else {}
     return {
         "_id": event.product_id,
@@ -28,7 +27,6 @@ def product_document(record: Any, event: Product) -> Document:
 
 
 def customer_document(record: Any, event: Customer) -> Document:
-    """A document of `customers`."""
     return {
         "_id": event.customer_id,
         "first_name": event.first_name,

@@ -30,5 +30,4 @@ class Layout:
 
     @property
     def events(self) -> tuple[str, str, str]:
-        """The topics that are consumed."""
         return self.products, self.customers, self.purchases

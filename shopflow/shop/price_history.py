@@ -61,7 +61,6 @@ class Course:
 
     @property
     def width(self) -> timedelta:
-        """How long a bucket is."""
         return timedelta(**{f"{self.bucket}s": 1})
 
 

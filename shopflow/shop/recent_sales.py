@@ -99,14 +99,12 @@ class Board:
             del self._minutes[first]
 
     def snapshot(self) -> Snapshot:
-        """What there is to be seen now."""
         self._forget(self._clock())
         sums = _summed(product for products in self._minutes.values() for product in products.values())
         return Snapshot(dict(self._seconds), list(reversed(self._latest)), sums)
 
 
 def merged(snapshots: Iterable[Snapshot]) -> Snapshot:
-    """What several workers saw, as one."""
     together = Snapshot({}, [], [])
     sold: list[Bestseller] = []
     for one in snapshots:

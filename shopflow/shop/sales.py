@@ -62,7 +62,6 @@ def start_of(key: str) -> tuple[str, datetime | None, str]:
 
 
 def sale_of(key: bytes, row: ProductSales) -> Sale:
-    """A row of the table as a sale."""
     period, start, product_id = start_of(key.decode())
     return Sale(period, start, product_id, row.purchases, row.items, row.spent)
 
@@ -103,14 +102,12 @@ class Sum:
         self.purchases = self.units = self.revenue = 0
 
     def take(self, offset: int, event: Any) -> None:
-        """Take in a purchase."""
         self.purchases += 1
         self.units += event.quantity
         self.revenue += event.quantity * event.price
         self.last = offset
 
     def add(self, other: Sum) -> None:
-        """Take in another sum."""
         self.first, self.last = min(self.first, other.first), max(self.last, other.last)
         self.purchases += other.purchases
         self.units += other.units

@@ -50,7 +50,6 @@ def alert_id(product: Document) -> str:
 
 
 def alert_document(product: Document, left: int, at: datetime) -> Document:
-    """As it stands in `alerts`."""
     return {
         "_id": alert_id(product),
         "kind": "stock",

@@ -54,7 +54,6 @@ def day_and_time(at: Any) -> str:
 
 
 def day(at: Any) -> str:
-    """The day of that time."""
     return day_and_time(at)[: len("2026-01-31")] if isinstance(at, datetime) else _as_it_is(at)
 
 

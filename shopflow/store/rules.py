@@ -85,12 +85,10 @@ def removals(deletion: Deletion) -> list[DeleteOne]:
 
 
 def price_document(product: Document) -> Document:
-    """The price that a product brings."""
     return _price(product["_id"], product["price"], product["updated_at"], product["source"])
 
 
 def no_price_document(deletion: Deletion) -> Document:
-    """The end of a product's prices."""
     return _price(deletion.id, None, deletion.at, deletion.source)
 
 

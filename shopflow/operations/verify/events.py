@@ -314,7 +314,6 @@ class _Facts:
         }
 
     def check(self) -> Check:
-        """The verdict."""
         name = f"each of {self.collection}"
         if self.wrong.count:
             return Check(name, None if self.unclear else False, self.unclear + self.wrong.differ())

@@ -18,7 +18,6 @@ class FirstTen:
         self._first: list[str] = []
 
     def add(self, text: str) -> None:
-        """Add one."""
         self.count += 1
         if self.count <= NAMED:
             self._first.append(text)
@@ -29,7 +28,6 @@ class FirstTen:
         return separator.join(self._first) + more
 
     def differ(self) -> str:
-        """How many differ, and which."""
         return f"{self.count} differ: {self.listed()}"
 
 

@@ -62,7 +62,6 @@ class Tables:
         return {key: count for key, count in self._rows[partition].items() if count.era >= era}
 
     def totals(self, partition: int) -> PartitionTotals:
-        """The sums of a partition."""
         return self._totals.get(partition) or Totals()
 
     def by_key(self) -> dict[str, Counts]:

@@ -33,7 +33,6 @@ class Trial:
     last: datetime | None = None
 
     def add(self, earned: Iterable[Earned]) -> None:
-        """Count these too."""
         for one in earned:
             self.vouchers += 1
             self.customers.add(one.customer_id)
@@ -41,7 +40,6 @@ class Trial:
             self.last = one.at if self.last is None else max(self.last, one.at)
 
     def as_json(self) -> dict[str, Any]:
-        """For other programs."""
         return {
             "rule": self.rule,
             "looked_at": self.looked_at,

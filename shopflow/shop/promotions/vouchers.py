@@ -40,7 +40,6 @@ _SLICE = 500
 
 
 def voucher_document(earned: Earned, record: Any) -> Document:
-    """A document of `vouchers`."""
     gift = earned.rule.voucher
     what = {name: value for name in ("product_type", "text", "percent", "amount") if (value := getattr(gift, name))}
     return {

@@ -90,7 +90,6 @@ class Earned:
 
     @property
     def valid_until(self) -> datetime:
-        """It is good until then."""
         days = timedelta(days=self.rule.voucher.valid_days)
         return self.at + days if self.at < _LAST - days else _LAST
 
@@ -117,7 +116,6 @@ class Rules:
         """Must the products' types be known?"""
 
     def register(self, customer_id: str, city: str | None, at: datetime) -> Iterator[Earned]:
-        """What a registration earns."""
         for rule, cities in self._cities:
             if city is not None and _folded(city) in cities:
                 yield Earned(rule, customer_id, "registration", at)

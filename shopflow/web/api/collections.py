@@ -38,7 +38,6 @@ async def products(request: Any) -> tuple[int, Any]:
 
 @route("get", "/customers/{customer_id:[^/]+}/")
 async def customer(request: Any, customer_id: str) -> tuple[int, Any]:
-    """A customer who has registered."""
     _check_id(customer_id)
     found = await within(MONGODB_SECONDS, "MongoDB", store.documents(CUSTOMERS, [customer_id]))
     if customer_id not in found:

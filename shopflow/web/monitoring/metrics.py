@@ -153,7 +153,6 @@ class Rebalances(faust.Sensor):
         super().__init__()
 
     def on_rebalance_start(self, app: Any) -> dict[str, float]:
-        """A rebalance begins."""
         return {"start": monotonic()}
 
     def on_rebalance_return(self, app: Any, state: dict[str, float]) -> None:

@@ -48,7 +48,6 @@ async def ready(request: Any) -> tuple[int, Any]:
 @app.page("/metrics/", name="metrics_")
 @app.page("/metrics", name="metrics")
 async def show_metrics(view: Any, request: Any) -> Any:
-    """The metrics, for Prometheus."""
     metrics.is_ready.set(not await health.ready())
     metrics.is_live.set(not health.live())
     return web.Response(body=metrics.text(), headers={"Content-Type": CONTENT_TYPE})

@@ -43,7 +43,6 @@ def script() -> Path | None:
 
 
 def available() -> bool:
-    """True if the extra is installed."""
     return script() is not None
 
 

@@ -95,7 +95,6 @@ def _money(board: Snapshot, second: int) -> int:
 
 
 def shown(now: ShopState) -> Shown:
-    """The page's contents."""
     said = warnings(now)
     level = said[0].level if said else "good"
     attention = "One thing needs" if len(said) == 1 else f"{len(said)} things need"
@@ -195,7 +194,6 @@ def _linked(kind: str, id_: str, name: Any) -> Cell:
 
 
 def quoted(id_: str) -> str:
-    """An id for a URL."""
     return quote(id_.encode("utf-8", "backslashreplace"), safe="")
 
 

@@ -48,7 +48,6 @@ _templates = Environment(
 
 @app.page("/")
 async def index(web: Any, request: Any) -> Any:
-    """The page."""
     wanted, product_id = request.query.get("customer", "").strip(), _product_id(request)
     now, customer, looked_at = await asyncio.gather(snapshot.shop_state(), _customer(wanted), product.shown(product_id))
     drawn = charts.available()
@@ -78,7 +77,6 @@ async def data(request: Any) -> tuple[int, Any]:
 
 @route("get", "/page/series.json", _FRESH)
 async def series(request: Any) -> tuple[int, Any]:
-    """The columns of the charts."""
     return 200, render.series(await snapshot.sales(), time.time())
 
 

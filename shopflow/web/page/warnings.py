@@ -58,7 +58,6 @@ class WorkerState:
 
     @property
     def name(self) -> str:
-        """Host and port."""
         return self.url.partition("://")[2] or self.url
 
 
@@ -117,7 +116,6 @@ class ShopState:
 
     @property
     def reports(self) -> list[Report]:
-        """What the workers that answer say."""
         return [worker.report for worker in self.workers if worker.report]
 
     def owners(self, topic: str) -> dict[int, WorkerState]:
