@@ -13,5 +13,5 @@ composition: Any = importlib.import_module("shopflow.app")
 
 if __name__ == "__main__":
     bootstrap: Any = importlib.import_module("shopflow.bootstrap")
-    bootstrap.parts.purchases._followers = ()
+    bootstrap.parts.purchases.followers = ()
     composition.app.main()

@@ -17,8 +17,8 @@ _FEW = 1_000
 
 
 def since(first: Any) -> int:
-    """From when on (Unix, ms) to look for what was made of this record and those after it."""
-    return max((first.timestamp or 0) - _CLOCKS_DIFFER_MS, 0)
+    """From when on (Unix, ms) to look for what was made of this record and those after it; None: from the start."""
+    return max((0 if first is None else first.timestamp or 0) - _CLOCKS_DIFFER_MS, 0)
 
 
 class SendOnce(Generic[K, T]):
@@ -56,7 +56,7 @@ class SendOnce(Generic[K, T]):
         """Send those that are not there yet, and wait until Kafka has acknowledged all. Returns which were sent.
 
         Arguments:
-            first: The first of the records that they are made of, or one before it.
+            first: The first of the records that they are made of, or one before it; None: all are looked at.
             send: Sends them; done when Kafka has acknowledged all.
 
         Raises:

@@ -477,7 +477,6 @@ class FakeWorker:
         self.dead_letters = DeadLetters(dead_letters, 4, "shopflow", (outlet or FakeOutlet()).send)
         self.price_log = PriceLog("prices", self._send_price, self._read_prices)
         self.prices = Prices(
-            store,
             mongodb,
             counts,
             self.price_log,
@@ -486,7 +485,7 @@ class FakeWorker:
         )
         rejections = Rejections(self.dead_letters, limit)
         self.purchases = Purchases(
-            store, mongodb, counts, self.prices, rejections,
+            mongodb, counts, self.prices, rejections,
             max_event_bytes=max_event_bytes, followers=followers, sold=sold,
         ).handle  # fmt: skip
         self.products = Upserts(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from faust.types import TP
@@ -119,6 +120,7 @@ def _by_partition(rejections: Iterable[Rejection]) -> dict[TP, list[Rejection]]:
     return groups
 
 
+@dataclass
 class Rejections:
     """Sends a batch's bad records to the dead letters, unless too much of its topic is bad.
 
@@ -127,15 +129,9 @@ class Rejections:
         on_rejected: Told topic, reason and number of the records that became dead letters.
     """
 
-    def __init__(
-        self,
-        dead_letters: DeadLetters,
-        limit: Limit | None = None,
-        on_rejected: Callable[[str, str, int], None] = lambda topic, reason, count: None,
-    ) -> None:
-        self._dead_letters = dead_letters
-        self._limit = limit
-        self._on_rejected = on_rejected
+    dead_letters: DeadLetters
+    limit: Limit | None = None
+    on_rejected: Callable[[str, str, int], None] = lambda topic, reason, count: None
 
     async def put(self, batch: Batch, rejected: list[Rejection]) -> None:
         """Send a batch's bad records, each once, in the batch's turn.
@@ -144,12 +140,12 @@ class Rejections:
             PartitionLost: The batch is no longer ours.
         """
         rejected.sort(key=lambda rejection: rejection[0].offset)
-        if self._limit:
+        if self.limit:
             failed = [(record.offset, error.reason) for record, error in rejected]
-            await self._limit.hold(batch.tp, batch.records, failed, batch.check_owned)
+            await self.limit.hold(batch.tp, batch.records, failed, batch.check_owned)
         if not rejected:
             return
-        sent = await batch.with_kafka(lambda: self._dead_letters.put(rejected))
+        sent = await batch.with_kafka(lambda: self.dead_letters.put(rejected))
         for reason, count in Counter(error.reason for _, error in sent).items():
-            self._on_rejected(batch.tp.topic, reason, count)
+            self.on_rejected(batch.tp.topic, reason, count)
             log.warning("%d record(s) of %s to the dead letters: %s", count, batch.tp.topic, reason)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -122,6 +123,7 @@ class Priced:
         return {offset: price for offset, price in self.decided.items() if offset not in self.logged}
 
 
+@dataclass
 class Prices:
     """Gives prices, each once.
 
@@ -134,23 +136,13 @@ class Prices:
         wait_seconds: How long a purchase waits for a product that nobody offered yet.
     """
 
-    def __init__(
-        self,
-        store: MongoStore,
-        mongodb: Patient,
-        counts: Table,
-        log: PriceLog,
-        *,
-        rejected_before: Callable[[Any], Awaitable[Collection[int]]],
-        wait_seconds: float,
-    ) -> None:
-        self._store = store
-        self._mongodb = mongodb
-        self._counts = counts
-        self._log = log
-        self._rejected_before = rejected_before
-        self._wait_seconds = wait_seconds
-        self._unknown: dict[str, float] = {}
+    mongodb: Patient[MongoStore]
+    counts: Table
+    log: PriceLog
+    _: KW_ONLY
+    rejected_before: Callable[[Any], Awaitable[Collection[int]]]
+    wait_seconds: float
+    _unknown: dict[str, float] = field(default_factory=dict, init=False)
 
     async def give(self, batch: Batch, decoded: DecodedBatch[Purchase]) -> Priced:
         """Give the purchases without a price their price. Those that get none become rejected ones."""
@@ -173,25 +165,25 @@ class Prices:
     async def keep(self, batch: Batch, priced: Priced) -> None:
         """Put the prices into the log, before the purchases are counted."""
         if new := priced.to_log:
-            await batch.with_kafka(lambda: self._log.put(batch.tp.partition, new))
+            await batch.with_kafka(lambda: self.log.put(batch.tp.partition, new))
         if priced.decided:
-            self._log.done(batch.tp.partition, batch.end)
+            self.log.done(batch.tp.partition, batch.end)
 
     async def _decided_before(self, batch: Batch, waiting: dict[int, Pair], priced: Priced) -> None:
         """Settle those that were settled before; they are taken out of `waiting`."""
         first = batch.records[0]  # what is read now is all that is known until a rebalance
         partition = batch.tp.partition
-        logged = await batch.with_kafka(lambda: self._log.prices(partition, first, batch.end))
+        logged = await batch.with_kafka(lambda: self.log.prices(partition, first, batch.end))
         for offset in waiting.keys() & logged.keys():
             waiting.pop(offset)[1].price = logged[offset]
             priced.logged.add(offset)
         if not waiting:
             return
         ids = {event.purchase_id for _, event in waiting.values()}
-        stored = await self._mongodb(batch, lambda: self._store.purchase_prices(ids))
-        refused = await batch.with_kafka(lambda: self._rejected_before(first))
+        stored = await self.mongodb(batch, lambda: self.mongodb.store.purchase_prices(ids))
+        refused = await batch.with_kafka(lambda: self.rejected_before(first))
         batch.check_owned()
-        get = self._counts.reader(partition)
+        get = self.counts.reader(partition)
         for offset, (_, event) in list(waiting.items()):
             if event.purchase_id in stored:
                 event.price = stored[event.purchase_id]
@@ -205,7 +197,7 @@ class Prices:
     async def _look_up(self, batch: Batch, unpriced: list[Pair], priced: Priced) -> None:
         while unpriced:
             wanted = {event.product_id for _, event in unpriced}
-            histories = await self._mongodb(batch, partial(self._store.price_history, wanted))
+            histories = await self.mongodb(batch, partial(self.mongodb.store.price_history, wanted))
             missing = []
             for record, event in unpriced:
                 history = histories.get(event.product_id)
@@ -225,13 +217,13 @@ class Prices:
                 if record.offset not in waited_for:
                     priced.rejected[record.offset] = _unknown_product(event.product_id)
             if unpriced:
-                await asyncio.sleep(min(_LOOK_AGAIN_SECONDS, self._wait_seconds))
+                await asyncio.sleep(min(_LOOK_AGAIN_SECONDS, self.wait_seconds))
 
     def _deadline(self, product_id: str, now: float) -> float:
         """Until when purchases of this unknown product are held up: counted once, from the first of them."""
         if product_id not in self._unknown and len(self._unknown) >= _REMEMBERED:  # those that still wait are kept
             self._unknown = {name: deadline for name, deadline in self._unknown.items() if deadline > now}
-        return self._unknown.setdefault(product_id, now + self._wait_seconds)
+        return self._unknown.setdefault(product_id, now + self.wait_seconds)
 
 
 def _unknown_product(product_id: str) -> Rejected:

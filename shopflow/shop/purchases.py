@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, TypeAlias
 
 from faust_batches import Batch, Table
@@ -50,12 +50,12 @@ class CountedBatch:
 Follower: TypeAlias = Callable[[Batch, CountedBatch], Awaitable[None]]
 
 
+@dataclass
 class Purchases:
     """What the agent of `purchases` does with its batches.
 
     Arguments:
-        store: MongoDB.
-        mongodb: Asks it until it answers.
+        mongodb: Asks MongoDB until it answers.
         counts: The table `purchase_counts`.
         prices: Gives prices to purchases without one.
         rejections: Takes the bad records.
@@ -64,26 +64,17 @@ class Purchases:
         sold: Told of the new purchases of each batch that is finished.
     """
 
-    def __init__(
-        self,
-        store: MongoStore,
-        mongodb: Patient,
-        counts: Table,
-        prices: Prices,
-        rejections: Rejections,
-        *,
-        max_event_bytes: int,
-        followers: Sequence[Follower] = (),
-        sold: Callable[[Sequence[Purchase]], None] = lambda purchases: None,
-    ) -> None:
-        self._store = store
-        self._mongodb = mongodb
-        self._counts = counts
-        self._prices = prices
-        self._rejections = rejections
-        self._followers = followers
-        self._sold = sold
-        self._decode = Decoder(Purchase, "customer_id", max_event_bytes)
+    mongodb: Patient[MongoStore]
+    counts: Table
+    prices: Prices
+    rejections: Rejections
+    _: KW_ONLY
+    max_event_bytes: int
+    followers: Sequence[Follower] = ()
+    sold: Callable[[Sequence[Purchase]], None] = lambda purchases: None
+
+    def __post_init__(self) -> None:
+        self._decode = Decoder(Purchase, "customer_id", self.max_event_bytes)
 
     async def handle(self, batch: Batch) -> None:
         """Store a batch of purchases and count them.
@@ -100,7 +91,7 @@ class Purchases:
         batch.require_next()  # else a repeat could be stored before the purchase that it repeats
         decoded = split(batch.records, self._decode, tombstones=False)
         await asyncio.sleep(0)  # each of these steps holds the event loop for milliseconds
-        priced = await self._prices.give(batch, decoded)
+        priced = await self.prices.give(batch, decoded)
         duplicates = await self._insert(batch, decoded, priced)  # 1
         fresh = [pair for number, pair in enumerate(decoded.accepted) if number not in duplicates]
         repeated = [decoded.accepted[number][0].offset for number in duplicates]
@@ -110,16 +101,16 @@ class Purchases:
         ]
         await asyncio.sleep(0)
         async with batch.turn():
-            await self._rejections.put(batch, decoded.rejected)  # 2
-            await self._prices.keep(batch, priced)
+            await self.rejections.put(batch, decoded.rejected)  # 2
+            await self.prices.keep(batch, priced)
             rejected = [record.offset for record, _ in decoded.rejected]
             batch.check_owned()  # else the table may be another worker's by now
-            get = self._counts.reader(batch.tp.partition)
+            get = self.counts.reader(batch.tp.partition)
             changes = advance(get, purchases, end=batch.end, duplicates=repeated, rejected=rejected)
-            await self._counts.write(batch, changes.rows())  # 3, 4
-            for follow in self._followers:
+            await self.counts.write(batch, changes.rows())  # 3, 4
+            for follow in self.followers:
                 await follow(batch, CountedBatch(fresh, repeated, rejected, changes))  # 5
-        self._sold([event for _, event in fresh])
+        self.sold([event for _, event in fresh])
 
     async def _insert(self, batch: Batch, decoded: DecodedBatch[Purchase], priced: Priced) -> Collection[int]:
         """Insert the accepted purchases. Returns the indexes of those that were sent before."""
@@ -127,7 +118,7 @@ class Purchases:
             return ()
         documents = [purchase_document(record, event) for record, event in decoded.accepted]
         await asyncio.sleep(0)
-        inserted: Inserted = await self._mongodb(batch, lambda: self._store.insert_purchases(documents))
+        inserted: Inserted = await self.mongodb(batch, lambda: self.mongodb.store.insert_purchases(documents))
         if inserted.differing:
             await self._reconcile(batch, decoded.accepted, priced, inserted.differing)
         if not inserted.refused:
@@ -161,6 +152,6 @@ class Purchases:
             if differs(document, stored):
                 changed.append(document)
         if changed:
-            await self._mongodb(batch, lambda: self._store.restore_purchases(changed))
+            await self.mongodb(batch, lambda: self.mongodb.store.restore_purchases(changed))
             names = ", ".join(document["_id"] for document in changed[:_NAMED])
             log.warning("%d purchase(s) in MongoDB were not as they were sent; put right: %s", len(changed), names)

@@ -13,7 +13,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import NamedTuple
 
 from aiokafka.errors import KafkaError
 from faust.types import TP
@@ -99,12 +98,6 @@ async def _before(store: MongoStore, product: Document) -> int:
 # -- with Kafka
 
 
-class _Beginning(NamedTuple):
-    """Stands for the first record of all: the alerts of a partition are few, and all are looked at."""
-
-    timestamp: int = 0
-
-
 class AlertLog:
     """The topic of the alerts: what was told, by the workers before us too.
 
@@ -142,7 +135,7 @@ class AlertLog:
                 self._topic, partition, [(one["product_id"].encode(), ALERTS.event(one)) for one in made]
             )
 
-        return bool(await self._once.send(TP(self.products, partition), _Beginning(), [document], send))
+        return bool(await self._once.send(TP(self.products, partition), None, [document], send))
 
     async def _sent_before(self, tp: TP, since: int) -> set[str]:
         return {found["_id"] for found in ALERTS.documents(await self._read_since(self._topic, tp.partition, since))}

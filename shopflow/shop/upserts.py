@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any, Generic
 
@@ -15,6 +16,7 @@ from .dead_letters import Rejections
 from .decoding import DecodedBatch, Decoder, R, split
 
 
+@dataclass
 class Upserts(Generic[R]):
     """What the agent of a compacted topic does with its batches.
 
@@ -28,24 +30,14 @@ class Upserts(Generic[R]):
         follow: Makes something else of what was accepted. It may come again: then it must change nothing.
     """
 
-    def __init__(
-        self,
-        mongodb: Patient,
-        rejections: Rejections,
-        decode: Decoder[R],
-        document: Callable[[Any, R], Document],
-        *,
-        upsert: Callable[[Sequence[Document]], Awaitable[dict[int, str]]],
-        delete: Callable[[Sequence[Deletion]], Awaitable[None]],
-        follow: Callable[[Batch, Sequence[tuple[Any, R]]], Awaitable[None]] | None = None,
-    ) -> None:
-        self._mongodb = mongodb
-        self._rejections = rejections
-        self._decode = decode
-        self._document = document
-        self._upsert = upsert
-        self._delete = delete
-        self._follow = follow
+    mongodb: Patient[Any]
+    rejections: Rejections
+    decode: Decoder[R]
+    document: Callable[[Any, R], Document]
+    _: KW_ONLY
+    upsert: Callable[[Sequence[Document]], Awaitable[dict[int, str]]]
+    delete: Callable[[Sequence[Deletion]], Awaitable[None]]
+    follow: Callable[[Batch, Sequence[tuple[Any, R]]], Awaitable[None]] | None = None
 
     async def handle(self, batch: Batch) -> None:
         """Upsert or delete what the records say.
@@ -53,18 +45,18 @@ class Upserts(Generic[R]):
         Raises:
             PartitionLost: The batch is no longer ours; the partition's owner gets it again.
         """
-        decoded = split(batch.records, self._decode, tombstones=True)
-        for upserts, deletions in in_order(decoded, self._document):  # 1
+        decoded = split(batch.records, self.decode, tombstones=True)
+        for upserts, deletions in in_order(decoded, self.document):  # 1
             if upserts:
-                refused = await self._mongodb(batch, partial(self._upsert, [document for _, document in upserts]))
+                refused = await self.mongodb(batch, partial(self.upsert, [document for _, document in upserts]))
                 decoded.rejected += [(upserts[n][0], Rejected("refused by MongoDB", why)) for n, why in refused.items()]
             if deletions:
-                await self._mongodb(batch, partial(self._delete, deletions))
+                await self.mongodb(batch, partial(self.delete, deletions))
         async with batch.turn():
-            await self._rejections.put(batch, decoded.rejected)  # 2
-            if self._follow is not None:
+            await self.rejections.put(batch, decoded.rejected)  # 2
+            if self.follow is not None:
                 rejected = {record.offset for record, _ in decoded.rejected}
-                await self._follow(batch, [pair for pair in decoded.accepted if pair[0].offset not in rejected])  # 3
+                await self.follow(batch, [pair for pair in decoded.accepted if pair[0].offset not in rejected])  # 3
 
 
 def in_order(

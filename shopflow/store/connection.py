@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timezone
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import pymongo
 from bson.codec_options import TypeDecoder, TypeRegistry
@@ -236,7 +236,10 @@ class Connection:
             yield
 
 
-class Patient:
+S = TypeVar("S", bound=Connection)
+
+
+class Patient(Generic[S]):
     """Repeats a batch's request until MongoDB answers or the batch's partition is lost.
 
     Arguments:
@@ -244,8 +247,8 @@ class Patient:
         outage: Whether MongoDB is away, as all of the worker see it.
     """
 
-    def __init__(self, store: Connection, outage: Outage) -> None:
-        self._store = store
+    def __init__(self, store: S, outage: Outage) -> None:
+        self.store = store
         self._outage = outage
         self._prepared = False
 
@@ -258,7 +261,7 @@ class Patient:
 
         async def prepared() -> T:
             if not self._prepared:
-                await self._store.prepare()
+                await self.store.prepare()
                 self._prepared = True
             return await attempt()
 

@@ -66,7 +66,7 @@ class Shop:
         rules = Rules(self.rules)
         self.log = VoucherLog("shop.vouchers", self.publish_vouchers, self.read_since)
         mongodb: Any = Patient(self.store, Outage("MongoDB"))  # type: ignore[arg-type]
-        promotions = Promotions(rules, self.store, mongodb, self.log, self.windows)  # type: ignore[arg-type]
+        promotions = Promotions(rules, mongodb, self.log, self.windows)  # type: ignore[arg-type]
         self.windows._publish = self.publish  # type: ignore[method-assign]
         self.worker = FakeWorker(
             self.store, self.counts, followers=[promotions.follow], registered=promotions.registered
@@ -287,7 +287,7 @@ def test_types_are_known_though_others_forget_them_meanwhile(shop: Shop) -> None
     """Too many are remembered, and another partition's batch clears them while this one asks for what it lacks."""
 
     async def run() -> dict[str, str]:
-        types = _Types(shop.store, Patient(shop.store, Outage("MongoDB")))
+        types = _Types(Patient(shop.store, Outage("MongoDB")))
         batch = FakeBatch([FakeRecord(b"anna", b"")])
         await types.of(batch, ["rye"])
         documents = shop.store.documents

@@ -121,14 +121,13 @@ class Promotions:
     """
 
     def __init__(
-        self, rules: Rules, store: MongoStore, mongodb: Patient, voucher_log: VoucherLog, windows: Table | None
+        self, rules: Rules, mongodb: Patient[MongoStore], voucher_log: VoucherLog, windows: Table | None
     ) -> None:
         self._rules = rules
-        self._store = store
         self._mongodb = mongodb
         self._log = voucher_log
         self._windows = windows
-        self._types = _Types(store, mongodb)
+        self._types = _Types(mongodb)
 
     async def registered(self, batch: Batch, accepted: Sequence[tuple[Any, Customer]]) -> None:
         """Take in registrations that are stored, in the batch's turn. They may come again: then it changes nothing.
@@ -171,7 +170,7 @@ class Promotions:
     async def _give(self, batch: Batch, documents: Sequence[Document]) -> None:
         if not documents:
             return
-        others = await self._mongodb(batch, lambda: self._store.insert_vouchers(documents))
+        others = await self._mongodb(batch, lambda: self._mongodb.store.insert_vouchers(documents))
         ours = [document for number, document in enumerate(documents) if number not in others]
         sent = await batch.with_kafka(lambda: self._log.put(batch, ours))
         for rule, number in Counter(document["rule"] for document in sent).items():
@@ -231,8 +230,7 @@ def _bought(record: Any, event: Purchase, product_type: str | None) -> Bought:
 class _Types:
     """The types of the products, remembered for a while."""
 
-    def __init__(self, store: MongoStore, mongodb: Patient) -> None:
-        self._store = store
+    def __init__(self, mongodb: Patient[MongoStore]) -> None:
         self._mongodb = mongodb
         self._known: dict[str, tuple[str, float]] = {}
 
@@ -245,7 +243,7 @@ class _Types:
         known = {name: self._known[name] for name in product_ids if name in self._known}
         wanted = [name for name in product_ids if name not in known or known[name][1] < now]
         if wanted:
-            found = await self._mongodb(batch, lambda: self._store.documents("products", wanted))
+            found = await self._mongodb(batch, lambda: self._mongodb.store.documents("products", wanted))
             for name in wanted:
                 known.pop(name, None)
                 self._known.pop(name, None)
