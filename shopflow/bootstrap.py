@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from aiokafka.errors import KafkaError
-
 from faust_batches import App, Outage, Table
 
 from . import topics
 from .app import app, config, connected_kafka, store
 from .config.settings import Config
-from .errors import Unavailable
 from .kafka import offsets, reading
 from .kafka.lag import LOOK_SECONDS, Lags
 from .models import Customer, Product
@@ -126,10 +123,7 @@ class Parts:
 
 
 async def _read_since(topic: str, partition: int, since: int, *, values: bool = True) -> list[Any]:
-    try:
-        return await reading.read_since(connected_kafka(), topic, partition, since, values=values)
-    except Unavailable as error:
-        raise KafkaError(str(error)) from error
+    return await reading.read_since(connected_kafka(), topic, partition, since, values=values)
 
 
 parts = Parts(

@@ -73,8 +73,6 @@ def _promotions() -> dict[str, str]:
 
 @dataclass
 class _Demo:
-    """What the demo does once its worker has been started."""
-
     bootstrap: Bootstrap
     worker: Worker
     say: Callable[[str], None]
@@ -161,7 +159,6 @@ class _Demo:
             await seeding.through_kafka(self.bootstrap, name, topics.KEYS[name], paced, advance)
 
     async def _drained(self) -> None:
-        """Wait until the worker has committed everything."""
         last, since = None, monotonic()
         while True:
             lags = await offsets.lags(self.bootstrap, config.app_id, topics.LAYOUT.events)

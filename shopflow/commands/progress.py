@@ -33,8 +33,6 @@ def progress_bar(
 
 
 class _Lines:
-    """Prints a line every few seconds."""
-
     def __init__(self, what: str, total: int, stream: TextIO) -> None:
         self._what, self._total, self._stream = what, total, stream
         self._done = 0

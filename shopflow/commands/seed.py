@@ -35,7 +35,6 @@ async def _seed(
     *,
     rate: float = 0.0,
 ) -> None:
-    """Send `count` events to Kafka, or with `direct` to MongoDB."""
     name = topic.get_topic_name()
     what = name.removeprefix(config.topics.prefix)
     with progress_bar(what, count, quiet=self.quiet) as advance:

@@ -47,8 +47,6 @@ class Gift(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class _Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind"):
-    """The fields that all rules have."""
-
     name: str
     """What makes it itself: a voucher's id begins with it. Small letters, digits, `-` and `_`."""
 

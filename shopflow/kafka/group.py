@@ -111,7 +111,6 @@ async def reset_offsets(bootstrap: Bootstrap, group: str, offsets: Mapping[tuple
 
 
 async def _put_out(bootstrap: Bootstrap, group: str, members: Collection[str]) -> None:
-    """Leave the group in the name of each member."""
     if not members:
         return
     async with connection.admin(bootstrap) as admin:

@@ -38,7 +38,6 @@ class Id(NamedTuple):
     offset: int
 
     def __str__(self) -> str:
-        """PARTITION:OFFSET, as the commands show and take it."""
         return f"{self.partition}:{self.offset}"
 
     @classmethod

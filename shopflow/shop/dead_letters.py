@@ -120,7 +120,7 @@ def _by_partition(rejections: Iterable[Rejection]) -> dict[TP, list[Rejection]]:
     return groups
 
 
-@dataclass
+@dataclass(eq=False)
 class Rejections:
     """Sends a batch's bad records to the dead letters, unless too much of its topic is bad.
 

@@ -123,7 +123,7 @@ class Priced:
         return {offset: price for offset, price in self.decided.items() if offset not in self.logged}
 
 
-@dataclass
+@dataclass(eq=False)
 class Prices:
     """Gives prices, each once.
 

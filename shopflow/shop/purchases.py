@@ -50,7 +50,7 @@ class CountedBatch:
 Follower: TypeAlias = Callable[[Batch, CountedBatch], Awaitable[None]]
 
 
-@dataclass
+@dataclass(eq=False)
 class Purchases:
     """What the agent of `purchases` does with its batches.
 

@@ -187,7 +187,6 @@ def _by_row(hours: dict[Hour, Sum]) -> dict[str, Sum]:
 
 
 def _rows_of(hour: Hour) -> list[str]:
-    """The rows that a product's purchases of an hour are in."""
     number, product_id = hour
     day = date.fromordinal(number // 24).isoformat()
     starts = ("", day, f"{day}T{number % 24:02}")
@@ -195,8 +194,6 @@ def _rows_of(hour: Hour) -> list[str]:
 
 
 class _Batch:
-    """The purchases of a batch, added up by row."""
-
     def __init__(self, fresh: Fresh) -> None:
         self._fresh = fresh
         self.sums = _by_row(_by_hour(fresh))

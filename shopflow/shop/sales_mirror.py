@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from time import monotonic
 from typing import TypeVar
@@ -33,6 +34,7 @@ Row = tuple[bytes, bytes]
 T = TypeVar("T")
 
 
+@dataclass(eq=False)
 class Mirror:
     """Writes to MongoDB what changed in the table of sales.
 
@@ -41,11 +43,12 @@ class Mirror:
         mongodb: Whether it is away, as all of the worker see it.
     """
 
-    def __init__(self, table: Table, store: MongoStore, owned: Callable[[], Sequence[int]], mongodb: Outage) -> None:
-        self._table = table
-        self._store = store
-        self._owned = owned
-        self._mongodb = mongodb
+    table: Table
+    store: MongoStore
+    owned: Callable[[], Sequence[int]]
+    mongodb: Outage
+
+    def __post_init__(self) -> None:
         self._took = 0.0
         #: By partition, the rows that MongoDB does not have yet; one that is not here has to be looked through.
         self._waiting: dict[int, dict[bytes, bytes]] = {}
@@ -70,7 +73,7 @@ class Mirror:
         Those in which it did not answer are not among them.
         """
         self._took = 0.0
-        for partition in self._owned():
+        for partition in self.owned():
             try:
                 if partition not in self._waiting:
                     await self._look_through(partition)
@@ -86,13 +89,13 @@ class Mirror:
             self._took += monotonic() - began
             return answer
 
-        return await retrying(self._mongodb, lambda: self._check(partition), timed)
+        return await retrying(self.mongodb, lambda: self._check(partition), timed)
 
     async def _look_through(self, partition: int) -> None:
-        known = Position(*await self._answered(partition, lambda: self._store.sales_position(partition)))
+        known = Position(*await self._answered(partition, lambda: self.store.sales_position(partition)))
         self._check(partition)
         rows = self._waiting[partition] = {}
-        totals = self._table.reader(partition)(TOTALS_KEY)
+        totals = self.table.reader(partition)(TOTALS_KEY)
         era = position_of(totals).era if totals else 0
         after, found = b"", [(TOTALS_KEY, totals)] if totals else []
         try:
@@ -101,7 +104,7 @@ class Mirror:
                     if (position := position_of(value)) > known and position.era >= era:
                         rows.setdefault(key, value)  # what was entered meanwhile is newer
                 self._check(partition)
-                found = self._table.scan(partition, after, _SLICE)
+                found = self.table.scan(partition, after, _SLICE)
                 if not found:
                     return
                 after = found[-1][0]
@@ -111,7 +114,7 @@ class Mirror:
             raise
 
     def _check(self, partition: int) -> None:
-        if partition not in self._owned():
+        if partition not in self.owned():
             raise PartitionLost(f"partition {partition} of the sales went to another worker")
 
     async def _write(self, partition: int) -> None:
@@ -124,11 +127,11 @@ class Mirror:
         # The totals last: who sees one that has changed finds the days and hours changed already.
         for some in ([one for one in sales if one.start], [one for one in sales if not one.start]):
             for start in range(0, len(some), _AT_ONCE):
-                put = partial(self._store.put_sales, partition, some[start : start + _AT_ONCE])
+                put = partial(self.store.put_sales, partition, some[start : start + _AT_ONCE])
                 await self._answered(partition, put)
         if totals is not None:
             # Not up to `offset`: sums of a batch that was done again in part reach further than the rows beside them.
-            reached = partial(self._store.reached_sales, partition, (totals.era, totals.settled))
+            reached = partial(self.store.reached_sales, partition, (totals.era, totals.settled))
             await self._answered(partition, reached)
         for key, value in rows.items():
             if waiting.get(key) == value:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from datetime import datetime, timezone
 
 from aiokafka.errors import KafkaError
@@ -155,6 +155,7 @@ class _Look:
     told: bool = False
 
 
+@dataclass(eq=False)
 class Watch:
     """Looks at the products of this worker's partitions, some at a time, and tells of those that have fallen.
 
@@ -169,22 +170,15 @@ class Watch:
         now: The clock.
     """
 
-    def __init__(
-        self,
-        store: MongoStore,
-        alerts: AlertLog,
-        owned: Callable[[], Sequence[int]],
-        sure: Callable[[], bool],
-        *,
-        outages: Mapping[str, Outage],
-        now: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
-    ) -> None:
-        self._store = store
-        self._alerts = alerts
-        self._owned = owned
-        self._sure = sure
-        self._outages = outages
-        self._now = now
+    store: MongoStore
+    alerts: AlertLog
+    owned: Callable[[], Sequence[int]]
+    sure: Callable[[], bool]
+    _: KW_ONLY
+    outages: Mapping[str, Outage]
+    now: Callable[[], datetime] = lambda: datetime.now(timezone.utc)
+
+    def __post_init__(self) -> None:
         self._looks: dict[str, _Look] = {}
         self._met: dict[str, _Look] = {}
         self._after = ""
@@ -192,7 +186,7 @@ class Watch:
 
     def forget(self) -> None:
         """Forget what is known. Call it after a rebalance: other workers may have published meanwhile."""
-        self._alerts.forget()
+        self.alerts.forget()
         self._assignment += 1
         self._looks, self._met, self._after = {}, {}, ""
 
@@ -201,13 +195,13 @@ class Watch:
         try:
             asked = await self.look()
         except Unavailable as error:
-            self._outages[error.service].failed(error, self)
+            self.outages[error.service].failed(error, self)
             if error.service == "Kafka":  # it is asked last: MongoDB has answered
-                self._outages["MongoDB"].succeeded(self)
+                self.outages["MongoDB"].succeeded(self)
         except PartitionLost:  # the next owner looks; what is ours then, we look at anew
             self.forget()
         else:
-            for outage in self._outages.values() if asked else ():
+            for outage in self.outages.values() if asked else ():
                 outage.succeeded(self)
         return _ROUND_SECONDS
 
@@ -218,12 +212,12 @@ class Watch:
             Unavailable: MongoDB or Kafka is away. A later round tells what this one could not.
             PartitionLost: Our partitions went to others.
         """
-        assignment, owned = self._assignment, self._owned()
+        assignment, owned = self._assignment, self.owned()
         if not owned:
             return False
-        page = await self._store.stocked(self._alerts.products, owned, self._after, AT_ONCE)
+        page = await self.store.stocked(self.alerts.products, owned, self._after, AT_ONCE)
         # The total before the hours: it is written after them, so what it has, they have.
-        totals = await self._store.sold_ever([product["_id"] for product in page])
+        totals = await self.store.sold_ever([product["_id"] for product in page])
         for product in filter(stocked, page):
             self._check(assignment)
             look = self._known(product)
@@ -257,20 +251,20 @@ class Watch:
         What was bought before the stocking may be much to look through; it only grows, so what is known of it rules
         out most.
         """
-        sold = await self._store.sold_from(product["_id"], _hour(product["updated_at"]))
+        sold = await self.store.sold_from(product["_id"], _hour(product["updated_at"]))
         least = product["stock"] - _limit(product)
         if sold - look.before < least:
             return None
-        look.before = await _before(self._store, product)
+        look.before = await _before(self.store, product)
         units = max(0, sold - look.before)
         return product["stock"] - units if units >= least else None
 
     async def _tell(self, product: Document, left: int, assignment: int) -> None:
-        found = alert_document(product, left, self._now())
-        document = await self._store.insert_alert(found)  # also by a worker before us: then it is told as it was found
+        found = alert_document(product, left, self.now())
+        document = await self.store.insert_alert(found)  # also by a worker before us: then it is told as it was found
         self._check(assignment)
         try:
-            sent = await self._alerts.put(product["source"]["partition"], document, lambda: self._check(assignment))
+            sent = await self.alerts.put(product["source"]["partition"], document, lambda: self._check(assignment))
         except KafkaError as error:
             self._check(assignment)
             raise Unavailable("Kafka", error) from error
@@ -281,5 +275,5 @@ class Watch:
         """Raises:
         PartitionLost: What we know is not for now.
         """
-        if assignment != self._assignment or not self._owned() or not self._sure():
+        if assignment != self._assignment or not self.owned() or not self.sure():
             raise PartitionLost("the products' partitions may have gone to other workers")

@@ -16,7 +16,7 @@ from .dead_letters import Rejections
 from .decoding import DecodedBatch, Decoder, R, split
 
 
-@dataclass
+@dataclass(eq=False)
 class Upserts(Generic[R]):
     """What the agent of a compacted topic does with its batches.
 

@@ -237,7 +237,6 @@ class Purchases(Connection):
         return {document["_id"]: document for document in await self._find(PURCHASES, "_id", set(ids))}
 
     async def _purchases_of(self, customer_ids: Sequence[str]) -> dict[str, list[Document]]:
-        """The purchases of each, oldest first, with the products' names."""
         found = await self._find(PURCHASES, "customer_id", customer_ids)
         await self._add_names(found)
         purchases: dict[str, list[Document]] = {}

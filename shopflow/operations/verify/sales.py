@@ -70,7 +70,6 @@ async def _is_behind(tables: Tables, partition: int, store: MongoStore) -> bool:
 
 
 async def _mirrored(store: MongoStore) -> dict[str, Counts]:
-    """The sales in MongoDB, by their keys in the table."""
     return {
         sale_id(sale["period"], sale["start"], sale["product_id"]): (sale["purchases"], sale["units"], sale["revenue"])
         for period in PERIODS

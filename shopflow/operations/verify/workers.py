@@ -64,7 +64,6 @@ async def live(bootstrap: Bootstrap, group: str, changelog: str) -> Live:
 
 
 def _worker(assignment: bytes, changelog: str) -> Worker:
-    """The worker that got this assignment from Faust's group leader."""
     decoded = ConsumerProtocolMemberAssignment.decode(assignment)
     given = ClientMetadata.loads(zlib.decompress(decoded.user_data))
     return Worker(given.url.rstrip("/"), tuple(sorted(given.assignment.actives.get(changelog, ()))))

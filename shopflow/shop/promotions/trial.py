@@ -20,8 +20,6 @@ _STEP = 1_000
 
 @dataclass
 class Trial:
-    """What the rule would have given."""
-
     rule: str
     of_registrations: bool
     looked_at: int = 0
@@ -80,7 +78,6 @@ async def try_rule(store: MongoStore, rule: Rule, advance: Callable[[int], None]
 
 
 async def _by_customer(purchases: AsyncIterator[Document]) -> AsyncIterator[list[Document]]:
-    """The purchases of each customer, in the order of the log."""
     of_one: list[Document] = []
     async for purchase in purchases:
         if of_one and of_one[0]["customer_id"] != purchase["customer_id"]:

@@ -109,6 +109,7 @@ def _key(document: Document) -> tuple[int, str]:
     return document["source"]["offset"], document["_id"]
 
 
+@dataclass(eq=False)
 class Promotions:
     """Gives vouchers for purchases and registrations, each once.
 
@@ -120,14 +121,13 @@ class Promotions:
         windows: The table `customer_windows`; None: no rule is about purchases.
     """
 
-    def __init__(
-        self, rules: Rules, mongodb: Patient[MongoStore], voucher_log: VoucherLog, windows: Table | None
-    ) -> None:
-        self._rules = rules
-        self._mongodb = mongodb
-        self._log = voucher_log
-        self._windows = windows
-        self._types = _Types(mongodb)
+    rules: Rules
+    mongodb: Patient[MongoStore]
+    voucher_log: VoucherLog
+    windows: Table | None
+
+    def __post_init__(self) -> None:
+        self._types = _Types(self.mongodb)
 
     async def registered(self, batch: Batch, accepted: Sequence[tuple[Any, Customer]]) -> None:
         """Take in registrations that are stored, in the batch's turn. They may come again: then it changes nothing.
@@ -140,19 +140,19 @@ class Promotions:
             [
                 voucher_document(earned, record)
                 for record, event in accepted
-                for earned in self._rules.register(event.customer_id, event.city, event.registered_at)
+                for earned in self.rules.register(event.customer_id, event.city, event.registered_at)
             ],
         )
 
     async def follow(self, batch: Batch, counted: CountedBatch) -> None:
         """Take in a batch of purchases that was counted (`purchases.Follower`)."""
-        if self._windows is None or not counted.fresh:
+        if self.windows is None or not counted.fresh:
             return
-        given = await batch.with_kafka(lambda: self._log.given(batch))
+        given = await batch.with_kafka(lambda: self.voucher_log.given(batch))
         types: Mapping[str, str] = {}
-        if self._rules.about_types:
+        if self.rules.about_types:
             types = await self._types.of(batch, {event.product_id for _, event in counted.fresh})
-        judge = _Judge(self._rules, self._windows.reader(batch.tp.partition), counted, types, given)
+        judge = _Judge(self.rules, self.windows.reader(batch.tp.partition), counted, types, given)
         rows: list[tuple[bytes, bytes]] = []
         documents: list[Document] = []
         for number, (customer_id, pairs) in enumerate(_by_customer(counted.fresh).items()):
@@ -165,14 +165,14 @@ class Promotions:
         documents.sort(key=lambda document: document["source"]["offset"])
         await self._give(batch, documents)
         batch.check_owned()  # so the windows are still those that were read
-        await self._windows.write(batch, rows)
+        await self.windows.write(batch, rows)
 
     async def _give(self, batch: Batch, documents: Sequence[Document]) -> None:
         if not documents:
             return
-        others = await self._mongodb(batch, lambda: self._mongodb.store.insert_vouchers(documents))
+        others = await self.mongodb(batch, lambda: self.mongodb.store.insert_vouchers(documents))
         ours = [document for number, document in enumerate(documents) if number not in others]
-        sent = await batch.with_kafka(lambda: self._log.put(batch, ours))
+        sent = await batch.with_kafka(lambda: self.voucher_log.put(batch, ours))
         for rule, number in Counter(document["rule"] for document in sent).items():
             log.info("%d voucher(s) of rule %s", number, rule)
 

@@ -54,7 +54,6 @@ def _version() -> str:
 
 @route("get", "/openapi.json")
 async def _openapi(request: Any) -> tuple[int, Any]:
-    """This interface, for programs."""
     return 200, document()
 
 

@@ -30,8 +30,6 @@ Sold = dict[tuple[str, str], list[int]]  # (start, product_id) -> purchases, uni
 
 
 class Wanted(NamedTuple):
-    """The query."""
-
     by: str
     since: datetime | None
     product_id: str

@@ -168,8 +168,6 @@ class Rebalances(faust.Sensor):
 
 
 class _Reading(Collector):
-    """The metrics that are read when Prometheus asks."""
-
     def __init__(self, app: App, lags: Lags, limit: Limit, mongodb: Outage) -> None:
         self._app, self._lags, self._limit, self._mongodb = app, lags, limit, mongodb
 

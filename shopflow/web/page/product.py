@@ -50,8 +50,6 @@ class Picture:
 
 
 class Product(msgspec.Struct):
-    """What is shown of one product."""
-
     product_id: str
     name: str = ""
     facts: dict[str, str] = {}
@@ -158,7 +156,6 @@ def _price(period: Period | None) -> str:
 
 
 def _an_hour(period: Period, now: datetime) -> str:
-    """Units sold in an hour at this price."""
     length = min(period.until or now, now) - period.since if period.since else timedelta()
     if length <= timedelta():
         return "-"

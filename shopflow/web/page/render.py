@@ -28,8 +28,6 @@ _UNKNOWN = "not known"
 
 
 class Cell(msgspec.Struct):
-    """A cell of a table."""
-
     text: str
     href: str = ""
     level: str = ""
@@ -66,8 +64,6 @@ class Series(msgspec.Struct):
 
 
 class Customer(msgspec.Struct):
-    """What is shown of one customer."""
-
     customer_id: str
     name: str
     facts: dict[str, str]
@@ -221,7 +217,6 @@ def _minute(at: Any) -> str:
 
 
 def _given(voucher: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Which rule gave what, and until when."""
     return short(str(voucher.get("rule", "-"))), visible(gift(voucher), _LONG), day(voucher.get("valid_until"))
 
 

@@ -46,15 +46,12 @@ _TREND = 60
 
 @dataclass(frozen=True)
 class _Log:
-    """What Kafka says."""
-
     spans: Mapping[str, Mapping[int, Span]] | None = None
     letters: list[Letter] = field(default_factory=list)
     dead: int = 0
 
 
 def report() -> Report:
-    """What this worker says of itself."""
     assigned: dict[str, list[int]] = {}
     for tp in app.assignor.assigned_actives():
         assigned.setdefault(tp.topic, []).append(tp.partition)
@@ -117,7 +114,6 @@ async def _ask_learned() -> Learned:
 
 
 async def _ask_names() -> tuple[dict[str, str], dict[str, str]]:
-    """The names of the products and the customers that are shown, by id."""
     await store.ping()
     seen, learned = _seen(), _learned.answer
     products = {one.product_id for one in seen.bestsellers} | {sale.product_id for sale in seen.latest}

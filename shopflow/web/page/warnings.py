@@ -31,8 +31,6 @@ class Totals(msgspec.Struct):
 
 
 class Report(msgspec.Struct):
-    """What a worker says of itself."""
-
     serving: bool
     """True while its counts are complete: not during their recovery or a rebalance."""
 
