@@ -74,7 +74,7 @@ class RocksStore(rocksdb.Store):
         for key, value in self._db_for_partition(partition).items(from_key=after):
             if len(rows) == limit:
                 break
-            if key not in (TOTALS_KEY, after) and _is_text(key):
+            if key not in (TOTALS_KEY, after) and is_text(key):
                 rows.append((key, value))
         return rows
 
@@ -159,7 +159,7 @@ def _is_row(key: bytes) -> bool:
     return key != TOTALS_KEY and not key.startswith(_OWN)
 
 
-def _is_text(key: bytes) -> bool:
+def is_text(key: bytes) -> bool:
     try:
         key.decode()
     except UnicodeDecodeError:

@@ -11,7 +11,7 @@ from faust.types import TP
 
 from .errors import PartitionLost
 from .outage import Outage, retrying_kafka
-from .rocks import Row
+from .rocks import Row, is_text
 
 T = TypeVar("T")
 
@@ -43,6 +43,7 @@ class FakeBatch:
     events: list[str] = field(default_factory=list)
     lost: bool = False
     early: bool = False
+    finished: bool = False
     kafka_outage: Outage = field(default_factory=lambda: Outage("Kafka"))
 
     @property
@@ -73,6 +74,8 @@ class FakeBatch:
 
     def require_next(self) -> None:
         self.check_owned()
+        if self.finished:
+            raise PartitionLost(f"{self.tp}: the batch is finished")
         if self.early:
             raise PartitionLost(f"{self.tp}: a batch before this one is not finished")
 
@@ -87,6 +90,7 @@ class FakeBatch:
         yield
         self.check_owned()
         self.events.append("finished")
+        self.finished = True
 
 
 class FakeTable:
@@ -111,9 +115,13 @@ class FakeTable:
 
     def scan(self, partition: int, after: bytes, limit: int) -> list[Row]:
         rows = sorted(self.rows.get(partition, {}).items())
-        return [row for row in rows if row[0] > after][:limit]
+        return [row for row in rows if row[0] > after and is_text(row[0])][:limit]
+
+    def drop(self, partition: int) -> None:
+        self.rows.pop(partition, None)
 
     async def write(self, batch: Any, rows: Sequence[Row]) -> None:
+        batch.check_owned()
         self.events.append("table")
         self.rows.setdefault(batch.tp.partition, {}).update(rows)
         if rows:

@@ -6,17 +6,33 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.integration.conftest import servers
 from tests.integration.shop import Process, free_port, until
 
+from .running import Kafka, Loop
+
 __all__ = ["servers", "until"]
 
 ROOT = Path(__file__).parents[2]
 #: Starts a worker of an application, by its module; gives the process and its web port.
 Spawn = Callable[..., tuple[Process, int]]
+
+
+@pytest.fixture(scope="session")
+def kafka(servers: Any) -> Kafka:
+    """The session's Kafka."""
+    return Kafka(servers.kafka)
+
+
+@pytest.fixture(scope="module")
+def loop() -> Iterator[Loop]:
+    """An event loop in a thread of its own, which goes on between two tests."""
+    with Loop() as loop:
+        yield loop
 
 
 @pytest.fixture
