@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
+from time import monotonic
 from typing import Generic, TypeVar
 
 from aiokafka.errors import KafkaError
@@ -32,14 +32,12 @@ class Cached(Generic[T]):
         ask: Callable[[], Awaitable[T]],
         seconds: float,
         first: T,
-        clock: Callable[[], float] = time.monotonic,
         *,
         rest: float = 0.0,
     ) -> None:
         self._ask = ask
         self._seconds = self._pause = seconds
         self._rest = rest
-        self._clock = clock
         self._asked: float | None = None
         self._task: asyncio.Task[None] | None = None
         self.answer = first
@@ -53,14 +51,14 @@ class Cached(Generic[T]):
 
     async def get(self, patience: float = 1.0) -> T:
         """The answer: a new one if it comes within `patience` seconds, else the one before."""
-        if self._task is None and (self._asked is None or self._clock() - self._asked >= self._pause):
+        if self._task is None and (self._asked is None or monotonic() - self._asked >= self._pause):
             self._task = asyncio.create_task(self._refresh())
         if self._task is not None:
             await asyncio.wait({self._task}, timeout=patience)
         return self.answer
 
     async def _refresh(self) -> None:
-        began, failure = self._clock(), "the worker failed at it"
+        began, failure = monotonic(), "the worker failed at it"
         try:
             self.answer = await asyncio.wait_for(self._ask(), MOST_SECONDS)
             failure = ""
@@ -70,5 +68,5 @@ class Cached(Generic[T]):
             failure = f"no answer within {MOST_SECONDS:g} s"
         finally:
             self.failure = failure
-            self._asked, self._task = self._clock(), None
+            self._asked, self._task = monotonic(), None
             self._pause = max(self._seconds, self._rest * (self._asked - began))

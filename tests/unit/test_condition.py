@@ -11,14 +11,15 @@ import pytest
 from shopflow.kafka.offsets import Span
 from shopflow.operations.letters import Id, Letter
 from shopflow.shop.recent_sales import Snapshot
-from shopflow.web.page.warnings import Report, ShopState, Totals, Waiting, WorkerState, warnings
+from shopflow.web.page.warnings import Report, ShopState, Waiting, WorkerState, warnings
 
 AT = 1_800_000_000.0
 
 
 def report(*partitions: int, **fields: Any) -> Report:
     """What a worker with these partitions says."""
-    given = {"serving": True, "assigned": {"sold": list(partitions)}, "totals": Totals(), "board": Snapshot()}
+    sums = dict.fromkeys(("customers", "purchases", "items", "spent"), 0)
+    given = {"serving": True, "assigned": {"sold": list(partitions)}, "totals": sums, "board": Snapshot()}
     return Report(**{**given, **fields})
 
 

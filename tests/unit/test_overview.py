@@ -43,12 +43,13 @@ class Server:
         return self.asked
 
 
-def test_many_who_ask_at_once_are_one_request() -> None:
+def test_many_who_ask_at_once_are_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
     """And none while the answer is fresh."""
 
     async def run() -> None:
         server = Server()
-        cached = Cached(server.ask, 2.0, 0, clock=lambda: server.time)
+        monkeypatch.setattr(cached_module, "monotonic", lambda: server.time)
+        cached = Cached(server.ask, 2.0, 0)
         assert await asyncio.gather(*(cached.get() for _ in range(50))) == [1] * 50
         assert await cached.get() == 1
         server.time = 2.0
@@ -75,17 +76,19 @@ def test_a_server_that_is_slow_holds_nobody_up() -> None:
     asyncio.run(run())
 
 
-def test_who_takes_long_has_a_rest() -> None:
+def test_who_takes_long_has_a_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     """So many times as long as the answer took, and never less than all answers are cached."""
 
     async def run() -> None:
         server = Server()
 
+        monkeypatch.setattr(cached_module, "monotonic", lambda: server.time)
+
         async def slow() -> int:
             server.time += 2.0
             return await server.ask()
 
-        cached = Cached(slow, 1.0, 0, clock=lambda: server.time, rest=9.0)
+        cached = Cached(slow, 1.0, 0, rest=9.0)
         assert await cached.get() == 1
         server.time += 17.9
         assert await cached.get() == 1

@@ -37,7 +37,7 @@ def test_a_shop_that_is_well() -> None:
     """In the words of the headline, and in numbers of all workers."""
     board = Snapshot({int(AT) - 1: (20, 4_500), int(AT) - 70: (1, 1)})
     workers = [WorkerState("http://h:1", report(0, 1))]
-    workers[0].report.totals.purchases, workers[0].report.totals.spent = 1_234_567, 100  # type: ignore[union-attr]
+    workers[0].report.totals.update(purchases=1_234_567, spent=100)  # type: ignore[union-attr]
     found = render.shown(replace(WELL, board=board, workers=[*workers, WorkerState("http://h:2", report())]))
     assert (found.level, found.headline, found.sentences) == ("good", "All is well", [])
     assert found.numbers == {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -94,7 +95,9 @@ async def _ask_others(customer_id: str, path: str) -> dict[str, Any] | None:
     Raises:
         Refusal: One that may have the counts does not answer.
     """
-    first = _named(customer_id)
+    first = None
+    with suppress(KeyError):  # the router does not know the table yet
+        first = URL(str(app.router.key_store(purchase_counts.name, customer_id))).origin()
     for host in sorted(peers.others(), key=lambda host: host != first):
         try:
             status, body = await peers.ask(host, path, {peers.LOCAL: "1"}, _PEER_SECONDS)
@@ -106,11 +109,3 @@ async def _ask_others(customer_id: str, path: str) -> dict[str, Any] | None:
         if status != 404:
             raise Refusal(503, f"another worker does not answer: {host} answered {status}")
     return None
-
-
-def _named(customer_id: str) -> URL | None:
-    """The worker that has the customer by Faust's router, which knows Java's hash only."""
-    try:
-        return URL(str(app.router.key_store(purchase_counts.name, customer_id))).origin()
-    except KeyError:
-        return None

@@ -84,7 +84,8 @@ class Form:
                 checked.records.append(self._record(values))
                 checked.ids.append(values[self._id])
             except Rejected as error:
-                problems[_place(error)] = error.detail or error.reason
+                place = "price" if "quantity times price" in error.detail else "(the event)"
+                problems[place] = error.detail or error.reason
         dot = f"{at}." if at else ""
         checked.problems += [Problem(dot + name, message) for name, message in problems.items()]
 
@@ -127,7 +128,3 @@ class Form:
 def _whole(sent: Any) -> Any:
     """2.0 as 2: JSON Schema calls both an integer."""
     return int(sent) if isinstance(sent, float) and sent.is_integer() else sent
-
-
-def _place(error: Rejected) -> str:
-    return "price" if "quantity times price" in error.detail else "(the event)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from faust_batches import App, Outage
@@ -134,7 +134,7 @@ class Health:
 
     async def ready(self) -> list[str]:
         """Why the worker does not do its share of the work; empty when it does."""
-        reasons = [*self._group_reasons(), *self._kafka_reasons()]
+        reasons = list(self._worker_reasons())
         if not await self.mongodb_answers():
             reasons.append("MongoDB does not answer")
         elif self._mongodb.seconds is not None:
@@ -150,18 +150,14 @@ class Health:
         await self._store.ping()
         self._mongodb.succeeded(self._store)  # without work nobody else would see an outage end
 
-    def _group_reasons(self) -> list[str]:
+    def _worker_reasons(self) -> Iterator[str]:
         if not self._app.joined:
-            return ["no partitions were assigned yet"]
-        if not self._app.serving:
-            return ["partitions change hands, or their tables are being recovered"]
-        return []
-
-    def _kafka_reasons(self) -> list[str]:
+            yield "no partitions were assigned yet"
+        elif not self._app.serving:
+            yield "partitions change hands, or their tables are being recovered"
         if self._app.kafka_outage.seconds is not None:
-            return ["Kafka is away"]
-        if self._lags.answers is False:
-            return ["Kafka does not answer"]
-        if self._app.serving and not self._app.lease.valid:
-            return ["Kafka has not answered for so long that the partitions may be another worker's by now"]
-        return []
+            yield "Kafka is away"
+        elif self._lags.answers is False:
+            yield "Kafka does not answer"
+        elif self._app.serving and not self._app.lease.valid:
+            yield "Kafka has not answered for so long that the partitions may be another worker's by now"

@@ -140,8 +140,8 @@ def _numbers(now: ShopState) -> dict[str, str]:
         "Purchases a second": f"{recent / _AVERAGE_SECONDS:.1f}",
         "Money a minute": money(sum(_money(now.board, last - ago) for ago in range(60))),
         "Events waiting": _UNKNOWN if now.waiting is None else grouped(now.waiting),
-        "Purchases so far": grouped(sum(report.totals.purchases for report in now.reports)),
-        "Money so far": money(sum(report.totals.spent for report in now.reports)),
+        "Purchases so far": grouped(sum(report.totals["purchases"] for report in now.reports)),
+        "Money so far": money(sum(report.totals["spent"] for report in now.reports)),
         "Dead letters": _UNKNOWN if now.spans is None else grouped(now.dead),
     }
 

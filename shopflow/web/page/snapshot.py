@@ -29,7 +29,7 @@ from shopflow.tables import purchase_counts
 from shopflow.web import peers
 from shopflow.web.cached import MOST_SECONDS, Cached
 
-from .warnings import Learned, Report, ShopState, Totals, Waiting, WorkerState
+from .warnings import Learned, Report, ShopState, Waiting, WorkerState
 
 #: How old an answer may be before it is asked for again.
 _BOARDS_SECONDS = 0.9
@@ -58,7 +58,7 @@ def report() -> Report:
     return Report(
         serving=app.serving,
         assigned={topic: sorted(numbers) for topic, numbers in assigned.items() if topic in topics.KEYS},
-        totals=Totals(**summed(purchase_counts.reader, purchase_counts.owned_partitions() if app.serving else ())),
+        totals=summed(purchase_counts.reader, purchase_counts.owned_partitions() if app.serving else ()),
         board=parts.board.snapshot(),
         mongodb_away=parts.mongodb_outage.seconds,
         kafka_away=app.kafka_outage.seconds,

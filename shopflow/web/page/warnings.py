@@ -21,15 +21,6 @@ _SHORT = 160
 _FEW = 1_000
 
 
-class Totals(msgspec.Struct):
-    """Sums over the partitions that a worker owns."""
-
-    customers: int = 0
-    purchases: int = 0
-    items: int = 0
-    spent: int = 0  #: grosze
-
-
 class Report(msgspec.Struct):
     serving: bool
     """True while its counts are complete: not during their recovery or a rebalance."""
@@ -37,7 +28,7 @@ class Report(msgspec.Struct):
     assigned: dict[str, list[int]]
     """Topic -> the partitions that it owns."""
 
-    totals: Totals
+    totals: dict[str, int]  #: of its partitions: customers, purchases, items, spent (grosze)
     board: Snapshot
     mongodb_away: float | None = None
     """Seconds since it last reached MongoDB; None while it reaches it."""
