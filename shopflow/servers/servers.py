@@ -86,11 +86,20 @@ class Servers:
         Raises:
             Refused: A server can't be had; the message names the field, the port, or the log and what it says.
         """
+        addresses, servers = _configured(self._config), _embedded(self._config)
         try:
-            return self._start()
-        except BaseException:
+            for server in servers:
+                server.check_extra()
+            if servers:
+                self._config.data_path.mkdir(parents=True, exist_ok=True)
+                with locked(self._config.data_path / "servers.lock", waiting=lambda: self._say(_WAITING)):
+                    addresses.update(self._start_missing(servers))
+        except BaseException as error:
             self.stop()
+            if isinstance(error, OSError):
+                raise _refused(error) from error
             raise
+        return Addresses(**addresses)
 
     def failure(self) -> str | None:
         """One line if a server that we started has died, else None."""
@@ -118,20 +127,6 @@ class Servers:
 
     def __exit__(self, *failure: object) -> None:
         self.stop()
-
-    def _start(self) -> Addresses:
-        addresses = _configured(self._config)
-        servers = _embedded(self._config)
-        for server in servers:
-            server.check_extra()
-        if servers:
-            try:
-                self._config.data_path.mkdir(parents=True, exist_ok=True)
-                with locked(self._config.data_path / "servers.lock", waiting=lambda: self._say(_WAITING)):
-                    addresses.update(self._start_missing(servers))
-            except OSError as error:
-                raise _refused(error) from error
-        return Addresses(**addresses)
 
     def _start_missing(self, servers: list[Server]) -> dict[str, str]:
         addresses, missing = {}, []
