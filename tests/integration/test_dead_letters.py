@@ -259,7 +259,8 @@ def test_a_retry_that_is_killed_in_the_middle_is_finished_by_the_next(open_shop:
     with open_shop() as shop:
         events = many(shop, 20_000)
         process = shop.spawn("dead-letters", "retry", "--all")
-        print("killed after", enough := random.randint(1, 3_000))
+        # More than one transaction's: what is read here may not be committed yet.
+        print("killed after", enough := random.randint(500, 3_000))
         until(lambda: len(shop.read("retries")) > enough, "some are put back")
         process.kill()
         assert "put back" not in process.output, "it had finished before it was killed: take more dead letters"
