@@ -27,7 +27,7 @@ from shopflow.config.settings import Config, MongoDB
 from shopflow.servers.servers import Addresses, Servers
 from tests.faults.crew import Server
 from tests.faults.oracle import PARTITIONS, Sale, send
-from tests.integration.shop import FAUST, Shop, Worker, free_port, until
+from tests.support.shop import FAUST, Shop, Worker, free_port, until
 
 #: Purchases are sent so many at a time, so often.
 CHUNK, CHUNK_SECONDS = 250, 0.5

@@ -11,10 +11,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from tests.integration.conftest import open_shop, pytest_runtest_makereport, servers
-from tests.integration.shop import Worker
-
-__all__ = ["open_shop", "pytest_runtest_makereport", "servers"]
+from tests.support.shop import Worker
 
 _PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 #: A folder where pictures of the pages are kept.

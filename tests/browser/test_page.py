@@ -13,9 +13,9 @@ import pytest
 from playwright.sync_api import Error, Locator
 
 from shopflow.servers.servers import Addresses
-from tests.faults.proxy import Proxy
-from tests.integration.conftest import OpenShop
-from tests.integration.shop import Json, Record, Shop, Worker, becomes, customer, product, purchase, until
+from tests.conftest import OpenShop
+from tests.support.proxy import Proxy
+from tests.support.shop import Json, Record, Shop, Worker, becomes, customer, product, purchase, until
 
 from .conftest import OpenTab, Tab
 

@@ -17,7 +17,7 @@ from shopflow.servers.servers import Servers
 from shopflow.store import MongoStore
 from shopflow.store.errors import unencodable
 from shopflow.store.types import Document
-from tests.fakes import FakeStore
+from tests.support.fakes import FakeStore
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 

@@ -18,7 +18,7 @@ from shopflow.errors import Refused, Unavailable
 from shopflow.store import MongoStore
 from shopflow.store.types import Deletion, Document, Sold
 from tests.contract.conftest import Run
-from tests.fakes import FakeStore
+from tests.support.fakes import FakeStore
 
 NOON = datetime(2026, 5, 1, 12, 0, 0, tzinfo=timezone.utc)
 MINUTE = timedelta(minutes=1)

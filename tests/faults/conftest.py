@@ -9,11 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.conftest import open_shop, servers
-
 from .crew import Crew
-
-__all__ = ["open_shop", "servers"]
 
 _SEED = "SHOPFLOW_TEST_SEED"
 _TOLD = "faults"
@@ -53,7 +49,6 @@ def pytest_runtest_makereport(
     if report.failed:
         again = f"{_SEED}={os.environ[_SEED]} make test-faults FAULTS_ARGS='-k {item.name}'"
         report.sections.append(("again", "\n".join([again, *(crew.told() for crew in crews)])))
-        report.sections += [(f"end of {name}", text) for crew in crews for name, text in crew.shop.logs()]
     return report
 
 

@@ -15,12 +15,12 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.integration.shop import Process, Shop, Worker, free_port, shared, until
+from tests.faults import oracle
+from tests.support.proxy import REFUSALS, Proxy
+from tests.support.shop import Process, Shop, Worker, free_port, shared, until
 
-from . import oracle
 from .disks import filled, on_small_disk
 from .oracle import PARTITIONS, Sale
-from .proxy import REFUSALS, Proxy
 
 __all__ = ["Crew", "Server", "opened_crew"]
 

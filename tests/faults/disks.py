@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.shop import FAUST, Worker
+from tests.support.shop import FAUST, Worker
 
 __all__ = ["filled", "on_small_disk"]
 

@@ -20,8 +20,8 @@ from aiokafka.partitioner import DefaultPartitioner
 
 from shopflow.config.promotions import Rule
 from shopflow.store import MongoStore
-from tests.integration.shop import Json, Place, Record, Shop, Worker, encoded, shared, until
-from tests.vouchers import Bought, expected
+from tests.support.shop import Json, Place, Record, Shop, Worker, encoded, shared, until
+from tests.support.vouchers import Bought, expected
 
 __all__ = ["PARTITIONS", "PROMOTIONS", "Sale", "check", "check_rebuilt", "drained", "offer", "send"]
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from tests.integration.conftest import OpenShop
-from tests.integration.shop import Record, until
+from tests.conftest import OpenShop
+from tests.faults import oracle, schedule
+from tests.support.shop import Record, until
 
-from . import oracle, schedule
 from .crew import Crew, opened_crew
 
 pytestmark = pytest.mark.servers

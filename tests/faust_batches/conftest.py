@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 
-from tests.integration.conftest import servers
-from tests.integration.shop import Process, free_port, until
+from tests.support.shop import Process, free_port, until
 
 from .running import Kafka, Loop
 
-__all__ = ["servers", "until"]
+__all__ = ["until"]
 
 ROOT = Path(__file__).parents[2]
 #: Starts a worker of an application, by its module; gives the process and its web port.

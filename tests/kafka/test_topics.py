@@ -1,0 +1,574 @@
+"""Topics: how they are made, and which are refused."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from aiokafka import TopicPartition
+from aiokafka.errors import (
+    GroupAuthorizationFailedError,
+    GroupCoordinatorNotAvailableError,
+    InvalidReplicationFactorError,
+    KafkaConnectionError,
+    KafkaError,
+    KafkaTimeoutError,
+    TopicAlreadyExistsError,
+)
+
+from shopflow import topics
+from shopflow.errors import Refused, Unavailable
+from shopflow.kafka import connection, offsets, reading, transactions
+from shopflow.kafka import group as groups
+from shopflow.kafka import topics as kafka_topics
+from shopflow.kafka.security import Bootstrap
+from shopflow.kafka.topics import TopicSpec
+from tests.support.fakes import FakeRecord, FakeTopics
+
+
+def test_compacted_topics_keep_the_last_of_each_key_and_others_their_time() -> None:
+    """Set explicitly: a broker's defaults delete purchases after a week."""
+    compacted = TopicSpec("p", 4, 1, compacted=True).configs
+    assert (compacted["cleanup.policy"], "retention.ms" in compacted) == ("compact", False)
+    kept = TopicSpec("p", 4, 1, retention_ms=-1).configs
+    assert (kept["cleanup.policy"], kept["retention.ms"]) == ("delete", "-1")
+    assert int(kept["max.message.bytes"]) == 16 * 1024 * 1024
+
+
+def test_the_shops_topics_are_those_of_the_contract() -> None:
+    """Names, clean-up, partitions; dead letters hold a largest record with its headers."""
+    specs = {spec.name: spec for spec in topics.SPECS}
+    assert {name: spec.compacted for name, spec in specs.items()} == {
+        "shop.products": True,
+        "shop.customers": True,
+        "shop.purchases": False,
+        "shop.purchase-prices": False,
+        "shop.dead-letters": False,
+        "shop.retries": True,
+        "shop.vouchers": False,
+        "shop.alerts": False,
+        "shopflow-purchase_counts-changelog": True,
+        "shopflow-product_sales-changelog": True,
+        "shop.customer-activity": True,
+        "shopflow-customer_windows-changelog": True,
+    }
+    assert {spec.partitions for spec in topics.SPECS} == {4}
+    assert specs["shop.dead-letters"].max_message_bytes > specs["shop.purchases"].max_message_bytes
+
+
+@pytest.mark.parametrize("found", [1, 3, 8])
+def test_another_number_of_partitions_is_refused_with_both_numbers(found: int) -> None:
+    """A customer's purchases would be in two partitions."""
+    with pytest.raises(Refused) as refused:
+        kafka_topics._check_partitions(TopicSpec("shop.purchases", 4, 1), found)
+    message = str(refused.value)
+    assert message.startswith("topics.partitions: topic shop.purchases ")
+    assert f"has {found} partitions, configured are 4" in message
+
+
+@pytest.mark.parametrize("found", [None, 4])
+def test_a_missing_topic_and_one_that_fits_are_fine(found: int | None) -> None:
+    """One is made, the other is used."""
+    kafka_topics._check_partitions(TopicSpec("shop.purchases", 4, 1), found)
+
+
+def test_a_kafka_that_does_not_answer_is_refused_after_a_while() -> None:
+    """With its address, after one line that says what is waited for."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # bound, not listening: nobody else takes it
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        said: list[str] = []
+        with pytest.raises(Refused, match=f"broker: Kafka at {address} does not answer"):
+            asyncio.run(kafka_topics.wait_for(Bootstrap(address), 0.1, said.append))
+    assert said == [f"Waiting for Kafka at {address} ..."]
+
+
+class Admin:
+    """Fails as told, then answers."""
+
+    def __init__(self, *errors: KafkaError) -> None:
+        self.errors = list(errors)
+
+    async def list_consumer_group_offsets(self, group: str) -> dict[Any, Any]:
+        if self.errors:
+            raise self.errors.pop(0)
+        return {}
+
+
+def test_a_new_broker_without_a_coordinator_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It makes the topic of the offsets only when somebody asks."""
+    monkeypatch.setattr(groups, "CHECK_SECONDS", 0)
+    admin = Admin(GroupCoordinatorNotAvailableError(), GroupCoordinatorNotAvailableError())
+    assert asyncio.run(groups.coordinated(admin.list_consumer_group_offsets, "shopflow")) == {}
+
+
+def test_what_will_not_get_better_is_not_asked_again() -> None:
+    """No rights, for instance."""
+    with pytest.raises(GroupAuthorizationFailedError):
+        asyncio.run(groups.coordinated(Admin(GroupAuthorizationFailedError()).list_consumer_group_offsets, "shopflow"))
+
+
+class Client:
+    """An admin client and a consumer of one topic with two partitions, as far as they are asked."""
+
+    def __init__(self, **topics: int) -> None:
+        self.topics = topics
+        self.made: list[str] = []
+        self.place = 0
+        self.only_markers = False
+
+    async def describe_topics(self, names: list[str]) -> list[dict[str, Any]]:
+        return [
+            {
+                "topic": name,
+                "error_code": 0 if name in self.topics else 3,
+                "partitions": [{"leader": 0}] * self.topics.get(name, 0),
+            }
+            for name in names
+        ]
+
+    async def create_topics(self, new: list[Any]) -> Any:
+        for topic in new:
+            self.made.append(topic.name)
+            self.topics[topic.name] = topic.num_partitions
+        return SimpleNamespace(topic_errors=[(topic.name, 0, None) for topic in new])
+
+    async def beginning_offsets(self, places: list[TopicPartition]) -> dict[TopicPartition, int]:
+        return dict.fromkeys(places, 10)
+
+    async def end_offsets(self, places: list[TopicPartition]) -> dict[TopicPartition, int]:
+        return dict.fromkeys(places, 30)
+
+    async def list_consumer_group_offsets(self, group: str) -> dict[TopicPartition, Any]:
+        places = [(0, 25), (1, 4)]  # the second one's records were deleted since
+        return {TopicPartition("purchases", number): SimpleNamespace(offset=offset) for number, offset in places}
+
+    def assign(self, places: list[TopicPartition]) -> None:
+        self.places = places
+
+    def seek(self, place: TopicPartition, offset: int) -> None:
+        self.place = offset
+
+    async def position(self, place: TopicPartition) -> int:
+        return self.place
+
+    async def getmany(self, *places: TopicPartition, timeout_ms: int) -> dict[TopicPartition, list[Any]]:
+        self.place += 8  # the last run goes on behind the end that was there at first
+        if self.only_markers:
+            return {}
+        return {places[0]: [SimpleNamespace(offset=self.place - 8)]}
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch) -> Client:
+    """Instead of aiokafka's."""
+    made = Client(purchases=2)
+
+    @asynccontextmanager
+    async def started(bootstrap: str, **options: Any) -> AsyncIterator[Client]:
+        yield made
+
+    for name in ("admin", "consumer"):
+        monkeypatch.setattr(connection, name, started)
+    return made
+
+
+def test_only_missing_topics_are_made(client: Client) -> None:
+    """Those that are there stay as they are."""
+    specs = [TopicSpec("purchases", 2, 1), TopicSpec("products", 2, 1)]
+    asyncio.run(kafka_topics.ensure_topics("kafka:1", specs))
+    assert client.made == ["products"]
+
+
+def test_nothing_is_made_beside_a_topic_of_another_shape(client: Client) -> None:
+    """Else a wrong setting would leave topics behind."""
+    specs = [TopicSpec("products", 4, 1), TopicSpec("purchases", 4, 1)]
+    with pytest.raises(Refused):
+        asyncio.run(kafka_topics.ensure_topics("kafka:1", specs))
+    assert client.made == []
+
+
+def test_the_lag_is_what_is_there_and_not_committed(client: Client) -> None:
+    """Not what was deleted; and nothing of topics that do not exist."""
+    lags = asyncio.run(offsets.lags("kafka:1", "shop", ["purchases", "unknown"]))
+    assert lags == {"purchases": offsets.Lag(records=40, waiting=5 + 20)}
+
+
+def test_the_end_of_a_transaction_does_not_wait(client: Client) -> None:
+    """It takes an offset that no consumer is given, so none can commit past it when it is the last one."""
+    client.only_markers = True
+    lags = asyncio.run(offsets.lags("kafka:1", "shop", ["purchases"]))
+    assert lags == {"purchases": offsets.Lag(records=40, waiting=0)}
+
+
+def test_places_without_a_record_are_told(client: Client) -> None:
+    """As the lag: the end of a transaction is none."""
+    places = {("purchases", 0): offsets.Span(10, 25, 30), ("purchases", 1): offsets.Span(10, 10, 30)}
+    assert asyncio.run(offsets.empty("kafka:1", places)) == set()
+    client.only_markers = True
+    assert asyncio.run(offsets.empty("kafka:1", places)) == set(places)
+
+
+def test_a_client_that_is_not_waited_for_is_closed() -> None:
+    """Kafka is frozen, and the page has no more patience: no connection stays."""
+    stopped = []
+
+    class Slow:
+        async def start(self) -> None:
+            await asyncio.sleep(60)
+
+    async def closed() -> None:
+        stopped.append(True)
+
+    async def run() -> None:
+        async with connection._started(Slow(), closed, "kafka:1"):
+            raise AssertionError
+
+    with pytest.raises(asyncio.TimeoutError):
+        asyncio.run(asyncio.wait_for(run(), 0.01))
+    assert len(stopped) == 1
+
+
+def test_a_group_that_never_committed_has_all_before_it(client: Client) -> None:
+    """All that is there."""
+    client.topics = {"products": 1}
+    assert asyncio.run(offsets.lags("kafka:1", "shop", ["products"])) == {"products": offsets.Lag(20, 20)}
+
+
+def test_any_error_of_kafka_in_between_is_one_that_goes_away() -> None:
+    """The commands say it in one line; nobody sees a traceback."""
+
+    class Away:
+        async def start(self) -> None:
+            return
+
+        async def stop(self) -> None:
+            self.stopped = True
+
+    away = Away()
+
+    async def use() -> None:
+        async with connection._started(away, away.stop, Bootstrap("kafka:1")):
+            raise GroupCoordinatorNotAvailableError
+
+    with pytest.raises(Unavailable, match="GroupCoordinatorNotAvailableError"):
+        asyncio.run(use())
+    assert away.stopped
+
+
+def test_a_coordinator_that_never_comes_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a while; not an endless wait."""
+    monkeypatch.setattr(groups, "CHECK_SECONDS", 0)
+    monkeypatch.setattr(groups, "_COORDINATOR_SECONDS", 0.05)
+    admin = Admin(*(GroupCoordinatorNotAvailableError() for _ in range(100_000)))
+    with pytest.raises(GroupCoordinatorNotAvailableError):
+        asyncio.run(groups.coordinated(admin.list_consumer_group_offsets, "shopflow"))
+    assert len(admin.errors) < 100_000 - 1
+
+
+@pytest.mark.parametrize(("bootstrap", "servers"), [("a:1", ["a:1"]), ("a:1;b:2", ["a:1", "b:2"]), ("a:1;", ["a:1"])])
+def test_several_brokers_are_separated_by_semicolons(bootstrap: str, servers: list[str]) -> None:
+    """As Faust writes them."""
+    assert Bootstrap(bootstrap).hosts == servers
+
+
+class Creating(Client):
+    """Answers the making of a topic with an error, in the answer or raised."""
+
+    def __init__(self, code: int = 0, message: str | None = None, raised: Exception | None = None) -> None:
+        super().__init__()
+        self.code, self.message, self.raised = code, message, raised
+
+    async def create_topics(self, new: list[Any]) -> Any:
+        await super().create_topics(new)
+        if self.raised:
+            raise self.raised
+        return SimpleNamespace(topic_errors=[(topic.name, self.code, self.message) for topic in new])
+
+
+def made_by(monkeypatch: pytest.MonkeyPatch, client: Client) -> None:
+    """Make a topic with this client."""
+
+    @asynccontextmanager
+    async def started(bootstrap: str, **options: Any) -> AsyncIterator[Client]:
+        yield client
+
+    monkeypatch.setattr(connection, "admin", started)
+    asyncio.run(kafka_topics.ensure_topics("kafka:1", [TopicSpec("shop.products", 2, 3)]))
+
+
+@pytest.mark.parametrize(
+    "client",
+    [Creating(TopicAlreadyExistsError.errno), Creating(raised=TopicAlreadyExistsError())],
+    ids=["told", "raised"],
+)
+def test_another_worker_may_be_quicker(monkeypatch: pytest.MonkeyPatch, client: Client) -> None:
+    """Two that start together both find the topic missing."""
+    made_by(monkeypatch, client)
+    assert client.made == ["shop.products"]
+
+
+@pytest.mark.parametrize(
+    ("client", "reason"),
+    [
+        (
+            Creating(InvalidReplicationFactorError.errno, "larger than available brokers"),
+            "larger than available brokers",
+        ),
+        (Creating(InvalidReplicationFactorError.errno), "InvalidReplicationFactorError"),
+        (Creating(raised=InvalidReplicationFactorError("3 > 1")), "3 > 1"),
+    ],
+    ids=["with a message", "without", "raised"],
+)
+def test_a_topic_that_can_not_be_made_is_refused(monkeypatch: pytest.MonkeyPatch, client: Client, reason: str) -> None:
+    """With its name and Kafka's reason."""
+    with pytest.raises(Refused) as refused:
+        made_by(monkeypatch, client)
+    assert str(refused.value).startswith("topic shop.products can't be created: ")
+    assert reason in str(refused.value)
+
+
+def test_a_new_topic_is_waited_for_until_it_has_leaders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the first event that is sent to it meets an error."""
+
+    class Slow(Client):
+        looks = 0
+
+        async def describe_topics(self, names: list[str]) -> list[dict[str, Any]]:
+            described = await super().describe_topics(names)
+            self.looks += 1
+            leader = 0 if self.looks > 3 else -1
+            return [{**topic, "partitions": [{"leader": leader}] * len(topic["partitions"])} for topic in described]
+
+    client = Slow()
+    made_by(monkeypatch, client)
+    assert client.looks == 4
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> FakeTopics:
+    """A topic of three partitions: records of these offsets and times."""
+    partitions = [[(0, 10), (1, 50), (2, 40), (5, 70)], [], [(7, 5), (8, 45), (9, 60)]]
+    records = [
+        [FakeRecord(None, b"v", offset, number, "t", timestamp=time) for offset, time in places]
+        for number, places in enumerate(partitions)
+    ]
+    return FakeTopics(monkeypatch, lambda topic: records if topic == "t" else [])
+
+
+def read(*partitions: int, **bounds: int) -> list[list[int]]:
+    """The offsets of the runs of these partitions."""
+
+    found: list[list[int]] = []
+
+    async def run() -> None:
+        for partition in partitions:
+            async with reading.runs("kafka:1", "t", partition, **bounds) as runs:
+                found.extend([[record.offset for record in run] async for run in runs])
+
+    asyncio.run(run())
+    return found
+
+
+def test_a_partition_is_read_in_runs_from_where_it_is_told(log: FakeTopics) -> None:
+    """An offset, a number of them before the end, or a time. What is not there is no end, and no record."""
+    assert read(0, 1, 2) == [[0, 1], [2, 5], [7, 8], [9]]
+    assert read(0, start=1) == [[1, 2], [5]]
+    assert read(0, start=3) == [[5]]
+    assert read(2, start=3) == [[7, 8], [9]]
+    assert read(0, 1, 2, start=-3) == [[5], [7, 8], [9]]
+    assert read(0, 1, start=-50) == [[0, 1], [2, 5]]
+    assert read(0, since=45) == [[1, 2], [5]]
+    assert read(0, 1, 2, since=65) == [[5]]
+    assert read(0, 1, 2, start=99) == read(2, since=99) == []
+
+
+def test_no_record_is_read_at_or_behind_the_end(log: FakeTopics) -> None:
+    """The one that is asked for, or that of when the reading begins: else it would go on while others write."""
+    assert read(0, end=5) == [[0, 1], [2]]
+    assert read(0, end=3) == read(0, end=4) == [[0, 1], [2]]
+    assert read(0, start=2, end=3) == [[2]]
+    assert read(0, start=3, end=5) == read(1, end=5) == read(0, start=2, end=2) == []
+    assert read(2, end=99) == [[7, 8], [9]]
+    log.ends = {("t", 0): 2, ("t", 2): 8}
+    assert read(0, 2, end=99) == read(0, 2) == [[0, 1], [7]]
+
+
+def test_the_next_run_is_fetched_when_the_last_one_was_handled(log: FakeTopics) -> None:
+    """Few records are in memory at once."""
+
+    async def run() -> list[tuple[int, int]]:
+        partition = TopicPartition("t", 0)
+        async with connection.consumer("kafka:1") as client:
+            client.assign([partition])
+            return [
+                (run[-1].offset, await client.position(partition))
+                async for run in reading.fetched(client, partition, 6)
+            ]
+
+    assert asyncio.run(run()) == [(1, 2), (5, 6)]
+
+
+def test_records_since_a_time_have_values_only_if_they_are_wanted(log: FakeTopics) -> None:
+    """Dead letters are large, and the headers say which they are."""
+    for values, expected in ((False, None), (True, b"v")):
+        found = asyncio.run(reading.read_since("kafka:1", "t", 0, 45, values=values))
+        assert [(record.offset, record.value) for record in found] == [(n, expected) for n in (1, 2, 5)]
+
+
+def by_time(topic: str = "t") -> list[tuple[int, int]]:
+    """Partition and offset of a topic's records."""
+
+    async def run() -> list[tuple[int, int]]:
+        return [(record.partition, record.offset) async for record in reading.by_time("kafka:1", topic)]
+
+    return asyncio.run(run())
+
+
+def test_a_topic_is_read_by_time_and_each_partition_in_its_order(log: FakeTopics) -> None:
+    """Whatever time its records say they have; holes and empty partitions are no end."""
+    assert by_time() == [(2, 7), (0, 0), (2, 8), (0, 1), (0, 2), (2, 9), (0, 5)]
+    assert by_time("unknown") == []
+
+
+def test_what_arrives_while_a_topic_is_read_is_not_read(log: FakeTopics) -> None:
+    """Else a retry would put back for ever what fails again."""
+    log.ends = {("t", 0): 2, ("t", 2): 8}
+    assert by_time() == [(2, 7), (0, 0), (0, 1)]
+
+
+def test_the_tail_of_a_topic_is_read_and_no_more(log: FakeTopics) -> None:
+    """So many offsets of each partition: a topic of millions is not read for the last few."""
+    for most, expected in ((1, [(0, 5), (2, 9)]), (2, [(0, 5), (2, 8), (2, 9)]), (50, None)):
+        found = asyncio.run(reading.tail("kafka:1", "t", most))
+        places = [(record.partition, record.offset) for record in found]
+        assert places == (expected or [(0, 0), (0, 1), (0, 2), (0, 5), (2, 7), (2, 8), (2, 9)])
+    log.ends = {("t", 0): 1, ("t", 2): 8}
+    assert len(asyncio.run(reading.tail("kafka:1", "t", 50))) == 2  # what came while it was read is not
+    assert asyncio.run(reading.tail("kafka:1", "unknown", 50)) == []
+
+
+def test_only_topics_that_exist_have_partitions(client: Client) -> None:
+    """A new shop has none."""
+    count = kafka_topics.count_partitions
+    assert [asyncio.run(count("kafka:1", topic)) for topic in ("purchases", "unknown")] == [2, 0]
+
+
+class Producing:
+    """A transactional producer, as far as it is used."""
+
+    def __init__(self, seconds: float = 0) -> None:
+        self.did: list[Any] = []
+        self.seconds = seconds
+
+    async def begin_transaction(self) -> None:
+        self.did.append("begin")
+
+    async def commit_transaction(self) -> None:
+        await asyncio.sleep(self.seconds)
+        self.did.append("commit")
+
+    async def send(self, topic: str, value: Any, key: Any, partition: int, *, headers: Any) -> Any:
+        self.did.append((topic, partition, key, value, headers))
+
+    def create_batch(self) -> Any:
+        return SimpleNamespace(append=lambda **record: self.did.append(record))
+
+    async def send_batch(self, batch: Any, topic: str, *, partition: int) -> Any:
+        self.did.append((topic, partition))
+
+
+def test_a_transaction_is_committed_when_its_body_ends_well() -> None:
+    """Also with a record that has neither key nor value, which aiokafka does not send otherwise."""
+    client = Producing()
+
+    async def use() -> None:
+        producer = transactions.Transactions(client)
+        async with producer.transaction():
+            await producer.send("t", 3, b"k", None, [("a", b"1")])
+            await producer.send("t", 2, None, None, (("a", b"1"),))
+        with pytest.raises(KafkaConnectionError):
+            async with producer.transaction():
+                raise KafkaConnectionError
+
+    asyncio.run(use())
+    bare = {"key": None, "value": None, "timestamp": None, "headers": [("a", b"1")]}
+    assert client.did == ["begin", ("t", 3, b"k", None, [("a", b"1")]), bare, ("t", 2), "commit", "begin"]
+
+
+def test_a_commit_that_takes_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """aiokafka itself would try for ever while Kafka is away, and the command would stand still without a word."""
+    monkeypatch.setattr(transactions, "_COMMIT_SECONDS", 0.01)
+
+    async def use() -> None:
+        async with transactions.Transactions(Producing(60)).transaction():
+            pass
+
+    with pytest.raises(KafkaTimeoutError, match="no answer within"):
+        asyncio.run(use())
+
+
+def test_a_kafka_that_is_away_takes_no_transactions() -> None:
+    """One line, and no client is left open."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # bound, not listening: nobody else takes it
+
+        async def use() -> None:
+            async with transactions.transactions(Bootstrap(f"127.0.0.1:{unused.getsockname()[1]}"), "id"):
+                raise AssertionError("it can't have started")
+
+        with pytest.raises(Unavailable, match="Kafka"):
+            asyncio.run(use())
+
+
+def test_spans_say_where_each_partition_begins_is_and_ends(client: Client) -> None:
+    """What is committed is never before the start: that much is gone."""
+    found = asyncio.run(offsets.spans("kafka:1", "shop", ["purchases", "unknown"]))
+    assert found == {"purchases": {0: offsets.Span(10, 25, 30), 1: offsets.Span(10, 10, 30)}}
+
+
+class Described(Client):
+    """Describes the group as told, one answer after the other."""
+
+    def __init__(self, *answers: tuple[Any, ...]) -> None:
+        super().__init__()
+        self.answers = list(answers)
+
+    async def describe_consumer_groups(self, names: list[str]) -> list[Any]:
+        assert names == ["shop"]
+        return [SimpleNamespace(groups=[self.answers.pop(0)])]
+
+
+def described(monkeypatch: pytest.MonkeyPatch, *answers: tuple[Any, ...]) -> groups.Group:
+    """The group as these answers say."""
+    client = Described(*answers)
+
+    @asynccontextmanager
+    async def started(bootstrap: str) -> AsyncIterator[Client]:
+        yield client
+
+    monkeypatch.setattr(connection, "admin", started)
+    monkeypatch.setattr(groups, "CHECK_SECONDS", 0)
+    return asyncio.run(groups.group_of("kafka:1", "shop"))
+
+
+def test_a_group_is_described_with_what_each_member_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the version of the answer: later ones have more fields."""
+    members = [("id2", "faust-b", "/10.0.0.2", b"m", b"two"), ("id1", "faust-a", "/10.0.0.1", b"m", b"one", "more")]
+    group = described(monkeypatch, (0, "shop", "Stable", "consumer", "faust", members, -1))
+    given = (("faust-a at /10.0.0.1", b"one"), ("faust-b at /10.0.0.2", b"two"))
+    assert group == groups.Group("Stable", given, ("id2", "id1"))
+
+
+def test_a_group_is_asked_for_again_until_it_has_a_coordinator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error is in the answer; another one is raised."""
+    dead = (0, "shop", "Dead", "", "", [])
+    loading = (GroupCoordinatorNotAvailableError.errno, "shop", "", "", "", [])
+    assert described(monkeypatch, loading, loading, dead) == groups.Group("Dead", ())
+    with pytest.raises(GroupAuthorizationFailedError):
+        described(monkeypatch, (GroupAuthorizationFailedError.errno, "shop", "", "", "", []))

@@ -1,0 +1,445 @@
+"""The way back for dead letters: what one says of itself, and that each goes back exactly once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import datetime, timezone
+from typing import Any
+
+import pytest
+from aiokafka.errors import KafkaConnectionError, KafkaTimeoutError, MessageSizeTooLargeError
+
+from shopflow.errors import Refused, Rejected, Unavailable
+from shopflow.operations import letters, retry
+from shopflow.operations.letters import Id, Letter
+from shopflow.operations.retry import Outcome, Retry, headers_back
+from shopflow.shop.dead_letters import headers_of
+from tests.support.fakes import FakeKafka, FakeRecord, FakeTopics, layout
+
+WHY = Rejected("unknown product", "product_id 'x' was never offered – zażółć")
+SHOP = replace(
+    layout(4),
+    products="shop.products",
+    purchases="shop.purchases",
+    dead_letters="shop.dead-letters",
+    retries="shop.retries",
+)
+
+
+def dead(
+    offset: int = 0, partition: int = 0, *, topic: str = "shop.purchases", headers: Any = (), value: bytes | None = b"v"
+) -> FakeRecord:
+    """A dead letter as a worker writes it, of a record with these headers."""
+    was = FakeRecord(b"anna", value, 100 + offset, partition, topic, headers=tuple(headers))
+    return FakeRecord(
+        b"anna", value, offset, partition, "shop.dead-letters", headers=tuple(headers_of(was, WHY, "shopflow"))
+    )
+
+
+def letter(offset: int = 0, partition: int = 0, **fields: Any) -> Letter:
+    """The same, read."""
+    return Letter.of(dead(offset, partition, **fields))
+
+
+# -- one of them
+
+
+def test_a_dead_letter_says_where_it_came_from_and_why() -> None:
+    """Out of the headers that the worker wrote."""
+    found = letter(5, 3)
+    assert (found.id, str(found.id)) == (Id(3, 5), "3:5")
+    assert (found.topic, found.partition, found.offset) == ("shop.purchases", 3, 105)
+    assert (found.reason, found.label) == (str(WHY), "unknown product")
+    assert found.time == datetime.fromtimestamp(1_700_000_000, timezone.utc)
+    assert (found.retries, found.history) == (0, ())
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        FakeRecord(None, None),
+        FakeRecord(None, None, timestamp=-1),
+        FakeRecord(None, None, timestamp=2**62),
+        FakeRecord(b"\xff", b"\xff", headers=(("__connect.errors.exception.message", b"\xff"),)),
+        FakeRecord(None, None, headers=(("__connect.errors.exception.message", None),)),  # type: ignore[arg-type]
+        FakeRecord(None, None, headers=(("shopflow.retry.history", None), ("shopflow.retry.count", None))),  # type: ignore[arg-type]
+        FakeRecord(None, None, headers=(("shopflow.retry.history", b"{"), ("shopflow.retry.count", b"\xb2"))),
+        FakeRecord(None, None, headers=(("shopflow.retry.history", b"[{}]"), ("shopflow.retry.count", b"9" * 5000))),
+        FakeRecord(None, None, headers=(("shopflow.retry.history", b'["\xff"]'),)),
+        FakeRecord(None, None, headers=(("shopflow.retry.history", b'[{"x":' + b"[" * 100_000),)),
+    ],
+)
+def test_whatever_another_program_wrote_can_be_read(record: FakeRecord) -> None:
+    """As one that came from nowhere and was never put back; nothing is raised."""
+    found = Letter.of(record)
+    assert (found.topic, found.retries, found.history) == ("", 0, ())
+
+
+@pytest.mark.parametrize(
+    "text", ["", "1", "1:", ":1", "-1:0", "1:-1", "1:2:3", "a:b", " 1:2", "1:2\n", "٣:٤", "1" * 11 + ":1"]
+)
+def test_what_is_no_id_is_refused(text: str) -> None:
+    """In one line that shows it and says what it should be."""
+    with pytest.raises(Refused, match="PARTITION:OFFSET") as caught:
+        Id.parse(text)
+    assert repr(text) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_id_is_read_as_it_is_shown() -> None:
+    """Up to the largest offset."""
+    for one in (Id(0, 0), Id(9999, 2**63 - 1)):
+        assert Id.parse(str(one)) == one
+
+
+def test_a_record_goes_back_with_its_own_headers_and_its_history() -> None:
+    """Those of the dead letter are left behind; its own keep their order, also where a name is there twice."""
+    own = [("trace", b"\xff"), ("a", b"1"), ("trace", b"2"), ("empty", None)]
+    *kept, count, history = headers_back(letter(5, 3, headers=own))
+    assert kept == own
+    assert count == ("shopflow.retry.count", b"1")
+    assert history[0] == "shopflow.retry.history"
+    assert json.loads(history[1]) == [
+        {
+            "dead_letter": "3:5",
+            "topic": "shop.purchases",
+            "partition": 3,
+            "offset": 105,
+            "reason": str(WHY),
+            "time": "2023-11-14T22:13:20.000+00:00",
+        }
+    ]
+
+
+def test_a_history_grows_with_each_failure_and_stays_bounded() -> None:
+    """The latest ten are kept, all are counted; a reason of any length is cut."""
+    headers: Any = [("trace", b"1")]
+    for number in range(25):
+        found = letter(number, headers=headers)
+        assert found.retries == number
+        assert [failure.dead_letter for failure in found.history] == [f"0:{n}" for n in range(number)][-10:]
+        headers = headers_back(replace(found, reason="ż" * 10_000))
+        assert [name for name, _ in headers] == ["trace", "shopflow.retry.count", "shopflow.retry.history"]
+    assert len(headers[2][1]) < 20_000
+
+
+# -- all of them
+
+
+class Desk:
+    """A shop's dead letters, and who puts them back."""
+
+    def __init__(self) -> None:
+        self.kafka = FakeKafka()
+
+    async def marks(self) -> dict[Id, int]:
+        marked = [
+            Id.parse((key or b"").decode()) for topic, _, key, *_ in self.kafka.committed if topic == "shop.retries"
+        ]
+        assert len(marked) == len(set(marked))
+        return dict.fromkeys(marked, 0)
+
+    def retry(self, found: Iterable[Letter]) -> Outcome:
+        """Put these back."""
+        return asyncio.run(Retry(self.kafka.connect, self.marks, SHOP).run(stream(found)))
+
+    def back(self) -> list[tuple[str, int, bytes | None]]:
+        """Topic, partition and value of what is back."""
+        return [
+            (topic, number, value) for topic, number, _, value, _ in self.kafka.committed if topic != "shop.retries"
+        ]
+
+
+async def stream(found: Iterable[Letter]) -> AsyncGenerator[Letter, None]:
+    """As they are read."""
+    for one in found:
+        yield one
+
+
+def several(count: int) -> list[Letter]:
+    """Dead letters, each with a value of its own."""
+    return [letter(number // 4, number % 4, value=str(number).encode()) for number in range(count)]
+
+
+@pytest.fixture
+def desk(monkeypatch: pytest.MonkeyPatch) -> Desk:
+    """Five of them are a transaction."""
+    monkeypatch.setattr(retry, "_AT_ONCE", 5)
+    return Desk()
+
+
+def test_each_goes_back_to_its_topic_and_partition_with_a_mark(desk: Desk) -> None:
+    """Key and value byte by byte; the mark says where it is now; both in one transaction."""
+    assert desk.retry([letter(7, 3, topic="shop.products", value=b"\x00\xff")]) == Outcome(put_back=1)
+    record, mark = desk.kafka.committed
+    assert record[:4] == ("shop.products", 3, b"anna", b"\x00\xff")
+    assert dict(record[4])["shopflow.retry.count"] == b"1"
+    assert mark[:3] == ("shop.retries", 3, b"3:7")
+    assert json.loads(mark[3] or b"") == {"dead_letter": "3:7", "topic": "shop.products", "partition": 3, "offset": 0}
+    assert desk.kafka.commits == 1
+
+
+def test_none_goes_back_twice(desk: Desk) -> None:
+    """However often it is asked for; nothing is sent for those that are back."""
+    found = several(12)
+    assert desk.retry(found[:7]) == Outcome(put_back=7)
+    assert desk.retry(found) == Outcome(put_back=5, already=7)
+    commits = desk.kafka.commits
+    assert desk.retry(found) == Outcome(already=12)
+    assert desk.kafka.commits == commits
+    assert sorted(value or b"" for *_, value in desk.back()) == sorted(str(number).encode() for number in range(12))
+
+
+def test_the_order_of_a_partition_stays(desk: Desk) -> None:
+    """A customer's events go back as they came."""
+    desk.retry(several(23))
+    for partition in range(4):
+        values = [int(value or b"") for _, number, value in desk.back() if number == partition]
+        assert values == list(range(partition, 23, 4))
+
+
+def test_large_ones_are_not_gathered(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transaction of them would be too long in memory and under way."""
+    monkeypatch.setattr(retry, "_BYTES_AT_ONCE", 10)
+    desk.retry([letter(number, value=b"x" * 20) for number in range(4)])
+    assert desk.kafka.commits == 4
+
+
+@pytest.mark.parametrize("at", range(1, 6))
+@pytest.mark.parametrize("error", [KafkaConnectionError("away"), KafkaTimeoutError("away"), asyncio.CancelledError()])
+def test_what_is_cut_off_is_finished_by_the_next(desk: Desk, at: int, error: BaseException) -> None:
+    """At any transaction; what that one had sent is not there, and the next run puts it back."""
+
+    def fails(number: int) -> None:
+        if number == at:
+            raise error
+
+    desk.kafka.before_commit = fails
+    found = several(23)
+    with pytest.raises((Unavailable, asyncio.CancelledError)) as caught:
+        desk.retry(found)
+    if isinstance(caught.value, Unavailable):
+        assert f"{5 * at - 5} dead letters were put back" in str(caught.value)
+    assert len(desk.back()) == 5 * (at - 1)
+    assert desk.retry(found) == Outcome(put_back=23 - 5 * (at - 1), already=5 * (at - 1))
+    assert sorted(desk.back()) == sorted(set(desk.back()))
+
+
+def test_a_transaction_that_is_cut_off_is_ended_at_once(desk: Desk) -> None:
+    """By another producer of its id: else the workers wait for it until Kafka gives it up."""
+    desk.kafka.before_commit = lambda number: (_ for _ in ()).throw(asyncio.CancelledError)
+    with pytest.raises(asyncio.CancelledError):
+        desk.retry(several(3))
+    assert desk.kafka.started == 2
+
+
+def test_another_one_takes_over(desk: Desk) -> None:
+    """The first says so and stops; it does not stop the other in turn. Between them each goes back once."""
+    found = several(23)
+
+    async def both() -> tuple[Outcome, Unavailable]:
+        loop = asyncio.get_running_loop()
+        second: list[asyncio.Task[Outcome]] = []
+
+        def joins(number: int) -> None:
+            if number == 3:
+                second.append(loop.create_task(Retry(desk.kafka.connect, desk.marks, SHOP).run(stream(found))))
+                desk.kafka.started += 1  # it has started, as far as Kafka is concerned
+
+        desk.kafka.before_commit = joins
+        with pytest.raises(Unavailable, match=r"another one has taken over.*10 dead letters were put back") as caught:
+            await Retry(desk.kafka.connect, desk.marks, SHOP).run(stream(found))
+        return await second[0], caught.value
+
+    outcome, _ = asyncio.run(both())
+    assert outcome == Outcome(put_back=13, already=10)
+    assert sorted(desk.back()) == sorted(set(desk.back()))
+    assert desk.kafka.started == 3
+
+
+@pytest.mark.parametrize(
+    ("found", "why"),
+    [
+        (Letter.of(FakeRecord(b"k", b"v")), "don't say where it came from"),
+        (letter(topic="shop.dead-letters"), "'shop.dead-letters'"),
+        (letter(topic="elsewhere\x1b"), "elsewhere"),
+        (letter(0, 4), "no partition of shop.purchases"),
+    ],
+)
+def test_what_is_not_of_this_shop_is_refused_and_the_others_go(desk: Desk, found: Letter, why: str) -> None:
+    """With its id and the reason; the exit status says so."""
+    outcome = desk.retry([*several(2), replace(found, id=Id(0, 99)), *several(4)[2:]])
+    assert (outcome.put_back, outcome.already, outcome.status) == (4, 0, 1)
+    ((refused, reason),) = outcome.refused
+    assert refused == Id(0, 99)
+    assert why in reason
+    assert Outcome(put_back=1).status == 0
+
+
+def test_what_kafka_does_not_take_is_refused_and_the_others_go(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too large for its topic, for instance. The rest of its transaction goes back, in order."""
+    monkeypatch.setattr(retry, "_AT_ONCE", 50)
+
+    def check(topic: str, key: bytes | None, value: bytes | None) -> None:
+        if value in {b"13", b"30"}:
+            raise MessageSizeTooLargeError("too large")
+
+    desk.kafka.check = check
+    outcome = desk.retry(several(40))
+    assert (outcome.put_back, outcome.already) == (38, 0)
+    assert [one for one, _ in outcome.refused] == [Id(1, 3), Id(2, 7)]
+    assert all("too large" in why for _, why in outcome.refused)
+    values = [int(value or b"") for *_, value in desk.back()]
+    assert values == [number for number in range(40) if number not in {13, 30}]
+
+
+def test_what_another_one_puts_back_meanwhile_is_not_put_back_again(desk: Desk) -> None:
+    """While this one has no producer, between the one that failed and the next."""
+    found = several(4)
+    connect = desk.kafka.connect
+
+    @asynccontextmanager
+    async def connected() -> AsyncIterator[Any]:
+        if desk.kafka.started == 1:  # ours has just failed
+            desk.kafka.check = lambda topic, key, value: None
+            assert await Retry(connect, desk.marks, SHOP).run(stream(found[2:])) == Outcome(put_back=2)
+        async with connect() as producer:
+            yield producer
+
+    def check(topic: str, key: bytes | None, value: bytes | None) -> None:
+        raise MessageSizeTooLargeError("for now")
+
+    desk.kafka.check = check
+    outcome = asyncio.run(Retry(connected, desk.marks, SHOP).run(stream(found)))
+    assert outcome == Outcome(put_back=2, already=2)
+    assert len(desk.back()) == 4
+
+
+def test_in_whatever_way_it_is_disturbed_each_goes_back_once(desk: Desk) -> None:
+    """Runs that are cut off, overtaken or refused at random, until one gets through."""
+    seed = random.randrange(2**32)
+    print("seed", seed)
+    chance = random.Random(seed)
+    for _ in range(50):
+        desk.kafka = FakeKafka()
+        found = several(chance.randint(1, 40))
+        chance.shuffle(found)
+        disturb(desk.kafka, chance)
+        for _ in range(100):
+            try:
+                outcome = desk.retry(found)
+            except Unavailable:
+                continue
+            assert outcome.put_back + outcome.already == len(found)
+            break
+        assert sorted(desk.back()) == sorted((one.topic, one.partition, one.value) for one in found)
+
+
+def disturb(fake: FakeKafka, chance: random.Random) -> None:
+    """Now and then: Kafka is away at a commit, or another producer starts before it."""
+
+    def before_commit(_: int) -> None:
+        what = chance.random()
+        if what < 0.15:
+            raise KafkaConnectionError("away")
+        if what < 0.3:
+            fake.started += 1
+
+    fake.before_commit = before_commit
+
+
+# -- read
+
+
+def in_kafka(monkeypatch: pytest.MonkeyPatch, **topics: Sequence[FakeRecord]) -> None:
+    """Have these records in topics of four partitions."""
+    found = {f"shop.{name.replace('_', '-')}": records for name, records in topics.items()}
+
+    def partitions(topic: str) -> list[list[FakeRecord]]:
+        numbers = range(4 if topic in found else 0)
+        return [[record for record in found[topic] if record.partition == number] for number in numbers]
+
+    FakeTopics(monkeypatch, partitions)
+
+
+def collected(found: AsyncGenerator[Letter, None]) -> list[Letter]:
+    """All of them."""
+
+    async def collect() -> list[Letter]:
+        return [one async for one in found]
+
+    return asyncio.run(collect())
+
+
+def test_those_with_a_reason_are_read_whatever_its_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All are looked at, and those with this text in their reason are given."""
+    foreign = FakeRecord(None, None, 9, 1)
+    later = replace(dead(1), timestamp=foreign.timestamp + 1)
+    in_kafka(monkeypatch, dead_letters=[dead(0), foreign, later])
+    looked: list[int] = []
+    for reason, expected in ((None, [0, 9, 1]), ("PRODUCT_ID 'X'", [0, 1]), ("Zażółć", [0, 1]), ("nothing", [])):
+        looked.clear()
+        found = collected(letters.read("kafka:1", SHOP, reason, progress=looked.append))
+        assert [one.id.offset for one in found] == expected
+        assert sum(looked) == 3
+
+
+def test_ids_are_read_once_each_and_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order they were given."""
+    in_kafka(monkeypatch, dead_letters=[dead(0), dead(1), dead(1, 3)])
+    ids = [Id(3, 1), Id(0, 1), Id(3, 1)]
+    assert [one.id for one in collected(letters.chosen("kafka:1", SHOP, ids))] == [Id(3, 1), Id(0, 1)]
+    for missing in (Id(0, 2), Id(4, 0), Id(10**9, 0)):
+        with pytest.raises(Refused, match=f"there is no dead letter {missing} in topic shop.dead-letters"):
+            asyncio.run(letters.check("kafka:1", SHOP, [Id(0, 0), missing]))
+
+
+def test_a_shop_without_the_topics_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is read, and nothing made."""
+    in_kafka(monkeypatch)
+    assert collected(letters.read("kafka:1", SHOP)) == []
+    assert asyncio.run(letters.marks("kafka:1", SHOP)) == {}
+    assert asyncio.run(letters.mark_of("kafka:1", SHOP, Id(0, 0))) is None
+    with pytest.raises(Refused):
+        asyncio.run(letters.check("kafka:1", SHOP, [Id(0, 0)]))
+
+
+def test_the_latest_come_first_and_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all partitions, by their time; none where the topic is not there."""
+    times = [(0, 0, 5), (1, 0, 9), (0, 1, 7), (1, 1, 1), (2, 1, 8)]
+    in_kafka(monkeypatch, dead_letters=[replace(dead(*place), timestamp=1_000 * at) for *place, at in times])
+    found = asyncio.run(letters.latest("kafka:1", SHOP, 3))
+    assert [str(one.id) for one in found] == ["0:1", "1:2", "1:0"]
+    in_kafka(monkeypatch)
+    assert asyncio.run(letters.latest("kafka:1", SHOP, 3)) == []
+
+
+def test_marks_are_those_that_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was deleted by hand is none; what another program wrote is none, or one without a place."""
+    mark = b'{"dead_letter":"1:5","topic":"shop.purchases","partition":1,"offset":77}'
+    in_kafka(
+        monkeypatch,
+        retries=[
+            FakeRecord(b"1:5", mark, 0, 1),
+            FakeRecord(b"2:6", mark, 0, 2),
+            FakeRecord(b"2:6", None, 1, 2),
+            FakeRecord(b"nonsense", mark, 0, 0),
+            FakeRecord(b"\xff", mark, 1, 0),
+            FakeRecord(None, mark, 2, 0),
+            FakeRecord(b"0:9", b"\xff", 3, 0),
+        ],
+    )
+    time = datetime.fromtimestamp(1_700_000_000, timezone.utc)
+    assert asyncio.run(letters.marks("kafka:1", SHOP)) == {Id(1, 5): time, Id(0, 9): time}
+
+    def mark_of(one: Id) -> Any:
+        return asyncio.run(letters.mark_of("kafka:1", SHOP, one))
+
+    assert mark_of(Id(1, 5)) == (time, letters.Mark("1:5", "shop.purchases", 1, 77))
+    assert mark_of(Id(0, 9)) == (time, letters.Mark("0:9", "", -1, -1))
+    assert [mark_of(one) for one in (Id(2, 6), Id(0, 0), Id(9, 9))] == [None] * 3

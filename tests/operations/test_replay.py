@@ -1,0 +1,58 @@
+"""How far a replay has come."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime, timezone
+from typing import Any
+
+import pytest
+
+from shopflow.kafka import offsets
+from shopflow.kafka.offsets import Span
+from shopflow.operations import replay as rebuild
+from shopflow.operations.replay import Work
+from shopflow.operations.verify.announcements import compare_announcements
+from shopflow.shop.announcements import VOUCHERS
+from tests.support.fakes import FakeRecord, FakeStore, FakeTopics, layout, numbered
+
+PLACES = {("shop.purchases", 0): 100, ("shop.purchases", 1): 50, ("shop.products", 0): 0}
+
+
+def test_only_what_the_topics_still_have_is_read_again() -> None:
+    """One of them begins late."""
+    starts = {("shop.purchases", 0): 40, ("shop.purchases", 1): 0, ("shop.products", 0): 0}
+    work = Work(starts, PLACES)
+    assert work.total == 110
+    assert work.done({}) == 0
+    assert work.done(starts) == 0
+    assert work.done({("shop.purchases", 0): 60, ("shop.purchases", 1): 50}) == 70
+
+
+def test_what_arrives_meanwhile_does_not_count() -> None:
+    """Else it would never be over in a busy shop."""
+    work = Work(dict.fromkeys(PLACES, 0), PLACES)
+    assert work.done({place: end + 1_000 for place, end in PLACES.items()}) == work.total == 150
+
+
+def test_of_what_was_told_twice_the_first_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `verify` takes it: MongoDB had lost the first, and the second was told of another event."""
+    store, at = FakeStore(), datetime(2026, 5, 1, tzinfo=timezone.utc)
+
+    def told(offset: int, percent: int) -> FakeRecord:
+        source = {"origin": "kafka", "topic": "customers", "partition": 0, "offset": offset}
+        document = {"_id": "v", "percent": percent, "issued_at": at, "valid_until": at, "source": source}
+        return FakeRecord(b"anna", VOUCHERS.event(document))
+
+    records = numbered([told(5, 10), told(50, 20), told(60, 30)])
+
+    async def spans(bootstrap: str, group: str, topics: Any) -> dict[str, dict[int, Span]]:
+        return {topic: {0: Span(0, 0, 3)} for topic in topics}
+
+    monkeypatch.setattr(offsets, "spans", spans)
+    FakeTopics(monkeypatch, lambda topic: [records])
+    shop = layout(1)
+    asyncio.run(rebuild._restore("kafka:1", store, shop, shop.vouchers, VOUCHERS))
+    assert store.collections["vouchers"]["v"]["percent"] == 10
+    check = asyncio.run(compare_announcements("kafka:1", shop.group, shop.vouchers, VOUCHERS, store))
+    assert (check.good, check.detail) == (True, "1 told, each in MongoDB as it was told, 2 told again")

@@ -1,0 +1,642 @@
+"""`verify`: what agrees, what doesn't, and what can't be told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from faust_batches import Outage
+from shopflow.commands import lines as listing
+from shopflow.errors import Unavailable
+from shopflow.kafka.offsets import Lag, Span
+from shopflow.operations.verify import sales as sales_check
+from shopflow.operations.verify import totals as verification
+from shopflow.operations.verify.report import FirstTen, Report
+from shopflow.operations.verify.tables import Tables
+from shopflow.operations.verify.totals import verify
+from shopflow.operations.verify.workers import Compared, Live, Worker
+from shopflow.shop import sales
+from shopflow.shop.announcements import ALERTS, VOUCHERS
+from shopflow.shop.counts import advance, rebuilt
+from shopflow.shop.sales_mirror import Mirror
+from shopflow.store.types import Document
+from tests.support.fakes import FakeRecord, FakeStore, FakeTopics, layout, numbered
+
+LAYOUT = layout(1)
+NOTHING = Lag(0, 0)
+
+
+class Kafka:
+    """What `verify` reads of Kafka."""
+
+    def __init__(self) -> None:
+        self.lags_seen: Iterator[dict[str, Lag]] | None = None
+        self.lag = dict.fromkeys(("products", "customers", "purchases", "dead-letters"), NOTHING)
+        self.changelog: list[FakeRecord] = []
+        self.sales: list[FakeRecord] = []
+        self.told: dict[str, list[FakeRecord]] = {"vouchers": [], "alerts": []}
+        self.gone = 0  # records that retention removed from these topics
+        self.markers = 0
+
+    async def lags(self, bootstrap: str, group: str, topics: Any) -> dict[str, Lag]:
+        return next(self.lags_seen) if self.lags_seen else dict(self.lag)
+
+    def partitions(self, topic: str) -> list[list[FakeRecord]]:
+        if topic in self.told:
+            return [numbered(self.told[topic], self.gone)]
+        purchases = [FakeRecord(None, None)] * self.records()
+        records = {LAYOUT.changelog: self.changelog, LAYOUT.sales_changelog: self.sales, LAYOUT.purchases: purchases}
+        return [numbered(records[topic])]
+
+    async def spans(self, bootstrap: str, group: str, topics: Any) -> dict[str, dict[int, Span]]:
+        return {topic: {0: Span(self.gone, 0, self.gone + len(self.told[topic]))} for topic in topics}
+
+    def records(self) -> int:
+        """How many purchases there are, not counting the ends of transactions."""
+        return self.lag["purchases"].records - self.markers
+
+
+@dataclass
+class Milk:
+    """A purchase as the sales see it."""
+
+    product_id: str = "milk"
+    quantity: int = 2
+    price: int = 300
+    purchased_at: datetime = datetime(2026, 5, 1, tzinfo=timezone.utc)
+
+
+class Shop:
+    """Kafka, MongoDB and the tables."""
+
+    def __init__(self) -> None:
+        self.kafka, self.store = Kafka(), FakeStore()
+        self.live: Iterator[Live] | Live = Live()
+        self.compared = Compared()
+        for name in ("anna", "bob"):
+            self.store.collections["customers"][name] = {"_id": name}
+
+    async def who_is_live(self, bootstrap: str, group: str, changelog: str) -> Live:
+        assert (group, changelog) == ("shop", "changelog")
+        return self.live if isinstance(self.live, Live) else next(self.live)
+
+    async def compare(self, live: Live, tables: Tables, session: Any) -> Compared:
+        assert tables.partitions == 1
+        return self.compared
+
+    def sell(self, *customers: str) -> None:
+        """Purchases that are sent, stored and counted."""
+        documents = [
+            {
+                "_id": f"p{offset}",
+                "customer_id": customer,
+                "product_id": "milk",
+                "quantity": 2,
+                "price": 300,
+                "value": 600,
+                "purchased_at": datetime(2026, 5, 1, tzinfo=timezone.utc),
+                "source": {"origin": "kafka", "topic": "purchases", "partition": 0, "offset": offset},
+            }
+            for offset, customer in enumerate(customers)
+        ]
+        asyncio.run(self.store.insert_purchases(documents))
+        counted = [(offset, customer, 2, 600) for offset, customer in enumerate(customers)]
+        rows = advance(lambda key: None, counted, end=len(customers)).rows()
+        self.kafka.changelog = [FakeRecord(key, value) for key, value in rows]
+        self.sell_milk(len(customers))
+        self.kafka.lag["purchases"] = Lag(len(customers), 0)
+
+    def sell_milk(self, count: int) -> None:
+        """As many purchases, in the table of sales and in MongoDB."""
+        milk = Milk()
+        rows = sales.advance(
+            lambda key: None, [(FakeRecord(b"", b"", n), milk) for n in range(count)], end=count
+        ).rows()
+        self.kafka.sales = [FakeRecord(key, value) for key, value in rows]
+        table: Any = SimpleNamespace(reader=lambda number: dict(rows).get, scan=lambda *place: [])
+        mirror = Mirror(table, self.store, lambda: [0], Outage("MongoDB"))
+        asyncio.run(mirror.bring_up())
+        mirror.changed(0, rows)
+        asyncio.run(mirror.bring_up())
+
+    def verify(self) -> Report:
+        """Compare them."""
+        return asyncio.run(verify("kafka:1", self.store, LAYOUT))
+
+    def wrong(self) -> list[str]:
+        """Which checks fail."""
+        return [check.name for check in self.verify().checks if not check.good]
+
+
+@pytest.fixture
+def shop(monkeypatch: pytest.MonkeyPatch) -> Shop:
+    """A shop whose verification does not wait."""
+    made = Shop()
+    monkeypatch.setattr(verification.offsets, "lags", made.kafka.lags)
+    FakeTopics(monkeypatch, made.kafka.partitions)
+    monkeypatch.setattr(verification.offsets, "spans", made.kafka.spans)
+    monkeypatch.setattr(verification.workers, "live", made.who_is_live)
+    monkeypatch.setattr(verification.workers, "compare", made.compare)
+    monkeypatch.setattr(verification, "_PAUSE_SECONDS", 0)
+    monkeypatch.setattr(sales_check, "_PATIENCE_SECONDS", 0)
+    return made
+
+
+def named(text: str) -> FirstTen:
+    """A single difference."""
+    found = FirstTen()
+    found.add(text)
+    return found
+
+
+def details(report: Report) -> dict[str, str]:
+    """What each check says."""
+    return {check.name: check.detail for check in report.checks}
+
+
+def test_a_shop_in_order_agrees(shop: Shop) -> None:
+    """Status 0, and the numbers of all three."""
+    shop.sell("anna", "bob", "anna")
+    report = shop.verify()
+    assert report.status == 0
+    assert (report.kafka["purchases"], report.mongodb["purchases"], report.tables["purchases"]) == (3, 3, 3)
+
+
+def test_a_document_deleted_by_hand_is_found_and_named(shop: Shop) -> None:
+    """With its customer."""
+    shop.sell("anna", "bob")
+    del shop.store.collections["purchases"]["p1"]
+    assert shop.wrong() == ["purchases in MongoDB and tables", "customers", "sales"]
+    assert shop.verify().status == 1
+    assert "bob: stored nothing, counted 1 purchases" in details(shop.verify())["customers"]
+
+
+def test_a_price_changed_by_hand_is_found(shop: Shop) -> None:
+    """The value no longer is what was counted."""
+    shop.sell("anna", "bob")
+    shop.store.collections["purchases"]["p0"]["value"] = 601
+    assert shop.wrong() == ["customers", "sales"]
+
+
+def test_a_count_that_is_wrong_is_found(shop: Shop) -> None:
+    """Also one of a customer who never bought anything."""
+    shop.sell("anna", "bob")
+    more = advance(lambda key: None, [(0, "eve", 1, 1)], end=1).rows()
+    shop.kafka.changelog.insert(0, FakeRecord(*more[0]))
+    assert shop.wrong() == ["customers", "sums"]
+
+
+def test_an_event_that_got_lost_is_found(shop: Shop) -> None:
+    """Sent, committed, and nowhere."""
+    shop.sell("anna")
+    shop.kafka.lag["purchases"] = Lag(2, 0)
+    assert shop.wrong() == ["purchases in Kafka and tables"]
+
+
+def test_the_ends_of_transactions_are_no_purchases(shop: Shop) -> None:
+    """They take offsets; nothing got lost."""
+    shop.sell("anna", "bob")
+    shop.kafka.lag["purchases"], shop.kafka.markers = Lag(5, 0), 3
+    report = shop.verify()
+    assert (report.status, report.kafka["purchases"]) == (0, 2)
+
+
+def test_events_that_wait_do_not_agree(shop: Shop) -> None:
+    """They are in Kafka only."""
+    shop.sell("anna")
+    shop.kafka.lag["products"] = Lag(13, 13)
+    assert shop.wrong() == ["lag"]
+
+
+def test_while_events_arrive_it_can_not_be_told(shop: Shop) -> None:
+    """Status 2 rather than a false alarm."""
+    shop.sell("anna")
+    moving = ({**shop.kafka.lag, "purchases": Lag(number, 0)} for number in range(1000))
+    shop.kafka.lags_seen = moving
+    assert shop.verify().status == 2
+
+
+def test_differences_are_named_up_to_ten(shop: Shop) -> None:
+    """The rest is counted."""
+    shop.sell(*(f"c{number:02}" for number in range(15)))
+    shop.store.collections["purchases"].clear()
+    detail = details(shop.verify())["customers"]
+    assert detail.startswith("15 differ: c00: stored nothing")
+    assert detail.endswith("and 5 more")
+    assert detail.count("stored nothing") == 10
+
+
+def test_without_topics_there_is_nothing_to_compare(shop: Shop) -> None:
+    """It says what to do."""
+    del shop.kafka.lag["purchases"]
+    with pytest.raises(Unavailable, match="start a worker"):
+        shop.verify()
+
+
+def test_tables_keep_the_larger_offset_and_skip_what_is_no_count() -> None:
+    """As the workers do when they recover."""
+    old = advance(lambda key: None, [(0, "anna", 1, 1)], end=1).rows()
+    new = advance(dict(old).get, [(1, "anna", 1, 1)], end=2).rows()
+    tables = Tables(1)
+    tables.take(0, [FakeRecord(*row) for row in (*new, *old)] + [FakeRecord(b"x", b"?"), FakeRecord(b"y", None)])
+    assert tables.by_key() == {"anna": (2, 2, 2)}
+    assert tables.sums()["purchases"] == 2
+
+
+def test_the_report_is_told_in_words_and_as_json(shop: Shop) -> None:
+    """The last line is the verdict."""
+    shop.sell("anna")
+    lines = list(listing.report(shop.verify(), as_json=False))
+    assert lines[0].startswith("Purchases: 1 in Kafka, 1 in MongoDB, 1 in the tables")
+    assert lines[-1] == "Kafka, MongoDB and the tables agree."
+    (line,) = listing.report(shop.verify(), as_json=True)
+    assert '"status":0' in line
+
+
+def test_what_is_on_its_way_is_waited_for(shop: Shop) -> None:
+    """A worker that is a moment behind is no difference."""
+    shop.sell("anna")
+    waiting = {**shop.kafka.lag, "purchases": Lag(1, 1)}
+    shop.kafka.lags_seen = iter([waiting, shop.kafka.lag, shop.kafka.lag, shop.kafka.lag])
+    assert shop.verify().status == 0
+
+
+def test_a_customer_of_two_partitions_is_one_customer() -> None:
+    """Producers differ in how they choose a partition."""
+    row, *_ = advance(lambda key: None, [(0, "anna", 2, 5)], end=1).rows()
+    tables = Tables(2)
+    for partition in range(2):
+        tables.take(partition, [FakeRecord(*row)])
+    assert tables.by_key() == {"anna": (2, 4, 10)}
+
+
+def test_a_topic_that_is_not_read_has_no_dead_letters(shop: Shop) -> None:
+    """It is made with the first worker."""
+    shop.sell("anna")
+    del shop.kafka.lag["dead-letters"]
+    assert (shop.verify().status, shop.verify().kafka["dead_letters"]) == (0, 0)
+
+
+def test_what_the_checks_say_when_all_is_well(shop: Shop) -> None:
+    """The words that the README explains."""
+    shop.sell("anna", "bob", "anna")
+    assert details(shop.verify()) == {
+        "lag": "0 events wait in Kafka",
+        "purchases in Kafka and tables": "3 sent = 3 counted + 0 repeated + 0 rejected",
+        "purchases in MongoDB and tables": "3 stored, 3 counted",
+        "customers": "2 customers, each with the counts their purchases add up to",
+        "sums": "1 partitions, each with the sums its customers add up to",
+        "sales": "1 products, each with the sales its purchases add up to",
+        "vouchers": "none was told",
+        "alerts": "none was told",
+        "workers": "no worker runs; the next one recovers its tables from the changelog",
+        "registrations": "every customer who bought is registered",
+    }
+
+
+def test_what_the_checks_say_when_it_is_not(shop: Shop) -> None:
+    """Both numbers, and whose they are."""
+    shop.sell("anna", "bob")
+    shop.store.collections["purchases"]["p1"]["quantity"] = 3
+    del shop.store.collections["purchases"]["p0"]
+    shop.kafka.lag["purchases"] = Lag(5, 2)
+    shop.kafka.lag["products"] = Lag(4, 1)
+    report = shop.verify()
+    assert report.status == 1
+    assert details(report) == {
+        "lag": "3 events wait in Kafka",
+        "purchases in Kafka and tables": "5 sent = 2 counted + 0 repeated + 0 rejected",
+        "purchases in MongoDB and tables": "1 stored, 2 counted",
+        "customers": "2 differ: "
+        "bob: stored 1 purchases, 3 items, 600 grosze, counted 1 purchases, 2 items, 600 grosze; "
+        "anna: stored nothing, counted 1 purchases, 2 items, 600 grosze",
+        "sums": "1 partitions, each with the sums its customers add up to",
+        "sales": "1 differ: "
+        "milk: 1 purchases, 3 units, 600 grosze bought, 2 purchases, 4 units, 1200 grosze in the table",
+        "vouchers": "none was told",
+        "alerts": "none was told",
+        "workers": "no worker runs; the next one recovers its tables from the changelog",
+        "registrations": "every customer who bought is registered",
+    }
+
+
+def test_what_was_repeated_or_rejected_is_accounted_for(shop: Shop) -> None:
+    """They were sent, and are rightly not in MongoDB."""
+    shop.sell("anna")
+    rows = advance(lambda key: None, [(0, "anna", 2, 600)], end=4, duplicates=[1], rejected=[2, 3]).rows()
+    shop.kafka.changelog = [FakeRecord(key, value) for key, value in rows]
+    shop.kafka.lag["purchases"] = Lag(4, 0)
+    shop.kafka.lag["dead-letters"] = Lag(2, 2)  # nobody reads them: they do not wait
+    report = shop.verify()
+    assert report.status == 0
+    assert details(report)["purchases in Kafka and tables"] == "4 sent = 1 counted + 1 repeated + 2 rejected"
+    assert report.kafka == {"purchases": 4, "waiting": 0, "dead_letters": 2}
+
+
+def test_a_customer_whom_the_tables_do_not_know_is_named(shop: Shop) -> None:
+    """Stored, never counted."""
+    shop.sell("anna")
+    shop.kafka.changelog = []
+    assert "anna: stored 1 purchases, 2 items, 600 grosze, counted nothing" in details(shop.verify())["customers"]
+
+
+def test_ten_differences_are_all_named(shop: Shop) -> None:
+    """Only an eleventh is not."""
+    shop.sell(*(f"c{number:02}" for number in range(10)))
+    shop.store.collections["purchases"].clear()
+    detail = details(shop.verify())["customers"]
+    assert detail.count("stored nothing") == 10
+    assert "more" not in detail
+
+
+def test_purchases_that_were_written_directly_are_not_compared(shop: Shop) -> None:
+    """Kafka and the tables never saw them."""
+    shop.sell("anna")
+    direct = {**shop.store.collections["purchases"]["p0"], "_id": "d", "source": {"origin": "direct"}}
+    asyncio.run(shop.store.insert_purchases([direct]))
+    assert shop.verify().status == 0
+
+
+def test_why_it_could_not_be_told_is_a_check(shop: Shop) -> None:
+    """A script that reads the JSON sees it too."""
+    shop.sell("anna")
+    shop.kafka.lags_seen = ({**shop.kafka.lag, "purchases": Lag(number, 0)} for number in range(1000))
+    assert details(shop.verify())["quiet"] == "events arrive faster than they can be compared"
+
+
+def test_what_waits_for_good_is_given_up_soon(shop: Shop) -> None:
+    """No worker runs: nothing will change, and nobody wants to wait for that."""
+    shop.sell("anna")
+    looks = 0
+
+    def stuck() -> Iterator[dict[str, Lag]]:
+        nonlocal looks
+        while True:
+            looks += 1
+            yield {**shop.kafka.lag, "purchases": Lag(2, 1)}
+
+    shop.kafka.lags_seen = stuck()
+    assert shop.verify().status == 1
+    assert looks == 2 * 4
+
+
+def test_while_events_trickle_in_it_can_not_be_told(shop: Shop) -> None:
+    """None within a look, one between two: a shop with few customers is no shop that is out of order."""
+    shop.sell("anna")
+    shop.kafka.lags_seen = ({**shop.kafka.lag, "purchases": Lag(2 + number // 2, 1)} for number in range(1000))
+    assert shop.verify().status == 2
+
+
+def test_all_partitions_of_the_changelog_are_read(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each from the broker and topic of the layout."""
+
+    def rows(partition: int) -> list[FakeRecord]:
+        counted = advance(lambda key: None, [(partition, f"c{partition}", 1, 10)], end=partition + 1)
+        return numbered(FakeRecord(*row) for row in counted.rows())
+
+    changelog = FakeTopics(monkeypatch, lambda topic: [rows(partition) for partition in range(3)])
+    tables = asyncio.run(Tables.read("kafka:1", "changelog", 3))
+    assert changelog.read == [("kafka:1", "changelog", partition) for partition in range(3)]
+    assert tables.sums()["spent"] == 30
+    assert set(tables.by_key()) == {"c0", "c1", "c2"}
+
+
+def test_of_two_values_with_one_offset_the_later_stays() -> None:
+    """A redelivery writes a customer's value and the sums again; what it says last is what the workers have."""
+    first = advance(lambda key: None, [(0, "anna", 1, 1)], end=1).rows()
+    again = advance(lambda key: None, [(0, "anna", 5, 5)], end=1).rows()
+    tables = Tables(1)
+    tables.take(0, [FakeRecord(*row) for row in (*first, *again)])
+    assert tables.by_key() == {"anna": (1, 5, 5)}
+    assert tables.sums()["items"] == 5
+
+
+def test_an_empty_shop_agrees(shop: Shop) -> None:
+    """Nothing sent, nothing stored, nothing counted."""
+    report = shop.verify()
+    assert report.status == 0
+    assert details(report)["customers"].startswith("0 customers")
+
+
+def test_sums_that_are_not_what_their_customers_add_up_to_are_found(shop: Shop) -> None:
+    """A value of the changelog that somebody else wrote: no customer shows it."""
+    shop.sell("anna", "bob")
+    other = advance(lambda key: None, [(1, "anna", 9, 600), (1, "bob", 2, 600)], end=2).rows()
+    shop.kafka.changelog.append(FakeRecord(*other[-1]))
+    assert shop.wrong() == ["sums", "sales"]
+    assert details(shop.verify())["sums"] == (
+        "1 differ: partition 0: the sums say 2 customers with 2 purchases, 11 items, 1200 grosze, "
+        "its customers add up to 2 customers with 2 purchases, 4 items, 1200 grosze"
+    )
+
+
+def test_the_tables_of_live_workers_are_compared(shop: Shop) -> None:
+    """And the workers are in the report."""
+    shop.sell("anna", "bob")
+    shop.live = Live((Worker("http://a", (0,)), Worker("http://b", ())))
+    shop.compared = Compared(customers=2)
+    report = shop.verify()
+    assert report.status == 0
+    assert details(report)["workers"] == "2 live, 2 customers in their tables, all as in the changelog"
+    assert report.workers == [{"url": "http://a", "partitions": (0,)}, {"url": "http://b", "partitions": ()}]
+
+
+def test_a_table_that_differs_is_an_error_whoever_else_can_not_be_asked(shop: Shop) -> None:
+    """Both are said."""
+    shop.sell("anna")
+    shop.live = Live((Worker("http://a", (0,)),))
+    shop.compared = Compared(wrong=named("anna at http://a: ..."), unasked=named("http://b: does not answer"))
+    report = shop.verify()
+    assert report.status == 1
+    assert details(report)["workers"] == (
+        "1 differ: anna at http://a: ...; 1 can't be asked: http://b: does not answer"
+    )
+
+
+def test_a_worker_that_can_not_be_asked_is_asked_again_for_a_while(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be taking over a partition; then it could not be told."""
+    shop.sell("anna")
+    shop.live = Live((Worker("http://a", (0,)),))
+    asked = 0
+
+    async def compare(live: Live, tables: Tables, session: Any) -> Compared:
+        nonlocal asked
+        asked += 1
+        return Compared() if asked == 6 else Compared(unasked=named("http://a: does not answer"))
+
+    monkeypatch.setattr(verification.workers, "compare", compare)
+    assert shop.verify().status == 0
+    monkeypatch.setattr(verification, "_PATIENCE_SECONDS", 0)
+    report = shop.verify()
+    assert (report.status, asked) == (2, 7)
+    assert {check.name for check in report.checks if check.good is None} == {"workers"}
+    assert details(report)["workers"] == "1 can't be asked: http://a: does not answer"
+
+
+def test_while_it_is_unclear_who_is_live_it_can_not_be_told(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the reason; not when something else is wrong."""
+    monkeypatch.setattr(verification, "_PATIENCE_SECONDS", 0)
+    shop.sell("anna")
+    shop.live = Live(unclear="the workers are sharing out the partitions")
+    report = shop.verify()
+    assert (report.status, details(report)["workers"]) == (2, "the workers are sharing out the partitions")
+    shop.store.collections["purchases"].clear()
+    assert shop.verify().status == 1
+
+
+def test_workers_that_come_and_go_are_something_that_moves(shop: Shop) -> None:
+    """What was read of their tables may be of two owners."""
+    shop.sell("anna")
+    one, two = Live((Worker("http://a", (0,)),)), Live((Worker("http://b", (0,)),))
+    shop.live = iter([one, two, two, two, two, two])
+    assert shop.verify().status == 0
+    shop.live = (Live((Worker(f"http://{number}", (0,)),)) for number in range(1000))
+    assert shop.verify().status == 2
+
+
+def test_who_bought_without_being_registered_is_named_and_no_failure(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first ten; the rest is counted; many are asked for at once."""
+    monkeypatch.setattr(verification, "_REGISTERED_AT_ONCE", 4)
+    shop.sell("anna", *(f"c{number:02}" for number in range(12)), "bob")
+    report = shop.verify()
+    assert (report.status, report.mongodb["unregistered"]) == (0, 12)
+    assert details(report)["registrations"] == (
+        "12 who bought are not registered: c00, c01, c02, c03, c04, c05, c06, c07, c08, c09, and 2 more"
+    )
+    assert shop.store.calls.count("registered") == 4
+
+
+def test_a_key_of_the_changelog_that_is_no_id_is_shown(shop: Shop) -> None:
+    """Neither left out nor a reason to fail; a record without a key is no count."""
+    shop.sell("anna")
+    value = advance(lambda key: None, [(0, "x", 1, 1)], end=1).rows()[0][1]
+    shop.kafka.changelog += [FakeRecord(b"\xff", value), FakeRecord(None, value)]
+    assert "\\xff: stored nothing, counted 1 purchases" in details(shop.verify())["customers"]
+
+
+def test_what_was_counted_before_the_tables_were_rebuilt_counts_no_more(shop: Shop) -> None:
+    """Neither for a customer nor for the sums, nor where a worker's table is compared."""
+    tables = Tables(1)
+    old = advance(lambda key: None, [(0, "anna", 9, 9), (1, "bob", 1, 1)], end=2).rows()
+    new = advance({b"": rebuilt(0, 5)}.get, [(0, "anna", 1, 1)], end=1).rows()
+    tables.take(0, [FakeRecord(*row) for row in (*new, *old)])
+    assert set(tables.counts(0)) == {b"anna"}
+    assert (tables.counts(0)[b"anna"].items, tables.totals(0).items, tables.totals(0).era) == (1, 1, 5)
+    assert verification._sums(tables).good
+
+
+def test_sales_that_the_table_does_not_have_are_found_and_the_way_out_is_named(shop: Shop) -> None:
+    """So it is after an update from a version without them."""
+    shop.sell("anna", "bob")
+    shop.kafka.sales = []
+    assert details(shop.verify())["sales"] == (
+        "purchases: 0 in the table of sales, 2 in that of counts; `faust -A shopflow replay` counts them anew"
+    )
+
+
+def test_sales_changed_by_hand_are_found(shop: Shop) -> None:
+    """Other programs rely on them."""
+    shop.sell("anna")
+    parts = shop.store.parts["day 2026-05-01 milk"]
+    parts[0] = replace(parts[0], units=7)
+    (found,) = [check for check in shop.verify().checks if not check.good]
+    assert found.name == "sales"
+    assert "milk of the day 2026-05-01T00:00:00+00:00: 1 purchases, 7 units, 600 grosze in MongoDB" in found.detail
+
+
+def test_sales_on_their_way_to_mongodb_are_waited_for(shop: Shop) -> None:
+    """A worker brings them, a moment after the purchases; without one the next worker does."""
+    shop.sell("anna")
+    shop.store.positions, shop.store.parts = {}, {}
+    report = shop.verify()
+    assert report.status == 0
+    assert details(report)["sales"] == "1 products; the next worker brings MongoDB up to date"
+    shop.live = Live((Worker("http://here", (0,)),))
+    report = shop.verify()
+    assert report.status == 0
+    assert details(report)["sales"] == "1 products; a worker is bringing MongoDB up to date"
+
+
+def test_a_partition_without_purchases_is_not_waited_for(shop: Shop) -> None:
+    """No worker has anything to bring to MongoDB."""
+    shop.live = Live((Worker("http://here", (0,)),))
+    report = shop.verify()
+    assert report.status == 0
+    assert details(report)["sales"] == "0 products, each with the sales its purchases add up to"
+
+
+# -- vouchers and alerts
+
+
+def voucher(shop: Shop, name: str, **stored: Any) -> Document:
+    """A voucher that is told, and stored with these fields changed."""
+    source = {"origin": "kafka", "topic": "purchases", "partition": 0, "offset": len(shop.kafka.told["vouchers"])}
+    at = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
+    made = {"_id": name, "rule": "bread", "percent": 5, "issued_at": at, "valid_until": at, "source": source}
+    shop.kafka.told["vouchers"].append(FakeRecord(b"anna", VOUCHERS.event(made)))
+    document: Document = {**made, **stored}
+    shop.store.collections["vouchers"][name] = document
+    return document
+
+
+def test_vouchers_that_are_as_they_were_told_agree(shop: Shop) -> None:
+    """What others add to them, or store beside them, is theirs; what is no voucher in the topic is left out."""
+    voucher(shop, "a", used=True)
+    voucher(shop, "b")
+    shop.kafka.told["vouchers"] += [FakeRecord(None, b"{}"), FakeRecord(None, None)]
+    shop.store.collections["vouchers"]["c"] = {"_id": "c", "rule": "by hand"}
+    assert shop.wrong() == []
+    assert details(shop.verify())["vouchers"] == "2 told, each in MongoDB as it was told"
+
+
+def test_a_voucher_told_twice_is_said(shop: Shop) -> None:
+    """Both say the same: there is one."""
+    voucher(shop, "a")
+    shop.kafka.told["vouchers"] *= 2
+    assert shop.wrong() == []
+    assert details(shop.verify())["vouchers"].endswith(", 1 told again")
+
+
+def test_vouchers_that_differ_are_named(shop: Shop) -> None:
+    """Changed, deleted, or never told; and how they come back."""
+    voucher(shop, "a", percent=50)
+    voucher(shop, "b")
+    del shop.store.collections["vouchers"]["b"]
+    shop.store.collections["vouchers"]["c"] = {**voucher(shop, "c"), "_id": "c"}
+    shop.kafka.told["vouchers"].pop()
+    assert shop.wrong() == ["vouchers"]
+    assert details(shop.verify())["vouchers"] == (
+        "3 differ: a: percent: stored 50, sent 5; b: told, and not in MongoDB; c: in MongoDB, and not told; "
+        "`faust -A shopflow replay` restores what was told"
+    )
+
+
+def test_a_voucher_whose_event_was_removed_is_not_missed(shop: Shop) -> None:
+    """Retention removes events, not documents."""
+    voucher(shop, "old")
+    voucher(shop, "new")
+    shop.kafka.told["vouchers"].pop(0)
+    assert shop.wrong() == ["vouchers"]
+    shop.kafka.gone = 1
+    assert shop.wrong() == []
+    assert details(shop.verify())["vouchers"] == "1 told, each in MongoDB as it was told"
+
+
+def test_an_alert_that_is_gone_is_named(shop: Shop) -> None:
+    """One that is not told yet is no difference: the worker that has the product tells it."""
+    at = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
+    made: Document = {"_id": "milk@x", "kind": "stock", "left": 3, "since": at, "at": at}
+    shop.store.collections["alerts"] = {"milk@x": dict(made), "bread@x": {**made, "_id": "bread@x"}}
+    shop.kafka.told["alerts"].append(FakeRecord(b"milk", ALERTS.event(made)))
+    assert shop.wrong() == []
+    shop.store.collections["alerts"]["milk@x"]["left"] = 2
+    assert shop.wrong() == ["alerts"]
+    assert "milk@x: left: stored 2, sent 3" in details(shop.verify())["alerts"]

@@ -1,0 +1,33 @@
+"""A worker that starts embedded servers: they end with it, however it ends, and keep what was stored."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from tests.conftest import OpenShop
+from tests.support.shop import until
+
+pytestmark = pytest.mark.servers
+
+
+def test_a_worker_takes_its_servers_along_and_leaves_its_data(open_embedded_shop: OpenShop) -> None:
+    """However it ends; the next one has what was stored. A server that dies ends its worker, with one line."""
+    with open_embedded_shop() as shop:
+        worker = shop.start_worker().ready()
+        assert shop.run("seed-products").status == 0
+        until(lambda: len(shop.run("list-products", "--json").json()) == 13, "the products are stored")
+        for number in (signal.SIGINT, signal.SIGKILL):
+            worker.send(number)
+            worker.wait()
+            until(lambda: shop.leftovers() == [], "nothing is left running")
+            until(lambda: shop.locked() == [], "nothing is locked")  # a process loses its name before its files
+            worker = shop.start_worker(port=worker.port).ready()
+            assert len(shop.run("list-products", "--json").json()) == 13
+        os.kill(shop.server_pid("kafka"), signal.SIGKILL)
+        assert worker.wait(60) == 1
+        assert "Error: Kafka has died, killed by SIGKILL; its log:" in worker.output
+        assert shop.leftovers() == []
+        assert shop.locked() == []

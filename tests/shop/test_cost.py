@@ -1,0 +1,87 @@
+"""What a purchase costs, in calls: a guard that is the same on every machine, which a timed test is not."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from faust_batches.testing import FakeBatch, FakeTable
+from shopflow.store.types import Inserted
+from tests.support.fakes import FakeRecord, FakeStore, FakeWorker
+
+SIZE = 1_000
+
+
+class Takes(FakeStore):
+    """A MongoDB that takes everything and costs nothing."""
+
+    async def insert_purchases(self, documents: Sequence[Any]) -> Inserted:
+        return Inserted()
+
+
+def processing() -> FakeWorker:
+    """With edges that cost nothing."""
+
+    async def publish(partition: int, rows: Sequence[Any]) -> int:
+        return len(rows) - 1
+
+    async def none(*args: Any) -> Any:
+        return []
+
+    return FakeWorker(Takes(), FakeTable())
+
+
+def batch(customers: int) -> FakeBatch:
+    """Purchases of so many customers, in turn."""
+    base = {"product_id": "milk", "quantity": 2, "price": 300, "purchased_at": "2026-05-01T12:00:00Z"}
+    records = []
+    for number in range(SIZE):
+        name = f"customer-{number % customers}"
+        event = {"purchase_id": f"p{number}", "customer_id": name, **base}
+        records.append(FakeRecord(name.encode(), json.dumps(event).encode(), number))
+    return FakeBatch(records)
+
+
+def calls(work: Callable[[], object]) -> Counter[str]:
+    """How often which functions are called, Python's own and those written in C."""
+    counted: Counter[str] = Counter()
+
+    def count(frame: Any, event: str, argument: Any) -> None:
+        if event == "call":
+            counted[frame.f_code.co_name] += 1
+        elif event == "c_call":
+            counted[getattr(argument, "__qualname__", repr(argument))] += 1
+
+    sys.setprofile(count)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return counted
+
+
+@pytest.mark.parametrize(("customers", "most"), [(100, 13.5), (SIZE, 17.5)])
+def test_a_purchase_costs_no_more_calls_than_it_did(customers: int, most: float) -> None:
+    """Decoded, made a document, counted: a change that adds work for each record is seen here, with its name."""
+    worker, made = processing(), batch(customers)
+    counted = calls(lambda: asyncio.run(worker.purchases(made)))
+    each = sum(counted.values()) / SIZE
+    assert each <= most, f"{each:.1f} calls a purchase: {counted.most_common(12)}"
+    assert each > most - 3, f"only {each:.1f} calls a purchase: lower the bound"
+
+
+def test_ten_times_the_records_cost_ten_times_the_calls() -> None:
+    """Nothing in a batch grows faster than the batch."""
+    worker = processing()
+    small, large = batch(100), batch(100)
+    small.records = small.records[: SIZE // 10]
+    few = sum(calls(lambda: asyncio.run(worker.purchases(small))).values())
+    worker = processing()
+    many = sum(calls(lambda: asyncio.run(worker.purchases(large))).values())
+    assert many < 10.5 * few

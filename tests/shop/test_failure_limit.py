@@ -1,0 +1,156 @@
+"""When too much of a topic fails: at which record the limit is passed, and what is held up then."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Iterable
+
+import pytest
+from faust.types import TP
+
+from shopflow.errors import PartitionLost
+from shopflow.shop import failure_limit as limits
+from shopflow.shop.failure_limit import FailureShare, Limit
+from tests.support.fakes import FakeRecord
+
+
+def add(share: FailureShare, good: str, *, partition: int = 0, start: int = 0) -> bool:
+    """Add a batch, a letter a record: `.` is good, any other is the reason why it is bad. Was the limit passed?"""
+    records = [FakeRecord(None, None, start + number, partition) for number in range(len(good))]
+    share.add(partition, records, [(start + number, letter) for number, letter in enumerate(good) if letter != "."])
+    return share.passed
+
+
+@pytest.mark.parametrize(
+    ("batch", "passed"),
+    [
+        ("xxxxx", False),
+        ("xxxxxx", True),
+        ("xxxxx.....x", False),
+        ("xxxxx....x", True),
+        ("xxxxxx" + "." * 50, True),
+        ("." * 50 + "x.x.x.x.x.x.x.x.x.x.", False),
+        ("." * 50 + "xx.x.x.x.x.x", True),
+    ],
+)
+def test_more_than_the_share_of_the_window_is_too_much(batch: str, passed: bool) -> None:
+    """Anywhere in a batch, and not a record earlier."""
+    assert add(FailureShare(0.5, 10), batch) is passed
+
+
+def test_how_records_are_cut_into_batches_makes_no_difference() -> None:
+    """Checked against counting each window by itself."""
+    seed = random.randrange(2**32)
+    print("seed", seed)
+    chance = random.Random(seed)
+    for _ in range(300):
+        window, share = chance.randint(1, 12), chance.choice([0, 0.25, 0.5, 0.9, 1])
+        text = "".join(chance.choice("..x") for _ in range(chance.randint(1, 40)))
+        most = max(text[max(0, end - window) : end].count("x") for end in range(1, len(text) + 1))
+        found, at = FailureShare(share, window), 0
+        while at < len(text):
+            size = chance.randint(1, 10)
+            add(found, text[at : at + size], start=at)
+            at += size
+        assert found.passed is (most > share * window), (window, share, text)
+
+
+def test_a_small_topic_may_be_all_bad() -> None:
+    """A few bad records are dead letters, however large their share of what there is."""
+    assert not add(FailureShare(0.5, 1000), "x" * 500)
+
+
+def test_a_share_of_1_is_never_passed_and_one_of_0_by_the_first() -> None:
+    """Switched off; and nothing is let go."""
+    assert not add(FailureShare(1, 10), "x" * 100)
+    assert add(FailureShare(0, 10), "x")
+
+
+def test_a_batch_that_comes_again_counts_once() -> None:
+    """Also when the second one is longer, and each partition by itself."""
+    share = FailureShare(0.5, 10)
+    for _ in range(5):
+        assert not add(share, "xxx")
+    assert not add(share, "xxxx")
+    assert not add(share, "..", partition=1)
+    assert not add(share, "x", partition=1, start=2)
+    assert add(share, "x", start=4)
+
+
+def test_what_was_missing_in_between_takes_no_place() -> None:
+    """Compaction and transactions leave holes between offsets; the window is of records."""
+    share = FailureShare(0.5, 4)
+    records = [FakeRecord(None, None, offset) for offset in (10, 50, 900)]
+    share.add(0, records, [(record.offset, "x") for record in records])
+    assert share.passed
+
+
+def test_it_knows_how_many_and_why() -> None:
+    """Of the window, or of all as long as there are fewer; the reason that was commonest when it was passed."""
+    share = FailureShare(0.5, 100)
+    add(share, "." * 10 + "aab" * 30)
+    assert (share.failures, share.records, share.reason) == (90, 100, "a")
+    share = FailureShare(0.5, 100)
+    add(share, "z" * 60)
+    assert (share.failures, share.records, share.reason) == (60, 60, "z")
+
+
+def test_memory_is_bounded_by_the_window() -> None:
+    """However long a topic fails with a share of 1."""
+    share = FailureShare(1, 10)
+    for number in range(100):
+        add(share, "x" * 100, start=100 * number)
+    assert len(share._failed) == 10
+
+
+def test_it_says_which_topics_are_stopped() -> None:
+    """For the page; none as long as nothing is held up."""
+    limit = Limit(0.5, 4)
+    assert hold(limit, "..x.") == 0
+    assert limit.stopped == {}
+    assert hold(limit, "xxx", start=4) == 3
+    assert limit.stopped == {"shop.purchases": "3 of its last 4 records can't be accepted, most often: why"}
+
+
+def hold(limit: Limit, good: str, *, topic: str = "shop.purchases", start: int = 0, looks: int = 3) -> int:
+    """Offer a batch; how often it was asked whether the batch is still ours. It is lost at look number `looks`."""
+    asked = 0
+
+    def check() -> None:
+        nonlocal asked
+        asked += 1
+        if asked == looks:
+            raise PartitionLost("lost")
+
+    records = [FakeRecord(None, None, start + number, 0, topic) for number in range(len(good))]
+    failed = [(start + number, "why") for number, letter in enumerate(good) if letter == "x"]
+    try:
+        asyncio.run(asyncio.wait_for(limit.hold(TP(topic, 0), records, failed, check), 10))
+    except PartitionLost:
+        return asked
+    assert asked == 0
+    return 0
+
+
+def said(caplog: pytest.LogCaptureFixture) -> Iterable[str]:
+    """The errors in the log."""
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+
+
+def test_a_batch_is_held_until_it_is_lost(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing less ends it; said once, whatever comes again; other topics go on; good records do not help."""
+    monkeypatch.setattr(limits, "_LOOK_SECONDS", 0)
+    limit = Limit(0.5, 10)
+    assert hold(limit, "xxxxx") == 0
+    assert list(limit.stopped) == []
+    assert hold(limit, "x", start=5, looks=7) == 7
+    assert list(limit.stopped) == ["shop.purchases"]
+    assert hold(limit, "x", start=5) == 3
+    assert hold(limit, "." * 100, start=6) == 3
+    assert hold(limit, "xxxxx", topic="shop.products") == 0
+    (line,) = said(caplog)
+    for word in ("shop.purchases", "6 of the last 6", "0.5 of 10", "why", "restart", "dead_letters.max_share"):
+        assert word in line
+    assert "\n" not in line

@@ -1,0 +1,170 @@
+"""Prices over time: which price was in force when, and what was sold at it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shopflow.shop.price_history import Course, Period, Prices, course, periods, read
+from shopflow.store.types import BEGINNING, Deletion, PriceHistory, Sold
+from tests.support.fakes import FakeStore
+
+NOON = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
+MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
+
+
+def product(price: int, at: datetime, offset: int = 0) -> dict[str, Any]:
+    """Milk at a price."""
+    source = {"origin": "kafka", "topic": "t", "partition": 0, "offset": offset}
+    return {"_id": "milk", "name": "Milk", "type": "dairy", "price": price, "updated_at": at, "source": source}
+
+
+def shop(*prices: tuple[int | None, datetime], bought: tuple[tuple[datetime, int], ...] = ()) -> FakeStore:
+    """A store in which milk had these prices (None: it was deleted) and was bought then."""
+    store = FakeStore()
+    for offset, (price, at) in enumerate(prices):
+        if price is None:
+            source = product(0, at, offset)["source"]
+            asyncio.run(store.delete_products([Deletion("milk", at, source)]))
+        else:
+            asyncio.run(store.upsert_products([product(price, at, offset)]))
+    for number, (at, units) in enumerate(bought):
+        store.collections["purchases"][f"p{number}"] = {
+            "_id": f"p{number}", "product_id": "milk", "quantity": units, "value": 100 * units, "purchased_at": at,
+        }  # fmt: skip
+    return store
+
+
+def found(store: FakeStore, since: datetime | None = None) -> Prices:
+    """What is known of milk."""
+    prices = asyncio.run(read(store, "milk", since))
+    assert prices is not None
+    return prices
+
+
+def test_each_price_ends_where_the_next_begins() -> None:
+    """Also where it was not for sale; a price that was only said again begins nothing."""
+    store = shop(
+        (300, NOON), (300, NOON + MINUTE), (None, NOON + 2 * MINUTE), (400, NOON + 5 * MINUTE),
+        bought=((NOON, 1), (NOON + MINUTE, 2), (NOON + 5 * MINUTE, 4)),
+    )  # fmt: skip
+    assert found(store) == Prices(
+        "milk",
+        "Milk",
+        (
+            Period(NOON, NOON + 2 * MINUTE, 300, 3, 300),
+            Period(NOON + 2 * MINUTE, NOON + 5 * MINUTE, None),
+            Period(NOON + 5 * MINUTE, None, 400, 4, 400),
+        ),
+    )
+
+
+def test_what_was_sold_before_the_first_price_is_not_forgotten() -> None:
+    """It had the first known price: so purchases without one are given theirs."""
+    store = shop((300, NOON), (400, NOON + MINUTE), bought=((NOON - DAY, 5), (NOON, 1)))
+    assert found(store).prices == (
+        Period(None, NOON, 300, 5, 500), Period(NOON, NOON + MINUTE, 300, 1, 100), Period(NOON + MINUTE, None, 400),
+    )  # fmt: skip
+
+
+def test_a_product_of_another_program_has_its_price_since_ever() -> None:
+    """It has no history."""
+    store = shop(bought=((NOON, 5),))
+    store.collections["products"]["milk"] = {"_id": "milk", "price": 7}
+    assert found(store) == Prices("milk", None, (Period(None, None, 7, 5, 500),))
+
+
+def test_a_deleted_product_is_known_and_one_never_offered_is_not() -> None:
+    """Its prices stay; its name is gone with it."""
+    store = shop((300, NOON), (None, NOON + MINUTE))
+    assert found(store) == Prices("milk", None, (Period(NOON, NOON + MINUTE, 300), Period(NOON + MINUTE, None, None)))
+    assert asyncio.run(read(store, "tea")) is None
+
+
+def test_since_leaves_out_what_was_over_before() -> None:
+    """The price that was in force then is shown whole."""
+    store = shop((1, NOON), (2, NOON + MINUTE), (3, NOON + 2 * MINUTE), bought=((NOON + MINUTE, 8),))
+    assert [one.price for one in found(store, NOON + MINUTE).prices] == [2, 3]
+    assert found(store, NOON + 1.5 * MINUTE).prices[0] == Period(NOON + MINUTE, NOON + 2 * MINUTE, 2, 8, 800)
+    assert [one.price for one in found(store, NOON + DAY).prices] == [3]
+
+
+changes = st.lists(
+    st.tuples(st.integers(0, 50), st.none() | st.integers(0, 3)), min_size=1, unique_by=lambda one: one[0]
+)
+
+
+@given(changes=changes, minute=st.integers(-2, 52))
+def test_the_periods_say_what_the_purchases_are_given(changes: list[tuple[int, int | None]], minute: int) -> None:
+    """At any time exactly one period is in force, and its price is the one that the history gives."""
+    history = PriceHistory(tuple((NOON + after * MINUTE, price) for after, price in sorted(changes)))
+    at = NOON + minute * MINUTE
+    (then,) = [
+        one
+        for one in periods(history)
+        if (one.since is None or one.since <= at) and (one.until is None or at < one.until)
+    ]
+    assert then.price == history.at(at)
+
+
+def sold(store: FakeStore, now: datetime, since: datetime | None = None) -> Course:
+    """What is shown below the prices."""
+    return asyncio.run(course(store, "milk", found(store, since).prices, now, since))
+
+
+def test_some_days_are_shown_by_the_hour_and_more_by_the_day() -> None:
+    """From the first price on, or from the time that was asked for."""
+    seed = random.randrange(1_000)
+    print("seed", seed)
+    some = random.Random(seed)
+    times = tuple((NOON + some.random() * 20 * DAY, 1) for _ in range(50))
+    store = shop((300, NOON), bought=times)
+    whole = sold(store, NOON + 20 * DAY)
+    assert (whole.start, whole.end, whole.bucket, whole.width) == (NOON, NOON + 20 * DAY, "day", DAY)
+    assert sum(one.units for one in whole.sold) == 50
+    since = NOON + 17 * DAY
+    part = sold(store, NOON + 20 * DAY, since)
+    assert (part.start, part.bucket, part.width) == (since, "hour", HOUR)
+    assert sum(one.units for one in part.sold) == sum(at >= since for at, _ in times)
+    assert sold(store, NOON + 20 * DAY, NOON - 99 * DAY).start == NOON
+
+
+def test_an_hour_is_shown_by_the_minute_where_that_is_wanted() -> None:
+    """Up to two hours."""
+    store = shop((300, NOON), bought=((NOON + MINUTE, 2), (NOON + 1.5 * MINUTE, 3), (NOON + 9 * MINUTE, 1)))
+    prices = found(store).prices
+    near = asyncio.run(course(store, "milk", prices, NOON + HOUR, by_the_minute=True))
+    assert (near.bucket, near.width, [one.units for one in near.sold]) == ("minute", MINUTE, [5, 1])
+    assert asyncio.run(course(store, "milk", prices, NOON + 3 * HOUR, by_the_minute=True)).bucket == "hour"
+
+
+def test_only_the_last_prices_where_they_are_many() -> None:
+    """Nothing is summed up for the others."""
+    store = shop((1, NOON), (2, NOON + MINUTE), (3, NOON + 2 * MINUTE))
+    prices = asyncio.run(read(store, "milk", most=2))
+    assert prices is not None
+    assert [one.price for one in prices.prices] == [2, 3]
+
+
+def test_a_course_has_a_length_whatever_is_known() -> None:
+    """A price of just now, one of the future, none and nothing sold: an hour."""
+    for store in (shop((300, NOON)), shop((300, NOON + DAY))):
+        assert sold(store, NOON) == Course(NOON - HOUR, NOON, "hour", ())
+        assert sold(store, NOON, NOON + 9 * DAY).start == NOON - HOUR
+    store = FakeStore()
+    store.collections["products"]["milk"] = {"_id": "milk", "price": 7}
+    assert sold(store, NOON) == Course(NOON - HOUR, NOON, "hour", ())
+    store = shop(bought=((NOON - 2 * HOUR, 5),))
+    store.collections["products"]["milk"] = {"_id": "milk", "price": 7}
+    day = NOON.replace(hour=0)
+    assert sold(store, NOON) == Course(day, NOON, "hour", (Sold(NOON - 2 * HOUR, 5, 500),))
+
+
+def test_the_first_period_of_all_time_is_one() -> None:
+    """The beginning of time is no change of price."""
+    assert periods(PriceHistory(((BEGINNING, 7), (NOON, 8)))) == [Period(None, NOON, 7), Period(NOON, None, 8)]

@@ -1,0 +1,192 @@
+"""The sales in MongoDB are those of the table, whatever happens in between."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from faust_batches import TOTALS_KEY, Outage
+from faust_batches.outage import FIRST_PAUSE_SECONDS
+from shopflow.shop import sales_mirror as mirror
+from shopflow.shop.counts import decode_totals, rebuilt
+from shopflow.shop.sales_mirror import Mirror
+from shopflow.store.types import PartitionSales
+from tests.shop.test_sales import NOON, Purchase, enter, numbered
+from tests.support.fakes import FakeStore
+
+
+class Table:
+    """The rows of one partition, in a dict."""
+
+    def __init__(self) -> None:
+        self.rows: dict[bytes, bytes] = {}
+
+    def reader(self, partition: int) -> Any:
+        return self.rows.get
+
+    def scan(self, partition: int, after: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        return [row for row in sorted(self.rows.items()) if row[0] > after][:limit]
+
+
+class Mirrored:
+    """A table, its mirror and a store."""
+
+    def __init__(self) -> None:
+        self.table, self.store, self.owned = Table(), FakeStore(), [0]
+        self.events: list[Purchase] = []
+        self.outage = Outage("MongoDB")
+        self.mirror = Mirror(self.table, self.store, lambda: self.owned, self.outage)
+
+    def sell(self, units: int, *, told: bool = True) -> None:
+        """A purchase of milk; `told`: by the worker whose mirror this is."""
+        self.events.append(Purchase("milk", units, 100, NOON))
+        before = dict(self.table.rows)
+        enter(self.table.rows, numbered(self.events)[-1:], len(self.events))
+        if told:
+            self.mirror.changed(0, [row for row in self.table.rows.items() if before.get(row[0]) != row[1]])
+
+    def bring_up(self) -> float:
+        return asyncio.run(self.mirror.bring_up())
+
+    def units(self) -> int:
+        """What MongoDB says was sold ever."""
+
+        async def ask() -> int:
+            return sum([found["units"] async for found in self.store.sales("total")])
+
+        return asyncio.run(ask())
+
+
+@pytest.fixture
+def mirrored() -> Mirrored:
+    return Mirrored()
+
+
+def test_what_was_sold_before_is_found_in_the_table(mirrored: Mirrored) -> None:
+    """The worker that entered it was killed before it could write it."""
+    mirrored.sell(2, told=False)
+    mirrored.bring_up()
+    assert mirrored.units() == 2
+
+
+def test_only_what_changed_is_written(mirrored: Mirrored) -> None:
+    """And nothing when nothing did."""
+    mirrored.sell(2)
+    mirrored.bring_up()
+    mirrored.store.calls.clear()
+    mirrored.bring_up()
+    assert mirrored.store.calls == []
+    mirrored.sell(1)
+    mirrored.bring_up()
+    assert mirrored.units() == 3
+    assert mirrored.store.calls == ["put_sales", "put_sales", "reached_sales", "sales"]
+
+
+def test_the_totals_are_written_last(mirrored: Mirrored, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who watches them finds the days and hours there: also when the worker is killed in between."""
+    written: list[set[str]] = []
+    put = mirrored.store.put_sales
+
+    async def put_sales(partition: int, sales: Sequence[PartitionSales]) -> None:
+        written.append({sale.period for sale in sales})
+        await put(partition, sales)
+
+    monkeypatch.setattr(mirrored.store, "put_sales", put_sales)
+    mirrored.sell(2)
+    mirrored.bring_up()
+    assert written == [{"day", "hour"}, {"total"}]
+
+
+@pytest.mark.parametrize("name", ["sales_position", "put_sales", "reached_sales"])
+def test_what_could_not_be_written_is_written_when_mongodb_is_back(
+    mirrored: Mirrored, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it went away. It is said to be back with the first answer, not when all is written."""
+    monkeypatch.setattr(mirror, "_AT_ONCE", 1)
+    real, seen = getattr(mirrored.store, name), []
+
+    async def fails(*args: Any) -> Any:
+        seen.append(mirrored.outage.seconds)
+        if len(seen) <= 2:
+            mirrored.store.away(1)
+        return await real(*args)
+
+    monkeypatch.setattr(mirrored.store, name, fails)
+    mirrored.sell(2, told=False)
+    took = mirrored.bring_up()
+    assert mirrored.units() == 2
+    assert [seconds is None for seconds in seen[:4]] == [True, False, False, True][: len(seen)]
+    assert mirrored.outage.seconds is None
+    assert took < FIRST_PAUSE_SECONDS, "the pauses are not MongoDB's work"
+
+
+def test_a_partition_that_goes_while_mongodb_is_away_is_left(mirrored: Mirrored) -> None:
+    """Its next owner brings it up; nobody here waits for MongoDB any more."""
+    mirrored.sell(2, told=False)
+    owned = iter([[0], [0], [0]])
+    mirrored.mirror = Mirror(mirrored.table, mirrored.store, lambda: next(owned, []), mirrored.outage)
+    mirrored.store.away(9)
+    mirrored.bring_up()
+    assert (mirrored.outage.failures, mirrored.store.calls) == (2, [])
+    assert not mirrored.outage._failing
+
+
+def test_after_a_rebalance_it_is_looked_through_from_where_mongodb_is(mirrored: Mirrored) -> None:
+    """Another worker had the partition meanwhile, or has it now."""
+    mirrored.sell(2)
+    mirrored.bring_up()
+    mirrored.mirror.forget()
+    mirrored.sell(1, told=False)
+    mirrored.owned = []
+    mirrored.bring_up()
+    assert mirrored.units() == 2
+    mirrored.owned = [0]
+    mirrored.store.calls.clear()
+    mirrored.bring_up()
+    assert mirrored.units() == 3
+    assert mirrored.store.calls == ["sales_position", "put_sales", "put_sales", "reached_sales", "sales"]
+
+
+def test_a_partition_that_goes_while_it_is_looked_through_is_left(mirrored: Mirrored) -> None:
+    """Its database may be another's by then."""
+    mirrored.sell(2, told=False)
+    owned = iter([[0], [0], []])
+    mirrored.mirror = Mirror(mirrored.table, mirrored.store, lambda: next(owned, []), mirrored.outage)
+    mirrored.bring_up()
+    assert mirrored.units() == 0
+
+
+def test_rows_of_an_era_before_are_not_written(mirrored: Mirrored) -> None:
+    """A replay counts anew: what the table has of before counts no more."""
+    mirrored.sell(2, told=False)
+    mirrored.table.rows[TOTALS_KEY] = rebuilt(0, 1000)
+    mirrored.bring_up()
+    assert mirrored.units() == 0
+
+
+def test_it_is_not_said_to_be_all_there_before_the_rest_of_a_cut_off_batch(mirrored: Mirrored) -> None:
+    """A batch was entered in RocksDB and cut off; of it came the first part again, then the worker was killed.
+
+    The sums that are in the changelog with that part reach to the end of the whole batch. The next worker writes what
+    it finds, enters the rest, and is killed too: whoever comes then must not take the rest for written.
+    """
+    events = [Purchase("milk", 1, 100, NOON) for _ in range(4)]
+    before = dict(mirrored.table.rows)
+    enter(mirrored.table.rows, numbered(events), 4)
+    sums = mirrored.table.rows[TOTALS_KEY]
+    changelog = dict(before)
+    enter(changelog, numbered(events)[:2], 2)
+    again = dict(mirrored.table.rows)
+    enter(again, numbered(events)[:2], 2)
+    changelog[TOTALS_KEY] = again[TOTALS_KEY]
+    assert decode_totals(sums).offset == decode_totals(changelog[TOTALS_KEY]).offset == 3
+    mirrored.table.rows = changelog
+    mirrored.bring_up()
+    assert mirrored.units() == 2
+    enter(mirrored.table.rows, numbered(events)[2:], 4)
+    mirrored.mirror.forget()  # nobody told this mirror of the rest
+    mirrored.bring_up()
+    assert mirrored.units() == 4

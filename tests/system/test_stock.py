@@ -1,0 +1,133 @@
+"""Stock on real servers: one alert for each stocking that falls to its limit, whatever is killed and read again."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+
+from tests.conftest import OpenShop
+from tests.support.shop import Json, Shop, becomes, product, purchase, until
+
+pytestmark = pytest.mark.servers
+
+#: In the middle of an hour: what was bought in it before does not count.
+STOCKED = datetime(2024, 5, 6, 5, 15, tzinfo=timezone.utc)
+NAMES = [f"p{number}" for number in range(12)]
+STOCK, LIMIT = 120, 30
+
+
+@pytest.fixture
+def shop(open_shop: OpenShop) -> Iterator[Shop]:
+    """A shop of the test's own; batches are small, so that many are under way."""
+    with open_shop(batching_max_records=50) as shop:
+        yield shop
+
+
+def sold(chance: random.Random, count: int) -> list[Json]:
+    """Purchases around the stocking; a third of them before it."""
+    return [
+        purchase(
+            f"c{chance.randrange(50)}",
+            product_id=chance.choice(NAMES),
+            quantity=chance.randint(1, 4),
+            purchased_at=(STOCKED + timedelta(minutes=chance.uniform(-75, 150))).isoformat(),
+        )
+        for _ in range(count)
+    ]
+
+
+def left(events: list[Json], since: datetime = STOCKED, stock: int = STOCK) -> dict[str, int]:
+    """What is left of each, as anybody would count it."""
+    found = dict.fromkeys(NAMES, stock)
+    for event in events:
+        if datetime.fromisoformat(event["purchased_at"]).replace(microsecond=0) >= since:
+            found[event["product_id"]] -= event["quantity"]
+    return found
+
+
+def offered(since: datetime, stock: int, names: list[str] = NAMES) -> list[Json]:
+    """A stocking of each."""
+    return [product(name, updated_at=since.isoformat(), stock=stock, stock_limit=LIMIT) for name in names]
+
+
+def told(shop: Shop) -> list[str]:
+    """The ids in the topic, as often as they are there."""
+    return sorted(json.loads(record.value)["alert_id"] for record in shop.read("alerts"))
+
+
+def ids(names: Any, since: datetime) -> list[str]:
+    """Of the alerts of these stockings."""
+    return sorted(f"{name}@{since.isoformat(timespec='milliseconds')}" for name in names)
+
+
+def listed(shop: Shop) -> dict[str, int]:
+    """What is left, as `list-products` says."""
+    return {one["product_id"]: one["left"] for one in shop.run("list-products", "--json").json() if "left" in one}
+
+
+def test_each_stocking_alerts_once_whatever_dies(shop: Shop) -> None:
+    """Of two workers one is killed again and again when alerts are on their way; then all is read again."""
+    seed = random.SystemRandom().randrange(1 << 32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    events: list[Json] = []
+    first = shop.start_worker().ready()
+    shop.offer(*offered(STOCKED, STOCK), product("plain"))
+    second = shop.start_worker()
+    for _ in range(4):
+        more = sold(chance, 150)
+        events += more
+        before = shop.db.alerts.count_documents({})
+        shop.sell(*more, *more[:5])  # some are sent twice
+        if sum(units <= LIMIT for units in left(events).values()) > before:
+            until(lambda before=before: shop.db.alerts.count_documents({}) > before, "it tells", poll=0.01)  # type: ignore[misc]
+        time.sleep(chance.random())  # anywhere in the work
+        second.kill()
+        second = shop.start_worker()
+    first.kill()
+    first = shop.start_worker(port=first.port)
+    more = sold(chance, 300)
+    shop.sell(*more)
+    events += more
+    shop.drain(120)
+    expected = left(events)
+    fallen = ids((name for name, units in expected.items() if units <= LIMIT), STOCKED)
+    assert len(fallen) > 5
+    becomes(lambda: listed(shop), expected)
+    becomes(lambda: told(shop), fallen)
+    documents = list(shop.db.alerts.find().sort("_id", 1))
+    assert [document["_id"] for document in documents] == fallen
+    for record in shop.read("alerts"):
+        event = json.loads(record.value)
+        assert record.key.decode() == event["product_id"]
+        assert record.partition == shop.db.products.find_one({"_id": event["product_id"]})["source"]["partition"]
+        assert expected[event["product_id"]] <= event["left"] <= event["limit"] == LIMIT
+        assert (event["kind"], event["stock"]) == ("stock", STOCK)
+    assert f" {expected['p0']} left of {STOCK}" in shop.run("list-products").stdout
+
+    assert shop.run("replay").status == 0
+    becomes(lambda: listed(shop), expected)
+    shop.db.client.drop_database(shop.name)
+    assert shop.run("replay").status == 0
+    becomes(lambda: listed(shop), expected)
+    # Those that are stocked anew can alert again; until they do, all others have been looked at again.
+    again = STOCKED + timedelta(days=1)
+    shop.offer(*offered(again, 0))
+    fallen = sorted([*fallen, *ids(NAMES, again)])
+    becomes(lambda: told(shop), fallen)
+    assert [one["_id"] for one in shop.db.alerts.find({"since": STOCKED}).sort("_id", 1)] == [
+        document["_id"] for document in documents
+    ]
+    assert list(shop.db.alerts.find({"since": STOCKED}).sort("_id", 1)) == documents
+    assert shop.agrees()["status"] == 0
+    status, answer = first.get("/products/")
+    assert status == 200
+    fields = {one["product_id"]: (one.get("stock"), one.get("stock_limit")) for one in answer["products"]}
+    assert fields == {**dict.fromkeys(NAMES, (0, LIMIT)), "plain": (None, None)}
+    assert shop.run("verify", "--deep").status == 0

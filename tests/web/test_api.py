@@ -1,0 +1,421 @@
+"""The HTTP interface as a client sees it, on a real aiohttp server, with fakes for Kafka and MongoDB."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta, timezone
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import quote
+
+import aiohttp
+import aiohttp.web
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+from yarl import URL
+
+from shopflow.app import app
+from shopflow.config.settings import Config, Web
+from shopflow.errors import Unavailable
+from shopflow.store.types import Document
+from shopflow.web import answers as web
+from shopflow.web.access import Guard
+from shopflow.web.api import collections as reading
+from shopflow.web.api import events, openapi
+from tests.support.fakes import FakeStore
+
+NOON = datetime(2026, 5, 1, 12, 0, 0, tzinfo=timezone.utc)
+MILK = {"product_id": "mleko", "name": "Mleko", "type": "nabiał", "price": 399, "updated_at": "2026-05-01T12:00:00Z"}
+PURCHASE = {"purchase_id": "b", "customer_id": "anna", "product_id": "mleko", "quantity": 2}
+DIRECT = {"origin": "direct"}
+
+Client = TestClient[Any, Any]
+
+
+class Sender:
+    """Kafka's side: what it got, and how it behaves."""
+
+    def __init__(self) -> None:
+        self.got: list[tuple[str, bytes, Any]] = []
+        self.failure: Exception | None = None
+        self.slow = False
+
+    async def send(self, topic: str, records: Sequence[tuple[bytes, bytes]]) -> None:
+        if self.slow:
+            await asyncio.Event().wait()
+        if self.failure:
+            raise self.failure
+        self.got += [(topic, key, json.loads(value)) for key, value in records]
+
+
+@pytest.fixture
+def sender(monkeypatch: pytest.MonkeyPatch) -> Sender:
+    """Instead of Kafka."""
+    made = Sender()
+    monkeypatch.setattr(events, "sender", made)
+    monkeypatch.setattr(events, "config", Config(web=Web(max_body_bytes=1_024, max_events=3)))
+    return made
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> FakeStore:
+    """Instead of MongoDB."""
+    made = FakeStore()
+    monkeypatch.setattr(reading, "store", made)
+    return made
+
+
+@asynccontextmanager
+async def served() -> AsyncIterator[Client]:
+    """The views on a server of their own: Faust's application belongs to one event loop."""
+    made = aiohttp.web.Application(middlewares=[Guard(Config().web, lambda: ("127.0.0.1", "localhost")).middleware])
+    for path, view in app.web.views.items():
+        for method in view.get_methods():
+            made.router.add_route(method, path, _function(view))
+    async with TestClient(TestServer(made)) as client:
+        yield client
+
+
+def _function(view: Any) -> Callable[[Any], Awaitable[Any]]:
+    async def handle(request: Any) -> Any:
+        return await view(request)
+
+    return handle
+
+
+def run(body: Callable[[Client], Coroutine[Any, Any, None]]) -> None:
+    """Run a test's body."""
+
+    async def whole() -> None:
+        async with served() as client:
+            await body(client)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(web, "_stopping", asyncio.Event())  # a worker has one event loop, a test has many
+        asyncio.run(asyncio.wait_for(whole(), 30))
+
+
+def ask(method: str, path: str, sent: Any = None, **options: Any) -> tuple[int, Any, Any]:
+    """Status, answer and headers of one request."""
+    answers: list[tuple[int, Any, Any]] = []
+
+    async def body(client: Client) -> None:
+        more = {"json": sent} if sent is not None else {}
+        async with client.request(method, URL(path, encoded=True), **more, **options) as response:
+            answers.append((response.status, await response.json(), response.headers))
+
+    run(body)
+    return answers[0]
+
+
+def fields(answer: Any) -> dict[str, str]:
+    """The problems of an error."""
+    return {one["field"]: one["message"] for one in answer["fields"]}
+
+
+# -- events
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_events_are_confirmed_with_their_ids(sender: Sender, slash: str) -> None:
+    """One or an array; each kind goes to its topic under its key."""
+    assert ask("POST", f"/events/products{slash}", MILK)[:2] == (202, {"ids": ["mleko"]})
+    anna = {"customer_id": "anna", "first_name": "A", "last_name": "Ż", "address": "Łódź"}
+    assert ask("POST", f"/events/customers{slash}", [anna, {**anna, "customer_id": "bob"}])[1] == {
+        "ids": ["anna", "bob"]
+    }
+    status, answer, _ = ask("POST", f"/events/purchases{slash}", {**PURCHASE, "purchase_id": "b-1"})
+    assert (status, answer) == (202, {"ids": ["b-1"]})
+    assert [(topic, key) for topic, key, _ in sender.got] == [
+        ("shop.products", b"mleko"),
+        ("shop.customers", b"anna"),
+        ("shop.customers", b"bob"),
+        ("shop.purchases", b"anna"),
+    ]
+    assert sender.got[0][2] == MILK
+
+
+def test_a_purchase_without_an_id_gets_one(sender: Sender) -> None:
+    """The client is told which, and the time is now."""
+    without = {name: one for name, one in PURCHASE.items() if name != "purchase_id"}
+    _, answer, _ = ask("POST", "/events/purchases", [without, without])
+    first, second = answer["ids"]
+    assert first != second
+    assert [value["purchase_id"] for _, _, value in sender.got] == [first, second]
+    age = datetime.now(timezone.utc) - datetime.fromisoformat(sender.got[0][2]["purchased_at"].replace("Z", "+00:00"))
+    assert timedelta(0) <= age < timedelta(minutes=1)
+
+
+def test_one_bad_event_and_nothing_is_sent(sender: Sender) -> None:
+    """The answer names all that has to be mended."""
+    status, answer, _ = ask("POST", "/events/purchases", [PURCHASE, {**PURCHASE, "quantity": 0, "price": "x"}])
+    assert status == 400
+    assert set(fields(answer)) == {"[1].quantity", "[1].price"}
+    assert sender.got == []
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"", 400),
+        (b"{", 400),
+        (b"\xff", 400),
+        (b'"text"', 400),
+        (b"[]", 400),
+        (b"[" * 900, 400),
+        (b"[1, 2, 3, 4]", 400),
+        (b"[" + b" " * 1_100 + b"]", 413),
+    ],
+)
+def test_a_body_that_is_no_event_is_refused(sender: Sender, body: bytes, status: int) -> None:
+    """With a reason, in the shape of all errors."""
+    found, answer, _ = ask("POST", "/events/purchases", data=body, headers={"Content-Type": "application/json"})
+    assert found == status
+    assert answer["error"]
+
+
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "application/x-www-form-urlencoded", "application/json; charset=latin-1"]
+)
+def test_another_content_type_is_refused(sender: Sender, kind: str) -> None:
+    """A page of another origin can send a form without being asked, but no JSON."""
+    status, answer, _ = ask("POST", "/events/purchases", data=json.dumps(PURCHASE), headers={"Content-Type": kind})
+    assert (status, sender.got) == (415, [])
+    assert "application/json" in answer["error"]
+
+
+def test_a_body_without_a_length_is_counted_as_it_comes(sender: Sender) -> None:
+    """Chunked, and packed: 100 bytes of gzip can be a megabyte."""
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(20):
+            yield b" " * 100
+
+    headers = {"Content-Type": "application/json"}
+    assert ask("POST", "/events/purchases", data=chunks(), headers=headers)[0] == 413
+    packed = {"data": b" " * 100_000, "compress": "gzip", "headers": headers}
+    assert ask("POST", "/events/purchases", **packed)[0] == 413
+
+
+def test_kafka_away_or_slow_is_said_so(sender: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
+    """503, and when to come again; never longer than the limit."""
+    sender.failure = Unavailable("Kafka", "does not answer")
+    status, answer, headers = ask("POST", "/events/purchases", PURCHASE)
+    assert (status, answer, headers["Retry-After"]) == (503, {"error": "Kafka: does not answer"}, "1")
+    sender.slow = True
+    monkeypatch.setattr(events, "KAFKA_SECONDS", 0.05)
+    status, answer, headers = ask("POST", "/events/purchases", PURCHASE)
+    assert (status, answer) == (503, {"error": "Kafka: no answer within 0.05 s"})
+
+
+def test_a_stopping_worker_lets_nobody_wait(sender: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither for Kafka nor for a client that sends its body slowly: its connection is closed."""
+    monkeypatch.setattr(web, "_GRACE_SECONDS", 0.05)
+    sender.slow = True
+
+    async def body(client: Client) -> None:
+        waiting = asyncio.ensure_future(client.post("/events/purchases", json=PURCHASE))
+        reader, writer = await asyncio.open_connection(client.host, client.port)
+        writer.write(b"POST /events/purchases HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n")
+        writer.write(b"Content-Length: 100\r\n\r\n{")
+        await writer.drain()
+        while len(web._stopping._waiters) < 2:
+            await asyncio.sleep(0.01)
+        await web._stop()
+        response = await waiting
+        assert response.status == 503
+        assert "stops" in (await response.json())["error"]
+        await asyncio.wait_for(reader.read(), 5)
+        writer.close()
+        after = await client.post("/events/purchases", json=PURCHASE)
+        assert after.status == 503
+
+    run(body)
+
+
+# -- reading
+
+
+def purchase(name: str, minutes: int = 0, **more: Any) -> Document:
+    """A purchase of Anna."""
+    base = {"customer_id": "anna", "product_id": "mleko", "quantity": 2, "price": 300, "value": 600}
+    return {"_id": name, **base, "purchased_at": NOON + timedelta(minutes=minutes), "source": DIRECT, **more}
+
+
+def put(store: FakeStore, kind: str, *documents: Document) -> None:
+    """They are stored."""
+    store.collections[kind] |= {document["_id"]: document for document in documents}
+
+
+def test_products_come_in_pages(store: FakeStore) -> None:
+    """By id; the last page says so. Times are in ISO 8601, UTC."""
+    put(store, "products", *({"_id": name, "name": name.upper(), "price": 1, "updated_at": NOON} for name in "cab"))
+    status, answer, _ = ask("GET", "/products?limit=2")
+    assert status == 200
+    assert answer["next"] == "b"
+    assert answer["products"][0] == {"product_id": "a", "name": "A", "price": 1, "updated_at": "2026-05-01T12:00:00Z"}
+    _, answer, _ = ask("GET", "/products/?limit=2&after=b")
+    assert ([one["product_id"] for one in answer["products"]], answer["next"]) == (["c"], None)
+
+
+def test_a_customer_is_found_by_any_id(store: FakeStore) -> None:
+    """Whatever is in it: it is a value, never an operator or a path."""
+    names = ['{"$gt": ""}', "a/b", "../x", "Żółć 100%", "$where", "\0"]
+    put(store, "customers", *({"_id": name, "first_name": name, "registered_at": NOON} for name in names))
+    for name in names:
+        status, answer, _ = ask("GET", f"/customers/{quote(name, safe='')}/")
+        assert (status, answer["customer_id"], answer["first_name"]) == (200, name, name)
+    status, answer, _ = ask("GET", "/customers/nobody")
+    assert (status, answer) == (404, {"error": "No customer with this id has registered."})
+
+
+def test_purchases_are_paged_without_a_gap(store: FakeStore) -> None:
+    """Oldest first, of one time by id; `next` leads on until it is null."""
+    put(store, "purchases", purchase("z"), purchase("a:1"), purchase("m", -1), purchase("late", 5), purchase("b"))
+    path, seen = "/customers/anna/purchases/?limit=2", []
+    while path:
+        status, answer, _ = ask("GET", path)
+        assert status == 200
+        seen += [one["purchase_id"] for one in answer["purchases"]]
+        path = answer["next"] and f"/customers/anna/purchases/?limit=2&after={quote(answer['next'])}"
+    assert seen == ["m", "a:1", "b", "z", "late"]
+    assert answer["purchases"][0] == {
+        "purchase_id": "late",
+        "product_id": "mleko",
+        "quantity": 2,
+        "price": 300,
+        "value": 600,
+        "purchased_at": "2026-05-01T12:05:00Z",
+    }
+
+
+def test_who_registered_or_bought_is_known(store: FakeStore) -> None:
+    """One can do either without the other."""
+    put(store, "customers", {"_id": "bob", "registered_at": NOON})
+    put(store, "purchases", purchase("b"))
+    assert ask("GET", "/customers/bob/purchases")[1] == {"customer_id": "bob", "purchases": [], "next": None}
+    assert len(ask("GET", "/customers/anna/purchases")[1]["purchases"]) == 1
+    assert ask("GET", "/customers/carl/purchases")[0] == 404
+    assert (
+        ask("GET", f"/customers/{'c' * 129}/purchases?after=1:b")[0] == ask("GET", f"/customers/{'c' * 129}")[0] == 404
+    )
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("limit=0", "limit"),
+        ("limit=501", "limit"),
+        ("limit=%C2%B2", "limit"),
+        ("limit=", "limit"),
+        ("limit=-1", "limit"),
+    ]
+    + [(f"after={one}", "after") for one in ("", "5", ":b", "1:", "x:b", "1.5:b", "1" * 16 + ":b", "1:" + "b" * 129)],
+)
+def test_a_wrong_query_is_named(store: FakeStore, query: str, field: str) -> None:
+    """400 with the parameter."""
+    status, answer, _ = ask("GET", f"/customers/anna/purchases?{query}")
+    assert (status, list(fields(answer))) == (400, [field])
+
+
+@pytest.mark.parametrize("after", ["999999999999999:b", "-999999999999999:b"])
+def test_a_cursor_beyond_all_times_is_one_of_the_ends(store: FakeStore, after: str) -> None:
+    """No fault of the worker."""
+    put(store, "purchases", purchase("b"))
+    _, answer, _ = ask("GET", f"/customers/anna/purchases?after={after}")
+    assert len(answer["purchases"]) == (0 if after[0] == "9" else 1)
+
+
+def test_mongodb_away_or_slow_is_said_so(store: FakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """503, and when to come again."""
+    for path in ("/products/", "/customers/anna/", "/customers/anna/purchases/"):
+        store.away(1)
+        status, answer, headers = ask("GET", path)
+        assert (status, answer, headers["Retry-After"]) == (503, {"error": "MongoDB: away"}, "1")
+
+    async def never(*arguments: Any) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(store, "products_after", never)
+    monkeypatch.setattr(reading, "MONGODB_SECONDS", 0.05)
+    assert ask("GET", "/products/")[:2] == (503, {"error": "MongoDB: no answer within 0.05 s"})
+
+
+def test_a_strange_document_of_another_program_is_shown_all_the_same(store: FakeStore) -> None:
+    """As far as JSON can."""
+    put(store, "products", {"_id": "a", "name": SimpleNamespace(x=1), "price": None, "other": 1})
+    assert ask("GET", "/products/")[1]["products"] == [{"product_id": "a", "name": "namespace(x=1)", "price": None}]
+
+
+# -- all
+
+
+def test_unknown_paths_and_methods_are_answered_in_the_one_shape() -> None:
+    """Also where aiohttp answers, not a view."""
+    status, answer, _ = ask("GET", "/nothing/here")
+    assert (status, answer) == (404, {"error": "404 Not Found: /nothing/here"})
+    status, answer, headers = ask("DELETE", "/events/purchases")
+    assert (status, list(answer)) == (405, ["error"])
+    assert "POST" in headers["Allow"]
+    assert ask("GET", "/events/purchases")[0] == 405
+
+
+def test_a_fault_is_told_without_its_details(store: FakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are in the log."""
+
+    async def broken(*arguments: Any) -> None:
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr(store, "products_after", broken)
+    status, answer, _ = ask("GET", "/products/")
+    assert status == 500
+    assert "secret" not in str(answer)
+
+
+def test_the_document_comes_from_the_records_and_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What may be left out isn't required; who needs a token is told."""
+    _, answer, _ = ask("GET", "/openapi.json")
+    schemas = answer["components"]["schemas"]
+    assert answer["openapi"] == "3.1.0"
+    assert schemas["PurchaseEvent"]["required"] == ["customer_id", "product_id", "quantity"]
+    assert schemas["ProductEvent"]["properties"]["product_id"]["maxLength"] == 128
+    assert "securitySchemes" not in answer["components"]
+    monkeypatch.setattr(openapi, "config", Config(web=Web(max_events=7, write_token="w" * 20)))
+    locked = openapi.document()
+    post = locked["paths"]["/events/purchases"]["post"]
+    assert post["security"] == [{"token": []}]
+    assert "401" in post["responses"]
+    assert post["requestBody"]["content"]["application/json"]["schema"]["oneOf"][1]["maxItems"] == 7
+    assert "security" not in locked["paths"]["/products/"]["get"]
+
+
+def test_the_examples_are_accepted(sender: Sender) -> None:
+    """Who presses the button of the page for the first time sees a success."""
+    for path, methods in openapi.document()["paths"].items():
+        if "post" in methods:
+            example = methods["post"]["requestBody"]["content"]["application/json"]["example"]
+            assert ask("POST", path, example)[0] == 202
+
+
+def test_the_page_needs_nothing_from_elsewhere() -> None:
+    """Its policy forbids other sources and scripts within the page, and it has none."""
+
+    async def body(client: Client) -> None:
+        for path, kind in (
+            ("/docs/", "text/html"),
+            ("/docs/docs.js", "text/javascript"),
+            ("/docs/docs.css", "text/css"),
+        ):
+            async with client.get(path) as response:
+                text = await response.text()
+                assert (response.status, response.content_type) == (200, kind)
+                assert response.headers["Content-Security-Policy"].startswith("default-src 'self'")
+                assert "://" not in text
+                assert "innerHTML" not in text
+        async with client.get("/docs/other.js") as response:
+            assert response.status == 404
+
+    run(body)

@@ -1,0 +1,151 @@
+"""What the page shows, as texts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime, timezone
+
+from shopflow.kafka.offsets import Span
+from shopflow.shop.recent_sales import Bestseller, Sale, Snapshot
+from shopflow.shop.text import visible
+from shopflow.web.page import render
+from shopflow.web.page.warnings import Learned, WorkerState
+from tests.web.test_warnings import AT, WELL, letter, report, state
+
+HOSTILE = "<img src=x>\x1b[2J\u202e"
+
+
+def texts(name: str, now: object = WELL) -> list[list[str]]:
+    """A table's cells."""
+    return [[cell.text for cell in row] for row in render.shown(now).tables[name]]  # type: ignore[arg-type]
+
+
+def test_the_charts_end_with_the_last_whole_second() -> None:
+    """The one that has just begun would always look like a slump. Money is that of sixty seconds."""
+    now = 1_000.7
+    board = Snapshot({1_000: (9, 9), 999: (3, 250), 960: (1, 100), 641: (1, 50), 640: (9, 9), 700: (2, 1_000)})
+    found = render.series(board, now)
+    assert (found.ago[0], found.ago[-1]) == (-299, 0)
+    assert (found.purchases[-1], found.money[-1]) == (3, 3.5)
+    assert found.money[0] == 10.5  # second 700, and what came in the minute before the chart begins
+    assert len(found.ago) == len(found.purchases) == len(found.money) == 300
+    assert render.series(Snapshot({}, [], []), now).money == [0.0] * 300
+
+
+def test_a_shop_that_is_well() -> None:
+    """In the words of the headline, and in numbers of all workers."""
+    board = Snapshot({int(AT) - 1: (20, 4_500), int(AT) - 70: (1, 1)})
+    workers = [WorkerState("http://h:1", report(0, 1))]
+    workers[0].report.totals.update(purchases=1_234_567, spent=100)  # type: ignore[union-attr]
+    found = render.shown(replace(WELL, board=board, workers=[*workers, WorkerState("http://h:2", report())]))
+    assert (found.level, found.headline, found.sentences) == ("good", "All is well", [])
+    assert found.numbers == {
+        "Purchases a second": "2.0",
+        "Money a minute": "45,00 zł",
+        "Events waiting": "2",
+        "Purchases so far": "1\N{NO-BREAK SPACE}234\N{NO-BREAK SPACE}567",
+        "Money so far": "1,00 zł",
+        "Dead letters": "0",
+    }
+    assert {name: cell.text for name, cell in found.services.items()} == {
+        "Kafka": "up",
+        "MongoDB": "up",
+        "Workers": "2 up",
+    }
+
+
+def test_a_shop_that_is_not() -> None:
+    """Said at each place where it matters."""
+    workers = [state(1, 0, mongodb_away=3.0), WorkerState("http://h:2", None)]
+    now = replace(WELL, workers=workers, kafka=None, spans={"sold": {0: Span(0, 1, 4)}})
+    found = render.shown(now)
+    assert (found.level, found.headline) == ("bad", "2 things need attention")
+    assert [cell.text for cell in found.services.values()] == ["not known", "down", "1 up, 1 silent"]
+    assert texts("partitions", now) == [
+        ["0", "h:1", "running", "3"],
+        ["1", "none", "its worker is silent", "not known"],
+    ]
+    assert texts("partitions", replace(now, workers=workers[:1]))[1][2] == "no worker"
+    assert texts("partitions", replace(now, workers=[state(1, 0, 1, serving=False)]))[0][2] == "recovering"
+
+
+def test_names_come_from_mongodb_and_are_only_texts() -> None:
+    """Without what a terminal or a browser would obey, and cut; an id where there is no name."""
+    sale = Sale(AT, "b", HOSTILE, "p", 2, 798)
+    board = Snapshot({}, [sale] * 30, [Bestseller("p", 2, 798), Bestseller("q" * 100, 1, 1)])
+    now = replace(WELL, board=board, products={"p": HOSTILE})
+    assert texts("bestsellers", now) == [[visible(HOSTILE), "2", "7,98 zł"], ["q" * 60 + "...", "1", "0,01 zł"]]
+    rows = render.shown(now).tables["latest"]
+    assert len(rows) == 12
+    assert [cell.text for cell in rows[0][1:]] == [visible(HOSTILE), visible(HOSTILE), "2", "7,98 zł"]
+    assert rows[0][1].href == "/?customer=%3Cimg%20src%3Dx%3E%1B%5B2J%E2%80%AE#customer"
+
+
+def test_what_sold_and_who_was_given_what() -> None:
+    """With names where they are known, and links; also to a customer's vouchers."""
+    at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
+    given = {"customer_id": "c", "rule": "r", "amount": 500, "text": HOSTILE, "issued_at": at, "valid_until": at}
+    sold = [{"product_id": "p", "units": 1_234, "revenue": 5}, {"product_id": HOSTILE, "units": 1, "revenue": 5}]
+    now = replace(WELL, learned=Learned(sold, sold[:1], [given]), products={"p": "Milk"}, customers={"c": "Anna"})
+    assert texts("ever", now) == [
+        ["Milk", "1\N{NO-BREAK SPACE}234", "0,05 zł"],
+        [visible(HOSTILE), "1", "0,05 zł"],
+    ]
+    assert texts("today", now) == texts("ever", now)[:1]
+    rows = render.shown(now).tables
+    assert [row[0].href for row in rows["ever"]] == [
+        "/?product=p#product",
+        "/?product=%3Cimg%20src%3Dx%3E%1B%5B2J%E2%80%AE#product",
+    ]
+    ((_, customer, *rest),) = rows["vouchers"]
+    assert (customer.text, customer.href) == ("Anna", "/?customer=c#customer")
+    assert [cell.text for cell in rest] == ["r", f"5,00 zł off {visible(HOSTILE)}", "2026-01-02"]
+    known = render.customer("c", None, None, [], [], vouchers=[given])
+    assert [cell.text for cell in known.vouchers[0]] == [rows["vouchers"][0][0].text, *(cell.text for cell in rest)]
+
+
+def test_whose_stock_has_fallen() -> None:
+    """When that was told, and what was left then: less than nothing when more was sold."""
+    at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
+    told = [{"product_id": name, "left": left, "stock": 1_000, "at": at} for name, left in (("p", 3), (HOSTILE, -2))]
+    now = replace(WELL, learned=Learned(alerts=told), products={"p": "Milk"})
+    assert [row[1:] for row in texts("alerts", now)] == [
+        ["Milk", "3", "1\N{NO-BREAK SPACE}000"], [visible(HOSTILE), "-2", "1\N{NO-BREAK SPACE}000"],
+    ]  # fmt: skip
+    assert render.shown(now).tables["alerts"][0][1].href == "/?product=p#product"
+
+
+def test_dead_letters_have_their_reasons() -> None:
+    """And the id that the command takes."""
+    ((_, reason, place, number),) = texts("letters", replace(WELL, letters=[letter("not JSON: \x07", 1)], dead=1))
+    assert (reason, place, number) == ("not JSON: \\x07", "sold:0:1", "0:1")
+
+
+def test_the_minutes_are_for_those_who_do_not_see_the_charts() -> None:
+    """The present one and nine before it."""
+    minute = int(AT) // 60
+    rows = texts("minutes", replace(WELL, board=Snapshot({minute * 60 - 1: (2, 300), minute * 60 - 60: (1, 5)})))
+    assert len(rows) == 10
+    assert rows[1][1:] == ["3", "3,05 zł"]
+    assert rows[2][1:] == ["0", "0,00 zł"]
+
+
+def test_a_customer() -> None:
+    """As far as known."""
+    at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
+    bought = {"purchased_at": at, "product_id": "p", "product_name": None, "quantity": 2, "price": 5, "value": 10}
+    known = {"first_name": "Anna", "last_name": "Nowak", "address": "a", "city": None, "registered_at": at}
+    found = render.customer("anna", {"purchases": 1, "items": 2, "spent": 10}, known, [bought], [])
+    assert found.name == "Anna Nowak"
+    assert list(found.facts) == ["Address", "Registered", "Purchases", "Items", "Spent"]
+    assert [cell.text for cell in found.purchases[0][1:]] == ["p", "2", "0,05 zł", "0,10 zł"]
+    nobody = render.customer(HOSTILE, None, None, [], ["why"])
+    assert (nobody.customer_id, nobody.name, nobody.facts, nobody.problems) == (visible(HOSTILE), "", {}, ["why"])
+
+
+def test_documents_of_other_programs_are_shown_as_they_are() -> None:
+    """The page must not fail for one of them."""
+    shown = render.customer("anna", None, {"_id": "anna"}, [{"_id": "p"}], [], vouchers=[{"_id": "v"}])
+    assert shown.facts == {"Address": "", "Registered": "-"}
+    assert [cell.text for cell in shown.purchases[0]] == ["-"] * 5
+    assert [cell.text for cell in shown.vouchers[0]] == ["-", "-", "- off -", "-"]
