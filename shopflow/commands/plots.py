@@ -9,8 +9,6 @@ from datetime import datetime, timedelta
 from operator import itemgetter
 from typing import TextIO, TypeVar
 
-import plotext
-
 #: Columns: with fewer there is no plot, with more it is no clearer.
 _NARROWEST, _WIDEST = 60, 140
 _ROWS = {"price": 12, "units": 9}
@@ -88,6 +86,8 @@ class _Frame:
     def drawn(
         self, points: Points, ticks: tuple[list[int], list[str]], rows: int, color: str, *, filled: bool = False
     ) -> list[str]:
+        import plotext  # noqa: PLC0415 - slow to import
+
         plotext.clear_figure()
         plotext.theme("clear")
         plotext.limit_size(False, False)

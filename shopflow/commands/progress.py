@@ -8,9 +8,6 @@ from contextlib import contextmanager
 from time import monotonic
 from typing import TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 #: Pause between two plain lines.
 _LINE_SECONDS = 5.0
 
@@ -24,6 +21,15 @@ def progress_bar(
     if quiet:
         yield lambda _: None
     elif stream.isatty():
+        from rich.console import Console  # noqa: PLC0415 - slow to import
+        from rich.progress import (  # noqa: PLC0415
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=Console(file=stream)) as bar:
             task = bar.add_task(what, total=total)

@@ -9,8 +9,6 @@ from datetime import datetime, timezone
 from functools import cache
 from typing import Any, NamedTuple
 
-from faker import Faker
-
 MAX_QUANTITY = 5
 #: Of a random UUID's bits those that are drawn, and the others: version 4, and the variant of RFC 4122.
 _UUID_RANDOM = 0xFFFFFFFF_FFFF_0FFF_3FFF_FFFFFFFFFFFF
@@ -137,6 +135,8 @@ class _Pools(NamedTuple):
 @cache
 def _pools() -> _Pools:
     """The names, streets and cities that customers are drawn from: several times faster than asking Faker for each."""
+    from faker import Faker  # noqa: PLC0415 - slow to import
+
     fake = Faker("pl_PL")
     fake.seed_instance(0)  # the same pools each time, or a seed would not give the same customers
     women = _drawn(fake.first_name_female, 100), _drawn(fake.last_name_female, 300)
