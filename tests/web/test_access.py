@@ -365,7 +365,9 @@ def test_a_fault_of_a_view_is_in_the_log_and_not_in_the_answer(caplog: pytest.Lo
     async def test(client: Client) -> None:
         async with client.get("/broken") as response:
             assert response.status == 500
-            assert json.loads(await response.text()) == {"error": "the worker failed at this; its log says how"}
+            assert json.loads(await response.text()) == {
+                "error": "the worker failed at this request; the reason is in its log"
+            }
 
     run(Web(), test)
     assert "ValueError" in caplog.text

@@ -256,7 +256,12 @@ def test_products_come_in_pages(store: FakeStore) -> None:
     status, answer, _ = ask("GET", "/products?limit=2")
     assert status == 200
     assert answer["next"] == "b"
-    assert answer["products"][0] == {"product_id": "a", "name": "A", "price": 1, "updated_at": "2026-05-01T12:00:00Z"}
+    assert answer["products"][0] == {
+        "product_id": "a",
+        "name": "A",
+        "price": 1,
+        "updated_at": "2026-05-01T12:00:00.000Z",
+    }
     _, answer, _ = ask("GET", "/products/?limit=2&after=b")
     assert ([one["product_id"] for one in answer["products"]], answer["next"]) == (["c"], None)
 
@@ -288,7 +293,7 @@ def test_purchases_are_paged_without_a_gap(store: FakeStore) -> None:
         "quantity": 2,
         "price": 300,
         "value": 600,
-        "purchased_at": "2026-05-01T12:05:00Z",
+        "purchased_at": "2026-05-01T12:05:00.000Z",
     }
 
 

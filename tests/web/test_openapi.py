@@ -87,7 +87,7 @@ def test_the_limits_are_those_of_the_code() -> None:
 
 def test_the_file_is_for_the_default_configuration() -> None:
     """Who reads it sees what a worker answers, but for the version."""
-    written = msgspec.json.decode((openapi._STATIC / "openapi.json").read_bytes())
+    written = msgspec.json.decode((openapi.STATIC / "openapi.json").read_bytes())
     assert {**DOCUMENT, "info": {**DOCUMENT["info"], "version": "0"}} == written
 
 

@@ -160,7 +160,7 @@ def test_whatever_another_worker_answers(
 ) -> None:
     """It may be of another version, or be no worker at all."""
 
-    async def ask(host: object, path: str) -> tuple[int, bytes]:
+    async def ask(host: object, *_: object) -> tuple[int, bytes]:
         return status, body
 
     monkeypatch.setattr(peers, "ask", ask)

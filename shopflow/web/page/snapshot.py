@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import Any
 
-import msgspec
 from yarl import URL
 
 from shopflow import topics
@@ -68,9 +67,8 @@ def report() -> Report:
 
 async def _ask_worker(host: URL) -> WorkerState:
     try:
-        status, body = await peers.ask(host, "/board/")
-        return WorkerState(str(host), msgspec.json.decode(body, type=Report) if status == 200 else None)
-    except (Unavailable, msgspec.MsgspecError):
+        return WorkerState(str(host), await peers.fetch(host, "/board/", Report))
+    except Unavailable:
         return WorkerState(str(host), None)
 
 
