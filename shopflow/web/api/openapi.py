@@ -27,7 +27,7 @@ def document() -> dict[str, Any]:
     settings, parts = config.web, found["components"]
     most = settings.max_events
     parts["schemas"]["Limit"] |= {"maximum": most, "default": min(100, most)}
-    parts["responses"]["TooLarge"]["description"] = f"More than {settings.max_body_bytes} bytes."
+    parts["responses"]["TooLarge"]["description"] = f"The body has more than {settings.max_body_bytes} bytes."
     if settings.read_token or settings.write_token:
         parts["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
     for path, operations in found["paths"].items():
