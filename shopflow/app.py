@@ -21,6 +21,7 @@ security.check(config)
 
 store = MongoStore(config.mongodb.database)
 
+guard = Guard(config.web, lambda: (app.conf.web_bind, app.conf.web_host), lambda: app.tables)
 app: App = App(
     config.app_id,
     broker="kafka://" if config.embeds_kafka else config.broker,
@@ -59,9 +60,7 @@ app: App = App(
     web_port=config.web.port,
     web_host=config.web.host or ("127.0.0.1" if config.web.bind in {"127.0.0.1", "localhost"} else None),
     web_application_options={
-        "middlewares": [
-            Guard(config.web, lambda: (app.conf.web_bind, app.conf.web_host), lambda: app.tables).middleware
-        ],
+        "middlewares": [guard.middleware],
         "client_max_size": config.web.max_body_bytes,
     },
 )

@@ -7,7 +7,7 @@ import hmac
 import logging
 import re
 from base64 import b64decode
-from collections.abc import Awaitable, Callable, Container, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from ipaddress import ip_address
 from typing import Any
 
@@ -61,6 +61,8 @@ class Refusal(Exception):  # noqa: N818 - an answer, named as such
     def answer(self) -> web.Response:
         answer = as_json(self.status, {"error": str(self), **self.more})
         answer.headers.extend(self.headers)
+        if self.status == 413:
+            answer.force_close()
         return answer
 
 
@@ -150,15 +152,8 @@ class Guard:
         tables: Returns the names of the tables.
     """
 
-    def __init__(
-        self,
-        settings: Web,
-        bound: Callable[[], tuple[str, str]],
-        tables: Callable[[], Container[str]] = frozenset,
-    ) -> None:
-        self._settings = settings
-        self._bound = bound
-        self._tables = tables
+    def __init__(self, settings: Web, bound: Callable[[], tuple[str, str]], tables: Callable[[], Any] = dict) -> None:
+        self._settings, self._bound, self._tables = settings, bound, tables
         self._at_once = {False: 0, True: 0}  #: running requests: those that only read, and those that write
 
     @web.middleware
@@ -166,18 +161,13 @@ class Guard:
         """The middleware for aiohttp's application."""
         try:
             answer = await self._answer(request, handler)
-        except (Refusal, Unavailable, NotReady, web.RequestPayloadError, web.HTTPException) as error:
-            if isinstance(error, web.HTTPException) and error.status < 400:
-                _add_headers(error)
-                raise
-            answer = refusal(error, request.path).answer()
         except ConnectionResetError:
             raise  # the client has left
         except Exception as error:
-            log.exception("%s %s failed", request.method, request.path)
-            answer = refusal(error, request.path).answer()
-        if answer.status == 413:
-            answer.force_close()
+            found = refusal(error, request.path)
+            if found.status == 500:
+                log.exception("%s %s failed", request.method, request.path)
+            answer = found.answer()
         self._add_origin(request, answer)
         _compress(request, answer)
         _add_headers(answer)
@@ -188,7 +178,7 @@ class Guard:
         path = _route(request)
         if path.startswith("/health/"):  # always answered: a platform restarts the worker that does not
             return await handler(request)
-        if self._is_allowed(request) and "Access-Control-Request-Method" in request.headers:
+        if request.method == "OPTIONS" and self._is_allowed(request):
             return web.Response(status=204, headers=_PREFLIGHT)  # a browser sends it without a token
         if _OPEN.fullmatch(path) is None:
             self._check_access(request, writes=writes)
@@ -216,20 +206,18 @@ class Guard:
         may_read, may_write = (_is_same(shown, token) for token in (settings.read_token, settings.write_token))
         if may_write and (scheme == "bearer" or not writes):
             return
-        if not writes:
-            if may_read:
-                return
+        bearer = ("WWW-Authenticate", 'Bearer realm="shopflow"')
+        if writes:
+            if may_read and scheme == "bearer":
+                scope = (bearer[0], f'{bearer[1]}, error="insufficient_scope"')
+                raise Refusal(403, "the read token can't send events; use the write token", [scope])
+            reason = "the token is wrong" if scheme == "bearer" else "sending events needs the write token"
+            raise Refusal(401, f"{reason}: send Authorization: Bearer TOKEN", [bearer])
+        if not may_read:
             reason = "the token is wrong" if shown else "reading needs the read token"
-            raise Refusal(
-                401,
-                f"{reason}: send Authorization: Bearer TOKEN, or log in with the token as the password",
-                [_challenge("Basic", 'charset="UTF-8"'), _challenge("Bearer")],
-            )
-        if may_read and scheme == "bearer":
-            scope = _challenge("Bearer", 'error="insufficient_scope"')
-            raise Refusal(403, "the read token can't send events; use the write token", [scope])
-        reason = "the token is wrong" if scheme == "bearer" else "sending events needs the write token"
-        raise Refusal(401, f"{reason}: send Authorization: Bearer TOKEN", [_challenge("Bearer")])
+            message = f"{reason}: send Authorization: Bearer TOKEN, or log in with the token as the password"
+            basic = (bearer[0], 'Basic realm="shopflow", charset="UTF-8"')
+            raise Refusal(401, message, [basic, bearer])
 
     def _check_site(self, request: web.Request, *, writes: bool) -> None:
         """Without a token: refuse requests that another web site makes through a browser on this machine."""
@@ -267,10 +255,6 @@ _PREFLIGHT = {
     "Access-Control-Allow-Headers": "Authorization, Content-Type",
     "Access-Control-Max-Age": "600",
 }
-
-
-def _challenge(scheme: str, more: str = "") -> tuple[str, str]:
-    return "WWW-Authenticate", ", ".join(filter(None, [f'{scheme} realm="shopflow"', more]))
 
 
 def _is_same(shown: bytes, token: str) -> bool:

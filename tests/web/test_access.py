@@ -41,11 +41,6 @@ async def broken(request: web.Request) -> web.Response:
     raise ValueError("a secret: s3cret")
 
 
-async def moved(request: web.Request) -> web.Response:
-    """A view that sends elsewhere."""
-    raise web.HTTPFound("/counts/")
-
-
 @asynccontextmanager
 async def serving(
     settings: Web, bind: str = "127.0.0.1", host: str = "127.0.0.1", **views: Any
@@ -54,7 +49,7 @@ async def serving(
     guard = Guard(settings, lambda: (bind, host))
     application = web.Application(middlewares=[guard.middleware], client_max_size=settings.max_body_bytes)
     reading = {
-        "/counts/": answer, "/page": framed, "/broken": broken, "/moved": moved, "/health/live": answer,
+        "/counts/": answer, "/page": framed, "/broken": broken, "/health/live": answer,
         "/openapi.json": answer, "/docs/": answer, "/docs/{name}": answer, "/{name}/": answer, **views,
     }  # fmt: skip
     for path, view in reading.items():
@@ -338,7 +333,7 @@ async def _first(tasks: list[asyncio.Task[Any]], count: int) -> list[int]:
 # -- every answer
 
 
-@pytest.mark.parametrize("path", ["/counts/", "/nothing", "/broken", "/moved", "/health/live"])
+@pytest.mark.parametrize("path", ["/counts/", "/nothing", "/broken", "/health/live"])
 def test_every_answer_says_what_a_browser_must_not_do_with_it(path: str) -> None:
     """Also the errors."""
 

@@ -90,11 +90,7 @@ def _local_count(customer_id: str) -> dict[str, Any] | None:
 
 
 async def _ask_others(customer_id: str, path: str) -> dict[str, Any] | None:
-    """Ask the other workers, first the one that Faust's router names.
-
-    Raises:
-        Unavailable: A worker that may have the counts does not answer.
-    """
+    """Ask the other workers, first the one that Faust's router names; `Unavailable` if one does not answer."""
     first = None
     with suppress(KeyError):  # the router does not know the table yet
         first = URL(str(app.router.key_store(purchase_counts.name, customer_id))).origin()

@@ -86,11 +86,7 @@ def _since(by: str, text: str | None) -> datetime | None:
 
 
 async def _local(wanted: Wanted) -> tuple[list[int], Sold]:
-    """The sales in this worker's partitions.
-
-    Raises:
-        Refusal: Partitions are being reassigned, or there are too many rows for one answer.
-    """
+    """The sales in this worker's partitions; a refusal in a rebalance, or if there are too many rows."""
     sold: Sold = {}
     read = 0
     partitions = owned(product_sales, "sales")
@@ -132,12 +128,7 @@ def _add(sold: Sold, key: tuple[str, str], sums: Sequence[int]) -> None:
 
 
 async def _add_others(query: Mapping[str, str], partitions: list[int], sold: Sold) -> None:
-    """Add the sales in the other workers' partitions.
-
-    Raises:
-        Refusal: No worker owns a partition, or two do.
-        Unavailable: A worker does not answer.
-    """
+    """Add the sales in the other workers' partitions; a refusal unless each partition has one owner that answers."""
     found = set(partitions)
     for answer in await asyncio.gather(*(_ask(host, query) for host in peers.others())):
         if found & set(answer.partitions):
