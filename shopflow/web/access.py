@@ -16,7 +16,6 @@ from aiohttp import web
 from aiohttp.http_exceptions import ContentEncodingError, HttpProcessingError
 from aiohttp.web_protocol import RequestHandler
 from faust.exceptions import NotReady
-from yarl import URL
 
 from shopflow.config.settings import Web
 from shopflow.errors import Unavailable
@@ -97,17 +96,16 @@ def takes_gzip(request: web.Request) -> bool:
 
 def warnings(settings: Web, bind: str) -> list[str]:
     """Sentences for the log of a starting worker: who can get in without a token."""
+    tokens = (("read_token", settings.read_token, "read"), ("write_token", settings.write_token, "send events"))
     found = []
     if not _is_loopback(bind):
-        for name, do in (("read_token", "read"), ("write_token", "send events")):
-            if not getattr(settings, name):
-                found.append(f"web.{name} is not set: anybody who reaches {bind} may {do}")
+        found += [
+            f"web.{name} is not set: anybody who reaches {bind} may {do}" for name, token, do in tokens if not token
+        ]
     elif settings.read_token and not settings.write_token:
         found.append("web.write_token is not set: reading needs a token, but sending events needs none")
-    for name in ("read_token", "write_token"):
-        if getattr(settings, name) and len(getattr(settings, name)) < _SHORT:
-            found += [f"web.{name} is short: it should have {_SHORT} random characters or more"]
-    return found
+    short = [name for name, token, _ in tokens if 0 < len(token) < _SHORT]
+    return found + [f"web.{name} is short: it should have {_SHORT} random characters or more" for name in short]
 
 
 class Connection(RequestHandler):
@@ -184,7 +182,7 @@ class Guard:
             self._check_access(request, writes=writes)
         if self._is_full(writes=writes):
             raise Refusal(503, "too many requests at once; try again")
-        if (request.content_length or 0) > self._settings.max_body_bytes:  # without a length, the view counts
+        if (request.content_length or 0) > self._settings.max_body_bytes:  # without a length, the view stops
             raise Refusal(413, f"the body is larger than {self._settings.max_body_bytes} bytes (web.max_body_bytes)")
         if path.startswith(_OF_A_TABLE) and request.match_info["name"] not in self._tables():
             raise Refusal(404, "there is no table with this name")  # Faust's own views answer 500 or 503
@@ -193,8 +191,6 @@ class Guard:
             return await handler(request)
         finally:
             self._at_once[writes] -= 1
-
-    # -- who may
 
     def _check_access(self, request: web.Request, *, writes: bool) -> None:
         settings = self._settings
@@ -241,8 +237,6 @@ class Guard:
             answer.headers["Access-Control-Allow-Origin"] = request.headers["Origin"]
             answer.headers["Access-Control-Expose-Headers"] = "Retry-After"
 
-    # -- how many
-
     def _is_full(self, *, writes: bool) -> bool:
         """Writers leave a tenth to readers, so that the page still answers under load."""
         most = self._settings.max_requests
@@ -258,12 +252,11 @@ _PREFLIGHT = {
 
 
 def _is_same(shown: bytes, token: str) -> bool:
-    same = hmac.compare_digest(shown, token.encode())
-    return same and token != ""
+    return hmac.compare_digest(shown, token.encode()) and token != ""
 
 
 def _shown(header: str) -> tuple[str, bytes]:
-    """The scheme and the token that a request shows to get in."""
+    """The scheme and the token of an `Authorization` header."""
     scheme, _, value = header.strip().partition(" ")
     scheme, value = scheme.lower(), value.strip()
     if scheme == "bearer":
@@ -298,16 +291,11 @@ def _is_loopback(address: str) -> bool:
 
 
 def _is_foreign(request: web.Request) -> bool:
-    """True if a browser says that a page of another site asks."""
+    """True if a browser says that a page of another site sent the request."""
     if site := request.headers.get("Sec-Fetch-Site"):
         return site not in {"same-origin", "none"}
     origin = request.headers.get("Origin")
-    if origin is None:
-        return False
-    try:
-        return URL(origin).authority.lower() != request.headers.get("Host", "").lower()
-    except ValueError:
-        return True
+    return origin is not None and origin.partition("://")[2].lower() != request.headers.get("Host", "").lower()
 
 
 def _compress(request: web.Request, answer: web.StreamResponse) -> None:

@@ -35,9 +35,6 @@ T = TypeVar("T")
 Handler = Callable[..., Awaitable[tuple[int, Any]]]
 
 
-# -- routes and files
-
-
 def route(method: str, path: str) -> Callable[[Handler], Handler]:
     """Make a handler the answer to `get` or `post` of a path, with and without a slash at its end."""
 
@@ -88,9 +85,6 @@ def owned(table: Table, what: str) -> list[int]:
     return table.owned_partitions()
 
 
-# -- pages
-
-
 def whole(text: str) -> int:
     """The number in decimal digits; -1 if it is none."""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else -1
@@ -121,9 +115,6 @@ def page_of(found: Sequence[T], limit: int, cursor: Callable[[T], str]) -> tuple
 def time_text(time: datetime) -> str:
     """An aware time as all answers have it: 2026-05-01T12:00:00.000Z."""
     return time.astimezone(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-# -- bodies
 
 
 async def read_json(request: Request, most: int) -> Any:
@@ -161,8 +152,6 @@ async def _read(request: Request, most: int) -> bytes:
             raise Refusal(413, f"The body is too large: {most} bytes are accepted.")
     return bytes(body)
 
-
-# -- waiting
 
 _stopping = asyncio.Event()
 

@@ -32,38 +32,26 @@ def others() -> list[URL]:
     return sorted({URL(str(host)).origin() for host in app.router.tables_metadata()} - {me()}, key=str)
 
 
-async def ask(
-    host: URL, path: str, query: Mapping[str, str] | None = None, seconds: float = SECONDS
-) -> tuple[int, bytes]:
-    """The status and body with which a worker answers.
-
-    Arguments:
-        path: Percent-encoded.
-
-    Raises:
-        Unavailable: The worker does not answer.
-    """
-    url = host.with_path(path, encoded=True).with_query(query or {})
-    timeout = aiohttp.ClientTimeout(total=seconds)
-    return await client.ask(
-        app.http_client, str(host), url, timeout=timeout, headers=client.bearer(config.web.read_token)
-    )
-
-
 async def fetch(
     host: URL, path: str, kind: type[T], query: Mapping[str, str] | None = None, seconds: float = SECONDS
 ) -> T | None:
     """The answer of another worker from its own partitions; None if it answers 404.
 
+    Arguments:
+        path: Percent-encoded.
+        kind: The type of the answer.
+
     Raises:
-        Unavailable: The worker does not answer, or not with this kind.
+        Unavailable: The worker does not answer, or not with this type.
     """
-    status, body = await ask(host, path, {**(query or {}), LOCAL: "1"}, seconds)
+    url = host.with_path(path, encoded=True).with_query({**(query or {}), LOCAL: "1"})
+    options = {"timeout": aiohttp.ClientTimeout(total=seconds), "headers": client.bearer(config.web.read_token)}
+    status, body = await client.ask(app.http_client, str(host), url, **options)
     if status == 404:
         return None
     if status != 200:
         raise Unavailable(str(host), client.reason(body, status))
     try:
         return msgspec.json.decode(body, type=kind)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise Unavailable(str(host), f"not the answer of a worker: {error}") from error

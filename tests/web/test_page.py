@@ -8,14 +8,12 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime, timezone
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import unquote
 
 import msgspec
 import pytest
 
 from shopflow.errors import Unavailable
 from shopflow.shop.recent_sales import Bestseller, Sale, Snapshot
-from shopflow.web import peers
 from shopflow.web.access import Refusal
 from shopflow.web.page import charts, product, snapshot
 from shopflow.web.page import views as page
@@ -31,12 +29,12 @@ class Workers:
     """What the workers answer about a customer's counts."""
 
     def __init__(self) -> None:
-        self.answer: tuple[int, bytes] | Unavailable = (404, b"{}")
+        self.answer: dict[str, int] | Exception | None = None
         self.asked: list[str] = []
 
-    async def ask(self, host: Any, path: str) -> tuple[int, bytes]:
-        self.asked.append(unquote(path))
-        if isinstance(self.answer, Unavailable):
+    async def find(self, customer_id: str, seconds: float) -> dict[str, int] | None:
+        self.asked.append(customer_id)
+        if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer
 
@@ -64,7 +62,7 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> Workers:
         return seen
 
     monkeypatch.setattr(snapshot, "shop_state", shop_state)
-    monkeypatch.setattr(peers, "ask", made.ask)
+    monkeypatch.setattr(page.counts, "find", made.find)
     monkeypatch.setattr(page, "store", store)
     monkeypatch.setattr(product, "store", store)
     product._watched.cache_clear()
@@ -94,12 +92,12 @@ def problems(customer: str) -> list[str]:
 
 def test_names_are_escaped_wherever_they_stand(workers: Workers) -> None:
     """In cells, links, headings, and in the field that was filled in."""
-    workers.answer = (200, b'{"purchases": 1, "items": 1, "spent": 5}')
+    workers.answer = {"purchases": 1, "items": 1, "spent": 5}
     html, _ = index(HOSTILE, product=HOSTILE)
     assert "<img" not in html
     assert html.count("&lt;img src=x onerror=alert(1)&gt;&#34;&#39;&amp;") >= 17
     assert re.findall("<script[^>]*>", html)[-1] == '<script src="/page/static/page.js" defer>'
-    assert workers.asked == [f"/counts/{HOSTILE}/"]
+    assert workers.asked == [HOSTILE]
 
 
 def test_a_product_is_shown_with_its_prices(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,14 +144,14 @@ def test_no_customer_is_looked_for_unless_one_is_named(workers: Workers) -> None
     index("  ")
     assert workers.asked == []
     index(" anna ")
-    assert workers.asked == ["/counts/anna/"]
+    assert workers.asked == ["anna"]
 
 
 def test_what_is_not_known_of_a_customer_is_said(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
     """The counts and MongoDB each by itself; the page comes anyway."""
     assert problems("nobody") == ["There is no customer with this id."]
     assert problems("x" * 129) == ["A customer&#39;s id has at most 128 characters."]
-    workers.answer = (503, b'{"error": "the counts are being recovered"}')
+    workers.answer = Refusal(503, "the counts are being recovered")
     assert problems("anna") == ["The counts are not known now: the counts are being recovered."]
     workers.answer = Unavailable("http://h:1", "does not answer: refused")
     page.store.away(2)  # type: ignore[attr-defined]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 from yarl import URL
@@ -34,10 +35,7 @@ async def counts(request: Any) -> tuple[int, Any]:
 
 @route("get", "/counts/{customer_id:[^/]+}/")
 async def count(request: Any, customer_id: str) -> tuple[int, Any]:
-    """One customer's counts, from the worker that owns the customer's partition."""
-    found = _local_count(customer_id)
-    if found is None and peers.LOCAL not in request.query:
-        found = await _ask_others(customer_id, request.url.raw_path)
+    found = _local_count(customer_id) if peers.LOCAL in request.query else await find(customer_id, _PEER_SECONDS)
     if found is None:
         raise Refusal(404, "this customer never bought anything", customer_id=customer_id)
     return 200, found
@@ -75,6 +73,27 @@ async def partition_counts(request: Any, partition: str) -> tuple[int, Any]:
     }
 
 
+async def find(customer_id: str, seconds: float) -> dict[str, Any] | None:
+    """One customer's counts, from the worker that owns the customer's partition; None without purchases.
+
+    Arguments:
+        seconds: The time limit of a request to another worker.
+
+    Raises:
+        Refusal: Partitions are being reassigned, or the table is being recovered.
+        Unavailable: A worker that may have the counts does not answer.
+    """
+    if found := _local_count(customer_id):
+        return found
+    first = None
+    with suppress(KeyError):  # the router does not know the table yet
+        first = URL(str(app.router.key_store(purchase_counts.name, customer_id))).origin()
+    for host in sorted(peers.others(), key=lambda host: host != first):  # the most likely one first
+        if found := await peers.fetch(host, f"/counts/{quote(customer_id, safe='')}/", dict[str, Any], seconds=seconds):
+            return found
+    return None
+
+
 def _local_count(customer_id: str) -> dict[str, Any] | None:
     """A customer's counts in the partitions that this worker owns; None if there are none.
 
@@ -87,15 +106,3 @@ def _local_count(customer_id: str) -> dict[str, Any] | None:
             for name in _FIELDS:
                 found[name] += getattr(count, name)
     return found
-
-
-async def _ask_others(customer_id: str, path: str) -> dict[str, Any] | None:
-    """Ask the other workers, first the one that Faust's router names; `Unavailable` if one does not answer."""
-    first = None
-    with suppress(KeyError):  # the router does not know the table yet
-        first = URL(str(app.router.key_store(purchase_counts.name, customer_id))).origin()
-    for host in sorted(peers.others(), key=lambda host: host != first):
-        found = await peers.fetch(host, path, dict[str, Any], seconds=_PEER_SECONDS)
-        if found is not None:
-            return found
-    return None

@@ -44,19 +44,16 @@ async def _close(*args: Any, **kwargs: Any) -> None:
 
 @route("post", "/events/products")
 async def products(request: Any) -> tuple[int, Any]:
-    """Take product events."""
     return await _take(request, topics.products, FORMS["products"])
 
 
 @route("post", "/events/customers")
 async def customers(request: Any) -> tuple[int, Any]:
-    """Take customer events."""
     return await _take(request, topics.customers, FORMS["customers"])
 
 
 @route("post", "/events/purchases")
 async def purchases(request: Any) -> tuple[int, Any]:
-    """Take purchase events. Sent again with the same ids, they still count once."""
     return await _take(request, topics.purchases, FORMS["purchases"])
 
 

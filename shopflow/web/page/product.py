@@ -73,9 +73,6 @@ class Columns(msgspec.Struct):
     units: list[int] = []
 
 
-# -- asking MongoDB
-
-
 async def shown(product_id: str) -> Product | None:
     """The texts of a product; None without an id."""
     if not product_id:
@@ -113,9 +110,6 @@ async def _ask(product_id: str) -> Picture | None:
     documents = await store.documents("products", [product_id])
     left = await stock.left_of(store, list(documents.values()))
     return Picture(prices, course, (left[product_id], documents[product_id]["stock"]) if left else None)
-
-
-# -- showing it
 
 
 def product(product_id: str, found: Picture | None, problems: Sequence[str]) -> Product:

@@ -8,7 +8,6 @@ from contextlib import aclosing
 from datetime import datetime, timezone
 from typing import Any
 
-import msgspec
 from jinja2 import Environment, FileSystemLoader
 
 from shopflow.app import app, store
@@ -19,7 +18,7 @@ from shopflow.store.types import Document
 from shopflow.web import peers
 from shopflow.web.access import Refusal
 from shopflow.web.answers import STATIC, route, static_file
-from shopflow.web.client import reason
+from shopflow.web.api import counts
 
 from . import charts, product, render, snapshot
 
@@ -133,12 +132,9 @@ async def _customer(customer_id: str) -> render.Customer | None:
 
 async def _count(customer_id: str) -> tuple[dict[str, int] | None, str]:
     try:
-        status, body = await peers.ask(peers.me(), f"/counts/{render.quoted(customer_id)}/")
-    except Unavailable as error:
+        return await counts.find(customer_id, peers.SECONDS), ""
+    except (Refusal, Unavailable) as error:
         return None, f"The counts are not known now: {error}."
-    if status == 200:
-        return msgspec.json.decode(body), ""
-    return None, "" if status == 404 else f"The counts are not known now: {reason(body, status)}."
 
 
 _Stored = tuple[Document | None, list[Document], list[Document]]  # the customer, purchases, vouchers
