@@ -198,7 +198,7 @@ class Guard:
             self._check_site(request, writes=writes)
             return
         scheme, shown = _shown(request.headers.get("Authorization", ""))
-        # Both are compared, so that the time tells nothing.
+        # Both are compared, so that the time does not depend on the token.
         may_read, may_write = (_is_same(shown, token) for token in (settings.read_token, settings.write_token))
         if may_write and (scheme == "bearer" or not writes):
             return

@@ -106,7 +106,7 @@ class Form:
         except msgspec.ValidationError:
             try:
                 time = msgspec.convert(read_time(sent), kind) if isinstance(sent, str) else sent
-            except ValueError:  # `_take` will say what RFC 3339 asks for
+            except ValueError:  # msgspec names the error
                 return sent
         try:
             return time.astimezone(timezone.utc) if isinstance(time, datetime) else time

@@ -170,8 +170,8 @@ def _partitions(now: ShopState) -> Iterator[Warning]:
     for topic in now.topics:
         owned = now.owners(topic)
         if missing := [str(number) for number in range(now.partitions) if number not in owned]:
-            what = "partition" if len(missing) == 1 else "partitions"
-            yield Warning("bad", f"No worker owns {what} {', '.join(missing)} of {topic}.")
+            partitions = "partition" if len(missing) == 1 else "partitions"
+            yield Warning("bad", f"No worker owns {partitions} {', '.join(missing)} of {topic}.")
 
 
 def _lag(now: ShopState) -> Iterator[Warning]:

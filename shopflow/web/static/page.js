@@ -55,9 +55,9 @@ function show(now) {
   setText(byId("headline"), now.headline);
   document.title = `shopflow: ${now.headline}`;
   const list = byId("sentences");
-  const said = JSON.stringify(now.sentences);
-  if (list.shown !== said) {
-    list.shown = said;
+  const sentences = JSON.stringify(now.sentences);
+  if (list.shown !== sentences) {
+    list.shown = sentences;
     list.replaceChildren(...now.sentences.map((sentence) => {
       const item = document.createElement("li");
       item.textContent = sentence.text;
