@@ -458,6 +458,7 @@ def test_only_an_allowed_origin_may_read_and_write(settings: Web, origin: str, a
             assert (response.status == 204) == allowed
             assert ("Authorization" in response.headers.get("Access-Control-Allow-Headers", "")) == allowed
             assert ("POST" in response.headers.get("Access-Control-Allow-Methods", "")) == allowed
+            assert response.headers.getall("Vary") == ["Origin"]
         sent = {"Origin": origin, "Sec-Fetch-Site": "cross-site", "Host": "127.0.0.1"}
         for path in ("/counts/", "/nothing", "/broken", "/health/live"):
             async with client.get(path, headers={**sent, **bearer(settings.read_token)}) as response:

@@ -138,6 +138,11 @@ def test_the_policy_lets_only_the_workers_scripts_run(
     assert not re.findall(r"<script(?! src=)|<[^>]*\s(?:on\w+|style)=", html)
 
 
+def test_the_page_and_the_interfaces_page_link_to_each_other(workers: Workers) -> None:
+    assert 'href="/docs/"' in index()[0]
+    assert 'href="/"' in (page.STATIC / "docs.html").read_text(encoding="utf-8")
+
+
 def test_no_customer_is_looked_for_unless_one_is_named(workers: Workers) -> None:
     """Spaces around an id are somebody's copying."""
     index()
