@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from functools import cache
 
+from aiohttp import web_server
+
 from faust_batches import App
 
 from .config.loading import load
@@ -11,13 +13,15 @@ from .kafka import security
 from .kafka.security import Bootstrap, Security
 from .servers.servers import Addresses
 from .store import MongoStore
-from .web.access import Guard
+from .web.access import Connection, Guard
 
+web_server.RequestHandler = Connection  # type: ignore[attr-defined]  # aiohttp has no setting for it
 config = load()
 security.check(config)
 
 store = MongoStore(config.mongodb.database)
 
+guard = Guard(config.web, lambda: (app.conf.web_bind, app.conf.web_host), lambda: app.tables)
 app: App = App(
     config.app_id,
     broker="kafka://" if config.embeds_kafka else config.broker,
@@ -56,7 +60,7 @@ app: App = App(
     web_port=config.web.port,
     web_host=config.web.host or ("127.0.0.1" if config.web.bind in {"127.0.0.1", "localhost"} else None),
     web_application_options={
-        "middlewares": [Guard(config.web, lambda: (app.conf.web_bind, app.conf.web_host)).middleware],
+        "middlewares": [guard.middleware],
         "client_max_size": config.web.max_body_bytes,
     },
 )

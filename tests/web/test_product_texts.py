@@ -41,11 +41,12 @@ def test_each_price_with_what_was_sold_at_it() -> None:
     ]
     first, last = ([cell.text for cell in found.prices[number]] for number in (0, -1))
     assert first[1:] == ["now", "2,50 zł", "600", "1500,00 zł", "1\N{NO-BREAK SPACE}200"]
-    assert (last[0], last[-1]) == ("before that", "-")
+    assert (last[0], last[-1]) == ("before", "-")
     seldom = product("milk", picture(Period(NOON - 99 * HOUR, None, 300, 1, 300)), [])
     assert seldom.prices[0][-1].text == "< 0.1"
     assert found.facts == {
-        "Price now": "2,50 zł", "Sold at the prices below": "607", "For": "1521,00 zł", "A bar is": "an hour",
+        "Price now": "2,50 zł", "Units at these prices": "607", "Revenue at these prices": "1521,00 zł",
+        "Width of a bar": "an hour",
     }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -160,10 +161,11 @@ def test_whatever_another_worker_answers(
 ) -> None:
     """It may be of another version, or be no worker at all."""
 
-    async def ask(host: object, path: str) -> tuple[int, bytes]:
+    async def ask(*_: object, **__: object) -> tuple[int, bytes]:
         return status, body
 
-    monkeypatch.setattr(peers, "ask", ask)
+    monkeypatch.setattr(peers, "app", SimpleNamespace(http_client=None))
+    monkeypatch.setattr(peers.client, "ask", ask)
     assert asyncio.run(snapshot._ask_worker(peers.URL("http://h:1"))) == WorkerState("http://h:1", found)
 
 
