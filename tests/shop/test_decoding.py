@@ -215,8 +215,8 @@ class TestNotJson:
             raw().replace(b'"p"', b'"\xff"'),
             raw().replace(b"{", b"{/* */", 1),
             b'{"a":' * 100_000,
-            raw(extra="[" * 100_000 + "]" * 100_000),
-            raw(extra="[" * 100_000 + "]" * 100_000, purchased_at='"2026-03-01T12:00Z"'),
+            raw(extra="[" * 500_000 + "]" * 500_000),
+            raw(extra="[" * 500_000 + "]" * 500_000, purchased_at='"2026-03-01T12:00Z"'),
         ],
         ids=lambda value: repr(value[:24]),
     )
