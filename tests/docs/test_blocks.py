@@ -30,7 +30,7 @@ RUN = [
     block
     for name in NAMES
     for block in shell_blocks(name)
-    if not block.lines[0].startswith("# terminal") and not all(map(not_run, block.lines))
+    if not block.lines[0].startswith("# terminal") and not all(map(not_run, filter(None, block.lines)))
 ]
 
 
