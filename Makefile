@@ -9,13 +9,16 @@ FAULTS_ARGS ?=
 BROWSER_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: demo test test-browser test-faults bench bench-recovery bench-latency bench-seeding bench-scaling bench-faults lint install clean
+.PHONY: demo test test-all test-browser test-faults bench bench-recovery bench-latency bench-seeding bench-scaling bench-faults lint install clean
 
 demo: $(VENV)/installed
 	$(BIN)/faust -A shopflow demo $(DEMO_ARGS)
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n 4 --dist loadfile $(TEST_ARGS)
+
+# All of it, as CI does.
+test-all: lint test test-browser test-faults
 
 # The page in a real browser, Debian's chromium. SHOPFLOW_TEST_PICTURES=FOLDER keeps pictures of it.
 test-browser: $(VENV)/installed-browser

@@ -190,7 +190,10 @@ def test_a_customer_whose_count_differs_is_named_with_the_worker() -> None:
         ((503, b'{"error": "the counts are being recovered"}'), "partition 0: the counts are being recovered"),
         ((404, b"Not found"), "partition 0: answered 404"),
         ((200, b"<html>"), "partition 0: not the answer of a worker"),
-        ((200, b'{"totals": {}, "customers": [["a", 1, 1, 1]], "next": ""}'), "partition 0: the next page does not start after this one"),
+        (
+            (200, b'{"totals": {}, "customers": [["a", 1, 1, 1]], "next": ""}'),
+            "partition 0: the next page does not start after this one",
+        ),
     ],
     ids=["refused", "frozen", "recovering", "another server", "not JSON", "in circles"],
 )
