@@ -73,7 +73,7 @@ class DeadLetters:
         Raises:
             KafkaError: It can't be told now.
         """
-        return await self._once.known(TP(record.topic, record.partition), record)
+        return await self._once.sent_keys(TP(record.topic, record.partition), record)
 
     async def put(self, rejections: Sequence[Rejection]) -> list[Rejection]:
         """Send those that are not there yet, and wait until Kafka has acknowledged all. Returns which were sent.

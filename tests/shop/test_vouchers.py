@@ -276,11 +276,11 @@ def test_a_batch_cut_off_right_after_a_rule_was_switched_on_gives_no_wrong_numbe
 
 def test_what_is_known_of_registrations_does_not_grow_for_ever(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of batches that are done do not come again."""
-    monkeypatch.setattr(once, "_FEW", 10)
+    monkeypatch.setattr(once, "_KEYS_TO_HOLD", 10)
     for number in range(100):
         shop.handle(registered(f"c{number}"), start=number, kind="customers")
     assert len(shop.told()) == 100
-    assert len(shop.log._once._known["shop.customers", 0]) <= 12
+    assert len(shop.log._once._sent["shop.customers", 0]) <= 12
 
 
 def test_types_are_known_though_others_forget_them_meanwhile(shop: Shop) -> None:

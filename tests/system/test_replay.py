@@ -165,7 +165,7 @@ def test_a_worker_that_is_back_between_the_steps_of_a_replay_goes_back_by_itself
         store.connect(shop.servers.mongodb if shop.servers else "")
         await store.clear_sales()
         await store.close()
-        await group._put_out(bootstrap, shop.name, (await group.group_of(bootstrap, shop.name)).members)
+        await group._remove_members(bootstrap, shop.name, (await group.group_of(bootstrap, shop.name)).members)
 
     readies = worker.output.count("Worker ready")
     asyncio.run(begin())

@@ -81,7 +81,7 @@ class VoucherLog:
         """
         first = batch.records[0]
         rules: dict[int, set[str]] = {}
-        for offset, voucher_id in await self._once.known(batch.tp, first):
+        for offset, voucher_id in await self._once.sent_keys(batch.tp, first):
             if offset >= first.offset:
                 rules.setdefault(offset, set()).add(voucher_id.partition(":")[0])
         return rules

@@ -30,7 +30,7 @@ async def _turn() -> None:
         health.pulse.turn(app.call_in_consumer)
 
 
-app.watching += [parts.lags.run, _turn]
+app.background += [parts.lags.run, _turn]
 
 
 @route("get", "/health/live")

@@ -18,7 +18,7 @@ from shopflow.app import app, config, connected_kafka, store
 from shopflow.bootstrap import parts
 from shopflow.errors import Unavailable
 from shopflow.kafka import offsets
-from shopflow.kafka.lag import Standing
+from shopflow.kafka.lag import EmptySpans
 from shopflow.kafka.offsets import Span
 from shopflow.operations import letters
 from shopflow.operations.letters import Letter
@@ -129,7 +129,7 @@ def _seen() -> Snapshot:
     return merged(worker.report.board for worker in _workers.answer if worker.report)
 
 
-_standing = Standing()
+_standing = EmptySpans()
 _trend: deque[Waiting] = deque(maxlen=_TREND)
 _workers: Cached[list[WorkerState]] = Cached(_ask_workers, _BOARDS_SECONDS, [])
 _log: Cached[_Log] = Cached(_ask_kafka, _SERVERS_SECONDS, _Log())
