@@ -243,7 +243,7 @@ class Tour:
 
     @staticmethod
     def is_retried(said: str) -> bool:
-        return said == "0 put back, 0 had been put back before.\n"
+        return said == "0 retried, 0 had been retried before.\n"
 
     # -- pages
 
