@@ -355,7 +355,7 @@ def test_the_changelog_has_this_version() -> None:
 
 
 def test_versions_that_are_named_are_those_in_use() -> None:
-    """Python's as in setup.cfg, with the embedded servers up to the one before their marker; Kafka's as in config.py."""
+    """Python as in setup.cfg, up to the marker of the embedded MongoDB; Kafka as in config.py."""
     pythons = re.findall(r"Python :: (3\.\d+)$", METADATA["metadata"]["classifiers"], re.MULTILINE)
     (without_servers,) = re.findall(
         r'SecantusDB.*; python_version < "(3\.\d+)"', METADATA["options.extras_require"]["embedded"]

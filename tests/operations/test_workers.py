@@ -72,7 +72,7 @@ def test_a_group_without_members_is_no_worker(monkeypatch: pytest.MonkeyPatch, s
 @pytest.mark.parametrize("state", ["PreparingRebalance", "CompletingRebalance"])
 def test_in_a_rebalance_nobody_knows_who_has_what(monkeypatch: pytest.MonkeyPatch, state: str) -> None:
     """Then it can't be told, rather than that no worker runs."""
-    assert "sharing out" in seen(monkeypatch, Group(state, (("a", b""),))).unclear
+    assert "rebalancing" in seen(monkeypatch, Group(state, (("a", b""),))).unclear
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,9 @@ from faust_batches.testing import FakeBatch, FakeTable
 from shopflow.config.promotions import Rule
 from shopflow.errors import Unavailable
 from shopflow.shop.announcements import VOUCHERS
-from shopflow.shop.counts import rebuilt
+from shopflow.shop.counts import new_era_totals
 from shopflow.shop.promotions.trial import try_rule
-from shopflow.shop.promotions.vouchers import Promotions, VoucherLog, _Types
+from shopflow.shop.promotions.vouchers import Promotions, VoucherLog, _ProductTypes
 from shopflow.shop.promotions.windows import Rules, decode_window
 from shopflow.store.connection import Patient
 from tests.support import vouchers as oracle
@@ -231,7 +231,7 @@ def test_a_replay_gives_the_same_vouchers_and_tells_none_again(shop: Shop) -> No
     assert before == told
     assert len(before) == 2 * (3 + 1)
     windows = {key: decode_window(value) for key, value in shop.windows.rows[0].items()}
-    shop.counts.rows[0][TOTALS_KEY] = rebuilt(0, 5.0)
+    shop.counts.rows[0][TOTALS_KEY] = new_era_totals(0, 5.0)
     shop.restart()
     shop.handle(*days[:3])
     shop.handle(*days[3:], start=3)
@@ -287,7 +287,7 @@ def test_types_are_known_though_others_forget_them_meanwhile(shop: Shop) -> None
     """Too many are remembered, and another partition's batch clears them while this one asks for what it lacks."""
 
     async def run() -> dict[str, str]:
-        types = _Types(Patient(shop.store, Outage("MongoDB")))
+        types = _ProductTypes(Patient(shop.store, Outage("MongoDB")))
         batch = FakeBatch([FakeRecord(b"anna", b"")])
         await types.of(batch, ["rye"])
         documents = shop.store.documents

@@ -244,7 +244,7 @@ def test_customers_who_are_not_registered_are_named_and_no_failure(open_shop: Op
         report = agrees(shop)
         assert report["mongodb"]["unregistered"] == 1
         details = {check["name"]: check["detail"] for check in report["checks"]}
-        assert details["registrations"] == "1 who bought are not registered: bob"
+        assert details["registrations"] == "1 customers who bought are not registered: bob"
         shop.register(BOB)
         shop.drain()
         assert agrees(shop)["mongodb"]["unregistered"] == 0

@@ -16,7 +16,7 @@ from yarl import URL
 from faust_batches import TOTALS_KEY
 from shopflow.config.settings import Config, Web
 from shopflow.errors import Unavailable
-from shopflow.shop.counts import Counted, advance, rebuilt
+from shopflow.shop.counts import Counted, advance, new_era_totals
 from shopflow.web import answers, peers
 from shopflow.web.access import Refusal, as_json, refusal
 from shopflow.web.api import counts as views
@@ -324,7 +324,7 @@ def test_a_long_page_lets_others_have_their_turn(worker: Worker) -> None:
 def test_what_was_counted_before_the_tables_were_rebuilt_is_in_no_page(worker: Worker) -> None:
     """It stands in RocksDB still; the page after it comes all the same."""
     worker.sell(0, *((offset, name, 1, 1) for offset, name in enumerate(["a", "b", "c"])))
-    worker.rows[0][TOTALS_KEY] = rebuilt(0, 5)
+    worker.rows[0][TOTALS_KEY] = new_era_totals(0, 5)
     worker.sell(0, (2, "c", 7, 70))
     status, first = page("0", limit="2")
     assert (status, first["customers"], first["next"], first["totals"]["era"]) == (200, [], "b", 5)

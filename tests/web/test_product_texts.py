@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from shopflow.shop.price_history import Course, Period, Prices
+from shopflow.shop.price_history import Period, Prices, SalesOverTime
 from shopflow.shop.text import visible
 from shopflow.store.types import Sold
 from shopflow.web.page.product import Columns, Picture, columns, product
@@ -21,7 +21,7 @@ HOSTILE = "<img src=x>\x1b[2J"
 def picture(*prices: Period, sold: tuple[Sold, ...] = (), bucket: str = "hour", **fields: Any) -> Picture:
     """Of a product, for the two hours after noon."""
     return Picture(Prices("milk", **{"name": "Milk", **fields}, prices=prices),
-                   Course(NOON, NOON + 2 * HOUR, bucket, sold))  # fmt: skip
+                   SalesOverTime(NOON, NOON + 2 * HOUR, bucket, sold))  # fmt: skip
 
 
 def at(ms: float) -> datetime:

@@ -16,7 +16,7 @@ import msgspec
 from shopflow.app import store
 from shopflow.models import MAX_ID_LENGTH
 from shopflow.shop import price_history, stock
-from shopflow.shop.price_history import Course, Period, Prices
+from shopflow.shop.price_history import Period, Prices, SalesOverTime
 from shopflow.shop.text import day_and_time, grouped, money, visible
 from shopflow.web.cached import Cached
 
@@ -45,7 +45,7 @@ class Picture:
     """
 
     prices: Prices
-    course: Course
+    course: SalesOverTime
     stock: tuple[int, int] | None = None
 
 
@@ -106,7 +106,7 @@ async def _ask(product_id: str) -> Picture | None:
     prices = await price_history.read(store, product_id, most=_PRICES)
     if prices is None:
         return None
-    course = await price_history.course(store, product_id, prices.prices, now, now - _BACK, by_the_minute=True)
+    course = await price_history.sales_over_time(store, product_id, prices.prices, now, now - _BACK, by_the_minute=True)
     documents = await store.documents("products", [product_id])
     left = await stock.left_of(store, list(documents.values()))
     return Picture(prices, course, (left[product_id], documents[product_id]["stock"]) if left else None)
