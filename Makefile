@@ -62,9 +62,16 @@ lint: $(VENV)/installed-dev
 
 install: $(VENV)/installed
 
+# The first Python that the embedded servers have wheels for, 3.10 to 3.13, else one that uv fetches.
 $(VENV)/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit("shopflow needs Python 3.10 to 3.13; this is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12") if not (3, 10) <= sys.version_info[:2] <= (3, 13) else None'
-	$(PYTHON) -m venv $(VENV)
+	@for python in $(PYTHON) python3.13 python3.12 python3.11 python3.10; do \
+		if $$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2> /dev/null; then \
+			exec $$python -m venv $(VENV); \
+		fi; \
+	done; \
+	if command -v uv > /dev/null; then exec uv venv --quiet --seed --python 3.13 $(VENV); fi; \
+	echo "The embedded servers need Python 3.10 to 3.13: install one of them, or uv; or name one: make PYTHON=/path/to/python3.13" >&2; \
+	exit 1
 
 $(VENV)/installed: setup.cfg pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[embedded,page]'

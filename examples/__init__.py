@@ -1,1 +1,1 @@
-"""Applications of their own that listen to the shop."""
+"""Other applications: one reads the shop's topics, one uses `faust_batches` alone."""

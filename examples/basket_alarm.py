@@ -1,10 +1,11 @@
-"""Another application on the shop's events: it says when somebody buys many of one thing.
+"""Another application on the shop's events: it prints purchases of many units of one product.
 
     faust -A examples.basket_alarm worker
 
-It is no part of shopflow's worker: in Kafka it has a group of its own, so it sees every purchase, and can be changed,
-stopped and started while the shop goes on. It sees each purchase at least once, a customer's in their order. So what
-`alarm` does for a batch must be done when it returns, and must bear to be done again. Two of it share the partitions.
+It is no part of shopflow's worker. It has its own consumer group, so it reads every purchase, and can be changed,
+stopped and started while the shop runs. It gets each purchase at least once, and a customer's purchases in order. So
+`alarm` must finish all work for a batch before it returns, and the work must be safe to repeat. Two processes share the
+partitions.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from shopflow.servers.servers import locate
 from shopflow.shop.decoding import Decoder
 
 MANY = 5
-config = load()  # where Kafka is, and what the topics are called: as for shopflow itself
+config = load()  # shopflow's configuration: Kafka's address, the names of topics
 app = App(
-    f"{config.app_id}-basket-alarm",  # also its group in Kafka
+    f"{config.app_id}-basket-alarm",  # also its consumer group
     broker=f"kafka://{locate(config, mongodb=False).kafka}",
     broker_credentials=credentials.load(config).faust,
     broker_session_timeout=config.batching.session_timeout_seconds,
@@ -31,7 +32,7 @@ purchases = Decoder(Purchase, key="customer_id", max_bytes=config.batching.max_e
 
 @app.batch_agent(f"{config.topics.prefix}purchases")
 async def alarm(batch: Batch) -> None:
-    """Say which of these purchases are of many pieces."""
+    """Print the purchases of many units."""
     for bought in purchases.events(batch.records):
         if bought.quantity >= MANY:
             print(f"{bought.purchase_id}: {bought.quantity} x {bought.product_id} for {bought.customer_id}")

@@ -1,9 +1,9 @@
-"""An application on the heart alone: page views go from Kafka to MongoDB, and each is counted once.
+"""An application on `faust_batches` alone: it stores page views from Kafka in MongoDB, and counts each once.
 
     faust -A examples.page_views worker
 
-`KAFKA` and `MONGODB` in the environment say where the servers are. A view is a record of the topic `page-views`, with
-the page as its key. `/views/PAGE/` of any worker answers how often a page was viewed.
+`KAFKA` and `MONGODB` in the environment are the servers' addresses. A view is a record of the topic `page-views`, with
+the page as its key. Any worker returns a page's number of views under `/views/PAGE/`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ clients: list[AsyncMongoClient[dict[str, Any]]] = []
 
 
 class Views(faust.Record, serializer="json"):
-    """How often a page was viewed, up to and including the record at `offset`."""
+    """The number of a page's views, up to and including the record at `offset`."""
 
     views: int = 0
     era: int = 0
@@ -45,7 +45,7 @@ encode, decode = msgspec.json.encode, msgspec.json.Decoder(dict[str, int]).decod
 
 @app.batch_agent("page-views")
 async def page_views(batch: Batch) -> None:
-    """Store each view under an id of its own, then count it unless it was counted before."""
+    """Store each view under its own id, then count it unless it was counted before."""
     documents = [
         {"_id": f"{batch.tp.partition}:{record.offset}", "page": record.key.decode()} for record in batch.records
     ]
@@ -63,12 +63,12 @@ async def page_views(batch: Batch) -> None:
 
 
 async def store(documents: list[dict[str, Any]]) -> None:
-    """Insert documents; those that an earlier try has inserted are no error.
+    """Insert documents. Duplicates of an earlier attempt are no error.
 
     Raises:
-        Unavailable: MongoDB did not confirm that all of them are there.
+        Unavailable: MongoDB did not confirm all documents.
     """
-    if not clients:  # in the event loop that the worker runs in
+    if not clients:  # made here, in the worker's event loop
         clients.append(AsyncMongoClient(os.environ.get("MONGODB", "mongodb://localhost"), w="majority", journal=True))
     try:
         await clients[0]["page-views"]["views"].insert_many(documents, ordered=False)
@@ -82,6 +82,6 @@ async def store(documents: list[dict[str, Any]]) -> None:
 @app.page("/views/{page}/")
 @app.table_route(table=table, match_info="page")
 async def views(web: View, request: Any, page: str) -> Any:
-    """How often the page was viewed."""
+    """Return the number of the page's views."""
     count = table.get(page)
     return web.json({"page": page, "views": count.views if count else 0})

@@ -1,4 +1,4 @@
-"""The body of an agent that gets batches: one batch of a partition after the other, each tried until it is finished."""
+"""The body of a batch agent: it handles a partition's batches one after the other, and retries each until finished."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 Handler = Callable[["Batch"], Awaitable[None]]
 
-#: Pause before a batch is tried again whose handler raised.
+#: Pause before a batch is retried after its handler raised.
 RETRY_SECONDS = 1.0
-#: Batches of a partition that wait for their agent. More would only cost memory: what comes while a few wait gathers
-#: where it was fetched, and is one batch.
+#: Batches of a partition that may wait for their actor. More would only cost memory: records that arrive meanwhile are
+#: gathered into the last one.
 WAITING_BATCHES = 3
 
 
 class Restarts(OneForOneSupervisor):
-    """Restarts all actors that a rebalance cancels: Faust's allows one in 10 ms, and ends the worker at the next."""
+    """Restarts all actors that a rebalance cancels. Faust's supervisor ends the worker at the second within 10 ms."""
 
     def __init__(self, *services: Any, **kwargs: Any) -> None:
         super().__init__(*services, **{**kwargs, "max_restarts": 1e9, "over": 1e9})
@@ -36,11 +36,11 @@ class BatchedTopic(faust.Topic):
     """A topic that consumers never create: they would use the wrong partition count."""
 
     async def declare(self) -> None:
-        """Create nothing."""
+        return
 
 
 def in_turn(handle: Handler) -> Handler:
-    """Handle a batch only when it is the next of its partition; it is finished when `handle` returns."""
+    """Wrap a handler: it gets only the next batch of its partition, and its return finishes the batch."""
 
     async def handled(batch: Batch) -> None:
         await batch.wait_for_lease()
@@ -53,9 +53,9 @@ def in_turn(handle: Handler) -> Handler:
 async def each_batch(stream: Any, handle: Handler, on_batch: OnBatch) -> None:
     """Handle the batches of one partition, one after the other.
 
-    A `PartitionLost` ends a batch: the partition's next owner gets it again. After anything else the batch is tried
-    again: given up, it would be missing to this worker until the next rebalance. Who raised `Unavailable` has logged
-    it; any other error is a fault of the program, and logged once, not once a try.
+    `PartitionLost` drops the batch: the partition's next owner reads it again. After any other error the batch is
+    retried; a dropped batch would not be read again before the next rebalance. `Unavailable` was logged where it was
+    raised. Any other error is a bug in the handler, and is logged once, not at every attempt.
     """
     stream.enable_acks = False  # else a cancelled actor acknowledges the batch it never finished
     async for event in stream.events():
@@ -65,22 +65,22 @@ async def each_batch(stream: Any, handle: Handler, on_batch: OnBatch) -> None:
 
 
 async def _handle_one(log: Any, batch: Batch, handle: Handler, on_batch: OnBatch) -> None:
-    said = None
-    for tries in count(1):
+    logged = None
+    for attempt in count(1):
         try:
             with on_batch(batch):
                 await handle(batch)
         except PartitionLost as lost:
-            log.info("Batch left: %s", lost)
+            log.info("Batch dropped: %s", lost)
             return
         except Unavailable:
             await asyncio.sleep(RETRY_SECONDS)
         except Exception as error:
-            if repr(error) != said:
-                said = repr(error)
-                log.exception("%s from offset %d can't be handled; trying again", batch.tp, batch.start)
+            if repr(error) != logged:
+                logged = repr(error)
+                log.exception("%s: the batch from offset %d failed; trying again", batch.tp, batch.start)
             await asyncio.sleep(RETRY_SECONDS)
         else:
-            if said is not None:
-                log.warning("%s from offset %d was handled at the try %d", batch.tp, batch.start, tries)
+            if logged is not None:
+                log.warning("%s: the batch from offset %d succeeded at attempt %d", batch.tp, batch.start, attempt)
             return

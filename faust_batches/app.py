@@ -1,4 +1,4 @@
-"""The Faust application whose agents get batches: its settings, its transport, and what it sends."""
+"""The Faust application with batch agents: its settings, its transport, and its own sends and reads."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from .producer import LeaseProducer, acknowledged
 from .recovery import Tables
 from .table import Table
 
-#: What batches need of Faust, in place of its own defaults.
+#: The settings that batches need, in place of Faust's defaults.
 SETTINGS = {
     "topic_disable_leader": True,  # one topic less to create, and to be allowed to create
     "TableManager": Tables,
     "stream_wait_empty": False,  # else a rebalance waits for batches that wait for a server
     "broker_max_poll_records": 4_000,
-    # A batch that waits for a server waits as long as it must; the partition is lost by silence only.
+    # A batch may wait for a server for hours without losing its partition. Only missing heartbeats lose it.
     "broker_max_poll_interval": 86_400.0,
     "consumer_max_fetch_size": 4 * 1024 * 1024,
-    # aiokafka's own default. Faust's are 20 minutes: so long a broker whose host is gone would hold up all commits.
+    # aiokafka's default. With Faust's 20 minutes, a broker whose host is gone would hold up all commits for that long.
     "producer_request_timeout": 40.0,
 }
 
-#: What surrounds each try of a batch.
+#: Returns the context in which each attempt to handle a batch runs.
 OnBatch = Callable[[Batch], AbstractContextManager[None]]
 
 
 class BatchTransport(driver.Transport):
-    """Faust's aiokafka transport with the heart's consumer and producer."""
+    """Faust's aiokafka transport with this package's consumer and producer."""
 
     Consumer = BatchConsumer
     Producer = LeaseProducer
@@ -50,9 +50,9 @@ class App(faust.App):
     """A Faust application with batch agents and exactly-once tables beside Faust's own agents and tables.
 
     Arguments:
-        batch_commit_interval: Seconds between two commits of what batch agents finished. What was finished and not
-            committed is done again after a crash. Other agents have Faust's `broker_commit_interval`.
-        others: What `faust.App` takes; `SETTINGS` are its defaults.
+        batch_commit_interval: Seconds between two commits of finished batches. After a crash, finished batches that
+            were not committed are handled again. Other agents have Faust's `broker_commit_interval`.
+        others: Those of `faust.App`, with `SETTINGS` as defaults.
     """
 
     def __init__(self, *args: Any, batch_commit_interval: float = 0.25, **kwargs: Any) -> None:
@@ -61,9 +61,9 @@ class App(faust.App):
         self.batched_topics: set[str] = set()
         #: Changelog topic -> the exactly-once table that reads it.
         self.readers: dict[str, Table] = {}
-        #: Coroutines that run beside the work from the start of a worker on: unlike a `task`, also during a recovery.
-        self.watching: list[Callable[[], Awaitable[None]]] = []
-        #: Set it to time and count the tries of batches.
+        #: Coroutines that every worker runs in the background from its start; unlike Faust's tasks also in a recovery.
+        self.background: list[Callable[[], Awaitable[None]]] = []
+        #: Set it to time and count the attempts to handle batches.
         self.on_batch: OnBatch = lambda batch: nullcontext()
         self.kafka_outage = Outage("Kafka")
         #: The disk that all tables share.
@@ -82,14 +82,14 @@ class App(faust.App):
     ) -> Callable[[Handler], Any]:
         """Decorate `async def handle(batch)`: it gets the batches of a topic, those of a partition one after the other.
 
-        When it returns, the batch is finished, and only then may its end be committed. When it raises, it gets the
-        batch again, a second later; after a crash, or when the partition goes to another worker, that one gets it. So
-        it sees every record at least once, and those of a partition in order, but for redeliveries.
+        When `handle` returns, the batch is finished, and its end may be committed. When it raises, it gets the batch
+        again a second later. After a crash or a rebalance the partition's next owner gets it again. So `handle` sees
+        every record at least once, and the records of a partition in order, except for redeliveries.
 
         Arguments:
             topic: A `batched_topic`, or its name.
-            finish: `in_handler`: `handle` finishes the batch itself, by `Batch.turn`. Before that it may do what is
-                safe to do out of turn.
+            finish: `in_handler`: `handle` finishes the batch itself, by `Batch.turn`. Before that it may do work that
+                is safe out of turn.
         """
         channel = self.batched_topic(topic) if isinstance(topic, str) else topic
 
@@ -105,13 +105,13 @@ class App(faust.App):
         return decorated
 
     def exactly_once_table(self, name: str, *, value: type[Any] | None, source: str, **options: Any) -> Table:
-        """A table whose values count each record of the topic `source` once. `Table` says what the arguments mean."""
+        """A table whose values count each record of the topic `source` once. `Table` describes the arguments."""
         table = Table(self, name, value=value, source=source, **options)
         self.tables.add(table)
         self.readers[table.changelog_topic_name] = table
         return table
 
-    # -- where the worker stands
+    # -- the worker's state
 
     @cached_property
     def lease(self) -> Lease:
@@ -120,12 +120,12 @@ class App(faust.App):
 
     @property
     def joined(self) -> bool:
-        """True once the group has told us which partitions are ours; with more workers than those it may be none."""
+        """True after the first assignment of partitions, which is empty if there are more workers than partitions."""
         return self.tables.recovery.completed.is_set()  # type: ignore[attr-defined, no-any-return]
 
     @property
     def serving(self) -> bool:
-        """True while the tables of our partitions are complete: not in a rebalance, nor before the first."""
+        """True while the tables of our partitions are complete: not before the first assignment, nor in a rebalance."""
         return bool(self.joined and not self.rebalancing and not self.in_recovery)
 
     @property
@@ -136,28 +136,28 @@ class App(faust.App):
         return sorted(tp for tp in self._consumer.assignment() if tp.topic in self.batched_topics)
 
     async def on_start(self) -> None:
-        """Start what is in `watching`, with a worker only."""
+        """Start the coroutines in `background`, in a worker only."""
         await super().on_start()
         if not (self.client_only or self.producer_only):
-            for watch in self.watching:
-                self.add_future(watch())
+            for work in self.background:
+                self.add_future(work())
 
     def call_in_consumer(self, callback: Callable[[], None]) -> None:
-        """Call this in the consumer's thread.
+        """Schedule this on the event loop of the consumer's thread.
 
         Raises:
-            RuntimeError: It does not run.
+            RuntimeError: The thread has not started yet, or has ended.
         """
         if self._consumer is None:
-            raise RuntimeError("the consumer has not been made yet")
+            raise RuntimeError("the consumer has not been created yet")
         cast(BatchConsumer, self._consumer).call_in_thread(callback)
 
-    # -- how it is connected
+    # -- connections
 
     def reconfigure(self, **settings: Any) -> None:
-        """Change settings that could not be known at import (where the servers are), before anything is started."""
+        """Change settings that are not known at import (the servers' addresses), before the App is started."""
         with warnings.catch_warnings():
-            # It warns that parts of the program may use the old value; what could do so is made anew below.
+            # Faust warns that parts of the program may use the old value. Those parts are reset below.
             warnings.simplefilter("ignore", AlreadyConfiguredWarning)
             for name, value in settings.items():
                 setattr(self.conf, name, value)
@@ -168,7 +168,7 @@ class App(faust.App):
 
     @cached_property
     def flow_control(self) -> Flow:
-        """Between the consumer and the actors."""
+        """Suspends and resumes the delivery of events to the actors."""
 
         def cleared() -> None:
             if self._consumer is not None:
@@ -176,15 +176,15 @@ class App(faust.App):
 
         return Flow(cleared)
 
-    # -- what it sends and reads by itself
+    # -- sending and reading without an agent
 
     async def send_record(
         self, topic: str, partition: int, key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes]]
     ) -> Awaitable[Any]:
-        """Send one record, also one with neither key nor value, which the producer's `send` refuses.
+        """Send one record. Unlike the producer's `send`, it also takes a record with neither key nor value.
 
         Returns:
-            What is done when Kafka has acknowledged it.
+            An awaitable that is done when Kafka has acknowledged the record.
         """
         producer: Any = self.producer._producer  # type: ignore[attr-defined]
         batch = producer.create_batch()
@@ -193,13 +193,14 @@ class App(faust.App):
         return delivery
 
     async def publish(self, topic: str, partition: int, rows: Iterable[tuple[bytes, bytes]]) -> int:
-        """Send keys and values to one partition in as few Kafka batches as hold them, and wait for the acknowledgement.
+        """Send keys and values to one partition in as few Kafka batches as possible. Wait for the acknowledgements.
 
         Returns:
-            The offset of the last one.
+            The offset of the last record.
 
         Raises:
             KafkaError: Not all were acknowledged; some may be in the log.
+            ValueError: A record is larger than a Kafka batch.
         """
         producer: Any = self.producer._producer  # type: ignore[attr-defined]
         batches = [producer.create_batch()]
@@ -216,7 +217,7 @@ class App(faust.App):
         """Read a partition from its start to its present end, and pass each run of its records to `take`.
 
         Raises:
-            KafkaError: It can't be read now.
+            KafkaError: The partition can't be read now.
         """
         tp = TopicPartition(topic, partition)
         client = AIOKafkaConsumer(

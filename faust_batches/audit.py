@@ -1,4 +1,4 @@
-"""The sums over a partition's rows, compared with the totals that are kept beside them."""
+"""Compares the sums over a partition's rows with the totals that are kept beside them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .position import TOTALS_KEY
 class Audit:
     """Adds up the rows of a partition. No I/O.
 
-    Rows are added in the order of their keys: the totals come first, and say which era's rows count.
+    Add the rows by key. The totals come first; rows of an earlier era than theirs do not count.
 
     Arguments:
-        sums: The fields of a row that the totals hold the sums of.
+        sums: The fields of a row whose sums are in the totals.
         count: The field of the totals that holds the number of rows.
     """
 
@@ -44,7 +44,7 @@ class Audit:
 
     @property
     def behind(self) -> bool:
-        """True if the totals count records whose rows are missing: after a crash, until the batch is repeated."""
+        """True if the totals count a batch whose rows may be missing: after a crash, until the batch is repeated."""
         return bool(self.totals.settled < self.totals.offset)
 
     @property
@@ -54,12 +54,12 @@ class Audit:
 
     @property
     def conclusive(self) -> bool:
-        """True if rows and totals are of the same offset, so that they must be equal."""
+        """True if rows and totals are at the same offset, so that the sums must be equal."""
         return not self.behind and not self.ahead
 
     @property
     def agrees(self) -> bool:
-        """True if no row is missing, as far as it can be told; while rows are ahead, only too few can be told."""
+        """True if the audit finds no row missing. While rows are ahead, the sums may be larger than the totals."""
         if self.behind:
             return True
         found, expected = [self.rows, *self.sums], self.expected

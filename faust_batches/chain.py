@@ -1,4 +1,4 @@
-"""Where the next run of a partition must start, and how far its batches are finished. No I/O."""
+"""The next offset to read and the end of the finished batches, for one partition. No I/O."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from .errors import PartitionLost
 
 
 class Cursor:
-    """Where the next run of records of a partition must start."""
+    """The offset at which the next run of records of a partition must start."""
 
-    __slots__ = ("_doubted", "next")
+    __slots__ = ("_refused", "next")
 
     def __init__(self, offset: int) -> None:
         self.next = offset
-        self._doubted: int | None = None
+        self._refused: int | None = None
 
     def admits(self, first: int) -> bool:
         """True if a run that starts at this offset may pass. If not, fetch again from `next`.
 
-        A run from elsewhere was fetched before a seek, or the run before it was lost on the way. When the fetch from
-        `next` brings the same run again, nothing is before it: compaction, retention or a transaction left a hole.
+        A run with another start was fetched before a seek, or the run before it was lost. If the fetch from `next`
+        returns the same run again, no record is before it: compaction, retention or a transaction left a gap.
         """
-        if first in {self.next, self._doubted}:
-            self._doubted = None
+        if first in {self.next, self._refused}:
+            self._refused = None
             return True
-        self._doubted = first if first > self.next else None
+        self._refused = first if first > self.next else None
         return False
 
 
@@ -33,9 +33,9 @@ class Chain:
     __slots__ = ("committed", "done", "epoch")
 
     def __init__(self, committed: int, epoch: int) -> None:
-        self.committed = committed  #: the offset that Kafka has confirmed
+        self.committed = committed  #: the last committed offset that Kafka has confirmed
         self.done = committed  #: every record before this offset is finished
-        self.epoch = epoch  #: how often the consumer went back; batches of an earlier epoch no longer count
+        self.epoch = epoch  #: increased by every seek back; batches of an earlier epoch no longer count
 
     def continues(self, start: int) -> bool:
         """True if a batch that starts here is the next in the chain."""

@@ -1,10 +1,10 @@
-"""The consumer: a whole fetched run of records is one event, and nothing unfinished is committed past.
+"""The consumer: each fetched run of records is one event, and no offset beyond an unfinished record is committed.
 
-Faust 0.15 loses records in rebalances: a run can be fetched before the seek to the committed offsets and be dropped
-after it, a suspended flow cuts off a delivery, a cancelled actor acknowledges what it never finished, and what was
-dropped then counts as a hole of the log, so that the next commit passes it. Here every run must start where the last
-one ended or a seek went (`Cursor`), every batch knows where it starts, and only the end of an unbroken chain of
-finished batches is committed (`Chain`). See docs/ARCHITECTURE.md for the whole argument.
+Faust 0.15 loses records in rebalances. A run can be fetched before the seek to the committed offsets and be dropped
+after it. A suspended flow cuts off a delivery. A cancelled actor acknowledges events that it never finished. Faust
+takes the dropped records for a gap in the log, and its next commit passes them. Here every run must start where the
+last one ended or where a seek went (`Cursor`), every batch knows its start, and only the end of an unbroken chain of
+finished batches is committed (`Chain`). docs/ARCHITECTURE.md has the whole argument.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Pause before a run of a changelog is fetched again that could not be taken in.
+#: Pause before a changelog run that could not be written to the table is fetched again.
 RETRY_SECONDS = 1.0
-_LOOK_AGAIN_SECONDS = 0.05
-#: How long Kafka may hold a fetch that finds nothing, after records came and while none come. A partition whose records
-#: were just taken is in no fetch that is under way, so its next record may wait as long; Faust has 1500 always.
+_LEASE_CHECK_SECONDS = 0.05
+#: How long Kafka may hold an empty fetch: after a fetch with records, and after one without. A partition whose records
+#: were just taken is in no fetch under way, so its next record may wait this long. Faust always uses 1500.
 FETCH_WAIT_MS, IDLE_FETCH_WAIT_MS = 10, 500
-#: A batch that waits for its actor takes in what comes meanwhile, for so long.
+#: For this long, a batch that waits for its actor is extended by the runs that follow it.
 _GATHER_SECONDS = 1.0
 
 
 class Batch:
-    """A run of records of one partition: everything from offset `start` up to, not including, `end`."""
+    """A run of records of one partition: all records from offset `start` up to, not including, `end`."""
 
     __slots__ = ("_consumer", "_gathers_until", "end", "epoch", "generation", "records", "start", "tp")
 
@@ -58,7 +58,7 @@ class Batch:
         self._gathers_until = time.monotonic() + _GATHER_SECONDS
 
     def gather(self, batch: Batch, limit: int) -> bool:
-        """Take in the batch that follows, while this one waits for its actor, if they have at most `limit` records."""
+        """Append the following batch while this one waits for its actor, up to `limit` records. True if appended."""
         fits = len(self.records) + len(batch.records) <= limit and time.monotonic() < self._gathers_until
         mine, its = (self.end, self.epoch, self.generation), (batch.start, batch.epoch, batch.generation)
         if not fits or mine != its:
@@ -68,22 +68,22 @@ class Batch:
         return True
 
     def freeze(self) -> None:
-        """Take in no more records: an actor begins with it."""
-        self._consumer.frozen(self)
+        """Add no more records to this batch: its actor starts on it."""
+        self._consumer.freeze(self)
 
     @property
     def owned(self) -> bool:
-        """False after a rebalance or a step back: the partition's owner gets the batch again."""
+        """False after a rebalance or a seek back: the partition's owner reads the records again."""
         return self._consumer.owns(self)
 
     def check_owned(self) -> None:
-        """Go on only if the batch is still ours.
+        """Check that the batch is still ours.
 
         Raises:
-            PartitionLost: It is not.
+            PartitionLost: The batch is no longer ours.
         """
         if not self.owned:
-            raise PartitionLost(f"{self.tp} went to another worker, or back to an offset before {self.start}")
+            raise PartitionLost(f"{self.tp} was revoked, or is read again from an offset up to {self.start}")
 
     async def wait_for_lease(self) -> None:
         """Wait until the lease on this partition is confirmed; normally immediate.
@@ -93,11 +93,11 @@ class Batch:
         """
         self.check_owned()
         while not self._consumer.app.lease.valid:
-            await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+            await asyncio.sleep(_LEASE_CHECK_SECONDS)
             self.check_owned()
 
     async def with_kafka(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """Try until Kafka has acknowledged what `attempt` sends or asks; `outage.retrying_kafka` says more.
+        """Retry `attempt` until Kafka has acknowledged it; see `outage.retrying_kafka`.
 
         Raises:
             PartitionLost: The batch is no longer ours.
@@ -105,20 +105,20 @@ class Batch:
         return await retrying_kafka(self._consumer.app.kafka_outage, self, attempt)
 
     def require_next(self) -> None:
-        """Go on only if the batch is the next in the chain of its partition.
+        """Check that the batch is the next in its partition's chain.
 
         Raises:
-            PartitionLost: It is not, or it is no longer ours.
+            PartitionLost: The batch is not the next in the chain, or no longer ours.
         """
         self._consumer.require_next(self)
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """Have the partition's tables alone; the batch is finished when the body ends without an error.
+        """Hold the partition's tables exclusively. The batch is finished when the body ends without an error.
 
         Raises:
-            PartitionLost: The batch is not the next in the chain, or no longer ours. What is missing before it is
-                fetched again.
+            PartitionLost: The batch is not the next in the chain, or no longer ours. Unfinished records are fetched
+                again.
         """
         async with self._consumer.lock(self.tp):
             self._consumer.require_next(self)
@@ -127,38 +127,38 @@ class Batch:
 
 
 class CommittedThread(driver.AIOKafkaConsumerThread):
-    """Faust's consumer thread, which reads only what producers committed, and renews the lease by its heartbeats."""
+    """Faust's consumer thread, which reads committed records only and renews the lease by its heartbeats."""
 
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
         consumer._isolation_level = "read_committed"  # Faust sets it for its own transactions only
         return consumer
 
-    def expect(self, soon: bool) -> None:
-        """Ask Kafka to answer at once, or to hold a fetch that finds nothing for longer."""
+    def set_fetch_wait(self, busy: bool) -> None:
+        """Let Kafka hold an empty fetch for `FETCH_WAIT_MS` if busy, else for `IDLE_FETCH_WAIT_MS`."""
         fetcher: Any = self._ensure_consumer()._fetcher
-        fetcher._fetch_max_wait_ms = FETCH_WAIT_MS if soon else IDLE_FETCH_WAIT_MS
+        fetcher._fetch_max_wait_ms = FETCH_WAIT_MS if busy else IDLE_FETCH_WAIT_MS
 
     async def on_start(self) -> None:
         await super().on_start()
         coordinator: Any = self._ensure_consumer()._coordinator
-        coordinator._do_heartbeat = self._beating(coordinator._do_heartbeat)
+        coordinator._do_heartbeat = self._renewing_lease(coordinator._do_heartbeat)
 
-    def _beating(self, beat: Callable[[], Awaitable[bool]]) -> Callable[[], Awaitable[bool]]:
+    def _renewing_lease(self, heartbeat: Callable[[], Awaitable[bool]]) -> Callable[[], Awaitable[bool]]:
         lease: Lease = self.consumer.app.lease  # type: ignore[attr-defined]
 
-        async def beating() -> bool:
+        async def renewing() -> bool:
             sent = lease.clock()
-            answered = await beat()
+            answered = await heartbeat()
             if answered:
                 lease.renew(sent)
             return answered
 
-        return beating
+        return renewing
 
 
 class BatchConsumer(driver.Consumer):
-    """Faust's consumer, with one event per fetched run and the chain instead of acknowledgements."""
+    """Faust's consumer, with one event per fetched run, and with the chain in place of acknowledgements."""
 
     app: App
     _thread: CommittedThread
@@ -169,25 +169,25 @@ class BatchConsumer(driver.Consumer):
         self._cursors: dict[TP, Cursor] = {}
         self._epochs: dict[TP, int] = {}
         self._locks: dict[TP, asyncio.Lock] = {}
-        self._waiting: dict[TP, Batch] = {}
+        self._gathering: dict[TP, Batch] = {}  # waiting for their actors: the next run can be appended
 
     def _new_consumer_thread(self) -> CommittedThread:
         return CommittedThread(self, loop=self.loop, beacon=self.beacon)
 
     def call_in_thread(self, callback: Callable[[], None]) -> None:
-        """Call this in the consumer's thread, when its loop comes to it.
+        """Schedule this on the event loop of the consumer's thread.
 
         Raises:
             RuntimeError: The thread has ended.
         """
         self._thread.thread_loop.call_soon_threadsafe(callback)
 
-    # -- where to read
+    # -- the offsets to read from
 
     async def perform_seek(self) -> None:
-        """Seek every partition to what is committed, or to where its tables are, and start its chain there.
+        """Seek each partition to its committed offset, or to its tables' next offset if smaller. Start its chain there.
 
-        A table is behind what is committed when somebody began its totals anew: then its records are read again.
+        A table's next offset is smaller when its totals were reset: then its records are read again.
         """
         mine = [tp for tp in self.assignment() if tp.topic in self.app.batched_topics]
         for tp in mine:
@@ -203,22 +203,22 @@ class BatchConsumer(driver.Consumer):
         if fresh:
             for found, offset in (await self.earliest_offsets(*fresh)).items():
                 starts[TP(found.topic, found.partition)] = offset
-        # The tables are asked last: this seek may have begun before their recovery, and end after it.
-        starts = {tp: self._where_tables_are(tp, offset) for tp, offset in starts.items()}
+        # The tables are read last: their recovery may run during this seek.
+        starts = {tp: self._not_after_tables(tp, offset) for tp, offset in starts.items()}
         for tp, offset in starts.items():
-            self._forget(tp)  # the recovery's seek and that of a fetch overlap: what came by the other's does not count
+            self._forget(tp)  # two seeks may overlap (the recovery's and a fetch's): batches of the other do not count
             self._chains[tp] = Chain(offset, self._epochs[tp])
             self._cursors[tp] = Cursor(offset)
-        # Faust fetches already: what came before the cursors were set was dropped, and must come again.
+        # Faust is fetching already. Runs that arrived before the cursors were set are dropped: fetch them again.
         for tp, offset in starts.items():
             self._fetch_again(tp, offset)
 
-    def _where_tables_are(self, tp: TP, start: int) -> int:
+    def _not_after_tables(self, tp: TP, start: int) -> int:
         tables = [table for table in self.app.readers.values() if table.source == tp.topic]
         return min([start, *(offset for table in tables if (offset := table.next_offset(tp.partition)) is not None)])
 
     async def seek_wait(self, partitions: Mapping[TP, int]) -> None:
-        """Seek, as the recovery of tables does; what was fetched before no longer passes."""
+        """Seek changelogs, called by the table recovery. Runs that were fetched before no longer pass."""
         await super().seek_wait(partitions)
         for tp, offset in partitions.items():
             self._cursors[tp] = Cursor(offset)
@@ -229,52 +229,55 @@ class BatchConsumer(driver.Consumer):
         await super().on_partitions_assigned(assigned, generation_id)
 
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
-        """Commit what is done, then forget where these partitions stand: another worker may carry on from there."""
+        """Commit the finished batches, then drop these partitions' chains: another worker may continue from there."""
         await super().on_partitions_revoked(revoked)
-        self.app.lease.pause()  # Faust has flushed the producer: what an actor still adds would come too late
+        self.app.lease.pause()  # Faust has flushed the producer: records that actors send from now on would be too late
         for tp in revoked:
             self._forget(tp)
 
     def _forget(self, tp: TP) -> None:
         self._chains.pop(tp, None)
         self._cursors.pop(tp, None)
-        self._waiting.pop(tp, None)
+        self._gathering.pop(tp, None)
         self._epochs[tp] = self._epochs.get(tp, 0) + 1
 
     def _fetch_again(self, tp: TP, offset: int) -> None:
         try:
             self._thread.seek(tp, offset)
-        except IllegalStateError:  # revoked meanwhile: its next owner starts at the committed offset
+        except IllegalStateError:  # revoked meanwhile: the next owner starts at the committed offset
             self._forget(tp)
 
     def _go_back(self, tp: TP, chain: Chain) -> None:
-        """Fetch again from the end of the chain; batches that are under way no longer count."""
+        """Fetch again from the end of the chain. Batches under way no longer count."""
         chain.epoch = self._epochs[tp] = self._epochs.get(tp, 0) + 1
         self._cursors[tp] = Cursor(chain.done)
         self._fetch_again(tp, chain.done)
 
     def fetch_unfinished_again(self) -> None:
-        """Fetch again what was on its way to the actors and was thrown away; after a rebalance the seek does it."""
+        """Fetch unfinished records again after the actors' queues were emptied. In a rebalance the seek does it."""
         if not self.flow_active:
             return
         for tp, chain in list(self._chains.items()):
             if self._cursors[tp].next != chain.done:
                 self._go_back(tp, chain)
 
-    # -- what is read
+    # -- reading
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, Any]]:
-        """Yield one message per fetched run: a `Batch`, or for a changelog, already taken in, its last record."""
+        """Yield one message per fetched run: a `Batch`; for a changelog the last record, after the table has the run.
+
+        Topics of Faust's own agents and tables give one message per record.
+        """
         records, active = await self._wait_next_records(timeout)
         generation = self.app.consumer_generation_id
         if records is None or self.should_stop:
             return
-        self._thread.expect(bool(records))
+        self._thread.set_fetch_wait(bool(records))
         if not self.flow_active:
             try:
                 await self.perform_seek()
-            except (IllegalStateError, KafkaError, Unavailable) as error:  # the seek at a rebalance's end counts
-                self.log.info("Not sought while partitions change hands: %s", error)
+            except (IllegalStateError, KafkaError, Unavailable) as error:  # the rebalance ends with another seek
+                self.log.info("The seek failed during a rebalance: %s", error)
             return
         for tp, run in records.items():
             if not self.flow_active or self.app.consumer_generation_id != generation:
@@ -284,8 +287,8 @@ class BatchConsumer(driver.Consumer):
             self.app.monitor.track_tp_end_offset(tp, self.highwater(tp))
             async for message in self._messages(tp, run):
                 if tp in self._cursors:
-                    # Faust refuses what it takes for read; a delivery that was held up while we sought back has just
-                    # told it so of what it must read again. Here the cursor decides.
+                    # Faust refuses offsets up to its read offset. A delivery that was suspended during a seek back has
+                    # just raised it above records that must be read again. Here the cursor decides.
                     self._read_offset[tp] = None
                 yield tp, message
 
@@ -297,7 +300,7 @@ class BatchConsumer(driver.Consumer):
             return
         cursor = self._cursors.get(tp)
         if cursor is None:
-            return  # fetched before we knew where to start: the seek to come brings it back
+            return  # fetched before the first seek, which fetches it again
         start = cursor.next
         if not cursor.admits(run[0].offset):
             self._fetch_again(tp, start)
@@ -305,7 +308,7 @@ class BatchConsumer(driver.Consumer):
         if reader is not None:
             try:
                 reader.recover(tp.partition, run)
-            except Unavailable:  # it said so; the run comes again
+            except Unavailable:  # logged as an outage
                 await asyncio.sleep(RETRY_SECONDS)
                 self._fetch_again(tp, start)
                 return
@@ -314,15 +317,15 @@ class BatchConsumer(driver.Consumer):
             yield self._to_message(tp, run[-1])
             return
         batch = Batch(self, run, tp, start, self._epochs.setdefault(tp, 0))
-        waiting = self._waiting.get(tp)
-        if waiting is None or not waiting.gather(batch, self.app.conf.broker_max_poll_records):
-            self._waiting[tp] = batch  # the one behind which the next can be taken in
+        gathering = self._gathering.get(tp)
+        if gathering is None or not gathering.gather(batch, self.app.conf.broker_max_poll_records):
+            self._gathering[tp] = batch
             yield self._batch_message(batch)
 
-    def frozen(self, batch: Batch) -> None:
+    def freeze(self, batch: Batch) -> None:
         """Add no more records to this batch."""
-        if self._waiting.get(batch.tp) is batch:
-            del self._waiting[batch.tp]
+        if self._gathering.get(batch.tp) is batch:
+            del self._gathering[batch.tp]
 
     def _batch_message(self, batch: Any) -> ConsumerMessage:
         last, unknown_size = batch.records[-1], 0
@@ -342,10 +345,10 @@ class BatchConsumer(driver.Consumer):
             generation_id=batch.generation,
         )
 
-    # -- what is done
+    # -- finishing batches
 
     def owns(self, batch: Batch) -> bool:
-        """True if the batch's partition is ours, and was not fetched again since."""
+        """True if the batch's partition is ours, and no seek followed the batch."""
         chain = self._chains.get(batch.tp)
         return (
             self.flow_active
@@ -355,33 +358,33 @@ class BatchConsumer(driver.Consumer):
         )
 
     def lock(self, tp: TP) -> asyncio.Lock:
-        """After a crash Faust may start an actor beside its predecessor; only one may touch the table."""
+        """The lock on a partition's tables: Faust may restart an actor while the old one still runs."""
         return self._locks.setdefault(tp, asyncio.Lock())
 
     def require_next(self, batch: Batch) -> None:
-        """Let only the batch pass that continues the chain; what another has and is not finished is fetched again.
+        """Check that the batch continues the chain. If it has unfinished records but does not, fetch these again.
 
         Raises:
-            PartitionLost: It may not pass.
+            PartitionLost: The batch does not continue the chain, or is no longer ours.
         """
         batch.check_owned()
         chain = self._chains[batch.tp]
         if chain.continues(batch.start):
             return
-        if batch.end > chain.done:  # also one that begins before it, cut otherwise than the ones that were finished
+        if batch.end > chain.done:  # also if it starts before the chain's end: runs can be cut at other offsets
             self._go_back(batch.tp, chain)
         raise PartitionLost(f"{batch.tp}: a batch from {batch.start} does not continue the chain at {chain.done}")
 
     def finish(self, batch: Batch) -> None:
-        """The batch is finished: its end may be committed.
+        """Extend the chain: the batch's end may be committed.
 
         Raises:
-            PartitionLost: The partition went while it was worked on.
+            PartitionLost: The batch is no longer ours.
         """
         batch.check_owned()
         self._chains[batch.tp].finish(batch.start, batch.end)
 
-    # -- what is committed: the chain's end, whatever Faust thinks was acknowledged or skipped
+    # -- committing: the chain's end only, whatever Faust considers acknowledged or skipped
 
     @Service.task
     async def _commit_batches(self) -> None:
@@ -408,8 +411,8 @@ class BatchConsumer(driver.Consumer):
     def _should_commit(self, tp: TP, offset: int) -> bool:
         if tp.topic not in self.app.batched_topics:
             return super()._should_commit(tp, offset)
-        # Not what Faust has noted: it notes a commit that Kafka refused, too, and one that was under way in a rebalance
-        # after it. Then the offsets of a replay, which are smaller, would never be committed.
+        # Faust's own record of committed offsets is wrong after a commit that Kafka refused, or one that was under way
+        # during a rebalance. Then the smaller offsets of a replay would never be committed.
         chain = self._chains.get(tp)
         return chain is not None and offset != chain.committed
 
@@ -427,10 +430,10 @@ class BatchConsumer(driver.Consumer):
 
 
 class Flow(FlowControlEvent):
-    """Faust's flow control, that loses nothing: it empties the actors' queues whenever the flow is resumed.
+    """Faust's flow control, which fetches records again after it has emptied the actors' queues.
 
-    At the end of a recovery the flow is already on: what comes between the last seek and that moment would be missing
-    until the partition's next record comes.
+    Faust empties the queues whenever it resumes the flow. At the end of a recovery the flow is on already: records
+    that arrived after the last seek would be missing until the partition's next record arrives.
     """
 
     def __init__(self, cleared: Callable[[], None]) -> None:
@@ -438,8 +441,8 @@ class Flow(FlowControlEvent):
         self._cleared = cleared
 
     def clear(self) -> None:
-        """Empty the queues, and have what was on its way through them fetched again."""
+        """Empty the queues, and call `cleared`, which fetches the lost records again."""
         super().clear()
         for queue in self._queues:
-            queue.maybe_endorse_pressure_drop()  # else a partition that was paused for a full queue stays so
+            queue.maybe_endorse_pressure_drop()  # else a partition that was paused for a full queue stays paused
         self._cleared()

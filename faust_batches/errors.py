@@ -1,8 +1,8 @@
-"""The errors of the heart, named by the reaction that each demands.
+"""The package's errors, each named by how to react to it.
 
 BatchError
-├── Unavailable      try again: a server is away, nothing is wrong with the data
-└── PartitionLost    drop the work in hand: the partition's next owner does it again
+├── Unavailable      retry: a server is away, nothing is wrong with the data
+└── PartitionLost    drop the batch: the partition's next owner reads it again
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ class BatchError(Exception):
 
 
 class Unavailable(BatchError):  # noqa: N818 - named by the reaction
-    """A server did not answer, or said "not now". The same request may succeed later."""
+    """A server did not answer, or refused for now. The same request may succeed later."""
 
     def __init__(self, service: str, reason: object) -> None:
         super().__init__(f"{service}: {reason}")
@@ -21,4 +21,4 @@ class Unavailable(BatchError):  # noqa: N818 - named by the reaction
 
 
 class PartitionLost(BatchError):  # noqa: N818 - named by the reaction
-    """A rebalance took the partition away while its batch was in hand."""
+    """The batch no longer counts: its partition was revoked, or is read again from an earlier offset."""

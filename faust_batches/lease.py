@@ -1,4 +1,4 @@
-"""How long this worker's partitions are certainly its own."""
+"""The lease: for how long this worker's partitions are certainly its own."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from collections.abc import Callable
 
 
 def _now() -> float:
-    """Seconds of a clock that goes on while the machine sleeps, where there is one."""
+    """Seconds of a clock that counts while the machine sleeps, on systems that have one."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
 class Lease:
-    """The time for which Kafka has certainly not given our partitions to other workers.
+    """The time for which Kafka certainly keeps our partitions assigned to us.
 
-    Kafka does so when it has heard nothing of us for the session timeout. It counts from when it got our last
-    heartbeat; we count from when we sent it, so our lease ends first. A process that slept through it learns that it
-    lost its partitions only from the answer to its next heartbeat. Until then it must send nothing, because Kafka
-    takes records from anybody.
+    Kafka reassigns them after the session timeout without a heartbeat. Kafka counts from the arrival of the last
+    heartbeat; the lease counts from its sending, and so ends first. A process that slept past the timeout learns that
+    it lost its partitions only from the answer to its next heartbeat. Until then it must send nothing, because Kafka
+    accepts records from anybody.
 
     Arguments:
-        timeout: The session timeout, in seconds.
-        clock: Seconds.
+        timeout: Kafka's session timeout, in seconds.
+        clock: Returns seconds.
     """
 
     def __init__(self, timeout: float, clock: Callable[[], float] = _now) -> None:
@@ -31,20 +31,20 @@ class Lease:
         self._paused = False
 
     def pause(self) -> None:
-        """End the lease: our partitions are revoked, and what was under way is flushed."""
+        """End the lease: our partitions are revoked, and the producer is flushed."""
         self._paused = True
 
     def resume(self) -> None:
-        """Begin a lease: partitions are assigned, so Kafka has just heard of us."""
+        """Begin a lease: partitions are assigned, so Kafka has just answered us."""
         self._paused = False
         self.renew(self.clock())
 
     def renew(self, sent: float) -> None:
-        """Kafka has answered a heartbeat that was sent at this time."""
+        """Extend the lease: Kafka answered a heartbeat that was sent at this time."""
         self._renewed = sent if self._renewed is None else max(self._renewed, sent)
 
     @property
     def valid(self) -> bool:
-        """True while our partitions are certainly ours; also before any was assigned, when there is none to lose."""
+        """True while our partitions are certainly ours; also before the first assignment."""
         recent = self._renewed is None or self.clock() - self._renewed < self._timeout
         return recent and not self._paused

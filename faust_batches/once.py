@@ -1,4 +1,4 @@
-"""Records that are made of other records, each sent once, also when those come again after a crash."""
+"""Sends records derived from other records, each once, also if the originals are redelivered after a crash."""
 
 from __future__ import annotations
 
@@ -10,72 +10,76 @@ from faust.types import TP
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
-#: A record has our clock's time, the one it is made of its producer's.
-_CLOCKS_DIFFER_MS = 600_000
-#: So many keys may be held before those that are no longer needed are dropped.
-_FEW = 1_000
+#: The producer's clock dates an original record, ours the derived one. The clocks may differ by this much.
+_CLOCK_DIFFERENCE_MS = 600_000
+#: Keys of a partition that may be held before unneeded ones are dropped.
+_KEYS_TO_HOLD = 1_000
 
 
 def since(first: Any) -> int:
-    """From when on (Unix, ms) to look for what was made of this record and those after it; None: from the start."""
-    return max((0 if first is None else first.timestamp or 0) - _CLOCKS_DIFFER_MS, 0)
+    """The earliest time (Unix, ms) of anything derived from this record or later ones; 0 for None."""
+    return max((0 if first is None else first.timestamp or 0) - _CLOCK_DIFFERENCE_MS, 0)
 
 
 class SendOnce(Generic[K, T]):
-    """Sends what was not sent before.
+    """Sends derived records that were not sent before.
 
     Arguments:
-        find: Looks up the keys of what was made of the records of a partition since a time (Unix, ms; 0: all).
-        key: The key of one: two with the same key are the same.
+        find: Looks up the keys already sent for the records of a partition since a time (Unix, ms; 0: all).
+        key: The key of a derived record. Records with the same key are the same.
     """
 
     def __init__(self, find: Callable[[TP, int], Awaitable[set[K]]], key: Callable[[T], K]) -> None:
         self._find = find
         self._key = key
-        self._known: dict[TP, set[K]] = {}
-        self._enough: dict[TP, int] = {}
+        self._sent: dict[TP, set[K]] = {}
+        self._drop_above: dict[TP, int] = {}
 
     def forget(self) -> None:
-        """Forget what is known. Call it after a rebalance: other workers may have sent meanwhile."""
-        self._known = {}
+        """Forget the keys sent. Call it after a rebalance: other workers may have sent more meanwhile."""
+        self._sent = {}
 
-    async def known(self, tp: TP, first: Any) -> Collection[K]:
-        """The keys of what was made of this partition's records, from the record `first` on.
+    async def sent_keys(self, tp: TP, first: Any) -> Collection[K]:
+        """The keys already sent for this partition's records, from the record `first` on.
 
         Raises:
-            KafkaError: They can't be looked up now.
+            KafkaError: The keys can't be looked up now.
         """
-        known = self._known  # `forget` puts another there: what is learned here is not for the time after it
-        if tp not in known:
-            known[tp] = await self._find(tp, since(first))
-        return known[tp]
+        sent = self._sent  # `forget` replaces the dict: keys found before a rebalance must not be used after it
+        if tp not in sent:
+            sent[tp] = await self._find(tp, since(first))
+        return sent[tp]
 
     async def send(
         self, tp: TP, first: Any, made: Sequence[T], send: Callable[[Sequence[T]], Awaitable[object]]
     ) -> list[T]:
-        """Send those that are not there yet, and wait until Kafka has acknowledged all. Returns which were sent.
+        """Send those of `made` that were not sent before, and wait until Kafka has acknowledged all.
 
         Arguments:
-            first: The first of the records that they are made of, or one before it; None: all are looked at.
-            send: Sends them; done when Kafka has acknowledged all.
+            first: The first original record, or one before it. None: look up the keys of the whole partition.
+            made: The derived records.
+            send: Sends records, and returns when Kafka has acknowledged all.
+
+        Returns:
+            The records that were sent now.
 
         Raises:
-            KafkaError: Not all are there; do it again.
+            KafkaError: Not all are acknowledged. Call it again.
         """
-        every = self._known
-        known = every.pop(tp, None)  # not known again until all are acknowledged
-        if known is None:
-            known = await self._find(tp, since(first))
-        new = [one for one in made if self._key(one) not in known]
+        sent = self._sent
+        keys = sent.pop(tp, None)  # after a failure some may be in the log: then look the keys up again
+        if keys is None:
+            keys = await self._find(tp, since(first))
+        new = [one for one in made if self._key(one) not in keys]
         if new:
             await send(new)
-        known.update(self._key(one) for one in new)
-        every[tp] = known
+        keys.update(self._key(one) for one in new)
+        sent[tp] = keys
         return new
 
     def drop(self, tp: TP, unwanted: Callable[[K], bool]) -> None:
         """Drop keys that are no longer needed, once more than a threshold are held."""
-        known = self._known.get(tp, set())
-        if len(known) > self._enough.get(tp, _FEW):
-            known = self._known[tp] = {key for key in known if not unwanted(key)}
-            self._enough[tp] = max(_FEW, 2 * len(known))  # so that they are looked through seldom
+        keys = self._sent.get(tp, set())
+        if len(keys) > self._drop_above.get(tp, _KEYS_TO_HOLD):
+            keys = self._sent[tp] = {key for key in keys if not unwanted(key)}
+            self._drop_above[tp] = max(_KEYS_TO_HOLD, 2 * len(keys))  # going through all keys takes long: do it seldom

@@ -1,4 +1,4 @@
-"""Servers that are away: said once, and asked again until they answer or the partition is lost."""
+"""Outages of servers: each is logged once, and requests are retried until they succeed or the partition is lost."""
 
 from __future__ import annotations
 
@@ -20,25 +20,26 @@ log = logging.getLogger(__name__)
 
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 2.0
-#: Pause after an error that `repeated` did not expect.
+#: Pause of `repeated` after an error.
 ERROR_PAUSE_SECONDS = 1.0
 
 T = TypeVar("T")
 
 
 class Outage:
-    """Whether one server is away, as seen by all who ask it, in whatever thread.
+    """Tracks whether one server is away, over all its callers. Thread-safe.
 
-    It is back when all who failed have succeeded: a server may refuse to write and still answer who only reads.
+    The server is back when every caller that failed has succeeded or given up: a server that refuses writes may still
+    answer reads.
 
     Arguments:
-        away, back: What the log says of it.
+        away, back: The words of the log lines, after the service's name.
     """
 
     def __init__(self, service: str, away: str = "is away", back: str = "is back") -> None:
         self.service = service
         self._away, self._back = away, back
-        self.failures = 0  #: requests that failed since the start, each of which is made again
+        self.failures = 0  #: failed requests since the start; each is retried
         self._since: float | None = None
         self._failing: set[object] = set()
         self._lock = threading.Lock()
@@ -49,11 +50,11 @@ class Outage:
         since = self._since
         return None if since is None else monotonic() - since
 
-    def failed(self, error: Unavailable, who: object) -> None:
-        """A request of `who` failed. The first failure of an outage is logged."""
+    def failed(self, error: Unavailable, caller: object) -> None:
+        """Record a failed request of this caller. The first failure of an outage is logged."""
         with self._lock:
             self.failures += 1
-            self._failing.add(who)
+            self._failing.add(caller)
             if self._since is not None:
                 return
             self._since = monotonic()
@@ -61,17 +62,17 @@ class Outage:
             "%s %s; nothing is lost, the work goes on when it %s. (%s)", self.service, self._away, self._back, error
         )
 
-    def gave_up(self, who: object) -> None:
-        """`who` asks no more, and got no answer."""
+    def gave_up(self, caller: object) -> None:
+        """Record that this caller stopped retrying. The outage goes on until another request succeeds."""
         with self._lock:
-            self._failing.discard(who)
+            self._failing.discard(caller)
 
-    def succeeded(self, who: object) -> None:
-        """A request of `who` was answered. The last answer that was missing ends the outage, which is logged."""
-        if self._since is None:  # nearly always; the lock is for the rest
+    def succeeded(self, caller: object) -> None:
+        """Record a successful request of this caller. The outage ends, and is logged, when no caller fails any more."""
+        if self._since is None:  # the usual case: skip the lock
             return
         with self._lock:
-            self._failing.discard(who)
+            self._failing.discard(caller)
             if self._failing:
                 return
             since, self._since = self._since, None
@@ -80,14 +81,14 @@ class Outage:
 
 
 async def retrying(outage: Outage, check: Callable[[], None], attempt: Callable[[], Awaitable[T]]) -> T:
-    """Try until the server answers. Never gives up by itself.
+    """Retry until the server answers, without a limit. Returns the answer.
 
     Arguments:
-        check: Called before each attempt; what it raises ends the trying (the partition was lost).
-        attempt: Raises `Unavailable` to be tried again. An attempt that seemed to fail may have succeeded, so it must
-            be idempotent.
+        check: Called before each attempt. An error that it raises ends the retries (the partition was lost).
+        attempt: Retried when it raises `Unavailable`. It must be idempotent: a failed request may have reached the
+            server.
     """
-    who = object()
+    caller = object()
     pause = FIRST_PAUSE_SECONDS
     try:
         while True:
@@ -95,26 +96,26 @@ async def retrying(outage: Outage, check: Callable[[], None], attempt: Callable[
             try:
                 answer = await attempt()
             except Unavailable as error:
-                outage.failed(error, who)
+                outage.failed(error, caller)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
             else:
-                outage.succeeded(who)
+                outage.succeeded(caller)
                 return answer
     finally:
-        outage.gave_up(who)
+        outage.gave_up(caller)
 
 
 async def retrying_kafka(outage: Outage, batch: Batch, attempt: Callable[[], Awaitable[T]]) -> T:
-    """Try until Kafka has acknowledged it, and only while the lease on the batch's partition is confirmed.
+    """Retry until Kafka has acknowledged the attempt. Attempts are made only while the lease is confirmed.
 
-    Kafka takes records also from a worker that slept, lost the partition and does not know it yet.
+    Kafka also accepts records from a worker that slept, lost the partition and has not noticed yet.
 
     Arguments:
-        attempt: Raises `KafkaError` to be tried again. It must be idempotent.
+        attempt: Retried when it raises `KafkaError`. It must be idempotent.
 
     Raises:
-        PartitionLost: The partition is no longer ours.
+        PartitionLost: The batch is no longer ours.
     """
 
     async def translated() -> T:
@@ -122,27 +123,27 @@ async def retrying_kafka(outage: Outage, batch: Batch, attempt: Callable[[], Awa
         try:
             return await attempt()
         except KafkaError as error:
-            await batch.wait_for_lease()  # if we slept, Kafka was not away
+            await batch.wait_for_lease()  # an error because the lease expired is no outage of Kafka
             raise Unavailable(outage.service, error) from error
 
     return await retrying(outage, batch.check_owned, translated)
 
 
-async def repeated(what: str, work: Callable[[], Awaitable[float]], going: Callable[[], bool]) -> None:
-    """Do it again and again. An error in it is logged once, and the work is tried again.
+async def repeated(subject: str, work: Callable[[], Awaitable[float]], going: Callable[[], bool]) -> None:
+    """Call `work` in a loop. After an error it is called again; the same error is logged once.
 
     Arguments:
-        what: What the work is about, for the log.
-        work: Returns the seconds to wait before the next time.
-        going: Asked before each time whether there is to be one.
+        subject: The subject of the work, for the log.
+        work: Returns the seconds to wait before the next call.
+        going: Called before each round; False ends the loop.
     """
-    said: str | None = None
+    logged: str | None = None
     while going():
         try:
-            pause, said = await work(), None
+            pause, logged = await work(), None
         except Exception as error:
-            if repr(error) != said:
-                said = repr(error)
-                log.exception("%s: failed; trying again", what)
+            if repr(error) != logged:
+                logged = repr(error)
+                log.exception("%s: failed; trying again", subject)
             pause = ERROR_PAUSE_SECONDS
         await asyncio.sleep(pause)

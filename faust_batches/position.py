@@ -1,15 +1,15 @@
-"""How far a table's value counts: an era, and in it the offset of the last record applied."""
+"""The position of a table's value: an era, and the offset of the last record applied in that era."""
 
 from __future__ import annotations
 
 import msgspec
 
-#: The key of a partition's totals, beside its rows: no record's key is empty.
+#: The key of a partition's totals, which are stored beside its rows. No record's key is empty.
 TOTALS_KEY = b""
 
 
 class Position(msgspec.Struct, order=True, gc=False, frozen=True):
-    """How far a value counts. Of two values of one key the one with the larger position is the later."""
+    """The position of a value. Of two values of one key the one with the larger position is the later."""
 
     era: int = 0
     offset: int = -1
@@ -24,7 +24,7 @@ _decode_settled = msgspec.json.Decoder(_Settled).decode
 
 
 def position_of(value: bytes) -> Position:
-    """The position in a value: its JSON fields `era` and `offset`; 0 and -1 where they are missing.
+    """The position in a value: its JSON fields `era` and `offset`; 0 and -1 if they are missing.
 
     Raises:
         msgspec.MsgspecError: The value is not a JSON object with such fields.
@@ -33,7 +33,7 @@ def position_of(value: bytes) -> Position:
 
 
 def settled_in(totals: bytes) -> int | None:
-    """The last offset of the batch that a partition's totals came with; -1: they begin anew. None: they don't say it.
+    """The last offset of the batch that wrote these totals; -1 if they were reset; None if they have no such field.
 
     Raises:
         msgspec.MsgspecError: The value is not a JSON object with such a field.

@@ -1,4 +1,4 @@
-"""The producer: it sends nothing without a valid lease, and nothing twice by itself."""
+"""The producer: it sends nothing without a valid lease, and never resends a batch by itself."""
 
 from __future__ import annotations
 
@@ -16,20 +16,19 @@ T = TypeVar("T")
 
 
 class Undecided(KafkaError):  # type: ignore[misc]  # noqa: N818 - aiokafka's class has no types
-    """The records may be in the log or not, or they are not ours to send: whoever sends them must find out."""
+    """The records were not sent because the lease is not valid, or they may be in the log: the sender must find out."""
 
     retriable = False
     invalid_metadata = True
 
 
 class LeaseProducer(driver.Producer):
-    """Faust's producer, which sends nothing without a valid lease, and nothing twice by itself.
+    """Faust's producer, which sends nothing without a valid lease, and never resends a batch by itself.
 
-    aiokafka sends again what was not acknowledged when the connection went, or when the answer was an error that may
-    pass. But it may be in the log: a broker that has it may lose the partition before it says so, and then answers that
-    it is not the leader. A dead letter would be there twice. And what a process had in hand when it was put to sleep
-    goes out when it wakes up, after its partitions were given to others. All of that becomes an error here, so that the
-    batch is looked at again.
+    aiokafka resends a batch after a lost connection or a retriable error. But the batch may be in the log: a broker may
+    write it, lose the partition's leadership before it acknowledges, and answer that it is not the leader. A dead
+    letter would be in the topic twice. And a process that was frozen sends its pending records when it wakes up, after
+    its partitions were assigned to others. Here both are errors, so that the sender checks before it sends again.
     """
 
     async def on_start(self) -> None:
@@ -44,20 +43,20 @@ class LeaseProducer(driver.Producer):
             if not isinstance(request, ProduceRequest):
                 return await send(node_id, request, **options)
             if not lease.valid:
-                raise Undecided("the lease on our partitions may have run out")
+                raise Undecided("the lease on our partitions may have expired")
             try:
                 answer = await send(node_id, request, **options)
             except KafkaError as error:
                 raise Undecided(str(error) or type(error).__name__) from error
-            if passing := next(_retriable_errors(answer), None):
-                raise Undecided(passing)
+            if retriable := next(_retriable_errors(answer), None):
+                raise Undecided(retriable)
             return answer
 
         return guarded
 
 
 def _retriable_errors(answer: Any) -> Iterator[str]:
-    """The errors in a produce response after which aiokafka would send the same again."""
+    """The errors in a produce response after which aiokafka would resend the batch."""
     for topic, partitions in getattr(answer, "topics", ()):
         for number, code, *_ in partitions:
             error = for_code(code)
@@ -66,10 +65,10 @@ def _retriable_errors(answer: Any) -> Iterator[str]:
 
 
 async def acknowledged(sends: Iterable[Awaitable[Awaitable[T]]]) -> list[T]:
-    """Send one after the other, and wait until Kafka has acknowledged all.
+    """Send one record or batch after the other, and wait until Kafka has acknowledged all. Returns their metadata.
 
     Raises:
-        KafkaError: The first that failed. None of the others is left behind to be complained about later.
+        KafkaError: The first failure. The results of all others were retrieved, so asyncio logs nothing about them.
     """
     deliveries: list[asyncio.Future[T]] = []
     failure: BaseException | None = None
@@ -80,8 +79,8 @@ async def acknowledged(sends: Iterable[Awaitable[Awaitable[T]]]) -> list[T]:
     except KafkaError as error:
         failure = error
     except asyncio.CancelledError:
-        for left in deliveries:
-            left.add_done_callback(_seen)
+        for pending in deliveries:
+            pending.add_done_callback(_retrieve)
         raise
     results = await asyncio.gather(*deliveries, return_exceptions=True)
     failures = [result for result in results if isinstance(result, BaseException)]
@@ -90,6 +89,6 @@ async def acknowledged(sends: Iterable[Awaitable[Awaitable[T]]]) -> list[T]:
     return cast("list[T]", results)
 
 
-def _seen(delivery: asyncio.Future[Any]) -> None:
+def _retrieve(delivery: asyncio.Future[Any]) -> None:
     if not delivery.cancelled():
         delivery.exception()

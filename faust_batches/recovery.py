@@ -1,8 +1,8 @@
-"""Faust's recovery of the tables, begun again when Kafka does not answer for long.
+"""Faust's table recovery, restarted after a timeout.
 
-Faust takes a step of the recovery that ran out of time for the end of the worker, and recovers nothing any more: the
-worker would keep its partitions, and take nothing from them until somebody restarts it (Faust 0.15.3,
-`tables/recovery.py`: `_wait` raises `ServiceStopped` for both).
+Faust ends the recovery for good when one of its steps times out. The worker would then keep its partitions but process
+nothing until somebody restarts it (Faust 0.15.3, `tables/recovery.py`: `_wait` raises `ServiceStopped` both for a
+timeout and for the end of the worker).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from faust.tables.recovery import RebalanceAgain, Recovery, ServiceStopped
 
 
 class PatientRecovery(Recovery):
-    """Faust's recovery; it begins again, from what the tables have by then, instead of ending."""
+    """Faust's recovery, which restarts after a timeout and continues from the rows recovered so far."""
 
     async def _wait(self, coro: Any, timeout: Any = None) -> None:
         try:
@@ -22,13 +22,13 @@ class PatientRecovery(Recovery):
         except ServiceStopped:
             if self.should_stop or self._crashed.is_set():
                 raise
-            self.log.warning("Kafka did not answer within %g s; the recovery of the tables begins again", timeout)
+            self.log.warning("Kafka did not answer within %g s; the table recovery starts again", timeout)
             self.signal_recovery_start.set()
             raise RebalanceAgain from None
 
 
 class Tables(TableManager):
-    """Faust's table manager, with that recovery."""
+    """Faust's table manager with `PatientRecovery`."""
 
     @property
     def recovery(self) -> Recovery:

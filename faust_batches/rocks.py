@@ -1,4 +1,4 @@
-"""A table's rows on disk: one RocksDB database a partition."""
+"""A table's rows on disk: one RocksDB database per partition."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from .errors import Unavailable
 from .outage import Outage
 from .position import TOTALS_KEY
 
-#: Key and value, as they stand in RocksDB and in the changelog.
+#: Key and value, as stored in RocksDB and in the changelog.
 Row = tuple[bytes, bytes]
 
-#: Keys of our own begin with a byte that is in no UTF-8, so no record's key is among them.
+#: The first byte of the store's own keys. No UTF-8 text has it, so no record's key is among them.
 _OWN = b"\xff"
-#: Before a key whose last record in the changelog is not its latest value.
+#: The prefix of marks: a marked key's last changelog record is not its latest value.
 _OUTDONE = _OWN + b"outdone\0"
 
 
 class RocksStore(rocksdb.Store):
-    """Faust's RocksDB store, with rows of bytes, and keys of its own that no record's key can be.
+    """Faust's RocksDB store, with rows as bytes and its own keys apart from record keys.
 
-    No method holds a database open: it may be dropped and made anew meanwhile.
+    No method keeps a reference to a database: `drop` may delete it, and it may be created again.
     """
 
-    #: Faust's own key would be a legal id.
+    #: Faust's offset key could be a record's key.
     offset_key = _OWN + b"__faust\0offset__"
 
     def apply_changelog_batch(self, batch: Any, to_key: Any, to_value: Any) -> None:
-        """Apply nothing: `Table.recover` has taken the records in before Faust's recovery saw the last of them."""
+        """Do nothing: `Table.recover` wrote the records before Faust's recovery got the last one of the run."""
 
     def _open_for_partition(self, partition: int) -> Any:
-        """Open a partition's database; drop a damaged one, so that the recovery reads its changelog from the start."""
+        """Open a partition's database. A damaged one is deleted, so that the recovery reads the whole changelog."""
         try:
             return super()._open_for_partition(partition)
-        except Exception as error:  # rocksdict has no class of its own
+        except Exception as error:  # rocksdict raises no class of its own
             if not str(error).startswith("Corruption:"):
                 raise
             self.log.error(
-                "%s: partition %d is damaged on disk, its changelog is read from the start: %s",
+                "%s: partition %d is damaged on disk; its changelog is read from the start: %s",
                 self.table_name, partition, error,
             )  # fmt: skip
             shutil.rmtree(self.partition_path(partition))
@@ -59,7 +59,7 @@ class RocksStore(rocksdb.Store):
     # -- reading
 
     def reader(self, partition: int) -> Callable[[bytes], bytes | None]:
-        """Give what reads the value of a key of this partition."""
+        """A function that returns the value of a key of this partition; None if there is none."""
         open_db = self._db_for_partition
 
         def get(key: bytes) -> bytes | None:
@@ -69,7 +69,7 @@ class RocksStore(rocksdb.Store):
         return get
 
     def scan(self, partition: int, after: bytes, limit: int) -> list[Row]:
-        """At most `limit` rows whose keys come after this one, in the order of their keys."""
+        """At most `limit` rows whose keys are greater than `after`, by key; without totals and keys not UTF-8."""
         rows: list[Row] = []
         for key, value in self._db_for_partition(partition).items(from_key=after):
             if len(rows) == limit:
@@ -78,12 +78,12 @@ class RocksStore(rocksdb.Store):
                 rows.append((key, value))
         return rows
 
-    def every(self, partition: int) -> Iterator[Row]:
-        """All rows, the totals first."""
+    def rows(self, partition: int) -> Iterator[Row]:
+        """All rows by key: the totals first."""
         return (row for row in self._db_for_partition(partition).items() if not row[0].startswith(_OWN))
 
     def marked(self, partition: int) -> list[bytes]:
-        """The keys that were marked: their last record in the changelog is not their latest value."""
+        """The marked keys: their last changelog record is not their latest value."""
         keys = []
         for key in self._db_for_partition(partition).keys(from_key=_OUTDONE):
             if not key.startswith(_OUTDONE):
@@ -102,14 +102,14 @@ class RocksStore(rocksdb.Store):
         mark: Iterable[bytes] = (),
         unmark: Iterable[bytes] = (),
     ) -> None:
-        """Write all of it or nothing.
+        """Write everything given, all or nothing.
 
         Arguments:
-            offset: How far the changelog is known.
-            mark, unmark: Keys to be marked, or marked no more.
+            offset: The last changelog offset that is in the database.
+            mark, unmark: Keys to mark, and keys whose marks to remove.
 
         Raises:
-            Unavailable: RocksDB can't write now: the disk is full, for one. The log has said so.
+            Unavailable: RocksDB can't write now, because the disk is full, for example. It is logged as an outage.
         """
         batch = WriteBatch(raw_mode=True)
         for key, value in rows:
@@ -127,7 +127,7 @@ class RocksStore(rocksdb.Store):
         """Open the partition's database.
 
         Raises:
-            Unavailable: As `write`.
+            Unavailable: RocksDB can't open it now. It is logged as an outage.
         """
         with self._disk_watched(partition):
             self._db_for_partition(partition)
@@ -136,11 +136,11 @@ class RocksStore(rocksdb.Store):
         """Delete a partition's database. Its changelog in Kafka stays."""
         self._dbs.pop(partition, None)
         self._key_index.clear()
-        gc.collect()  # rocksdict closes the database, and gives up its lock, when the object goes
+        gc.collect()  # rocksdict closes the database, and releases its lock, when the object is collected
         shutil.rmtree(self.partition_path(partition), ignore_errors=True)
 
-    def leave(self, partition: int) -> None:
-        """Say nothing more of this partition's disk: another worker has it."""
+    def clear_failure(self, partition: int) -> None:
+        """Forget this partition's failed writes: another worker may own it now and retry them."""
         self.app.disk_outage.gave_up((self.table_name, partition))  # type: ignore[attr-defined]
 
     @contextmanager
@@ -148,7 +148,7 @@ class RocksStore(rocksdb.Store):
         outage: Outage = self.app.disk_outage  # type: ignore[attr-defined]
         try:
             yield
-        except Exception as error:  # rocksdict has no class of its own
+        except Exception as error:  # rocksdict raises no class of its own
             unavailable = Unavailable(outage.service, error)
             outage.failed(unavailable, (self.table_name, partition))
             raise unavailable from error

@@ -1,8 +1,7 @@
-"""A table written a batch at a time, its changelog read a run at a time, and audited after every recovery.
+"""The exactly-once table: written a batch at a time, recovered a changelog run at a time, audited after each recovery.
 
-`table[key] = value` costs 60 us a key in Faust and keeps a future for each record; one RocksDB write and a few Kafka
-batches for all keys of a batch cost 2 us a key. Faust's views, standby replicas and `/table/` pages read these rows as
-ever.
+In Faust, `table[key] = value` costs 60 us a key and keeps a future for each record. Here one RocksDB write and a few
+Kafka batches hold all keys of a batch, for 2 us a key. Faust's views, standby replicas and `/table/` pages still work.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
 V = TypeVar("V")
 
-#: Rows looked at before other coroutines get a turn.
+#: Rows processed before other coroutines may run.
 _SLICE = 2_000
 _REBUILD_ATTEMPTS = 2
 _READ_AGAIN_SECONDS = 1.0
@@ -36,21 +35,21 @@ _ROCKSDB_OPTIONS = {"write_buffer_size": 8 << 20, "block_cache_size": 32 << 20, 
 
 
 class Table(faust.Table[str, Any]):
-    """A table whose values count each record once; made by `App.exactly_once_table`.
+    """A table whose values count each record once. `App.exactly_once_table` makes it.
 
-    A value is a JSON object that carries `era` and `offset`: the offset of the last record applied to it. A record at
-    or below it is a redelivery. Of two values of one key the one with the larger position is the later, in whatever
-    order they come.
+    A value is a JSON object with `era` and `offset`: the offset of the last record applied to it. A record at or below
+    that offset is a redelivery. Of two values of a key the one with the larger position is the later, in any order of
+    arrival.
 
     Arguments:
-        value: The type of the values, for Faust's views: a `faust.Record`; None: JSON.
-        source: The batched topic whose records it counts, with as many partitions as the table. A partition is read
-            from where its totals are, also if more is committed: totals that begin anew, in a later era, are counted
-            again from the start.
+        value: The type of the values, for Faust's views: a `faust.Record`. None: plain JSON.
+        source: The batched topic whose records the table counts. It must have as many partitions as the table. If a
+            partition's totals end before its committed offset, it is read from the totals' end: totals that were reset
+            to a later era count everything again.
         sums: Fields whose sums over a partition's rows are kept in its totals (`TOTALS_KEY`), and audited after each
-            recovery. None: there are no totals, so nothing is audited.
+            recovery. Empty: nothing is audited.
         count: The field of the totals that holds the number of rows.
-        options: For RocksDB, whose own defaults take gigabytes for a few partitions.
+        options: RocksDB's. RocksDB's own defaults take gigabytes for a few partitions.
     """
 
     app: App
@@ -106,26 +105,26 @@ class Table(faust.Table[str, Any]):
     # -- reading
 
     def owned_partitions(self) -> list[int]:
-        """The partitions whose rows this worker keeps now."""
+        """The partitions of this table that are assigned to this worker as active, not as standby."""
         topic = self.changelog_topic_name
         return sorted(tp.partition for tp in self.app.assignor.assigned_actives() if tp.topic == topic)
 
     def reader(self, partition: int) -> Callable[[bytes], bytes | None]:
-        """Give what reads the value of a key of this partition, as bytes; None where there is none."""
+        """A function that returns the value of a key of this partition, as bytes; None if there is none."""
         return self._rocks.reader(partition)
 
     def scan(self, partition: int, after: bytes, limit: int) -> list[Row]:
-        """At most `limit` rows of a partition whose keys come after this one, in the order of their keys.
+        """At most `limit` rows of a partition whose keys are greater than `after`, by key.
 
-        Neither the totals are among them nor a key that is not UTF-8.
+        The totals and keys that are not UTF-8 are left out.
         """
         return self._rocks.scan(partition, after, limit)
 
     def next_offset(self, partition: int) -> int | None:
-        """The offset in `source` after the last batch that the partition's totals have; None if there are none.
+        """The offset in `source` after the last batch that the partition's totals count; None without totals.
 
         Raises:
-            Unavailable: As `write`.
+            Unavailable: RocksDB can't open the database now.
         """
         self._rocks.open(partition)
         totals = self._rocks.reader(partition)(TOTALS_KEY)
@@ -135,59 +134,59 @@ class Table(faust.Table[str, Any]):
     # -- writing
 
     async def write(self, batch: Batch, rows: Sequence[Row]) -> None:
-        """Write rows; when it returns, they are in RocksDB and Kafka has acknowledged their changelog records.
+        """Write rows to RocksDB and the changelog. It returns when Kafka has acknowledged the changelog records.
 
-        Call it in the batch's turn, with nothing awaited since the values that the rows come from were read. Write
-        again also what did not change: so the changelog catches up where RocksDB was ahead of it at a crash.
+        Call it in the batch's turn, with no await between reading the old values and this call. Also write rows that
+        did not change: after a crash RocksDB may be ahead of the changelog, which catches up this way.
 
         Raises:
-            PartitionLost: The partition is no longer ours.
-            Unavailable: RocksDB can't write now: the disk is full, for one. The log has said so.
+            PartitionLost: The batch is no longer ours.
+            Unavailable: RocksDB can't write now, because the disk is full, for example. It is logged as an outage.
         """
         partition = batch.tp.partition
         self._rocks.write(partition, rows)
         if rows:
             topic = self.changelog_topic_name
             last = await batch.with_kafka(lambda: self.app.publish(topic, partition, rows))
-            batch.check_owned()  # else the database may be another worker's by now
+            batch.check_owned()  # the database may belong to another worker by now
             self._acknowledged(partition, last, len(rows))
         await self._audit_late(partition)
 
     def _acknowledged(self, partition: int, last: int, rows: int) -> None:
-        """So many rows, which are in RocksDB, are in the changelog, the last of them at this offset.
+        """Record that the changelog has these rows, the last at offset `last`: the next recovery starts after them.
 
-        The next recovery starts after them if nothing is between them and what was known of the changelog before. If
-        something is, another worker wrote it, while this one slept or since: then the recovery must read it.
+        It is not recorded if other records are between these rows and the persisted offset. Another worker wrote them,
+        so the next recovery must read them.
         """
-        known = self._rocks.persisted_offset(TP(self.changelog_topic_name, partition))
-        if last - rows == (-1 if known is None else known):
+        persisted = self._rocks.persisted_offset(TP(self.changelog_topic_name, partition))
+        if last - rows == (-1 if persisted is None else persisted):
             self._rocks.write(partition, offset=last)
 
     # -- recovery
 
     def recover(self, partition: int, records: list[Any]) -> None:
-        """Take in a run of changelog records, all of it or nothing.
+        """Write a run of changelog records to RocksDB, all or none.
 
-        Of two values of a key the one with the larger position stays, also when it comes first: a worker that lost the
-        partition may have had records under way that arrive after its successor's. Compaction would keep the last
-        record, so the key is marked, and its larger value published again before the partition is used.
+        Of two values of a key the one with the larger position stays, also if it comes first: records of a worker that
+        lost the partition may arrive after its successor's. Compaction would keep the last record. So the key is
+        marked, and its larger value is published again before the partition is used.
 
         Raises:
-            Unavailable: As `write`. Nothing was taken in.
+            Unavailable: RocksDB can't write now. Nothing was written.
         """
         self._rocks.open(partition)
         get = self._rocks.reader(partition)
         newest: dict[bytes, tuple[Position, bytes]] = {}
-        outdone = [record.key for record in records if not self._take_newer(newest, record, get)]
+        outdated = [record.key for record in records if not self._keep_newer(newest, record, get)]
         rows = [(key, value) for key, (_, value) in newest.items()]
-        self._rocks.write(partition, rows, offset=records[-1].offset, mark=outdone)
+        self._rocks.write(partition, rows, offset=records[-1].offset, mark=outdated)
         if self._sums:
             self._unaudited.add(partition)
 
-    def _take_newer(
+    def _keep_newer(
         self, newest: dict[bytes, tuple[Position, bytes]], record: Any, get: Callable[[bytes], bytes | None]
     ) -> bool:
-        """Take in a record, unless a newer value of its key is known: then false."""
+        """Put a record's value into `newest`. False if its key has a newer value already."""
         key, value = record.key, record.value
         try:
             position = position_of(value)
@@ -195,22 +194,22 @@ class Table(faust.Table[str, Any]):
                 raise TypeError("a value without a key")
         except (msgspec.MsgspecError, TypeError):
             self.log.error(
-                "%s: the record at partition %d, offset %d is not a row of this table; ignored",
+                "%s: the record at partition %d, offset %d is not a row of this table; it is ignored",
                 record.topic, record.partition, record.offset,
             )  # fmt: skip
             return True
-        known = newest.get(key)
-        if known is None and (stored := get(key)):
-            known = (position_of(stored), stored)
-        if known is not None and position < known[0]:
+        latest = newest.get(key)
+        if latest is None and (stored := get(key)):
+            latest = (position_of(stored), stored)
+        if latest is not None and position < latest[0]:
             return False
         newest[key] = (position, value)
         return True
 
     async def on_recovery_completed(self, active_tps: set[TP], standby_tps: set[TP]) -> None:
-        """Called when Faust has read the changelogs of our partitions: audit them before they are used."""
-        for partition in range(self.partitions or 0):  # those that others have now
-            self._rocks.leave(partition)
+        """Audit our partitions before they are used. Faust calls this when it has read their changelogs."""
+        for partition in range(self.partitions or 0):  # also those that went to other workers
+            self._rocks.clear_failure(partition)
         ours = {tp.partition for tp in active_tps if tp.topic == self.changelog_topic_name}
         self._check_partitions(ours)
         for partition in ours:
@@ -220,9 +219,9 @@ class Table(faust.Table[str, Any]):
         await super().on_recovery_completed(active_tps, standby_tps)
 
     def _check_partitions(self, ours: set[int]) -> None:
-        """Refuse to work when the table's rows and the records that they count are with different workers.
+        """Check that each assigned partition of `source` comes with its partition of the table.
 
-        Faust shares out topics with the same number of partitions together, and others apart.
+        Faust assigns topics together only if they have the same number of partitions.
 
         Raises:
             ImproperlyConfigured: The changelog has another number of partitions than `source`.
@@ -237,7 +236,7 @@ class Table(faust.Table[str, Any]):
             raise ImproperlyConfigured(why)
 
     async def _publish_marked(self, partition: int) -> None:
-        """Publish the values of marked keys behind those that came too late, and take the marks away."""
+        """Publish the values of marked keys again, after the outdated ones, and remove the marks."""
         keys = self._rocks.marked(partition)
         get = self._rocks.reader(partition)
         for start in range(0, len(keys), _SLICE):
@@ -246,24 +245,27 @@ class Table(faust.Table[str, Any]):
             try:
                 last = await self.app.publish(self.changelog_topic_name, partition, rows)
                 self._rocks.write(partition, unmark=some)
-            except (KafkaError, Unavailable) as error:  # the marks stay: the next recovery does it
-                self.log.warning("Partition %d: %d values were not published again: %s", partition, len(keys), error)
+            except (KafkaError, Unavailable) as error:  # the marks stay: the next recovery tries again
+                self.log.warning(
+                    "%s: partition %d: up to %d values could not be published again; the next recovery tries again: %s",
+                    self.name, partition, len(keys), error,
+                )  # fmt: skip
                 return
             self._acknowledged(partition, last, len(rows))
 
     # -- the audit
 
     async def audit(self, partition: int) -> Audit:
-        """Add up a partition. Nothing may write to it meanwhile."""
+        """Add up a partition's rows. The caller makes sure that nothing writes to the partition meanwhile."""
         audit = Audit(self._sums, self._count)
-        for number, (key, value) in enumerate(self._rocks.every(partition), 1):
+        for number, (key, value) in enumerate(self._rocks.rows(partition), 1):
             audit.add(key, value)
             if number % _SLICE == 0:
                 await asyncio.sleep(0)
         return audit
 
     async def _repair(self, partition: int) -> bool:
-        """Read a partition that does not add up again from its changelog. Returns whether it adds up now."""
+        """Audit a partition, and read its changelog again while the sums differ. Returns whether they agree now."""
         for attempt in range(1 + _REBUILD_ATTEMPTS):
             audit = await self.audit(partition)
             if audit.agrees:
@@ -274,23 +276,28 @@ class Table(faust.Table[str, Any]):
             self.log.error(
                 "%s: partition %d does not add up: rows and sums (%s) are %s, the totals say %s. %s",
                 self.name, partition, ", ".join(self._sums), [audit.rows, *audit.sums], audit.expected,
-                "Its changelog is short of rows too; verify it against the records that it counts." if last else
+                "Its changelog lacks rows too; verify the table against the records that it counts." if last else
                 "Reading its changelog from the start.",
             )  # fmt: skip
             if not last and not await self._read_again(partition):
                 return False
-        self._unaudited.discard(partition)  # said once; the work goes on with the rows that are there
+        self._unaudited.discard(partition)  # logged once; the worker goes on with the rows that it has
         return False
 
     async def _read_again(self, partition: int) -> bool:
-        """Until it is read, or the partition is no longer ours: an empty table must never be taken for a whole one."""
+        """Drop a partition and read its whole changelog, with retries. False if the partition is no longer ours.
+
+        Then the database is dropped: a part of the rows must never be taken for all of them.
+        """
         generation = self.app.consumer_generation_id
         while not self.app.should_stop and self.app.consumer_generation_id == generation:
             self.drop(partition)
             try:
                 await self.app.read_partition(self.changelog_topic_name, partition, self.recover)
             except (KafkaError, Unavailable) as error:
-                self.log.warning("The changelog of partition %d can't be read now, trying again: %s", partition, error)
+                self.log.warning(
+                    "%s: the changelog of partition %d can't be read now; trying again: %s", self.name, partition, error
+                )
                 await asyncio.sleep(_READ_AGAIN_SECONDS)
             else:
                 return True
@@ -298,10 +305,10 @@ class Table(faust.Table[str, Any]):
         return False
 
     async def _audit_late(self, partition: int) -> None:
-        """Audit a partition whose audit right after its recovery was not conclusive, once it is.
+        """Repeat, after a write, an audit that was not conclusive after the recovery.
 
         Raises:
-            BatchError: It did not add up, and was read again from its changelog: the batch must be repeated.
+            BatchError: The partition did not add up, and was read again from its changelog: repeat the batch.
         """
         if partition not in self._unaudited:
             return
@@ -313,5 +320,5 @@ class Table(faust.Table[str, Any]):
         self._unaudited.discard(partition)
 
     def drop(self, partition: int) -> None:
-        """Delete a partition's database. Its changelog in Kafka stays."""
+        """Delete a partition's RocksDB database. Its changelog in Kafka stays."""
         self._rocks.drop(partition)

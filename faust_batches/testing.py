@@ -1,4 +1,4 @@
-"""Stand-ins for the tests of a handler: a batch, a record and a table in memory. No Kafka, no RocksDB."""
+"""Fakes for tests of a handler: a batch, a record and a table in memory. No Kafka, no RocksDB."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class FakeRecord:
-    """An aiokafka `ConsumerRecord`: the fields that a handler reads."""
+    """The fields of an aiokafka `ConsumerRecord` that a handler reads."""
 
     key: bytes | None
     value: bytes | None
@@ -31,11 +31,11 @@ class FakeRecord:
 
 @dataclass
 class FakeBatch:
-    """A batch that is the next in its chain.
+    """A batch, by default the next in its chain.
 
     Arguments:
-        events: Gets "turn" and "finished", and what tables and stores are told to add: the order of the steps.
-        lost: True: the partition is another worker's.
+        events: Gets "turn" and "finished". Give the same list to tables and stores to see the order of all steps.
+        lost: True: the partition was revoked.
         early: True: a batch before this one is not finished.
     """
 
@@ -67,7 +67,7 @@ class FakeBatch:
 
     def check_owned(self) -> None:
         if not self.owned:
-            raise PartitionLost(f"{self.tp} went to another worker")
+            raise PartitionLost(f"{self.tp} was revoked")
 
     async def wait_for_lease(self) -> None:
         self.check_owned()
@@ -103,8 +103,8 @@ class FakeTable:
     def __init__(self, events: list[str] | None = None) -> None:
         self.rows: dict[int, dict[bytes, bytes]] = {}
         self.changelog: list[Row] = []
-        self.persisted: dict[int, int] = {}  #: how far each partition's changelog is known
-        self.failures: list[Exception] = []  #: each is raised by one publishing, the last first
+        self.persisted: dict[int, int] = {}  #: the last changelog offset in each partition's rows
+        self.failures: list[Exception] = []  #: each write pops the last one and raises it
         self.events = events if events is not None else []
 
     def owned_partitions(self) -> list[int]:

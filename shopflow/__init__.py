@@ -18,14 +18,14 @@ __all__ = ["app"]
 
 
 class _Package(ModuleType):
-    """Makes `shopflow.app` the Faust application, which is built when it is first asked for.
+    """Makes `shopflow.app` the Faust application, which is built at the first access.
 
-    Python binds an imported submodule to its package: without this, `shopflow.app` would be the module of that name.
+    Python binds an imported submodule to its package. Without this class, `shopflow.app` would be the module.
     """
 
     @property
     def app(self) -> App:
-        """The application. A bad configuration is one line on stderr and ends the process with status 2."""
+        """The application. A bad configuration prints one line on stderr and ends the process with status 2."""
         try:
             return cast("App", import_module(f"{__name__}.app").app)
         except Refused as refused:
@@ -34,7 +34,7 @@ class _Package(ModuleType):
 
     @app.setter
     def app(self, module: ModuleType) -> None:
-        """Python's binding of the submodule: not kept."""
+        """Ignore Python's binding of the submodule."""
 
 
 sys.modules[__name__].__class__ = _Package

@@ -6,7 +6,6 @@ from . import app
 
 
 def main() -> None:
-    """Faust's command line, for this application."""
     app.main()
 
 

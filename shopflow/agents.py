@@ -1,6 +1,6 @@
-"""One agent per topic: a batch of its records goes to MongoDB, and for purchases to the tables.
+"""One agent per topic: it writes batches of records to MongoDB, and those of purchases also to the tables.
 
-An actor per partition, so that each partition's batches are handled in order while the partitions' writes overlap.
+Each partition has its own actor: it handles the partition's batches in order, while the partitions' writes overlap.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from .bootstrap import parts
 
 @app.batch_agent(topics.products, finish="in_handler")
 async def products(batch: Batch) -> None:
-    """Products offered: into `products` and `prices`."""
+    """Write offered products to the collections `products` and `prices`."""
     await parts.products.handle(batch)
 
 
 @app.batch_agent(topics.customers, finish="in_handler")
 async def customers(batch: Batch) -> None:
-    """Customers registered: into `customers`."""
+    """Write registered customers to the collection `customers`."""
     await parts.customers.handle(batch)
 
 
 @app.batch_agent(topics.purchases, finish="in_handler")
 async def purchases(batch: Batch) -> None:
-    """Purchases made: into `purchases` and the counts."""
+    """Write purchases to the collection `purchases`, and count them."""
     await parts.purchases.handle(batch)
 
 
 @app.task  # type: ignore[untyped-decorator]
 async def mirror_sales() -> None:
-    """Bring the sales in MongoDB up to date while the worker runs."""
+    """Write changed sales to MongoDB while the worker runs."""
     await repeated("The sales in MongoDB", parts.sales_mirror.round, lambda: not app.should_stop)
 
 

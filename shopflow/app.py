@@ -1,8 +1,10 @@
-"""The Faust application: its settings, and where its servers are. Nothing is connected at import."""
+"""The Faust application: its settings, and the addresses of its servers. Importing it connects to nothing."""
 
 from __future__ import annotations
 
 from functools import cache
+
+from aiohttp import web_server
 
 from faust_batches import App
 
@@ -11,19 +13,21 @@ from .kafka import security
 from .kafka.security import Bootstrap, Security
 from .servers.servers import Addresses
 from .store import MongoStore
-from .web.access import Guard
+from .web.access import Connection, Guard
 
+web_server.RequestHandler = Connection  # type: ignore[attr-defined]  # aiohttp has no setting for it
 config = load()
 security.check(config)
 
 store = MongoStore(config.mongodb.database)
 
+guard = Guard(config.web, lambda: (app.conf.web_bind, app.conf.web_host), lambda: app.tables)
 app: App = App(
     config.app_id,
     broker="kafka://" if config.embeds_kafka else config.broker,
     store="rocksdb://?driver=rocksdict",
     origin="shopflow",
-    # An explicit list: autodiscover=True only warns when a module fails to import; the worker runs without its agents.
+    # An explicit list: with autodiscover=True, Faust warns if a module fails to import, and runs without its agents.
     autodiscover=[
         "shopflow.agents",
         "shopflow.web.api.counts",
@@ -39,24 +43,24 @@ app: App = App(
         "shopflow.commands.operate",
         "shopflow.commands.demo",
     ],
-    # One for each worker of a machine; a worker that is started with another web port, or --datadir, has another.
+    # Each worker on a machine needs its own. The command `worker` changes it for another web port or --datadir.
     datadir=str(config.data_path / f"worker-{config.web.port}"),
     topic_partitions=config.topics.partitions,
     topic_replication_factor=config.topics.replication,
     broker_max_poll_records=config.batching.max_records,
     batch_commit_interval=config.batching.commit_interval_seconds,
     broker_session_timeout=config.batching.session_timeout_seconds,
-    # Faust wants it no shorter than the session; 90 s is its default.
+    # Faust wants it no shorter than the session timeout; 90 s is its default.
     broker_request_timeout=max(90.0, config.batching.session_timeout_seconds),
     broker_heartbeat_interval=config.batching.session_timeout_seconds / 10,
-    producer_linger=0.0,  # what is sent comes as whole batches already
+    producer_linger=0.0,  # records are sent in whole batches already
     producer_max_batch_size=256 * 1024,
     producer_max_request_size=17 * 1024 * 1024,
     web_bind=config.web.bind,
     web_port=config.web.port,
     web_host=config.web.host or ("127.0.0.1" if config.web.bind in {"127.0.0.1", "localhost"} else None),
     web_application_options={
-        "middlewares": [Guard(config.web, lambda: (app.conf.web_bind, app.conf.web_host)).middleware],
+        "middlewares": [guard.middleware],
         "client_max_size": config.web.max_body_bytes,
     },
 )
@@ -68,26 +72,26 @@ def _security() -> Security:
 
 
 def connect(addresses: Addresses) -> None:
-    """Tell the application and the store where their servers are. No I/O."""
+    """Set the addresses of the servers in the application and the store. No I/O."""
     connect_kafka(addresses)
     store.connect(addresses.mongodb)
 
 
 def connect_kafka(addresses: Addresses) -> None:
-    """Tell the application where Kafka is. No I/O."""
+    """Set the address of Kafka in the application. No I/O."""
     broker = ";".join(f"kafka://{server}" for server in addresses.kafka.split(";"))
     app.reconfigure(broker=broker, broker_consumer=broker, broker_producer=broker, broker_credentials=_security().faust)
 
 
 def kafka_at(addresses: Addresses) -> Bootstrap:
-    """Kafka at these addresses, and how to get in.
+    """Kafka's address and security settings.
 
     Raises:
-        Refused: A certificate that the configuration names is not what it must be.
+        Refused: A certificate that the configuration names is missing or invalid.
     """
     return Bootstrap(addresses.kafka, _security())
 
 
 def connected_kafka() -> Bootstrap:
-    """Kafka where `connect` has told the application that it is, and how to get in."""
+    """Kafka's address and security settings, after `connect` or `connect_kafka`."""
     return Bootstrap(";".join(f"{url.host}:{url.port}" for url in app.conf.broker), _security())

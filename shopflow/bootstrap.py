@@ -1,4 +1,4 @@
-"""The composition root: settings in, the parts of a worker out."""
+"""The composition root: makes the parts of a worker from the settings."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from .web.monitoring.probes import Health
 
 
 class Parts:
-    """What a worker is made of, beside Faust, its topics and its tables. Nothing is connected or started.
+    """The parts of a worker, beside Faust, its topics and its tables. Making them connects and starts nothing.
 
     Arguments:
         read_since: Topic, partition, Unix time in ms -> the partition's records since then.
@@ -56,9 +56,9 @@ class Parts:
     ) -> None:
         patience, max_bytes = config.batching.product_wait_seconds, config.batching.max_event_bytes
         self.metrics = metrics = Metrics()
-        #: When too many records of a topic are bad.
+        #: Stops a topic with too many bad records.
         self.limit = Limit(config.dead_letters.max_share, config.dead_letters.window)
-        #: What this worker sold in the last minutes.
+        #: The sales that this worker handled in the last minutes.
         self.board = Board()
         self.mongodb_outage = Outage("MongoDB")
         mongodb = Patient(store, self.mongodb_outage)
@@ -105,7 +105,7 @@ class Parts:
 
         self.lags = lags = Lags(
             lambda: offsets.asking_spans(connected_kafka(), config.app_id, list(topics.KEYS), LOOK_SECONDS),
-            lambda places: offsets.empty(connected_kafka(), places),
+            lambda spans: offsets.empty(connected_kafka(), spans),
         )
         self.health = Health(
             app, store, mongodb=self.mongodb_outage, lags=lags, limit=self.limit,

@@ -1,4 +1,4 @@
-"""The events and the tables' values: `faust.Record`s, the one schema of what is in Kafka."""
+"""The events and the tables' values as `faust.Record`s: the only schema of the data in Kafka."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def _units() -> Any:
 class Product(faust.Record, serializer="json", validation=True, coerce=True):
     """A product as offered from `updated_at` on. Topic `products`, key `product_id`.
 
-    `stock` is what was there at `updated_at`; without it the product carries none. When no more than `stock_limit` is
-    left, an alert is sent; without it, when nothing is.
+    `stock` is the quantity on hand at `updated_at`. Without it, stock is not tracked. When at most `stock_limit` units
+    are left (without it: 0), an alert is published.
     """
 
     product_id: str = _identifier()
@@ -56,7 +56,7 @@ class Customer(faust.Record, serializer="json", validation=True, coerce=True):
 class Purchase(faust.Record, serializer="json", validation=True, coerce=True):
     """A customer bought a product. Topic `purchases`, key `customer_id`.
 
-    Without `price` (grosze, for one) the product's price in force at `purchased_at` counts.
+    `price` is that of one unit, in grosze. Without it, the product's price at `purchased_at` counts.
     """
 
     purchase_id: str = _identifier()
@@ -70,11 +70,10 @@ class Purchase(faust.Record, serializer="json", validation=True, coerce=True):
 
 
 class PurchaseCount(faust.Record, serializer="json"):
-    """What one customer bought so far: the value of table `purchase_counts`.
+    """The counts of one customer: the value of table `purchase_counts`.
 
     `offset` is that of the last purchase counted: one at or below it is a redelivery. `first` is that of the first.
-    `era` says how often the tables were rebuilt from the purchases: a count of an earlier era than its partition's sums
-    counts no more.
+    `era` is later after each replay: a row of an earlier era than its partition's totals no longer counts.
     """
 
     purchases: int = 0
@@ -86,7 +85,7 @@ class PurchaseCount(faust.Record, serializer="json"):
 
 
 class ProductSales(PurchaseCount, serializer="json"):
-    """What was sold of a product in a period: the value of table `product_sales`, with the fields of `PurchaseCount`.
+    """The sales of a product in a period: the value of table `product_sales`, with the fields of `PurchaseCount`.
 
     `items` are the units, `spent` is the revenue in grosze.
     """
@@ -95,9 +94,9 @@ class ProductSales(PurchaseCount, serializer="json"):
 class PartitionTotals(faust.Record, serializer="json"):
     """The sums over one partition of the purchases, up to and including `offset`.
 
-    Every record of the topic is one of `purchases`, `duplicates` (the same purchase sent again) and `rejected`.
-    `settled` is the end of the batch that these sums came with. It is before `offset` when a batch that was cut off is
-    done again in smaller ones: the sums then reach further than the customers that stand beside them in the changelog.
+    Every record of the topic counts in `purchases`, `duplicates` (a purchase that was sent again) or `rejected`.
+    `settled` is the last offset of the batch that these totals were written with. It is before `offset` while a batch
+    is redelivered in smaller ones: the totals are then ahead of the customers' rows in the changelog.
     """
 
     customers: int = 0
@@ -112,10 +111,10 @@ class PartitionTotals(faust.Record, serializer="json"):
 
 
 class CustomerActivity(faust.Record, serializer="json"):
-    """What one customer bought so far, for other systems. Topic `customer-activity`, key `customer_id`.
+    """The counts of one customer, for other systems. Topic `customer-activity`, key `customer_id`.
 
-    `offset` is that of the last purchase counted, in the partition of the purchases with this record's number: of two
-    records of a customer the one with the larger offset is the later. After a `replay` offsets begin anew.
+    `offset` is that of the last purchase counted, in the partition of the purchases with this record's number. Of two
+    records of a customer the one with the larger offset is the later. After a `replay` offsets start again.
     """
 
     customer_id: str

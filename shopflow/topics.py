@@ -7,7 +7,7 @@ from .kafka.connection import MAX_MESSAGE_BYTES
 from .kafka.topics import TopicSpec
 from .shop.layout import Layout
 
-#: A dead letter carries headers besides the record that it came from.
+#: A dead letter has more headers than its record.
 _HEADERS_BYTES = 1024 * 1024
 
 
@@ -15,7 +15,7 @@ def _name(kind: str) -> str:
     return config.topics.prefix + kind
 
 
-#: Key product_id, value `models.Product`. Compacted: the last price of each product stays.
+#: Key product_id, value `models.Product`. Compacted: the last event of each product stays.
 products = app.batched_topic(_name("products"))
 
 #: Key customer_id, value `models.Customer`. Compacted.
@@ -24,20 +24,20 @@ customers = app.batched_topic(_name("customers"))
 #: Key customer_id, value `models.Purchase`. All of a customer's purchases are in one partition, in order.
 purchases = app.batched_topic(_name("purchases"))
 
-#: Key and value as they came, with the reason and the origin in Kafka Connect's `__connect.errors.*` headers.
+#: Key and value of the rejected record, with the reason and the origin in Kafka Connect's `__connect.errors.*` headers.
 DEAD_LETTERS = _name("dead-letters")
 
 #: Key customer_id, value `models.CustomerActivity`: the customer's counts, after each change. Compacted: the latest
 #: of each customer stays.
 ACTIVITY = _name("customer-activity")
 
-#: The prices given to purchases that came without one, in the partition with the purchases' number.
+#: The decided prices of purchases that came without one, in the partition with the purchases' number.
 PRICES = _name("purchase-prices")
 
-#: Key the dead letter's id, value `letters.Mark`: it was put back. Compacted: one stays for each.
+#: Key the dead letter's id, value `letters.Mark`: the dead letter was retried. Compacted: one stays for each.
 RETRIES = _name("retries")
 
-#: Key customer_id, value as in docs/PROMOTIONS.md, in the partition with the number of the event that it is given for.
+#: Key customer_id, value as in docs/PROMOTIONS.md, in the partition with the number of the event that earned it.
 VOUCHERS = _name("vouchers")
 
 #: Key product_id, value as `stock.alert_document` with `alert_id`, in the partition with the number of the product's.
@@ -79,12 +79,12 @@ SPECS = (
     _spec(RETRIES, compacted=True),
     _spec(CHANGELOG, compacted=True),
     _spec(SALES_CHANGELOG, compacted=True),
-    _spec(VOUCHERS, kept=True),  # what was told is looked up in them, however long ago it was
+    _spec(VOUCHERS, kept=True),  # without these events, a voucher or alert would be published again
     _spec(ALERTS, kept=True),
     _spec(WINDOWS, compacted=True),
 )
 
-#: The topics that are for others too, by their names without the prefix.
+#: The topics that other programs may read, by their names without the prefix.
 SHOWN = {
     spec.name.removeprefix(config.topics.prefix): spec.name
     for spec in SPECS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,12 @@ from shopflow.servers.servers import Addresses, Servers
 from tests.support.shop import Shop
 
 OpenShop = Callable[..., Any]
+
+# Children get the handling of SIGINT and the bytecode that a user's commands have, however the tests were started:
+# a shell ignores SIGINT for what it starts in the background.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 #: How long events come over HTTP while workers are killed, and how many requests of each kind schemathesis makes.
 HTTP_SECONDS = float(os.environ.get("SHOPFLOW_TEST_HTTP_SECONDS", "15"))

@@ -1,4 +1,4 @@
-"""What all commands share: how they run and end, the connection to MongoDB, common options."""
+"""Shared by all commands: base classes, exit statuses, the connection to MongoDB, common options."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ JSON = option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 def exit_with(run: Callable[[], int | None]) -> NoReturn:
-    """Run, and exit with what it returns (None: 0). An error is one line on stderr.
+    """Run, and exit with the returned status (None: 0). An error prints one line on stderr.
 
-    Status 2: not as asked (`Refused`); 1: a server is away; 130: Ctrl-C.
+    Status 2: the request was refused (`Refused`). 1: a server is away or a disk is full. 130: Ctrl-C.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # an encoding without ł gets \u0142 instead of an error
@@ -60,12 +60,12 @@ def exit_with(run: Callable[[], int | None]) -> NoReturn:
 
 
 def _give_up_stdout() -> None:
-    """Keep Python from writing at its end what could not be written now."""
+    """Keep Python from flushing stdout again at its exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Command(AppCommand):
-    """A command that runs once, in an event loop of its own."""
+    """A command that is a coroutine and runs in its own event loop."""
 
     abstract = True
 
@@ -75,7 +75,7 @@ class Command(AppCommand):
 
 
 class ServingCommand(Command):
-    """A command that runs servers or a worker meanwhile: a plain function, in which SIGTERM is as Ctrl-C."""
+    """A command that starts servers or a worker. It is a plain function, and treats SIGTERM as Ctrl-C."""
 
     abstract = True
 
@@ -89,12 +89,12 @@ class ServingCommand(Command):
 
 
 class Time(click.ParamType):
-    """A time in ISO 8601; without an offset it is local."""
+    """A time in ISO 8601. Without a UTC offset it is local."""
 
     name = "time"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Raises `click.BadParameter`, which names the option."""
+        """Parse the time. Raises `click.BadParameter`, which names the option."""
         try:
             return read_time(value).astimezone()
         except (ValueError, OverflowError):
@@ -107,7 +107,7 @@ def now() -> datetime:
 
 @asynccontextmanager
 async def mongodb(*, kafka: bool = False) -> AsyncIterator[Addresses]:
-    """Connect the store to the MongoDB that runs; yields the addresses of the servers, with `kafka` also Kafka's.
+    """Connect the store to the running MongoDB. Yields the servers' addresses, with `kafka` also Kafka's.
 
     Raises:
         Refused: An embedded server is not running.

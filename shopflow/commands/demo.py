@@ -1,4 +1,4 @@
-"""`demo`: servers if none run, a worker, example events, and what becomes of them."""
+"""`demo`: starts servers if none run, and a worker; sends example events, and shows the results."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from . import lines, samples, seeding
 from .base import ServingCommand, now
 from .progress import progress_bar
 
-#: The demo's customers are the same each time.
+#: Each demo has the same customers.
 _SEED = 1
 _WORKER_START_SECONDS = 90.0
-#: Without any progress for so long, something is wrong.
+#: The demo fails after so long without progress.
 _STUCK_SECONDS = 60.0
-_LOOK_SECONDS = 0.5
-#: While the demo is open, so many of its products get another price, so often.
+_POLL_SECONDS = 0.5
+#: While the demo is open, this many products get a new price, at this interval.
 _NEW_PRICES, _NEW_PRICES_SECONDS = 3, 15.0
 
 
@@ -49,11 +49,11 @@ _NEW_PRICES, _NEW_PRICES_SECONDS = 3, 15.0
     option(
         "--rate", type=click.FloatRange(0), default=200.0, show_default=True, help="Purchases a second; 0: no limit."
     ),
-    option("--exit", "leave", is_flag=True, help="Stop after the last purchase, verify, and exit with its status."),
+    option("--exit", "leave", is_flag=True, help="After the last purchase verify, stop, and exit with its status."),
     base=ServingCommand,
 )
 def demo(self: ServingCommand, leave: bool, **plan: Any) -> int:
-    """Servers if none run, a worker, example events, live progress, the addresses of the views."""
+    """Start servers if none run, and a worker; send example events, and show live progress."""
     try:
         with Servers(config, self.say) as servers:
             addresses = servers.start()
@@ -62,12 +62,12 @@ def demo(self: ServingCommand, leave: bool, **plan: Any) -> int:
                 run = _Demo(kafka_at(addresses), worker, self.say, leave=leave, **plan).run(servers)
                 return asyncio.run(run)
     except KeyboardInterrupt:
-        self.say("Stopped. What was stored stays: the next start goes on from here.")
+        self.say("Stopped. All data is kept: the next start continues from here.")
         return 128 + signal.SIGINT if leave else 0
 
 
 def _promotions() -> dict[str, str]:
-    """The variable that sets the example rules; none where the configuration has rules."""
+    """The environment variable with the example rules; none if the configuration has rules."""
     return {} if config.promotions else {"SHOPFLOW_PROMOTIONS": msgspec.json.encode(EXAMPLES).decode()}
 
 
@@ -82,7 +82,7 @@ class _Demo:
     leave: bool
 
     async def run(self, servers: Servers) -> int:
-        """Do it all, and end with an error as soon as the worker or a server has died. Returns the report's status."""
+        """Run the demo, and fail as soon as the worker or a server has died. Returns the report's status."""
         work, guard = asyncio.create_task(self._run()), asyncio.create_task(_guard(self.worker, servers))
         try:
             await asyncio.wait({work, guard}, return_when=asyncio.FIRST_COMPLETED)
@@ -113,7 +113,7 @@ class _Demo:
     async def _wait_for_worker(self) -> None:
         async def answer() -> None:
             while await self._counts() is None:
-                await asyncio.sleep(_LOOK_SECONDS)
+                await asyncio.sleep(_POLL_SECONDS)
 
         try:
             await asyncio.wait_for(answer(), _WORKER_START_SECONDS)
@@ -122,7 +122,7 @@ class _Demo:
             raise Unavailable("demo", why) from error
 
     async def _counts(self) -> dict[str, Any] | None:
-        """The worker's sums; None while it does not answer, which is before it is up and while it stops."""
+        """The worker's totals; None if it does not answer, as while it starts or stops."""
         try:
             async with (
                 aiohttp.ClientSession(headers=bearer(config.web.read_token)) as http,
@@ -168,14 +168,14 @@ class _Demo:
             if waiting != last:
                 last, since = waiting, monotonic()
             elif monotonic() - since > _STUCK_SECONDS:
-                raise Unavailable("demo", f"{waiting} events wait, and nothing moves; see the worker's log")
-            await asyncio.sleep(_LOOK_SECONDS)
+                raise Unavailable("demo", f"{waiting} events wait, and there is no progress; see the worker's log")
+            await asyncio.sleep(_POLL_SECONDS)
 
     async def _watch(self, newest: str) -> None:
-        """Show what happens until Ctrl-C.
+        """Show new totals and vouchers until Ctrl-C.
 
         Arguments:
-            newest: The id of the newest voucher that was shown.
+            newest: The id of the newest voucher shown so far.
         """
         self.say("")
         self.say(f"The shop is open: {self.worker.url}/  In another terminal, in this folder:")
@@ -200,7 +200,7 @@ class _Demo:
                 newest = await self._show_voucher(newest)
 
     async def _show_voucher(self, known: str) -> str:
-        """Show the newest voucher unless it is known; returns its id."""
+        """Show the newest voucher unless its id is `known`. Returns its id."""
         async with aclosing(store.vouchers(limit=1)) as found:
             async for voucher in found:
                 if voucher["_id"] != known:
@@ -220,22 +220,22 @@ async def _guard(worker: Worker, servers: Servers) -> NoReturn:
     """Wait until the worker or a server has died.
 
     Raises:
-        Refused: It has.
+        Refused: The worker or a server has died.
     """
     while True:
         worker.check()
         if failure := servers.failure():
             raise Refused(failure)
-        await asyncio.sleep(_LOOK_SECONDS)
+        await asyncio.sleep(_POLL_SECONDS)
 
 
 @asynccontextmanager
 async def _new_prices(bootstrap: Bootstrap, prices: dict[str, int], *, wanted: bool) -> AsyncIterator[None]:
-    """Offer some products at another price now and then, so that prices and what is sold at them are seen moving.
+    """Offer some products at a new price at intervals, so that the page's charts change.
 
     Arguments:
-        prices: What purchases are made at; changed, too.
-        wanted: Otherwise nothing is done.
+        prices: The prices of new purchases, by product_id. They are updated.
+        wanted: False: do nothing.
     """
 
     async def offer() -> None:
@@ -254,5 +254,5 @@ async def _new_prices(bootstrap: Bootstrap, prices: dict[str, int], *, wanted: b
     finally:
         if offering:
             offering.cancel()
-            with suppress(asyncio.CancelledError, Unavailable):  # Kafka away: the guard tells, or nothing is sold
+            with suppress(asyncio.CancelledError, Unavailable):  # if Kafka is away, the guard or the next send fails
                 await offering

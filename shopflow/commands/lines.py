@@ -1,4 +1,4 @@
-"""What the commands print: from documents, records and reports to lines. No I/O."""
+"""Formats documents, records and reports as the lines that commands print. No I/O."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import msgspec
 from shopflow.operations.letters import Failure, Id, Letter, Mark, time_of
 from shopflow.operations.retry import Outcome
 from shopflow.operations.verify.report import Report
-from shopflow.shop.price_history import Course, Period, Prices
+from shopflow.shop.price_history import Period, Prices, SalesOverTime
 from shopflow.shop.promotions.trial import Trial
 from shopflow.shop.text import day, day_and_time, gift, money, text_of, visible, whole
 from shopflow.store.types import Document
@@ -24,8 +24,8 @@ from .plots import Paper, price_and_units
 _NOTHING_YET = "none yet"
 #: Characters of a key or a reason in a list.
 _SHORT = 200
-#: Reasons that a summary names, and that it tells apart.
-_NAMED, _KNOWN = 10, 1_000
+#: Reasons that a summary names, and that it counts separately.
+_NAMED, _MAX_REASONS = 10, 1_000
 
 
 def products(
@@ -35,11 +35,11 @@ def products(
     *,
     as_json: bool,
 ) -> Iterator[str]:
-    """A line a product; as JSON one array.
+    """One line per product; as JSON one array.
 
     Arguments:
-        sold: The sales by product id, to be shown beside each.
-        left: What is left of each that carries a stock, by product id.
+        sold: The sales by product_id. None: they are not shown.
+        left: The units left by product_id, for products with a stock.
     """
     left = left or {}
     if as_json:
@@ -82,7 +82,7 @@ def _sold(sold: Mapping[str, Document], product_id: str) -> Document:
 
 
 def price_history(found: Prices, *, as_json: bool) -> Iterator[str]:
-    """A line a price, oldest first, with what was sold at it; as JSON one object."""
+    """One line per price, oldest first, with the sales at it; as JSON one object."""
     if as_json:
         yield _json(found)
         return
@@ -99,8 +99,8 @@ def _period(period: Period) -> str:
     return f"{since:<19}  {until:<19}  {price:>12}  {period.units:>9}  {money(period.revenue):>14}"
 
 
-def course(on: Paper, found: Prices, sold: Course) -> Iterator[str]:
-    """A plot of the prices, and below it what was sold."""
+def sales_over_time(on: Paper, found: Prices, sold: SalesOverTime) -> Iterator[str]:
+    """A plot of the prices, and below it the sales."""
     start, end = sold.start, sold.end
     steps = [(one.since or start, one.until or end, one.price) for one in found.prices]
     bars = [(one.since or start, (one.since or start) + sold.width, one.units) for one in sold.sold]
@@ -110,7 +110,7 @@ def course(on: Paper, found: Prices, sold: Course) -> Iterator[str]:
 
 
 def customers(documents: AsyncIterator[Document], *, as_json: bool) -> AsyncIterator[str]:
-    """A customer and below it a line a purchase; as JSON one array, a customer a line."""
+    """One line per customer, and below it one per purchase; as JSON one array, with a line per customer."""
     return _each(documents, _public_customer if as_json else None, _customer, "Customers")
 
 
@@ -120,7 +120,7 @@ async def _each(
     lines: Callable[[Document], Iterable[str]],
     what: str,
 ) -> AsyncIterator[str]:
-    """With `public` one JSON array of what that makes of each; else the lines of each, or that there is none."""
+    """With `public`, a JSON array of its results. Otherwise the lines of each document, or one that there is none."""
     array, found = _Array(), False
     async for document in documents:
         found = True
@@ -161,7 +161,7 @@ def _public(document: Document, key: str) -> Document:
 
 
 def vouchers(documents: AsyncIterator[Document], *, as_json: bool) -> AsyncIterator[str]:
-    """A line a voucher; as JSON one array, a voucher a line."""
+    """One line per voucher; as JSON one array, with a line per voucher."""
     public = partial(_public, key="voucher_id") if as_json else None
     return _each(documents, public, lambda document: [voucher(document)], "Vouchers")
 
@@ -179,13 +179,13 @@ def tried(trial: Trial, *, as_json: bool) -> str:
     what = "registrations" if trial.of_registrations else "purchases"
     found = f"{trial.rule}: {trial.vouchers} vouchers for {len(trial.customers)} customers"
     span = f", from {day_and_time(trial.first)} to {day_and_time(trial.last)}" if trial.first and trial.last else ""
-    return f"{found}{span}; {trial.looked_at} {what} were looked at, nothing was given."
+    return f"{found}{span}; {trial.looked_at} {what} were read, no voucher was given."
 
 
 _VERDICTS = {
     0: "Kafka, MongoDB and the tables agree.",
     1: "Kafka, MongoDB and the tables do NOT agree.",
-    2: "Could not tell.",
+    2: "Could not check.",
 }
 _MARKS = {True: "ok ", False: "NOT", None: "?? "}
 
@@ -206,13 +206,13 @@ def report(found: Report, *, as_json: bool) -> Iterator[str]:
 
 
 def _text(data: bytes | None) -> str:
-    """Text if it is UTF-8, else Base64; `-` for None."""
+    """UTF-8 as text, other bytes as Base64; `-` for None."""
     known = _bytes(data)
     return "-" if known is None else known if isinstance(known, str) else f"base64:{known['base64']}"
 
 
 def _bytes(data: bytes | None) -> Any:
-    """For JSON: text if it is UTF-8, else an object with its Base64; None for None."""
+    """For JSON: UTF-8 as text, other bytes as an object with Base64; None for None."""
     if data is None:
         return None
     try:
@@ -222,7 +222,7 @@ def _bytes(data: bytes | None) -> Any:
 
 
 def _json(document: Any) -> str:
-    """JSON whose strings have escapes where a terminal would obey."""
+    """JSON with control characters escaped."""
     text = msgspec.json.encode(document, enc_hook=str).decode()
     return text if text.isprintable() else "".join(one if one.isprintable() else _escaped(one) for one in text)
 
@@ -245,52 +245,52 @@ def _escaped(letter: str) -> str:
 
 
 async def dead_letters(
-    letters: AsyncIterator[Letter], put_back: Mapping[Id, datetime], *, limit: int | None, as_json: bool
+    letters: AsyncIterator[Letter], retried: Mapping[Id, datetime], *, limit: int | None, as_json: bool
 ) -> AsyncGenerator[str, None]:
-    """A line a dead letter, newest last, and a summary; as JSON one array, a dead letter a line.
+    """One line per dead letter, newest last, and a summary; as JSON one array, with a line per dead letter.
 
     Arguments:
-        put_back: Those that were put back, and when.
-        limit: Only so many, the newest; None: all.
+        retried: The times of the retries, by dead letter.
+        limit: At most this many, the newest; None: all.
     """
-    array, back = _Array(), 0
+    array, count = _Array(), 0
     reasons: Counter[str] = Counter()
     newest: deque[Letter] = deque(maxlen=limit)
 
     def line(letter: Letter) -> str:
-        when = put_back.get(letter.id)
+        when = retried.get(letter.id)
         return array.line(_public_letter(letter, when)) if as_json else _letter(letter, when)
 
     async for letter in letters:
-        back += letter.id in put_back
+        count += letter.id in retried
         reason = visible(letter.label, _SHORT) or "no reason"
-        reasons[reason if reason in reasons or len(reasons) < _KNOWN else "other reasons"] += 1
+        reasons[reason if reason in reasons or len(reasons) < _MAX_REASONS else "other reasons"] += 1
         if limit is None:
             yield line(letter)
         else:
             newest.append(letter)
     for letter in newest:
         yield line(letter)
-    yield array.end() if as_json else _summary(reasons, back)
+    yield array.end() if as_json else _summary(reasons, count)
 
 
-def _summary(reasons: Counter[str], back: int) -> str:
+def _summary(reasons: Counter[str], retried: int) -> str:
     if not reasons:
         return "Dead letters: none."
     named = [f"{count} {reason}" for reason, count in reasons.most_common(_NAMED)]
     if others := len(reasons) - len(named):
         named.append(f"{others} more reasons")
-    return f"Dead letters: {reasons.total()} ({back} put back): {', '.join(named)}."
+    return f"Dead letters: {reasons.total()} ({retried} retried): {', '.join(named)}."
 
 
 def _origin(topic: str, partition: int, offset: int) -> str:
-    return f"{visible(topic, _SHORT)}:{partition}:{offset}" if topic else "unknown place"
+    return f"{visible(topic, _SHORT)}:{partition}:{offset}" if topic else "unknown topic"
 
 
-def _letter(letter: Letter, put_back: datetime | None) -> str:
+def _letter(letter: Letter, retried: datetime | None) -> str:
     notes = [f"failed {letter.retries} times before"] if letter.retries else []
-    if put_back:
-        notes.append(f"put back {day_and_time(put_back)}")
+    if retried:
+        notes.append(f"retried {day_and_time(retried)}")
     return "  ".join(
         [
             str(letter.id),
@@ -303,7 +303,7 @@ def _letter(letter: Letter, put_back: datetime | None) -> str:
     )
 
 
-def _public_letter(letter: Letter, put_back: datetime | None) -> dict[str, Any]:
+def _public_letter(letter: Letter, retried: datetime | None) -> dict[str, Any]:
     return {
         "id": str(letter.id),
         "time": letter.time,
@@ -312,14 +312,14 @@ def _public_letter(letter: Letter, put_back: datetime | None) -> dict[str, Any]:
         "offset": letter.offset,
         "reason": letter.reason,
         "key": _bytes(letter.key),
-        "put_back": put_back,
+        "put_back": retried,
         "retries": letter.retries,
         "history": letter.history,
     }
 
 
-def dead_letter(letter: Letter, put_back: tuple[datetime, Mark] | None, *, as_json: bool) -> Iterator[str]:
-    when, mark = put_back or (None, None)
+def dead_letter(letter: Letter, retried: tuple[datetime, Mark] | None, *, as_json: bool) -> Iterator[str]:
+    when, mark = retried or (None, None)
     if as_json:
         yield _json(
             {
@@ -334,9 +334,9 @@ def dead_letter(letter: Letter, put_back: tuple[datetime, Mark] | None, *, as_js
     yield f"from:     {_origin(letter.topic, letter.partition, letter.offset)}"
     yield f"reason:   {visible(letter.reason) or 'none given'}"
     if when and mark:
-        yield f"put back: {day_and_time(when)}, to {_origin(mark.topic, mark.partition, mark.offset)}"
+        yield f"retried:  {day_and_time(when)}, to {_origin(mark.topic, mark.partition, mark.offset)}"
     else:
-        yield "put back: no"
+        yield "retried:  no"
     yield f"failed:   {letter.retries} times before"
     for failure in letter.history:
         yield f"    {_failure(failure)}"
@@ -353,9 +353,9 @@ def _failure(failure: Failure) -> str:
 
 
 def records(found: Iterable[Any], *, as_json: bool) -> Iterator[str]:
-    """A line a record of Kafka: partition and offset, time, key and value; as JSON one array, a record a line.
+    """One line per record: partition and offset, time, key and value; as JSON one array, with a line per record.
 
-    A value that is JSON is in the array as it is; another is what `dead_letter` makes of it.
+    In the array a JSON value is unchanged. Any other is text if it is UTF-8, else an object with Base64.
     """
     array, shown = _Array(), False
     for record in found:
@@ -381,5 +381,5 @@ def _value(data: bytes | None) -> Any:
 
 def retried(outcome: Outcome) -> str:
     """The line that `dead-letters retry` prints."""
-    refused = f", {len(outcome.refused)} could not be" if outcome.refused else ""
-    return f"{outcome.put_back} put back, {outcome.already} had been put back before{refused}."
+    refused = f", {len(outcome.refused)} could not be retried" if outcome.refused else ""
+    return f"{outcome.retried} retried, {outcome.already} had been retried before{refused}."

@@ -39,7 +39,7 @@ from .progress import progress_bar
     base=Command,
 )
 async def verify(self: Command, deep: bool, as_json: bool) -> int:
-    """Are Kafka, MongoDB and the tables in agreement? Exit status 0: yes, 1: no, 2: could not tell."""
+    """Check that Kafka, MongoDB and the tables agree. Exit status 0: they do, 1: they don't, 2: could not check."""
     try:
         async with mongodb(kafka=True) as addresses:
             bootstrap = kafka_at(addresses)
@@ -48,7 +48,7 @@ async def verify(self: Command, deep: bool, as_json: bool) -> int:
                 bar = partial(progress_bar, quiet=self.quiet)
                 await verify_deep(bootstrap, store, topics.LAYOUT, report, bar)
     except (Refused, Unavailable) as error:
-        click.echo(f"Could not tell: {error}", err=True)
+        click.echo(f"Could not check: {error}", err=True)
         return 2
     for line in lines.report(report, as_json=as_json or self.json):
         self.say(line)
@@ -56,11 +56,11 @@ async def verify(self: Command, deep: bool, as_json: bool) -> int:
 
 
 @app.command(
-    option("--keep-tables", is_flag=True, help="Leave the counts as they are; only MongoDB is filled again."),
+    option("--keep-tables", is_flag=True, help="Restore only MongoDB, and leave the counts as they are."),
     base=ServingCommand,
 )
 def replay(self: ServingCommand, keep_tables: bool) -> int:
-    """Rebuild MongoDB and the tables from the topics; the workers that run do it, or one that is started for it."""
+    """Rebuild MongoDB and the tables from the topics, by the running workers, or by one that is started for it."""
     begun = False
     try:
         with Servers(config, self.say) as servers:
@@ -71,15 +71,15 @@ def replay(self: ServingCommand, keep_tables: bool) -> int:
             work = asyncio.run(_begin_replay(bootstrap, keep_tables=keep_tables))
             begun = True
             what = "MongoDB" if keep_tables else "MongoDB and the tables"
-            self.say(f"{what}: {work.total} events are read again.")
+            self.say(f"{what}: workers read {work.total} events again.")
             with _replaying_worker(self.say, running=running) as check:
                 bar = progress_bar("replay", work.total, quiet=self.quiet)
                 asyncio.run(rebuild.finished(bootstrap, topics.LAYOUT, work, check, bar))
     except KeyboardInterrupt:
         if begun:
-            self.say("Stopped. What is left of the replay is done by the workers that run, or by the next one.")
+            self.say("Stopped. The running workers, or the next one, continue the replay.")
         else:
-            self.say("Stopped before the workers were sent back to the start. Run it again.")
+            self.say("Stopped before the committed offsets were reset. Run it again.")
         return 128 + signal.SIGINT
     self.say("Done. `faust -A shopflow verify` compares Kafka, MongoDB and the tables.")
     return 0
@@ -96,27 +96,27 @@ async def _begin_replay(bootstrap: Bootstrap, *, keep_tables: bool) -> rebuild.W
 
 @contextmanager
 def _replaying_worker(say: Callable[[str], None], *, running: bool) -> Iterator[Callable[[], None]]:
-    """Start a worker unless some run; yields a function that raises when the one that was started has ended."""
+    """Start a worker unless one runs. Yields a function that raises if the started worker has ended."""
     if running:
-        say("The workers that run do it.")
+        say("The running workers do it.")
         yield lambda: None
         return
     with child_worker(config, "replay", say) as worker:
-        say(f"No worker runs; one is started for it (its log: {worker.log}).")
+        say(f"No worker runs. Starting one for the replay (its log: {worker.log}).")
         yield worker.check
 
 
 @app.command(
     argument("action", type=click.Choice(["list", "show", "retry"]), default="list"),
     argument("ids", nargs=-1, metavar="[ID]..."),
-    option("--all", is_flag=True, help="retry: all of them."),
-    option("--reason", metavar="TEXT", help="list, retry: those whose reason has this text in it."),
+    option("--all", is_flag=True, help="retry: all dead letters."),
+    option("--reason", metavar="TEXT", help="list, retry: those whose reason contains this text."),
     option("--limit", type=click.IntRange(0), help="list: at most so many, the newest."),
     JSON,
     base=Command,
 )
 async def dead_letters(self: Command, action: str, ids: Sequence[str], **options: Any) -> int:
-    """What could not be accepted, and why; put it back: list, show ID, retry ID... (or --all, or --reason TEXT)."""
+    """List, show or retry rejected records: list, show ID, retry ID... (or --all, or --reason TEXT)."""
     _check_letters(action, ids, options)
     wanted = [letters.Id.parse(each) for each in dict.fromkeys(ids)]
     bootstrap = kafka_at(locate(config, mongodb=False))
@@ -129,9 +129,9 @@ async def dead_letters(self: Command, action: str, ids: Sequence[str], **options
             for line in lines.dead_letter(letter, mark, as_json=as_json):
                 self.say(line)
         return 0
-    put_back = await letters.marks(bootstrap, topics.LAYOUT)
+    retried = await letters.marks(bootstrap, topics.LAYOUT)
     found = letters.read(bootstrap, topics.LAYOUT, options["reason"], values=False)
-    shown = lines.dead_letters(found, put_back, limit=options["limit"], as_json=as_json)
+    shown = lines.dead_letters(found, retried, limit=options["limit"], as_json=as_json)
     async with aclosing(found), aclosing(shown):
         async for line in shown:
             self.say(line)
@@ -143,11 +143,11 @@ _LETTERS_OPTIONS = {"list": {"reason", "limit", "as_json"}, "show": {"as_json"},
 
 def _check_letters(action: str, ids: Sequence[str], options: dict[str, Any]) -> None:
     """Raises:
-    Refused: They don't go together.
+    Refused: These arguments don't go together.
     """
     given = {name for name, value in options.items() if value is not None and value is not False}
     if options["reason"] == "":
-        raise Refused("--reason: is empty; it would be found in every reason")
+        raise Refused("--reason: is empty; every reason contains it")
     for name in sorted(given - _LETTERS_OPTIONS[action]):
         raise Refused(f"dead-letters {action}: takes no --{name.removeprefix('as_')}")
     if action == "list" and ids:
@@ -161,7 +161,7 @@ def _check_letters(action: str, ids: Sequence[str], options: dict[str, Any]) -> 
 async def _retry(self: Command, bootstrap: Bootstrap, ids: Sequence[letters.Id], reason: str | None) -> int:
     await ensure_topics(bootstrap, topics.SPECS)
     if ids:
-        await letters.check(bootstrap, topics.LAYOUT, ids)  # all of them are there, or none is put back
+        await letters.check(bootstrap, topics.LAYOUT, ids)  # all of them exist, or none is retried
         total = len(ids)
     else:
         spans = await offsets.spans(bootstrap, config.app_id, [topics.DEAD_LETTERS])
@@ -186,9 +186,9 @@ async def _retry(self: Command, bootstrap: Bootstrap, ids: Sequence[letters.Id],
         type=click.Choice(exporting.FORMATS),
         default="jsonl",
         show_default=True,
-        help="Of the file.",
+        help="The format of the file.",
     ),
-    option("--output", metavar="FILE", help="-: stdout, which is also the default, but for parquet."),
+    option("--output", metavar="FILE", help="-: stdout. This is the default, except for parquet."),
     base=Command,
 )
 async def export(self: Command, collection: str, kind: str, output: str | None) -> None:
@@ -206,6 +206,6 @@ async def export(self: Command, collection: str, kind: str, output: str | None) 
             pages = exporting.documents(store, collection, say)
             written = await exporting.export(pages, collection, exporting.writer(kind, collection, sink), advance)
     if written < total:
-        say(f"{written} of {total} {collection}: the others were deleted meanwhile, or have an _id that is no text.")
+        say(f"{written} of {total} {collection}: the others were deleted during the export, or their _id is no text.")
     if output not in {None, "-"}:
         self.say(f"{written} {collection} in {output}.")

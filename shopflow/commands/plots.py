@@ -1,4 +1,4 @@
-"""Plots in the terminal: where there is room for one, and how steps and bars are drawn over one axis of time."""
+"""Draws plots in the terminal: prices as steps and sales as bars, over one axis of time."""
 
 from __future__ import annotations
 
@@ -9,19 +9,17 @@ from datetime import datetime, timedelta
 from operator import itemgetter
 from typing import TextIO, TypeVar
 
-import plotext
-
-#: Columns: with fewer there is no plot, with more it is no clearer.
+#: The least columns for a plot, and the most that it uses.
 _NARROWEST, _WIDEST = 60, 140
 _ROWS = {"price": 12, "units": 9}
 _TIMES, _VALUES = 5, 4
-#: What is shown for longer has its ticks at days, not at minutes.
+#: A longer span has its ticks at days, not at minutes.
 _DAYS = timedelta(days=6)
 _MANY_DAYS = timedelta(days=300)
 
-#: From, to, grosze; None: no price.
+#: Start, end, price in grosze; None: no price.
 Step = tuple[datetime, datetime, int | None]
-#: From, to, how many.
+#: Start, end, units.
 Bar = tuple[datetime, datetime, int]
 
 
@@ -36,7 +34,7 @@ class Paper:
 
 
 def paper(stream: TextIO, environment: Mapping[str, str]) -> Paper | None:
-    """The terminal behind the stream; None if it is none, a narrow one, or one without block characters."""
+    """The terminal of the stream; None if it is no terminal, is too narrow, or lacks block characters."""
     if not stream.isatty() or environment.get("TERM") == "dumb":
         return None
     try:
@@ -53,7 +51,7 @@ def price_and_units(
     """The lines of a plot: the price as steps, and below it the units sold in each bucket.
 
     Arguments:
-        bucket: How long one is: `hour` or `day`.
+        bucket: The length of a bucket: `hour` or `day`.
     """
     known = [grosze for _, _, grosze in prices if grosze is not None]
     grosze = _ticks(min(known, default=0), max(known, default=0))
@@ -72,7 +70,7 @@ Points = tuple[list[float], list[float | None]]
 
 
 class _Frame:
-    """One axis of time for several plots below each other."""
+    """The time axis that the plots share."""
 
     def __init__(self, on: Paper, start: datetime, end: datetime, margin: int) -> None:
         self._on, self._start, self._length, self._margin = on, start, end - start, margin
@@ -82,12 +80,14 @@ class _Frame:
         return min(max((time - self._start) / self._length, 0.0), 1.0)
 
     def point(self, time: datetime) -> int:
-        """The number of the plot's point at this time: there are two a column."""
+        """The number of the plot's point at this time. A column has two points."""
         return int(self.at(time) * 2 * self._on.width)
 
     def drawn(
         self, points: Points, ticks: tuple[list[int], list[str]], rows: int, color: str, *, filled: bool = False
     ) -> list[str]:
+        import plotext  # noqa: PLC0415 - slow to import
+
         plotext.clear_figure()
         plotext.theme("clear")
         plotext.limit_size(False, False)
@@ -109,7 +109,7 @@ class _Frame:
 
 
 def _ticks(low: int, high: int) -> list[int]:
-    """Whole numbers from the low to the high one, some apart."""
+    """At most four whole numbers, evenly spaced from `low` to `high`."""
     if low == high:
         low, high = max(low - 100, 0), high + 100 if low else high + 1
     return sorted({low + (high - low) * number // (_VALUES - 1) for number in range(_VALUES)})
@@ -118,7 +118,7 @@ def _ticks(low: int, high: int) -> list[int]:
 def _steps(frame: _Frame, prices: Sequence[Step]) -> Points:
     xs: list[float] = [0.0]
     ys: list[float | None] = [None]
-    # Of those that begin within a point, the last is to be seen.
+    # Of the steps that begin within one point, only the last is drawn.
     for left, right, grosze in {frame.point(step[0]): _on_axis(frame, step) for step in prices}.values():
         xs += [left, right]
         ys += [grosze, grosze]
@@ -128,7 +128,7 @@ def _steps(frame: _Frame, prices: Sequence[Step]) -> Points:
 def _bars(frame: _Frame, units: Sequence[Bar]) -> Points:
     xs: list[float] = [0.0]
     ys: list[float | None] = [0]
-    # Of those that begin within a point, the highest is to be seen.
+    # Of the bars that begin within one point, only the highest is drawn.
     highest = {frame.point(bar[0]): _on_axis(frame, bar) for bar in sorted(units, key=itemgetter(2))}
     for left, right, many in sorted(highest.values()):
         xs += [left, left, right, right]

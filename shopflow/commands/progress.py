@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, plain lines elsewhere."""
+"""Shows the progress of long work: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ from contextlib import contextmanager
 from time import monotonic
 from typing import TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 #: Pause between two plain lines.
 _LINE_SECONDS = 5.0
 
@@ -19,20 +16,29 @@ _LINE_SECONDS = 5.0
 def progress_bar(
     what: str, total: int, *, quiet: bool = False, stream: TextIO | None = None
 ) -> Iterator[Callable[[int], None]]:
-    """Show the progress on stderr; yields a function to be called with how many more are done."""
+    """Show the progress on stderr. Yields a function that takes the number done since the last call."""
     stream = stream or sys.stderr
     if quiet:
         yield lambda _: None
     elif stream.isatty():
+        from rich.console import Console  # noqa: PLC0415 - slow to import
+        from rich.progress import (  # noqa: PLC0415
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=Console(file=stream)) as bar:
             task = bar.add_task(what, total=total)
             yield lambda done: bar.advance(task, done)
     else:
-        yield _Lines(what, total, stream)
+        yield _PlainLines(what, total, stream)
 
 
-class _Lines:
+class _PlainLines:
     def __init__(self, what: str, total: int, stream: TextIO) -> None:
         self._what, self._total, self._stream = what, total, stream
         self._done = 0

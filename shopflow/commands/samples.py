@@ -1,4 +1,4 @@
-"""Pure generators of example events: Polish groceries, Polish customers, and who buys what."""
+"""Generates example events without I/O: Polish groceries, Polish customers, and their purchases."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ from datetime import datetime, timezone
 from functools import cache
 from typing import Any, NamedTuple
 
-from faker import Faker
-
 MAX_QUANTITY = 5
-#: Of a random UUID's bits those that are drawn, and the others: version 4, and the variant of RFC 4122.
+#: The random bits of a UUID, and its fixed bits: version 4, and the variant of RFC 4122.
 _UUID_RANDOM = 0xFFFFFFFF_FFFF_0FFF_3FFF_FFFFFFFFFFFF
 _UUID_VERSION_4 = 0x00000000_0000_4000_8000_000000000000
 
 
 class SampleProduct(NamedTuple):
-    """An example product. Its price is drawn near `base_price`, in grosze. At its stock's tenth an alert is due."""
+    """An example product. Its price is drawn near `base_price`, in grosze. Its stock limit is a tenth of its stock."""
 
     product_id: str
     name: str
@@ -27,7 +25,7 @@ class SampleProduct(NamedTuple):
     stock: int
 
 
-#: The shop's assortment. The ids stay, so that seeding again gives the same products new prices.
+#: The shop's assortment. The ids are fixed, so seeding again gives the same products new prices.
 PRODUCTS = (
     SampleProduct("mleko-laciate-2", "Mleko Łaciate 2% 1 l", "mleko", 389, 300),
     SampleProduct("mleko-laciate-3-2", "Mleko Łaciate 3,2% 1 l", "mleko", 419, 2000),
@@ -65,8 +63,8 @@ def products(rng: random.Random, at: datetime) -> list[dict[str, Any]]:
 def customers(count: int, seed: int | None, at: datetime) -> Iterator[dict[str, Any]]:
     """`count` customers who registered at `at`.
 
-    With a seed the same ones each time, ids included, and more of them begin with the same; two seeds share no id.
-    Without one: new ones.
+    The same seed gives the same customers and ids, a larger `count` adds to them; two seeds share no id. Without a seed
+    the customers are new.
     """
     rng = random.Random() if seed is None else random.Random(seed)  # noqa: S311 - examples, not secrets
     new_id = _new_id if seed is None else lambda: _as_id(rng.getrandbits(128))
@@ -92,16 +90,14 @@ def purchases(
     at: Callable[[], datetime],
     prices: Mapping[str, int] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Endless purchases: some customer buys 1 to 5 of some product, now.
+    """Endless purchases: a random customer buys 1 to 5 units of a random product.
 
-    Two runs never have a purchase_id in common, whatever `rng`.
+    Each purchase_id is new, whatever `rng` is.
 
     Arguments:
-        rng: Chooses who buys what.
-        customer_ids: Who may buy.
-        product_ids: What may be bought.
-        at: Tells the time of each purchase.
-        prices: Prices in grosze by product_id; a product that is not in it is bought without a price.
+        rng: Chooses customers, products and quantities.
+        at: Returns the time of each purchase.
+        prices: Prices in grosze by product_id. Purchases of other products have no price.
 
     Raises:
         ValueError: There is no customer or no product.
@@ -136,9 +132,11 @@ class _Pools(NamedTuple):
 
 @cache
 def _pools() -> _Pools:
-    """The names, streets and cities that customers are drawn from: several times faster than asking Faker for each."""
+    """The names, streets and cities of customers. Drawing from them is several times faster than calling Faker."""
+    from faker import Faker  # noqa: PLC0415 - slow to import
+
     fake = Faker("pl_PL")
-    fake.seed_instance(0)  # the same pools each time, or a seed would not give the same customers
+    fake.seed_instance(0)  # fixed pools: the same seed must give the same customers
     women = _drawn(fake.first_name_female, 100), _drawn(fake.last_name_female, 300)
     men = _drawn(fake.first_name_male, 100), _drawn(fake.last_name_male, 300)
     streets = _drawn(lambda: fake.street_address().rpartition(" ")[0], 300)  # without the number
@@ -159,7 +157,7 @@ def _new_id() -> str:
 
 
 def _as_id(random_bits: int) -> str:
-    """As `UUID(int=random_bits, version=4).hex`, in a third of the time."""
+    """The same as `UUID(int=random_bits, version=4).hex`, in a third of the time."""
     return f"{random_bits & _UUID_RANDOM | _UUID_VERSION_4:032x}"
 
 

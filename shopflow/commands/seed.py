@@ -1,4 +1,4 @@
-"""`seed-products`, `seed-customers` and `seed-purchases`: example events, through Kafka or straight into MongoDB."""
+"""`seed-products`, `seed-customers`, `seed-purchases`: send example events to Kafka or write them to MongoDB."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def _seed(
 
 @app.command(DIRECT, base=Command)
 async def seed_products(self: Command, direct: bool) -> None:
-    """Offer the 13 example products, each with a price; again: the same products, new prices."""
+    """Offer the 13 example products, each with a price. Run it again for new prices."""
     events = samples.products(random.Random(), now())  # noqa: S311 - example prices
     writer = partial(seeding.DirectWriter, "product_id", store.upsert_products) if direct else None
     async with mongodb() if direct else nullcontext():
@@ -62,7 +62,7 @@ async def seed_products(self: Command, direct: bool) -> None:
 
 @app.command(
     option("--count", type=click.IntRange(1), default=20, show_default=True, help="How many customers."),
-    option("--seed", type=int, default=None, help="The same customers for the same number."),
+    option("--seed", type=int, default=None, help="The same seed gives the same customers."),
     DIRECT,
     base=Command,
 )
@@ -81,7 +81,7 @@ async def seed_customers(self: Command, count: int, seed: int | None, direct: bo
     base=Command,
 )
 async def seed_purchases(self: Command, count: int, rate: float, direct: bool) -> None:
-    """Let random known customers buy random known products."""
+    """Send purchases of random products by random customers, all from MongoDB."""
     async with mongodb():
         customer_ids, prices = await seeding.known(store, _BUYERS)
         for ids, what in ((customer_ids, "customers"), (prices, "products")):

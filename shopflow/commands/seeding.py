@@ -1,4 +1,4 @@
-"""Example events on their way into the shop: through Kafka, or straight into MongoDB."""
+"""Sends example events to Kafka, or writes them to MongoDB."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from shopflow.store import MongoStore
 from shopflow.store.types import Document
 
 Event = dict[str, Any]
-#: Called with how many more events are safe: acknowledged by Kafka, or in MongoDB's journal.
+#: Called with the number of further events that Kafka has acknowledged, or that are in MongoDB's journal.
 Progress = Callable[[int], None]
 
-#: Writes documents; returns the reasons of those that were refused, by their indexes.
+#: Writes documents. Returns the reasons of the refused ones, by index.
 Write = Callable[[Sequence[Document]], Awaitable[Mapping[int, str]]]
 
-#: Events that may be under way to Kafka at once.
-_UNDER_WAY = 2_000
+#: The most events that Kafka has not acknowledged yet.
+_MAX_IN_FLIGHT = 2_000
 #: Documents of one write to MongoDB.
 _AT_ONCE = 1_000
 #: Shortest pause when events are paced.
@@ -36,7 +36,7 @@ _TICK_SECONDS = 0.02
 async def paced(
     events: Iterable[Event], count: int | None, rate: float, before_pause: Callable[[], Awaitable[None]] | None = None
 ) -> AsyncIterator[Event]:
-    """The first `count` events (None: all), at most `rate` of them a second (0: as fast as they are taken)."""
+    """The first `count` events (None: all), at most `rate` per second (0: no limit)."""
     began = monotonic()
     for number, event in enumerate(events):
         if number == count:
@@ -51,30 +51,30 @@ async def paced(
 async def through_kafka(
     bootstrap: Bootstrap, topic: str, key: str, events: AsyncIterator[Event], progress: Progress
 ) -> int:
-    """Produce events, each under the value of its field `key`.
+    """Send events. The key of each is the value of its field `key`.
 
     Returns:
-        How many; Kafka has acknowledged all of them.
+        The number of events. Kafka has acknowledged all of them.
 
     Raises:
-        Unavailable: Kafka went away; `progress` has been told how many it has acknowledged.
+        Unavailable: Kafka went away. `progress` was called with the acknowledged events.
     """
     async with connection.producer(bootstrap) as producer:
-        under_way = _UnderWay(progress)
+        in_flight = _InFlight(progress)
         try:
             async for event in events:
-                under_way.futures.append(await producer.send(topic, encode(event), key=event[key].encode()))
-                await under_way.settle(_UNDER_WAY)
-            await under_way.settle(1)
+                in_flight.futures.append(await producer.send(topic, encode(event), key=event[key].encode()))
+                await in_flight.settle(_MAX_IN_FLIGHT)
+            await in_flight.settle(1)
         except KafkaError as error:
-            await under_way.abandon()
-            reason = f"{error or type(error).__name__}; {under_way.acknowledged} events were acknowledged"
+            await in_flight.abandon()
+            reason = f"{error or type(error).__name__}; {in_flight.acknowledged} events were acknowledged"
             raise Unavailable("Kafka", reason) from error
-    return under_way.acknowledged
+    return in_flight.acknowledged
 
 
-class _UnderWay:
-    """Events on their way to Kafka, oldest first."""
+class _InFlight:
+    """Events that Kafka has not acknowledged yet, oldest first."""
 
     def __init__(self, progress: Progress) -> None:
         self.acknowledged = 0
@@ -82,10 +82,10 @@ class _UnderWay:
         self._progress = progress
 
     async def settle(self, most: int) -> None:
-        """Count those that are acknowledged, oldest first; wait while `most` or more are under way.
+        """Count acknowledged events, oldest first. Wait while `most` or more are in flight.
 
         Raises:
-            KafkaError: One is not acknowledged; those before it are counted.
+            KafkaError: An event was not acknowledged. Those before it are counted.
         """
         done = 0
         try:
@@ -97,7 +97,7 @@ class _UnderWay:
             self._count(done)
 
     async def abandon(self) -> None:
-        """Count those that were acknowledged all the same, and leave no failure to be complained about later."""
+        """Count the other acknowledged events, and consume all errors, so that asyncio logs none."""
         results = await asyncio.gather(*self.futures, return_exceptions=True)
         self._count(sum(not isinstance(result, BaseException) for result in results))
 
@@ -108,7 +108,7 @@ class _UnderWay:
 
 
 class DirectWriter:
-    """Writes events straight into MongoDB, a thousand documents at once.
+    """Writes events to MongoDB, a thousand documents at once.
 
     Arguments:
         id_field: The field of an event that becomes the document's `_id`.
@@ -122,10 +122,10 @@ class DirectWriter:
         self._total = 0
 
     async def take(self, events: AsyncIterator[Event]) -> int:
-        """Write all events. Returns how many.
+        """Write all events. Returns their number.
 
         Raises:
-            Refused: The collection does not take one.
+            Refused: MongoDB refused a document.
             Unavailable: MongoDB is away.
         """
         async for event in events:
@@ -140,20 +140,20 @@ class DirectWriter:
         if not documents:
             return
         for number, reason in (await self._write(documents)).items():
-            raise Refused(f"MongoDB: does not take {documents[number]['_id']!r}: {reason}")
+            raise Refused(f"MongoDB refused {documents[number]['_id']!r}: {reason}")
         self._total += len(documents)
         self._progress(len(documents))
 
 
 def document(event: Event, id_field: str) -> Document:
-    """The event as it is stored when Kafka never had it; a purchase with its value."""
+    """The document of an event that was not sent through Kafka. That of a purchase has a `value`."""
     fields = dict(event)
     made = {"_id": fields.pop(id_field), **fields, "source": {"origin": "direct"}}
     return {**made, "value": event["quantity"] * event["price"]} if "quantity" in event else made
 
 
 async def known(store: MongoStore, limit: int) -> tuple[list[str], dict[str, int]]:
-    """The ids of at most `limit` customers, and the products that have a price, with it in grosze."""
+    """The ids of at most `limit` customers, and the prices in grosze by product_id."""
     customers = await store.customer_ids(limit)
     prices = {product["_id"]: whole(product.get("price")) for product in await store.products()}
     return customers, {name: price for name, price in prices.items() if price is not None and price >= 0}

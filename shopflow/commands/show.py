@@ -1,4 +1,4 @@
-"""The commands that show what is in MongoDB or in a topic: `list-...`, `price-history`, `try-promotion`, `tail`."""
+"""The commands that show data of MongoDB or a topic: `list-...`, `price-history`, `try-promotion`, `tail`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .base import JSON, Command, Time, mongodb, now
 from .progress import progress_bar
 
 
-@app.command(JSON, option("--sales", is_flag=True, help="With what was sold of each."), base=Command)
+@app.command(JSON, option("--sales", is_flag=True, help="With the sales of each."), base=Command)
 async def list_products(self: Command, as_json: bool, sales: bool) -> None:
     """List the products in MongoDB."""
     async with mongodb():
@@ -41,7 +41,7 @@ async def list_products(self: Command, as_json: bool, sales: bool) -> None:
     JSON, option("--limit", type=click.IntRange(0), default=None, help="At most so many customers."), base=Command
 )
 async def list_customers(self: Command, as_json: bool, limit: int | None) -> None:
-    """List the customers in MongoDB, each with what they bought."""
+    """List the customers in MongoDB, each with their purchases."""
     async with mongodb():
         async for line in lines.customers(store.customers(limit), as_json=as_json or self.json):
             self.say(line)
@@ -54,24 +54,24 @@ async def list_customers(self: Command, as_json: bool, limit: int | None) -> Non
     base=Command,
 )
 async def price_history(self: Command, product_id: str, as_json: bool, since: datetime | None) -> None:
-    """Every price a product had: since when, until when, and what was sold at it."""
+    """List every price of a product: since when, until when, and the sales at it."""
     as_json, paper = as_json or self.json, plots.paper(sys.stdout, os.environ)
     async with mongodb():
         found = await history.read(store, product_id, since)
         if found is None:
-            raise Refused(f"product_id: there is no product {product_id!r} in MongoDB, nor was there")
+            raise Refused(f"product_id: there is no product {product_id!r} in MongoDB, and never was")
         for line in lines.price_history(found, as_json=as_json):
             self.say(line)
         if paper and not as_json and not self.quiet:
-            course = await history.course(store, product_id, found.prices, now(), since)
-            for line in lines.course(paper, found, course):
+            sold = await history.sales_over_time(store, product_id, found.prices, now(), since)
+            for line in lines.sales_over_time(paper, found, sold):
                 self.say(line)
 
 
 @app.command(
     JSON,
     option("--limit", type=click.IntRange(0), default=None, help="At most so many, the newest."),
-    option("--customer", metavar="ID", default=None, help="Of this customer only."),
+    option("--customer", metavar="ID", default=None, help="Only this customer's."),
     base=Command,
 )
 async def list_vouchers(self: Command, as_json: bool, limit: int | None, customer: str | None) -> None:
@@ -83,12 +83,14 @@ async def list_vouchers(self: Command, as_json: bool, limit: int | None, custome
 
 @app.command(
     argument("name"),
-    option("--config-file", metavar="FILE", default=None, help="Take the rule from this file; it need not be in use."),
+    option(
+        "--config-file", metavar="FILE", default=None, help="Read the rule from this file instead of the configuration."
+    ),
     JSON,
     base=Command,
 )
 async def try_promotion(self: Command, name: str, config_file: str | None, as_json: bool) -> None:
-    """How many vouchers would a rule have given, over all that is in MongoDB? Gives none."""
+    """Count the vouchers that a rule would have given for the data in MongoDB. Gives none."""
     rules = load({"SHOPFLOW_CONFIG": config_file}).promotions if config_file else config.promotions
     rule = next((rule for rule in rules if rule.name == name), None)
     if rule is None:
@@ -107,7 +109,7 @@ async def try_promotion(self: Command, name: str, config_file: str | None, as_js
     base=Command,
 )
 async def tail(self: Command, topic: str, limit: int, as_json: bool) -> None:
-    """The newest records of a topic, the newest last: partition, offset, time, key and value."""
+    """Show the newest records of a topic, the newest last: partition, offset, time, key and value."""
     bootstrap, name = kafka_at(locate(config, mongodb=False)), topics.SHOWN[topic]
     found = await reading.tail(bootstrap, name, limit)
     found.sort(key=lambda record: (time_of(record), record.partition, record.offset))

@@ -1,4 +1,4 @@
-"""The worker with its servers, checked before it runs and watched while it runs; and `reset`, `send`, `servers`."""
+"""`worker`: starts the servers, runs and watches the worker. And the commands `reset`, `send` and `servers`."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ from .base import Command, ServingCommand, exit_with
 
 #: How long a worker waits for Kafka at its start.
 _KAFKA_SECONDS = 30.0
-#: How long a worker may take to stop. What it had not finished comes again to the next one.
+#: How long a worker may take to stop. The next worker gets its unfinished batches again.
 _STOP_SECONDS = 20.0
 _STOP_WITHOUT_KAFKA_SECONDS = 5.0
 _WATCH_SECONDS = 0.5
-#: Objects made, and not gone, between two collections of the young; so many of these until the next generation's turn.
+#: The thresholds of Python's three generations of garbage.
 _GC_THRESHOLD = (100_000, 20, 100)
 _PROBE_SECONDS = 2.0
 #: The logger of Faust's actors.
 _ACTORS = "faust.agents.actor"
-#: In what aiokafka says when it can't reach Kafka.
+#: Matches the log lines of aiokafka when it can't reach Kafka.
 _TROUBLE = re.compile("connect|heartbeat|timed? ?out", re.IGNORECASE)
 
 
@@ -56,7 +56,7 @@ class worker(faust_worker):  # noqa: N801 - the class's name is the command's
         exit_with(lambda: self._serve(*args, **kwargs))
 
     def _serve(self, *args: Any, **kwargs: Any) -> int:
-        """Check, start the servers that are missing, run, stop what was started. Returns the exit status."""
+        """Check, start missing servers, run, stop the started servers. Returns the exit status."""
         options = {**self.kwargs, **kwargs}
         port = options.get("web_port") or app.conf.web_port
         if options.get("with_web"):
@@ -78,15 +78,15 @@ class worker(faust_worker):  # noqa: N801 - the class's name is the command's
 
 
 def _choose_datadir(command: AppCommand, port: int) -> None:
-    """Keep the tables in --datadir, else in a folder under `data_dir` that is this port's.
+    """Set the folder of the tables: --datadir, else a folder under `data_dir` for this port.
 
     Raises:
-        Refused: It can't be made.
+        Refused: The folder can't be made.
     """
     source = command.ctx.find_root().get_parameter_source("datadir")
     if command.datadir and source is not ParameterSource.DEFAULT:
         folder = Path(command.datadir)
-    else:  # two workers on one machine have two ports; RocksDB wants two folders
+    else:  # two workers on one machine have two ports, and need two folders for RocksDB
         folder = config.data_path / f"worker-{port}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -97,20 +97,20 @@ def _choose_datadir(command: AppCommand, port: int) -> None:
 
 def _check_unused(tables: Path) -> None:
     """Raises:
-    Refused: A process has tables of this folder open.
+    Refused: A process has the tables in this folder open.
     """
     for lock in tables.glob("*.db/LOCK"):
         with lock.open("rb+") as file:
             try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # RocksDB's own way to have a database for itself
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the same lock as RocksDB's
             except OSError as error:
                 raise Refused(f"data_dir: a worker has the tables in {tables} open: stop it first") from error
 
 
 def _collect_garbage_rarely() -> None:
-    """Let Python look for cycles rarely: a batch is 10,000 objects without any, and half of the CPU went into that."""
+    """Run the cyclic garbage collector rarely. A batch has 10,000 objects without cycles; it took half of the CPU."""
     gc.collect()
-    gc.freeze()  # modules and classes: a full collection need not visit them
+    gc.freeze()  # a full collection need not visit modules and classes
     gc.set_threshold(*_GC_THRESHOLD)
 
 
@@ -120,7 +120,7 @@ async def _prepare(say: Callable[[str], None]) -> None:
 
 
 class KafkaNoise(logging.Filter):
-    """Keeps aiokafka's last line that says that Kafka is away, of the several a second that it logs then."""
+    """Hides aiokafka's log lines, several a second while Kafka is away. Keeps the last one about the connection."""
 
     def __init__(self, *, verbose: bool) -> None:
         super().__init__()
@@ -128,26 +128,27 @@ class KafkaNoise(logging.Filter):
         self._suspicion: str | None = None
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Keep an error of the connection as a suspicion; let lines of aiokafka pass with `-l debug` only."""
+        """Keep a connection error as a suspicion. Log lines pass only with `-l debug`."""
         if record.levelno >= logging.WARNING and _TROUBLE.search(message := record.getMessage()):
             self._suspicion = message
         return self._verbose
 
     def suspicion(self) -> str | None:
-        """The line that was kept since the last call."""
-        said, self._suspicion = self._suspicion, None
-        return said
+        """The last connection error since the last call; None if there was none."""
+        last, self._suspicion = self._suspicion, None
+        return last
 
 
 def is_news(record: logging.LogRecord) -> bool:
-    """False of what Faust logs when it cancels actors in a rebalance: a crash, with a traceback for each."""
+    """False for the tracebacks that Faust logs when it cancels actors in a rebalance."""
     return not any(isinstance(argument, asyncio.CancelledError) for argument in record.args or ())
 
 
 class _Watch:
-    """A thread that looks after a running worker from outside its event loop.
+    """A thread that watches a running worker from outside its event loop.
 
-    It ends the worker when a server that was started for it dies, or when it does not stop; it says when Kafka is back.
+    It ends the worker if a server that was started for it dies, or if the worker does not stop in time. It logs when
+    Kafka goes away and comes back.
     """
 
     def __init__(self, servers: Servers, *, verbose: bool) -> None:
@@ -160,7 +161,7 @@ class _Watch:
 
     def __enter__(self) -> _Watch:
         for name, logger in logging.Logger.manager.loggerDict.items():
-            # A filter of a logger does not see what its children say.
+            # A logger's filter does not apply to its children.
             if name.split(".")[0] == "aiokafka" and isinstance(logger, logging.Logger):
                 logger.addFilter(self._noise)
         logging.getLogger(_ACTORS).addFilter(is_news)
@@ -173,11 +174,11 @@ class _Watch:
 
     def _run(self) -> None:
         while not self._over.wait(_WATCH_SECONDS):
-            self._look_after_servers()
-            self._look_after_stop()
-            self._look_after_kafka()
+            self._check_servers()
+            self._check_stop()
+            self._check_kafka()
 
-    def _look_after_servers(self) -> None:
+    def _check_servers(self) -> None:
         if not self.failed and (failure := self._servers.failure()):
             self.failed = True
             _say_error(failure)
@@ -185,24 +186,22 @@ class _Watch:
                 self._end()
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def _look_after_kafka(self) -> None:
+    def _check_kafka(self) -> None:
         suspicion = self._noise.suspicion()
         if suspicion is None and app.kafka_outage.seconds is None:
             return
-        if _kafka_answers():  # a connection that was cut says nothing about the next one
+        if _kafka_answers():  # a lost connection does not mean that Kafka is away
             app.kafka_outage.succeeded(self)
         elif suspicion is not None:
             app.kafka_outage.failed(Unavailable("Kafka", suspicion), self)
 
-    def _look_after_stop(self) -> None:
+    def _check_stop(self) -> None:
         if not app.should_stop:
             return
         self._stopping_since = self._stopping_since or time.monotonic()
         seconds = _STOP_SECONDS if app.kafka_outage.seconds is None else _STOP_WITHOUT_KAFKA_SECONDS
         if time.monotonic() - self._stopping_since > seconds:
-            _say_error(
-                f"not stopped within {seconds:g} s; ended. What was not finished comes again to the next worker."
-            )
+            _say_error(f"not stopped within {seconds:g} s; ended. The next worker gets unfinished batches again.")
             self._end()
 
     def _end(self) -> None:
@@ -232,10 +231,10 @@ def servers(self: ServingCommand) -> int:
     with contextlib.suppress(KeyboardInterrupt), Servers(config, self.say) as running:
         addresses = running.start()
         if not running.started:
-            self.say("Nothing to start: the servers run already, or are not configured as `embedded`.")
+            self.say("Nothing to start: the servers are running already, or are not configured as `embedded`.")
             return 0
         self.say(f"Kafka:   {addresses.kafka}")
-        # What is configured may have a password in it.
+        # A configured URI may contain a password.
         self.say(f"MongoDB: {addresses.mongodb if config.embeds_mongodb else 'as mongodb.uri says'}")
         self.say("Ctrl-C stops them.")
         sys.stdout.flush()
@@ -249,7 +248,7 @@ def servers(self: ServingCommand) -> int:
 
 @app.command(base=Command)
 async def reset(self: Command) -> None:
-    """Delete this worker's tables; at its next start it recovers them from Kafka."""
+    """Delete this worker's tables. At its next start it recovers them from Kafka."""
     _choose_datadir(self, app.conf.web_port)
     _check_unused(app.conf.tabledir)
     for table in app.tables.values():

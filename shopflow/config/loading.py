@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 import msgspec
 import yaml
@@ -102,7 +102,7 @@ def _overridden(values: dict[str, Any], environ: Mapping[str, str]) -> dict[str,
         path, kind = known[variable]
         try:
             # What is more than one value is JSON; its parts are checked with the rest.
-            scalar = isinstance(kind, type)
+            scalar = isinstance(kind, type) and get_origin(kind) is None  # in 3.10, tuple[str, ...] is a type
             value = msgspec.convert(text, kind, strict=False) if scalar else msgspec.json.decode(text)
         except msgspec.ValidationError as error:
             raise Refused(f"{variable} ({'.'.join(path)}): {_lower(str(error))}") from error

@@ -143,6 +143,10 @@ class Embedded(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         check(0 < self.start_seconds <= 3_600, "start_seconds", "more than 0, at most 3600")
 
 
+#: As browsers send it: without the default port.
+_ORIGIN = re.compile(r"(http(?!.*:80$)|https(?!.*:443$))://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?")
+
+
 class Web(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The worker's web server. Faust's `--web-bind`, `--web-port` and `--web-host` win over these."""
 
@@ -161,6 +165,9 @@ class Web(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     write_token: str = ""
     """Who sends events must show it; it also reads. Empty: anybody may send. Take it from the environment."""
 
+    allowed_origins: tuple[str, ...] = ()
+    """Web sites whose scripts may read, and send events, such as https://shop.example.com. Tokens are still needed."""
+
     max_body_bytes: int = 1_048_576
     """A longer request is refused."""
 
@@ -176,6 +183,8 @@ class Web(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         for name in ("read_token", "write_token"):
             legal = re.fullmatch(r"[!-9;-~]{0,256}", getattr(self, name)) is not None
             check(legal, name, "at most 256 printable ASCII characters without a space or ':'")
+        good = all(_ORIGIN.fullmatch(origin) for origin in self.allowed_origins)
+        check(good, "allowed_origins", "origins like https://shop.example.com: in lower case, without a path or '*'")
         in_range(self, max_body_bytes=(1_024, 16_777_216), max_events=(1, 10_000), max_requests=(1, 10_000))
 
     def __repr__(self) -> str:

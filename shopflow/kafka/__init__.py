@@ -1,1 +1,1 @@
-"""Kafka outside the worker's own consumer: topics, offsets, records read and sent."""
+"""Kafka outside the worker's own consumer: topics, offsets, reading and sending records."""

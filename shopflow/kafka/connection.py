@@ -1,4 +1,4 @@
-"""Kafka's clients: how they start, what they are set to, and why one can't start."""
+"""Kafka clients: their settings, their start and stop, and the reason if one can't start."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from shopflow.errors import Refused, Unavailable
 
 from .security import Bootstrap, Security
 
-#: The largest record a topic takes: far more than an event has, so that a value of several MB can be dead-lettered.
+#: The largest record that a topic takes. Far larger than an event, so that a value of several MB can be dead-lettered.
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 
 T = TypeVar("T")
 
 CHECK_SECONDS = 0.5
-#: How long a broker may take to say why it lets nobody in.
+#: How long a broker may take to give the reason for refusing clients.
 _EXPLAIN_MILLISECONDS = 5_000
 
 
 def quiet() -> None:
-    """Let aiokafka say nothing: what matters is raised, and it repeats itself several times a second."""
+    """Silence aiokafka's log: important errors are raised, and it logs the same line several times a second."""
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
 
@@ -45,7 +45,7 @@ def quiet() -> None:
 async def _started(client: Any, stop: Callable[[], Awaitable[None]], bootstrap: Bootstrap) -> AsyncIterator[Any]:
     try:
         await client.start()
-    except BaseException as error:  # also when given up: what was begun must not be left behind
+    except BaseException as error:  # also if cancelled: a half-started client must be stopped
         await stop()
         if isinstance(error, KafkaConnectionError):
             raise await explained(bootstrap) from error
@@ -59,7 +59,7 @@ async def _started(client: Any, stop: Callable[[], Awaitable[None]], bootstrap: 
 
 
 async def explained(bootstrap: Bootstrap) -> Exception:
-    """Why no client can start: aiokafka only logs what each broker said."""
+    """The error to raise when no client can start. aiokafka only logs each broker's reason; this asks for it again."""
     if bootstrap.security.protocol != "PLAINTEXT":
         for host, port, _ in collect_hosts(bootstrap.hosts):
             try:
@@ -67,18 +67,18 @@ async def explained(bootstrap: Bootstrap) -> Exception:
                     host, port, request_timeout_ms=_EXPLAIN_MILLISECONDS, **bootstrap.security.options
                 )
             except (KafkaError, OSError, asyncio.TimeoutError) as error:
-                if why := _refusal(error, bootstrap.security):
-                    return Refused(f"{why[0]}: Kafka at {host}:{port} {why[1]}")
+                if refusal := _refusal(error, bootstrap.security):
+                    return Refused(f"{refusal[0]}: Kafka at {host}:{port} {refusal[1]}")
             else:
                 connection.close()
     hint = ""
-    if await _takes_connections(bootstrap):
+    if await _accepts_connections(bootstrap):
         protocol = bootstrap.security.protocol.lower()
-        hint = f", though it takes connections: is {protocol} the right kafka.security_protocol?"
+        hint = f", though it accepts connections: is {protocol} the right kafka.security_protocol?"
     return Unavailable("Kafka", f"{bootstrap} does not answer{hint}")
 
 
-async def _takes_connections(bootstrap: Bootstrap) -> bool:
+async def _accepts_connections(bootstrap: Bootstrap) -> bool:
     for host, port, _ in collect_hosts(bootstrap.hosts):
         with suppress(OSError, asyncio.TimeoutError):
             _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), CHECK_SECONDS)
@@ -87,7 +87,7 @@ async def _takes_connections(bootstrap: Bootstrap) -> bool:
     return False
 
 
-#: The field that is wrong when a broker says this, and how it is told.
+#: By a broker's error: the setting that is wrong, and the words for the message.
 _REFUSALS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str, str], ...] = (
     (
         (SaslAuthenticationFailed, AuthenticationFailedError),
@@ -101,15 +101,15 @@ _REFUSALS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], st
 
 
 def _refusal(error: BaseException | None, security: Security) -> tuple[str, str] | None:
-    """The field that is wrong, and what the broker did; None when it seems to be away."""
+    """The setting that is wrong, and the broker's reaction; None if the broker seems to be away."""
     if error is None:
         return None
     reason = str(getattr(error, "verify_message", "") or getattr(error, "reason", ""))
     if "mismatch" in reason.lower():
         return "kafka.check_hostname", f"shows a certificate for another name: {reason}"
-    for kind, field, said in _REFUSALS:
+    for kind, field, words in _REFUSALS:
         if isinstance(error, kind):
-            return field, said.format(username=security.username, mechanism=security.mechanism, reason=reason)
+            return field, words.format(username=security.username, mechanism=security.mechanism, reason=reason)
     if isinstance(error, ssl.SSLError):
         if "ALERT" in reason:
             return "kafka.certificate_file", f"refuses our certificate: {reason}"
@@ -118,10 +118,9 @@ def _refusal(error: BaseException | None, security: Security) -> tuple[str, str]
 
 
 class _NoLogins(logging.Filter):
-    """`-l debug` shows every request, and in a login is the password."""
+    """Keeps logins out of the log: `-l debug` logs every request, and a login contains the password."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Hold back what has a login in it."""
         return not any("SaslAuthenticate" in type(argument).__name__ for argument in record.args or ())
 
 
@@ -139,7 +138,7 @@ def admin(bootstrap: Bootstrap, **options: Any) -> Any:
 
 
 def producer(bootstrap: Bootstrap) -> Any:
-    """An idempotent producer of raw keys and values, as an async context manager. Partitions by key as Java's does.
+    """An idempotent producer of raw keys and values, as an async context manager. It partitions by key as Java's does.
 
     Raises:
         Unavailable: Kafka does not answer.
@@ -158,7 +157,7 @@ def consumer(bootstrap: Bootstrap, *, values: bool = True, **options: Any) -> An
     """A consumer of committed records, in no group unless the options name one, as an async context manager.
 
     Arguments:
-        values: False: it gives the records without their values.
+        values: False: the records come without their values.
 
     Raises:
         Unavailable: Kafka does not answer.
@@ -174,8 +173,10 @@ def _no_value(_: bytes | None) -> None:
 
 
 async def within(seconds: float, work: Awaitable[T]) -> T:
-    """Raises:
-    KafkaTimeoutError: It took longer; aiokafka would try for ever.
+    """Wait for a request, with a time limit; aiokafka would retry for ever.
+
+    Raises:
+        KafkaTimeoutError: It took longer.
     """
     try:
         return await asyncio.wait_for(work, seconds)

@@ -1,4 +1,4 @@
-"""The consumer group, seen and changed from outside, also while workers run."""
+"""The consumer group, read and changed from outside, also while workers run."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from .security import Bootstrap
 
 T = TypeVar("T")
 
-#: How long workers may keep coming back before the offsets are set.
+#: How long the reset of offsets is retried while workers rejoin the group.
 _RESET_SECONDS = 60.0
 _PAUSE_SECONDS = 0.05
 
-#: What Kafka says when offsets are set from outside while the group has members.
+#: Kafka's errors when offsets are set from outside while the group has members.
 _NOT_EMPTY = (CommitFailedError, IllegalGenerationError, UnknownMemberIdError)
 #: How long a new broker may take to name the coordinator of a group.
 _COORDINATOR_SECONDS = 15.0
@@ -32,20 +32,20 @@ _COORDINATOR_SECONDS = 15.0
 
 @dataclass(frozen=True)
 class Group:
-    """A consumer group as its coordinator sees it."""
+    """A consumer group as described by its coordinator."""
 
     state: str
-    """Kafka's word: `Stable`, `Empty`, `Dead`; another during a rebalance."""
+    """`Stable`, `Empty` or `Dead`; another of Kafka's states during a rebalance."""
 
     assignments: tuple[tuple[str, bytes], ...]
-    """Each member's client id with host, and what the group's leader gave it: empty until it did."""
+    """Each member's client id with host, and its assignment by the group's leader: empty before the first."""
 
     members: tuple[str, ...] = ()
-    """The ids of the members: the workers that run, and those whose session has not run out yet."""
+    """The member ids of running workers, and of stopped ones until their session timeout."""
 
 
 async def group_of(bootstrap: Bootstrap, name: str) -> Group:
-    """Describe a consumer group; one that does not exist is `Dead`.
+    """Describe a consumer group. A group that does not exist is `Dead`.
 
     Raises:
         Unavailable: Kafka does not answer.
@@ -65,10 +65,10 @@ async def group_of(bootstrap: Bootstrap, name: str) -> Group:
 
 
 async def coordinated(ask: Callable[[str], Awaitable[T]], group: str) -> T:
-    """Ask about a group. A new broker has no coordinator for it at first: then ask again.
+    """Send a request about a group, and retry while a new broker has no coordinator for it yet.
 
     Raises:
-        KafkaError: One that does not pass, or there is no coordinator after some seconds.
+        KafkaError: The error is not retriable, or there is no coordinator after 15 seconds.
     """
     deadline = asyncio.get_running_loop().time() + _COORDINATOR_SECONDS
     while True:
@@ -81,36 +81,36 @@ async def coordinated(ask: Callable[[str], Awaitable[T]], group: str) -> T:
 
 
 async def reset_offsets(bootstrap: Bootstrap, group: str, offsets: Mapping[tuple[str, int], int]) -> None:
-    """Set the group's committed offsets.
+    """Set the group's committed offsets, also while workers run.
 
-    Kafka lets nobody do so while the group has members. So they are put out of it: they notice at their next heartbeat,
-    join again and start at the offsets that they find. What they had in hand they can't commit any more. Should one be
-    back before the offsets are set, it is put out again: when this returns, all begin at the new offsets.
+    Kafka refuses this while the group has members. So the members are removed from the group. They notice it at their
+    next heartbeat, rejoin, and start at the committed offsets. They can't commit their unfinished batches any more. A
+    worker that rejoins before the offsets are set is removed again. On return, all workers start at the new offsets.
 
     Arguments:
         offsets: By topic and partition.
 
     Raises:
-        Unavailable: Kafka does not answer, or workers came back faster than they could be put out.
+        Unavailable: Kafka does not answer, or workers kept rejoining before the offsets were set.
     """
     wanted = {TopicPartition(*partition): offset for partition, offset in offsets.items()}
     deadline = asyncio.get_running_loop().time() + _RESET_SECONDS
-    # With assigned partitions it commits for the group without being a member.
+    # A consumer with manually assigned partitions commits for the group without being a member.
     async with connection.consumer(bootstrap, group_id=group, enable_auto_commit=False) as outsider:
         outsider.assign(list(wanted))
         while True:
-            await _put_out(bootstrap, group, (await group_of(bootstrap, group)).members)
+            await _remove_members(bootstrap, group, (await group_of(bootstrap, group)).members)
             try:
                 await outsider.commit(wanted)
             except _NOT_EMPTY as error:
                 if asyncio.get_running_loop().time() >= deadline:
-                    raise Unavailable("Kafka", f"workers of {group} come back too fast; stop them") from error
+                    raise Unavailable("Kafka", f"workers of {group} rejoin too fast; stop them") from error
                 await asyncio.sleep(_PAUSE_SECONDS)
             else:
                 return
 
 
-async def _put_out(bootstrap: Bootstrap, group: str, members: Collection[str]) -> None:
+async def _remove_members(bootstrap: Bootstrap, group: str, members: Collection[str]) -> None:
     if not members:
         return
     async with connection.admin(bootstrap) as admin:
@@ -121,6 +121,6 @@ async def _put_out(bootstrap: Bootstrap, group: str, members: Collection[str]) -
         while not await client.ready(coordinator):
             await asyncio.sleep(_PAUSE_SECONDS)
         for member in members:
-            await client.send(coordinator, LeaveGroupRequest(group, member))  # one that has left meanwhile: fine
+            await client.send(coordinator, LeaveGroupRequest(group, member))  # no error if it has left meanwhile
     finally:
         await client.close()

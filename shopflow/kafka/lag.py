@@ -1,4 +1,4 @@
-"""The group's lag, asked from Kafka in the background: also while nothing is fetched."""
+"""The group's lag, read from Kafka in the background, also while the worker fetches nothing."""
 
 from __future__ import annotations
 
@@ -16,53 +16,53 @@ from .offsets import Partition, Span
 
 log = logging.getLogger(__name__)
 
-#: Between two looks, seconds.
+#: Seconds between two rounds of `Lags`.
 LOOK_SECONDS = 5.0
 
-#: By topic and number of the partition.
+#: By topic and partition number.
 Spans = Mapping[str, Mapping[int, Span]]
-#: Tells which of these partitions have no record behind what is done.
+#: Returns those of the partitions that have no record between the committed offset and the end.
 Empty = Callable[[Mapping[Partition, Span]], Awaitable[Collection[Partition]]]
 
 
-class Standing:
-    """Finds what only seems to wait: the end of a transaction takes an offset, and nothing is committed behind it.
+class EmptySpans:
+    """Finds lag without records: the marker at the end of a transaction takes an offset that is never committed.
 
-    A partition whose span is the same at two looks is looked into, once.
+    A partition whose span did not change between two rounds is read once.
     """
 
     def __init__(self) -> None:
-        self._spans: dict[Partition, Span] = {}  #: at the last look
-        self._empty: dict[Partition, bool] = {}  #: what was found in those that stand still
+        self._spans: dict[Partition, Span] = {}  #: of the last round
+        self._empty: dict[Partition, bool] = {}  #: of the partitions whose span did not change
 
     async def look(self, spans: Mapping[Partition, Span], empty: Empty) -> None:
-        """Take in the spans of now.
+        """Compare the present spans with those of the last round, and read the partitions that did not change.
 
         Raises:
-            Unavailable: Kafka does not answer. What was to be looked into will be at the next look.
+            Unavailable: Kafka does not answer. The next round reads these partitions.
         """
-        still = {partition for partition, span in spans.items() if self._spans.get(partition) == span}
+        unchanged = {partition for partition, span in spans.items() if self._spans.get(partition) == span}
         self._spans = dict(spans)
-        self._empty = {partition: found for partition, found in self._empty.items() if partition in still}
-        behind = {partition for partition in still if spans[partition].done < spans[partition].end}
+        self._empty = {partition: found for partition, found in self._empty.items() if partition in unchanged}
+        behind = {partition for partition in unchanged if spans[partition].done < spans[partition].end}
         if wanted := {partition: spans[partition] for partition in behind - self._empty.keys()}:
             found = await empty(wanted)
             self._empty |= {partition: partition in found for partition in wanted}
 
     def waiting(self, partition: Partition, span: Span) -> int:
-        """How many records of a partition with this span wait."""
+        """The lag of a partition with this span, in offsets; 0 if it has no record."""
         if self._spans.get(partition) == span and self._empty.get(partition):
             return 0
         return max(span.end - span.done, 0)
 
 
 class Lags:
-    """The span and the lag of each partition, as of the last look.
+    """The span and the lag of each partition, as of the last answer.
 
     Arguments:
-        connect: Opens what asks Kafka for the spans.
-        empty: Tells which spans hold no record.
-        looked: Called after each look.
+        connect: Returns a context manager that gives a function; this asks Kafka for the spans.
+        empty: Returns the partitions whose span has no record.
+        looked: Called after each answer.
     """
 
     def __init__(
@@ -75,14 +75,14 @@ class Lags:
         self._empty = empty
         self.looked = looked
         self._spans: dict[Partition, Span] = {}
-        self._standing = Standing()
+        self._empty_spans = EmptySpans()
         self._at: float | None = None
-        #: Did Kafka answer when it was last asked? None: not asked yet.
+        #: True if Kafka answered the last request; None before the first.
         self.answers: bool | None = None
 
     @property
     def age(self) -> float | None:
-        """Seconds since the last answer; None: there is none yet."""
+        """Seconds since the last answer; None before the first."""
         return None if self._at is None else monotonic() - self._at
 
     @property
@@ -90,12 +90,12 @@ class Lags:
         return self._spans
 
     def waiting(self, partition: Partition) -> int:
-        """How many records of a partition are not committed yet."""
+        """The lag of a partition, in offsets."""
         span = self._spans.get(partition)
-        return 0 if span is None else self._standing.waiting(partition, span)
+        return 0 if span is None else self._empty_spans.waiting(partition, span)
 
     async def run(self) -> None:
-        """Look every few seconds, for ever."""
+        """Ask Kafka every 5 seconds, for ever."""
         while True:
             try:
                 async with self._connect() as ask:
@@ -104,16 +104,16 @@ class Lags:
                         await asyncio.sleep(LOOK_SECONDS)
             except (Unavailable, KafkaError) as error:
                 if self.answers is not False:
-                    log.info("How far the group is behind can't be told now: %s", error)
+                    log.info("The lag of the consumer group can't be read now: %s", error)
                 self.answers = False
             except Exception:
-                log.exception("How far the group is behind can't be told")
+                log.exception("The lag of the consumer group can't be read")
                 self.answers = False
             await asyncio.sleep(LOOK_SECONDS)
 
     async def take(self, answer: Spans) -> None:
         found = {(topic, number): span for topic, spans in answer.items() for number, span in spans.items()}
         self._spans, self._at, self.answers = found, monotonic(), True
-        await self._standing.look(found, self._empty)
+        await self._empty_spans.look(found, self._empty)
         if self.looked is not None:
             await self.looked()

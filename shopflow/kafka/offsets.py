@@ -1,4 +1,4 @@
-"""Where partitions start and end, and how far the consumer group has come in them."""
+"""The start and end offsets of partitions, and the consumer group's committed offsets and lag."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from .reading import fetched
 from .security import Bootstrap
 from .topics import partitions_of
 
-#: A topic and the number of one of its partitions.
+#: A topic and a partition number.
 Partition = tuple[str, int]
 
-#: How long a partition may take to give a record, or none: to a page, and to a command.
+#: How long reading one partition may take, for the page and for a command.
 _EMPTY_SECONDS = 5.0
 _READ_SECONDS = 40.0
 
 
 @dataclass(frozen=True)
 class Lag:
-    """How far the group has come in one topic, in offsets."""
+    """The group's lag in one topic, in offsets."""
 
-    records: int  #: from the start of the topic to its end
-    waiting: int  #: from what the group has committed to the end; 0 if there is no record in between
+    records: int  #: from the topic's start to its end
+    waiting: int  #: from the committed offset to the end; a partition with no record in between counts 0
 
 
 @dataclass(frozen=True)
 class Span:
     """The offsets of a partition."""
 
-    start: int  #: the first that is still there
-    done: int  #: the group has committed all before this one; not below the start
-    end: int  #: the next record gets this one
+    start: int  #: of the first record that Kafka still has
+    done: int  #: committed by the group, or `start` if that is larger
+    end: int  #: of the next record to be written
 
 
 async def spans(bootstrap: Bootstrap, group: str, topics: Iterable[str]) -> dict[str, dict[int, Span]]:
-    """The span of each partition, by topic; without the topics that do not exist.
+    """The span of each partition, by topic. Topics that do not exist are left out.
 
     Raises:
         Unavailable: Kafka does not answer.
@@ -55,10 +55,10 @@ async def spans(bootstrap: Bootstrap, group: str, topics: Iterable[str]) -> dict
 async def asking_spans(
     bootstrap: Bootstrap, group: str, topics: Iterable[str], seconds: float
 ) -> AsyncIterator[Callable[[], Awaitable[dict[str, dict[int, Span]]]]]:
-    """Give a function that asks for the spans, as often as it is called, over connections that stay open.
+    """Give a function that asks Kafka for the spans at each call. The connections stay open.
 
     Arguments:
-        seconds: How long one answer may take.
+        seconds: The time limit of one call.
 
     Raises:
         Unavailable: Kafka does not answer.
@@ -109,13 +109,13 @@ async def lags(bootstrap: Bootstrap, group: str, topics: Iterable[str]) -> dict[
 async def empty(
     bootstrap: Bootstrap, spans: Mapping[Partition, Span], seconds: float = _EMPTY_SECONDS
 ) -> set[Partition]:
-    """The partitions without a record between what is done and their end: the end of a transaction is none.
+    """The partitions without a record between the committed offset and the end. The end of a transaction is no record.
 
     Arguments:
-        seconds: How long it may take to read of a partition.
+        seconds: The time limit for each partition.
 
     Raises:
-        Unavailable: Kafka does not answer, or not in time.
+        Unavailable: Kafka does not answer in time.
     """
     wanted = {TopicPartition(*partition): span for partition, span in spans.items()}
     if not wanted:

@@ -1,4 +1,4 @@
-"""Reading a topic from outside the worker's own consumer, up to the end that it has when the reading begins."""
+"""Reads topics from outside the worker's own consumer, up to the end offsets at the start of the read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from . import connection
 from .security import Bootstrap
 from .topics import count_partitions
 
-#: What is fetched of one partition at once where several are read side by side.
+#: The most bytes of one partition in a fetch, while several partitions are read side by side.
 _FETCH_BYTES = 4 * 1024 * 1024
 
 
@@ -27,13 +27,13 @@ async def runs(
     end: int | None = None,
     values: bool = True,
 ) -> AsyncIterator[AsyncIterator[list[Any]]]:
-    """Read a partition in runs of records, as they are fetched: few are in memory at once, and no run is empty.
+    """Read a partition in runs of records, as fetched. Few records are in memory at once, and no run is empty.
 
     Arguments:
-        start: The offset to begin at, or the first that is still there. Negative: counted back from the present end.
+        start: The offset to begin at, or the first available one if larger. Negative: counted back from the end.
         since: Begin at the first record of this time (Unix, ms) or later instead.
-        end: Stop before this offset, or at the present end if that comes first. None: at the present end.
-        values: False: without their values.
+        end: Stop before this offset, or at the present end if that is smaller. None: stop at the present end.
+        values: False: the records come without their values.
 
     Raises:
         Unavailable: Kafka does not answer.
@@ -46,14 +46,14 @@ async def runs(
             start = last if found is None else found.offset
         elif start < 0:
             start += last
-        # Once only: aiokafka's consumer may never stop when it is stopped right after a second assignment.
+        # Assign only once: aiokafka's consumer may hang if it is stopped right after a second assignment.
         client.assign([wanted])
         client.seek(wanted, max(start, first))
         yield fetched(client, wanted, last if end is None else min(end, last))
 
 
 async def fetched(client: Any, partition: TopicPartition, end: int) -> AsyncIterator[list[Any]]:
-    """The runs of records from where a consumer stands in a partition up to this offset."""
+    """The runs of records from a consumer's position in a partition up to, not including, the offset `end`."""
     while await client.position(partition) < end:
         for run in (await client.getmany(partition, timeout_ms=1_000)).values():
             if records := [record for record in run if record.offset < end]:
@@ -61,7 +61,7 @@ async def fetched(client: Any, partition: TopicPartition, end: int) -> AsyncIter
 
 
 async def read_since(bootstrap: Bootstrap, topic: str, partition: int, since: int, *, values: bool) -> list[Any]:
-    """The records of a partition since this time (Unix, ms); their values only if wanted.
+    """The records of a partition since this time (Unix, ms), with or without their values.
 
     Raises:
         Unavailable: Kafka does not answer.
@@ -71,11 +71,11 @@ async def read_since(bootstrap: Bootstrap, topic: str, partition: int, since: in
 
 
 async def tail(bootstrap: Bootstrap, topic: str, most: int, *, values: bool = True) -> list[Any]:
-    """The records at the last offsets of each partition, in no order; none if there is no such topic.
+    """The records at the last offsets of each partition, in no order; none if the topic does not exist.
 
     Arguments:
-        most: How many offsets are looked at in each partition.
-        values: False: without their values.
+        most: The number of offsets to read in each partition.
+        values: False: the records come without their values.
 
     Raises:
         Unavailable: Kafka does not answer.
@@ -88,12 +88,12 @@ async def tail(bootstrap: Bootstrap, topic: str, most: int, *, values: bool = Tr
 
 
 async def by_time(bootstrap: Bootstrap, topic: str, *, values: bool = True) -> AsyncGenerator[Any, None]:
-    """The records of a topic, oldest first; a run of each partition is in memory. None if there is no such topic.
+    """The records of a topic, oldest first; none if the topic does not exist. One run per partition is in memory.
 
-    Those of one partition stay in their order, whatever time they say they have.
+    Records of one partition stay in the order of their offsets, even if their timestamps are not.
 
     Arguments:
-        values: False: without their values.
+        values: False: the records come without their values.
 
     Raises:
         Unavailable: Kafka does not answer.

@@ -1,4 +1,4 @@
-"""How Kafka's clients log in and what they check: protocol, user, certificates; and the brokers' addresses with it."""
+"""The security settings of Kafka clients: protocol, login and certificates. `Bootstrap` adds the brokers' addresses."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import faust
 from shopflow.config.settings import Config, Kafka
 from shopflow.errors import Refused
 
-#: The fields that only a login, or only TLS, makes use of.
+#: The settings that need a login, and those that need TLS.
 _OF_LOGIN = ("username", "password")
 _OF_TLS = ("ca_file", "certificate_file", "key_file", "key_password")
 
 
 @dataclass(frozen=True)
 class Security:
-    """What a client shows to Kafka, and what it demands of it. Its text has neither the password nor a key."""
+    """A client's login and TLS context. The `repr` has neither the password nor a key."""
 
     protocol: str = "PLAINTEXT"
     mechanism: str = "PLAIN"
@@ -34,7 +34,7 @@ class Security:
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """As arguments of aiokafka's clients."""
+        """Arguments for aiokafka's clients."""
         if self.protocol == "PLAINTEXT":
             return {}
         options: dict[str, Any] = {"security_protocol": self.protocol, "ssl_context": self.context}
@@ -46,7 +46,7 @@ class Security:
 
     @property
     def faust(self) -> Any:
-        """As Faust's `broker_credentials`."""
+        """Faust's `broker_credentials`."""
         if self.logs_in:
             return faust.SASLCredentials(
                 username=self.username, password=self.password, ssl_context=self.context, mechanism=self.mechanism
@@ -56,7 +56,7 @@ class Security:
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """Where Kafka is, and how to get in: all that a client needs to know."""
+    """Kafka's addresses and security settings: everything that a client needs."""
 
     servers: str
     """`host:port`, several separated by `;`."""
@@ -72,15 +72,15 @@ class Bootstrap:
 
     @property
     def options(self) -> dict[str, Any]:
-        """As arguments of aiokafka's clients."""
+        """Arguments for aiokafka's clients."""
         return {"bootstrap_servers": self.hosts, **self.security.options}
 
 
 def check(config: Config) -> None:
-    """Check that the settings of the section `kafka` go together; no file is looked at.
+    """Check that the settings of the section `kafka` go together. No file is read.
 
     Raises:
-        Refused: They don't; names the field.
+        Refused: They don't; the message names the field.
     """
     kafka = config.kafka
     protocol = kafka.security_protocol.lower()
@@ -103,10 +103,10 @@ def check(config: Config) -> None:
 
 
 def load(config: Config) -> Security:
-    """Read the settings, and the certificates that they name.
+    """Check the settings, and read the certificate files that they name.
 
     Raises:
-        Refused: The settings don't go together, or a file is not what it must be; names the field.
+        Refused: The settings don't go together, or a file is unusable; the message names the field.
     """
     check(config)
     kafka = config.kafka
@@ -129,7 +129,7 @@ def _context(kafka: Kafka) -> ssl.SSLContext:
     context.check_hostname = kafka.check_hostname
     if kafka.certificate_file:
         try:
-            # Always a password: without one OpenSSL would ask for it at the terminal.
+            # Always pass a password: without one OpenSSL would ask for it at the terminal.
             context.load_cert_chain(kafka.certificate_file, kafka.key_file or None, password=lambda: kafka.key_password)
         except (ssl.SSLError, ValueError) as error:
             raise Refused(f"{_at_fault(kafka, error)}: {_reason(error)}") from None
@@ -145,7 +145,7 @@ def _check_readable(name: str, path: str) -> None:
 
 
 def _at_fault(kafka: Kafka, error: Exception) -> str:
-    """What to look at when a certificate and its key can't be loaded."""
+    """The setting that is wrong when a certificate and its key can't be loaded, with the reason."""
     reason = str(getattr(error, "reason", "") or error)
     if reason == "KEY_VALUES_MISMATCH":
         return f"kafka.key_file: {kafka.key_file or kafka.certificate_file}: is not the key of certificate_file"

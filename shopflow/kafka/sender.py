@@ -1,4 +1,4 @@
-"""A producer for the events that come over HTTP: started when it is needed, shared, replaced when it failed."""
+"""The producer for events that come over HTTP: started at the first event, shared, and replaced after a failure."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from aiokafka.errors import KafkaError, KafkaTimeoutError
 from faust_batches import acknowledged
 from shopflow.errors import Unavailable
 
-#: Sent before others get their turn.
+#: Records sent before other coroutines may run.
 _SLICE = 100
 _CLOSE_SECONDS = 2.0
 
 
 class Sender:
-    """Sends keys and values, each to the partition of its key as Java's producers choose it.
+    """Sends keys and values. The key determines the partition, as in Java's producers.
 
-    Not Faust's producer: that one sends nothing without a valid lease, and an event that comes over HTTP needs none.
+    Faust's producer is not used: it sends nothing without a valid lease, and events that come over HTTP need no lease.
 
     Arguments:
-        connect: Starts a producer, as an async context manager; raises `Unavailable`.
+        connect: Returns a producer as an async context manager, whose start raises `Unavailable`.
     """
 
     def __init__(self, connect: Callable[[], AbstractAsyncContextManager[Any]]) -> None:
@@ -33,10 +33,10 @@ class Sender:
         self._closed = False
 
     async def send(self, topic: str, records: Sequence[tuple[bytes, bytes]]) -> None:
-        """Send records, and return when Kafka has acknowledged all. May be cancelled at any time.
+        """Send records, and return when Kafka has acknowledged all. It may be cancelled at any time.
 
         Raises:
-            Unavailable: Some may be in the log.
+            Unavailable: Not all were acknowledged; some may be in the log.
         """
         connection = self._connection()
         client = await asyncio.shield(connection.client)
@@ -45,14 +45,14 @@ class Sender:
                 await acknowledged(client.send(topic, value, key) for key, value in records[start : start + _SLICE])
         except KafkaError as error:
             if not isinstance(error, KafkaTimeoutError):
-                self._leave(connection)  # one that failed for good fails for ever
+                self._release(connection)  # after this error the producer would fail for ever
             raise Unavailable("Kafka", str(error) or type(error).__name__) from error
 
     async def close(self) -> None:
-        """Send nothing more. What is under way gets some seconds."""
+        """Refuse further sends. Sends under way get 2 seconds."""
         self._closed = True
         if self._current is not None:
-            self._leave(self._current)
+            self._release(self._current)
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=_CLOSE_SECONDS)
             for task in late:
@@ -69,14 +69,14 @@ class Sender:
             task.add_done_callback(self._tasks.discard)
         return self._current
 
-    def _leave(self, connection: _Connection) -> None:
+    def _release(self, connection: _Connection) -> None:
         connection.over.set()
         if self._current is connection:
             self._current = None
 
 
 class _Connection:
-    """A producer, and the task that started it and will stop it: no request does, since each may be cancelled."""
+    """A producer that a task of its own starts and stops. A request can't do that: it may be cancelled."""
 
     def __init__(self) -> None:
         self.client: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -99,4 +99,4 @@ class _Connection:
     def _fail(self, error: Unavailable) -> None:
         if not self.client.done():
             self.client.set_exception(error)
-            self.client.exception()  # nobody may be left who waits for it
+            self.client.exception()  # retrieved here, because no request may be waiting for it

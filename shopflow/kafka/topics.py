@@ -1,4 +1,4 @@
-"""The shop's topics: created where they are missing, refused where they have another shape."""
+"""The shop's topics: missing ones are created, existing ones checked for their number of partitions."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class TopicSpec:
     """A topic as shopflow creates it.
 
     Arguments:
-        compacted: Keep the last record of each key for ever; else keep all records for `retention_ms`.
-        retention_ms: -1: for ever. Not used when compacted.
+        compacted: True: keep the last record of each key for ever. False: keep all records for `retention_ms`.
+        retention_ms: In milliseconds; -1: for ever. Not used if compacted.
     """
 
     name: str
@@ -47,10 +47,10 @@ async def wait_for(bootstrap: Bootstrap, seconds: float, say: Callable[[str], No
     """Wait until Kafka answers.
 
     Raises:
-        Refused: It did not within that time.
+        Refused: Kafka did not answer within that time.
     """
     deadline = asyncio.get_running_loop().time() + seconds
-    said = False
+    announced = False
     while True:
         try:
             async with connection.admin(bootstrap):
@@ -58,17 +58,17 @@ async def wait_for(bootstrap: Bootstrap, seconds: float, say: Callable[[str], No
         except Unavailable as error:
             if asyncio.get_running_loop().time() >= deadline:
                 raise Refused(f"broker: Kafka at {str(error).removeprefix('Kafka: ')}") from error
-            if not said:
+            if not announced:
                 say(f"Waiting for Kafka at {bootstrap} ...")
-                said = True
+                announced = True
             await asyncio.sleep(CHECK_SECONDS)
 
 
 async def ensure_topics(bootstrap: Bootstrap, specs: Sequence[TopicSpec]) -> None:
-    """Create the topics that don't exist, and check those that do.
+    """Create the missing topics, and check the others.
 
     Raises:
-        Refused: One exists with another number of partitions, or can't be created.
+        Refused: A topic has another number of partitions, or can't be created.
         Unavailable: Kafka does not answer.
     """
     async with connection.admin(bootstrap) as client:
@@ -86,7 +86,7 @@ async def ensure_topics(bootstrap: Bootstrap, specs: Sequence[TopicSpec]) -> Non
 
 
 async def count_partitions(bootstrap: Bootstrap, topic: str) -> int:
-    """How many partitions a topic has; 0 if it does not exist.
+    """The number of partitions of a topic; 0 if it does not exist.
 
     Raises:
         Unavailable: Kafka does not answer.
@@ -96,7 +96,7 @@ async def count_partitions(bootstrap: Bootstrap, topic: str) -> int:
 
 
 async def partitions_of(client: Any, topics: Iterable[str]) -> dict[str, int]:
-    """How many partitions each of these topics has, asked by an admin client; without those that do not exist."""
+    """The number of partitions of each topic. Topics that do not exist are left out. `client` is an admin client."""
     described = await client.describe_topics(list(topics))
     return {topic["topic"]: len(topic["partitions"]) for topic in described if topic["error_code"] == 0}
 
@@ -114,7 +114,7 @@ def _check_partitions(spec: TopicSpec, found: int | None) -> None:
     if found is not None and found != spec.partitions:
         raise Refused(
             f"topics.partitions: topic {spec.name} has {found} partitions, configured are {spec.partitions}; "
-            "the counts of a customer depend on it: set it to what the topic has, "
+            "the counts of customers depend on this number: set it to the topic's, "
             "or begin anew with another app_id, topics.prefix and mongodb.database"
         )
 
@@ -129,6 +129,6 @@ async def _create(client: Any, spec: TopicSpec) -> None:
         raise Refused(f"topic {spec.name} can't be created: {error}") from error
     for name, code, *message in answer.topic_errors:
         failure = for_code(code)
-        if code and failure is not TopicAlreadyExistsError:  # another worker was quicker
+        if code and failure is not TopicAlreadyExistsError:  # that one: another worker was faster
             reason = (message[0] if message else None) or failure.__name__
             raise Refused(f"topic {name} can't be created: {reason}")

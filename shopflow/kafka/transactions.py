@@ -1,4 +1,4 @@
-"""Records that get into Kafka together or not at all, by one producer at a time."""
+"""Kafka transactions: records that are committed together or not at all, by one producer at a time."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from shopflow.errors import Unavailable
 from .connection import MAX_MESSAGE_BYTES, explained, within
 from .security import Bootstrap
 
-#: Kafka aborts a transaction that is open for longer: until then nobody reads what comes behind its records.
+#: Kafka aborts a transaction that is open for longer. Until then consumers wait before its records.
 _TRANSACTION_SECONDS = 20.0
-#: How long a commit, or the start of a producer that has to end its predecessor's transaction, may take.
+#: How long a commit may take, or the start of a producer: Kafka ends its predecessor's transaction first.
 _COMMIT_SECONDS = 60.0
 _STOP_SECONDS = 10.0
 
 
 class Transactions:
-    """A producer whose records get into Kafka together or not at all."""
+    """A transactional producer."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[None]:
-        """Commit what is sent in the body when it ends well. Else the next producer of this id aborts it.
+        """Commit the records sent in the body if it raises nothing. Else the next producer of this id aborts them.
 
         Raises:
             ProducerFenced: Another producer of this id has started, or the transaction was open for too long.
-            KafkaError: Another failure. This producer is of no more use.
+            KafkaError: Another failure. The producer can't be used any more.
         """
         await self._client.begin_transaction()
         yield
@@ -46,7 +46,7 @@ class Transactions:
         """Send a record, also one with neither key nor value.
 
         Returns:
-            What is done when Kafka has it: its metadata.
+            An awaitable that is done when Kafka has acknowledged the record; its result is the record's metadata.
         """
         if key is not None or value is not None:
             sent: Awaitable[Any] = await self._client.send(topic, value, key, partition, headers=list(headers))
@@ -59,7 +59,7 @@ class Transactions:
 
 @asynccontextmanager
 async def transactions(bootstrap: Bootstrap, transactional_id: str) -> AsyncIterator[Transactions]:
-    """The one producer of this id: an earlier one can do nothing more, and what it had not committed is aborted.
+    """The only producer of this id: Kafka refuses an earlier one from now on, and aborts its open transaction.
 
     Raises:
         Unavailable: Kafka does not answer.
@@ -70,7 +70,8 @@ async def transactions(bootstrap: Bootstrap, transactional_id: str) -> AsyncIter
         transactional_id=transactional_id,
         transaction_timeout_ms=int(_TRANSACTION_SECONDS * 1000),
         max_batch_size=262_144,
-        max_request_size=2 * MAX_MESSAGE_BYTES,  # what is too large for its topic, Kafka refuses
+        max_request_size=2
+        * MAX_MESSAGE_BYTES,  # so that Kafka, not the client, refuses a record too large for its topic
     )
     try:
         try:
@@ -86,6 +87,6 @@ async def transactions(bootstrap: Bootstrap, transactional_id: str) -> AsyncIter
 
 
 def _leave_to_caller(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """When a producer is fenced, aiokafka leaves failed futures that nobody can get at; who waits is told anyway."""
+    """Ignore unretrieved `KafkaError`s: a fenced aiokafka producer leaves futures that no caller can reach."""
     if not isinstance(context.get("exception"), KafkaError):
         loop.default_exception_handler(context)

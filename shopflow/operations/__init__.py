@@ -1,1 +1,1 @@
-"""What an operator asks for: verify, replay, dead letters, export."""
+"""An operator's tasks: verify, replay, dead letters, export."""

@@ -1,7 +1,7 @@
 """Exports a collection of MongoDB as JSON lines, CSV or Parquet, in bounded memory.
 
-A file has one schema, and other programs may have changed documents: a value of another type than shopflow's is
-refused, with the document's id and the field's name. Fields that shopflow does not know are left out.
+A file has one schema, but other programs may have changed documents. A value of an unexpected type is an error that
+names the document and the field. Fields that shopflow does not know are left out.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from shopflow.store.types import Document
 #: How long MongoDB may be away in the middle of an export, and the pauses between two tries.
 RETRY_SECONDS = 60.0
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 5.0
-#: Rows of one row group of a Parquet file: what is in memory at once.
+#: Rows of a Parquet row group, which is in memory at once.
 ROW_GROUP = 50_000
-#: Beyond these there is no whole number in MongoDB.
+#: Whole numbers in MongoDB are smaller than this.
 _LARGEST = 2**63
 
 FORMATS = ("jsonl", "csv", "parquet")
@@ -45,8 +45,8 @@ class Column:
     """A column of the file."""
 
     name: str
-    kind: type  #: of its values, each of which may also be missing
-    path: tuple[str, ...]  #: of the field in a document
+    kind: type  #: the type of its values; a value may be missing
+    path: tuple[str, ...]  #: the path of the field in a document
 
 
 _SOURCE = (("origin", str), ("topic", str), ("partition", int), ("offset", int))
@@ -81,10 +81,10 @@ Table = dict[str, list[Any]]
 async def documents(
     store: MongoStore, collection: str, say: Callable[[str], None], *, seconds: float = RETRY_SECONDS
 ) -> AsyncIterator[list[Document]]:
-    """The pages of a collection. While MongoDB is away, try again from the last id.
+    """The pages of a collection. While MongoDB is away, retry from the last id.
 
     Raises:
-        Unavailable: It was away for longer than `seconds`.
+        Unavailable: MongoDB was away for longer than `seconds`.
     """
     after, since, pause = "", None, FIRST_PAUSE_SECONDS
     while True:
@@ -108,10 +108,10 @@ async def documents(
 
 
 def table(collection: str, found: Sequence[Document]) -> Table:
-    """These documents, column by column, their values of the columns' types or None.
+    """The values of these documents by column. Each has its column's type, or is None.
 
     Raises:
-        Refused: One of another type is among them.
+        Refused: A value has another type.
     """
     rows = {column.name: [_at(document, column.path) for document in found] for column in COLLECTIONS[collection]}
     for column in COLLECTIONS[collection]:
@@ -146,20 +146,20 @@ def _checked(value: Any, column: Column, where: str) -> Any:
 
 def check(kind: str) -> None:
     """Raises:
-    Refused: What this format needs is not installed.
+    Refused: The library that this format needs is not installed.
     """
     if kind == "parquet":
         _pyarrow("")
 
 
 def writer(kind: str, collection: str, sink: io.RawIOBase) -> Writer:
-    """The writer of this format for this collection."""
+    """Make the writer of this format for this collection."""
     kinds: dict[str, type[Writer]] = {"jsonl": JsonLines, "csv": Csv, "parquet": Parquet}
     return kinds[kind](COLLECTIONS[collection], sink)
 
 
 def _time(at: datetime | None) -> str | None:
-    return None if at is None else f"{at.isoformat(timespec='milliseconds')[:-6]}Z"  # they come in UTC
+    return None if at is None else f"{at.isoformat(timespec='milliseconds')[:-6]}Z"  # times are in UTC
 
 
 def _as_text(rows: Table, columns: Iterable[Column]) -> Table:
@@ -178,14 +178,14 @@ class Writer:
         raise NotImplementedError
 
     def close(self) -> None:
-        """Write what is still to be written."""
+        """Write the remaining rows."""
 
     def break_off(self) -> None:
-        """Write nothing more; called instead of `close`."""
+        """Write nothing more. Called instead of `close`."""
 
 
 class JsonLines(Writer):
-    """A JSON object a line; `source` is an object in it, with the fields that it has."""
+    """One JSON object per line. Its `source` is an object without missing fields."""
 
     def write(self, rows: Table) -> None:
         rows = _as_text(rows, self._columns)
@@ -201,7 +201,7 @@ class JsonLines(Writer):
 
 
 class Csv(Writer):
-    """CSV by RFC 4180: a line of names, then a line a document; UTF-8; a missing value is empty."""
+    """CSV by RFC 4180 in UTF-8: a line of names, then a line per document. A missing value is empty."""
 
     def __init__(self, columns: Sequence[Column], sink: io.RawIOBase) -> None:
         super().__init__(columns, sink)
@@ -218,7 +218,7 @@ class Csv(Writer):
 
 
 class Parquet(Writer):
-    """Whole numbers as int64, times as timestamp[ms, UTC]; a row group for each 50,000 documents."""
+    """Whole numbers are int64, times are timestamp[ms, UTC]. A row group has about 50,000 documents."""
 
     def __init__(self, columns: Sequence[Column], sink: io.RawIOBase, row_group: int = ROW_GROUP) -> None:
         super().__init__(columns, sink)
@@ -247,7 +247,7 @@ class Parquet(Writer):
         self._parquet.close()
 
     def break_off(self) -> None:
-        self._parquet.is_open = False  # else it ends the file when it is thrown away
+        self._parquet.is_open = False  # else it completes the file when it is garbage-collected
 
 
 def _pyarrow(part: str) -> Any:
@@ -257,17 +257,17 @@ def _pyarrow(part: str) -> Any:
         raise Refused("--format parquet: needs the extra `parquet`: pip install 'shopflow[parquet]'") from error
 
 
-# -- where to
+# -- the output
 
 
 class Output(io.RawIOBase):
-    """A file or a pipe to which nothing more is written once it broke off.
+    """A file or a pipe that refuses writes after `break_off`.
 
-    A library that closes its file when it is thrown away would make a half one look whole.
+    A library may write the end of a file when it is garbage-collected. An incomplete file would then look complete.
 
     Arguments:
         stream: Unbuffered.
-        name: As errors call it.
+        name: The name in error messages.
     """
 
     def __init__(self, stream: io.RawIOBase, name: str) -> None:
@@ -279,11 +279,11 @@ class Output(io.RawIOBase):
         return True
 
     def write(self, data: Any) -> int:
-        """Write all of it.
+        """Write all data.
 
         Raises:
-            Refused: The disk is full, for instance.
-            BrokenPipeError: Nobody reads any more.
+            Refused: The write failed: the disk is full, for instance.
+            BrokenPipeError: The reader has closed the pipe.
         """
         left = memoryview(data).cast("B")
         size = len(left)
@@ -300,7 +300,7 @@ class Output(io.RawIOBase):
 
 @contextlib.contextmanager
 def _explained(name: str) -> Iterator[None]:
-    """Make errors of the system say what could not be written."""
+    """Turn `OSError` into `Refused` with the output's name."""
     try:
         yield
     except BrokenPipeError:
@@ -311,10 +311,10 @@ def _explained(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def opened(output: str, kind: str) -> Iterator[Output]:
-    """Open `-` for stdout, or a file that gets its name when it is whole.
+    """Open `-` for stdout, or a file that gets its name when it is complete.
 
     Raises:
-        Refused: It can't be written.
+        Refused: The output can't be written.
     """
     with _stream(output, kind) as stream:
         sink = Output(stream, "stdout" if output == "-" else output)
@@ -328,24 +328,24 @@ def opened(output: str, kind: str) -> Iterator[Output]:
 def _stream(output: str, kind: str) -> contextlib.AbstractContextManager[io.RawIOBase]:
     if output == "-":
         if kind == "parquet" and sys.stdout.isatty():
-            raise Refused("--output: parquet is not for a terminal: name a file")
+            raise Refused("--output: parquet can't be written to a terminal: name a file")
         return io.FileIO(sys.stdout.fileno(), "w", closefd=False)
     path = Path(os.path.realpath(output))
     with _explained(output):
         if path.is_file() or not path.exists():
             return _part(path, output)
-        return path.open("wb", buffering=0)  # a pipe with a name, /dev/null: nothing that could be replaced
+        return path.open("wb", buffering=0)  # a named pipe or /dev/null can't be replaced by a file
 
 
 @contextlib.contextmanager
 def _part(path: Path, name: str) -> Iterator[io.RawIOBase]:
-    """A file beside it that is renamed to it when all went well, and is deleted when not."""
+    """A temporary file beside the output. It is renamed to the output on success, and deleted on failure."""
     part = path.with_name(f".{path.name}.shopflow-part")
     with _locked(part, name) as stream:
         try:
             with _explained(name):
                 stream.truncate(0)
-                if path.exists():  # who may read it stays as it was
+                if path.exists():  # keep its permissions
                     os.fchmod(stream.fileno(), stat.S_IMODE(path.stat().st_mode))
             yield stream
             with _explained(name):
@@ -357,9 +357,9 @@ def _part(path: Path, name: str) -> Iterator[io.RawIOBase]:
 
 
 def _locked(part: Path, name: str) -> io.RawIOBase:
-    """Open the file, for this process alone."""
+    """Open and lock the file for this process."""
     while True:
-        with _explained(name):  # never through a link that somebody else put there
+        with _explained(name):  # O_NOFOLLOW: another user may have put a link there
             stream = io.FileIO(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666), "a")
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -368,19 +368,19 @@ def _locked(part: Path, name: str) -> io.RawIOBase:
             raise Refused(f"--output: {name}: another export is writing it") from None
         if part.exists() and os.path.samestat(os.fstat(stream.fileno()), part.stat()):
             return stream
-        stream.close()  # its writer has just finished, and given it its name
+        stream.close()  # another export has just renamed or deleted it
 
 
-# -- all of it
+# -- the export
 
 
 async def export(
     pages: AsyncIterator[list[Document]], collection: str, target: Writer, advance: Callable[[int], None]
 ) -> int:
-    """Write what comes, and return how many they were.
+    """Write the pages, and return the number of documents.
 
     Raises:
-        Refused: A document is not as it should be, or there is no room.
+        Refused: A value has an unexpected type, or the disk is full.
         Unavailable: MongoDB is away.
     """
     written = 0

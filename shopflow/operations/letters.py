@@ -1,4 +1,4 @@
-"""Dead letters, read: what each says of itself, which there are, and which were put back."""
+"""Reads dead letters, and the marks of those that were retried."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from shopflow.kafka.topics import count_partitions
 from shopflow.shop.dead_letters import PREFIX, origin_of
 from shopflow.shop.layout import Layout
 
-#: The headers of a record that was put back: how often, and its last failures as JSON.
+#: The headers of a retried record: how often it was retried, and its last failures as JSON.
 RETRY = "shopflow.retry."
 COUNT = f"{RETRY}count"
 HISTORY = f"{RETRY}history"
-#: Failures that a history keeps: the latest.
+#: The latest failures, which a history keeps.
 KEPT = 10
 
-_LAST_MS = 253_402_300_799_999  # of the year 9999: a producer may say any time
+_LAST_MS = 253_402_300_799_999  # of the year 9999: producers may send any timestamp
 
-#: Called with how many more were looked at.
+#: Called with the number of dead letters read since the last call.
 Progress = Callable[[int], None]
 
 
@@ -54,7 +54,7 @@ class Id(NamedTuple):
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """An earlier dead letter of a record that was put back."""
+    """An earlier dead letter of a retried record."""
 
     dead_letter: str  #: its id
     topic: str  #: where the record was
@@ -65,7 +65,7 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 class Mark(msgspec.Struct, frozen=True):
-    """Says that a dead letter was put back, and where."""
+    """A retried dead letter's id, and the topic, partition and offset of the record that it became."""
 
     dead_letter: str
     topic: str
@@ -75,23 +75,23 @@ class Mark(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Letter:
-    """A dead letter, as far as its headers say what it was."""
+    """A dead letter, with the fields that its headers have."""
 
     id: Id
     time: datetime
-    topic: str  #: empty where the headers don't say where it came from; then `partition` and `offset` are -1
+    topic: str  #: of the rejected record; empty if the headers lack it, then `partition` and `offset` are -1
     partition: int
     offset: int
     reason: str
     key: bytes | None
     value: bytes | None
     headers: Sequence[tuple[str, bytes]]
-    retries: int = 0  #: how often it was put back before it failed this time
-    history: tuple[Failure, ...] = ()  #: the latest of those, oldest first
+    retries: int = 0  #: how often the record was retried before this failure
+    history: tuple[Failure, ...] = ()  #: the latest earlier failures, oldest first
 
     @classmethod
     def of(cls, record: Any) -> Letter:
-        """The record of the topic of dead letters as one. Headers that another program wrote never raise."""
+        """Parse a record of the dead letters' topic. Headers that another program wrote never raise."""
         headers = dict(record.headers)
         topic, partition, offset = origin_of(record)
         history = _history(headers.get(HISTORY))
@@ -112,7 +112,7 @@ class Letter:
 
     @property
     def label(self) -> str:
-        """The reason without what exactly was found: the same for all dead letters with this fault."""
+        """The kind of the reason, without details."""
         return self.reason.partition(": ")[0]
 
     @property
@@ -121,7 +121,7 @@ class Letter:
 
 
 def time_of(record: Any) -> datetime:
-    """When a record was written, as its producer says."""
+    """The record's timestamp, cut to the years 1970 to 9999."""
     return datetime.fromtimestamp(min(max(record.timestamp or 0, 0), _LAST_MS) / 1000, timezone.utc)
 
 
@@ -140,7 +140,7 @@ async def read(
     values: bool = True,
     progress: Progress = lambda _: None,
 ) -> AsyncGenerator[Letter, None]:
-    """All dead letters up to the present end, oldest first; with `reason`: those whose reason has this text in it.
+    """All dead letters up to the present end, oldest first. With `reason`: those whose reason contains this text.
 
     Raises:
         Unavailable: Kafka does not answer.
@@ -155,7 +155,7 @@ async def read(
 
 
 async def latest(bootstrap: Bootstrap, shop: Layout, limit: int) -> list[Letter]:
-    """The last `limit` dead letters, newest first, without their values. Reads few, however many there are.
+    """The last `limit` dead letters, newest first, without their values. Reads only the end of each partition.
 
     Raises:
         Unavailable: Kafka does not answer.
@@ -166,10 +166,10 @@ async def latest(bootstrap: Bootstrap, shop: Layout, limit: int) -> list[Letter]
 
 
 async def check(bootstrap: Bootstrap, shop: Layout, ids: Iterable[Id]) -> None:
-    """Check that all of these are there.
+    """Check that all of these dead letters exist.
 
     Raises:
-        Refused: One is not (any more).
+        Refused: One does not exist (any more).
         Unavailable: Kafka does not answer.
     """
     async for _ in chosen(bootstrap, shop, ids):
@@ -179,10 +179,10 @@ async def check(bootstrap: Bootstrap, shop: Layout, ids: Iterable[Id]) -> None:
 async def chosen(
     bootstrap: Bootstrap, shop: Layout, ids: Iterable[Id], *, progress: Progress = lambda _: None
 ) -> AsyncGenerator[Letter, None]:
-    """These dead letters, each once.
+    """Read these dead letters, each once.
 
     Raises:
-        Refused: One is not there (any more).
+        Refused: One does not exist (any more).
         Unavailable: Kafka does not answer.
     """
     ids, topic = list(dict.fromkeys(ids)), shop.dead_letters
@@ -200,7 +200,7 @@ async def chosen(
 
 
 async def marks(bootstrap: Bootstrap, shop: Layout) -> dict[Id, datetime]:
-    """Which dead letters were put back, and when.
+    """The retried dead letters, and the times of the retries.
 
     Raises:
         Unavailable: Kafka does not answer.
@@ -213,7 +213,7 @@ async def marks(bootstrap: Bootstrap, shop: Layout) -> dict[Id, datetime]:
 
 
 async def mark_of(bootstrap: Bootstrap, shop: Layout, letter: Id) -> tuple[datetime, Mark] | None:
-    """When and where this dead letter was put back; None: it was not.
+    """The time and the mark of this dead letter's retry; None: it was not retried.
 
     Raises:
         Unavailable: Kafka does not answer.
@@ -230,7 +230,7 @@ async def mark_of(bootstrap: Bootstrap, shop: Layout, letter: Id) -> tuple[datet
 
 
 async def _marked(bootstrap: Bootstrap, shop: Layout, partition: int) -> dict[Id, Any]:
-    """The last record of each dead letter in a partition of the marks; without those that were deleted since."""
+    """The last record of each dead letter in a partition of the marks, without deleted marks."""
     found: dict[Id, Any] = {}
     async with reading.runs(bootstrap, shop.retries, partition) as runs:
         async for run in runs:

@@ -1,7 +1,7 @@
-"""A replay: the workers read all topics again, so that MongoDB gets what it lacks and the tables are counted anew.
+"""A replay: the workers read all topics again. They restore MongoDB, and count the tables again from zero.
 
-The workers do it in the order of the log, by the same steps as ever: what is stored is met again, what was changed is
-put right, what was decided before stays decided. New events wait at the end of the log until it is their turn.
+They handle the records in the log's order, by the usual steps: stored documents are not stored twice, changed ones are
+restored, decided prices stay. New events wait in Kafka until the workers have read all earlier ones.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from shopflow.kafka.security import Bootstrap
 from shopflow.kafka.topics import count_partitions
 from shopflow.models import Product
 from shopflow.shop import announcements
-from shopflow.shop.announcements import Announcements, Told
-from shopflow.shop.counts import rebuilt
+from shopflow.shop.announcements import Announcements, Published
+from shopflow.shop.counts import new_era_totals
 from shopflow.shop.decoding import Decoder, split
 from shopflow.shop.documents import product_document
 from shopflow.shop.layout import Layout
@@ -32,17 +32,17 @@ from .verify.tables import Tables
 
 #: An offset by topic and partition.
 Offsets = dict[tuple[str, int], int]
-#: Called with how many more events were done.
+#: Called with the number of events handled since the last call.
 Advance = Callable[[int], None]
 
-_LOOK_SECONDS = 0.5
-#: Without a worker in the group for so long, nobody does it.
-_ALONE_SECONDS = 60.0
+_POLL_SECONDS = 0.5
+#: Give up when the group has had no member for so long.
+_NO_WORKER_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class Work:
-    """The offsets that are read again: from the starts up to, not including, the ends."""
+    """The offsets to read again: from `starts` up to, not including, `ends`."""
 
     starts: Offsets
     ends: Offsets
@@ -52,7 +52,7 @@ class Work:
         return sum(end - self.starts[tp] for tp, end in self.ends.items())
 
     def done(self, committed: Offsets) -> int:
-        """How many of them are before the committed offsets."""
+        """How many of these offsets are before the committed ones."""
         return sum(
             min(max(committed.get(tp, 0), self.starts[tp]), end) - self.starts[tp] for tp, end in self.ends.items()
         )
@@ -61,13 +61,13 @@ class Work:
 async def begin(
     bootstrap: Bootstrap, store: MongoStore, shop: Layout, *, max_event_bytes: int, keep_tables: bool
 ) -> Work:
-    """Send the workers back to the start of the topics.
+    """Reset the group's committed offsets to the start of the topics, so that the workers read them again.
 
     Arguments:
-        keep_tables: Leave the counts as they are: only MongoDB is filled again.
+        keep_tables: Restore only MongoDB, and leave the counts as they are.
 
     Raises:
-        Refused: The counts can't be made of what the topic still has.
+        Refused: Retention removed purchases, so they can't be counted again.
         Unavailable: Kafka or MongoDB does not answer.
     """
     spans = await _spans(bootstrap, shop)
@@ -77,24 +77,24 @@ async def begin(
     if late and not keep_tables:
         (topic, partition), offset = late[0]
         raise Refused(
-            f"{topic}: partition {partition} begins at offset {offset}: what was before it is gone from Kafka, so the "
-            "counts can't be made anew from it. With --keep-tables only MongoDB is filled again"
+            f"{topic}: partition {partition} begins at offset {offset}: Kafka has removed the records before it, so "
+            "they can't be counted again. With --keep-tables only MongoDB is restored"
         )
     await _restore_products(bootstrap, store, shop, max_event_bytes)
     await _restore(bootstrap, store, shop, shop.vouchers, announcements.VOUCHERS)
     await _restore(bootstrap, store, shop, shop.alerts, announcements.ALERTS)
     if not keep_tables:
-        await _count_anew(bootstrap, shop)
+        await _begin_new_era(bootstrap, shop)
         await store.clear_sales()
     try:
         await group.reset_offsets(bootstrap, shop.group, starts)
     except Unavailable as error:
-        raise Unavailable("replay", f"the workers were not sent back to the start, run it again. {error}") from error
+        raise Unavailable("replay", f"the committed offsets were not reset; run it again. {error}") from error
     return Work(starts, ends)
 
 
 async def _restore_products(bootstrap: Bootstrap, store: MongoStore, shop: Layout, max_event_bytes: int) -> None:
-    """Products and their prices come first: no purchase must be given its price from half a history."""
+    """Restore products and prices first: no purchase may be priced by an incomplete price history."""
     await store.prepare()
     decode = Decoder(Product, "product_id", max_event_bytes)
     found: list[list[Any]] = []
@@ -110,36 +110,35 @@ async def _restore_products(bootstrap: Bootstrap, store: MongoStore, shop: Layou
 
 
 async def _restore(bootstrap: Bootstrap, store: MongoStore, shop: Layout, topic: str, kind: Announcements) -> None:
-    """Restore vouchers or alerts as they were first published: by now rules and products may be others."""
-    told = Told(kind)
+    """Restore vouchers or alerts as they were first published: rules and products may have changed since."""
+    published = Published(kind)
     for partition in range(await count_partitions(bootstrap, topic)):
         async with reading.runs(bootstrap, topic, partition) as runs:
             async for run in runs:
-                await store.restore(kind.collection, told.first(run))
+                await store.restore(kind.collection, published.new(run))
 
 
-async def _count_anew(bootstrap: Bootstrap, shop: Layout) -> None:
-    """Put empty sums of a new era behind the rows of each partition: those count no more."""
+async def _begin_new_era(bootstrap: Bootstrap, shop: Layout) -> None:
+    """Append empty totals of a new era to each changelog partition. The rows of earlier eras then no longer count."""
     eras: dict[tuple[str, int], int] = {}
     for changelog in (shop.changelog, shop.sales_changelog):
         tables = await Tables.read(bootstrap, changelog, shop.partitions)
         eras |= {(changelog, partition): tables.totals(partition).era for partition in range(shop.partitions)}
-    # The counts first: until we are done, who finds them new waits.
     async with connection.producer(bootstrap) as producer:
         for (changelog, partition), era in eras.items():
-            await producer.send_and_wait(changelog, rebuilt(era, time()), TOTALS_KEY, partition=partition)
+            await producer.send_and_wait(changelog, new_era_totals(era, time()), TOTALS_KEY, partition=partition)
 
 
 async def finished(
     bootstrap: Bootstrap, shop: Layout, work: Work, check: Callable[[], None], progress: AbstractContextManager[Advance]
 ) -> None:
-    """Wait until all that there was has been done again.
+    """Wait until the workers have read all of the work again.
 
     Arguments:
-        check: Called now and then; what it raises ends the waiting.
+        check: Called every half second. May raise, which ends the wait.
 
     Raises:
-        Unavailable: No worker is left, or Kafka does not answer.
+        Unavailable: No worker runs any more, or Kafka does not answer.
     """
     done, alone_since = 0, monotonic()
     with progress as advance:
@@ -152,9 +151,9 @@ async def finished(
                 return
             if (await group.group_of(bootstrap, shop.group)).members:
                 alone_since = monotonic()
-            elif monotonic() - alone_since > _ALONE_SECONDS:
-                raise Unavailable("replay", "no worker runs any more; the next one that starts goes on with it")
-            await asyncio.sleep(_LOOK_SECONDS)
+            elif monotonic() - alone_since > _NO_WORKER_SECONDS:
+                raise Unavailable("replay", "no worker runs any more; the next one that starts continues the replay")
+            await asyncio.sleep(_POLL_SECONDS)
 
 
 async def _spans(bootstrap: Bootstrap, shop: Layout) -> dict[tuple[str, int], offsets.Span]:
@@ -163,6 +162,6 @@ async def _spans(bootstrap: Bootstrap, shop: Layout) -> dict[tuple[str, int], of
 
 
 async def _nothing_waits(bootstrap: Bootstrap, shop: Layout) -> bool:
-    """True if the offsets that are left are no records, but the ends of transactions."""
+    """True if no record is left: the last offsets are ends of transactions."""
     lags = await offsets.lags(bootstrap, shop.group, shop.events)
     return not any(lag.waiting for lag in lags.values())

@@ -1,7 +1,7 @@
-"""Puts dead letters back where they came from, each exactly once.
+"""Retries dead letters: publishes each record to its topic and partition again, exactly once.
 
-A dead letter goes back by one transaction of Kafka: the record in its topic and a mark in the topic of retries. Both
-are there or neither, so a dead letter with a mark is back, and one without is not. See docs/ARCHITECTURE.md.
+One Kafka transaction publishes the record and a mark in the topic of retries. Both are committed or neither is, so a
+dead letter was retried if and only if it has a mark. See docs/ARCHITECTURE.md.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from shopflow.shop.layout import Layout
 
 from .letters import COUNT, HISTORY, KEPT, RETRY, Failure, Id, Letter, Mark, marks
 
-#: Characters that a history keeps of a reason.
+#: Characters of a reason in a history.
 _REASON_LENGTH = 500
 #: Dead letters of one transaction, and their bytes.
 _AT_ONCE = 500
 _BYTES_AT_ONCE = 4 * 1024 * 1024
 
-#: Starts the only producer that may put back; what another one had not committed is aborted.
+#: Starts the transactional producer. Kafka aborts the open transaction of an earlier one, and fences it.
 Connect = Callable[[], AbstractAsyncContextManager[transactions.Transactions]]
-#: Reads which dead letters were put back.
+#: Reads the ids of the retried dead letters.
 ReadMarks = Callable[[], Awaitable[Iterable[Id]]]
 
 
 async def retry(bootstrap: Bootstrap, shop: Layout, letters: AsyncGenerator[Letter, None]) -> Outcome:
-    """Put these dead letters back, each exactly once.
+    """Retry these dead letters, each exactly once.
 
     Raises:
-        Unavailable: Kafka went away, or another retry has taken over; each dead letter is back or is not marked.
+        Unavailable: Kafka went away, or another retry has taken over. Each dead letter was retried or has no mark.
     """
     connect = partial(transactions.transactions, bootstrap, f"{shop.group}-dead-letters")
     return await Retry(connect, partial(marks, bootstrap, shop), shop).run(letters)
@@ -47,10 +47,10 @@ async def retry(bootstrap: Bootstrap, shop: Layout, letters: AsyncGenerator[Lett
 
 @dataclass
 class Outcome:
-    """What became of the dead letters that were to be put back."""
+    """The result of a retry."""
 
-    put_back: int = 0
-    already: int = 0  #: had been put back before
+    retried: int = 0
+    already: int = 0  #: had been retried before
     refused: list[tuple[Id, str]] = field(default_factory=list)  #: with the reason
 
     @property
@@ -60,10 +60,10 @@ class Outcome:
 
 
 class Retry:
-    """Puts dead letters back, each exactly once, whoever else does or did the same and wherever they were cut off.
+    """Retries dead letters, each exactly once, even if other retries run at the same time or were killed.
 
-    The marks are read after the producer has started. From then on no earlier producer can commit anything, so what has
-    no mark is not back; and should another one start, this one can commit nothing any more.
+    The marks are read after the producer has started. From then on no earlier producer can commit, so a dead letter
+    without a mark was not retried. If another producer starts, this one can commit nothing more.
     """
 
     def __init__(self, connect: Connect, read_marks: ReadMarks, shop: Layout) -> None:
@@ -77,10 +77,10 @@ class Retry:
         self._under_way = False
 
     async def run(self, letters: AsyncGenerator[Letter, None]) -> Outcome:
-        """Put these back.
+        """Retry these dead letters.
 
         Raises:
-            Unavailable: Kafka went away, or another one has taken over; each one is back or has no mark.
+            Unavailable: Kafka went away, or another retry has taken over. Each dead letter was retried or has no mark.
         """
         try:
             await self._open()
@@ -88,8 +88,8 @@ class Retry:
                 async for chunk in chunks:
                     await self._put(chunk)
         except ProducerFenced as error:
-            self._under_way = False  # nor may we stop the one that has taken over
-            why = "another one has taken over, or this one stood still for too long"
+            self._under_way = False  # else `_close` would fence the retry that has taken over
+            why = "another retry has taken over, or this one stood still for too long"
             raise Unavailable("dead-letters retry", f"{why}; {self._so_far()}") from error
         except KafkaError as error:
             raise Unavailable("Kafka", f"{error or type(error).__name__}; {self._so_far()}") from error
@@ -98,7 +98,7 @@ class Retry:
         return self.outcome
 
     def _so_far(self) -> str:
-        return f"{self.outcome.put_back} dead letters were put back. Run it again for the others"
+        return f"{self.outcome.retried} dead letters were retried. Run it again for the others"
 
     async def _open(self) -> None:
         self._producer = await self._stack.enter_async_context(self._connect())
@@ -106,14 +106,14 @@ class Retry:
 
     async def _close(self) -> None:
         await self._stack.aclose()
-        if self._under_way:  # Ctrl-C: a new producer ends the transaction, else the workers wait until Kafka does
+        if self._under_way:  # Ctrl-C: a new producer aborts the transaction; else workers wait for its timeout
             self._under_way = False
             with suppress(Unavailable):
                 async with self._connect():
                     pass
 
-    def _may_go(self, letter: Letter) -> bool:
-        if letter.id in self._marked:  # also by another one, while this one had no producer
+    def _may_retry(self, letter: Letter) -> bool:
+        if letter.id in self._marked:  # perhaps by another retry, while this one had no producer
             self.outcome.already += 1
             return False
         if why := _fault(letter, self._shop):
@@ -122,8 +122,8 @@ class Retry:
         return True
 
     async def _put(self, letters: Sequence[Letter]) -> None:
-        """Put these back. When Kafka refuses one of them, the others still go: halved until it stands alone."""
-        letters = [letter for letter in letters if self._may_go(letter)]
+        """Retry these. If Kafka refuses a transaction, retry each half of it, until the refused record is alone."""
+        letters = [letter for letter in letters if self._may_retry(letter)]
         if not letters:
             return
         try:
@@ -131,7 +131,7 @@ class Retry:
         except BrokerResponseError as error:
             if error.retriable:
                 raise
-            await self._stack.aclose()  # a producer that failed is of no more use
+            await self._stack.aclose()  # a producer that failed can't be used again
             await self._open()
             if len(letters) == 1:
                 self.outcome.refused.append((letters[0].id, f"Kafka does not take it: {error}"))
@@ -140,7 +140,7 @@ class Retry:
             await self._put(letters[:middle])
             await self._put(letters[middle:])
         else:
-            self.outcome.put_back += len(letters)
+            self.outcome.retried += len(letters)
             self._marked.update(letter.id for letter in letters)
 
     async def _commit(self, letters: Sequence[Letter]) -> None:
@@ -164,9 +164,9 @@ class Retry:
 
 
 def _fault(letter: Letter, shop: Layout) -> str:
-    """Why the letter can't be put back; empty if it can."""
+    """Why the dead letter can't be retried; empty if it can."""
     if not letter.topic:
-        return f"its headers don't say where it came from (no {PREFIX}topic)"
+        return f"its headers don't name its topic (no {PREFIX}topic)"
     if letter.topic not in shop.events:
         return f"its headers name the topic {letter.topic!r}, which is none of {', '.join(sorted(shop.events))}"
     if not 0 <= letter.partition < shop.partitions:
@@ -188,7 +188,7 @@ async def _chunks(letters: AsyncIterator[Letter]) -> AsyncGenerator[list[Letter]
 
 
 def headers_back(letter: Letter) -> Headers:
-    """The headers that a record goes back with: its own, how often it was put back, and its last failures."""
+    """The headers of a retried record: its own, the number of retries, and its last failures."""
     failure = Failure(
         str(letter.id),
         letter.topic,

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -120,7 +121,10 @@ class Server(ABC):
     def check_extra(self) -> None:
         """Refuse if what `shopflow[embedded]` installs isn't there."""
         if not all(map(importlib.util.find_spec, self.modules)):
-            raise Refused(f"{self.field}: the embedded {self.name} needs the extra: pip install 'shopflow[embedded]'")
+            python = " and Python 3.10 to 3.13" if sys.version_info >= (3, 14) else ""
+            raise Refused(
+                f"{self.field}: the embedded {self.name} needs the extra{python}: pip install 'shopflow[embedded]'"
+            )
 
     def choose_port(self) -> None:
         """The configured port, or the default one, or any."""

@@ -1,1 +1,1 @@
-"""What becomes of an event: decoded, priced, stored, counted."""
+"""Handles events: decodes, prices, stores and counts them."""

@@ -1,4 +1,4 @@
-"""What each customer bought so far, published for other systems."""
+"""Publishes each customer's counts for other systems."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _Activity = struct_of(CustomerActivity)
 
 
 class Activity:
-    """Publishes the counts of the customers who bought something.
+    """Publishes a customer's counts at least once after each change, in the order of the log.
 
-    At least once after each change, in the order of the log; a batch that comes again publishes the same again.
+    A redelivered batch publishes the same values again.
 
     Arguments:
         publish: `App.publish`.

@@ -11,7 +11,7 @@ import msgspec
 from shopflow.store import types
 from shopflow.store.types import Document
 
-#: `App.publish`: topic, partition, keys and values -> done when Kafka has acknowledged them.
+#: `App.publish`: topic, partition, keys and values. Returns when Kafka has acknowledged them.
 Publish = Callable[[str, int, Sequence[tuple[bytes, bytes]]], Awaitable[object]]
 
 _encode = msgspec.json.Encoder().encode
@@ -37,13 +37,13 @@ class _Alert(msgspec.Struct):
 
 
 class Announcements:
-    """One kind of them: how a document is told, and a document made again of what was told.
+    """Vouchers or alerts: converts documents to events and back.
 
     Attributes:
-        collection: Where the documents are.
+        collection: Of the documents.
 
     Arguments:
-        shape: What an event has at least, its id first. What is a time here is one in the document.
+        shape: The fields that every event has, its id first. A time here is a time in the document.
     """
 
     def __init__(self, collection: str, shape: type[msgspec.Struct]) -> None:
@@ -57,7 +57,7 @@ class Announcements:
         return _encode({self._id: document["_id"], **{name: it for name, it in document.items() if name != "_id"}})
 
     def documents(self, records: Iterable[Any]) -> list[Document]:
-        """The documents of these records of the topic; what is not one of ours is left out."""
+        """Convert records of the topic to documents. Records of other programs are skipped."""
         found = []
         for record in records:
             try:
@@ -69,25 +69,25 @@ class Announcements:
         return found
 
 
-class Told:
-    """What of a kind was told. Of what was told twice, the first event counts.
+class Published:
+    """The announcements that a topic has. If one was published twice, the first event counts.
 
     Attributes:
-        ids: Of all that were told so far.
-        again: How many events repeated one of them.
+        ids: Of all announcements read so far.
+        repeats: How many events repeated one of these ids.
     """
 
     def __init__(self, kind: Announcements) -> None:
         self._kind = kind
         self.ids: set[str] = set()
-        self.again = 0
+        self.repeats = 0
 
-    def first(self, records: Iterable[Any]) -> list[Document]:
-        """The documents of these records that were not told before."""
+    def new(self, records: Iterable[Any]) -> list[Document]:
+        """The documents of these records, without those of earlier records."""
         found = []
         for document in self._kind.documents(records):
             if document["_id"] in self.ids:
-                self.again += 1
+                self.repeats += 1
             else:
                 self.ids.add(document["_id"])
                 found.append(document)

@@ -1,9 +1,9 @@
-"""What a batch of purchases makes of the counts: pure, so that it can be tested without Kafka, MongoDB or RocksDB.
+"""Computes the counts after a batch of purchases. Does no I/O, so tests need no Kafka, MongoDB or RocksDB.
 
-The counts of a customer, and the sums of a partition, are a function of the log alone: of the purchases that were
-accepted up to an offset. Each value carries that offset. So a purchase at or below it is a redelivery, and of two
-values the one with the larger offset is the later one, in whatever order they arrive. Whoever wants to count anew from
-the start begins a new era (`rebuilt`): values of earlier ones are outdone, and count no more.
+The counts of a customer and the totals of a partition depend on the log alone: on the purchases that were accepted up
+to an offset. Each value carries that offset. So a purchase at or below it is a redelivery, and of two values the one
+with the larger offset is the later one, in whatever order they arrive. Counting from zero begins a new era
+(`new_era_totals`): values of earlier eras no longer count.
 """
 
 from __future__ import annotations
@@ -29,36 +29,35 @@ decode_totals = msgspec.json.Decoder(Totals).decode
 _encode = msgspec.json.Encoder().encode
 
 
-def rebuilt(era: int, now: float) -> bytes:
-    """The totals with which a partition begins to count anew: empty, and of an era after this one.
+def new_era_totals(era: int, now: float) -> bytes:
+    """Empty totals of an era after this one. A partition with them counts from zero.
 
     Arguments:
-        now: The time (Unix, in seconds): it is the new era, so that it is also after one that the changelog has lost.
+        now: Unix time in seconds. It becomes the era, so the era is also later than one that the changelog has lost.
     """
     return _encode(Totals(era=max(era + 1, int(now))))
 
 
-#: An accepted purchase, as far as the counts care: offset, customer, items, and what was spent (grosze).
-#: A plain tuple: there is one of them for each purchase.
+#: An accepted purchase: offset, customer_id, items, spent (grosze). A plain tuple is fast: there is one per purchase.
 Counted: TypeAlias = tuple[int, str, int, int]
 
 
 @dataclass(frozen=True)
 class Changes(Generic[V]):
-    """What is to be written for one batch: every row that it touches and the totals, also those that did not change."""
+    """The values to write after a batch: each row that its purchases belong to, changed or not, and the totals."""
 
     values: dict[str, V]
     totals: PartitionTotals
 
     def rows(self) -> list[tuple[bytes, bytes]]:
-        """Keys and values as they stand in RocksDB and in the changelog; the totals last."""
+        """Keys and values for RocksDB and the changelog. The totals are last."""
         rows = [(key.encode(), _encode(value)) for key, value in self.values.items()]
         rows.append((TOTALS_KEY, _encode(self.totals)))
         return rows
 
 
 def current(get: Callable[[bytes], bytes | None], customer_id: str) -> PurchaseCount | None:
-    """A customer's counts; None if there are none of the partition's era."""
+    """A customer's counts; None if there are none in the partition's era."""
     value, totals = get(customer_id.encode()), get(TOTALS_KEY)
     if not value:
         return None
@@ -67,7 +66,7 @@ def current(get: Callable[[bytes], bytes | None], customer_id: str) -> PurchaseC
 
 
 def summed(reader: Callable[[int], Callable[[bytes], bytes | None]], partitions: Iterable[int]) -> dict[str, int]:
-    """Customers, purchases, items and spent over these partitions."""
+    """The sums of customers, purchases, items and spent over these partitions."""
     sums = dict.fromkeys(("customers", "purchases", "items", "spent"), 0)
     for partition in partitions:
         if value := reader(partition)(TOTALS_KEY):
@@ -78,7 +77,7 @@ def summed(reader: Callable[[int], Callable[[bytes], bytes | None]], partitions:
 
 
 def handled(get: Callable[[bytes], bytes | None], customer_id: str, offset: int) -> bool:
-    """True if a purchase at this offset was counted before, or left out for good."""
+    """True if the purchase at this offset was counted, was rejected or is a duplicate."""
     count, totals = current(get, customer_id), get(TOTALS_KEY)
     return max(count.offset if count else -1, position_of(totals).offset if totals else -1) >= offset
 
@@ -91,15 +90,15 @@ def advance(
     duplicates: Iterable[int] = (),
     rejected: Iterable[int] = (),
 ) -> Changes[PurchaseCount]:
-    """The counts after a batch that ends before offset `end`, and that continues what was counted before.
+    """Compute the counts after the partition's next batch, which ends before offset `end`.
 
-    Customers and sums are judged each by their own offset: a crash can leave one ahead of the other.
+    Customers and totals are each compared by their own offset, because a crash can leave one ahead of the other.
 
     Arguments:
         get: Reads a value of the partition.
-        accepted: The purchases that are stored and are no true duplicates, by offset.
+        accepted: The stored purchases without duplicates, by offset.
         end: The offset after the batch's last record.
-        duplicates: Offsets of purchases that were sent before.
+        duplicates: Offsets of purchases that their producer had sent before.
         rejected: Offsets of records that went to the dead letters.
     """
     known = get(TOTALS_KEY)

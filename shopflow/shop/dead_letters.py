@@ -1,4 +1,4 @@
-"""What could not be accepted: the record as it came, with the reason and its place, in a topic of its own."""
+"""Dead letters: records that can't be accepted, unchanged, with the reason and their origin in headers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 PREFIX = "__connect.errors."
 
 Headers = list[tuple[str, bytes]]
-#: `App.send_record`: topic, partition, key, value, headers -> what is done when Kafka has acknowledged it.
+#: `App.send_record`: topic, partition, key, value, headers -> an awaitable that ends when Kafka has acknowledged it.
 SendRecord = Callable[[str, int, bytes | None, bytes | None, Headers], Awaitable[Awaitable[Any]]]
 #: Topic, partition, Unix time in ms -> the partition's records since then; with `values=False` without their values.
 ReadSince = Callable[..., Awaitable[list[Any]]]
@@ -29,7 +29,7 @@ Rejection = tuple[Any, Rejected]
 
 
 def headers_of(record: Any, error: Rejected, app_id: str) -> Headers:
-    """The record's own headers, and Kafka Connect's (KIP-298): where it came from and what was wrong."""
+    """The record's own headers, and those of Kafka Connect (KIP-298) with its origin and the reason."""
     return [
         *((name, value) for name, value in record.headers if not name.startswith(PREFIX)),
         (f"{PREFIX}topic", record.topic.encode()),
@@ -43,14 +43,13 @@ def headers_of(record: Any, error: Rejected, app_id: str) -> Headers:
 
 
 class DeadLetters:
-    """The way out for records that can't be accepted.
+    """Publishes records that can't be accepted, each once.
 
     Arguments:
-        topic: Where they go; to the partition with the number of the one they came from.
-        partitions: How many that topic has.
+        topic: Of the dead letters. A record of partition N goes to partition N modulo `partitions`.
+        partitions: How many partitions that topic has.
         send: `App.send_record`.
-        read_since: Reads what a partition of the topic holds since a time. Without it a batch that comes again after a
-            crash has its bad records sent again.
+        read_since: Reads a partition's records since a time. Without it, a redelivery publishes dead letters again.
     """
 
     def __init__(
@@ -64,25 +63,25 @@ class DeadLetters:
         self._once: SendOnce[int, Rejection] = SendOnce(self._sent_before, lambda rejection: rejection[0].offset)
 
     def forget(self) -> None:
-        """Forget what is known. Call it after a rebalance: other workers may have sent meanwhile."""
+        """Clear the cache. Call it after a rebalance: other workers may have published meanwhile."""
         self._once.forget()
 
     async def before(self, record: Any) -> Collection[int]:
-        """Offsets of the records of this one's partition, from this one on, that are dead letters already.
+        """Offsets of the dead-lettered records of this record's partition, from this record on.
 
         Raises:
-            KafkaError: It can't be told now.
+            KafkaError: The dead letters can't be read now.
         """
-        return await self._once.known(TP(record.topic, record.partition), record)
+        return await self._once.sent_keys(TP(record.topic, record.partition), record)
 
     async def put(self, rejections: Sequence[Rejection]) -> list[Rejection]:
-        """Send those that are not there yet, and wait until Kafka has acknowledged all. Returns which were sent.
+        """Publish the missing dead letters, and wait until Kafka has acknowledged them. Returns those.
 
-        Once, unless a worker that lost the partition, and does not know yet, sends the same at the same time: its place
-        in the headers tells that it is the same.
+        A worker that lost the partition without noticing may publish the same ones at the same time. Their headers then
+        name the same origin.
 
         Raises:
-            KafkaError: Not all are there; do it again.
+            KafkaError: Some may be missing. Call it again.
         """
         added: list[Rejection] = []
         for tp, group in _by_partition(rejections).items():
@@ -98,7 +97,7 @@ class DeadLetters:
         return await self._send(self.topic, record.partition % self._partitions, record.key, record.value, headers)
 
     async def _sent_before(self, tp: TP, since: int) -> set[int]:
-        """Which records of this partition the workers before us have sent."""
+        """Offsets of this partition's records that are dead letters already."""
         if self._read_since is None:
             return set()
         found = await self._read_since(self.topic, tp.partition % self._partitions, since, values=False)
@@ -106,7 +105,7 @@ class DeadLetters:
 
 
 def origin_of(dead_letter: Any) -> tuple[str, int, int]:
-    """Topic, partition and offset of the record that this dead letter was; empty and -1 where the headers don't say."""
+    """Topic, partition and offset of the rejected record; empty and -1 if the headers lack them."""
     headers = {name.removeprefix(PREFIX): value for name, value in dead_letter.headers if name.startswith(PREFIX)}
     numbers = [headers.get(name, b"") for name in ("partition", "offset")]
     partition, offset = (int(number) if number.isdigit() else -1 for number in numbers)
@@ -122,11 +121,11 @@ def _by_partition(rejections: Iterable[Rejection]) -> dict[TP, list[Rejection]]:
 
 @dataclass(eq=False)
 class Rejections:
-    """Sends a batch's bad records to the dead letters, unless too much of its topic is bad.
+    """Publishes a batch's bad records as dead letters. Holds the batch if too many records of its topic are bad.
 
     Arguments:
-        limit: When too many records of a topic are bad: then nothing more of it is finished.
-        on_rejected: Told topic, reason and number of the records that became dead letters.
+        limit: None: there is no limit.
+        on_rejected: Called with topic, reason and number of the new dead letters.
     """
 
     dead_letters: DeadLetters
@@ -134,7 +133,7 @@ class Rejections:
     on_rejected: Callable[[str, str, int], None] = lambda topic, reason, count: None
 
     async def put(self, batch: Batch, rejected: list[Rejection]) -> None:
-        """Send a batch's bad records, each once, in the batch's turn.
+        """Publish a batch's bad records, each once. Call it in the batch's turn.
 
         Raises:
             PartitionLost: The batch is no longer ours.
@@ -148,4 +147,4 @@ class Rejections:
         sent = await batch.with_kafka(lambda: self.dead_letters.put(rejected))
         for reason, count in Counter(error.reason for _, error in sent).items():
             self.on_rejected(batch.tp.topic, reason, count)
-            log.warning("%d record(s) of %s to the dead letters: %s", count, batch.tp.topic, reason)
+            log.warning("%d record(s) of %s became dead letters: %s", count, batch.tp.topic, reason)

@@ -1,4 +1,4 @@
-"""The documents that events become in MongoDB."""
+"""Makes MongoDB documents from events."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from shopflow.store.types import Document
 
 
 def source_of(record: Any) -> Document:
-    """The field `source`: where in Kafka a document came from."""
+    """The document's field `source`: topic, partition and offset of its record."""
     return {"origin": "kafka", "topic": record.topic, "partition": record.partition, "offset": record.offset}
 
 
@@ -39,7 +39,7 @@ def customer_document(record: Any, event: Customer) -> Document:
 
 
 def purchase_document(record: Any, event: Purchase) -> Document:
-    """A document of `purchases`. The price must be known."""
+    """Make a document of `purchases`. The event must have a price."""
     price = event.price
     assert price is not None  # noqa: S101 - priced before
     return {

@@ -1,4 +1,4 @@
-"""When too much of a topic fails: stop taking it, before all of it is in the dead letters."""
+"""Stops a topic when too many of its records fail, before all of them are dead letters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-_LOOK_SECONDS = 0.5
+_CHECK_SECONDS = 0.5
 
 _offset = attrgetter("offset")
 #: Offset and reason of each record of a batch that failed, in order.
@@ -20,36 +20,36 @@ Failed = Sequence[tuple[int, str]]
 
 
 class FailureShare:
-    """How many of a topic's recent records failed, and whether that was too many. Pure.
+    """Counts the failures among a topic's last `window` records. Does no I/O.
 
     Arguments:
-        max_share: Of `window`: more than that many failures among the last `window` records are too many. 1: never.
-        window: Records. One that comes again counts once.
+        max_share: The limit, as a share of `window`. 1: no limit.
+        window: How many records. A redelivered record counts once.
     """
 
     def __init__(self, max_share: float, window: int) -> None:
         self._window = window
-        self._most = max_share * window
+        self._max_failures = max_share * window
         self._seen = 0
-        #: Number (in the order seen) and reason of those that failed among the last `window`.
+        #: The failures among the last `window` records: the record's number in order of arrival, and the reason.
         self._failed: deque[tuple[int, str]] = deque()
-        #: Partition -> the offset up to which its records were seen.
+        #: Partition -> the offset after its last counted record.
         self._ends: dict[int, int] = {}
-        self.failures = 0  #: among the last `window` records, when they were the most; 0: never too many
-        self.reason = ""  #: the commonest of them
+        self.failures = 0  #: the most failures over the limit; 0: the limit was never passed
+        self.reason = ""  #: the most common one when the limit was passed
 
     @property
     def passed(self) -> bool:
-        """Were there ever too many?"""
+        """True if the limit was ever passed."""
         return self.failures > 0
 
     @property
     def records(self) -> int:
-        """Those that the share is taken of: the window, or fewer as long as no more were seen."""
+        """How many records the failures are among: `window`, or fewer at the start."""
         return min(self._seen, self._window)
 
     def add(self, partition: int, records: Sequence[Any], failed: Failed) -> None:
-        """A batch's records were looked at, of which these failed."""
+        """Count a batch's records and its failures."""
         known = bisect_left(records, self._ends.get(partition, 0), key=_offset)
         if known == len(records):
             return
@@ -65,7 +65,7 @@ class FailureShare:
         self._failed.append((number, reason))
         while self._failed[0][0] <= number - self._window:
             self._failed.popleft()
-        if len(self._failed) <= max(self._most, self.failures):
+        if len(self._failed) <= max(self._max_failures, self.failures):
             return
         if not self.passed:
             ((self.reason, _),) = Counter(reason for _, reason in self._failed).most_common(1)
@@ -73,7 +73,7 @@ class FailureShare:
 
 
 class Limit:
-    """Holds up the batches of a topic of which too much fails; `FailureShare` says what its arguments mean."""
+    """Holds the batches of each topic that passed the limit. `FailureShare` describes the arguments."""
 
     def __init__(self, max_share: float, window: int) -> None:
         self._max_share = max_share
@@ -82,7 +82,7 @@ class Limit:
 
     @property
     def stopped(self) -> dict[str, str]:
-        """The topics of which too much failed, each with what was found."""
+        """The topics that passed the limit, each with a message."""
         return {
             topic: f"{share.failures} of its last {share.records} records can't be accepted, most often: {share.reason}"
             for topic, share in self._shares.items()
@@ -90,14 +90,14 @@ class Limit:
         }
 
     async def hold(self, tp: Any, records: Sequence[Any], failed: Failed, check: Callable[[], None]) -> None:
-        """Return at once, or when too much of the batch's topic has failed: wait until `check` raises.
+        """Return at once while the topic is within the limit. Otherwise wait until `check` raises.
 
-        A limit that was passed stays passed until the worker starts anew. Else the good records of other partitions
+        A limit that was passed stays passed until the worker restarts. Otherwise the good records of other partitions
         would let some of the bad ones through, again and again.
 
         Arguments:
             tp: Topic and partition of the batch.
-            check: Called twice a second; what it raises ends the waiting (the partition was lost).
+            check: Called twice a second. Raises when the partition is lost, which ends the wait.
         """
         share = self._shares.setdefault(tp.topic, FailureShare(self._max_share, self._window))
         if not share.passed:
@@ -106,10 +106,10 @@ class Limit:
                 return
             log.error(
                 "%s is stopped: %d of the last %d records can't be accepted, more than dead_letters.max_share allows "
-                "(%g of %d); most often: %s. Nothing more of this topic is finished; these are no dead letters yet. "
-                "Remove the cause and restart the worker; or restart it with dead_letters.max_share 1 to let them go.",
+                "(%g of %d); most often: %s. Nothing more of this topic is committed or dead-lettered. Remove the "
+                "cause and restart the worker; or restart it with dead_letters.max_share 1 to let them go.",
                 *(tp.topic, share.failures, share.records, self._max_share, self._window, share.reason),
             )
         while True:
             check()
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_CHECK_SECONDS)

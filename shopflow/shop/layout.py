@@ -10,9 +10,9 @@ class Layout:
     """The topics that hold a shop's events, dead letters and counts.
 
     Arguments:
-        retries: The topic of the marks, each of which says that a dead letter was put back.
+        retries: The topic of the marks, one for each retried dead letter.
         changelog, sales_changelog: Of the tables `purchase_counts` and `product_sales`.
-        partitions: Each of the topics has so many.
+        partitions: How many each of the topics has.
     """
 
     group: str

@@ -1,4 +1,4 @@
-"""Prices over time: every price that a product had, since when, until when, and what was sold at it."""
+"""A product's price history: each price, when it was in force, and the sales at it."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from itertools import pairwise
 from shopflow.store import MongoStore
 from shopflow.store.types import BEGINNING, PriceHistory, Sold
 
-#: Up to so long, what was sold is shown by the minute, where that is wanted.
+#: The longest span with sales by the minute, if requested.
 _BY_THE_MINUTE = timedelta(hours=2)
-#: Up to so long, what was sold is shown by the hour; beyond, by the day.
+#: The longest span with sales by the hour. A longer one has sales by the day.
 _BY_THE_HOUR = timedelta(days=4)
-#: The shortest time that is shown.
+#: The shortest span that is shown.
 _SHORTEST = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
 class Period:
-    """A time in which one price was in force."""
+    """A period with one price."""
 
     since: datetime | None
-    """None: as far back as purchases go."""
+    """None: the period includes the first purchase."""
 
     until: datetime | None
-    """None: it is in force, or the last that is known."""
+    """None: the price is the latest."""
 
     price: int | None
     """Grosze; None: not for sale."""
 
     units: int = 0
     revenue: int = 0
-    """Grosze, as the purchases say: they may have brought prices of their own."""
+    """Grosze, by the purchases' own prices, which may differ from `price`."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,14 @@ class Prices:
 
     product_id: str
     name: str | None
-    """None: it is deleted."""
+    """None: the product is deleted."""
 
     prices: tuple[Period, ...]
 
 
 @dataclass(frozen=True)
-class Course:
-    """What was sold between two times, to be shown below the prices."""
+class SalesOverTime:
+    """Sales between two times, shown below the prices."""
 
     start: datetime
     end: datetime
@@ -57,7 +57,7 @@ class Course:
     """`minute`, `hour` or `day`, in UTC."""
 
     sold: tuple[Sold, ...]
-    """By time; without those in which nothing was sold."""
+    """By time. Buckets without sales are left out."""
 
     @property
     def width(self) -> timedelta:
@@ -65,9 +65,9 @@ class Course:
 
 
 def periods(history: PriceHistory) -> list[Period]:
-    """The times between the changes of price; a price that was only said again is no change.
+    """The periods between changes of the price. A repeated price is no change.
 
-    The first one is what counts before any price is known: the first known price.
+    The first period is before the first known price, and has the same price.
     """
     changes: list[tuple[datetime | None, int | None]] = [(None, history.first)]
     for since, price in history.prices:
@@ -79,13 +79,13 @@ def periods(history: PriceHistory) -> list[Period]:
 async def read(
     store: MongoStore, product_id: str, since: datetime | None = None, most: int | None = None
 ) -> Prices | None:
-    """The prices of a product; None if nobody ever offered it.
+    """The prices of a product; None if it was never offered.
 
-    What was sold before the first price is a period of its own, without a `since`, if anything was.
+    Sales before the first price are in a period without `since`. Without such sales that period is left out.
 
     Arguments:
-        since: Only prices that were in force then or later; each with all that was sold at it.
-        most: Only so many, the last; None: all.
+        since: Only prices that were in force then or later, each with all sales at it.
+        most: At most this many prices, the latest; None: all.
 
     Raises:
         Unavailable: MongoDB does not answer.
@@ -106,7 +106,7 @@ async def read(
     return Prices(product_id, name if isinstance(name, str) else None, tuple(found))
 
 
-async def course(
+async def sales_over_time(
     store: MongoStore,
     product_id: str,
     prices: Sequence[Period],
@@ -114,13 +114,13 @@ async def course(
     since: datetime | None = None,
     *,
     by_the_minute: bool = False,
-) -> Course:
-    """What was sold of a product up to now, by the hour or by the day.
+) -> SalesOverTime:
+    """Sales of a product up to `now`, by the hour or by the day.
 
     Arguments:
-        prices: Its prices, as `read` gives them.
-        since: Where it begins, but not before the first price, or the first purchase if that is unknown.
-        by_the_minute: Where it is short, by the minute.
+        prices: The result of `read`.
+        since: The start, but not before the first price; if that is unknown, not before the first purchase.
+        by_the_minute: A short span has sales by the minute.
 
     Raises:
         Unavailable: MongoDB does not answer.
@@ -132,4 +132,4 @@ async def course(
     start = min(max(since or BEGINNING, known or now), now - _SHORTEST)
     bucket = "hour" if now - start <= _BY_THE_HOUR else "day"
     bucket = "minute" if by_the_minute and now - start <= _BY_THE_MINUTE else bucket
-    return Course(start, now, bucket, tuple(await store.units_over_time(product_id, start, now, bucket)))
+    return SalesOverTime(start, now, bucket, tuple(await store.units_over_time(product_id, start, now, bucket)))

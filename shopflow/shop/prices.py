@@ -1,9 +1,8 @@
-"""The price of a purchase that came without one: the product's, in force when the purchase was made.
+"""Decides the price of each purchase that came without one: the product's price at `purchased_at`.
 
-The prices that were given are kept in a topic of their own, so that a replay gives the same ones again: a record for
-each batch, in the partition with the number of the purchases', with offsets and prices in grosze. What was decided when
-the purchase came by can't be found out later: the product's price may have been changed since, by an event about a time
-before; MongoDB, which has the price, may have been dropped.
+The decided prices are published to a topic, the price log, and a replay takes them from it. It has a record for each
+batch, with offsets and prices in grosze, in the partition with the purchases' number. A price can't be decided again
+later: a late product event may have changed the product's history, or MongoDB may have been dropped.
 """
 
 from __future__ import annotations
@@ -28,16 +27,16 @@ from .counts import handled
 from .dead_letters import ReadSince, SendRecord
 from .decoding import DecodedBatch, check_value
 
-#: How often MongoDB is asked for a product that a purchase waits for.
-_LOOK_AGAIN_SECONDS = 0.25
-#: Unknown products that are remembered, so that each is waited for once.
-_REMEMBERED = 10_000
+#: Pause between two queries for a product that a purchase waits for.
+_QUERY_AGAIN_SECONDS = 0.25
+#: Unknown products that are kept in memory. Purchases wait for each of them once.
+_MAX_UNKNOWN_PRODUCTS = 10_000
 
 Pair = tuple[Any, Purchase]
 
 
 class Entry(msgspec.Struct):
-    """The value of a record in the log: prices by offset, rising."""
+    """The value of a record in the price log: (offset, price) pairs, by offset."""
 
     prices: list[tuple[int, int]]
 
@@ -47,10 +46,10 @@ _encode = msgspec.json.Encoder().encode
 
 
 class PriceLog:
-    """The topic of the prices that were given, by the workers before us too.
+    """The topic of the decided prices, of this worker and earlier ones.
 
     Arguments:
-        topic: With as many partitions as the purchases.
+        topic: It has as many partitions as the purchases.
         send: `App.send_record`.
         read_since: Topic, partition, Unix time in ms -> its records since then.
     """
@@ -59,42 +58,42 @@ class PriceLog:
         self._topic = topic
         self._send = send
         self._read_since = read_since
-        #: By partition, what the log had when it was first asked for: first and last offset, and the record's value.
-        self._known: dict[int, list[tuple[int, int, bytes]]] = {}
+        #: Partition -> the log's records at the first read: first offset, last offset, value.
+        self._cache: dict[int, list[tuple[int, int, bytes]]] = {}
 
     def forget(self) -> None:
-        """Forget what is known. Call it after a rebalance: other workers may have given prices meanwhile."""
-        self._known = {}
+        """Clear the cache. Call it after a rebalance: other workers may have published meanwhile."""
+        self._cache = {}
 
     async def prices(self, partition: int, first: Any, end: int) -> dict[int, int]:
-        """The prices given to purchases from the record `first` on up to, not including, offset `end`.
+        """The logged prices by offset, from the record `first` up to, not including, offset `end`.
 
         Raises:
             KafkaError: The log can't be read now.
         """
-        known = self._known
-        if partition not in known:
-            known[partition] = _ranges(await self._read_since(self._topic, partition, since(first)))
+        cache = self._cache
+        if partition not in cache:
+            cache[partition] = _ranges(await self._read_since(self._topic, partition, since(first)))
         start = first.offset
         prices: dict[int, int] = {}
-        for low, high, value in known[partition]:
+        for low, high, value in cache[partition]:
             if low < end and high >= start:
                 prices.update(_decode(value).prices)
         return {offset: price for offset, price in prices.items() if start <= offset < end}
 
     async def put(self, partition: int, prices: Mapping[int, int]) -> None:
-        """Add prices, and wait until Kafka has acknowledged them. Of two of one offset the later counts.
+        """Publish prices, and wait until Kafka has acknowledged them. If an offset has two prices, the later counts.
 
         Raises:
-            KafkaError: They may be there or not; do it again.
+            KafkaError: They may be in the log or not. Call it again.
         """
         entry = _encode(Entry(sorted(prices.items())))
         await (await self._send(self._topic, partition, None, entry, []))
 
     def done(self, partition: int, end: int) -> None:
-        """Drop what is known of offsets before this one: it is not asked for again until a rebalance."""
-        if partition in self._known:
-            self._known[partition] = [entry for entry in self._known[partition] if entry[1] >= end]
+        """Drop cached prices of offsets before `end`: they are not needed again until a rebalance."""
+        if partition in self._cache:
+            self._cache[partition] = [entry for entry in self._cache[partition] if entry[1] >= end]
 
 
 def _ranges(records: list[Any]) -> list[tuple[int, int, bytes]]:
@@ -102,7 +101,7 @@ def _ranges(records: list[Any]) -> list[tuple[int, int, bytes]]:
     for record in records:
         try:
             prices = _decode(record.value).prices
-        except (msgspec.MsgspecError, TypeError):  # not ours
+        except (msgspec.MsgspecError, TypeError):  # another program's
             continue
         if prices:
             found.append((prices[0][0], prices[-1][0], record.value))
@@ -110,30 +109,29 @@ def _ranges(records: list[Any]) -> list[tuple[int, int, bytes]]:
 
 
 class Priced:
-    """What became of the purchases of a batch that had no price."""
+    """The results for those purchases of a batch that came without a price."""
 
     def __init__(self) -> None:
         self.rejected: dict[int, Rejected] = {}  #: by offset
-        self.decided: dict[int, int] = {}  #: prices by offset, all of them
-        self.logged: set[int] = set()  #: offsets of those that are in the log already
+        self.decided: dict[int, int] = {}  #: all prices, by offset
+        self.logged: set[int] = set()  #: offsets whose price is in the log already
 
     @property
     def to_log(self) -> dict[int, int]:
-        """Prices that the log doesn't have yet."""
+        """The prices that are not in the log yet, by offset."""
         return {offset: price for offset, price in self.decided.items() if offset not in self.logged}
 
 
 @dataclass(eq=False)
 class Prices:
-    """Gives prices, each once.
+    """Decides each price once.
 
-    What was decided stays decided, also by a worker that died before it could commit, and in a replay: the log of
-    prices comes first, then a stored purchase's price, then the dead letters and the counts, which tell that there was
-    none. Only then the history of prices is asked.
+    A decision holds after a crash and in a replay. So the sources are, in this order: the price log; the stored
+    purchase; the dead letters and the counts, which show that the purchase was rejected; the product's price history.
 
     Arguments:
         rejected_before: `DeadLetters.before`.
-        wait_seconds: How long a purchase waits for a product that nobody offered yet.
+        wait_seconds: How long purchases wait for an unknown product.
     """
 
     mongodb: Patient[MongoStore]
@@ -145,7 +143,7 @@ class Prices:
     _unknown: dict[str, float] = field(default_factory=dict, init=False)
 
     async def give(self, batch: Batch, decoded: DecodedBatch[Purchase]) -> Priced:
-        """Give the purchases without a price their price. Those that get none become rejected ones."""
+        """Set the price of each purchase without one. A purchase whose product has no price is rejected."""
         priced = Priced()
         unpriced = {record.offset: (record, event) for record, event in decoded.accepted if event.price is None}
         if not unpriced:
@@ -163,15 +161,15 @@ class Prices:
         return priced
 
     async def keep(self, batch: Batch, priced: Priced) -> None:
-        """Put the prices into the log, before the purchases are counted."""
+        """Publish new prices to the log. Call it before the purchases are counted."""
         if new := priced.to_log:
             await batch.with_kafka(lambda: self.log.put(batch.tp.partition, new))
         if priced.decided:
             self.log.done(batch.tp.partition, batch.end)
 
     async def _decided_before(self, batch: Batch, waiting: dict[int, Pair], priced: Priced) -> None:
-        """Settle those that were settled before; they are taken out of `waiting`."""
-        first = batch.records[0]  # what is read now is all that is known until a rebalance
+        """Apply earlier decisions, and remove those purchases from `waiting`."""
+        first = batch.records[0]  # caches are filled from here, and last until a rebalance
         partition = batch.tp.partition
         logged = await batch.with_kafka(lambda: self.log.prices(partition, first, batch.end))
         for offset in waiting.keys() & logged.keys():
@@ -188,7 +186,7 @@ class Prices:
             if event.purchase_id in stored:
                 event.price = stored[event.purchase_id]
             elif offset in refused or handled(get, event.customer_id, offset):
-                # Accepted now, it would be stored and never counted, or counted and be a dead letter too.
+                # If it were accepted now, it would be stored and never counted, or both counted and dead-lettered.
                 priced.rejected[offset] = _unknown_product(event.product_id)
             else:
                 continue
@@ -217,11 +215,11 @@ class Prices:
                 if record.offset not in waited_for:
                     priced.rejected[record.offset] = _unknown_product(event.product_id)
             if unpriced:
-                await asyncio.sleep(min(_LOOK_AGAIN_SECONDS, self.wait_seconds))
+                await asyncio.sleep(min(_QUERY_AGAIN_SECONDS, self.wait_seconds))
 
     def _deadline(self, product_id: str, now: float) -> float:
-        """Until when purchases of this unknown product are held up: counted once, from the first of them."""
-        if product_id not in self._unknown and len(self._unknown) >= _REMEMBERED:  # those that still wait are kept
+        """The monotonic time until which purchases of this unknown product wait. The first of them sets it."""
+        if product_id not in self._unknown and len(self._unknown) >= _MAX_UNKNOWN_PRODUCTS:  # keep deadlines ahead
             self._unknown = {name: deadline for name, deadline in self._unknown.items() if deadline > now}
         return self._unknown.setdefault(product_id, now + self.wait_seconds)
 

@@ -1,4 +1,4 @@
-"""What happens to a batch of purchases: decoded, priced, stored, counted, in the order that is the guarantee."""
+"""Handles batches of purchases: decode, price, store, count. The order of the steps is the guarantee."""
 
 from __future__ import annotations
 
@@ -24,44 +24,44 @@ from .prices import Priced, Prices
 
 log = logging.getLogger(__name__)
 
-#: Purchases that a line of the log names.
+#: Purchases named in one log line.
 _NAMED = 5
 
 
 @dataclass(frozen=True)
 class CountedBatch:
-    """A batch of purchases that is stored and counted, for what follows the counts."""
+    """A batch of purchases that is stored and counted: the input of each `Follower`."""
 
     fresh: Sequence[tuple[Any, Purchase]]
-    """Records and events that are stored and were not sent before, by offset; each with its price."""
+    """The stored purchases without duplicates, as (record, event) by offset. Each has a price."""
 
     duplicates: Sequence[int]
-    """Offsets of purchases that were sent before."""
+    """Offsets of purchases that their producer had sent before."""
 
     rejected: Sequence[int]
     """Offsets of records that went to the dead letters."""
 
     changes: Changes[PurchaseCount]
-    """The counts as they are now."""
+    """The counts after this batch."""
 
 
-#: Makes something else of a batch that is counted and not yet finished. It may come again: then it must change nothing.
-#: Raises `PartitionLost` when the batch is no longer ours.
+#: Handles a counted batch before it is finished. The batch may be redelivered, so the call must be idempotent.
+#: Raises `PartitionLost` if the batch is no longer ours.
 Follower: TypeAlias = Callable[[Batch, CountedBatch], Awaitable[None]]
 
 
 @dataclass(eq=False)
 class Purchases:
-    """What the agent of `purchases` does with its batches.
+    """Handles the batches of the agent `purchases`.
 
     Arguments:
-        mongodb: Asks MongoDB until it answers.
+        mongodb: Retries each request until MongoDB answers.
         counts: The table `purchase_counts`.
-        prices: Gives prices to purchases without one.
-        rejections: Takes the bad records.
+        prices: Decides the price of purchases without one.
+        rejections: Publishes dead letters.
         max_event_bytes: A larger event is a bad record.
-        followers: What else is made of a batch, in this order.
-        sold: Told of the new purchases of each batch that is finished.
+        followers: Called with each counted batch, in this order.
+        sold: Called with the new purchases of each finished batch.
     """
 
     mongodb: Patient[MongoStore]
@@ -81,14 +81,15 @@ class Purchases:
 
         1. The documents are in MongoDB's journal.
         2. The bad records are in the dead letters, and the prices that were given are in their log.
-        3. The counts are in RocksDB, and 4. Kafka has acknowledged their changelog records.
-        5. So is what follows from them: sales, customer activity, vouchers.
-        Then the batch is finished, and its end may be committed. Each step may be repeated.
+        3. The counts are in RocksDB.
+        4. Kafka has acknowledged their changelog records.
+        5. Kafka has acknowledged what follows from the counts: sales, customer activity, vouchers.
+        Then the batch is finished, and its end may be committed. Every step may be repeated.
 
         Raises:
             PartitionLost: The batch is no longer ours; the partition's owner gets it again.
         """
-        batch.require_next()  # else a repeat could be stored before the purchase that it repeats
+        batch.require_next()  # else a duplicate could be stored before its original
         decoded = split(batch.records, self._decode, tombstones=False)
         await asyncio.sleep(0)  # each of these steps holds the event loop for milliseconds
         priced = await self.prices.give(batch, decoded)
@@ -104,7 +105,7 @@ class Purchases:
             await self.rejections.put(batch, decoded.rejected)  # 2
             await self.prices.keep(batch, priced)
             rejected = [record.offset for record, _ in decoded.rejected]
-            batch.check_owned()  # else the table may be another worker's by now
+            batch.check_owned()  # another worker may own the table by now
             get = self.counts.reader(batch.tp.partition)
             changes = advance(get, purchases, end=batch.end, duplicates=repeated, rejected=rejected)
             await self.counts.write(batch, changes.rows())  # 3, 4
@@ -113,7 +114,7 @@ class Purchases:
         self.sold([event for _, event in fresh])
 
     async def _insert(self, batch: Batch, decoded: DecodedBatch[Purchase], priced: Priced) -> Collection[int]:
-        """Insert the accepted purchases. Returns the indexes of those that were sent before."""
+        """Insert the accepted purchases. Returns the indexes of the duplicates."""
         if not decoded.accepted:
             return ()
         documents = [purchase_document(record, event) for record, event in decoded.accepted]
@@ -138,10 +139,10 @@ class Purchases:
     async def _reconcile(
         self, batch: Batch, accepted: list[tuple[Any, Purchase]], priced: Priced, differing: dict[int, Document]
     ) -> None:
-        """Settle what is stored of these events and is not what they say.
+        """Resolve the differences between these events and their stored documents.
 
-        Of two workers that gave a purchase a price, one of them asleep when it lost the partition, the first to store
-        it has decided. Any other difference was made by another program, and is put right.
+        If two workers decided a price, because one lost the partition without noticing, the stored price counts.
+        Another program made any other difference; the document is restored.
         """
         undecided, changed = priced.to_log, []
         for number, stored in differing.items():
@@ -154,4 +155,6 @@ class Purchases:
         if changed:
             await self.mongodb(batch, lambda: self.mongodb.store.restore_purchases(changed))
             names = ", ".join(document["_id"] for document in changed[:_NAMED])
-            log.warning("%d purchase(s) in MongoDB were not as they were sent; put right: %s", len(changed), names)
+            log.warning(
+                "%d purchase(s) in MongoDB differed from their events and were restored: %s", len(changed), names
+            )

@@ -1,4 +1,4 @@
-"""What a worker sold in the last minutes: how much, when, of what. Pure, but for the clock."""
+"""The sales that a worker handled in the last 15 minutes. Does no I/O."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import msgspec
 
 from shopflow.models import Purchase
 
-#: How far back it goes, in seconds.
+#: How long sales are kept.
 KEPT_SECONDS = 900
-#: Purchases that are shown one by one.
+#: The newest purchases, which are shown one by one.
 LATEST = 20
-#: Products that are told apart in a minute: their names come from outside, memory is ours.
+#: The most products counted in a minute. Producers choose the ids, so memory needs a bound.
 MOST_PRODUCTS = 1_000
-#: Products that a snapshot names.
+#: Products in a snapshot.
 BESTSELLERS = 50
 _MINUTE = 60
 
@@ -34,7 +34,7 @@ class Sale(msgspec.Struct, frozen=True):
 
 
 class Bestseller(msgspec.Struct):
-    """What was sold of a product."""
+    """Sales of a product."""
 
     product_id: str
     items: int = 0
@@ -42,20 +42,20 @@ class Bestseller(msgspec.Struct):
 
 
 class Snapshot(msgspec.Struct):
-    """What a board shows; a worker tells it to the others."""
+    """The contents of a board. Workers request it from each other."""
 
     seconds: dict[int, tuple[int, int]] = {}
-    """Unix time -> purchases and grosze of this second; none where nothing happened."""
+    """Unix time -> purchases and grosze of this second. Seconds without purchases are left out."""
 
     latest: list[Sale] = []
     """Newest first."""
 
     bestsellers: list[Bestseller] = []
-    """Those of which most was sold, in no order."""
+    """Products with the most units first."""
 
 
 class Board:
-    """Takes in finished batches, and forgets what is older than fifteen minutes."""
+    """Adds up finished batches, and drops sales older than 15 minutes."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
@@ -64,7 +64,7 @@ class Board:
         self._latest: deque[Sale] = deque(maxlen=LATEST)
 
     def sold(self, purchases: Sequence[Purchase]) -> None:
-        """These purchases of one batch were stored and counted."""
+        """Add a batch's purchases, which were stored and counted."""
         if not purchases:
             return
         now = self._clock()
@@ -92,7 +92,7 @@ class Board:
         self._forget(now)
 
     def _forget(self, now: float) -> None:
-        # A clock that was set back leaves what lies ahead: it goes when its time has come.
+        # After the clock was set back, entries in the future stay until they are old enough.
         while self._seconds and (oldest := next(iter(self._seconds))) < now - KEPT_SECONDS:
             del self._seconds[oldest]
         while self._minutes and (first := next(iter(self._minutes))) * _MINUTE < now - KEPT_SECONDS - _MINUTE:

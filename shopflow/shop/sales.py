@@ -1,8 +1,8 @@
-"""Sales by product: what a batch of purchases makes of them, in total, by day and by hour.
+"""Sales by product, in total, by day and by hour: computes and writes them after a batch of purchases.
 
-They are counts like those of the customers (`counting`), under other keys: each row is a function of the log alone and
-says up to which offset. The purchases' topic is partitioned by customer, so each partition has sales of its own for
-every product; a product's sales are their sum.
+They are counts like those of the customers (`counts.py`), under other keys. A row depends on the log alone, and holds
+the offset up to which it counts. Purchases are partitioned by customer, so each partition has its own rows of every
+product; a product's sales are their sum.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ _Row = struct_of(ProductSales)
 
 decode_row = msgspec.json.Decoder(_Row).decode
 
-#: Every purchase is in a row of each; the sums of a partition have it as often.
+#: Each purchase is in one row of each period, so a partition's totals count it three times.
 PERIODS = ("total", "day", "hour")
 
-Hour = tuple[int, str]  # hours since the year 0, UTC; product_id
-Fresh = Sequence[tuple[Any, Any]]  # records and purchases, each with its price, by offset
+Hour = tuple[int, str]  # hour (ordinal of the day * 24 + hour, UTC), product_id
+Fresh = Sequence[tuple[Any, Any]]  # (record, purchase) by offset; each purchase has a price
 
 
 class Sale(NamedTuple):
-    """What was sold of a product in a period, as one partition or several have it."""
+    """Sales of a product in a period, in one partition or several."""
 
     period: str
-    start: datetime | None  #: UTC; None: ever
+    start: datetime | None  #: UTC; None: the total
     product_id: str
     purchases: int
     units: int
@@ -44,7 +44,7 @@ class Sale(NamedTuple):
 
 
 def key_of(period: str, start: str, product_id: str) -> str:
-    """The row's key. In their order, the rows of a period go by time.
+    """The row's key. The keys of a period sort by time.
 
     Arguments:
         start: ISO 8601, cut after the hour or the day; empty for the total.
@@ -53,7 +53,7 @@ def key_of(period: str, start: str, product_id: str) -> str:
 
 
 def start_of(key: str) -> tuple[str, datetime | None, str]:
-    """Period, its start and the product that a row's key names."""
+    """Parse a row's key: the period, its start, the product_id."""
     period, start, product_id = key.split(" ", 2)
     if not start:
         return period, None, product_id
@@ -67,10 +67,10 @@ def sale_of(key: bytes, row: ProductSales) -> Sale:
 
 
 class Sales:
-    """Enters the sales of each batch of purchases in the table `product_sales`.
+    """Adds the sales of each batch of purchases to the table `product_sales`.
 
     Arguments:
-        changed: Told of the rows that were written: partition, keys and values.
+        changed: Called with the partition, and the keys and values of the written rows.
     """
 
     def __init__(self, table: Table, changed: Callable[[int, Sequence[tuple[bytes, bytes]]], None]) -> None:
@@ -78,7 +78,7 @@ class Sales:
         self._changed = changed
 
     async def follow(self, batch: Batch, counted: CountedBatch) -> None:
-        """Enter a batch that was counted (`purchases.Follower`)."""
+        """Add the sales of a counted batch (`purchases.Follower`)."""
         partition = batch.tp.partition
         changes = advance(
             self._table.reader(partition),
@@ -93,7 +93,7 @@ class Sales:
 
 
 class Sum:
-    """What some purchases add up to."""
+    """The sum of some purchases."""
 
     __slots__ = ("first", "last", "purchases", "revenue", "units")
 
@@ -122,19 +122,19 @@ def advance(
     duplicates: Collection[int] = (),
     rejected: Collection[int] = (),
 ) -> Changes[ProductSales]:
-    """The sales after a batch that ends before offset `end`; the arguments are those of `counting.advance`.
+    """Compute the sales after a batch that ends before offset `end`. `counts.advance` describes the other arguments.
 
-    Rows and sums are judged each by their own offset: a crash can leave one ahead of the other. Nearly always none is;
-    then each purchase is looked at once, and the rows get the sums of their hours.
+    Rows and totals are each compared by their own offset, because a crash can leave one ahead of the other. Normally
+    none is ahead; then each purchase is read once, and the rows are updated with the sums by hour.
 
     Arguments:
-        fresh: Records and purchases, each with its price.
+        fresh: (record, purchase) by offset; each purchase has a price.
     """
     known = get(TOTALS_KEY)
     totals = decode_totals(known) if known else Totals()
     rows: dict[str, ProductSales] = {}
     seen = totals.offset
-    batch = _Batch(fresh)
+    batch = _BatchSums(fresh)
     for key, added in batch.sums.items():
         row = rows[key] = _row(get(key.encode()), totals.era)
         new = batch.after(row.offset, key)
@@ -193,13 +193,13 @@ def _rows_of(hour: Hour) -> list[str]:
     return [key_of(period, start, product_id) for period, start in zip(PERIODS, starts, strict=True)]
 
 
-class _Batch:
+class _BatchSums:
     def __init__(self, fresh: Fresh) -> None:
         self._fresh = fresh
         self.sums = _by_row(_by_hour(fresh))
 
     def after(self, offset: int, key: str) -> Sum | None:
-        """The part of a row's sum that comes after this offset; None if there is none."""
+        """The sum of a row's purchases after this offset; None if there are none."""
         added = self.sums[key]
         if offset < added.first:
             return added
@@ -213,7 +213,7 @@ class _Batch:
 
     @cached_property
     def _by_row(self) -> dict[str, list[tuple[Any, Any]]]:
-        """The purchases of each row; wanted only when a batch that was cut off comes again."""
+        """The purchases of each row. They are needed only after a crash in the middle of a batch."""
         rows: dict[str, list[tuple[Any, Any]]] = {}
         for pair in self._fresh:
             for key in _rows_of(_hour_of(pair[1])):

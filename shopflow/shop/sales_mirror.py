@@ -1,8 +1,8 @@
-"""The sales in MongoDB, for other programs: brought up to date now and then, not with every batch.
+"""Writes the sales to MongoDB for other programs, at most twice a second, not with every batch.
 
-What is written are values, not differences, each with how far it counts; so it may be written late, twice, or by a
-worker that was asleep, and nothing is lost with the process: MongoDB knows how far each partition is, and whoever gets
-the partition next writes what is newer than that.
+It writes values with their positions (era and offset), not differences. So a write may be late, repeated, or from a
+worker that was frozen. Nothing is lost with the process: MongoDB has the position of each partition, and the
+partition's next owner writes the rows that are later.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from shopflow.store.types import PartitionSales
 from .counts import decode_totals
 from .sales import decode_row, sale_of
 
-#: How often the sales in MongoDB are brought up to date.
-_SECONDS = 0.5
-#: How many times as long as that took MongoDB it rests.
-_RESTS = 3
-#: Rows looked at before other coroutines get a turn, and sales of one write.
+#: The shortest pause between two rounds.
+_PAUSE_SECONDS = 0.5
+#: A pause is at least this many times as long as MongoDB took for the round.
+_PAUSE_FACTOR = 3
+#: Rows that are scanned before other coroutines run, and sales in one write.
 _SLICE = 1_000
 _AT_ONCE = 500
 
@@ -36,11 +36,11 @@ T = TypeVar("T")
 
 @dataclass(eq=False)
 class Mirror:
-    """Writes to MongoDB what changed in the table of sales.
+    """Writes changed rows of the table of sales to MongoDB.
 
     Arguments:
-        owned: The partitions whose rows this worker may read now.
-        mongodb: Whether it is away, as all of the worker see it.
+        owned: Returns the partitions whose rows this worker may read now.
+        mongodb: The outage of MongoDB that all of the worker shares.
     """
 
     table: Table
@@ -50,39 +50,39 @@ class Mirror:
 
     def __post_init__(self) -> None:
         self._took = 0.0
-        #: By partition, the rows that MongoDB does not have yet; one that is not here has to be looked through.
+        #: Partition -> the rows that MongoDB lacks. A partition that is not here must be scanned first.
         self._waiting: dict[int, dict[bytes, bytes]] = {}
 
     def changed(self, partition: int, rows: Sequence[Row]) -> None:
-        """These rows were written to the table."""
+        """Note rows that were written to the table."""
         if partition in self._waiting:
             self._waiting[partition].update(rows)
 
     def forget(self) -> None:
-        """Forget what is known. Call it after a rebalance: other workers may have written meanwhile."""
+        """Clear the cache. Call it after a rebalance: other workers may have written meanwhile."""
         self._waiting = {}
 
     async def round(self) -> float:
         """Bring MongoDB up to date. Returns the seconds to wait before the next round."""
-        # A backlog of many days is many rows: they must not keep MongoDB from the purchases.
-        return max(_SECONDS, _RESTS * await self.bring_up())
+        # A backlog of many days has many rows. Purchases must not wait for them.
+        return max(_PAUSE_SECONDS, _PAUSE_FACTOR * await self.bring_up_to_date())
 
-    async def bring_up(self) -> float:
-        """Write what MongoDB does not have yet; while it is away, try again. Returns the seconds that it took MongoDB.
+    async def bring_up_to_date(self) -> float:
+        """Write the rows that MongoDB lacks; while it is away, try again.
 
-        Those in which it did not answer are not among them.
+        Returns the seconds that MongoDB took, without those in which it did not answer.
         """
         self._took = 0.0
         for partition in self.owned():
             try:
                 if partition not in self._waiting:
-                    await self._look_through(partition)
+                    await self._scan(partition)
                 await self._write(partition)
             except PartitionLost:
                 continue
         return self._took
 
-    async def _answered(self, partition: int, ask: Callable[[], Awaitable[T]]) -> T:
+    async def _timed(self, partition: int, ask: Callable[[], Awaitable[T]]) -> T:
         async def timed() -> T:
             began = monotonic()
             answer = await ask()
@@ -91,8 +91,8 @@ class Mirror:
 
         return await retrying(self.mongodb, lambda: self._check(partition), timed)
 
-    async def _look_through(self, partition: int) -> None:
-        known = Position(*await self._answered(partition, lambda: self.store.sales_position(partition)))
+    async def _scan(self, partition: int) -> None:
+        known = Position(*await self._timed(partition, lambda: self.store.sales_position(partition)))
         self._check(partition)
         rows = self._waiting[partition] = {}
         totals = self.table.reader(partition)(TOTALS_KEY)
@@ -102,7 +102,7 @@ class Mirror:
             while True:
                 for key, value in found:
                     if (position := position_of(value)) > known and position.era >= era:
-                        rows.setdefault(key, value)  # what was entered meanwhile is newer
+                        rows.setdefault(key, value)  # a row that a batch wrote meanwhile is newer
                 self._check(partition)
                 found = self.table.scan(partition, after, _SLICE)
                 if not found:
@@ -123,21 +123,21 @@ class Mirror:
             return
         rows = dict(waiting)
         totals = decode_totals(rows[TOTALS_KEY]) if TOTALS_KEY in rows else None
-        sales = [_part(key, value) for key, value in rows.items() if key != TOTALS_KEY]
-        # The totals last: who sees one that has changed finds the days and hours changed already.
+        sales = [_partition_sales(key, value) for key, value in rows.items() if key != TOTALS_KEY]
+        # The totals last: a reader that sees a new total sees its days and hours, too.
         for some in ([one for one in sales if one.start], [one for one in sales if not one.start]):
             for start in range(0, len(some), _AT_ONCE):
                 put = partial(self.store.put_sales, partition, some[start : start + _AT_ONCE])
-                await self._answered(partition, put)
+                await self._timed(partition, put)
         if totals is not None:
-            # Not up to `offset`: sums of a batch that was done again in part reach further than the rows beside them.
+            # `settled`, not `offset`: while a batch is redelivered in parts, `offset` is ahead of the rows.
             reached = partial(self.store.reached_sales, partition, (totals.era, totals.settled))
-            await self._answered(partition, reached)
+            await self._timed(partition, reached)
         for key, value in rows.items():
             if waiting.get(key) == value:
                 del waiting[key]
 
 
-def _part(key: bytes, value: bytes) -> PartitionSales:
+def _partition_sales(key: bytes, value: bytes) -> PartitionSales:
     row = decode_row(value)
     return PartitionSales(*sale_of(key, row), position=(row.era, row.offset))

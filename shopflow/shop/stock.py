@@ -1,9 +1,9 @@
-"""Stock: what is left of each product, and an alert, once for each stocking, when it has fallen to its limit.
+"""Stock: the units left of each product, and one alert for each stocking, when they have fallen to the limit.
 
-What is left is the stock less the units sold since the product's `updated_at`, by the purchases' own times, so a late
-purchase counts. `sales` has the units by hours; from the hour in which the stocking falls, what was bought before it is
-taken off. `sales` comes after the purchases, so what is taken off is never too little: an alert may come a moment late,
-never wrongly.
+A product event with a `stock` is a stocking. The units left are its stock minus the units sold since its `updated_at`,
+by the purchases' own times, so late purchases count. `sales` has the units by hour; from the first hour, the purchases
+before `updated_at` are subtracted. `sales` is written after `purchases`, so never too few are subtracted: an alert may
+be a moment late, but is never wrong.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from .dead_letters import ReadSince
 
 log = logging.getLogger(__name__)
 
-#: How often it is looked whether a stock has fallen to its limit.
+#: Pause between two rounds.
 _ROUND_SECONDS = 1.0
-#: Products of a round.
+#: Products that are checked in a round.
 AT_ONCE = 500
 
 
-# -- pure
+# -- without I/O
 
 
 def stocked(product: Document) -> bool:
-    """Does the product carry a stock? Other programs may have written anything."""
+    """True if the product has a valid stock. Other programs may have written anything."""
     return type(product.get("stock")) is int and isinstance(product.get("updated_at"), datetime)
 
 
 def alert_id(product: Document) -> str:
-    """The id of the alert for this stocking; the time has a fixed width, so no two stockings have the same."""
+    """The id of the alert for this stocking. The time has a fixed width, so each stocking has its own id."""
     since = product["updated_at"].astimezone(timezone.utc)
     return f"{product['_id']}@{since.isoformat(timespec='milliseconds')}"
 
@@ -74,23 +74,24 @@ def _hour(time: datetime) -> datetime:
 
 
 async def left_of(store: MongoStore, products: Sequence[Document]) -> dict[str, int]:
-    """What is left of each of these that carries a stock, by id.
+    """The units left of each product that has a stock, by product_id.
 
     Raises:
         Unavailable: MongoDB is away.
     """
-    places = asyncio.Semaphore(REQUESTS_AT_ONCE)
+    slots = asyncio.Semaphore(REQUESTS_AT_ONCE)
 
     async def ask(product: Document) -> tuple[str, int]:
-        async with places:
+        async with slots:
             units = await store.sold_from(product["_id"], _hour(product["updated_at"]))
-            return product["_id"], product["stock"] - max(0, units - await _before(store, product) if units else 0)
+            sold = max(0, units - await _units_before(store, product) if units else 0)
+            return product["_id"], product["stock"] - sold
 
     return dict(await asyncio.gather(*map(ask, filter(stocked, products))))
 
 
-async def _before(store: MongoStore, product: Document) -> int:
-    """Units bought in the hour of the stocking, but before it."""
+async def _units_before(store: MongoStore, product: Document) -> int:
+    """The units bought in the hour of the stocking, but before it."""
     since = product["updated_at"]
     return await store.units_from_kafka(product["_id"], _hour(since), since) if since > _hour(since) else 0
 
@@ -99,13 +100,13 @@ async def _before(store: MongoStore, product: Document) -> int:
 
 
 class AlertLog:
-    """The topic of the alerts: what was told, by the workers before us too.
+    """The topic of the alerts, of this worker and earlier ones.
 
     Arguments:
-        topic: With as many partitions as that of the products, an alert in the one with the number of its product's.
+        topic: An alert is in the partition with its product's number.
         products: The topic of the products.
         publish: `App.publish`.
-        read_since: Reads what a partition of the topic holds since a time.
+        read_since: Reads a partition's records since a time.
     """
 
     def __init__(self, topic: str, products: str, publish: Publish, read_since: ReadSince) -> None:
@@ -116,17 +117,17 @@ class AlertLog:
         self._once: SendOnce[str, Document] = SendOnce(self._sent_before, lambda document: str(document["_id"]))
 
     def forget(self) -> None:
-        """Forget what is known. Call it after a rebalance: other workers may have published meanwhile."""
+        """Clear the cache. Call it after a rebalance: other workers may have published meanwhile."""
         self._once.forget()
 
     async def put(self, partition: int, document: Document, check: Callable[[], None]) -> bool:
-        """Send it unless it is there. Was it sent?
+        """Publish the alert unless the topic has it. Returns True if it was published.
 
         Arguments:
-            check: Called right before it is sent; what it raises goes through.
+            check: Called right before publishing. May raise.
 
         Raises:
-            KafkaError: It may be there or not; do it again.
+            KafkaError: The topic may have it or not. Call it again.
         """
 
         async def send(made: Sequence[Document]) -> None:
@@ -142,30 +143,30 @@ class AlertLog:
 
 
 @dataclass
-class _Look:
-    """What is known of a stocking since we last looked at it."""
+class _Stocking:
+    """The cached state of a stocking."""
 
     alert_id: str
     units: int = -1
-    """Sold of the product ever, when what was sold since the stocking was last looked up."""
+    """The product's total sales when the stocking was last checked."""
 
     before: int = 0
-    """Units bought before the stocking in its hour, at least."""
+    """A lower bound of the units bought before the stocking in its hour."""
 
-    told: bool = False
+    published: bool = False
 
 
 @dataclass(eq=False)
 class Watch:
-    """Looks at the products of this worker's partitions, some at a time, and tells of those that have fallen.
+    """Checks the products of this worker's partitions, some at a time, and publishes alerts.
 
-    1. The alert is in MongoDB's journal, 2. Kafka has acknowledged its event. Cut off in between, the next worker finds
-    the document and tells the same. The worker that has the partition of `products` in which a product's key is tells
-    of it: of the purchases it may have none.
+    1. The alert is in MongoDB's journal. 2. Kafka has acknowledged its event. After a crash in between the next worker
+    finds the document and publishes it. The owner of the product's partition of `products` publishes its alert, even if
+    it owns no partition of `purchases`.
 
     Arguments:
-        owned: The partitions of the products that are ours now; none in a rebalance.
-        sure: True while the lease is valid.
+        owned: Returns the owned partitions of `products`; none during a rebalance.
+        lease_valid: Returns True while the lease is valid.
         outages: Those of MongoDB and Kafka, by service.
         now: The clock.
     """
@@ -173,95 +174,94 @@ class Watch:
     store: MongoStore
     alerts: AlertLog
     owned: Callable[[], Sequence[int]]
-    sure: Callable[[], bool]
+    lease_valid: Callable[[], bool]
     _: KW_ONLY
     outages: Mapping[str, Outage]
     now: Callable[[], datetime] = lambda: datetime.now(timezone.utc)
 
     def __post_init__(self) -> None:
-        self._looks: dict[str, _Look] = {}
-        self._met: dict[str, _Look] = {}
+        self._stockings: dict[str, _Stocking] = {}
+        self._met: dict[str, _Stocking] = {}
         self._after = ""
         self._assignment = 0
 
     def forget(self) -> None:
-        """Forget what is known. Call it after a rebalance: other workers may have published meanwhile."""
+        """Clear the cache. Call it after a rebalance: other workers may have published meanwhile."""
         self.alerts.forget()
         self._assignment += 1
-        self._looks, self._met, self._after = {}, {}, ""
+        self._stockings, self._met, self._after = {}, {}, ""
 
     async def round(self) -> float:
-        """Look, and tell the outages how it ended. Returns the seconds to wait before the next round."""
+        """Check products, and update the outages. Returns the seconds to wait before the next round."""
         try:
-            asked = await self.look()
+            asked = await self.check_products()
         except Unavailable as error:
             self.outages[error.service].failed(error, self)
-            if error.service == "Kafka":  # it is asked last: MongoDB has answered
+            if error.service == "Kafka":  # Kafka is used last, so MongoDB has answered
                 self.outages["MongoDB"].succeeded(self)
-        except PartitionLost:  # the next owner looks; what is ours then, we look at anew
+        except PartitionLost:  # the next round starts again with the partitions owned then
             self.forget()
         else:
             for outage in self.outages.values() if asked else ():
                 outage.succeeded(self)
         return _ROUND_SECONDS
 
-    async def look(self) -> bool:
-        """One round: at most `AT_ONCE` products; the next round goes on behind them. Was anything ours to look at?
+    async def check_products(self) -> bool:
+        """Check at most `AT_ONCE` products; the next call continues after them. Returns False if no partition is owned.
 
         Raises:
-            Unavailable: MongoDB or Kafka is away. A later round tells what this one could not.
-            PartitionLost: Our partitions went to others.
+            Unavailable: MongoDB or Kafka is away. A later round publishes what is missing.
+            PartitionLost: The owned partitions may have changed.
         """
         assignment, owned = self._assignment, self.owned()
         if not owned:
             return False
         page = await self.store.stocked(self.alerts.products, owned, self._after, AT_ONCE)
-        # The total before the hours: it is written after them, so what it has, they have.
+        # Read the total before the hours: it is written after them, so they contain all that it contains.
         totals = await self.store.sold_ever([product["_id"] for product in page])
         for product in filter(stocked, page):
             self._check(assignment)
-            look = self._known(product)
-            if not look.told and look.units != totals.get(product["_id"], 0):
-                left = await self._fallen(product, look)
+            stocking = self._stocking(product)
+            if not stocking.published and stocking.units != totals.get(product["_id"], 0):
+                left = await self._left_at_limit(product, stocking)
                 if left is not None:
-                    await self._tell(product, left, assignment)
-                    look.told = True
-                look.units = totals.get(product["_id"], 0)
+                    await self._publish_alert(product, left, assignment)
+                    stocking.published = True
+                stocking.units = totals.get(product["_id"], 0)
         self._check(assignment)
         self._turn_page(page)
         return True
 
-    def _known(self, product: Document) -> _Look:
+    def _stocking(self, product: Document) -> _Stocking:
         name = product["_id"]
-        look = self._looks.get(name)
-        if look is None or look.alert_id != alert_id(product):
-            look = _Look(alert_id(product))
-        self._looks[name] = self._met[name] = look
-        return look
+        stocking = self._stockings.get(name)
+        if stocking is None or stocking.alert_id != alert_id(product):
+            stocking = _Stocking(alert_id(product))
+        self._stockings[name] = self._met[name] = stocking
+        return stocking
 
     def _turn_page(self, page: Sequence[Document]) -> None:
-        if len(page) < AT_ONCE:  # the end: what was not met carries no stock any more
-            self._looks, self._met, self._after = self._met, {}, ""
+        if len(page) < AT_ONCE:  # the last page: products that were not met have no stock any more
+            self._stockings, self._met, self._after = self._met, {}, ""
         else:
             self._after = page[-1]["_id"]
 
-    async def _fallen(self, product: Document, look: _Look) -> int | None:
-        """What is left, if it has fallen to the limit.
+    async def _left_at_limit(self, product: Document, stocking: _Stocking) -> int | None:
+        """The units left if they have fallen to the limit, else None.
 
-        What was bought before the stocking may be much to look through; it only grows, so what is known of it rules
-        out most.
+        Units bought before the stocking are slow to query. They only grow, so the cached number excludes most products.
         """
         sold = await self.store.sold_from(product["_id"], _hour(product["updated_at"]))
         least = product["stock"] - _limit(product)
-        if sold - look.before < least:
+        if sold - stocking.before < least:
             return None
-        look.before = await _before(self.store, product)
-        units = max(0, sold - look.before)
+        stocking.before = await _units_before(self.store, product)
+        units = max(0, sold - stocking.before)
         return product["stock"] - units if units >= least else None
 
-    async def _tell(self, product: Document, left: int, assignment: int) -> None:
+    async def _publish_alert(self, product: Document, left: int, assignment: int) -> None:
         found = alert_document(product, left, self.now())
-        document = await self.store.insert_alert(found)  # also by a worker before us: then it is told as it was found
+        document = await self.store.insert_alert(found)  # an earlier worker's document stays, and is published
         self._check(assignment)
         try:
             sent = await self.alerts.put(product["source"]["partition"], document, lambda: self._check(assignment))
@@ -273,7 +273,7 @@ class Watch:
 
     def _check(self, assignment: int) -> None:
         """Raises:
-        PartitionLost: What we know is not for now.
+        PartitionLost: The owned partitions may have changed since `assignment`.
         """
-        if assignment != self._assignment or not self.owned() or not self.sure():
+        if assignment != self._assignment or not self.owned() or not self.lease_valid():
             raise PartitionLost("the products' partitions may have gone to other workers")

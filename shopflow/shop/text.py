@@ -1,7 +1,6 @@
-"""How values are written for people: amounts, numbers, times, and text that anybody may have written.
+"""Formats values for people: amounts, numbers, times, and untrusted text.
 
-Documents stand in MongoDB as other programs may have left them: what is missing is `-`, what is of another type is
-shown as it is.
+Other programs may have changed documents in MongoDB. A missing value is `-`, a value of another type is shown as it is.
 """
 
 from __future__ import annotations
@@ -11,12 +10,12 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
-#: Characters of a value of another type than it should be, and of what a voucher is for.
+#: Characters shown of a value of an unexpected type, and of a voucher's text.
 _SHORT, _LONG = 60, 200
 
 
 def visible(text: str, most: int | None = None) -> str:
-    """Text that anybody may have written, without what a terminal would obey; cut to `most` characters."""
+    """Untrusted text with control characters escaped, cut to `most` characters."""
     if most is not None and len(text) > most:
         text = f"{text[:most]}..."
     if text.isprintable():
@@ -25,30 +24,30 @@ def visible(text: str, most: int | None = None) -> str:
 
 
 def whole(value: Any) -> int | None:
-    """A whole number, also one that was written as 5.0, as some programs do; None: it is none."""
+    """The value as a whole number; 5.0, which some programs write, is 5. None: it is no whole number."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def money(grosze: Any) -> str:
-    """As people in Poland write it: 1234 -> "12,34 zł"."""
+    """Format an amount as in Poland: 1234 -> "12,34 zł"."""
     number = whole(grosze)
     return _as_it_is(grosze) if number is None else f"{number // 100},{number % 100:02} zł"
 
 
 def grouped(number: Any) -> str:
-    """A number with spaces between its thousands."""
+    """Format a number with spaces between thousands."""
     known = whole(number)
     return _as_it_is(number) if known is None else f"{known:,}".replace(",", "\N{NO-BREAK SPACE}")
 
 
 def day_and_time(at: Any) -> str:
-    """Of the place where the shop is."""
+    """Format a time in the local time zone."""
     if not isinstance(at, datetime):
         return _as_it_is(at)
     local: datetime = at
-    with suppress(OverflowError, ValueError):  # in the years 1 and 9999 not every place has a time for it
+    with suppress(OverflowError, ValueError):  # in the years 1 and 9999 the local time may be out of range
         local = at.astimezone()
     return local.strftime("%Y-%m-%d %H:%M:%S")
 
@@ -58,13 +57,13 @@ def day(at: Any) -> str:
 
 
 def text_of(document: Mapping[str, Any], field: str) -> str:
-    """A field of a document, of whatever type it is there; `-` if it is missing or empty."""
+    """A document's field as text, whatever its type; `-` if it is missing or empty."""
     value = document.get(field)
     return "-" if value in (None, "") else visible(str(value))
 
 
 def gift(voucher: Mapping[str, Any]) -> str:
-    """What a voucher is for."""
+    """The discount of a voucher, and the products it is for."""
     less = f"{text_of(voucher, 'percent')}%" if "percent" in voucher else money(voucher.get("amount"))
     what = ", ".join(visible(str(voucher[name]), _LONG) for name in ("product_type", "text") if name in voucher)
     return f"{less} off {what or '-'}"

@@ -1,4 +1,4 @@
-"""What happens to a batch of products or customers: decoded, upserted or deleted, bad records dead-lettered."""
+"""Handles batches of products and customers: upserts, deletions, dead letters."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from .decoding import DecodedBatch, Decoder, R, split
 
 @dataclass(eq=False)
 class Upserts(Generic[R]):
-    """What the agent of a compacted topic does with its batches.
+    """Handles the batches of a compacted topic.
 
-    1. The documents are in MongoDB's journal, or deleted there. 2. The bad records are in the dead letters.
-    3. So is what follows from the upserts. Then the batch is finished.
+    1. The upserts and deletions are in MongoDB's journal. 2. The bad records are in the dead letters.
+    3. `follow` has returned. Then the batch is finished.
 
     Arguments:
-        mongodb: Asks MongoDB until it answers.
-        upsert: Stores documents. Returns what was refused, by index, with the reason.
-        delete: Deletes what records without a value name.
-        follow: Makes something else of what was accepted. It may come again: then it must change nothing.
+        mongodb: Retries each request until MongoDB answers.
+        upsert: Upserts documents. Returns the reasons of the refused ones, by index.
+        delete: Deletes the documents of records without a value.
+        follow: Called with the accepted records. They may be redelivered, so it must be idempotent.
     """
 
     mongodb: Patient[Any]
@@ -40,7 +40,7 @@ class Upserts(Generic[R]):
     follow: Callable[[Batch, Sequence[tuple[Any, R]]], Awaitable[None]] | None = None
 
     async def handle(self, batch: Batch) -> None:
-        """Upsert or delete what the records say.
+        """Upsert or delete the documents of these records.
 
         Raises:
             PartitionLost: The batch is no longer ours; the partition's owner gets it again.
@@ -62,9 +62,9 @@ class Upserts(Generic[R]):
 def in_order(
     decoded: DecodedBatch[R], document: Callable[[Any, R], Document]
 ) -> Iterator[tuple[list[tuple[Any, Document]], list[Deletion]]]:
-    """Upserts, then the deletions after them, twice: the log's order, as far as it matters.
+    """Yield two pairs of upserts and the deletions that follow them. The result is that of the log's order.
 
-    A deletion ends what came before it, so what comes after a key's last deletion is upserted after all deletions.
+    The second pair has the upserts after their key's last deletion. The first has all other upserts and all deletions.
     """
     ends = {deletion.id: deletion.source["offset"] for deletion in decoded.deletions}
     early: list[tuple[Any, Document]] = []

@@ -1,12 +1,18 @@
-"""One kit for the JSON views: routes, refusals, pages, bodies, and waiting that ends when the worker stops."""
+"""The kit of the views: routes, files, pages, bodies, times, and waiting that ends when the worker stops."""
 
 from __future__ import annotations
 
 import asyncio
+import gzip
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from datetime import datetime, timezone
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+from aiohttp import ETag
 from aiohttp.web import Request, Response
 from faust.web import View
 
@@ -14,62 +20,31 @@ from faust_batches import Table
 from shopflow.app import app
 from shopflow.errors import Unavailable
 
+from .access import Refusal, as_json, takes_gzip, unknown_encoding
 from .api.forms import Problem
 
-#: What a client waits before it tries again, after 503.
-RETRY_SECONDS = 1
-#: How long a request may take to come.
+STATIC = Path(__file__).parent / "static"
+#: How long the body of a request may take to arrive.
 BODY_SECONDS = 10.0
-#: Work that is under way when the worker stops has so long to end.
+#: When the worker stops, a request that is being answered gets this much more time.
 _GRACE_SECONDS = 1.0
+_TYPES = {".css": "text/css", ".html": "text/html", ".js": "text/javascript"}
 
 T = TypeVar("T")
-#: Gets the request and the variables of its path; returns the status and what is to be JSON.
+#: Gets the request and the variables of its path; returns the status and the body of the answer.
 Handler = Callable[..., Awaitable[tuple[int, Any]]]
 
 
-# -- refusals
-
-
-class Refusal(Exception):  # noqa: N818 - an answer, named as such
-    """The request can't be answered as asked; after 503 the client may try again.
-
-    Arguments:
-        message: What is wrong, in a sentence: `error` in the answer.
-        more: What stands beside it in the answer; `fields` has a `Problem` for each field that is wrong.
-    """
-
-    def __init__(self, status: int, message: str, **more: Any) -> None:
-        super().__init__(message)
-        self.status = status
-        self.more = more
-
-
-def wrong_field(name: str, message: str) -> Refusal:
-    """A parameter of the query is wrong, named in `fields`."""
-    return Refusal(400, "The query is wrong.", fields=[Problem(name, message)])
-
-
-def wrong_parameter(name: str, message: str) -> Refusal:
-    """A parameter of the query is wrong, named in `error`."""
-    return Refusal(400, f"{name}: {message}")
-
-
-# -- routes
-
-
-def route(method: str, path: str, headers: Mapping[str, str] | None = None) -> Callable[[Handler], Handler]:
-    """Make a handler the answer to `get` or `post` of a path, with and without a slash at its end.
-
-    Arguments:
-        headers: Of each answer that is no refusal.
-    """
+def route(method: str, path: str) -> Callable[[Handler], Handler]:
+    """Make a handler the answer to `get` or `post` of a path, with and without a slash at its end."""
 
     def register(handler: Handler) -> Handler:
         async def answer(view: View, request: Request, **variables: str) -> Response:
-            return await answered(handler(request, **variables), headers)
+            return as_json(*await handler(request, **variables))
 
-        made = {method: answer, "__doc__": handler.__doc__, "__module__": handler.__module__}
+        made: dict[str, Any] = {method: answer, "__doc__": handler.__doc__, "__module__": handler.__module__}
+        if method != "get":  # Faust adds HEAD, which has no answer without GET
+            made["get_methods"] = classmethod(lambda cls: {method.upper()})
         view = type(handler.__name__, (View,), made)
         for one in (path, path[:-1] if path.endswith("/") else f"{path}/"):
             app.page(one)(view)
@@ -78,30 +53,36 @@ def route(method: str, path: str, headers: Mapping[str, str] | None = None) -> C
     return register
 
 
-async def answered(handled: Awaitable[tuple[int, Any]], headers: Mapping[str, str] | None = None) -> Response:
-    """The answer in JSON: what a handler returns, or why it refuses."""
-    try:
-        status, body = await handled
-    except (Refusal, Unavailable) as error:
-        refusal = error if isinstance(error, Refusal) else Refusal(503, str(error))
-        status, body = refusal.status, {"error": str(refusal), **refusal.more}
-        headers = {"Retry-After": str(RETRY_SECONDS)} if status == 503 else None
-    encoded = msgspec.json.encode(body, enc_hook=str)
-    return Response(body=encoded, status=status, headers=headers, content_type="application/json", charset="utf-8")
+async def static_file(request: Request, path: Path, headers: Mapping[str, str] | None = None) -> Response:
+    """A file as it was at the first request; 304 if the client has it already."""
+    body, packed, etag = await asyncio.to_thread(_packed, path)
+    answer = Response(headers={"Cache-Control": "no-cache", "Vary": "Accept-Encoding", **(headers or {})})
+    answer.etag = etag
+    if any(one.value in {etag.value, "*"} for one in request.if_none_match or ()):
+        answer.set_status(304)
+        return answer
+    answer.content_type, answer.charset = _TYPES[path.suffix], "utf-8"
+    if takes_gzip(request):
+        answer.headers["Content-Encoding"] = "gzip"
+    answer.body = packed if takes_gzip(request) else body
+    return answer
+
+
+@cache
+def _packed(path: Path) -> tuple[bytes, bytes, ETag]:
+    body = path.read_bytes()
+    return body, gzip.compress(body), ETag(sha256(body).hexdigest()[:16], is_weak=True)
 
 
 def owned(table: Table, what: str) -> list[int]:
-    """The partitions of a table that this worker can answer for.
+    """The partitions of a table that this worker owns.
 
     Raises:
-        Refusal: They change hands, or are being recovered.
+        Refusal: Partitions are being reassigned, or the table is being recovered.
     """
     if not app.serving:
         raise Refusal(503, f"the {what} are being recovered")
     return table.owned_partitions()
-
-
-# -- pages
 
 
 def whole(text: str) -> int:
@@ -109,42 +90,51 @@ def whole(text: str) -> int:
     return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else -1
 
 
-def limit_of(request: Request, most: int, default: int, wrong: Callable[[str, str], Refusal] = wrong_field) -> int:
-    """How many entries of a page are asked for in `?limit=`.
+def wrong_field(name: str, message: str) -> Refusal:
+    """A parameter of the query is wrong."""
+    return Refusal(400, "The query is wrong.", fields=[Problem(name, message)])
+
+
+def limit_of(request: Request, most: int, default: int) -> int:
+    """The entries of a page that `?limit=` asks for.
 
     Raises:
         Refusal: It is no whole number from 1 to `most`.
     """
     number = whole(request.query.get("limit", str(default)))
     if not 1 <= number <= most:
-        raise wrong("limit", f"must be a whole number from 1 to {most}")
+        raise wrong_field("limit", f"must be a whole number from 1 to {most}")
     return number
 
 
 def page_of(found: Sequence[T], limit: int, cursor: Callable[[T], str]) -> tuple[Sequence[T], str | None]:
-    """What was read, one entry more than the limit, as a page and the `next` of it; None: it is the last."""
+    """A page and its `next`, made of up to one entry more than the limit. `next` is None on the last page."""
     return found[:limit], cursor(found[limit - 1]) if len(found) > limit else None
 
 
-# -- bodies
+def time_text(time: datetime) -> str:
+    """An aware time as all answers have it: 2026-05-01T12:00:00.000Z."""
+    return time.astimezone(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 async def read_json(request: Request, most: int) -> Any:
     """The body, decoded.
 
     Arguments:
-        most: The largest body that is read, in bytes.
+        most: The largest body that is accepted, after decompression, in bytes.
 
     Raises:
         Refusal: It is not JSON, or too large.
-        Unavailable: It does not come.
+        Unavailable: It does not arrive in time.
     """
     if request.content_type != "application/json" or (request.charset or "utf-8").lower() not in {"utf-8", "utf8"}:
         raise Refusal(415, "Content-Type must be application/json, in UTF-8.")
+    if request.headers.get("Content-Encoding", "identity").lower() not in {"identity", "gzip", "deflate"}:
+        raise unknown_encoding()
     try:
         body = await within(BODY_SECONDS, "The request", _read(request, most))
     except Unavailable:
-        # A client that goes on sending is not waited for, as aiohttp would do before it closes the connection.
+        # Else aiohttp would wait for the rest of the body before it closes the connection.
         if request.transport is not None:
             request.transport.close()
         raise
@@ -155,18 +145,13 @@ async def read_json(request: Request, most: int) -> Any:
 
 
 async def _read(request: Request, most: int) -> bytes:
-    too_large = Refusal(413, f"The body is too large: {most} bytes are accepted.")
-    if (request.content_length or 0) > most:
-        raise too_large
     body = bytearray()
     async for piece in request.content.iter_any():
         body += piece
         if len(body) > most:
-            raise too_large
+            raise Refusal(413, f"The body is too large: {most} bytes are accepted.")
     return bytes(body)
 
-
-# -- waiting
 
 _stopping = asyncio.Event()
 
@@ -177,13 +162,13 @@ async def _stop(*args: Any, **kwargs: Any) -> None:
 
 
 async def within(seconds: float, what: str, work: Coroutine[Any, Any, T]) -> T:
-    """Wait for the work for so long, and when the worker stops only a moment more.
+    """Wait for the work, up to `seconds`; when the worker stops, only a moment more.
 
     Arguments:
-        what: Who is waited for.
+        what: The name of the server or the client, for the error.
 
     Raises:
-        Unavailable: It was not done; it is cancelled.
+        Unavailable: The work was not done in time. It is cancelled.
     """
     task, stops = asyncio.ensure_future(work), asyncio.ensure_future(_stopping.wait())
     both: set[asyncio.Future[Any]] = {task, stops}

@@ -1,4 +1,4 @@
-"""Answers of servers, kept for a while: nobody waits for a slow server, and none is asked twice at once."""
+"""Answers of servers, kept for a while: nobody waits long, and no request is made twice at once."""
 
 from __future__ import annotations
 
@@ -13,28 +13,21 @@ from shopflow.errors import BatchError, Refused
 
 T = TypeVar("T")
 
-#: How long a server may take for an answer.
+#: The time limit of a request.
 MOST_SECONDS = 5.0
 
 
 class Cached(Generic[T]):
-    """An answer that is asked for again when it is wanted and too old; by one at a time, however many want it.
+    """An answer that `get` requests again when it is too old; one request at a time, however many wait.
 
     Arguments:
-        ask: Gets it; may raise `Unavailable`.
-        seconds: How old it may be.
-        first: The answer until there is one.
-        rest: Nobody is asked for so many times as long as the last answer took.
+        ask: Makes the request; may raise `Unavailable`.
+        seconds: How old the answer may be.
+        first: The answer before the first one has arrived.
+        rest: After a request there is none for this many times as long as it took.
     """
 
-    def __init__(
-        self,
-        ask: Callable[[], Awaitable[T]],
-        seconds: float,
-        first: T,
-        *,
-        rest: float = 0.0,
-    ) -> None:
+    def __init__(self, ask: Callable[[], Awaitable[T]], seconds: float, first: T, *, rest: float = 0.0) -> None:
         self._ask = ask
         self._seconds = self._pause = seconds
         self._rest = rest
@@ -42,15 +35,14 @@ class Cached(Generic[T]):
         self._task: asyncio.Task[None] | None = None
         self.answer = first
         self.failure: str | None = None
-        """Why there is no new answer. Empty: there is one. None: it was never asked for."""
+        """Why there is no new answer. Empty: there is one. None: there was no request yet."""
 
     @property
     def asking(self) -> bool:
-        """True while an answer is on its way."""
         return self._task is not None
 
     async def get(self, patience: float = 1.0) -> T:
-        """The answer: a new one if it comes within `patience` seconds, else the one before."""
+        """The new answer if it arrives within `patience` seconds, else the previous one."""
         if self._task is None and (self._asked is None or monotonic() - self._asked >= self._pause):
             self._task = asyncio.create_task(self._refresh())
         if self._task is not None:
@@ -58,7 +50,7 @@ class Cached(Generic[T]):
         return self.answer
 
     async def _refresh(self) -> None:
-        began, failure = monotonic(), "the worker failed at it"
+        began, failure = monotonic(), "the request failed in the worker"
         try:
             self.answer = await asyncio.wait_for(self._ask(), MOST_SECONDS)
             failure = ""

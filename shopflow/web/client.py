@@ -1,4 +1,4 @@
-"""A client of the workers' HTTP interface: the session, and the counts of a partition page by page."""
+"""A client of the workers' HTTP interface: the session, and the counts of a partition by pages."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from yarl import URL
 
 from shopflow.errors import Unavailable
 
-#: Most customers on a page.
+#: The most customers on a page.
 MOST_ROWS = 10_000
-#: How long a worker may take for one answer.
+#: The time limit of a request.
 ANSWER_SECONDS = 10.0
 
 
@@ -27,20 +27,20 @@ class Page(msgspec.Struct):
 
 
 def bearer(token: str) -> dict[str, str]:
-    """The header that shows a token; none when there is none."""
+    """The header with a token; none without a token."""
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def session(token: str = "") -> aiohttp.ClientSession:
-    """A session that shows the token to each worker that it asks."""
+    """A session that sends the token with each request."""
     return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS), headers=bearer(token))
 
 
 async def ask(http: aiohttp.ClientSession, worker: str, url: str | URL, **options: Any) -> tuple[int, bytes]:
-    """Status and body of a worker's answer.
+    """The status and body of a worker's answer.
 
     Raises:
-        Unavailable: It does not answer.
+        Unavailable: The worker does not answer.
     """
     try:
         async with http.get(url, **options) as response:
@@ -53,7 +53,7 @@ async def pages(http: aiohttp.ClientSession, url: str, partition: int) -> AsyncI
     """The customers of a worker's partition, by id.
 
     Raises:
-        Unavailable: The worker does not answer, or has not got the partition.
+        Unavailable: The worker does not answer, or does not own the partition.
     """
     after = ""
     while True:
@@ -69,12 +69,12 @@ async def pages(http: aiohttp.ClientSession, url: str, partition: int) -> AsyncI
         if page.next is None:
             return
         if page.next.encode() <= after.encode():
-            raise Unavailable(url, f"partition {partition}: its pages do not go on")
+            raise Unavailable(url, f"partition {partition}: the next page does not start after this one")
         after = page.next
 
 
 def reason(body: bytes, status: int) -> str:
-    """The error in a worker's answer, or its status where the body names none."""
+    """The error in a worker's answer, or else its status."""
     try:
         return str(msgspec.json.decode(body)["error"])
     except (msgspec.MsgspecError, UnicodeDecodeError, KeyError, TypeError):

@@ -109,7 +109,7 @@ def test_nothing_that_an_event_brings_runs_as_a_script(shop: Shop, worker: Worke
         SOON,
     )
     until(lambda: len(tab.table("letters")) >= 1, "the dead letter is there", SOON)
-    until(lambda: "could not be accepted" in tab.sentences(), "it is said", SOON)
+    until(lambda: "rejected" in tab.sentences(), "it is said", SOON)
     tab.page.locator('[data-table="latest"] a').first.click()  # the customer, by the link: made by the server
     assert tab.page.locator("#customer h3").inner_text() == cut(f"{HOSTILE} </td>")
     assert tab.page.locator("#customer dd").first.inner_text() == HOSTILE

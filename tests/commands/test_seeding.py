@@ -171,7 +171,7 @@ def test_a_document_that_mongodb_refuses_ends_it() -> None:
         return {1: "Document failed validation"}
 
     into = seeding.DirectWriter("customer_id", write, lambda _: None)
-    with pytest.raises(Refused, match=r"MongoDB: does not take 'c?1': Document failed validation"):
+    with pytest.raises(Refused, match=r"MongoDB refused 'c?1': Document failed validation"):
         asyncio.run(into.take(seeding.paced(numbered(3), None, 0)))
 
 

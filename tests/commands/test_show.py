@@ -19,7 +19,7 @@ from shopflow.commands.plots import Paper
 from shopflow.operations.letters import Failure, Id, Letter, Mark
 from shopflow.operations.retry import Outcome
 from shopflow.operations.verify.report import Check, Report
-from shopflow.shop.price_history import Course, Period, Prices
+from shopflow.shop.price_history import Period, Prices, SalesOverTime
 from shopflow.shop.promotions.trial import Trial
 from shopflow.shop.text import money
 from shopflow.store.types import Sold
@@ -186,14 +186,14 @@ def test_a_report_as_json_has_all_of_it() -> None:
 def test_what_could_not_be_told_is_marked() -> None:
     """It is neither good nor wrong."""
     report = Report(status=2, checks=[Check("workers", None, "1 can't be asked: ...")])
-    assert list(listing.report(report, as_json=False))[1:] == ["??  workers: 1 can't be asked: ...", "Could not tell."]
+    assert list(listing.report(report, as_json=False))[1:] == ["??  workers: 1 can't be asked: ...", "Could not check."]
     (line,) = listing.report(report, as_json=True)
     assert json.loads(line)["checks"][0]["good"] is None
 
 
 def test_a_report_that_could_not_tell_says_so() -> None:
     """Also one that never came to look at anything."""
-    assert list(listing.report(Report(), as_json=False))[-1] == "Could not tell."
+    assert list(listing.report(Report(), as_json=False))[-1] == "Could not check."
 
 
 # -- dead letters
@@ -220,7 +220,7 @@ def letter(offset: int = 5, **fields: Any) -> Letter:
 
 
 def dead(*found: Letter, limit: int | None = None, as_json: bool = False) -> list[str]:
-    """The lines of `dead-letters list`; the one with offset 5 was put back."""
+    """The lines of `dead-letters list`; the one with offset 5 was retried."""
 
     async def stream() -> AsyncIterator[Letter]:
         for one in found:
@@ -239,9 +239,9 @@ def test_a_dead_letter_is_a_line() -> None:
     local = NOON.astimezone().strftime("%Y-%m-%d %H:%M:%S")
     back = SECOND.astimezone().strftime("%Y-%m-%d %H:%M:%S")
     reason = "unknown product: product_id 'x' was never offered"
-    assert line == f"1:5  {local}  shop.purchases:1:41  anna  {reason}  (put back {back})"
+    assert line == f"1:5  {local}  shop.purchases:1:41  anna  {reason}  (retried {back})"
     assert other == f"1:6  {local}  shop.purchases:1:41  anna  {reason}  (failed 2 times before)"
-    assert summary == "Dead letters: 2 (1 put back): 2 unknown product."
+    assert summary == "Dead letters: 2 (1 retried): 2 unknown product."
 
 
 def test_dead_letters_are_summed_up_by_reason() -> None:
@@ -249,7 +249,7 @@ def test_dead_letters_are_summed_up_by_reason() -> None:
     found = [letter(number, reason=f"{label}: {number}") for number, label in enumerate("aabaabc")]
     *lines, summary = dead(*found, limit=2)
     assert [line.partition(" ")[0] for line in lines] == ["1:5", "1:6"]
-    assert summary == "Dead letters: 7 (1 put back): 4 a, 2 b, 1 c."
+    assert summary == "Dead letters: 7 (1 retried): 4 a, 2 b, 1 c."
     assert dead(*found, limit=0) == [summary]
     *_, summary = dead(*(letter(reason=f"reason {number}") for number in range(2_000)))
     assert summary.endswith(", 991 more reasons.")
@@ -325,7 +325,7 @@ def test_one_dead_letter_with_all_that_is_known_of_it() -> None:
     assert found["put_back_to"] == {"topic": "shop.purchases", "partition": 1, "offset": 77}
     assert found["headers"] == [["trace", {"base64": "/w=="}]]
     assert found["value"] == {"base64": "/wA="}
-    assert "put back: no" in list(listing.dead_letter(letter(), None, as_json=False))
+    assert "retried:  no" in list(listing.dead_letter(letter(), None, as_json=False))
     (line,) = listing.dead_letter(letter(value=None, key=None), None, as_json=True)
     assert (json.loads(line)["put_back"], json.loads(line)["value"]) == (None, None)
 
@@ -362,9 +362,9 @@ def test_a_long_reason_is_cut_in_a_list_and_whole_when_shown() -> None:
 
 def test_what_became_of_a_retry_is_said() -> None:
     """How many went, how many had gone, how many could not."""
-    assert listing.retried(Outcome(2, 3)) == "2 put back, 3 had been put back before."
+    assert listing.retried(Outcome(2, 3)) == "2 retried, 3 had been retried before."
     refused = Outcome(0, 0, [(Id(0, 1), "why")])
-    assert listing.retried(refused) == "0 put back, 0 had been put back before, 1 could not be."
+    assert listing.retried(refused) == "0 retried, 0 had been retried before, 1 could not be retried."
 
 
 HOUR = timedelta(hours=1)
@@ -417,8 +417,8 @@ def test_the_plot_is_of_what_was_in_force_within_its_time() -> None:
     """A price of the future is listed, not drawn."""
     later = Period(NOON + 99 * HOUR, None, 99_999)
     found = Prices("milk", "Milk", (*PRICES.prices[:-1], Period(NOON + 2 * HOUR, NOON + 99 * HOUR, 419), later))
-    sold = Course(NOON, NOON + 3 * HOUR, "hour", (Sold(NOON, 1234, 480_026),))
-    lines = list(listing.course(Paper(80, False), found, sold))
+    sold = SalesOverTime(NOON, NOON + 3 * HOUR, "hour", (Sold(NOON, 1234, 480_026),))
+    lines = list(listing.sales_over_time(Paper(80, False), found, sold))
     assert lines[:2] == ["", "Price, zł"]
     assert "4,19┤" in lines[2]
     assert any("1234┤" in line for line in lines)
@@ -480,7 +480,7 @@ def test_what_a_rule_would_have_given_is_said() -> None:
     """How many, for how many, when, out of how much."""
     trial = Trial("bread", of_registrations=False, looked_at=7)
     assert listing.tried(trial, as_json=False) == (
-        "bread: 0 vouchers for 0 customers; 7 purchases were looked at, nothing was given."
+        "bread: 0 vouchers for 0 customers; 7 purchases were read, no voucher was given."
     )
     trial.vouchers, trial.customers = 3, {"anna", "bob"}
     trial.first = trial.last = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)

@@ -116,6 +116,9 @@ def test_every_variable_overrides_its_field_and_no_other(variable: str, read: Re
     if path == ("promotions",):  # not one value, but rules: as JSON
         assert read(SHOPFLOW_PROMOTIONS=json.dumps(EXAMPLES)) == Config(promotions=msgspec.convert(EXAMPLES, Rules))
         return
+    if path == ("web", "allowed_origins"):
+        assert read(SHOPFLOW_WEB_ALLOWED_ORIGINS='["https://a.b"]').web.allowed_origins == ("https://a.b",)
+        return
     text = others.get(variable, "other" if isinstance(default, str) else str(default * 2))
     found = dict(leaves(msgspec.to_builtins(read(**{variable: text}))))
     assert found.pop(path) == (yaml.safe_load(text) if isinstance(default, bool) else type(default)(text))
@@ -184,6 +187,13 @@ def test_a_bad_file_is_refused_with_the_fields_name(text: str | bytes, message: 
     assert message in refusal(read, text)
 
 
+class Quoted(list[str]):
+    """A list that a variable holds as JSON."""
+
+    def __str__(self) -> str:
+        return json.dumps(list(self))
+
+
 BAD_VALUES = [
     ("app_id", "", "must be 1 to 180 letters"),
     ("app_id", "a b", "must be 1 to 180 letters"),
@@ -231,6 +241,28 @@ BAD_VALUES = [
     ("web.port", 0, "must be 1 to 65535"),
     ("web.read_token", "two words", "must be at most 256 printable ASCII characters"),
     ("web.write_token", "a:b", "must be at most 256 printable ASCII characters"),
+    *(
+        ("web.allowed_origins", Quoted([origin]), "must be origins like https://shop.example.com")
+        for origin in (
+            *(
+                "*",
+                "null",
+                "",
+                "shop.example.com",
+                "https://shop.example.com/",
+                "https://Shop.example.com",
+                "ftp://a.b",
+            ),
+            *(
+                "https://*.example.com",
+                "https://a.b:443",
+                "http://a.b:80",
+                "https://u@a.b",
+                "https://a.b c",
+                "https://",
+            ),
+        )
+    ),
     ("web.max_body_bytes", 1, "must be 1024 to 16777216"),
     ("web.max_events", 0, "must be 1 to 10000"),
     ("web.max_requests", 0, "must be 1 to 10000"),
@@ -249,7 +281,8 @@ BAD_VALUES = [
 @pytest.mark.parametrize(("field", "value", "must"), BAD_VALUES)
 def test_a_bad_value_is_refused_with_its_field_in_the_file(field: str, value: Any, must: str, read: Read) -> None:
     section, _, name = field.rpartition(".")
-    text = yaml.safe_dump({section: {name: value}} if section else {name: value})
+    plain = list(value) if isinstance(value, Quoted) else value
+    text = yaml.safe_dump({section: {name: plain}} if section else {name: plain})
     assert refusal(read, text).startswith(f"config.yaml: {field}: {must}")
 
 

@@ -252,7 +252,7 @@ class Tour:
         self.sent += 1
         self.anna = (self.anna[0] + 1, self.anna[1] + 1)
         assert said in self.shown
-        return said == "1 put back, 0 had been put back before.\n"
+        return said == "1 retried, 0 had been retried before.\n"
 
     # -- pages
 

@@ -75,7 +75,7 @@ def test_what_keeps_failing_is_said_once_and_when_it_is_over(
 ) -> None:
     """A fault of the program: a traceback when it begins, not one a second. What is away, its outage says."""
     monkeypatch.setattr(agent, "RETRY_SECONDS", 0)
-    for error, said in ((ValueError("a fault"), ["again", "at the try 31"]), (Unavailable("RocksDB", "full"), [])):
+    for error, said in ((ValueError("a fault"), ["again", "at attempt 31"]), (Unavailable("RocksDB", "full"), [])):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             asyncio.run(each_batch(Stream(handed(1)), Failing(*[error] * 30), lambda batch: nullcontext()))

@@ -67,10 +67,10 @@ class Consumer(BatchConsumer):
         self.log = log  # type: ignore[assignment]
         self.fetched: dict[TP, list[Any]] | None = {}
         self.seeks: list[tuple[TP, int]] = []
-        self._waiting = {}
-        self.expected: list[bool] = []
+        self._gathering = {}
+        self.busy: list[bool] = []
         self._thread = SimpleNamespace(  # type: ignore[assignment]
-            seek=lambda tp, offset: self.seeks.append((tp, offset)), expect=self.expected.append
+            seek=lambda tp, offset: self.seeks.append((tp, offset)), set_fetch_wait=self.busy.append
         )
         self.perform_seeks = 0
 
@@ -184,7 +184,7 @@ def test_kafka_holds_an_empty_fetch_only_while_nothing_comes(consumer: Consumer)
     consumer.begin(RECORDS, 0)
     messages(consumer, {RECORDS: run_of(0, 1)})
     messages(consumer, {})
-    assert consumer.expected == [True, False]
+    assert consumer.busy == [True, False]
 
 
 def test_a_run_without_a_known_start_is_dropped(consumer: Consumer) -> None:

@@ -24,7 +24,7 @@ class Topic:
         self.failures: list[Exception] = []
         self.once: SendOnce[int, int] = SendOnce(self.find, lambda number: number)
 
-    async def find(self, place: Any, since: int) -> set[int]:
+    async def find(self, partition: Any, since: int) -> set[int]:
         self.looks.append(since)
         return set(self.numbers)
 
@@ -63,14 +63,14 @@ def test_after_a_failure_and_after_a_rebalance_it_is_looked_again() -> None:
 
 def test_what_is_dropped_is_no_longer_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that it does not grow for ever."""
-    monkeypatch.setattr(once, "_FEW", 2)
+    monkeypatch.setattr(once, "_KEYS_TO_HOLD", 2)
     topic = Topic()
     topic.send(1, 2, 3)
     topic.once.drop(PARTITION, lambda number: number < 3)
     topic.once.drop(("other", 0), lambda number: True)
-    known = asyncio.run(topic.once.known(PARTITION, FakeRecord(b"", b"")))
+    known = asyncio.run(topic.once.sent_keys(PARTITION, FakeRecord(b"", b"")))
     assert known == {3}
     for number in range(4, 9):
         topic.send(number)
         topic.once.drop(PARTITION, lambda known, upto=number: known < upto)  # type: ignore[misc]
-        assert len(asyncio.run(topic.once.known(PARTITION, FakeRecord(b"", b"")))) <= 2
+        assert len(asyncio.run(topic.once.sent_keys(PARTITION, FakeRecord(b"", b"")))) <= 2

@@ -31,7 +31,7 @@ def test_a_step_that_ran_out_of_time_begins_the_recovery_again(caplog: pytest.Lo
 
     with caplog.at_level(logging.WARNING):
         asyncio.run(step())
-    assert "Kafka did not answer within 0.01 s; the recovery of the tables begins again" in caplog.text
+    assert "Kafka did not answer within 0.01 s; the table recovery starts again" in caplog.text
 
 
 def test_a_step_that_is_done_goes_on() -> None:

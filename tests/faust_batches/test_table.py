@@ -461,7 +461,7 @@ def test_a_damaged_database_is_dropped_and_recovered(
     again = Bench(tmp_path)
     with caplog.at_level(logging.ERROR):
         assert again.table.persisted_offset(CHANGELOG) is None
-    assert "tally: partition 0 is damaged on disk, its changelog is read from the start" in caplog.text
+    assert "tally: partition 0 is damaged on disk; its changelog is read from the start" in caplog.text
     assert again.count("anna") is None
     again.table.recover(0, records(rows))
     again.recovered()

@@ -231,14 +231,14 @@ def test_a_broker_that_is_away_stays_away(monkeypatch: pytest.MonkeyPatch) -> No
     assert str(found) == "Kafka: 127.0.0.1:1 does not answer"
 
 
-def test_a_broker_that_takes_connections_and_says_nothing_may_want_another_protocol() -> None:
+def test_a_broker_that_accepts_connections_and_does_not_answer_may_want_another_protocol() -> None:
     """One that demands TLS hangs up on who talks in plain text; it can't say why."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
         found = asyncio.run(connection.explained(Bootstrap(f"127.0.0.1:{listening.getsockname()[1]}")))
     assert isinstance(found, Unavailable)
-    assert "though it takes connections: is plaintext the right kafka.security_protocol?" in str(found)
+    assert "though it accepts connections: is plaintext the right kafka.security_protocol?" in str(found)
 
 
 def test_the_log_of_requests_has_no_logins(caplog: pytest.LogCaptureFixture) -> None:

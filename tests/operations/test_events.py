@@ -166,8 +166,8 @@ def test_a_shop_in_order_agrees(busy: Shop) -> None:
     """With numbers; also an empty one."""
     assert busy.good() == {"products": {"stored": 2}, "customers": {"stored": 2}, "purchases": {"stored": 6}}
     assert {name: check.detail for name, check in busy.checks().items()} == {
-        "products": "2 stored as sent, 0 outdone by newer ones, 0 deletions, 0 dead letters",
-        "customers": "2 stored as sent, 0 outdone by newer ones, 0 deletions, 0 dead letters",
+        "products": "2 stored as sent, 0 superseded by newer ones, 0 deletions, 0 dead letters",
+        "customers": "2 stored as sent, 0 superseded by newer ones, 0 deletions, 0 dead letters",
         "purchases": "6 stored as sent, 0 sent again, 0 dead letters",
     }
 
@@ -312,7 +312,7 @@ def test_what_is_not_committed_is_not_judged(busy: Shop) -> None:
     busy.committed = {("purchases", 0): 5, ("products", 0): 1}
     numbers = busy.good()
     assert numbers["purchases"] == {"stored": 6, "waiting": 2}
-    assert "2 offsets behind what is committed were not judged" in busy.checks()["purchases"].detail
+    assert "2 offsets that are not committed were not compared" in busy.checks()["purchases"].detail
     assert busy.progress["purchases in Kafka"][0] == 6
 
 
@@ -332,7 +332,7 @@ def test_without_all_dead_letters_some_records_can_not_be_judged(busy: Shop) -> 
     busy.work()
     busy.starts["dead-letters", 0] = 1
     assert busy.good()["purchases"] == {"stored": 6, "dead_lettered": 2, "unknown": 1}
-    assert "1 can't be judged, as dead letters were removed" in busy.checks()["purchases"].detail
+    assert "1 can't be compared, because their dead letters may have been removed" in busy.checks()["purchases"].detail
     busy.topics["dead-letters"][1].clear()
     assert f"partition 1, offset {bad[2].offset}: can't be accepted" in busy.wrong("purchases")
 
@@ -467,7 +467,7 @@ def test_what_moves_all_the_time_can_not_be_told(busy: Shop) -> None:
     busy.before_spans = lambda: (busy.send("products", "more", b"?"), None)[1]
     checks = busy.checks()
     assert checks["products"].good is None
-    assert checks["products"].detail.startswith("events arrive while they are compared, and this may be why: ")
+    assert checks["products"].detail.startswith("events arrived during the comparison, which may be the cause: ")
     assert "milk" in checks["products"].detail
     assert busy.report.status == 2
     busy.before_spans = lambda: (busy.send("purchases", "more"), None)[1]

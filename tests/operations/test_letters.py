@@ -175,7 +175,7 @@ def desk(monkeypatch: pytest.MonkeyPatch) -> Desk:
 
 def test_each_goes_back_to_its_topic_and_partition_with_a_mark(desk: Desk) -> None:
     """Key and value byte by byte; the mark says where it is now; both in one transaction."""
-    assert desk.retry([letter(7, 3, topic="shop.products", value=b"\x00\xff")]) == Outcome(put_back=1)
+    assert desk.retry([letter(7, 3, topic="shop.products", value=b"\x00\xff")]) == Outcome(retried=1)
     record, mark = desk.kafka.committed
     assert record[:4] == ("shop.products", 3, b"anna", b"\x00\xff")
     assert dict(record[4])["shopflow.retry.count"] == b"1"
@@ -187,8 +187,8 @@ def test_each_goes_back_to_its_topic_and_partition_with_a_mark(desk: Desk) -> No
 def test_none_goes_back_twice(desk: Desk) -> None:
     """However often it is asked for; nothing is sent for those that are back."""
     found = several(12)
-    assert desk.retry(found[:7]) == Outcome(put_back=7)
-    assert desk.retry(found) == Outcome(put_back=5, already=7)
+    assert desk.retry(found[:7]) == Outcome(retried=7)
+    assert desk.retry(found) == Outcome(retried=5, already=7)
     commits = desk.kafka.commits
     assert desk.retry(found) == Outcome(already=12)
     assert desk.kafka.commits == commits
@@ -224,9 +224,9 @@ def test_what_is_cut_off_is_finished_by_the_next(desk: Desk, at: int, error: Bas
     with pytest.raises((Unavailable, asyncio.CancelledError)) as caught:
         desk.retry(found)
     if isinstance(caught.value, Unavailable):
-        assert f"{5 * at - 5} dead letters were put back" in str(caught.value)
+        assert f"{5 * at - 5} dead letters were retried" in str(caught.value)
     assert len(desk.back()) == 5 * (at - 1)
-    assert desk.retry(found) == Outcome(put_back=23 - 5 * (at - 1), already=5 * (at - 1))
+    assert desk.retry(found) == Outcome(retried=23 - 5 * (at - 1), already=5 * (at - 1))
     assert sorted(desk.back()) == sorted(set(desk.back()))
 
 
@@ -252,12 +252,12 @@ def test_another_one_takes_over(desk: Desk) -> None:
                 desk.kafka.started += 1  # it has started, as far as Kafka is concerned
 
         desk.kafka.before_commit = joins
-        with pytest.raises(Unavailable, match=r"another one has taken over.*10 dead letters were put back") as caught:
+        with pytest.raises(Unavailable, match=r"another retry has taken over.*10 dead letters were retried") as caught:
             await Retry(desk.kafka.connect, desk.marks, SHOP).run(stream(found))
         return await second[0], caught.value
 
     outcome, _ = asyncio.run(both())
-    assert outcome == Outcome(put_back=13, already=10)
+    assert outcome == Outcome(retried=13, already=10)
     assert sorted(desk.back()) == sorted(set(desk.back()))
     assert desk.kafka.started == 3
 
@@ -265,7 +265,7 @@ def test_another_one_takes_over(desk: Desk) -> None:
 @pytest.mark.parametrize(
     ("found", "why"),
     [
-        (Letter.of(FakeRecord(b"k", b"v")), "don't say where it came from"),
+        (Letter.of(FakeRecord(b"k", b"v")), "don't name its topic"),
         (letter(topic="shop.dead-letters"), "'shop.dead-letters'"),
         (letter(topic="elsewhere\x1b"), "elsewhere"),
         (letter(0, 4), "no partition of shop.purchases"),
@@ -274,11 +274,11 @@ def test_another_one_takes_over(desk: Desk) -> None:
 def test_what_is_not_of_this_shop_is_refused_and_the_others_go(desk: Desk, found: Letter, why: str) -> None:
     """With its id and the reason; the exit status says so."""
     outcome = desk.retry([*several(2), replace(found, id=Id(0, 99)), *several(4)[2:]])
-    assert (outcome.put_back, outcome.already, outcome.status) == (4, 0, 1)
+    assert (outcome.retried, outcome.already, outcome.status) == (4, 0, 1)
     ((refused, reason),) = outcome.refused
     assert refused == Id(0, 99)
     assert why in reason
-    assert Outcome(put_back=1).status == 0
+    assert Outcome(retried=1).status == 0
 
 
 def test_what_kafka_does_not_take_is_refused_and_the_others_go(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,7 +291,7 @@ def test_what_kafka_does_not_take_is_refused_and_the_others_go(desk: Desk, monke
 
     desk.kafka.check = check
     outcome = desk.retry(several(40))
-    assert (outcome.put_back, outcome.already) == (38, 0)
+    assert (outcome.retried, outcome.already) == (38, 0)
     assert [one for one, _ in outcome.refused] == [Id(1, 3), Id(2, 7)]
     assert all("too large" in why for _, why in outcome.refused)
     values = [int(value or b"") for *_, value in desk.back()]
@@ -307,7 +307,7 @@ def test_what_another_one_puts_back_meanwhile_is_not_put_back_again(desk: Desk) 
     async def connected() -> AsyncIterator[Any]:
         if desk.kafka.started == 1:  # ours has just failed
             desk.kafka.check = lambda topic, key, value: None
-            assert await Retry(connect, desk.marks, SHOP).run(stream(found[2:])) == Outcome(put_back=2)
+            assert await Retry(connect, desk.marks, SHOP).run(stream(found[2:])) == Outcome(retried=2)
         async with connect() as producer:
             yield producer
 
@@ -316,7 +316,7 @@ def test_what_another_one_puts_back_meanwhile_is_not_put_back_again(desk: Desk) 
 
     desk.kafka.check = check
     outcome = asyncio.run(Retry(connected, desk.marks, SHOP).run(stream(found)))
-    assert outcome == Outcome(put_back=2, already=2)
+    assert outcome == Outcome(retried=2, already=2)
     assert len(desk.back()) == 4
 
 
@@ -335,7 +335,7 @@ def test_in_whatever_way_it_is_disturbed_each_goes_back_once(desk: Desk) -> None
                 outcome = desk.retry(found)
             except Unavailable:
                 continue
-            assert outcome.put_back + outcome.already == len(found)
+            assert outcome.retried + outcome.already == len(found)
             break
         assert sorted(desk.back()) == sorted((one.topic, one.partition, one.value) for one in found)
 

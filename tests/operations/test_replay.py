@@ -55,4 +55,4 @@ def test_of_what_was_told_twice_the_first_counts(monkeypatch: pytest.MonkeyPatch
     asyncio.run(rebuild._restore("kafka:1", store, shop, shop.vouchers, VOUCHERS))
     assert store.collections["vouchers"]["v"]["percent"] == 10
     check = asyncio.run(compare_announcements("kafka:1", shop.group, shop.vouchers, VOUCHERS, store))
-    assert (check.good, check.detail) == (True, "1 told, each in MongoDB as it was told, 2 told again")
+    assert (check.good, check.detail) == (True, "1 published, each in MongoDB as it was published, 2 repeats")

@@ -23,7 +23,7 @@ from shopflow.operations.verify.totals import verify
 from shopflow.operations.verify.workers import Compared, Live, Worker
 from shopflow.shop import sales
 from shopflow.shop.announcements import ALERTS, VOUCHERS
-from shopflow.shop.counts import advance, rebuilt
+from shopflow.shop.counts import advance, new_era_totals
 from shopflow.shop.sales_mirror import Mirror
 from shopflow.store.types import Document
 from tests.support.fakes import FakeRecord, FakeStore, FakeTopics, layout, numbered
@@ -121,9 +121,9 @@ class Shop:
         self.kafka.sales = [FakeRecord(key, value) for key, value in rows]
         table: Any = SimpleNamespace(reader=lambda number: dict(rows).get, scan=lambda *place: [])
         mirror = Mirror(table, self.store, lambda: [0], Outage("MongoDB"))
-        asyncio.run(mirror.bring_up())
+        asyncio.run(mirror.bring_up_to_date())
         mirror.changed(0, rows)
-        asyncio.run(mirror.bring_up())
+        asyncio.run(mirror.bring_up_to_date())
 
     def verify(self) -> Report:
         """Compare them."""
@@ -293,8 +293,8 @@ def test_what_the_checks_say_when_all_is_well(shop: Shop) -> None:
         "customers": "2 customers, each with the counts their purchases add up to",
         "sums": "1 partitions, each with the sums its customers add up to",
         "sales": "1 products, each with the sales its purchases add up to",
-        "vouchers": "none was told",
-        "alerts": "none was told",
+        "vouchers": "none was published",
+        "alerts": "none was published",
         "workers": "no worker runs; the next one recovers its tables from the changelog",
         "registrations": "every customer who bought is registered",
     }
@@ -319,8 +319,8 @@ def test_what_the_checks_say_when_it_is_not(shop: Shop) -> None:
         "sums": "1 partitions, each with the sums its customers add up to",
         "sales": "1 differ: "
         "milk: 1 purchases, 3 units, 600 grosze bought, 2 purchases, 4 units, 1200 grosze in the table",
-        "vouchers": "none was told",
-        "alerts": "none was told",
+        "vouchers": "none was published",
+        "alerts": "none was published",
         "workers": "no worker runs; the next one recovers its tables from the changelog",
         "registrations": "every customer who bought is registered",
     }
@@ -483,9 +483,9 @@ def test_while_it_is_unclear_who_is_live_it_can_not_be_told(shop: Shop, monkeypa
     """With the reason; not when something else is wrong."""
     monkeypatch.setattr(verification, "_PATIENCE_SECONDS", 0)
     shop.sell("anna")
-    shop.live = Live(unclear="the workers are sharing out the partitions")
+    shop.live = Live(unclear="the consumer group is rebalancing")
     report = shop.verify()
-    assert (report.status, details(report)["workers"]) == (2, "the workers are sharing out the partitions")
+    assert (report.status, details(report)["workers"]) == (2, "the consumer group is rebalancing")
     shop.store.collections["purchases"].clear()
     assert shop.verify().status == 1
 
@@ -509,7 +509,7 @@ def test_who_bought_without_being_registered_is_named_and_no_failure(
     report = shop.verify()
     assert (report.status, report.mongodb["unregistered"]) == (0, 12)
     assert details(report)["registrations"] == (
-        "12 who bought are not registered: c00, c01, c02, c03, c04, c05, c06, c07, c08, c09, and 2 more"
+        "12 customers who bought are not registered: c00, c01, c02, c03, c04, c05, c06, c07, c08, c09, and 2 more"
     )
     assert shop.store.calls.count("registered") == 4
 
@@ -526,7 +526,7 @@ def test_what_was_counted_before_the_tables_were_rebuilt_counts_no_more(shop: Sh
     """Neither for a customer nor for the sums, nor where a worker's table is compared."""
     tables = Tables(1)
     old = advance(lambda key: None, [(0, "anna", 9, 9), (1, "bob", 1, 1)], end=2).rows()
-    new = advance({b"": rebuilt(0, 5)}.get, [(0, "anna", 1, 1)], end=1).rows()
+    new = advance({b"": new_era_totals(0, 5)}.get, [(0, "anna", 1, 1)], end=1).rows()
     tables.take(0, [FakeRecord(*row) for row in (*new, *old)])
     assert set(tables.counts(0)) == {b"anna"}
     assert (tables.counts(0)[b"anna"].items, tables.totals(0).items, tables.totals(0).era) == (1, 1, 5)
@@ -594,7 +594,7 @@ def test_vouchers_that_are_as_they_were_told_agree(shop: Shop) -> None:
     shop.kafka.told["vouchers"] += [FakeRecord(None, b"{}"), FakeRecord(None, None)]
     shop.store.collections["vouchers"]["c"] = {"_id": "c", "rule": "by hand"}
     assert shop.wrong() == []
-    assert details(shop.verify())["vouchers"] == "2 told, each in MongoDB as it was told"
+    assert details(shop.verify())["vouchers"] == "2 published, each in MongoDB as it was published"
 
 
 def test_a_voucher_told_twice_is_said(shop: Shop) -> None:
@@ -602,7 +602,7 @@ def test_a_voucher_told_twice_is_said(shop: Shop) -> None:
     voucher(shop, "a")
     shop.kafka.told["vouchers"] *= 2
     assert shop.wrong() == []
-    assert details(shop.verify())["vouchers"].endswith(", 1 told again")
+    assert details(shop.verify())["vouchers"].endswith(", 1 repeats")
 
 
 def test_vouchers_that_differ_are_named(shop: Shop) -> None:
@@ -614,8 +614,8 @@ def test_vouchers_that_differ_are_named(shop: Shop) -> None:
     shop.kafka.told["vouchers"].pop()
     assert shop.wrong() == ["vouchers"]
     assert details(shop.verify())["vouchers"] == (
-        "3 differ: a: percent: stored 50, sent 5; b: told, and not in MongoDB; c: in MongoDB, and not told; "
-        "`faust -A shopflow replay` restores what was told"
+        "3 differ: a: percent: stored 50, sent 5; b: published, and not in MongoDB; c: in MongoDB, and not published; "
+        "`faust -A shopflow replay` restores published vouchers"
     )
 
 
@@ -627,7 +627,7 @@ def test_a_voucher_whose_event_was_removed_is_not_missed(shop: Shop) -> None:
     assert shop.wrong() == ["vouchers"]
     shop.kafka.gone = 1
     assert shop.wrong() == []
-    assert details(shop.verify())["vouchers"] == "1 told, each in MongoDB as it was told"
+    assert details(shop.verify())["vouchers"] == "1 published, each in MongoDB as it was published"
 
 
 def test_an_alert_that_is_gone_is_named(shop: Shop) -> None:

@@ -72,7 +72,7 @@ def test_a_group_without_members_is_no_worker(monkeypatch: pytest.MonkeyPatch, s
 @pytest.mark.parametrize("state", ["PreparingRebalance", "CompletingRebalance"])
 def test_in_a_rebalance_nobody_knows_who_has_what(monkeypatch: pytest.MonkeyPatch, state: str) -> None:
     """Then it can't be told, rather than that no worker runs."""
-    assert "sharing out" in seen(monkeypatch, Group(state, (("a", b""),))).unclear
+    assert "rebalancing" in seen(monkeypatch, Group(state, (("a", b""),))).unclear
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,10 @@ def test_a_customer_whose_count_differs_is_named_with_the_worker() -> None:
         ((503, b'{"error": "the counts are being recovered"}'), "partition 0: the counts are being recovered"),
         ((404, b"Not found"), "partition 0: answered 404"),
         ((200, b"<html>"), "partition 0: not the answer of a worker"),
-        ((200, b'{"totals": {}, "customers": [["a", 1, 1, 1]], "next": ""}'), "partition 0: its pages do not go on"),
+        (
+            (200, b'{"totals": {}, "customers": [["a", 1, 1, 1]], "next": ""}'),
+            "partition 0: the next page does not start after this one",
+        ),
     ],
     ids=["refused", "frozen", "recovering", "another server", "not JSON", "in circles"],
 )

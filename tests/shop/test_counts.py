@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from faust_batches import TOTALS_KEY, Position, position_of
 from faust_batches.audit import Audit
-from shopflow.shop.counts import Counted, advance, current, decode_count, decode_totals, handled, rebuilt
+from shopflow.shop.counts import Counted, advance, current, decode_count, decode_totals, handled, new_era_totals
 
 Rows = dict[bytes, bytes]
 
@@ -110,8 +110,8 @@ def test_a_new_era_outdoes_every_offset_of_the_one_before() -> None:
 
 def test_a_new_era_is_after_all_that_is_known_and_after_those_that_were_lost() -> None:
     """Clocks may be wrong, changelogs may be gone."""
-    assert position_of(rebuilt(0, now=1_800_000_000.5)) == Position(1_800_000_000, -1)
-    assert position_of(rebuilt(2_000_000_000, now=1_800_000_000)) == Position(2_000_000_001, -1)
+    assert position_of(new_era_totals(0, now=1_800_000_000.5)) == Position(1_800_000_000, -1)
+    assert position_of(new_era_totals(2_000_000_000, now=1_800_000_000)) == Position(2_000_000_001, -1)
 
 
 def test_in_a_new_era_all_is_counted_again() -> None:
@@ -119,7 +119,7 @@ def test_in_a_new_era_all_is_counted_again() -> None:
     batch = [(0, "anna", 2, 600), (3, "anna", 1, 100)]
     rows: Rows = dict(advance({}.get, [*batch, (4, "bob", 1, 1)], end=5).rows())
     before = rows.copy()
-    rows[TOTALS_KEY] = rebuilt(0, now=1)
+    rows[TOTALS_KEY] = new_era_totals(0, now=1)
     assert current(rows.get, "anna") is None
     assert not handled(rows.get, "anna", 0)
     for _ in range(2):
@@ -212,7 +212,7 @@ class Partition:
     def replay(self) -> None:
         """All workers lose the partition; its owner counts anew from the start."""
         eras = [position_of(value).era for key, value in self.changelog if key == TOTALS_KEY]
-        self.changelog.append((TOTALS_KEY, rebuilt(max(eras, default=0), now=0)))
+        self.changelog.append((TOTALS_KEY, new_era_totals(max(eras, default=0), now=0)))
         self.committed = 0
         self.recover()
 

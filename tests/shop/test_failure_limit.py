@@ -141,7 +141,7 @@ def said(caplog: pytest.LogCaptureFixture) -> Iterable[str]:
 
 def test_a_batch_is_held_until_it_is_lost(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Nothing less ends it; said once, whatever comes again; other topics go on; good records do not help."""
-    monkeypatch.setattr(limits, "_LOOK_SECONDS", 0)
+    monkeypatch.setattr(limits, "_CHECK_SECONDS", 0)
     limit = Limit(0.5, 10)
     assert hold(limit, "xxxxx") == 0
     assert list(limit.stopped) == []

@@ -10,7 +10,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shopflow.shop.price_history import Course, Period, Prices, course, periods, read
+from shopflow.shop.price_history import Period, Prices, SalesOverTime, periods, read, sales_over_time
 from shopflow.store.types import BEGINNING, Deletion, PriceHistory, Sold
 from tests.support.fakes import FakeStore
 
@@ -112,9 +112,9 @@ def test_the_periods_say_what_the_purchases_are_given(changes: list[tuple[int, i
     assert then.price == history.at(at)
 
 
-def sold(store: FakeStore, now: datetime, since: datetime | None = None) -> Course:
+def sold(store: FakeStore, now: datetime, since: datetime | None = None) -> SalesOverTime:
     """What is shown below the prices."""
-    return asyncio.run(course(store, "milk", found(store, since).prices, now, since))
+    return asyncio.run(sales_over_time(store, "milk", found(store, since).prices, now, since))
 
 
 def test_some_days_are_shown_by_the_hour_and_more_by_the_day() -> None:
@@ -138,9 +138,9 @@ def test_an_hour_is_shown_by_the_minute_where_that_is_wanted() -> None:
     """Up to two hours."""
     store = shop((300, NOON), bought=((NOON + MINUTE, 2), (NOON + 1.5 * MINUTE, 3), (NOON + 9 * MINUTE, 1)))
     prices = found(store).prices
-    near = asyncio.run(course(store, "milk", prices, NOON + HOUR, by_the_minute=True))
+    near = asyncio.run(sales_over_time(store, "milk", prices, NOON + HOUR, by_the_minute=True))
     assert (near.bucket, near.width, [one.units for one in near.sold]) == ("minute", MINUTE, [5, 1])
-    assert asyncio.run(course(store, "milk", prices, NOON + 3 * HOUR, by_the_minute=True)).bucket == "hour"
+    assert asyncio.run(sales_over_time(store, "milk", prices, NOON + 3 * HOUR, by_the_minute=True)).bucket == "hour"
 
 
 def test_only_the_last_prices_where_they_are_many() -> None:
@@ -154,15 +154,15 @@ def test_only_the_last_prices_where_they_are_many() -> None:
 def test_a_course_has_a_length_whatever_is_known() -> None:
     """A price of just now, one of the future, none and nothing sold: an hour."""
     for store in (shop((300, NOON)), shop((300, NOON + DAY))):
-        assert sold(store, NOON) == Course(NOON - HOUR, NOON, "hour", ())
+        assert sold(store, NOON) == SalesOverTime(NOON - HOUR, NOON, "hour", ())
         assert sold(store, NOON, NOON + 9 * DAY).start == NOON - HOUR
     store = FakeStore()
     store.collections["products"]["milk"] = {"_id": "milk", "price": 7}
-    assert sold(store, NOON) == Course(NOON - HOUR, NOON, "hour", ())
+    assert sold(store, NOON) == SalesOverTime(NOON - HOUR, NOON, "hour", ())
     store = shop(bought=((NOON - 2 * HOUR, 5),))
     store.collections["products"]["milk"] = {"_id": "milk", "price": 7}
     day = NOON.replace(hour=0)
-    assert sold(store, NOON) == Course(day, NOON, "hour", (Sold(NOON - 2 * HOUR, 5, 500),))
+    assert sold(store, NOON) == SalesOverTime(day, NOON, "hour", (Sold(NOON - 2 * HOUR, 5, 500),))
 
 
 def test_the_first_period_of_all_time_is_one() -> None:

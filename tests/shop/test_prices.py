@@ -84,7 +84,7 @@ def test_what_is_done_is_not_kept() -> None:
     log = topic.log()
     assert len(prices(log, 0, 100)) == 100
     log.done(0, 950)
-    assert len(log._known[0]) == 1
+    assert len(log._cache[0]) == 1
     assert len(prices(log, 950, 1000)) == 50
 
 

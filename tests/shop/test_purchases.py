@@ -21,7 +21,7 @@ from faust_batches.testing import FakeBatch, FakeTable
 from shopflow.errors import PartitionLost, Unavailable
 from shopflow.shop import failure_limit as limits
 from shopflow.shop import prices as module
-from shopflow.shop.counts import decode_count, decode_totals, rebuilt
+from shopflow.shop.counts import decode_count, decode_totals, new_era_totals
 from shopflow.shop.failure_limit import Limit
 from tests.support.fakes import FakeOutlet, FakeRecord, FakeStore, FakeWorker
 
@@ -197,7 +197,7 @@ def test_a_purchase_without_a_price_gets_the_one_in_force(shop: Shop) -> None:
 def test_a_purchase_of_an_unknown_product_waits_for_it(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its product may be on its way through another topic."""
     shop = Shop(wait_seconds=30)
-    monkeypatch.setattr(module, "_LOOK_AGAIN_SECONDS", 0)
+    monkeypatch.setattr(module, "_QUERY_AGAIN_SECONDS", 0)
     looks = 0
     look = shop.store.price_history
 
@@ -220,7 +220,7 @@ def test_an_unknown_product_is_waited_for_once(shop: Shop, monkeypatch: pytest.M
     """Then its purchases are dead letters at once: they must not hold up the partition again and again."""
     clock = [100.0]
     shop = Shop(wait_seconds=10)
-    monkeypatch.setattr(module, "_LOOK_AGAIN_SECONDS", 0)
+    monkeypatch.setattr(module, "_QUERY_AGAIN_SECONDS", 0)
     monkeypatch.setattr(module, "monotonic", lambda: clock.__setitem__(0, clock[0] + 4) or clock[0])
     shop.handle(shop.batch(unpriced("p1"), purchase("p2")))
     first = shop.events.count("price_history")
@@ -342,7 +342,7 @@ def test_more_unknown_products_than_are_remembered_do_not_wait_for_ever(
 ) -> None:
     """A producer that makes its product ids up: each forgets another's deadline, and no deadline is ever reached."""
     shop = Shop(wait_seconds=0.01)
-    monkeypatch.setattr(module, "_REMEMBERED", 3)
+    monkeypatch.setattr(module, "_MAX_UNKNOWN_PRODUCTS", 3)
     batch = shop.batch(*(unpriced(f"p{number}", product_id=f"made-up-{number}") for number in range(8)))
 
     async def handle() -> None:
@@ -354,7 +354,7 @@ def test_more_unknown_products_than_are_remembered_do_not_wait_for_ever(
 
 def test_unknown_products_that_are_remembered_take_bounded_memory(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many there were."""
-    monkeypatch.setattr(module, "_REMEMBERED", 3)
+    monkeypatch.setattr(module, "_MAX_UNKNOWN_PRODUCTS", 3)
     for number in range(20):
         shop.handle(shop.batch(unpriced(f"p{number}", product_id=f"made-up-{number}"), start=number))
     assert len(shop.worker.prices._unknown) <= 3
@@ -436,8 +436,8 @@ def test_dead_letters_are_said_once_a_reason(shop: Shop, caplog: pytest.LogCaptu
     with caplog.at_level(logging.WARNING):
         shop.handle(shop.batch(b"{", b"}", purchase("x", quantity=0), purchase("p1")))
     assert [entry.getMessage() for entry in caplog.records] == [
-        "2 record(s) of shop.purchases to the dead letters: not JSON",
-        "1 record(s) of shop.purchases to the dead letters: invalid event",
+        "2 record(s) of shop.purchases became dead letters: not JSON",
+        "1 record(s) of shop.purchases became dead letters: invalid event",
     ]
 
 
@@ -506,7 +506,7 @@ def test_a_loss_while_mongodb_is_away_ends_the_waiting(shop: Shop, caplog: pytes
 def test_a_loss_while_a_product_is_waited_for_ends_the_waiting(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """A rebalance does not wait for a product either."""
     shop = Shop(wait_seconds=3600)
-    monkeypatch.setattr(module, "_LOOK_AGAIN_SECONDS", 0)
+    monkeypatch.setattr(module, "_QUERY_AGAIN_SECONDS", 0)
     batch = LostAtCheck(shop.batch(unpriced("p1")).records, shop.events)
 
     async def handle() -> None:
@@ -577,7 +577,7 @@ def test_a_product_that_was_known_in_between_is_waited_for_again(shop: Shop, mon
     """It was unknown, then offered, then deleted: what was remembered of the first time is over."""
     clock = [100.0]
     shop = Shop(wait_seconds=10)
-    monkeypatch.setattr(module, "_LOOK_AGAIN_SECONDS", 0)
+    monkeypatch.setattr(module, "_QUERY_AGAIN_SECONDS", 0)
     monkeypatch.setattr(module, "monotonic", lambda: clock.__setitem__(0, clock[0] + 4) or clock[0])
     shop.handle(shop.batch(unpriced("p1")))
     shop.handle(shop.batch(product(100, "2026-05-01T10:00:00Z"), kind="products"), "products")
@@ -619,7 +619,7 @@ def test_a_purchase_that_was_rejected_stays_rejected_when_all_is_rebuilt(shop: S
     assert len(shop.reasons()) == 1
     shop.handle(shop.batch(product(300), kind="products"), "products")
     shop.store.collections["purchases"].clear()
-    shop.counts.rows[0][TOTALS_KEY] = rebuilt(0, now=0)
+    shop.counts.rows[0][TOTALS_KEY] = new_era_totals(0, now=0)
     shop.rebalance()
     shop.handle(shop.batch(unpriced("p0"), purchase("p1")))
     assert set(shop.store.collections["purchases"]) == {"p1"}
@@ -684,7 +684,7 @@ def test_a_document_that_was_changed_by_hand_is_put_right_when_its_event_comes_a
     shop.rebalance()
     shop.handle(shop.batch(*events))
     assert shop.store.collections["purchases"] == before
-    assert "2 purchase(s) in MongoDB were not as they were sent; put right: p0, p1" in caplog.text
+    assert "2 purchase(s) in MongoDB differed from their events and were restored: p0, p1" in caplog.text
 
 
 def test_prices_are_in_their_log_before_they_are_counted(shop: Shop) -> None:
@@ -702,7 +702,7 @@ def test_what_is_too_much_is_neither_sent_nor_counted_nor_finished(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """The whole batch waits, before the first of its dead letters, until its partition is lost."""
-    monkeypatch.setattr(limits, "_LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(limits, "_CHECK_SECONDS", 0.001)
     good = purchase("p1") if kind == "purchases" else product(100)
     batch = shop.batch(good, b"bad", b"bad", b"bad", kind=kind)
     shop.worker = shop.restarted(limit=Limit(0.5, 5))

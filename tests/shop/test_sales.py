@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from faust_batches import TOTALS_KEY
 from faust_batches.audit import Audit
 from shopflow.shop import sales as sales_module
-from shopflow.shop.counts import decode_count, decode_totals, rebuilt
+from shopflow.shop.counts import decode_count, decode_totals, new_era_totals
 from shopflow.shop.sales import PERIODS, Sale, advance, key_of, sale_of, start_of
 
 NOON = datetime(2026, 5, 1, 12, 30, tzinfo=timezone.utc)
@@ -135,7 +135,7 @@ def test_what_comes_again_after_a_crash_changes_nothing(events: list[Purchase], 
 def test_a_new_era_counts_from_the_start() -> None:
     """As `replay` does it: what was before counts no more."""
     rows = whole([Purchase("milk", 2, 300, NOON)])
-    rows[TOTALS_KEY] = rebuilt(0, 1000)
+    rows[TOTALS_KEY] = new_era_totals(0, 1000)
     enter(rows, numbered([Purchase("milk", 1, 300, NOON)]), 1)
     assert Sale("total", None, "milk", 1, 1, 300) in sales(rows)
     assert decode_totals(rows[TOTALS_KEY]).purchases == len(PERIODS)

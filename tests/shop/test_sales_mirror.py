@@ -11,7 +11,7 @@ import pytest
 from faust_batches import TOTALS_KEY, Outage
 from faust_batches.outage import FIRST_PAUSE_SECONDS
 from shopflow.shop import sales_mirror as mirror
-from shopflow.shop.counts import decode_totals, rebuilt
+from shopflow.shop.counts import decode_totals, new_era_totals
 from shopflow.shop.sales_mirror import Mirror
 from shopflow.store.types import PartitionSales
 from tests.shop.test_sales import NOON, Purchase, enter, numbered
@@ -48,8 +48,8 @@ class Mirrored:
         if told:
             self.mirror.changed(0, [row for row in self.table.rows.items() if before.get(row[0]) != row[1]])
 
-    def bring_up(self) -> float:
-        return asyncio.run(self.mirror.bring_up())
+    def bring_up_to_date(self) -> float:
+        return asyncio.run(self.mirror.bring_up_to_date())
 
     def units(self) -> int:
         """What MongoDB says was sold ever."""
@@ -68,19 +68,19 @@ def mirrored() -> Mirrored:
 def test_what_was_sold_before_is_found_in_the_table(mirrored: Mirrored) -> None:
     """The worker that entered it was killed before it could write it."""
     mirrored.sell(2, told=False)
-    mirrored.bring_up()
+    mirrored.bring_up_to_date()
     assert mirrored.units() == 2
 
 
 def test_only_what_changed_is_written(mirrored: Mirrored) -> None:
     """And nothing when nothing did."""
     mirrored.sell(2)
-    mirrored.bring_up()
+    mirrored.bring_up_to_date()
     mirrored.store.calls.clear()
-    mirrored.bring_up()
+    mirrored.bring_up_to_date()
     assert mirrored.store.calls == []
     mirrored.sell(1)
-    mirrored.bring_up()
+    mirrored.bring_up_to_date()
     assert mirrored.units() == 3
     assert mirrored.store.calls == ["put_sales", "put_sales", "reached_sales", "sales"]
 
@@ -96,7 +96,7 @@ def test_the_totals_are_written_last(mirrored: Mirrored, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(mirrored.store, "put_sales", put_sales)
     mirrored.sell(2)
-    mirrored.bring_up()
+    mirrored.bring_up_to_date()
     assert written == [{"day", "hour"}, {"total"}]
 
 
@@ -116,7 +116,7 @@ def test_what_could_not_be_written_is_written_when_mongodb_is_back(
 
     monkeypatch.setattr(mirrored.store, name, fails)
     mirrored.sell(2, told=False)
-    took = mirrored.bring_up()
+    took = mirrored.bring_up_to_date()
     assert mirrored.units() == 2
     assert [seconds is None for seconds in seen[:4]] == [True, False, False, True][: len(seen)]
     assert mirrored.outage.seconds is None
@@ -129,7 +129,7 @@ def test_a_partition_that_goes_while_mongodb_is_away_is_left(mirrored: Mirrored)
     owned = iter([[0], [0], [0]])
     mirrored.mirror = Mirror(mirrored.table, mirrored.store, lambda: next(owned, []), mirrored.outage)
     mirrored.store.away(9)
-    mirrored.bring_up()
+    mirrored.bring_up_to_date()
     assert (mirrored.outage.failures, mirrored.store.calls) == (2, [])
     assert not mirrored.outage._failing
 
@@ -137,15 +137,15 @@ def test_a_partition_that_goes_while_mongodb_is_away_is_left(mirrored: Mirrored)
 def test_after_a_rebalance_it_is_looked_through_from_where_mongodb_is(mirrored: Mirrored) -> None:
     """Another worker had the partition meanwhile, or has it now."""
     mirrored.sell(2)
-    mirrored.bring_up()
+    mirrored.bring_up_to_date()
     mirrored.mirror.forget()
     mirrored.sell(1, told=False)
     mirrored.owned = []
-    mirrored.bring_up()
+    mirrored.bring_up_to_date()
     assert mirrored.units() == 2
     mirrored.owned = [0]
     mirrored.store.calls.clear()
-    mirrored.bring_up()
+    mirrored.bring_up_to_date()
     assert mirrored.units() == 3
     assert mirrored.store.calls == ["sales_position", "put_sales", "put_sales", "reached_sales", "sales"]
 
@@ -155,15 +155,15 @@ def test_a_partition_that_goes_while_it_is_looked_through_is_left(mirrored: Mirr
     mirrored.sell(2, told=False)
     owned = iter([[0], [0], []])
     mirrored.mirror = Mirror(mirrored.table, mirrored.store, lambda: next(owned, []), mirrored.outage)
-    mirrored.bring_up()
+    mirrored.bring_up_to_date()
     assert mirrored.units() == 0
 
 
 def test_rows_of_an_era_before_are_not_written(mirrored: Mirrored) -> None:
     """A replay counts anew: what the table has of before counts no more."""
     mirrored.sell(2, told=False)
-    mirrored.table.rows[TOTALS_KEY] = rebuilt(0, 1000)
-    mirrored.bring_up()
+    mirrored.table.rows[TOTALS_KEY] = new_era_totals(0, 1000)
+    mirrored.bring_up_to_date()
     assert mirrored.units() == 0
 
 
@@ -184,9 +184,9 @@ def test_it_is_not_said_to_be_all_there_before_the_rest_of_a_cut_off_batch(mirro
     changelog[TOTALS_KEY] = again[TOTALS_KEY]
     assert decode_totals(sums).offset == decode_totals(changelog[TOTALS_KEY]).offset == 3
     mirrored.table.rows = changelog
-    mirrored.bring_up()
+    mirrored.bring_up_to_date()
     assert mirrored.units() == 2
     enter(mirrored.table.rows, numbered(events)[2:], 4)
     mirrored.mirror.forget()  # nobody told this mirror of the rest
-    mirrored.bring_up()
+    mirrored.bring_up_to_date()
     assert mirrored.units() == 4

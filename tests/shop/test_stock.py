@@ -35,7 +35,7 @@ class Shop:
         self.store = FakeStore()
         self.told: list[tuple[int, Document]] = []
         self.owned = [0, 1]
-        self.sure = True
+        self.lease_valid = True
         #: For the next sends: nothing is sent, or it is sent but not acknowledged.
         self.faults: list[str] = []
         self.before_send: Callable[[], None] = lambda: None
@@ -50,7 +50,7 @@ class Shop:
             self.store,
             self.log,
             lambda: self.owned,
-            lambda: self.sure,
+            lambda: self.lease_valid,
             now=lambda: NOON,
             outages={name: Outage(name) for name in ("MongoDB", "Kafka")},
         )
@@ -101,9 +101,9 @@ class Shop:
     def _put(self, sale: PartitionSales) -> None:
         asyncio.run(self.store.put_sales(0, [sale]))
 
-    def look(self) -> None:
+    def check(self) -> None:
         """A round; what fails is left to a later one."""
-        asyncio.run(self.watch.look())
+        asyncio.run(self.watch.check_products())
 
     def left(self) -> dict[str, int]:
         """What is left."""
@@ -125,11 +125,11 @@ def test_the_alert_comes_when_the_limit_is_reached_and_not_again(shop: Shop) -> 
     """With all that who orders needs; the document says the same, with the partition of the product."""
     product = shop.offer(10, 3)
     for _ in range(7):
-        shop.look()
+        shop.check()
         assert shop.told == []
         shop.sell(1)
         shop.mirror()
-    shop.look()
+    shop.check()
     expected = {
         "alert_id": "milk@2026-05-01T12:30:00.000+00:00", "kind": "stock", "product_id": "milk", "left": 3, "limit": 3,
         "stock": 10, "since": "2026-05-01T12:30:00Z", "at": "2026-05-01T12:30:00Z",
@@ -138,7 +138,7 @@ def test_the_alert_comes_when_the_limit_is_reached_and_not_again(shop: Shop) -> 
     assert alert_id(product) == expected["alert_id"]
     shop.sell(5)
     shop.mirror()
-    shop.look()
+    shop.check()
     assert len(shop.told) == 1
     (document,) = shop.store.collections["alerts"].values()
     assert [document] == ALERTS.documents([FakeRecord(None, json.dumps(expected).encode())])
@@ -154,11 +154,11 @@ def test_what_was_bought_before_the_stocking_does_not_count(shop: Shop) -> None:
     shop.sell(4, NOON + timedelta(hours=30))
     shop.sell(5, NOON)
     shop.mirror()
-    shop.look()
+    shop.check()
     assert (shop.left(), shop.told) == ({"milk": 1}, [])
     shop.sell(2, NOON + timedelta(minutes=5))
     shop.mirror()
-    shop.look()
+    shop.check()
     assert shop.left() == {"milk": -1}  # sold more than there was
     assert [event["left"] for _, event in shop.told] == [-1]
 
@@ -168,9 +168,9 @@ def test_nothing_is_asked_of_products_that_were_not_sold_since(shop: Shop) -> No
     shop.offer(10)
     shop.sell(1)
     shop.mirror()
-    shop.look()
+    shop.check()
     shop.store.calls.clear()
-    shop.look()
+    shop.check()
     assert shop.store.calls == ["stocked", "sold_ever"]
 
 
@@ -181,7 +181,7 @@ def test_purchases_before_the_stocking_are_looked_through_only_when_they_may_dec
     for times in (1, 1, 1):
         shop.sell(1)
         shop.mirror()
-        shop.look()
+        shop.check()
         assert shop.store.calls.count("units_from_kafka") == times
     assert shop.told == []
 
@@ -190,7 +190,7 @@ def test_purchases_before_the_stocking_are_looked_through_only_when_they_may_dec
 def test_a_product_without_a_stock_has_none(shop: Shop, units: Any) -> None:
     """Also if another program wrote something else there."""
     shop.offer(units)
-    shop.look()
+    shop.check()
     assert (shop.left(), shop.told) == ({}, [])
 
 
@@ -198,19 +198,19 @@ def test_each_stocking_has_an_alert_of_its_own(shop: Shop) -> None:
     """Also an empty one, which is at its limit at once; and none when the product carries no stock any more."""
     for hours in range(3):
         shop.offer(0, at=NOON + timedelta(hours=hours))
-        shop.look()
-        shop.look()
+        shop.check()
+        shop.check()
     shop.offer(None, at=NOON + timedelta(hours=4))
-    shop.look()
+    shop.check()
     assert len(set(shop.ids)) == len(shop.ids) == 3
 
 
 def test_another_workers_products_are_left_to_it(shop: Shop) -> None:
     """And those that did not come through Kafka: nobody owns their partition."""
     shop.offer(0, partition=2)
-    shop.look()
+    shop.check()
     shop.offer(0)["source"] = {"origin": "direct"}
-    shop.look()
+    shop.check()
     assert shop.told == []
 
 
@@ -221,7 +221,7 @@ def test_who_may_have_lost_the_partition_sends_nothing(shop: Shop) -> None:
         shop.watch.forget()
 
     def sleep() -> None:
-        shop.sure = False
+        shop.lease_valid = False
 
     def revoked() -> None:
         shop.owned = []
@@ -229,12 +229,12 @@ def test_who_may_have_lost_the_partition_sends_nothing(shop: Shop) -> None:
     shop.offer(0)
     for shop.before_send in (forget, sleep, revoked):
         with pytest.raises(PartitionLost):
-            shop.look()
+            shop.check()
         assert shop.told == []
-        shop.sure, shop.owned = True, [1]
+        shop.lease_valid, shop.owned = True, [1]
         shop.watch.forget()
     shop.before_send = lambda: None
-    shop.look()
+    shop.check()
     assert len(shop.told) == 1
 
 
@@ -246,13 +246,13 @@ def test_more_products_than_a_round_takes_are_looked_at_in_turns(shop: Shop, mon
         shop.store.collections["products"][name] = {**shop.offer(0), "_id": name}
     del shop.store.collections["products"]["milk"]
     for _ in range(3):
-        shop.look()
+        shop.check()
     assert sorted(event["product_id"] for _, event in shop.told) == names
     for name in names:
         shop.store.collections["products"][name] = {**shop.offer(0, at=NOON + timedelta(hours=1)), "_id": name}
     del shop.store.collections["products"]["milk"]
     for _ in range(3):
-        shop.look()
+        shop.check()
     assert Counter(event["product_id"] for _, event in shop.told) == dict.fromkeys(names, 2)
 
 
@@ -285,7 +285,7 @@ class Story(Shop):
     def looked(self) -> None:
         before = len(self.told)
         try:
-            self.look()
+            self.check()
         finally:
             assert len(self.told) == before or self.truly_left() <= 2
 

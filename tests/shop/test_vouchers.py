@@ -22,9 +22,9 @@ from faust_batches.testing import FakeBatch, FakeTable
 from shopflow.config.promotions import Rule
 from shopflow.errors import Unavailable
 from shopflow.shop.announcements import VOUCHERS
-from shopflow.shop.counts import rebuilt
+from shopflow.shop.counts import new_era_totals
 from shopflow.shop.promotions.trial import try_rule
-from shopflow.shop.promotions.vouchers import Promotions, VoucherLog, _Types
+from shopflow.shop.promotions.vouchers import Promotions, VoucherLog, _ProductTypes
 from shopflow.shop.promotions.windows import Rules, decode_window
 from shopflow.store.connection import Patient
 from tests.support import vouchers as oracle
@@ -231,7 +231,7 @@ def test_a_replay_gives_the_same_vouchers_and_tells_none_again(shop: Shop) -> No
     assert before == told
     assert len(before) == 2 * (3 + 1)
     windows = {key: decode_window(value) for key, value in shop.windows.rows[0].items()}
-    shop.counts.rows[0][TOTALS_KEY] = rebuilt(0, 5.0)
+    shop.counts.rows[0][TOTALS_KEY] = new_era_totals(0, 5.0)
     shop.restart()
     shop.handle(*days[:3])
     shop.handle(*days[3:], start=3)
@@ -276,18 +276,18 @@ def test_a_batch_cut_off_right_after_a_rule_was_switched_on_gives_no_wrong_numbe
 
 def test_what_is_known_of_registrations_does_not_grow_for_ever(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of batches that are done do not come again."""
-    monkeypatch.setattr(once, "_FEW", 10)
+    monkeypatch.setattr(once, "_KEYS_TO_HOLD", 10)
     for number in range(100):
         shop.handle(registered(f"c{number}"), start=number, kind="customers")
     assert len(shop.told()) == 100
-    assert len(shop.log._once._known["shop.customers", 0]) <= 12
+    assert len(shop.log._once._sent["shop.customers", 0]) <= 12
 
 
 def test_types_are_known_though_others_forget_them_meanwhile(shop: Shop) -> None:
     """Too many are remembered, and another partition's batch clears them while this one asks for what it lacks."""
 
     async def run() -> dict[str, str]:
-        types = _Types(Patient(shop.store, Outage("MongoDB")))
+        types = _ProductTypes(Patient(shop.store, Outage("MongoDB")))
         batch = FakeBatch([FakeRecord(b"anna", b"")])
         await types.of(batch, ["rye"])
         documents = shop.store.documents

@@ -1,4 +1,4 @@
-"""Dead letters seen, put back and held up: by the commands a user types, on real servers."""
+"""Dead letters seen, retried and held up: by the commands a user types, on real servers."""
 
 from __future__ import annotations
 
@@ -100,12 +100,12 @@ def test_a_shop_without_dead_letters_says_so(open_shop: OpenShop) -> None:
         assert as_json.json() == []
         assert (shown.status, len(shown.errors)) == (2, 1)
         assert shop.describe_topics() == {}
-        assert retry(shop, "--all") == "0 put back, 0 had been put back before.\n"
+        assert retry(shop, "--all") == "0 retried, 0 had been retried before.\n"
         assert shop.read("retries") == []
 
 
-def test_a_purchase_is_put_back_when_its_product_is_offered(shop: Shop, worker: Worker) -> None:
-    """Stored and counted once; putting it back again changes nothing; its headers and history are shown."""
+def test_a_purchase_is_retried_when_its_product_is_offered(shop: Shop, worker: Worker) -> None:
+    """Stored and counted once; retrying it again changes nothing; its headers and history are shown."""
     offered, event = product(), unpriced("")
     event["product_id"] = offered["product_id"]
     (place,) = shop.send(
@@ -118,9 +118,9 @@ def test_a_purchase_is_put_back_when_its_product_is_offered(shop: Shop, worker: 
     assert letter["id"].startswith("2:")
     shop.offer(offered)
     until(lambda: shop.db.products.find_one({"_id": offered["product_id"]}), "the product is stored")
-    assert retry(shop, letter["id"], letter["id"]) == "1 put back, 0 had been put back before.\n"
+    assert retry(shop, letter["id"], letter["id"]) == "1 retried, 0 had been retried before.\n"
     until(lambda: shop.stored(event), "it is stored")
-    assert shop.run("dead-letters", "retry", letter["id"], program=CONSOLE).stdout.startswith("0 put back, 1 had been")
+    assert shop.run("dead-letters", "retry", letter["id"], program=CONSOLE).stdout.startswith("0 retried, 1 had been")
     becomes(lambda: worker.count(event["customer_id"])[1].get("purchases"), 1)
     until(lambda: shop.run("verify").status == 0, "all is processed")
     shown = shop.run("dead-letters", "show", letter["id"], "--json").json()
@@ -137,13 +137,13 @@ def test_a_purchase_is_put_back_when_its_product_is_offered(shop: Shop, worker: 
 
 
 def test_what_fails_again_is_a_new_dead_letter_with_its_history(shop: Shop, worker: Worker) -> None:
-    """Each of which can be put back."""
+    """Each of them can be retried."""
     event = unpriced("never-offered")
     (place,) = shop.sell(event)
     first = failed(shop, event)
     for times in (1, 2):
         before = of(shop, event)[-1]
-        assert retry(shop, before["id"]) == "1 put back, 0 had been put back before.\n"
+        assert retry(shop, before["id"]) == "1 retried, 0 had been retried before.\n"
         letter = failed(shop, event, times + 1)
         assert (letter["retries"], len(letter["history"]), letter["put_back"]) == (times, times, None)
         assert letter["history"][-1] == {
@@ -172,11 +172,11 @@ def test_a_reason_chooses_and_a_limit_shows_the_newest(shop: Shop, worker: Worke
     *lines, summary = shop.run("dead-letters", "list", "--reason", "quantity", "--limit", "1").stdout.splitlines()
     assert len(lines) == 1
     assert "zero-2" in lines[0]
-    assert summary == "Dead letters: 3 (0 put back): 3 invalid event."
+    assert summary == "Dead letters: 3 (0 retried): 3 invalid event."
     others = {
         letter["id"] for letter in listed(shop) if letter["put_back"] is None and "quantity" not in letter["reason"]
     }
-    assert retry(shop, "--reason", "quantity") == "3 put back, 0 had been put back before.\n"
+    assert retry(shop, "--reason", "quantity") == "3 retried, 0 had been retried before.\n"
     for event in bad:
         failed(shop, event, 2)
     assert others <= {letter["id"] for letter in listed(shop) if letter["put_back"] is None}
@@ -201,7 +201,9 @@ def test_what_did_not_come_from_the_shop_is_refused_and_the_others_go(open_shop:
         for number in (1, 2):
             done = shop.run("dead-letters", "retry", "--all")
             assert done.status == 1
-            assert done.stdout == f"{2 - number} put back, {number - 1} had been put back before, 4 could not be.\n"
+            assert (
+                done.stdout == f"{2 - number} retried, {number - 1} had been retried before, 4 could not be retried.\n"
+            )
             assert len(done.errors) == 4
             for place in refused:
                 assert sum(f"{place.partition}:{place.offset}: " in line for line in done.errors) == 1
@@ -241,7 +243,7 @@ WRONG = [
 
 
 def test_a_wrong_use_is_named(shop: Shop, worker: Worker) -> None:
-    """On stderr, with status 2, and nothing is put back."""
+    """On stderr, with status 2, and nothing is retried."""
     before = len(shop.read("retries"))
     outcomes = shop.run_all([["dead-letters", *arguments] for arguments, _ in WRONG])
     for done, (arguments, named) in zip(outcomes, WRONG, strict=True):
@@ -269,15 +271,15 @@ def check_each_once(shop: Shop, events: list[Json]) -> None:
 
 
 def test_a_retry_that_is_killed_in_the_middle_is_finished_by_the_next(open_shop: OpenShop) -> None:
-    """Each dead letter is put back exactly once, also those of the transaction that the kill cut off."""
+    """Each dead letter is retried exactly once, also those of the transaction that the kill cut off."""
     with open_shop() as shop:
         events = many(shop, 20_000)
         process = shop.spawn("dead-letters", "retry", "--all")
         # More than one transaction's: what is read here may not be committed yet.
         print("killed after", enough := random.randint(500, 3_000))
-        until(lambda: len(shop.read("retries")) > enough, "some are put back")
+        until(lambda: len(shop.read("retries")) > enough, "some are retried")
         process.kill()
-        assert "put back" not in process.output, "it had finished before it was killed: take more dead letters"
+        assert "retried" not in process.output, "it had finished before it was killed: take more dead letters"
         back, already, *_ = (int(word) for word in retry(shop, "--all").split() if word.isdigit())
         assert back + already == len(events)
         assert min(back, already) > 0
@@ -292,7 +294,7 @@ def test_two_retries_at_a_time_put_nothing_back_twice(open_shop: OpenShop) -> No
         statuses = [process.wait(60) for process in both]
         assert 0 in statuses
         for status, process in zip(statuses, both, strict=True):
-            assert status == 0 or "another one has taken over" in process.output.splitlines()[-1]
+            assert status == 0 or "another retry has taken over" in process.output.splitlines()[-1]
             assert "Traceback" not in process.output
             assert "never retrieved" not in process.output
         check_each_once(shop, events)

@@ -211,7 +211,7 @@ def test_what_is_wrong_is_said_in_a_line(seeded: Shop) -> None:
         [["price-history", "no-such"], ["price-history", "chleb-zytni", "--since", "soon"], ["price-history"]]
     )
     assert (unknown.status, unknown.stdout) == (2, "")
-    assert unknown.errors == ["Error: product_id: there is no product 'no-such' in MongoDB, nor was there"]
+    assert unknown.errors == ["Error: product_id: there is no product 'no-such' in MongoDB, and never was"]
     assert timeless.status == nothing.status == 2
     assert "--since" in timeless.errors[-1]
     assert "ISO 8601" in timeless.errors[-1]

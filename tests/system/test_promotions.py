@@ -121,7 +121,7 @@ def test_redelivery_and_replay_give_the_same_and_tell_nothing_twice(shop: Shop) 
     shop.db.vouchers.delete_one({"_id": wanted[1]})
     outcome = shop.run("verify")
     assert outcome.status == 1
-    assert f"{wanted[1]}: told, and not in MongoDB" in outcome.stdout
+    assert f"{wanted[1]}: published, and not in MongoDB" in outcome.stdout
     assert f"{wanted[0]}: valid_until: stored" in outcome.stdout
     assert shop.run("replay", "--keep-tables").status == 0
     assert list(shop.db.vouchers.find().sort("_id", 1)) == [{**documents[0], "used": True}, *documents[1:]]

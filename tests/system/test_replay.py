@@ -120,7 +120,7 @@ def test_what_is_there_is_not_changed_by_a_replay(shop: Shop) -> None:
     assert [one["price"] for one in before["purchases"] if one["_id"].startswith("kept")] == [500, 900]
     done = shop.run("replay")
     assert done.status == 0, done
-    assert "The workers that run do it." in done.stdout
+    assert "The running workers do it." in done.stdout
     assert documents(shop) == before
     assert counts(worker) == sums
     assert letters(shop) == dead == 2
@@ -160,12 +160,12 @@ def test_a_worker_that_is_back_between_the_steps_of_a_replay_goes_back_by_itself
     )
 
     async def begin() -> None:
-        await rebuild._count_anew(bootstrap, layout)
+        await rebuild._begin_new_era(bootstrap, layout)
         store = MongoStore(shop.name)
         store.connect(shop.servers.mongodb if shop.servers else "")
         await store.clear_sales()
         await store.close()
-        await group._put_out(bootstrap, shop.name, (await group.group_of(bootstrap, shop.name)).members)
+        await group._remove_members(bootstrap, shop.name, (await group.group_of(bootstrap, shop.name)).members)
 
     readies = worker.output.count("Worker ready")
     asyncio.run(begin())
@@ -193,7 +193,7 @@ def test_lost_tables_are_counted_anew(shop: Shop, mongodb_too: bool) -> None:
         drop_mongodb(shop)
     done = shop.run("replay", seconds=120)
     assert done.status == 0, done
-    assert "No worker runs; one is started for it" in done.stdout
+    assert "No worker runs. Starting one for the replay" in done.stdout
     assert documents(shop) == before
     shop.agrees()
     worker = shop.start_worker(port=port).ready()
@@ -236,8 +236,8 @@ def test_counts_are_not_made_of_half_a_topic(shop: Shop) -> None:
     refused = shop.run("replay")
     assert refused.status == 2
     assert refused.errors == [
-        f"Error: {place.topic}: partition 1 begins at offset 3: what was before it is gone from Kafka, so the counts "
-        "can't be made anew from it. With --keep-tables only MongoDB is filled again"
+        f"Error: {place.topic}: partition 1 begins at offset 3: Kafka has removed the records before it, so "
+        "they can't be counted again. With --keep-tables only MongoDB is restored"
     ]
     lost = shop.db.purchases.find_one({"source.partition": 2})
     shop.db.purchases.delete_one({"_id": lost["_id"]})

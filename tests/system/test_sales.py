@@ -99,15 +99,16 @@ def test_what_can_not_be_asked_is_refused_with_the_parameter(shop: Shop) -> None
     """And nobody is asked."""
     worker = shop.start_worker().ready()
     for query, said in {
-        "by=year": "by: must be one of total, day, hour",
-        "limit=0": "limit: must be a whole number from 1 to 10000",
-        "limit=x": "limit: must be a whole number from 1 to 10000",
-        "by=day&since=yesterday": "since: must be a time in ISO 8601",
-        "since=2024-01-01": "since: goes with by=day or by=hour",
+        "by=year": ("by", "must be one of total, day, hour"),
+        "limit=0": ("limit", "must be a whole number from 1 to 10000"),
+        "limit=x": ("limit", "must be a whole number from 1 to 10000"),
+        "by=day&since=yesterday": ("since", "must be a time in ISO 8601"),
+        "since=2024-01-01": ("since", "needs by=day or by=hour"),
     }.items():
         status, answer = worker.get(f"/sales/?{query}")
         assert status == 400
-        assert answer["error"].startswith(said)
+        (problem,) = answer["fields"]
+        assert (problem["field"], problem["message"][: len(said[1])]) == said
     until(
         lambda: worker.get("/sales/") == (200, {"by": "total", "since": None, "sales": [], "more": False}), "no sales"
     )

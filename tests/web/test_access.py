@@ -41,11 +41,6 @@ async def broken(request: web.Request) -> web.Response:
     raise ValueError("a secret: s3cret")
 
 
-async def moved(request: web.Request) -> web.Response:
-    """A view that sends elsewhere."""
-    raise web.HTTPFound("/counts/")
-
-
 @asynccontextmanager
 async def serving(
     settings: Web, bind: str = "127.0.0.1", host: str = "127.0.0.1", **views: Any
@@ -54,7 +49,7 @@ async def serving(
     guard = Guard(settings, lambda: (bind, host))
     application = web.Application(middlewares=[guard.middleware], client_max_size=settings.max_body_bytes)
     reading = {
-        "/counts/": answer, "/page": framed, "/broken": broken, "/moved": moved, "/health/live": answer,
+        "/counts/": answer, "/page": framed, "/broken": broken, "/health/live": answer,
         "/openapi.json": answer, "/docs/": answer, "/docs/{name}": answer, "/{name}/": answer, **views,
     }  # fmt: skip
     for path, view in reading.items():
@@ -338,7 +333,7 @@ async def _first(tasks: list[asyncio.Task[Any]], count: int) -> list[int]:
 # -- every answer
 
 
-@pytest.mark.parametrize("path", ["/counts/", "/nothing", "/broken", "/moved", "/health/live"])
+@pytest.mark.parametrize("path", ["/counts/", "/nothing", "/broken", "/health/live"])
 def test_every_answer_says_what_a_browser_must_not_do_with_it(path: str) -> None:
     """Also the errors."""
 
@@ -365,7 +360,9 @@ def test_a_fault_of_a_view_is_in_the_log_and_not_in_the_answer(caplog: pytest.Lo
     async def test(client: Client) -> None:
         async with client.get("/broken") as response:
             assert response.status == 500
-            assert json.loads(await response.text()) == {"error": "the worker failed at this; its log says how"}
+            assert json.loads(await response.text()) == {
+                "error": "the worker failed at this request; the reason is in its log"
+            }
 
     run(Web(), test)
     assert "ValueError" in caplog.text
@@ -430,3 +427,96 @@ def test_fausts_own_web_server_lets_nobody_in_either() -> None:
             assert (await client.get("/nothing", headers=bearer(READ))).status == 404
 
     asyncio.run(test())
+
+
+# -- scripts of allowed web sites
+
+SHOP = "https://shop.example.com"
+ALLOWED = {"allowed_origins": (SHOP, "http://127.0.0.1:8000")}
+
+
+@pytest.mark.parametrize(
+    ("origin", "allowed"),
+    [
+        (SHOP, True),
+        ("http://127.0.0.1:8000", True),
+        (f"{SHOP}:443", False),
+        ("http://shop.example.com", False),
+        ("https://evil.shop.example.com", False),
+        (f"{SHOP}.evil.example", False),
+        ("null", False),
+        ("*", False),
+    ],
+)
+@pytest.mark.parametrize("settings", [Web(**ALLOWED), Web(**ALLOWED, read_token=READ, write_token=WRITE)])
+def test_only_an_allowed_origin_may_read_and_write(settings: Web, origin: str, allowed: bool) -> None:
+    """The exact origin; its scripts still need the tokens. Caches keep the answers for each origin apart."""
+
+    async def test(client: Client) -> None:
+        asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+        async with client.options("/events/purchases", headers={"Origin": origin, **asked}) as response:
+            assert (response.status == 204) == allowed
+            assert ("Authorization" in response.headers.get("Access-Control-Allow-Headers", "")) == allowed
+            assert ("POST" in response.headers.get("Access-Control-Allow-Methods", "")) == allowed
+            assert response.headers.getall("Vary") == ["Origin"]
+        sent = {"Origin": origin, "Sec-Fetch-Site": "cross-site", "Host": "127.0.0.1"}
+        for path in ("/counts/", "/nothing", "/broken", "/health/live"):
+            async with client.get(path, headers={**sent, **bearer(settings.read_token)}) as response:
+                assert response.headers.get("Access-Control-Allow-Origin") == (origin if allowed else None)
+                assert "Access-Control-Allow-Credentials" not in response.headers
+                assert "Origin" in response.headers.getall("Vary")
+                assert response.headers["Cross-Origin-Resource-Policy"] == "same-origin"  # CORS does not ask for it
+        async with client.post("/events/purchases", headers={**sent, **bearer(settings.write_token)}) as response:
+            assert response.status == (200 if allowed or settings.write_token else 403)
+        if settings.write_token:
+            async with client.post("/events/purchases", headers=sent) as response:
+                assert response.status == 401
+
+    run(settings, test)
+
+
+def test_without_allowed_origins_nothing_is_said_of_them() -> None:
+    """`OPTIONS` is a method like others then."""
+
+    async def test(client: Client) -> None:
+        headers = {"Origin": SHOP, "Access-Control-Request-Method": "POST"}
+        async with client.options("/events/purchases", headers=headers) as response:
+            assert response.status == 405
+            assert not any(name.startswith("Access-Control") for name in response.headers)
+            assert "Vary" not in response.headers
+
+    run(Web(), test)
+
+
+# -- compression
+
+
+@pytest.mark.parametrize(
+    ("accepted", "packed"),
+    [
+        ("gzip", True),
+        ("br, GZIP;q=0.5", True),
+        ("deflate, gzip;q=0.001", True),
+        ("gzip;q=0", False),
+        ("gzip; q=0.0, br", False),
+        ("br", False),
+        ("", False),
+    ],
+)
+def test_large_answers_are_compressed_for_who_accepts_it(accepted: str, packed: bool) -> None:
+    """Small ones are not worth it. Caches keep the two apart."""
+
+    async def large(request: web.Request) -> web.Response:
+        return web.json_response({"text": "x" * int(request.query["size"])})
+
+    async def test(client: Client) -> None:
+        headers = {"Accept-Encoding": accepted}
+        async with client.get("/large?size=5000", headers=headers, compress=None) as response:
+            assert (response.headers.get("Content-Encoding") == "gzip") == packed
+            assert response.headers["Vary"] == "Accept-Encoding"
+            assert len((await response.json())["text"]) == 5_000
+            assert (int(response.headers["Content-Length"]) < 200) == packed
+        async with client.get("/large?size=500", headers=headers) as response:
+            assert "Content-Encoding" not in response.headers
+
+    run(Web(), test, **{"/large": large})

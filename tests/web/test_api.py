@@ -25,6 +25,7 @@ from shopflow.web import answers as web
 from shopflow.web.access import Guard
 from shopflow.web.api import collections as reading
 from shopflow.web.api import events, openapi
+from shopflow.web.page import charts, views  # noqa: F401 - views: registers its routes
 from tests.support.fakes import FakeStore
 
 NOON = datetime(2026, 5, 1, 12, 0, 0, tzinfo=timezone.utc)
@@ -256,7 +257,12 @@ def test_products_come_in_pages(store: FakeStore) -> None:
     status, answer, _ = ask("GET", "/products?limit=2")
     assert status == 200
     assert answer["next"] == "b"
-    assert answer["products"][0] == {"product_id": "a", "name": "A", "price": 1, "updated_at": "2026-05-01T12:00:00Z"}
+    assert answer["products"][0] == {
+        "product_id": "a",
+        "name": "A",
+        "price": 1,
+        "updated_at": "2026-05-01T12:00:00.000Z",
+    }
     _, answer, _ = ask("GET", "/products/?limit=2&after=b")
     assert ([one["product_id"] for one in answer["products"]], answer["next"]) == (["c"], None)
 
@@ -288,7 +294,7 @@ def test_purchases_are_paged_without_a_gap(store: FakeStore) -> None:
         "quantity": 2,
         "price": 300,
         "value": 600,
-        "purchased_at": "2026-05-01T12:05:00Z",
+        "purchased_at": "2026-05-01T12:05:00.000Z",
     }
 
 
@@ -419,3 +425,31 @@ def test_the_page_needs_nothing_from_elsewhere() -> None:
             assert response.status == 404
 
     run(body)
+
+
+def test_files_are_compressed_once_and_sent_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A browser that has a file gets 304. Everything else is never kept."""
+    packs: list[int] = []
+    compress = web.gzip.compress
+    monkeypatch.setattr(web.gzip, "compress", lambda body: packs.append(len(body)) or compress(body))
+    web._packed.cache_clear()
+    files = ["/docs/docs.js", "/page/static/page.js"] + ["/page/static/bokeh.min.js"] * charts.available()
+
+    async def body(client: Client) -> None:
+        for path in files:
+            plain = await client.get(path, headers={"Accept-Encoding": "identity"})
+            packed = await client.get(path, headers={"Accept-Encoding": "gzip"})
+            assert (plain.headers.get("Content-Encoding"), packed.headers["Content-Encoding"]) == (None, "gzip")
+            assert await plain.read() == await packed.read()
+            assert int(packed.headers["Content-Length"]) < int(plain.headers["Content-Length"]) / 2
+            assert (packed.headers["Cache-Control"], packed.headers["Vary"]) == ("no-cache", "Accept-Encoding")
+            etag = packed.headers["ETag"]
+            for known, status in ((etag, 304), (f'"other", {etag}', 304), ("*", 304), ('"other"', 200)):
+                async with client.get(path, headers={"If-None-Match": known}) as response:
+                    assert (response.status, response.headers["ETag"]) == (status, etag)
+                    assert (await response.read() == b"") == (status == 304)
+        async with client.get("/openapi.json") as response:
+            assert response.headers["Cache-Control"] == "no-store"
+
+    run(body)
+    assert len(packs) == len(files)

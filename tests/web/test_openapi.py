@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from typing import Any
 
 import faust
 import msgspec
 import pytest
+from jsonschema_rs import Draft202012Validator
 
 from shopflow.app import app
 from shopflow.config.settings import Config, Web
@@ -87,7 +89,7 @@ def test_the_limits_are_those_of_the_code() -> None:
 
 def test_the_file_is_for_the_default_configuration() -> None:
     """Who reads it sees what a worker answers, but for the version."""
-    written = msgspec.json.decode((openapi._STATIC / "openapi.json").read_bytes())
+    written = msgspec.json.decode((openapi.STATIC / "openapi.json").read_bytes())
     assert {**DOCUMENT, "info": {**DOCUMENT["info"], "version": "0"}} == written
 
 
@@ -111,12 +113,32 @@ def test_the_probes_need_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_path_is_a_view_and_every_view_is_a_path() -> None:
     """With the methods that it has; pages for people are not described."""
+    for name in app.conf.autodiscover:  # type: ignore[union-attr]
+        importlib.import_module(name)
     there = {re.sub(r":[^}]*\}", "}", path): view for path, view in app.web.views.items()}  # type: ignore[attr-defined]
     for path, operations in DOCUMENT["paths"].items():
         assert {method.upper() for method in operations} <= set(there[path].get_methods()), path
     views = {path.rstrip("/") or "/" for path in there}
     described = {path.rstrip("/") for path in DOCUMENT["paths"]}
     assert {path for path in views if not NOT_DESCRIBED.fullmatch(path)} == described
+
+
+def test_every_answer_has_an_example_that_is_one() -> None:
+    """The page shows them."""
+    for path, operations in DOCUMENT["paths"].items():
+        for operation in operations.values():
+            for status, answer in operation["responses"].items():
+                if "$ref" not in answer:
+                    content = answer["content"]["application/json"]
+                    schema = {**content["schema"], "components": DOCUMENT["components"]}
+                    assert list(Draft202012Validator(schema).iter_errors(content["example"])) == [], (path, status)
+
+
+def test_every_number_of_an_answer_has_a_least_value() -> None:
+    """But for offsets: -1 is before the first record."""
+    for name in ("Sums", "Count", "Sale"):
+        for field, schema in SCHEMAS[name]["properties"].items():
+            assert schema["type"] != "integer" or schema["minimum"] == 0, (name, field)
 
 
 def test_every_reference_leads_somewhere() -> None:

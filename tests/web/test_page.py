@@ -8,15 +8,13 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime, timezone
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import unquote
 
 import msgspec
 import pytest
 
 from shopflow.errors import Unavailable
 from shopflow.shop.recent_sales import Bestseller, Sale, Snapshot
-from shopflow.web import peers
-from shopflow.web.answers import answered
+from shopflow.web.access import Refusal
 from shopflow.web.page import charts, product, snapshot
 from shopflow.web.page import views as page
 from shopflow.web.page.warnings import Learned, ShopState
@@ -31,12 +29,12 @@ class Workers:
     """What the workers answer about a customer's counts."""
 
     def __init__(self) -> None:
-        self.answer: tuple[int, bytes] | Unavailable = (404, b"{}")
+        self.answer: dict[str, int] | Exception | None = None
         self.asked: list[str] = []
 
-    async def ask(self, host: Any, path: str) -> tuple[int, bytes]:
-        self.asked.append(unquote(path))
-        if isinstance(self.answer, Unavailable):
+    async def find(self, customer_id: str, seconds: float) -> dict[str, int] | None:
+        self.asked.append(customer_id)
+        if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer
 
@@ -64,7 +62,7 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> Workers:
         return seen
 
     monkeypatch.setattr(snapshot, "shop_state", shop_state)
-    monkeypatch.setattr(peers, "ask", made.ask)
+    monkeypatch.setattr(page.counts, "find", made.find)
     monkeypatch.setattr(page, "store", store)
     monkeypatch.setattr(product, "store", store)
     product._watched.cache_clear()
@@ -76,9 +74,8 @@ WEB = SimpleNamespace(html=lambda body, headers: (body, headers))
 
 def fetched(handler: Callable[[Any], Awaitable[tuple[int, Any]]], **query: str) -> tuple[int, Any]:
     """Status and body of what the page's script fetches."""
-    answer = asyncio.run(answered(handler(SimpleNamespace(query=query))))
-    assert isinstance(answer.body, bytes)
-    return answer.status, msgspec.json.decode(answer.body)
+    status, body = asyncio.run(handler(SimpleNamespace(query=query)))
+    return status, msgspec.json.decode(msgspec.json.encode(body))
 
 
 def index(customer: str | None = None, **query: str) -> tuple[str, dict[str, str]]:
@@ -95,12 +92,12 @@ def problems(customer: str) -> list[str]:
 
 def test_names_are_escaped_wherever_they_stand(workers: Workers) -> None:
     """In cells, links, headings, and in the field that was filled in."""
-    workers.answer = (200, b'{"purchases": 1, "items": 1, "spent": 5}')
+    workers.answer = {"purchases": 1, "items": 1, "spent": 5}
     html, _ = index(HOSTILE, product=HOSTILE)
     assert "<img" not in html
     assert html.count("&lt;img src=x onerror=alert(1)&gt;&#34;&#39;&amp;") >= 17
     assert re.findall("<script[^>]*>", html)[-1] == '<script src="/page/static/page.js" defer>'
-    assert workers.asked == [f"/counts/{HOSTILE}/"]
+    assert workers.asked == [HOSTILE]
 
 
 def test_a_product_is_shown_with_its_prices(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,10 +133,14 @@ def test_the_policy_lets_only_the_workers_scripts_run(
     html, headers = index()
     assert "script-src 'self';" in headers["Content-Security-Policy"]
     assert ("'unsafe-inline'" in headers["Content-Security-Policy"]) == drawn
-    assert headers["Cache-Control"] == "no-store"
     assert ("bokeh.min.js" in html) == drawn
     assert ("pip install" in html) != drawn
     assert not re.findall(r"<script(?! src=)|<[^>]*\s(?:on\w+|style)=", html)
+
+
+def test_the_page_and_the_interfaces_page_link_to_each_other(workers: Workers) -> None:
+    assert 'href="/docs/"' in index()[0]
+    assert 'href="/"' in (page.STATIC / "docs.html").read_text(encoding="utf-8")
 
 
 def test_no_customer_is_looked_for_unless_one_is_named(workers: Workers) -> None:
@@ -148,14 +149,14 @@ def test_no_customer_is_looked_for_unless_one_is_named(workers: Workers) -> None
     index("  ")
     assert workers.asked == []
     index(" anna ")
-    assert workers.asked == ["/counts/anna/"]
+    assert workers.asked == ["anna"]
 
 
 def test_what_is_not_known_of_a_customer_is_said(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
     """The counts and MongoDB each by itself; the page comes anyway."""
     assert problems("nobody") == ["There is no customer with this id."]
     assert problems("x" * 129) == ["A customer&#39;s id has at most 128 characters."]
-    workers.answer = (503, b'{"error": "the counts are being recovered"}')
+    workers.answer = Refusal(503, "the counts are being recovered")
     assert problems("anna") == ["The counts are not known now: the counts are being recovered."]
     workers.answer = Unavailable("http://h:1", "does not answer: refused")
     page.store.away(2)  # type: ignore[attr-defined]
@@ -168,21 +169,16 @@ def test_what_is_not_known_of_a_customer_is_said(workers: Workers, monkeypatch: 
 @pytest.mark.parametrize("name", ["page.py", "../page.py", "page.html", "", "bokeh.js", "page.js/"])
 def test_only_the_pages_own_files_are_served(name: str) -> None:
     """Whatever a path says."""
-    assert asyncio.run(page.static.get(WEB, None, name)).status == 404
+    with pytest.raises(Refusal) as refused:
+        asyncio.run(page.static.get(WEB, None, name))
+    assert refused.value.status == 404
 
 
 def test_without_the_extra_there_are_no_charts_to_fetch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Said in the shape of all errors."""
     monkeypatch.setattr(charts, "available", lambda: False)
-    status, body = fetched(page.chart)
-    assert status == 404
-    assert "`page`" in body["error"]
+    with pytest.raises(Refusal, match="`page`"):
+        fetched(page.chart)
     monkeypatch.setattr(charts, "script", lambda: None)
-    assert asyncio.run(page.static.get(WEB, None, "bokeh.min.js")).status == 404
-
-
-def test_requests_between_workers_show_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where one is wanted."""
-    assert peers.headers() == {}
-    monkeypatch.setattr(peers, "config", SimpleNamespace(web=SimpleNamespace(read_token="t")))  # noqa: S106
-    assert peers.headers() == {"Authorization": "Bearer t"}
+    with pytest.raises(Refusal, match="no such file"):
+        asyncio.run(page.static.get(WEB, None, "bokeh.min.js"))

@@ -91,7 +91,7 @@ def test_a_stuck_actor_is_found_by_what_waits() -> None:
     case = Case()
     case.look(MANY)
     (reason,) = case.health.live()
-    assert reason == "events wait in partition 0 of shop.purchases, and for 300 s nothing was done"
+    assert reason == "events wait in partition 0 of shop.purchases, and none was processed for 300 s"
     assert case.ready() == [reason]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from shopflow.shop.price_history import Course, Period, Prices
+from shopflow.shop.price_history import Period, Prices, SalesOverTime
 from shopflow.shop.text import visible
 from shopflow.store.types import Sold
 from shopflow.web.page.product import Columns, Picture, columns, product
@@ -21,7 +21,7 @@ HOSTILE = "<img src=x>\x1b[2J"
 def picture(*prices: Period, sold: tuple[Sold, ...] = (), bucket: str = "hour", **fields: Any) -> Picture:
     """Of a product, for the two hours after noon."""
     return Picture(Prices("milk", **{"name": "Milk", **fields}, prices=prices),
-                   Course(NOON, NOON + 2 * HOUR, bucket, sold))  # fmt: skip
+                   SalesOverTime(NOON, NOON + 2 * HOUR, bucket, sold))  # fmt: skip
 
 
 def at(ms: float) -> datetime:
@@ -41,11 +41,12 @@ def test_each_price_with_what_was_sold_at_it() -> None:
     ]
     first, last = ([cell.text for cell in found.prices[number]] for number in (0, -1))
     assert first[1:] == ["now", "2,50 zł", "600", "1500,00 zł", "1\N{NO-BREAK SPACE}200"]
-    assert (last[0], last[-1]) == ("before that", "-")
+    assert (last[0], last[-1]) == ("before", "-")
     seldom = product("milk", picture(Period(NOON - 99 * HOUR, None, 300, 1, 300)), [])
     assert seldom.prices[0][-1].text == "< 0.1"
     assert found.facts == {
-        "Price now": "2,50 zł", "Sold at the prices below": "607", "For": "1521,00 zł", "A bar is": "an hour",
+        "Price now": "2,50 zł", "Units at these prices": "607", "Revenue at these prices": "1521,00 zł",
+        "Width of a bar": "an hour",
     }  # fmt: skip
 
 

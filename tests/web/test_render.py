@@ -60,10 +60,10 @@ def test_a_shop_that_is_not() -> None:
     now = replace(WELL, workers=workers, kafka=None, spans={"sold": {0: Span(0, 1, 4)}})
     found = render.shown(now)
     assert (found.level, found.headline) == ("bad", "2 things need attention")
-    assert [cell.text for cell in found.services.values()] == ["not known", "down", "1 up, 1 silent"]
+    assert [cell.text for cell in found.services.values()] == ["not known", "down", "1 up, 1 down"]
     assert texts("partitions", now) == [
         ["0", "h:1", "running", "3"],
-        ["1", "none", "its worker is silent", "not known"],
+        ["1", "none", "its worker does not answer", "not known"],
     ]
     assert texts("partitions", replace(now, workers=workers[:1]))[1][2] == "no worker"
     assert texts("partitions", replace(now, workers=[state(1, 0, 1, serving=False)]))[0][2] == "recovering"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from shopflow import topics
 from shopflow.errors import Unavailable
 from shopflow.kafka import offsets
-from shopflow.kafka.lag import Standing
+from shopflow.kafka.lag import EmptySpans
 from shopflow.kafka.offsets import Span
 from shopflow.store.types import PartitionSales
 from shopflow.web import cached as cached_module
@@ -160,10 +161,11 @@ def test_whatever_another_worker_answers(
 ) -> None:
     """It may be of another version, or be no worker at all."""
 
-    async def ask(host: object, path: str) -> tuple[int, bytes]:
+    async def ask(*_: object, **__: object) -> tuple[int, bytes]:
         return status, body
 
-    monkeypatch.setattr(peers, "ask", ask)
+    monkeypatch.setattr(peers, "app", SimpleNamespace(http_client=None))
+    monkeypatch.setattr(peers.client, "ask", ask)
     assert asyncio.run(snapshot._ask_worker(peers.URL("http://h:1"))) == WorkerState("http://h:1", found)
 
 
@@ -185,7 +187,7 @@ def test_the_end_of_a_transaction_is_no_event_that_waits(monkeypatch: pytest.Mon
         return {place for place in places if place[1] == 1}
 
     monkeypatch.setattr(offsets, "empty", empty)
-    monkeypatch.setattr(snapshot, "_standing", Standing())
+    monkeypatch.setattr(snapshot, "_standing", EmptySpans())
 
     def settled(done: int) -> list[int]:
         spans = {topic: {0: Span(0, 3, 9), 1: Span(0, done, 9), 2: Span(0, 9, 9)}, other: {0: Span(0, 0, 0)}}

@@ -75,25 +75,25 @@ def test_nothing_is_said_of_a_shop_that_is_well() -> None:
         ),
         (
             {"workers": [state(1, 0), WorkerState("http://h:2", None)]},
-            "The worker h:2 does not answer. What it knows is missing here.",
+            "The worker h:2 does not answer. Its numbers are missing here.",
         ),
         (
             {"workers": [state(1, 0), state(2, 1, serving=False)]},
-            "The worker h:2 is getting its partitions or recovering their counts.",
+            "The worker h:2 is in a rebalance, or recovers its counts.",
         ),
-        ({"workers": [state(1, 0)]}, "No worker has partition 1 of sold."),
-        ({"workers": [state(1)]}, "No worker has partitions 0, 1 of sold."),
+        ({"workers": [state(1, 0)]}, "No worker owns partition 1 of sold."),
+        ({"workers": [state(1)]}, "No worker owns partitions 0, 1 of sold."),
         (
             {"workers": [state(1, 0, 1, stopped={"sold": "too many are bad"})]},
             "The worker h:1 has stopped taking sold: too many are bad.",
         ),
         (
             {"letters": [letter("wrong key", 5), letter("old", 2_000)], "dead": 2},
-            "1 record could not be accepted in the last 15 minutes. The last reason: wrong key",
+            "1 event was rejected in the last 15 minutes. The last reason: wrong key",
         ),
         (
             {"letters": [letter("", 5), letter("x", 6)], "dead": 9},
-            "At least 2 records could not be accepted in the last 15 minutes. The last reason: none given",
+            "At least 2 events were rejected in the last 15 minutes. The last reason: none given",
         ),
         (
             {"trend": waiting((3, 10), (3, 10), (4, 10), (9, 10))},
@@ -101,7 +101,7 @@ def test_nothing_is_said_of_a_shop_that_is_well() -> None:
         ),
         (
             {"trend": waiting((1_000, 10), (1_200, 20), (1_400, 30), (1_600, 40))},
-            "1600 events wait in Kafka, and they become more: they come faster than they are processed.",
+            "1600 events wait in Kafka, and the lag grows: they arrive faster than they are processed.",
         ),
     ],
 )

@@ -1,1 +1,1 @@
-"""`verify`: do Kafka, MongoDB and the tables agree?"""
+"""`verify`: compares Kafka, MongoDB and the tables."""

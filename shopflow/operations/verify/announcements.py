@@ -1,4 +1,4 @@
-"""Checks that each voucher and each alert is in MongoDB as it was published."""
+"""Checks that each voucher and each alert in MongoDB is as it was published."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from shopflow.kafka import offsets, reading
 from shopflow.kafka.security import Bootstrap
-from shopflow.shop.announcements import Announcements, Told
+from shopflow.shop.announcements import Announcements, Published
 from shopflow.store import MongoStore
 from shopflow.store.rules import differences
 
@@ -16,22 +16,22 @@ from .report import Check, FirstTen
 async def compare_announcements(
     bootstrap: Bootstrap, group: str, topic: str, kind: Announcements, store: MongoStore
 ) -> Check:
-    """Compare the events of the topic with the documents, and those that came from Kafka with the events.
+    """Compare each event of the topic with its document, and each document that came from Kafka with its event.
 
-    What other programs add to a document, or store beside them, is theirs.
+    Fields and documents that other programs added are ignored.
 
     Raises:
         Unavailable: Kafka or MongoDB does not answer.
     """
-    told, wrong, name = Told(kind), FirstTen(), kind.collection
+    published, wrong, name = Published(kind), FirstTen(), kind.collection
 
-    async def take(records: list[Any]) -> None:
-        documents = told.first(records)
+    async def compare(records: list[Any]) -> None:
+        documents = published.new(records)
         stored = await store.documents(name, [document["_id"] for document in documents])
         for document in documents:
             found = stored.get(document["_id"])
             if found is None:
-                wrong.add(f"{document['_id']}: told, and not in MongoDB")
+                wrong.add(f"{document['_id']}: published, and not in MongoDB")
             elif differing := differences(document, found):
                 wrong.add(f"{document['_id']}: {', '.join(differing)}")
 
@@ -39,18 +39,18 @@ async def compare_announcements(
     for partition, span in spans.items():
         async with reading.runs(bootstrap, topic, partition, end=span.end) as runs:
             async for run in runs:
-                await take(run)
+                await compare(run)
     if not any(span.start for span in spans.values()):  # else retention may have removed the event
         async for stored_id, _ in store.sources(name):
-            if stored_id not in told.ids:
-                wrong.add(f"{stored_id}: in MongoDB, and not told")
-    return _check(name, told, wrong)
+            if stored_id not in published.ids:
+                wrong.add(f"{stored_id}: in MongoDB, and not published")
+    return _check(name, published, wrong)
 
 
-def _check(name: str, told: Told, wrong: FirstTen) -> Check:
+def _check(name: str, published: Published, wrong: FirstTen) -> Check:
     if wrong.count:
-        return Check(name, False, f"{wrong.differ()}; `faust -A shopflow replay` restores what was told")
-    if not told.ids:
-        return Check(name, True, "none was told")
-    again = f", {told.again} told again" if told.again else ""
-    return Check(name, True, f"{len(told.ids)} told, each in MongoDB as it was told{again}")
+        return Check(name, False, f"{wrong.differ()}; `faust -A shopflow replay` restores published {name}")
+    if not published.ids:
+        return Check(name, True, "none was published")
+    repeats = f", {published.repeats} repeats" if published.repeats else ""
+    return Check(name, True, f"{len(published.ids)} published, each in MongoDB as it was published{repeats}")

@@ -1,7 +1,7 @@
-"""`verify --deep`: checks that each event is in MongoDB as it was sent, or in the dead letters, and nothing else is.
+"""`verify --deep`: checks that each event is in MongoDB as it was sent, or a dead letter, and that nothing else is.
 
-Only events that the group has committed are judged. Few records are in memory at once: of a topic only which of its
-offsets a document came from (a bit each), which ids were deleted, and which have a newer document than the record says.
+It compares only events that the group has committed. It keeps few records in memory. For each topic it keeps a bit for
+each offset (a document came from it), the deleted ids, and the ids whose document came from another record.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from shopflow.store.types import CUSTOMERS, PRODUCTS, PURCHASES, TIME, Document,
 
 from .report import Check, FirstTen, Report
 
-#: How often a topic is read when events arrive meanwhile and something seems wrong.
+#: The most comparisons of a topic, if events arrive meanwhile and a difference is found.
 _ATTEMPTS = 3
-#: Documents between two steps of the progress.
+#: Documents between two updates of the progress.
 _STEP = 1_000
 
 Advance = Callable[[int], None]
-#: Makes a progress bar for so many of something: a context manager that yields an `Advance`.
+#: Makes a progress bar from a name and a total: a context manager that yields an `Advance`.
 Bar = Callable[[str, int], AbstractContextManager[Advance]]
 
 
 async def verify_deep(bootstrap: Bootstrap, store: MongoStore, shop: Layout, report: Report, bar: Bar) -> None:
-    """Compare each event with its document, and each document with its event; adds what was found to the report.
+    """Compare each event with its document, and each document with its event. Add the results to the report.
 
     Raises:
         Unavailable: Kafka or MongoDB does not answer.
@@ -48,33 +48,33 @@ async def verify_deep(bootstrap: Bootstrap, store: MongoStore, shop: Layout, rep
     for collection in _KINDS:
         for attempt in range(1, 1 + _ATTEMPTS):
             spans = await offsets.spans(bootstrap, shop.group, (*shop.events, shop.dead_letters))
-            facts = _Facts(collection, bootstrap, store, shop, spans)
-            await facts.read(bar, sizes[collection])
-            if not facts.wrong.count:
+            comparison = _Comparison(collection, bootstrap, store, shop, spans)
+            await comparison.read(bar, sizes[collection])
+            if not comparison.wrong.count:
                 break
             again = await offsets.spans(bootstrap, shop.group, (*shop.events, shop.dead_letters))
-            if not facts.disturbed(again):
+            if not comparison.disturbed(again):
                 break
             if attempt == _ATTEMPTS:
-                facts.unclear = "events arrive while they are compared, and this may be why: "
-        report.deep[collection] = facts.numbers()
-        report.add([facts.check()])
+                comparison.unclear = "events arrived during the comparison, which may be the cause: "
+        report.deep[collection] = comparison.numbers()
+        report.add([comparison.check()])
 
 
-class _Claims:
-    """Which records of a topic a document came from: a bit for each judged offset."""
+class _SourceOffsets:
+    """The offsets of a topic that documents came from: a bit for each committed offset."""
 
     def __init__(self, spans: Mapping[int, Span]) -> None:
         self._spans = spans
         self._bits = {partition: bytearray((span.done - span.start + 7) // 8) for partition, span in spans.items()}
 
     def mark(self, partition: int, offset: int) -> None:
-        """Note that the document of this record was seen."""
+        """Note that this record's document was found."""
         byte, bit = self._at(partition, offset)
         self._bits[partition][byte] |= bit
 
     def take(self, partition: int, offset: int) -> bool:
-        """True if it was marked, and only once: of two documents with one source, one can't be the record's."""
+        """Remove the mark. True if there was one: of two documents with the same source only the first gets True."""
         byte, bit = self._at(partition, offset)
         marked = bool(self._bits[partition][byte] & bit)
         self._bits[partition][byte] &= ~bit
@@ -85,8 +85,8 @@ class _Claims:
         return number >> 3, 1 << (number & 7)
 
 
-class _Facts:
-    """One topic held against its collection, and what was found."""
+class _Comparison:
+    """Compares one topic with its collection, and holds the results."""
 
     def __init__(
         self,
@@ -109,30 +109,30 @@ class _Facts:
         self._dead: set[tuple[int, int]] = set()
         self._prices = PriceLog(shop.prices, _sends_nothing, partial(reading.read_since, bootstrap, values=True))
         self._given: dict[int, int] = {}
-        self._claims = _Claims(self._spans)
+        self._source_offsets = _SourceOffsets(self._spans)
         #: The offset of the last deletion of each id, by key and partition.
         self._tombstones: dict[bytes, dict[int, int]] = {}
-        #: Ids that the topic has, though not with the record that their document came from.
+        #: Ids of records in the topic whose document came from another record.
         self._elsewhere: set[str] = set()
-        #: How many records became what.
+        #: How many records had which result.
         self._numbers: Counter[str] = Counter()
-        #: Documents of records that retention removed.
+        #: How many documents came from records that retention removed.
         self._older = 0
 
     @property
     def _is_state(self) -> bool:
-        """True of products and customers: the newest event counts, and a record without a value deletes."""
+        """True for products and customers: the newest event counts, and a record without a value deletes."""
         return self.collection in TIME
 
     def disturbed(self, now: Mapping[str, Mapping[int, Span]]) -> bool:
-        """True if what happened since can make right look wrong. A purchase that is committed stays as it is."""
+        """True if later events may have caused a difference. A committed purchase never changes."""
         after = now.get(self._topic, {})
         if self._is_state:
             return after != self._spans
         return any(number not in after or after[number].done < span.done for number, span in self._spans.items())
 
     def _upto(self, span: Span) -> int:
-        """The offset where reading ends: records that are not judged may still explain a product or customer."""
+        """The offset where reading ends. Uncommitted records may explain a document of a product or customer."""
         return span.end if self._is_state else span.done
 
     # -- reading
@@ -144,53 +144,53 @@ class _Facts:
                 self._bootstrap, self._dead_topic, partition, end=span.end, values=False
             ) as letters:
                 async for run in letters:
-                    self._take_dead(run)
+                    self._read_dead_letters(run)
         if self._is_state:
-            await self._each_run(self._take_tombstones, lambda _: None)
+            await self._each_run(self._read_tombstones, lambda _: None)
         total = sum(self._upto(span) - span.start for span in self._spans.values())
         with bar(f"{self.collection} in Kafka", total) as advance:
-            await self._each_run(self._take, advance)
+            await self._each_run(self._compare, advance)
         with bar(f"{self.collection} in MongoDB", documents) as advance:
-            await self._documents(advance)
+            await self._check_sources(advance)
 
-    async def _each_run(self, take: Callable[[list[Any]], Awaitable[None]], advance: Advance) -> None:
+    async def _each_run(self, handle: Callable[[list[Any]], Awaitable[None]], advance: Advance) -> None:
         for partition, span in self._spans.items():
             done, end = span.start, self._upto(span)
             async with reading.runs(self._bootstrap, self._topic, partition, end=end) as runs:
                 async for run in runs:
-                    await take(run)
+                    await handle(run)
                     advance(run[-1].offset + 1 - done)
                     done = run[-1].offset + 1
             advance(end - done)  # offsets that are no records
 
-    def _take_dead(self, records: list[Any]) -> None:
+    def _read_dead_letters(self, records: list[Any]) -> None:
         for topic, partition, offset in map(origin_of, records):
             if topic == self._topic:
                 self._dead.add((partition, offset))
 
-    async def _take_tombstones(self, records: list[Any]) -> None:
+    async def _read_tombstones(self, records: list[Any]) -> None:
         for record in records:
             if record.value is None and record.key is not None:
                 self._tombstones.setdefault(record.key, {})[record.partition] = record.offset
 
-    async def _take(self, records: list[Any]) -> None:
-        judged = [record for record in records if record.offset < self._spans[record.partition].done]
-        for record in records[len(judged) :]:  # of products and customers only, see `_upto`
+    async def _compare(self, records: list[Any]) -> None:
+        committed = [record for record in records if record.offset < self._spans[record.partition].done]
+        for record in records[len(committed) :]:  # of products and customers only, see `_upto`
             self._elsewhere.add((record.key or b"").decode("utf-8", "replace"))
-        parts: DecodedBatch[Any] = split(judged, self._decode, tombstones=self._is_state)
-        for record, error in parts.rejected:
-            self._judge_rejected(record, str(error))
-        made = [(record, event, self._name(event)) for record, event in parts.accepted]
-        names = {name for _, _, name in made} | {deletion.id for deletion in parts.deletions}
+        decoded: DecodedBatch[Any] = split(committed, self._decode, tombstones=self._is_state)
+        for record, error in decoded.rejected:
+            self._compare_rejected(record, str(error))
+        made = [(record, event, self._name(event)) for record, event in decoded.accepted]
+        names = {name for _, _, name in made} | {deletion.id for deletion in decoded.deletions}
         documents = await self._store.documents(self.collection, names)
-        await self._look_up_prices(parts.accepted)
+        await self._look_up_prices(decoded.accepted)
         for record, event, name in made:
-            self._judge(record, event, name, documents.get(name))
-        for deletion in parts.deletions:
-            self._judge_deletion(deletion.id, deletion.source, documents.get(deletion.id))
+            self._compare_event(record, event, name, documents.get(name))
+        for deletion in decoded.deletions:
+            self._compare_deletion(deletion.id, deletion.source, documents.get(deletion.id))
 
     async def _look_up_prices(self, accepted: Sequence[tuple[Any, Any]]) -> None:
-        """Look up the prices that were given to the purchases of a run that came without one."""
+        """Look up the decided prices of those purchases that came without one."""
         self._given = {}
         unpriced = [record for record, event in accepted if self.collection == PURCHASES and event.price is None]
         if unpriced:
@@ -202,9 +202,9 @@ class _Facts:
         name: str = getattr(event, f"{self.collection.removesuffix('s')}_id")
         return name
 
-    # -- judging
+    # -- comparing
 
-    def _judge_rejected(self, record: Any, why: str) -> None:
+    def _compare_rejected(self, record: Any, why: str) -> None:
         if (record.partition, record.offset) in self._dead:
             self._numbers["dead_lettered"] += 1
         elif self._letters_are_gone(record):
@@ -217,10 +217,10 @@ class _Facts:
         span = self._dead_spans.get(record.partition % max(1, len(self._dead_spans)))
         return span is not None and span.start > 0
 
-    def _judge(self, record: Any, event: Any, name: str, stored: Document | None) -> None:
+    def _compare_event(self, record: Any, event: Any, name: str, stored: Document | None) -> None:
         mine = stored is not None and stored.get("source") == source_of(record)
         if mine:
-            self._claims.mark(record.partition, record.offset)
+            self._source_offsets.mark(record.partition, record.offset)
         elif self._is_state:
             self._elsewhere.add(name)
         if (record.partition, record.offset) in self._dead:
@@ -232,20 +232,20 @@ class _Facts:
             if differences := self._differences(record, event, stored):
                 self.wrong.add(f"{name} ({_at(record)}): {', '.join(differences)}")
         elif self._is_state:
-            self._judge_outdone(record, event, name, stored)
+            self._compare_superseded(record, event, name, stored)
         elif stored is not None:
             self._numbers["repeated"] += 1
         else:
-            self._judge_missing(record, name)
+            self._add_missing(record, name)
 
-    def _judge_outdone(self, record: Any, event: Any, name: str, stored: Document | None) -> None:
-        """Judge an event whose document is gone, or another event's: it was deleted since, or the other is newer."""
+    def _compare_superseded(self, record: Any, event: Any, name: str, stored: Document | None) -> None:
+        """Compare an event whose document is deleted or another event's. Its deletion or the other must be later."""
         deletions = self._tombstones.get(name.encode(), {})  # between partitions there is no order
         if any(number != record.partition or offset > record.offset for number, offset in deletions.items()):
             self._numbers["superseded"] += 1
             return
         if stored is None:
-            self._judge_missing(record, name)
+            self._add_missing(record, name)
             return
         time = TIME[self.collection]
         sent, then = milliseconds(getattr(event, time)), stored.get(time)
@@ -254,13 +254,13 @@ class _Facts:
         else:
             self.wrong.add(f"{name} ({_at(record)}): older in MongoDB: {time} {shown(then)}, sent {shown(sent)}")
 
-    def _judge_missing(self, record: Any, name: str) -> None:
+    def _add_missing(self, record: Any, name: str) -> None:
         if self._letters_are_gone(record):
             self._numbers["unknown"] += 1
         else:
             self.wrong.add(f"{name} ({_at(record)}): neither in MongoDB nor in the dead letters")
 
-    def _judge_deletion(self, name: str, source: Document, stored: Document | None) -> None:
+    def _compare_deletion(self, name: str, source: Document, stored: Document | None) -> None:
         self._numbers["deletions"] += 1
         if stored is None or self._tombstones[name.encode()][source["partition"]] != source["offset"]:
             return
@@ -280,30 +280,30 @@ class _Facts:
             event.price = price
         return differences(self._document(record, event), stored)
 
-    async def _documents(self, advance: Advance) -> None:
-        """Check that each document that names a record of Kafka as its source is that record's."""
+    async def _check_sources(self, advance: Advance) -> None:
+        """Check that each document whose source is a record of Kafka is that record's."""
         done = 0
         async for name, source in self._store.sources(self.collection):
-            self._judge_source(name, source)
+            self._check_source(name, source)
             done += 1
             if done % _STEP == 0:
                 advance(_STEP)
         advance(done % _STEP)
 
-    def _judge_source(self, name: str, source: Document) -> None:
+    def _check_source(self, name: str, source: Document) -> None:
         partition, offset = source.get("partition"), source.get("offset")
         span = self._spans.get(partition) if source.get("topic") == self._topic and isinstance(partition, int) else None
         if span is None or not isinstance(partition, int) or not isinstance(offset, int) or offset >= span.end:
             self.wrong.add(f"{name}: not in the topic (its source is {shown(source)})")
         elif offset < span.start:
             self._older += 1
-        elif offset < span.done and not self._claims.take(partition, offset) and name not in self._elsewhere:
+        elif offset < span.done and not self._source_offsets.take(partition, offset) and name not in self._elsewhere:
             self.wrong.add(f"{name}: not in the topic at its partition {partition}, offset {offset}")
 
-    # -- telling
+    # -- reporting
 
     def numbers(self) -> dict[str, int]:
-        """How many records became what, for the report."""
+        """How many records had which result, for the report."""
         became = ("stored", "repeated", "superseded", "dead_lettered", "deletions")
         return {
             **{name: self._numbers[name] for name in became},
@@ -317,28 +317,28 @@ class _Facts:
         name = f"each of {self.collection}"
         if self.wrong.count:
             return Check(name, None if self.unclear else False, self.unclear + self.wrong.differ())
-        return Check(name, True, "; ".join([self._summary(), *self._reservations()]))
+        return Check(name, True, "; ".join([self._summary(), *self._not_compared()]))
 
     def _summary(self) -> str:
         became = self._numbers
         if self._is_state:
-            other = f"{became['superseded']} outdone by newer ones, {became['deletions']} deletions"
+            other = f"{became['superseded']} superseded by newer ones, {became['deletions']} deletions"
         else:
             other = f"{became['repeated']} sent again"
         return f"{became['stored']} stored as sent, {other}, {became['dead_lettered']} dead letters"
 
-    def _reservations(self) -> Iterator[str]:
+    def _not_compared(self) -> Iterator[str]:
         numbers = self.numbers()
         if removed := numbers["removed"]:
             yield f"{removed} offsets before them were removed from the topic, with {self._older} documents"
         if waiting := numbers["waiting"]:
-            yield f"{waiting} offsets behind what is committed were not judged"
+            yield f"{waiting} offsets that are not committed were not compared"
         if unknown := numbers["unknown"]:
-            yield f"{unknown} can't be judged, as dead letters were removed from their topic"
+            yield f"{unknown} can't be compared, because their dead letters may have been removed"
 
 
-#: By collection: how its events are decoded, of any size (one over `batching.max_event_bytes` is known by its dead
-#: letter), and the document that a record and its event become. Products first: purchases are long.
+#: Collection -> the decoder of its events, and the function that makes a document of a record and its event. Events
+#: over `batching.max_event_bytes` are decoded, too; they have a dead letter. Products first: purchases take long.
 _KINDS: dict[str, tuple[Decoder[Any], Callable[[Any, Any], Document]]] = {
     PRODUCTS: (Decoder(Product, "product_id", connection.MAX_MESSAGE_BYTES), product_document),
     CUSTOMERS: (Decoder(Customer, "customer_id", connection.MAX_MESSAGE_BYTES), customer_document),
@@ -347,7 +347,7 @@ _KINDS: dict[str, tuple[Decoder[Any], Callable[[Any, Any], Document]]] = {
 
 
 async def _sends_nothing(*record: Any) -> Any:
-    raise AssertionError("a verification changes nothing")
+    raise AssertionError("verify publishes nothing")
 
 
 def _at(record: Any) -> str:

@@ -1,4 +1,4 @@
-"""What a verification found: differences named and counted, checks, the report."""
+"""The result of `verify`: differences, checks, the report."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-#: Differences that are named; the rest is counted.
+#: How many differences are named. The others are only counted.
 NAMED = 10
 
 
 class FirstTen:
-    """The first ten of what is added, and how many there were."""
+    """Keeps the first ten of the added texts, and counts all."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -23,7 +23,7 @@ class FirstTen:
             self._first.append(text)
 
     def listed(self, separator: str = "; ") -> str:
-        """Those that are named, and how many more."""
+        """The first ten texts, and the number of the others."""
         more = f", and {self.count - NAMED} more" if self.count > NAMED else ""
         return separator.join(self._first) + more
 
@@ -33,10 +33,10 @@ class FirstTen:
 
 @dataclass
 class Check:
-    """One thing that must hold.
+    """One condition that must hold.
 
     Attributes:
-        good: None: it could not be told.
+        good: None: it could not be checked.
     """
 
     name: str
@@ -45,18 +45,18 @@ class Check:
 
     @classmethod
     def of(cls, name: str, wrong: FirstTen, otherwise: str) -> Check:
-        """Not good if anything is wrong, and tells what; else good, with this detail."""
+        """A check that fails if anything is wrong, with the differences as its detail; else a good one."""
         return cls(name, False, wrong.differ()) if wrong.count else cls(name, True, otherwise)
 
 
 @dataclass
 class Report:
-    """What was found.
+    """The result of `verify`.
 
     Attributes:
-        status: 0 they agree, 1 they do not, 2 it could not be told.
+        status: 0: Kafka, MongoDB and the tables agree. 1: they do not. 2: it could not be checked.
         workers: The live ones, each with its `url` and `partitions`.
-        deep: With `--deep`, for products, customers and purchases: how many events became what.
+        deep: With `--deep`, for products, customers and purchases: the number of events by result.
     """
 
     status: int = 2
@@ -68,7 +68,7 @@ class Report:
     checks: list[Check] = field(default_factory=list)
 
     def add(self, checks: Iterable[Check]) -> None:
-        """Add checks: one that fails makes the status 1, else one that can't be told makes it 2."""
+        """Add checks. A failed one makes the status 1, otherwise one that could not be checked makes it 2."""
         for check in checks:
             self.checks.append(check)
             if check.good is False:

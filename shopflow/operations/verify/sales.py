@@ -1,4 +1,4 @@
-"""Checks that the sales in the table, in MongoDB and in the purchases are the same."""
+"""Checks that the table of sales, `sales` in MongoDB and the stored purchases agree."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from shopflow.store.rules import sale_id
 from .report import Check, FirstTen
 from .tables import Counts, Tables, in_words
 
-#: After a backlog of many days a worker has many rows to bring to MongoDB.
+#: How long a live worker may take to write its rows to MongoDB. After a backlog of many days it has many.
 _PATIENCE_SECONDS = 10.0
 _PAUSE_SECONDS = 0.5
 #: The era and offset of a partition that never had a purchase.
-_NOTHING = (0, -1)
+_NO_PURCHASES = (0, -1)
 
 
 async def compare_sales(tables: Tables, counted: Mapping[str, int], store: MongoStore, *, live: bool) -> Check:
-    """Compare them.
+    """Compare the sales.
 
     Arguments:
         tables: The table of sales.
         counted: Purchases, items and spent by the table of counts.
-        live: True if a worker runs: it brings MongoDB up to date, and is waited for.
+        live: True if a worker runs. Then wait until it has brought MongoDB up to date.
     """
     if fault := _unlike_the_counts(tables, counted):
         return Check("sales", False, f"{fault}; `faust -A shopflow replay` counts them anew")
@@ -37,15 +37,15 @@ async def compare_sales(tables: Tables, counted: Mapping[str, int], store: Mongo
     }
     _compare(totals, bought, "bought", wrong)
     if not wrong.count:
-        if await _still_behind(tables, store, live=live):  # no disagreement: what is not there yet will be
-            who = "a worker is bringing" if live else "the next worker brings"
-            return Check("sales", True, f"{len(totals)} products; {who} MongoDB up to date")
+        if await _still_behind(tables, store, live=live):  # no difference: a worker will write the rest
+            writer = "a worker is bringing" if live else "the next worker brings"
+            return Check("sales", True, f"{len(totals)} products; {writer} MongoDB up to date")
         _compare(rows, await _mirrored(store), "in MongoDB", wrong)
     return Check.of("sales", wrong, f"{len(totals)} products, each with the sales its purchases add up to")
 
 
 def _unlike_the_counts(tables: Tables, counted: Mapping[str, int]) -> str:
-    """How the sums of the sales differ from the counts; empty if they don't."""
+    """The difference between the totals of the sales and of the counts; empty if there is none."""
     sold = tables.sums()
     for name in ("purchases", "items", "spent"):
         if sold[name] != len(PERIODS) * counted[name]:
@@ -54,7 +54,7 @@ def _unlike_the_counts(tables: Tables, counted: Mapping[str, int]) -> str:
 
 
 async def _still_behind(tables: Tables, store: MongoStore, *, live: bool) -> bool:
-    """True if MongoDB lacks something of a partition, also after a live worker was given time to bring it."""
+    """True if MongoDB lacks rows of a partition, even after waiting for a live worker to write them."""
     deadline = monotonic() + _PATIENCE_SECONDS
     while True:
         behind = [await _is_behind(tables, number, store) for number in range(tables.partitions)]
@@ -66,7 +66,7 @@ async def _still_behind(tables: Tables, store: MongoStore, *, live: bool) -> boo
 async def _is_behind(tables: Tables, partition: int, store: MongoStore) -> bool:
     totals = tables.totals(partition)
     reached = (totals.era, totals.offset)
-    return reached > _NOTHING and await store.sales_position(partition) < reached
+    return reached > _NO_PURCHASES and await store.sales_position(partition) < reached
 
 
 async def _mirrored(store: MongoStore) -> dict[str, Counts]:
@@ -83,5 +83,5 @@ def _compare(rows: Mapping[str, Counts], found: Mapping[str, Counts], where: str
         if ours != theirs:
             period, start, product_id = start_of(key)
             when = f" of the {period} {start.isoformat()}" if start else ""
-            said = f"{in_words(theirs, 'units')} {where}, {in_words(ours, 'units')} in the table"
-            wrong.add(f"{product_id}{when}: {said}")
+            difference = f"{in_words(theirs, 'units')} {where}, {in_words(ours, 'units')} in the table"
+            wrong.add(f"{product_id}{when}: {difference}")

@@ -1,4 +1,4 @@
-"""A table as its changelog has it: what every worker recovers from."""
+"""Reads a table from its changelog, as a worker's recovery does."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from shopflow.kafka.security import Bootstrap
 from shopflow.models import PartitionTotals, PurchaseCount
 from shopflow.shop.counts import Totals, decode_count, decode_totals
 
-#: Purchases, items (of sales: units) and what was spent in grosze (of sales: the revenue).
+#: Purchases, items (of sales: units) and spent in grosze (of sales: the revenue).
 Counts = tuple[int, int, int]
 
 
 class Tables:
-    """The rows and the sums of `purchase_counts` or `product_sales`, by partition."""
+    """The rows and the totals of `purchase_counts` or `product_sales`, by partition."""
 
     def __init__(self, partitions: int) -> None:
         self.partitions = partitions
@@ -40,7 +40,7 @@ class Tables:
         return tables
 
     def take(self, partition: int, records: Iterable[Any]) -> None:
-        """Add a run of records: of two values of a key the one with the larger position stays."""
+        """Add a run of records. Of two values of a key the one with the later position stays."""
         rows = self._rows[partition]
         for record in records:
             try:
@@ -57,7 +57,7 @@ class Tables:
                 rows[record.key] = decode_count(record.value)
 
     def counts(self, partition: int) -> Mapping[bytes, PurchaseCount]:
-        """The rows of a partition, without those of an earlier era than its sums."""
+        """The rows of a partition, without those of an earlier era than its totals."""
         era = self.totals(partition).era
         return {key: count for key, count in self._rows[partition].items() if count.era >= era}
 
@@ -65,7 +65,7 @@ class Tables:
         return self._totals.get(partition) or Totals()
 
     def by_key(self) -> dict[str, Counts]:
-        """The rows added up over all partitions."""
+        """The rows, added up over all partitions by key."""
         sums: dict[str, Counts] = {}
         for partition in range(self.partitions):
             for key, count in self.counts(partition).items():
@@ -75,16 +75,16 @@ class Tables:
         return sums
 
     def sums(self) -> dict[str, int]:
-        """The sums over all partitions: customers, purchases, items, spent, duplicates, rejected."""
+        """The totals, added up over all partitions: customers, purchases, items, spent, duplicates, rejected."""
         names = ("customers", "purchases", "items", "spent", "duplicates", "rejected")
         return {name: sum(getattr(totals, name) for totals in self._totals.values()) for name in names}
 
 
 def counts_of(row: PurchaseCount | PartitionTotals | None) -> Counts | None:
-    """The three numbers of a row or of sums."""
+    """The three numbers of a row or of totals."""
     return None if row is None else (row.purchases, row.items, row.spent)
 
 
 def in_words(counts: Counts | None, pieces: str = "items") -> str:
-    """The counts as the checks tell them."""
+    """Format counts for the detail of a check."""
     return "nothing" if counts is None else f"{counts[0]} purchases, {counts[1]} {pieces}, {counts[2]} grosze"

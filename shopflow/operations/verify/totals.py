@@ -1,4 +1,4 @@
-"""`verify`: checks that Kafka, MongoDB and the tables agree on totals, customers, sales and announcements."""
+"""`verify`: compares totals, customers, sales and announcements in Kafka, MongoDB and the tables."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from .report import Check, FirstTen, Report
 from .sales import compare_sales
 from .tables import Counts, Tables, in_words
 
-#: How often it is looked again while events are on their way, and how long to wait in between.
+#: The most comparisons while events are handled, and the pause between two.
 _ATTEMPTS = 20
 _PAUSE_SECONDS = 0.5
-#: Looks without any change after which what waits is taken to wait for good.
-_STILL = 4
-#: How long it is looked again for workers that can't be asked, as while they share out the partitions.
+#: Comparisons without a change after which nothing reads the waiting events.
+_UNCHANGED_ATTEMPTS = 4
+#: How long to compare again while workers don't answer, as in a rebalance.
 _PATIENCE_SECONDS = 15.0
-#: Customers that MongoDB is asked for at once: are they registered?
+#: Customers that are looked up in MongoDB at once.
 _REGISTERED_AT_ONCE = 1_000
 
 
-#: What must stand still while it is compared.
+#: The state that must not change during a comparison.
 _State = tuple[dict[str, offsets.Lag], workers.Live]
 
 
 async def verify(bootstrap: Bootstrap, store: MongoStore, shop: Layout, *, token: str = "") -> Report:
-    """Compare what was sent, what is stored and what was counted; wait a little for what is on its way.
+    """Compare the events in Kafka, the documents and the counts. Wait some seconds for waiting events.
 
     Arguments:
-        token: The one for reading, which the workers may demand.
+        token: The token for reading, if the workers need one.
 
     Raises:
         Unavailable: Kafka or MongoDB does not answer.
     """
     report = Report()
-    still, last = 0, None
+    unchanged, last = 0, None
     deadline = monotonic() + _PATIENCE_SECONDS
     for _ in range(_ATTEMPTS):
         before = await _state(bootstrap, shop)
@@ -55,8 +55,8 @@ async def verify(bootstrap: Bootstrap, store: MongoStore, shop: Layout, *, token
         after = await _state(bootstrap, shop)
         moved = before != after or last not in (None, before)
         last = after
-        still = 0 if moved else still + 1
-        if still and _settled(report, still, waits=_waiting(lags, shop) > 0, patient=monotonic() < deadline):
+        unchanged = 0 if moved else unchanged + 1
+        if unchanged and _settled(report, unchanged, waits=_waiting(lags, shop) > 0, patient=monotonic() < deadline):
             return report
         if moved:
             report.status = 2
@@ -65,11 +65,11 @@ async def verify(bootstrap: Bootstrap, store: MongoStore, shop: Layout, *, token
     return report
 
 
-def _settled(report: Report, still: int, *, waits: bool, patient: bool) -> bool:
-    """True if looking once more would show nothing new, as long as nothing moves."""
+def _settled(report: Report, unchanged: int, *, waits: bool, patient: bool) -> bool:
+    """True if another comparison would give the same report."""
     if report.status == 2:
         return not patient
-    return report.status == 0 or not waits or still == _STILL
+    return report.status == 0 or not waits or unchanged == _UNCHANGED_ATTEMPTS
 
 
 async def _state(bootstrap: Bootstrap, shop: Layout) -> _State:
@@ -87,7 +87,7 @@ async def _compare(bootstrap: Bootstrap, store: MongoStore, state: _State, shop:
     totals, sizes = await store.totals(), await store.sizes()
     sums, waiting = counts.sums(), _waiting(lags, shop)
     sent, accounted = lags[shop.purchases].records, sums["purchases"] + sums["duplicates"] + sums["rejected"]
-    if sent != accounted:  # some offsets may be no records: then they have to be counted one by one
+    if sent != accounted:  # some offsets may be no records, so count the records
         sent = await _count_records(bootstrap, shop.purchases, shop.partitions)
     sold = await Tables.read(bootstrap, shop.sales_changelog, shop.partitions)
     sales = await compare_sales(sold, sums, store, live=bool(live.workers))
@@ -129,7 +129,7 @@ async def _compare(bootstrap: Bootstrap, store: MongoStore, state: _State, shop:
 
 
 async def _customers(counted: dict[str, Counts], store: MongoStore) -> tuple[Check, FirstTen]:
-    """Check that each customer's counts are what their purchases add up to; and find buyers without a registration."""
+    """Compare each customer's counts with the sums of their purchases. Also find buyers who are not registered."""
     customers, wrong, unregistered = 0, FirstTen(), FirstTen()
     names: list[str] = []
 
@@ -156,7 +156,7 @@ async def _customers(counted: dict[str, Counts], store: MongoStore) -> tuple[Che
 
 
 async def _count_records(bootstrap: Bootstrap, topic: str, partitions: int) -> int:
-    """Read all records: those of aborted transactions, and the ends of transactions, take offsets too."""
+    """Count the committed records by reading them. Aborted records and ends of transactions have offsets, too."""
     count = 0
     for partition in range(partitions):
         async with reading.runs(bootstrap, topic, partition, values=False) as runs:
@@ -166,7 +166,7 @@ async def _count_records(bootstrap: Bootstrap, topic: str, partitions: int) -> i
 
 
 def _sums(tables: Tables) -> Check:
-    """Check that the sums beside the customers of a partition are what these add up to."""
+    """Compare each partition's totals with the sums over its customers."""
     wrong = FirstTen()
     for partition in range(tables.partitions):
         counts, sums = tables.counts(partition).values(), tables.totals(partition)
@@ -175,18 +175,18 @@ def _sums(tables: Tables) -> Check:
             sum(count.items for count in counts),
             sum(count.spent for count in counts),
         )
-        told = (sums.purchases, sums.items, sums.spent)
-        if (sums.customers, told) != (len(counts), added):
+        recorded = (sums.purchases, sums.items, sums.spent)
+        if (sums.customers, recorded) != (len(counts), added):
             wrong.add(
-                f"partition {partition}: the sums say {sums.customers} customers with {in_words(told)}, "
+                f"partition {partition}: the sums say {sums.customers} customers with {in_words(recorded)}, "
                 f"its customers add up to {len(counts)} customers with {in_words(added)}"
             )
     return Check.of("sums", wrong, f"{tables.partitions} partitions, each with the sums its customers add up to")
 
 
 def _registrations(unregistered: FirstTen) -> Check:
-    """Tell who bought without being registered: no fault, as the registration may be on its way."""
+    """List buyers who are not registered. The check never fails: their registration may come later."""
     if not unregistered.count:
         return Check("registrations", True, "every customer who bought is registered")
-    who = f"{unregistered.count} who bought are not registered: {unregistered.listed(', ')}"
-    return Check("registrations", True, who)
+    detail = f"{unregistered.count} customers who bought are not registered: {unregistered.listed(', ')}"
+    return Check("registrations", True, detail)

@@ -1,4 +1,4 @@
-"""Checks that the tables of the live workers, who are asked over HTTP, are as in the changelog."""
+"""Compares the tables of the live workers, over HTTP, with the changelog."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from shopflow.web import client
 from .report import Check, FirstTen
 from .tables import Tables, counts_of, in_words
 
-#: What must be the same in a worker's sums of a partition and in the changelog's.
+#: The fields that must be equal in a worker's totals of a partition and in the changelog's.
 _SUMS = ("customers", "purchases", "items", "spent", "duplicates", "rejected", "offset", "era")
 
 
 @dataclass(frozen=True)
 class Worker:
-    """A worker, and the partitions whose counts it keeps."""
+    """A worker, and the partitions whose counts it owns."""
 
     url: str
     partitions: tuple[int, ...]
@@ -40,11 +40,11 @@ class Live:
 
     workers: tuple[Worker, ...] = ()
     unclear: str = ""
-    """Why it is not known who they are or who has which partition; empty when it is."""
+    """Why the workers or their partitions are unknown; empty if they are known."""
 
 
 async def live(bootstrap: Bootstrap, group: str, changelog: str) -> Live:
-    """The workers in the consumer group, by its coordinator.
+    """The workers in the consumer group, from its coordinator.
 
     Raises:
         Unavailable: Kafka does not answer.
@@ -53,7 +53,7 @@ async def live(bootstrap: Bootstrap, group: str, changelog: str) -> Live:
     if found.state in {"Empty", "Dead"}:
         return Live()
     if found.state != "Stable":
-        return Live(unclear="the workers are sharing out the partitions")
+        return Live(unclear="the consumer group is rebalancing")
     workers = []
     for member, assignment in found.assignments:
         try:
@@ -73,7 +73,7 @@ async def compare_workers(found: Live, tables: Tables, token: str) -> Check:
     """Compare the tables of the live workers with the changelog.
 
     Arguments:
-        token: The one for reading, which the workers may demand.
+        token: The token for reading, if the workers need one.
     """
     if found.unclear:
         return Check("workers", None, found.unclear)
@@ -92,7 +92,7 @@ async def compare_workers(found: Live, tables: Tables, token: str) -> Check:
 
 @dataclass
 class Compared:
-    """The workers' tables held against the changelog."""
+    """The differences between the workers' tables and the changelog."""
 
     customers: int = 0
     wrong: FirstTen = field(default_factory=FirstTen)
@@ -102,9 +102,9 @@ class Compared:
 async def compare(
     found: Live, tables: Tables, session: Callable[[], AbstractAsyncContextManager[Any]] = client.session
 ) -> Compared:
-    """Compare every customer and the sums of each partition that a live worker owns with the changelog.
+    """Compare every customer and the totals of each partition that a live worker owns with the changelog.
 
-    A partition that no live worker owns is among the unasked.
+    `unasked` has the workers that don't answer and the partitions that no live worker owns.
 
     Arguments:
         session: Makes an `aiohttp.ClientSession`.

@@ -1,1 +1,1 @@
-"""Vouchers for what customers buy: windows of purchases, what they earn, and a trial of the rules."""
+"""Promotions: windows of purchases, vouchers, and trials of rules."""

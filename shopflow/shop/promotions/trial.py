@@ -1,4 +1,4 @@
-"""What a rule would have given, over the past that is in MongoDB: by the code that the workers run, writing nothing."""
+"""Tries a rule on the purchases or registrations in MongoDB, with the workers' code. Writes nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shopflow.store.types import Document
 
 from .windows import Bought, Earned, Rules, Window
 
-#: Purchases or registrations between two steps of the progress.
+#: Purchases or registrations between two updates of the progress.
 _STEP = 1_000
 
 
@@ -49,15 +49,15 @@ class Trial:
 
 
 async def size(store: MongoStore, rule: Rule) -> int:
-    """How much there is to look at, about."""
+    """About how many purchases or registrations a trial of this rule reads."""
     return (await store.sizes())["customers" if isinstance(rule, City) else "purchases"]
 
 
 async def try_rule(store: MongoStore, rule: Rule, advance: Callable[[int], None]) -> Trial:
-    """Try it; whether it is switched on does not matter.
+    """Try a rule, whether it is switched on or not.
 
     Arguments:
-        advance: Called with how many more were looked at.
+        advance: Called with the number of purchases or registrations read since the last call.
 
     Raises:
         Unavailable: MongoDB does not answer.
@@ -81,24 +81,24 @@ async def _by_customer(purchases: AsyncIterator[Document]) -> AsyncIterator[list
     of_one: list[Document] = []
     async for purchase in purchases:
         if of_one and of_one[0]["customer_id"] != purchase["customer_id"]:
-            yield sorted(of_one, key=_place)
+            yield sorted(of_one, key=_origin)
             of_one = []
         of_one.append(purchase)
     if of_one:
-        yield sorted(of_one, key=_place)
+        yield sorted(of_one, key=_origin)
 
 
-def _place(purchase: Document) -> tuple[str, int, int]:
+def _origin(purchase: Document) -> tuple[str, int, int]:
     source = purchase["source"]
     return source["topic"], source["partition"], source["offset"]
 
 
 def _earned(rules: Rules, purchases: list[Document], types: Mapping[str, str | None]) -> Iterator[Earned]:
-    """What one customer would have had. They have a window for each partition, as the workers keep it."""
+    """The vouchers that one customer would have had. There is a window for each partition, as in the workers."""
     now = int(time() * 1000)
     windows: dict[tuple[str, int], Window] = {}
     for purchase in purchases:
-        topic, partition, offset = _place(purchase)
+        topic, partition, offset = _origin(purchase)
         product_id, at = purchase["product_id"], purchase["purchased_at"]
         bought = Bought(offset, at, purchase["value"], product_id, types.get(product_id), now)
         window = windows.setdefault((topic, partition), Window())

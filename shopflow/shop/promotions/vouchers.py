@@ -1,4 +1,4 @@
-"""Vouchers given: what the rules say is stored, told on a topic and remembered, in the order that is the guarantee."""
+"""Gives vouchers: stores them, publishes them, writes the customers' windows. The order is the guarantee."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from .windows import Bought, Earned, Rules, Window, decode_window, encode_window
 
 log = logging.getLogger(__name__)
 
-#: How long the type of a product is taken to be what it was.
+#: How long the type of a product is cached.
 _TYPE_SECONDS = 60.0
-#: Products whose type is remembered.
-_REMEMBERED = 100_000
+#: Products whose type is cached.
+_MAX_TYPES = 100_000
 
-#: As the number of a customer's purchases: none is the n-th, until the number is known again.
+#: Stands for an unknown number of purchases: so low that no purchase is a customer's n-th.
 _UNKNOWN = -(1 << 40)
 
-#: Customers of a batch that are looked at before other coroutines get a turn.
+#: Customers of a batch that are handled before other coroutines run.
 _SLICE = 500
 
 
@@ -54,13 +54,12 @@ def voucher_document(earned: Earned, record: Any) -> Document:
 
 
 class VoucherLog:
-    """The topic of the vouchers: what was given, by the workers before us too.
+    """The topic of the vouchers, of this worker and earlier ones.
 
     Arguments:
-        topic: With as many partitions as those whose events vouchers are given for, a voucher in the one with the
-            number of its event's.
+        topic: A voucher is in the partition with its event's number.
         publish: `App.publish`.
-        read_since: Reads what a partition of the topic holds since a time.
+        read_since: Reads a partition's records since a time.
     """
 
     def __init__(self, topic: str, publish: Publish, read_since: ReadSince) -> None:
@@ -70,27 +69,27 @@ class VoucherLog:
         self._once: SendOnce[tuple[int, str], Document] = SendOnce(self._sent_before, _key)
 
     def forget(self) -> None:
-        """Forget what is known. Call it after a rebalance: other workers may have given vouchers meanwhile."""
+        """Clear the cache. Call it after a rebalance: other workers may have published meanwhile."""
         self._once.forget()
 
     async def given(self, batch: Batch) -> Mapping[int, Collection[str]]:
         """The rules that gave a voucher for records of this batch, by offset.
 
         Raises:
-            KafkaError: It can't be told now.
+            KafkaError: The vouchers can't be read now.
         """
         first = batch.records[0]
         rules: dict[int, set[str]] = {}
-        for offset, voucher_id in await self._once.known(batch.tp, first):
+        for offset, voucher_id in await self._once.sent_keys(batch.tp, first):
             if offset >= first.offset:
                 rules.setdefault(offset, set()).add(voucher_id.partition(":")[0])
         return rules
 
     async def put(self, batch: Batch, documents: Sequence[Document]) -> list[Document]:
-        """Send those that are not there yet; returns them.
+        """Publish the vouchers that the topic lacks. Returns them.
 
         Raises:
-            KafkaError: Not all are there; do it again.
+            KafkaError: Some may be missing. Call it again.
         """
         first = batch.records[0]
         self._once.drop(batch.tp, lambda key: key[0] < first.offset)
@@ -113,9 +112,9 @@ def _key(document: Document) -> tuple[int, str]:
 class Promotions:
     """Gives vouchers for purchases and registrations, each once.
 
-    1. The voucher is in MongoDB's journal, 2. Kafka has acknowledged its event, 3. the customer's window with it is in
-    RocksDB and in the changelog. Cut off in between, the batch comes again, and makes of the same windows the same
-    vouchers; what the topic says was given is given, whatever the rules or the products are by then.
+    1. The voucher is in MongoDB's journal. 2. Kafka has acknowledged its event. 3. The customer's window with it is in
+    RocksDB and in the changelog. After a crash in between the batch is redelivered, and the same windows give the same
+    vouchers. A voucher that is in the topic is given again, whatever the rules or the products are by then.
 
     Arguments:
         windows: The table `customer_windows`; None: no rule is about purchases.
@@ -127,10 +126,10 @@ class Promotions:
     windows: Table | None
 
     def __post_init__(self) -> None:
-        self._types = _Types(self.mongodb)
+        self._types = _ProductTypes(self.mongodb)
 
     async def registered(self, batch: Batch, accepted: Sequence[tuple[Any, Customer]]) -> None:
-        """Take in registrations that are stored, in the batch's turn. They may come again: then it changes nothing.
+        """Give the vouchers for stored registrations. Call it in the batch's turn. A redelivery changes nothing.
 
         Raises:
             PartitionLost: The batch is no longer ours.
@@ -145,26 +144,26 @@ class Promotions:
         )
 
     async def follow(self, batch: Batch, counted: CountedBatch) -> None:
-        """Take in a batch of purchases that was counted (`purchases.Follower`)."""
+        """Give the vouchers for a counted batch of purchases (`purchases.Follower`)."""
         if self.windows is None or not counted.fresh:
             return
         given = await batch.with_kafka(lambda: self.voucher_log.given(batch))
         types: Mapping[str, str] = {}
         if self.rules.about_types:
             types = await self._types.of(batch, {event.product_id for _, event in counted.fresh})
-        judge = _Judge(self.rules, self.windows.reader(batch.tp.partition), counted, types, given)
+        context = _BatchContext(self.rules, self.windows.reader(batch.tp.partition), counted, types, given)
         rows: list[tuple[bytes, bytes]] = []
         documents: list[Document] = []
         for number, (customer_id, pairs) in enumerate(_by_customer(counted.fresh).items()):
             if number % _SLICE == 0:
                 await asyncio.sleep(0)  # a slice holds the event loop for milliseconds
-                batch.check_owned()  # else the table is another's by now
-            window, earned = judge.judge(customer_id, pairs)
-            rows.append((customer_id.encode(), encode_window(window)))  # also one that did not change
+                batch.check_owned()  # another worker may own the table by now
+            window, earned = context.earned_by(customer_id, pairs)
+            rows.append((customer_id.encode(), encode_window(window)))  # unchanged windows, too
             documents += earned
         documents.sort(key=lambda document: document["source"]["offset"])
         await self._give(batch, documents)
-        batch.check_owned()  # so the windows are still those that were read
+        batch.check_owned()  # then the windows are still those that were read
         await self.windows.write(batch, rows)
 
     async def _give(self, batch: Batch, documents: Sequence[Document]) -> None:
@@ -178,8 +177,8 @@ class Promotions:
 
 
 @dataclass(frozen=True)
-class _Judge:
-    """What is known when the purchases of a batch are looked at."""
+class _BatchContext:
+    """The input for the vouchers of one batch."""
 
     rules: Rules
     get: Callable[[bytes], bytes | None]
@@ -187,20 +186,20 @@ class _Judge:
     types: Mapping[str, str]
     given: Mapping[int, Collection[str]]
 
-    def judge(self, customer_id: str, pairs: list[tuple[Any, Purchase]]) -> tuple[Window, list[Document]]:
+    def earned_by(self, customer_id: str, pairs: list[tuple[Any, Purchase]]) -> tuple[Window, list[Document]]:
         """A customer's window after these purchases, and the vouchers for them."""
         window = _current(self.get(customer_id.encode()), self.counted.changes.totals.era)
         new = [pair for pair in pairs if pair[0].offset > window.offset]
         count = self.counted.changes.values[customer_id]
-        if new and count.offset == new[-1][0].offset:  # also what was bought before there were rules
+        if new and count.offset == new[-1][0].offset:  # purchases from before there were rules count
             window.purchases = count.purchases - len(new)
-        elif new and window.offset < 0 and count.first < new[0][0].offset:  # a cut off batch comes in smaller ones
+        elif new and window.offset < 0 and count.first < new[0][0].offset:  # redelivered in smaller batches
             window.purchases = _UNKNOWN
         documents: list[Document] = []
         for record, event in new:
             bought = _bought(record, event, self.types.get(event.product_id))
             for earned in self.rules.buy(window, customer_id, bought, self.given.get(record.offset, ())):
-                documents.append(voucher_document(earned, record))  # noqa: PERF401 - nearly always there is none
+                documents.append(voucher_document(earned, record))  # noqa: PERF401 - nearly always empty
         return window, documents
 
 
@@ -227,19 +226,19 @@ def _bought(record: Any, event: Purchase, product_type: str | None) -> Bought:
     )
 
 
-class _Types:
-    """The types of the products, remembered for a while."""
+class _ProductTypes:
+    """Caches the types of products for a minute."""
 
     def __init__(self, mongodb: Patient[MongoStore]) -> None:
         self._mongodb = mongodb
         self._known: dict[str, tuple[str, float]] = {}
 
     async def of(self, batch: Batch, product_ids: Collection[str]) -> dict[str, str]:
-        """The types of those that are offered now."""
+        """The types of those products that are in MongoDB and have one."""
         now = monotonic()
-        if len(self._known) > _REMEMBERED:
+        if len(self._known) > _MAX_TYPES:
             self._known = {}
-        # Others clear or change what is known while MongoDB is asked.
+        # Other batches may change the cache while MongoDB is asked.
         known = {name: self._known[name] for name in product_ids if name in self._known}
         wanted = [name for name in product_ids if name not in known or known[name][1] < now]
         if wanted:

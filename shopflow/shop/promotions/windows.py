@@ -1,11 +1,11 @@
-"""What a purchase or a registration earns a customer: pure, so that it can be tested, and tried on the past.
+"""Applies the rules of promotions to purchases and registrations. Does no I/O, so rules can be tried on the past.
 
-Windows are whole days (UTC) by the time of the events. A customer's clock is their newest purchase: a window is the
-clock's day and the days before it. A late purchase counts for the day that it is about, while that day is in the
-longest window of the rules; the days before it are forgotten, so what is kept of a customer has an end.
+Windows are whole days (UTC) by the time of the events. A customer's clock is the time of their newest purchase; a
+window is the clock's day and the days before it. A late purchase counts for its own day, if that day is in the longest
+window of the rules. Earlier days are dropped, so the state of a customer is bounded.
 
-A purchase dated more than a day after it was sent would put the clock ahead, and every purchase after it behind all
-windows: it counts as a purchase, and in no window.
+A purchase dated more than a day after it was sent would move the clock ahead, and later purchases would be outside all
+windows. So it counts as a purchase, but in no window.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ _LAST = datetime.max.replace(tzinfo=timezone.utc)
 
 
 class Day(msgspec.Struct, array_like=True, gc=False):
-    """What a customer spent on one day, in grosze."""
+    """A customer's spending on one day, in grosze."""
 
     spent: int = 0
     parts: dict[str, int] = {}
-    """How much of it counts for each rule about a share."""
+    """The part of it that counts for each `Share` rule, by the rule's name."""
 
 
 class Window(msgspec.Struct, omit_defaults=True):
-    """What is kept of a customer: the value of table `customer_windows`.
+    """The state of a customer: the value of table `customer_windows`.
 
-    `offset` is that of the last purchase taken in: one at or below it is a redelivery. `era` is that of the counts.
+    `offset` is that of the last applied purchase: one at or below it is a redelivery. `era` is that of the counts.
     """
 
     era: int = 0
@@ -45,10 +45,10 @@ class Window(msgspec.Struct, omit_defaults=True):
     """The time of the newest purchase: milliseconds since 1970."""
 
     days: dict[int, Day] = {}
-    """By the day since 1970."""
+    """Key: the days since 1970."""
 
     given: dict[str, int] = {}
-    """The day that each rule's last voucher was given for."""
+    """The name of a rule -> the day (since 1970) of its last voucher."""
 
 
 decode_window = msgspec.json.Decoder(Window).decode
@@ -56,7 +56,7 @@ encode_window = msgspec.json.Encoder().encode
 
 
 class Bought(msgspec.Struct, frozen=True, gc=False):
-    """A purchase, as far as the rules care. There is one of them for each purchase: a `dataclass` takes 1 us longer."""
+    """The fields of a purchase that rules need. A struct, because a `dataclass` takes 1 us longer for each purchase."""
 
     offset: int
     at: datetime
@@ -65,27 +65,27 @@ class Bought(msgspec.Struct, frozen=True, gc=False):
 
     product_id: str
     product_type: str | None = None
-    """None: not known; then it counts for no share of a type."""
+    """None: unknown; then the purchase counts for no product type."""
 
     sent: int | None = None
-    """When it was sent, in milliseconds since 1970; None: nobody knows."""
+    """When it was sent, in milliseconds since 1970; None: unknown."""
 
 
 @dataclass(frozen=True)
 class Earned:
-    """A voucher that a customer is to have: the same for the same log."""
+    """A voucher that a customer has earned. The same log gives the same vouchers."""
 
     rule: Rule
     customer_id: str
     window: str
-    """What makes it another than the rule's other vouchers for this customer."""
+    """Distinguishes the rule's vouchers for one customer: a date, a number or `registration`."""
 
     at: datetime
-    """The time of the event that it is for, in UTC."""
+    """The time of the event that earned it, in UTC."""
 
     @property
     def id(self) -> str:
-        """Made from rule, customer and window. No name of a rule and no window has a `:` in it."""
+        """Rule, customer and window. Names of rules and windows contain no `:`."""
         return f"{self.rule.name}:{self.customer_id}:{self.window}"
 
     @property
@@ -109,11 +109,11 @@ class Rules:
         self._windows: list[Share | Spent] = [rule for rule in rules if isinstance(rule, Share | Spent)]
         self._days = max((rule.days for rule in self._windows), default=0)
         self.about_purchases = bool(self._windows or self._nths)
-        """Is anything kept of the customers?"""
+        """True if a rule needs the table of windows."""
 
         self.about_registrations = bool(self._cities)
         self.about_types = any(rule.product_types for rule in self._shares)
-        """Must the products' types be known?"""
+        """True if a rule needs the products' types."""
 
     def register(self, customer_id: str, city: str | None, at: datetime) -> Iterator[Earned]:
         for rule, cities in self._cities:
@@ -121,33 +121,35 @@ class Rules:
                 yield Earned(rule, customer_id, "registration", at)
 
     def buy(self, window: Window, customer_id: str, bought: Bought, already: Collection[str] = ()) -> list[Earned]:
-        """Take in a purchase that is not in the window yet; what it earns.
+        """Apply a purchase that is not in the window yet. Returns what it earns.
 
         Arguments:
-            already: The rules that gave a voucher for this very purchase before: what was given stays given.
+            already: Names of the rules that gave a voucher for this purchase before. They give it again.
         """
         window.offset = bought.offset
         window.purchases += 1
-        earned = self._of_number(window.purchases, customer_id, bought, already)
+        earned = self._earned_by_number(window.purchases, customer_id, bought, already)
         if self._days:
             at = (bought.at - _EPOCH) // _MILLISECOND
             if bought.sent is None or at <= bought.sent + _DAY_MS:
-                self._take(window, bought, at)
-                earned += self._of_windows(window, customer_id, already)
+                self._add(window, bought, at)
+                earned += self._earned_by_windows(window, customer_id, already)
         return earned
 
-    def _of_number(self, number: int, customer_id: str, bought: Bought, already: Collection[str]) -> list[Earned]:
+    def _earned_by_number(
+        self, number: int, customer_id: str, bought: Bought, already: Collection[str]
+    ) -> list[Earned]:
         rules = self._nths.get(number, [])
         if already:
             others = [rule for n, some in self._nths.items() for rule in some if n != number]
             rules = rules + [rule for rule in others if rule.name in already]
         return [Earned(rule, customer_id, str(rule.n), bought.at) for rule in rules]
 
-    def _take(self, window: Window, bought: Bought, at: int) -> None:
+    def _add(self, window: Window, bought: Bought, at: int) -> None:
         day = at // _DAY_MS
         if at > window.clock or not window.days:
             if day > window.clock // _DAY_MS:
-                self._forget_before(window, day)
+                self._drop_old(window, day)
             window.clock = at
         if day <= window.clock // _DAY_MS - self._days:
             return
@@ -159,14 +161,14 @@ class Rules:
             if bought.product_type in rule.product_types or bought.product_id in rule.product_ids:
                 kept.parts[rule.name] = kept.parts.get(rule.name, 0) + bought.spent
 
-    def _forget_before(self, window: Window, today: int) -> None:
+    def _drop_old(self, window: Window, today: int) -> None:
         oldest = today - self._days
         for day in [day for day in window.days if day <= oldest]:
             del window.days[day]
         for name in [name for name, then in window.given.items() if then <= today - MAX_DAYS]:
             del window.given[name]
 
-    def _of_windows(self, window: Window, customer_id: str, already: Collection[str]) -> Iterator[Earned]:
+    def _earned_by_windows(self, window: Window, customer_id: str, already: Collection[str]) -> Iterator[Earned]:
         today = window.clock // _DAY_MS
         for rule in self._windows:
             last = window.given.get(rule.name)

@@ -9,9 +9,10 @@ from typing import Any
 from shopflow.app import config, store
 from shopflow.models import MAX_ID_LENGTH
 from shopflow.store.types import CUSTOMERS, Document
-from shopflow.web.answers import Refusal, limit_of, page_of, route, within, wrong_field
+from shopflow.web.access import Refusal
+from shopflow.web.answers import limit_of, page_of, route, time_text, within, wrong_field
 
-#: How long MongoDB may take.
+#: How long a request to MongoDB may take.
 MONGODB_SECONDS = 5.0
 
 #: The purchase before a page: its time in ms since 1970, and its id.
@@ -71,8 +72,10 @@ def _check_id(customer_id: str) -> None:
 
 
 def _shown(document: Document, id_field: str, fields: tuple[str, ...]) -> dict[str, Any]:
-    """The document as the event that made it."""
-    return {id_field: document["_id"], **{name: document[name] for name in fields if name in document}}
+    """The document with the fields of the event that made it."""
+    found = {name: document[name] for name in fields if name in document}
+    times = {name: time_text(value) for name, value in found.items() if isinstance(value, datetime)}
+    return {id_field: document["_id"], **found, **times}
 
 
 def _cursor(text: str | None) -> tuple[datetime, str] | None:

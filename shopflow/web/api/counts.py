@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 from yarl import URL
 
 from faust_batches import TOTALS_KEY
 from shopflow.app import app
-from shopflow.errors import Unavailable
 from shopflow.shop.counts import current, decode_count, decode_totals, summed
 from shopflow.tables import purchase_counts
 from shopflow.web import peers
-from shopflow.web.answers import Refusal, limit_of, owned, page_of, route, whole, wrong_parameter
+from shopflow.web.access import Refusal
+from shopflow.web.answers import limit_of, owned, page_of, route, whole
 from shopflow.web.client import MOST_ROWS
 
 _PEER_SECONDS = 5.0
@@ -34,10 +35,7 @@ async def counts(request: Any) -> tuple[int, Any]:
 
 @route("get", "/counts/{customer_id:[^/]+}/")
 async def count(request: Any, customer_id: str) -> tuple[int, Any]:
-    """One customer's counts, from whichever worker has them."""
-    found = _local_count(customer_id)
-    if found is None and peers.LOCAL not in request.query:
-        found = await _ask_others(customer_id, request.url.raw_path)
+    found = _local_count(customer_id) if peers.LOCAL in request.query else await find(customer_id, _PEER_SECONDS)
     if found is None:
         raise Refusal(404, "this customer never bought anything", customer_id=customer_id)
     return 200, found
@@ -45,12 +43,12 @@ async def count(request: Any, customer_id: str) -> tuple[int, Any]:
 
 @route("get", "/counts/partitions/{partition}/")
 async def partition_counts(request: Any, partition: str) -> tuple[int, Any]:
-    """The customers of a partition that this worker owns, by id, a page at a time: those behind `?after=`."""
-    limit = limit_of(request, MOST_ROWS, _ROWS, wrong_parameter)
+    """The customers of a partition that this worker owns, by id, a page at a time: those after `?after=`."""
+    limit = limit_of(request, MOST_ROWS, _ROWS)
     number, after = whole(partition), request.query.get("after", "").encode("utf-8", "surrogatepass")
     rows: list[tuple[bytes, bytes]] = []
     totals = b"{}"
-    while True:  # the partition may go while the others have their turn
+    while True:  # the partition may be revoked while other coroutines run
         if number not in owned(purchase_counts, "counts"):
             raise Refusal(404, "this worker does not own this partition", partition=partition)
         if not rows:
@@ -67,7 +65,7 @@ async def partition_counts(request: Any, partition: str) -> tuple[int, Any]:
     return 200, {
         "partition": number,
         "totals": msgspec.to_builtins(sums),
-        # Those of an era before count no more. So a page may have fewer rows, but the next one starts behind them.
+        # Rows of an earlier era do not count. So a page may have fewer rows; the next page starts after them.
         "customers": [
             [name, count.purchases, count.items, count.spent] for name, count in counts if count.era >= sums.era
         ],
@@ -75,10 +73,31 @@ async def partition_counts(request: Any, partition: str) -> tuple[int, Any]:
     }
 
 
+async def find(customer_id: str, seconds: float) -> dict[str, Any] | None:
+    """One customer's counts, from the worker that owns the customer's partition; None without purchases.
+
+    Arguments:
+        seconds: The time limit of a request to another worker.
+
+    Raises:
+        Refusal: Partitions are being reassigned, or the table is being recovered.
+        Unavailable: A worker that may have the counts does not answer.
+    """
+    if found := _local_count(customer_id):
+        return found
+    first = None
+    with suppress(KeyError):  # the router does not know the table yet
+        first = URL(str(app.router.key_store(purchase_counts.name, customer_id))).origin()
+    for host in sorted(peers.others(), key=lambda host: host != first):  # the most likely one first
+        if found := await peers.fetch(host, f"/counts/{quote(customer_id, safe='')}/", dict[str, Any], seconds=seconds):
+            return found
+    return None
+
+
 def _local_count(customer_id: str) -> dict[str, Any] | None:
     """A customer's counts in the partitions that this worker owns; None if there are none.
 
-    Looked for in all of them: a producer may partition by another hash than Java's, as librdkafka's do by default.
+    All partitions are searched: a producer may partition by another hash than Java's, as librdkafka does by default.
     """
     found = None
     for partition in owned(purchase_counts, "counts"):
@@ -87,25 +106,3 @@ def _local_count(customer_id: str) -> dict[str, Any] | None:
             for name in _FIELDS:
                 found[name] += getattr(count, name)
     return found
-
-
-async def _ask_others(customer_id: str, path: str) -> dict[str, Any] | None:
-    """Ask the other workers, the one that Faust's router names first.
-
-    Raises:
-        Refusal: One that may have the counts does not answer.
-    """
-    first = None
-    with suppress(KeyError):  # the router does not know the table yet
-        first = URL(str(app.router.key_store(purchase_counts.name, customer_id))).origin()
-    for host in sorted(peers.others(), key=lambda host: host != first):
-        try:
-            status, body = await peers.ask(host, path, {peers.LOCAL: "1"}, _PEER_SECONDS)
-        except Unavailable as error:
-            raise Refusal(503, f"another worker {str(error).removeprefix(f'{host}: ')}") from error
-        if status == 200:
-            answer: dict[str, Any] = msgspec.json.decode(body)
-            return answer
-        if status != 404:
-            raise Refusal(503, f"another worker does not answer: {host} answered {status}")
-    return None

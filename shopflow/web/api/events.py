@@ -12,7 +12,8 @@ from shopflow.app import app, config, connected_kafka
 from shopflow.kafka import connection
 from shopflow.kafka.sender import Sender
 from shopflow.models import Customer, Product, Purchase
-from shopflow.web.answers import Refusal, read_json, route, within
+from shopflow.web.access import Refusal
+from shopflow.web.answers import read_json, route, within
 
 from .forms import Form, Problem
 
@@ -43,19 +44,16 @@ async def _close(*args: Any, **kwargs: Any) -> None:
 
 @route("post", "/events/products")
 async def products(request: Any) -> tuple[int, Any]:
-    """Offer products, or offer them anew."""
     return await _take(request, topics.products, FORMS["products"])
 
 
 @route("post", "/events/customers")
 async def customers(request: Any) -> tuple[int, Any]:
-    """Register customers, or register them anew."""
     return await _take(request, topics.customers, FORMS["customers"])
 
 
 @route("post", "/events/purchases")
 async def purchases(request: Any) -> tuple[int, Any]:
-    """Make purchases. Sent again with the same ids, they are still made once."""
     return await _take(request, topics.purchases, FORMS["purchases"])
 
 
@@ -68,6 +66,6 @@ async def _take(request: Any, topic: Any, form: Form) -> tuple[int, Any]:
         raise Refusal(400, "The body must be an object, or an array of objects.")
     checked = form.check(sent)
     if checked.problems:
-        raise Refusal(400, "What was sent can't be accepted; nothing of it was stored.", fields=checked.problems)
+        raise Refusal(400, "The events are wrong; none of them was stored.", fields=checked.problems)
     await within(KAFKA_SECONDS, "Kafka", sender.send(topic.get_topic_name(), checked.records))
     return 202, {"ids": checked.ids}

@@ -1,4 +1,4 @@
-"""Checks what a client sends: every problem by its field, and the records that may go to Kafka."""
+"""Checks the events of a client: every problem by its field, and the records that may be published."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shopflow.shop.decoding import Decoder, check_value, encode, read_time, stru
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with a field; of an array's entry as `[3].quantity`."""
+    """What is wrong with a field. In an array the field is named like `[3].quantity`."""
 
     field: str
     message: str
@@ -24,7 +24,7 @@ class Problem:
 
 @dataclass
 class Checked:
-    """What was sent. Without problems, all of it may go to Kafka."""
+    """The checked events. Without problems, all records may be published."""
 
     ids: list[str] = field(default_factory=list)
     records: list[tuple[bytes, bytes]] = field(default_factory=list)  #: key and value of each event
@@ -36,9 +36,9 @@ class Form:
 
     Arguments:
         record: The schema.
-        id_field: The field that the client gets back.
+        id_field: The field that is returned to the client.
         key_field: The field that is the key in Kafka.
-        made: What makes a field that the client left out.
+        made: Makes the value of a field that the client left out.
         max_bytes: The largest event that the agents accept.
     """
 
@@ -59,7 +59,7 @@ class Form:
         self._accept = Decoder(record, key_field, max_bytes)
 
     def check(self, sent: Any) -> Checked:
-        """Check what was decoded from JSON: an object, or an array of objects."""
+        """Check an event, or an array of events, as decoded from JSON."""
         checked = Checked()
         if isinstance(sent, list):
             for number, one in enumerate(sent):
@@ -84,8 +84,8 @@ class Form:
                 checked.records.append(self._record(values))
                 checked.ids.append(values[self._id])
             except Rejected as error:
-                place = "price" if "quantity times price" in error.detail else "(the event)"
-                problems[place] = error.detail or error.reason
+                name = "price" if "quantity times price" in error.detail else "(the event)"
+                problems[name] = error.detail or error.reason
         dot = f"{at}." if at else ""
         checked.problems += [Problem(dot + name, message) for name, message in problems.items()]
 
@@ -100,13 +100,13 @@ class Form:
 
     @staticmethod
     def _time(sent: Any, kind: Any) -> Any:
-        """A time in UTC; what is no time as it came."""
+        """A time in UTC; anything else is returned as it is."""
         try:
             time = msgspec.convert(sent, kind)
         except msgspec.ValidationError:
             try:
                 time = msgspec.convert(read_time(sent), kind) if isinstance(sent, str) else sent
-            except ValueError:  # say what is wrong with it as RFC 3339
+            except ValueError:  # msgspec names the error
                 return sent
         try:
             return time.astimezone(timezone.utc) if isinstance(time, datetime) else time
@@ -115,16 +115,18 @@ class Form:
 
     def _record(self, values: dict[str, Any]) -> tuple[bytes, bytes]:
         """Raises:
-        Rejected: The agents would not take it.
+        Rejected: The agents would not accept it.
         """
         if "quantity" in values:
             check_value(values["quantity"], values.get("price"))
         value = encode({name: one for name, one in values.items() if one is not None})
         key = values[self._key].encode()
-        self._accept(key, value)  # the very check of the agents: what was accepted here is never a dead letter
+        self._accept(
+            key, value
+        )  # the same check as in the agents, so that an accepted event is no dead letter for its form
         return key, value
 
 
 def _whole(sent: Any) -> Any:
-    """2.0 as 2: JSON Schema calls both an integer."""
+    """2.0 as 2: for JSON Schema both are integers."""
     return int(sent) if isinstance(sent, float) and sent.is_integer() else sent

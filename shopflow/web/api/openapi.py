@@ -1,36 +1,33 @@
-"""The HTTP interface described for programs, and a page to try it.
+"""The OpenAPI document, and a page that shows it.
 
-`static/openapi.json` is written by hand, for the default configuration; a test compares it with the Records, the limits
+`static/openapi.json` is written by hand, for the default configuration. A test compares it with the Records, the limits
 and the views.
 """
 
 from __future__ import annotations
 
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from shopflow.app import app, config
-from shopflow.web.answers import route
+from shopflow.web.answers import STATIC, route, static_file
 
-_STATIC = Path(__file__).parents[1] / "static"
-_TYPES = {"docs.css": "text/css", "docs.js": "text/javascript"}
-#: Nothing from elsewhere, and nothing that stands in the page itself, may run.
+#: Only scripts and styles that are files of the worker.
 _POLICY = {
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 }
 
 
 def document() -> dict[str, Any]:
-    """The OpenAPI document, with this worker's version, its limits, and the tokens that it wants."""
-    found: dict[str, Any] = msgspec.json.decode((_STATIC / "openapi.json").read_bytes())
+    """The OpenAPI document, with this worker's version, limits and tokens."""
+    found: dict[str, Any] = msgspec.json.decode((STATIC / "openapi.json").read_bytes())
     found["info"]["version"] = _version()
     settings, parts = config.web, found["components"]
     most = settings.max_events
     parts["schemas"]["Limit"] |= {"maximum": most, "default": min(100, most)}
-    parts["responses"]["TooLarge"]["description"] = f"More than {settings.max_body_bytes} bytes."
+    parts["responses"]["TooLarge"]["description"] = f"The body has more than {settings.max_body_bytes} bytes."
     if settings.read_token or settings.write_token:
         parts["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
     for path, operations in found["paths"].items():
@@ -59,13 +56,7 @@ async def _openapi(request: Any) -> tuple[int, Any]:
 
 @app.page("/docs")
 @app.page("/docs/")
-async def page(web: Any, request: Any) -> Any:
-    """A page to try the interface."""
-    return web.html((_STATIC / "docs.html").read_text(encoding="utf-8"), headers=_POLICY)
-
-
 @app.page("/docs/{name:docs\\.(?:css|js)}")
-async def page_file(web: Any, request: Any, name: str) -> Any:
-    """The script or the style of the page."""
-    text = (_STATIC / name).read_text(encoding="utf-8")
-    return web.text(text, content_type=_TYPES[name], headers=_POLICY)
+async def page(web: Any, request: Any, name: str = "docs.html") -> Any:
+    """The page, its script and its style."""
+    return await static_file(request, STATIC / name, _POLICY)

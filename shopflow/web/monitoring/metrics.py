@@ -30,7 +30,7 @@ from shopflow.kafka.lag import Lags
 from shopflow.kafka.offsets import Partition
 from shopflow.shop.failure_limit import Limit
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, that nobody asks for
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each
 
 #: Prometheus' text format.
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -102,14 +102,12 @@ class Metrics:
             collector(registry=registry)
 
     def watch(self, app: App, lags: Lags, limit: Limit, mongodb: Outage) -> None:
-        """Also report what is read only when Prometheus asks. To be called once."""
+        """Also report values that are read at each request of Prometheus. Call it once."""
         self.registry.register(_Reading(app, lags, limit, mongodb))
 
     def text(self) -> bytes:
         """All metrics, in Prometheus' text format."""
         return generate_latest(self.registry)
-
-    # -- what is counted
 
     @contextmanager
     def batch(self, batch: Batch) -> Iterator[None]:
@@ -129,14 +127,14 @@ class Metrics:
         self.batch_records.labels(topic).observe(len(batch.records))
 
     def wrote(self, collection: str, seconds: float, outcomes: Mapping[str, int]) -> None:
-        """Count a write to MongoDB that ended well, and its documents by outcome (`MongoStore.on_write`)."""
+        """Count a successful write to MongoDB, and its documents by outcome (`MongoStore.on_write`)."""
         self.write_seconds.labels(collection).observe(seconds)
         for outcome, count in outcomes.items():
             if count:
                 self.documents.labels(collection, outcome).inc(count)
 
     def rejected(self, topic: str, reason: str, count: int) -> None:
-        """Count records of a topic that went to the dead letters."""
+        """Count rejected records of a topic."""
         self.dead_letters.labels(topic, reason).inc(count)
 
     def answered(self, view: str, method: str, status: int, seconds: float) -> None:
@@ -191,10 +189,10 @@ class _Reading(Collector):
         for tp in self._app.owned:
             assigned[tp.topic] += 1
             if span := lags.spans.get(tp):
-                place = [tp.topic, str(tp.partition)]
-                waiting.add_metric(place, lags.waiting(tp))
-                committed.add_metric(place, span.done)
-                end.add_metric(place, span.end)
+                values = [tp.topic, str(tp.partition)]
+                waiting.add_metric(values, lags.waiting(tp))
+                committed.add_metric(values, span.done)
+                end.add_metric(values, span.end)
         owned = GaugeMetricFamily("shopflow_assigned_partitions", "Partitions that this worker owns.", labels=["topic"])
         for topic, count in sorted(assigned.items()):
             owned.add_metric([topic], count)

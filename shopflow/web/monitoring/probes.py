@@ -13,24 +13,24 @@ from shopflow.shop.failure_limit import Limit
 from shopflow.store import MongoStore
 from shopflow.web.cached import Cached
 
-#: How long an answer to a ping is waited for, and how long it counts.
+#: The time limit of a ping, and how long its answer counts.
 PING_SECONDS = 1.0
 _PING_COUNTS_SECONDS = 1.0
-#: The consumer's thread is stuck after so many turns of the worker's loop, one a second, without one of its own.
+#: The consumer's thread is stuck when it does not run during this many turns of the worker's loop, one a second.
 STUCK_TURNS = 60
-#: An actor is stuck when its events wait for so long, while nothing is tried and everything else is well.
+#: An actor is stuck when its partition has lag for this long, no batch is tried, and there is no outage.
 STUCK_SECONDS = 300.0
 
 
 class Pulse:
-    """Whether a thread's loop turns. Counted in turns of our own: after a sleep of the machine nobody looks stuck."""
+    """Whether a thread runs. Counted in turns of our loop, so that a sleep of the machine does not count."""
 
     def __init__(self) -> None:
-        self.missed = 0  #: turns of ours since the thread was asked for one, and did not answer
+        self.missed = 0  #: turns of our loop since the thread was called without an answer
         self._asked = self._begun = False
 
     def turn(self, ask: Callable[[Callable[[], None]], None]) -> None:
-        """Count a turn of our loop. `ask` has a callback called in the thread."""
+        """Count a turn of our loop. `ask` runs a callback in the thread."""
         if self._asked:
             self.missed += self._begun
             return
@@ -47,15 +47,14 @@ class Pulse:
 
     @property
     def stuck(self) -> bool:
-        """True if it missed too many turns."""
         return self.missed >= STUCK_TURNS
 
 
 class Progress:
-    """Which partitions stand still though events wait. Counted in looks, so that a sleep of the machine is none.
+    """The partitions that have lag and stand still. Counted in looks, so that a sleep of the machine does not count.
 
     Arguments:
-        looks: A partition stands still after so many looks without a change.
+        looks: A partition stands still after this many looks without a change.
     """
 
     def __init__(self, looks: int) -> None:
@@ -65,8 +64,8 @@ class Progress:
     def look(self, waiting: Mapping[Partition, Any]) -> None:
         """Record the progress of every partition that has lag."""
         self._seen = {
-            place: (state, self._seen[place][1] + 1 if self._seen.get(place, (None,))[0] == state else 0)
-            for place, state in waiting.items()
+            tp: (state, self._seen[tp][1] + 1 if self._seen.get(tp, (None,))[0] == state else 0)
+            for tp, state in waiting.items()
         }
 
     @property
@@ -76,18 +75,17 @@ class Progress:
 
     @property
     def still(self) -> list[Partition]:
-        """The partitions that have not moved for too long."""
-        return sorted(place for place, (_, times) in self._seen.items() if times >= self._looks)
+        return sorted(tp for tp, (_, times) in self._seen.items() if times >= self._looks)
 
 
 class Health:
-    """What the probes are told.
+    """The answers of the probes.
 
     Arguments:
-        mongodb: Whether MongoDB is away, as the whole worker sees it.
-        limit: Knows the topics that are held up on purpose.
-        activity: Counts the batches begun and done in each partition.
-        patience: How long a batch may rightly wait, in seconds.
+        mongodb: The worker's outage of MongoDB.
+        limit: Has the topics that were stopped on purpose.
+        activity: Counts the batches begun and finished in each partition.
+        patience: How long a batch may wait in normal work, in seconds.
     """
 
     def __init__(
@@ -110,7 +108,7 @@ class Health:
         self.progress = Progress(round(self._seconds / LOOK_SECONDS))
 
     async def looked(self) -> None:
-        """Take in new lags: note which partitions stand still, unless there is a reason for it."""
+        """Take new lags: record which partitions stand still without a reason."""
         stopped = self._limit.stopped
         waiting: dict[Partition, tuple[int, int]] = {
             tp: (self._lags.spans[tp].done, self._activity[tp])
@@ -126,9 +124,9 @@ class Health:
         return away or not self._app.serving or not self._app.lease.valid
 
     def live(self) -> list[str]:
-        """Why a restart would help; empty when it would not. An answer at all says that the loop turns."""
+        """Why a restart would help; empty when it would not. Any answer means that the event loop runs."""
         return ["the thread that talks to Kafka is stuck"] * self.pulse.stuck + [
-            f"events wait in partition {partition} of {topic}, and for {self._seconds:g} s nothing was done"
+            f"events wait in partition {partition} of {topic}, and none was processed for {self._seconds:g} s"
             for topic, partition in self.progress.still
         ]
 
@@ -148,7 +146,7 @@ class Health:
 
     async def _ping(self) -> None:
         await self._store.ping()
-        self._mongodb.succeeded(self._store)  # without work nobody else would see an outage end
+        self._mongodb.succeeded(self._store)  # without events, only this ends an outage
 
     def _worker_reasons(self) -> Iterator[str]:
         if not self._app.joined:

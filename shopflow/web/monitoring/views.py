@@ -1,4 +1,4 @@
-"""The probes and the metrics: what a container platform and Prometheus ask a worker for."""
+"""The probes for a container platform, and the metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ metrics, health = parts.metrics, parts.health
 
 
 async def _turn() -> None:
-    """Measure once a second how late the event loop is, and whether the consumer's thread turns."""
+    """Measure once a second how late the event loop is, and whether the consumer's thread still runs."""
     while True:
         due = monotonic() + _TURN_SECONDS
         await asyncio.sleep(_TURN_SECONDS)
@@ -30,19 +30,19 @@ async def _turn() -> None:
         health.pulse.turn(app.call_in_consumer)
 
 
-app.watching += [parts.lags.run, _turn]
+app.background += [parts.lags.run, _turn]
 
 
 @route("get", "/health/live")
 async def live(request: Any) -> tuple[int, Any]:
-    """200 unless a restart would help. Kafka or MongoDB away are no reason."""
-    return _told("live", health.live())
+    """200 unless a restart would help. An outage of Kafka or MongoDB is no reason."""
+    return _answer("live", health.live())
 
 
 @route("get", "/health/ready")
 async def ready(request: Any) -> tuple[int, Any]:
-    """200 when this worker does its share of the work, else 503 and why it does not."""
-    return _told("ready", await health.ready())
+    """200 when this worker does its share of the work, else 503 with the reasons."""
+    return _answer("ready", await health.ready())
 
 
 @app.page("/metrics/", name="metrics_")
@@ -53,13 +53,13 @@ async def show_metrics(view: Any, request: Any) -> Any:
     return web.Response(body=metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
 
-def _told(state: str, reasons: list[str]) -> tuple[int, Any]:
+def _answer(state: str, reasons: list[str]) -> tuple[int, Any]:
     return (503, {"status": f"not {state}", "reasons": reasons}) if reasons else (200, {"status": state})
 
 
 @web.middleware
 async def _counted(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> Any:
-    """Count every request, also those that other middlewares refuse."""
+    """Count every request, including those that other middlewares refuse."""
     began, status = monotonic(), 500
     try:
         response = await handler(request)
@@ -76,7 +76,7 @@ async def _counted(request: web.Request, handler: Callable[[web.Request], Awaita
 
 
 def _view_of(request: web.Request) -> str:
-    """The path as it was declared: what a client asks for can be anything."""
+    """The pattern of the path: the path itself can be anything."""
     resource = request.match_info.route.resource
     return "unknown" if resource is None else resource.canonical.rstrip("/") or "/"
 

@@ -1,4 +1,4 @@
-"""The page's charts, by Bokeh: it comes with the extra `page`, and is imported when the first chart is made."""
+"""The page's charts, by Bokeh, which comes with the extra `page` and is imported for the first chart."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ _HEIGHT, _PRODUCT_HEIGHT = 220, 300
 
 
 class _Colours(NamedTuple):
-    """All have contrast enough on the page's background."""
-
     paper: str
     ink: str
     faint: str
@@ -34,7 +32,7 @@ def script() -> Path | None:
     """Bokeh's own script for the browser; None when it is not installed."""
     try:
         found = importlib.util.find_spec("bokeh")
-    except ValueError:  # somebody has put something else in its place
+    except ValueError:  # a test or a tool has replaced the module
         return None
     if found is None or not found.origin:
         return None
@@ -48,10 +46,7 @@ def available() -> bool:
 
 @cache
 def document(*, dark: bool, wide: bool) -> dict[str, Any]:
-    """The charts, for `Bokeh.embed.embed_item`; side by side where it is wide.
-
-    The first time takes a second, for Bokeh is imported: use a thread.
-    """
+    """The charts for `Bokeh.embed.embed_item`. The first call imports Bokeh for a second: use a thread."""
     from bokeh import embed, layouts  # noqa: PLC0415 - an extra, and slow to import
 
     colours = _DARK if dark else _LIGHT
@@ -66,10 +61,10 @@ def document(*, dark: bool, wide: bool) -> dict[str, Any]:
 
 
 def product(url: str, *, dark: bool) -> dict[str, Any]:
-    """The chart of a product, for `Bokeh.embed.embed_item`: prices as steps, units sold as bars, over one time.
+    """The chart of a product for `Bokeh.embed.embed_item`: prices as steps, units sold as bars.
 
     Arguments:
-        url: Where its columns are fetched.
+        url: The view of the columns.
     """
     from bokeh import embed, models  # noqa: PLC0415
 

@@ -1,6 +1,6 @@
-"""What the page shows of a product: its prices and what was sold at them, as texts and as a chart's columns.
+"""A product on the page: its prices and the sales at each, as texts and as the columns of a chart.
 
-MongoDB is asked for each product that somebody looks at now and then, however many look.
+MongoDB is asked for a product every few seconds at most, however many pages show it.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import msgspec
 from shopflow.app import store
 from shopflow.models import MAX_ID_LENGTH
 from shopflow.shop import price_history, stock
-from shopflow.shop.price_history import Course, Period, Prices
+from shopflow.shop.price_history import Period, Prices, SalesOverTime
 from shopflow.shop.text import day_and_time, grouped, money, visible
 from shopflow.web.cached import Cached
 
 from .render import Cell, Rows, row, short
 
-#: How old what is shown may be.
+#: Older answers are requested again.
 _SECONDS = 5.0
-#: Sums over many purchases take long: MongoDB has a rest of so many times as long.
+#: After a request, MongoDB is left alone for this many times as long as the request took.
 _REST = 9.0
 _PATIENCE_SECONDS = 3.0
-#: Products that are remembered; prices of a product, the last ones, that are shown; how far back sales are.
+#: Products in the cache; the latest prices that are shown; how far back sales are read.
 _PRODUCTS, _PRICES, _BACK = 32, 30, timedelta(days=365)
 _HOUR = timedelta(hours=1)
 #: Units an hour: fewer are shown as "< 0.1", more without a decimal.
@@ -36,16 +36,16 @@ _FEW, _MANY = 0.1, 10
 
 @dataclass(frozen=True)
 class Picture:
-    """What is known of a product.
+    """A product.
 
     Arguments:
-        prices: The last ones.
-        course: What was sold up to now.
-        stock: What is left, and of how many; None: it carries no stock.
+        prices: The latest prices.
+        course: The sales up to now.
+        stock: The quantity left, and of how many; None: stock is not tracked.
     """
 
     prices: Prices
-    course: Course
+    course: SalesOverTime
     stock: tuple[int, int] | None = None
 
 
@@ -58,10 +58,10 @@ class Product(msgspec.Struct):
 
 
 class Columns(msgspec.Struct):
-    """The columns of the chart: lines from (x0, y0) to (x1, y1), and bars; times in ms, of the axis.
+    """The columns of the chart: lines from (x0, y0) to (x1, y1), and bars; times in ms, as the axis has them.
 
-    All are equally long: where there are fewer lines the last one stands there again, where there are fewer bars
-    those that are added can't be seen. (A bar lets shine through what is behind it: it must stand there once.)
+    All have one length. The last line is repeated; bars are filled up with bars of no size, since a repeated bar
+    would be less transparent.
     """
 
     x0: list[float] = []
@@ -73,11 +73,8 @@ class Columns(msgspec.Struct):
     units: list[int] = []
 
 
-# -- asking MongoDB
-
-
 async def shown(product_id: str) -> Product | None:
-    """What the page shows of a product; None without an id."""
+    """The texts of a product; None without an id."""
     if not product_id:
         return None
     if len(product_id) > MAX_ID_LENGTH:
@@ -109,20 +106,17 @@ async def _ask(product_id: str) -> Picture | None:
     prices = await price_history.read(store, product_id, most=_PRICES)
     if prices is None:
         return None
-    course = await price_history.course(store, product_id, prices.prices, now, now - _BACK, by_the_minute=True)
+    course = await price_history.sales_over_time(store, product_id, prices.prices, now, now - _BACK, by_the_minute=True)
     documents = await store.documents("products", [product_id])
     left = await stock.left_of(store, list(documents.values()))
     return Picture(prices, course, (left[product_id], documents[product_id]["stock"]) if left else None)
 
 
-# -- showing it
-
-
 def product(product_id: str, found: Picture | None, problems: Sequence[str]) -> Product:
-    """What is known of a product.
+    """The texts of a product.
 
     Arguments:
-        problems: Why something is missing, in sentences.
+        problems: Sentences that say why something is missing.
     """
     shown = Product(visible(product_id, 200), problems=[visible(problem) for problem in problems])
     if found is None:
@@ -131,15 +125,15 @@ def product(product_id: str, found: Picture | None, problems: Sequence[str]) -> 
     shown.name = short(found.prices.name or "")
     shown.facts = {
         "Price now": _price(next((one for one in reversed(prices) if one.since is None or one.since <= now), None)),
-        "Sold at the prices below": grouped(sum(one.units for one in prices)),
-        "For": money(sum(one.revenue for one in prices)),
-        "A bar is": f"a {found.course.bucket}" if found.course.bucket != "hour" else "an hour",
+        "Units at these prices": grouped(sum(one.units for one in prices)),
+        "Revenue at these prices": money(sum(one.revenue for one in prices)),
+        "Width of a bar": f"a {found.course.bucket}" if found.course.bucket != "hour" else "an hour",
     }
     if found.stock:
         shown.facts["In stock"] = " of ".join(map(grouped, found.stock))
     shown.prices = [
         row(
-            "before that" if one.since is None else day_and_time(one.since),
+            "before" if one.since is None else day_and_time(one.since),
             "now" if one.until is None else day_and_time(one.until),
             Cell(_price(one), level="" if one.price is not None else "warn"),
             grouped(one.units),
@@ -166,7 +160,7 @@ def _an_hour(period: Period, now: datetime) -> str:
 
 
 def columns(found: Picture | None) -> Columns:
-    """The columns of the chart; all empty while nothing is known."""
+    """The columns of the chart; empty without a product."""
     if found is None:
         return Columns()
     course = found.course
@@ -200,5 +194,5 @@ def _lines(prices: Sequence[Period], start: datetime, end: datetime) -> Iterator
 
 
 def _axis(at: datetime) -> float:
-    """A time on the axis, in ms: Bokeh shows all times as UTC, people want those of the shop."""
+    """A time on the axis, in ms, such that Bokeh, which shows UTC, shows local time."""
     return at.astimezone().replace(tzinfo=timezone.utc).timestamp() * 1_000

@@ -1,4 +1,4 @@
-"""What the page shows, as texts and tables. Pure. Both the HTML and its updates are made of it."""
+"""The texts and tables of the page, for its HTML and its updates. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shopflow.store.types import Document
 
 from .warnings import ShopState, WorkerState, warnings
 
-#: Seconds that the charts show; the one that has just begun is not among them.
+#: Whole seconds that the charts show.
 CHART_SECONDS = 300
 _AVERAGE_SECONDS = 10
 _MINUTES = 10
@@ -51,8 +51,7 @@ class Shown(msgspec.Struct):
     numbers: dict[str, str]
     tables: dict[str, Rows]
     time: str
-    facts: dict[str, str] = {}
-    """Of the product that is looked at."""
+    facts: dict[str, str] = {}  #: of the product that is shown
 
 
 class Series(msgspec.Struct):
@@ -91,13 +90,13 @@ def _money(board: Snapshot, second: int) -> int:
 
 
 def shown(now: ShopState) -> Shown:
-    said = warnings(now)
-    level = said[0].level if said else "good"
-    attention = "One thing needs" if len(said) == 1 else f"{len(said)} things need"
+    found = warnings(now)
+    level = found[0].level if found else "good"
+    attention = "One thing needs" if len(found) == 1 else f"{len(found)} things need"
     return Shown(
         level=level,
-        headline=f"{attention} attention" if said else "All is well",
-        sentences=[Cell(visible(warning.text), level=warning.level) for warning in said],
+        headline=f"{attention} attention" if found else "All is well",
+        sentences=[Cell(visible(warning.text), level=warning.level) for warning in found],
         services=_services(now),
         numbers=_numbers(now),
         tables={
@@ -119,7 +118,7 @@ def shown(now: ShopState) -> Shown:
 
 def _services(now: ShopState) -> dict[str, Cell]:
     silent = len(now.workers) - len(now.reports)
-    workers = f"{len(now.reports)} up" + (f", {silent} silent" if silent else "")
+    workers = f"{len(now.reports)} up" + (f", {silent} down" if silent else "")
     return {
         "Kafka": _service(now.kafka, [report.kafka_away for report in now.reports]),
         "MongoDB": _service(now.mongodb, [report.mongodb_away for report in now.reports]),
@@ -147,7 +146,7 @@ def _numbers(now: ShopState) -> dict[str, str]:
 
 
 def _partitions(now: ShopState) -> Rows:
-    """A row for each partition: its workers, its state, and how many events of each topic wait."""
+    """A row for each partition: its workers, its state, and its lag in each topic."""
     rows = []
     owners = {topic: now.owners(topic) for topic in now.topics}
     for number in range(now.partitions):
@@ -161,7 +160,7 @@ def _partitions(now: ShopState) -> Rows:
 
 def _state(having: Sequence[WorkerState], *, missing: bool, silent: bool) -> Cell:
     if missing:
-        return Cell("its worker is silent" if silent else "no worker", level="bad")
+        return Cell("its worker does not answer" if silent else "no worker", level="bad")
     if any(worker.report and not worker.report.serving for worker in having):
         return Cell("recovering", level="warn")
     return Cell("running", level="good")
@@ -185,7 +184,7 @@ def _buyer(now: ShopState, customer_id: str) -> Cell:
 
 
 def _linked(kind: str, id_: str, name: Any) -> Cell:
-    """The name, or the id where there is none, with a link to where it is shown."""
+    """The name, or else the id, with a link to its part of the page."""
     return Cell(short(str(name or id_)), f"/?{kind}={quoted(id_)}#{kind}")
 
 
@@ -244,7 +243,7 @@ def _letters(now: ShopState) -> Rows:
 
 
 def _minutes(now: ShopState) -> Rows:
-    """The last whole minutes, newest first: what the charts show, for those who can't see them."""
+    """The numbers of the charts by minute, newest first."""
     rows = []
     this = int(now.at) // 60
     for minute in range(this, this - _MINUTES, -1):
@@ -264,12 +263,12 @@ def customer(
     *,
     vouchers: Sequence[Document] = (),
 ) -> Customer:
-    """What is known of a customer.
+    """A customer.
 
     Arguments:
-        count: What they bought so far; None: nothing, or not known.
-        document: As it stands in MongoDB.
-        problems: Why something is missing, in sentences.
+        count: Purchases, items and spent; None: no purchases, or unknown.
+        document: The document in MongoDB.
+        problems: Sentences that say why something is missing.
     """
     known = document or {}
     name = " ".join(str(known[field]) for field in ("first_name", "last_name") if known.get(field))
@@ -295,12 +294,11 @@ def customer(
         for one in purchases
     ]
     given = [row(_minute(one.get("issued_at")), *_given(one)) for one in vouchers]
-    said = [visible(problem) for problem in problems]
-    return Customer(visible(customer_id, _LONG), short(name), facts, bought, said, given)
+    missing = [visible(problem) for problem in problems]
+    return Customer(visible(customer_id, _LONG), short(name), facts, bought, missing, given)
 
 
 def short(text: str) -> str:
-    """A name as a table shows it."""
     return visible(text, _SHORT)
 
 

@@ -1,4 +1,4 @@
-"""The state of the whole shop, asked of the other workers, Kafka and MongoDB, each in bounded time."""
+"""The state of the shop, from the other workers, Kafka and MongoDB. Each request has a time limit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import Any
 
-import msgspec
 from yarl import URL
 
 from shopflow import topics
@@ -19,7 +18,7 @@ from shopflow.app import app, config, connected_kafka, store
 from shopflow.bootstrap import parts
 from shopflow.errors import Unavailable
 from shopflow.kafka import offsets
-from shopflow.kafka.lag import Standing
+from shopflow.kafka.lag import EmptySpans
 from shopflow.kafka.offsets import Span
 from shopflow.operations import letters
 from shopflow.operations.letters import Letter
@@ -31,16 +30,16 @@ from shopflow.web.cached import MOST_SECONDS, Cached
 
 from .warnings import Learned, Report, ShopState, Waiting, WorkerState
 
-#: How old an answer may be before it is asked for again.
+#: Older answers are requested again.
 _BOARDS_SECONDS = 0.9
 _SERVERS_SECONDS = 2.0
 _LEARNED_SECONDS = 5.0
 _REST = 9.0
-#: Dead letters that are shown.
+#: The number of dead letters that are shown.
 _LETTERS = 20
-#: Products that sold best, vouchers, and alerts, that are shown.
+#: The number of best-selling products, vouchers and alerts that are shown.
 _BESTSELLERS, _VOUCHERS, _ALERTS = 10, 8, 5
-#: How many measurements are kept to tell a trend.
+#: The number of measurements that make a trend.
 _TREND = 60
 
 
@@ -68,9 +67,8 @@ def report() -> Report:
 
 async def _ask_worker(host: URL) -> WorkerState:
     try:
-        status, body = await peers.ask(host, "/board/")
-        return WorkerState(str(host), msgspec.json.decode(body, type=Report) if status == 200 else None)
-    except (Unavailable, msgspec.MsgspecError):
+        return WorkerState(str(host), await peers.fetch(host, "/board/", Report))
+    except Unavailable:
         return WorkerState(str(host), None)
 
 
@@ -81,8 +79,7 @@ async def _ask_workers() -> list[WorkerState]:
 
 async def _ask_kafka() -> _Log:
     spans = await offsets.spans(connected_kafka(), config.app_id, [*topics.LAYOUT.events, topics.DEAD_LETTERS])
-    places = spans.get(topics.DEAD_LETTERS, {}).values()
-    dead, before = sum(span.end - span.start for span in places), _log.answer
+    dead, before = sum(span.end - span.start for span in spans.get(topics.DEAD_LETTERS, {}).values()), _log.answer
     known = before.letters
     if before.spans is None or before.spans.get(topics.DEAD_LETTERS) != spans.get(topics.DEAD_LETTERS):
         known = await letters.latest(connected_kafka(), topics.LAYOUT, _LETTERS) if dead else []
@@ -93,9 +90,9 @@ async def _ask_kafka() -> _Log:
 
 
 async def _settled(spans: Mapping[str, Mapping[int, Span]]) -> dict[str, dict[int, Span]]:
-    """The spans, without the ends of transactions, which only seem to wait."""
+    """The spans, without the end markers of transactions, which are no events."""
     events = {(topic, number): span for topic in topics.KEYS for number, span in spans.get(topic, {}).items()}
-    await _standing.look(events, lambda places: offsets.empty(connected_kafka(), places))
+    await _standing.look(events, lambda found: offsets.empty(connected_kafka(), found))
     settled = {topic: dict(partitions) for topic, partitions in spans.items()}
     for (topic, number), span in events.items():
         settled[topic][number] = replace(span, done=span.end - _standing.waiting((topic, number), span))
@@ -132,7 +129,7 @@ def _seen() -> Snapshot:
     return merged(worker.report.board for worker in _workers.answer if worker.report)
 
 
-_standing = Standing()
+_standing = EmptySpans()
 _trend: deque[Waiting] = deque(maxlen=_TREND)
 _workers: Cached[list[WorkerState]] = Cached(_ask_workers, _BOARDS_SECONDS, [])
 _log: Cached[_Log] = Cached(_ask_kafka, _SERVERS_SECONDS, _Log())
@@ -141,13 +138,13 @@ _names: Cached[tuple[dict[str, str], dict[str, str]]] = Cached(_ask_names, _SERV
 
 
 async def sales() -> Snapshot:
-    """What was sold in the last minutes, by all workers."""
+    """The sales of the last minutes, over all workers."""
     await _workers.get(peers.SECONDS + 1)
     return _seen()
 
 
 async def shop_state() -> ShopState:
-    """The shop as it is now. Takes at most some seconds, whoever does not answer."""
+    """The shop now. Takes a few seconds at most, also during an outage."""
     seen = await sales()
     log, (products, customers), learned = await asyncio.gather(_log.get(), _names.get(), _learned.get())
     return ShopState(
@@ -169,7 +166,7 @@ async def shop_state() -> ShopState:
 
 
 def _recent(trend: Iterable[Waiting]) -> list[Waiting]:
-    """The measurements since the last pause: nothing is measured while nobody looks."""
+    """The measurements since the last pause: there are none while no page is open."""
     found: list[Waiting] = []
     for one in trend:
         if found and one.at - found[-1].at > 3 * (_SERVERS_SECONDS + MOST_SECONDS):

@@ -1,4 +1,4 @@
-"""The page at `/`: the live shop for people, and what its scripts fetch."""
+"""The page at `/`: the live shop for people, and the data that its script fetches."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ import asyncio
 import time
 from contextlib import aclosing
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
-import msgspec
-from aiohttp.web import FileResponse
 from jinja2 import Environment, FileSystemLoader
 
 from shopflow.app import app, store
@@ -19,30 +16,27 @@ from shopflow.models import MAX_ID_LENGTH
 from shopflow.shop.text import day_and_time
 from shopflow.store.types import Document
 from shopflow.web import peers
-from shopflow.web.access import refuse
-from shopflow.web.answers import Refusal, route
-from shopflow.web.client import reason
+from shopflow.web.access import Refusal
+from shopflow.web.answers import STATIC, route, static_file
+from shopflow.web.api import counts
 
 from . import charts, product, render, snapshot
 
-_HERE = Path(__file__).parents[1]
-_STATIC = _HERE / "static"
 _OWN_FILES = ("page.js", "page.css")
 _BOKEH = "bokeh.min.js"
-#: Purchases of a customer, and vouchers, that are shown.
+#: The number of a customer's purchases and vouchers that are shown.
 _PURCHASES, _VOUCHERS = 20, 10
 _MONGODB_SECONDS = 3.0
 
-#: Nothing but what the worker itself serves; no script in the page itself, whatever names hold. Bokeh puts style
-#: attributes and style elements into what it draws; it needs no `unsafe-eval`, since no callback is written as a text.
+#: Only files of the worker, and no script inside the page, whatever names hold. Bokeh sets style attributes and style
+#: elements in its charts. It needs no `unsafe-eval`, since no callback is written as a text.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'{styles}; img-src 'self' data:; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-_FRESH = {"Cache-Control": "no-store"}
 
 _templates = Environment(
-    loader=FileSystemLoader(_HERE / "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    loader=FileSystemLoader(STATIC.with_name("templates")), autoescape=True, trim_blocks=True, lstrip_blocks=True
 )
 
 
@@ -62,12 +56,12 @@ async def index(web: Any, request: Any) -> Any:
         charts=drawn,
     )
     policy = _POLICY.format(styles=" 'unsafe-inline'" if drawn else "")
-    return web.html(html, headers={**_FRESH, "Content-Security-Policy": policy})
+    return web.html(html, headers={"Content-Security-Policy": policy})
 
 
-@route("get", "/page/data.json", _FRESH)
+@route("get", "/page/data.json")
 async def data(request: Any) -> tuple[int, Any]:
-    """What changes on the page, each time it is fetched; with `?product=ID` that product's prices, too."""
+    """The parts of the page that change; with `?product=ID` also that product's prices."""
     now, looked_at = await asyncio.gather(snapshot.shop_state(), product.shown(_product_id(request)))
     shown = render.shown(now)
     if looked_at:
@@ -75,22 +69,22 @@ async def data(request: Any) -> tuple[int, Any]:
     return 200, shown
 
 
-@route("get", "/page/series.json", _FRESH)
+@route("get", "/page/series.json")
 async def series(request: Any) -> tuple[int, Any]:
     return 200, render.series(await snapshot.sales(), time.time())
 
 
-@route("get", "/page/course.json", _FRESH)
+@route("get", "/page/course.json")
 async def course(request: Any) -> tuple[int, Any]:
     """The columns of a product's chart: `?product=ID`."""
     return 200, await product.course(_product_id(request))
 
 
-@route("get", "/page/charts.json", _FRESH)
+@route("get", "/page/charts.json")
 async def chart(request: Any) -> tuple[int, Any]:
-    """The charts, as Bokeh's script takes them; with `?dark=1` in dark colours, with `?wide=1` side by side.
+    """The charts for Bokeh's script: `?dark=1` in dark colours, `?wide=1` side by side.
 
-    With `?product=ID` that product's.
+    With `?product=ID` the chart of that product.
     """
     if not charts.available():
         raise Refusal(404, "the extra `page` is not installed: there are no charts")
@@ -101,19 +95,19 @@ async def chart(request: Any) -> tuple[int, Any]:
     return 200, await asyncio.to_thread(charts.document, dark=dark, wide=wide)
 
 
-@route("get", "/board/", _FRESH)
+@route("get", "/board/")
 async def board(request: Any) -> tuple[int, Any]:
-    """What this worker says of itself; the other workers ask for it."""
+    """The report of this worker, for the other workers."""
     return 200, snapshot.report()
 
 
 @app.page("/page/static/{name}")
 async def static(web: Any, request: Any, name: str) -> Any:
     """The page's script and style, and Bokeh's script."""
-    path = _STATIC / name if name in _OWN_FILES else charts.script() if name == _BOKEH else None
+    path = STATIC / name if name in _OWN_FILES else charts.script() if name == _BOKEH else None
     if path is None:
-        return refuse(404, "there is no such file")
-    return FileResponse(path, headers={"Cache-Control": "no-cache"})
+        raise Refusal(404, "there is no such file")
+    return await static_file(request, path)
 
 
 def _product_id(request: Any) -> str:
@@ -121,7 +115,7 @@ def _product_id(request: Any) -> str:
 
 
 async def _customer(customer_id: str) -> render.Customer | None:
-    """What is known of a customer: the counts from the worker that has them, the rest from MongoDB."""
+    """A customer: the counts from the worker that owns the partition, the rest from MongoDB."""
     if not customer_id:
         return None
     if len(customer_id) > MAX_ID_LENGTH:
@@ -138,12 +132,9 @@ async def _customer(customer_id: str) -> render.Customer | None:
 
 async def _count(customer_id: str) -> tuple[dict[str, int] | None, str]:
     try:
-        status, body = await peers.ask(peers.me(), f"/counts/{render.quoted(customer_id)}/")
-    except Unavailable as error:
+        return await counts.find(customer_id, peers.SECONDS), ""
+    except (Refusal, Unavailable) as error:
         return None, f"The counts are not known now: {error}."
-    if status == 200:
-        return msgspec.json.decode(body), ""
-    return None, "" if status == 404 else f"The counts are not known now: {reason(body, status)}."
 
 
 _Stored = tuple[Document | None, list[Document], list[Document]]  # the customer, purchases, vouchers

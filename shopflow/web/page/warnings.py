@@ -1,4 +1,4 @@
-"""The state of the whole shop at a moment, and what is wrong with it, in words. Pure."""
+"""The state of the shop at a moment, and the warnings that follow from it. Pure."""
 
 from __future__ import annotations
 
@@ -12,35 +12,37 @@ from shopflow.kafka.offsets import Span
 from shopflow.operations.letters import Letter
 from shopflow.shop.recent_sales import Snapshot
 
-#: Dead letters of the last so many seconds are news.
+#: Dead letters of this many last seconds are warned of.
 NEWS_SECONDS = 900.0
-#: The lag must have grown, or not have moved, for so long before there is a warning.
+#: The lag must grow, or stand still, for this long before there is a warning.
 _TREND_SECONDS = 30.0
 _SHORT = 160
-#: A smaller lag is not warned of when it grows.
+#: There is no warning of a growing lag up to this one.
 _FEW = 1_000
 
 
 class Report(msgspec.Struct):
+    """The report of a worker about itself.
+
+    Arguments:
+        serving: False during a rebalance and while the counts are recovered.
+        assigned: Topic -> the partitions that it owns.
+        mongodb_away, kafka_away: Seconds since the server last answered. None: it answers.
+        stopped: Topic -> why the worker stopped it.
+    """
+
     serving: bool
-    """True while its counts are complete: not during their recovery or a rebalance."""
-
     assigned: dict[str, list[int]]
-    """Topic -> the partitions that it owns."""
-
     totals: dict[str, int]  #: of its partitions: customers, purchases, items, spent (grosze)
     board: Snapshot
     mongodb_away: float | None = None
-    """Seconds since it last reached MongoDB; None while it reaches it."""
-
     kafka_away: float | None = None
     stopped: dict[str, str] = {}
-    """Topic -> why it takes nothing more from it."""
 
 
 @dataclass(frozen=True)
 class WorkerState:
-    """A worker, and what it says of itself; None: it does not answer."""
+    """A worker and its report; None: it does not answer."""
 
     url: str
     report: Report | None
@@ -52,7 +54,7 @@ class WorkerState:
 
 @dataclass(frozen=True)
 class Waiting:
-    """How many events waited at a time (Unix, seconds), and how many had been processed."""
+    """The lag at a time (Unix, in seconds), and the number of events processed up to then."""
 
     at: float
     events: int
@@ -61,11 +63,11 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Learned:
-    """What MongoDB knows beyond the last minutes.
+    """Documents of MongoDB.
 
     Arguments:
-        ever, today: The products of which most was sold, as documents, the most first; today begins at 0:00 UTC.
-        vouchers, alerts: The latest, as documents, newest first.
+        ever, today: The best-selling products first; today starts at 0:00 UTC.
+        vouchers, alerts: The latest, newest first.
     """
 
     ever: Sequence[Mapping[str, Any]] = ()
@@ -79,13 +81,13 @@ class ShopState:
     """The shop at a moment.
 
     Arguments:
-        at: When (Unix, in seconds).
-        topics: The events' topics: those of which every partition needs a worker.
-        spans: Topic -> partition -> its offsets; None: not known.
-        trend: The events that waited in the last minutes, oldest first.
-        kafka, mongodb: Why it does not answer; empty when it does; None: not known yet.
-        letters: The latest dead letters, newest first; `dead` is how many there are.
-        products, customers: Their names, by id, as far as they are known.
+        at: Unix time, in seconds.
+        topics: The topics of events. Each of their partitions needs a worker.
+        spans: Topic -> partition -> its offsets; None: unknown.
+        trend: The lag of the last minutes, oldest first.
+        kafka, mongodb: Why the server does not answer; empty: it answers; None: unknown yet.
+        letters: The latest dead letters, newest first. `dead` is the number of all.
+        products, customers: Names by id, as far as they are known.
     """
 
     at: float
@@ -108,7 +110,7 @@ class ShopState:
         return [worker.report for worker in self.workers if worker.report]
 
     def owners(self, topic: str) -> dict[int, WorkerState]:
-        """The worker of each partition of a topic, as far as they answer."""
+        """The worker of each partition of a topic, of those that answer."""
         return {
             partition: worker
             for worker in self.workers
@@ -118,7 +120,7 @@ class ShopState:
 
     @property
     def waiting(self) -> int | None:
-        """Events that wait in Kafka; None: not known."""
+        """The lag over all topics, in events; None: unknown."""
         if self.spans is None:
             return None
         return sum(span.end - span.done for name in self.topics for span in self.spans.get(name, {}).values())
@@ -126,14 +128,12 @@ class ShopState:
 
 @dataclass(frozen=True)
 class Warning:
-    """Something that somebody should know."""
-
     level: str  #: "warn" or "bad"
     text: str
 
 
 def warnings(now: ShopState) -> list[Warning]:
-    """What is wrong, the worst first; empty when all is well."""
+    """The worst first; empty when all is well."""
     found = [*_servers(now), *_workers(now), *_partitions(now), *_lag(now), *_letters(now)]
     return sorted(found, key=lambda warning: warning.level != "bad")
 
@@ -155,23 +155,23 @@ def _servers(now: ShopState) -> Iterator[Warning]:
 def _workers(now: ShopState) -> Iterator[Warning]:
     for worker in now.workers:
         if worker.report is None:
-            yield Warning("bad", f"The worker {worker.name} does not answer. What it knows is missing here.")
+            yield Warning("bad", f"The worker {worker.name} does not answer. Its numbers are missing here.")
             continue
         if not worker.report.serving:
-            yield Warning("warn", f"The worker {worker.name} is getting its partitions or recovering their counts.")
+            yield Warning("warn", f"The worker {worker.name} is in a rebalance, or recovers its counts.")
         for topic, why in worker.report.stopped.items():
             yield Warning("bad", f"The worker {worker.name} has stopped taking {topic}: {why}.")
 
 
 def _partitions(now: ShopState) -> Iterator[Warning]:
-    # A worker that is silent may have them; and while they are shared out, that is what is said.
+    # A worker that does not answer may own the partitions. During a rebalance there is another warning.
     if any(worker.report is None or not worker.report.serving for worker in now.workers):
         return
     for topic in now.topics:
         owned = now.owners(topic)
         if missing := [str(number) for number in range(now.partitions) if number not in owned]:
-            what = "partition" if len(missing) == 1 else "partitions"
-            yield Warning("bad", f"No worker has {what} {', '.join(missing)} of {topic}.")
+            partitions = "partition" if len(missing) == 1 else "partitions"
+            yield Warning("bad", f"No worker owns {partitions} {', '.join(missing)} of {topic}.")
 
 
 def _lag(now: ShopState) -> Iterator[Warning]:
@@ -185,7 +185,7 @@ def _lag(now: ShopState) -> Iterator[Warning]:
     if all(one.events > 0 for one in since) and last.done == since[0].done:
         yield Warning("bad", f"{last.events} events wait in Kafka, and none was processed for {_TREND_SECONDS:g} s.")
     elif last.events > _FEW and last.events > since[0].events * 1.1:
-        more = "and they become more: they come faster than they are processed"
+        more = "and the lag grows: they arrive faster than they are processed"
         yield Warning("warn", f"{last.events} events wait in Kafka, {more}.")
 
 
@@ -194,10 +194,10 @@ def _letters(now: ShopState) -> Iterator[Warning]:
     if recent:
         many = len(recent) == len(now.letters) < now.dead
         count = f"At least {len(recent)}" if many else f"{len(recent)}"
-        records = "record" if len(recent) == 1 else "records"
+        records = "event was" if len(recent) == 1 else "events were"
         yield Warning(
             "warn",
-            f"{count} {records} could not be accepted in the last {NEWS_SECONDS / 60:.0f} minutes. "
+            f"{count} {records} rejected in the last {NEWS_SECONDS / 60:.0f} minutes. "
             f"The last reason: {recent[0].reason[:_SHORT] or 'none given'}",
         )
 

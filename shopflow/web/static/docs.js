@@ -1,4 +1,4 @@
-// A form for each operation of /openapi.json. Everything is put into the page as text, never as HTML.
+// Shows the operations and schemas of /openapi.json, with a form for each. All is set as text, never as HTML.
 "use strict";
 
 function made(tag, properties, ...children) {
@@ -64,20 +64,81 @@ function form(path, method, operation) {
     {},
     made("summary", {}, made("strong", {}, method.toUpperCase()), " ", made("code", {}, path), ` ${operation.summary}`),
     made("p", {}, operation.description ?? ""),
+    ...(content ? [made("p", {}, "Body: ", ...typeOf(content.schema))] : []),
     element,
+    made("h3", {}, "Answers"),
+    ...Object.entries(operation.responses).flatMap(([status, response]) => answer(status, response)),
+  );
+}
+
+let components = {};
+
+function nameOf(reference) {
+  return reference.split("/").pop();
+}
+
+function answer(status, response) {
+  const found = response.$ref ? components.responses[nameOf(response.$ref)] : response;
+  const content = found.content?.["application/json"];
+  const line = made("p", {}, made("strong", {}, status), ` ${found.description} `, ...typeOf(content?.schema ?? {}));
+  return content?.example ? [line, made("pre", {}, JSON.stringify(content.example, null, 2))] : [line];
+}
+
+// The type of a schema, with links to the schemas that it names.
+function typeOf(schema) {
+  if (schema.$ref) {
+    const name = nameOf(schema.$ref);
+    return [made("a", { href: `#${name}` }, name)];
+  }
+  const choices = schema.oneOf ?? schema.anyOf;
+  if (choices) return choices.flatMap((one, at) => (at ? [" or ", ...typeOf(one)] : typeOf(one)));
+  if (schema.enum) return [schema.enum.map((one) => JSON.stringify(one)).join(" | ")];
+  if (schema.type === "array" && schema.items) return ["array of ", ...typeOf(schema.items)];
+  return [[schema.type ?? []].flat().join(" or "), schema.format ? ` (${schema.format})` : ""];
+}
+
+const LIMITS = ["minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems", "pattern", "default"];
+
+function limitsOf(schema) {
+  const choices = [schema, ...(schema.anyOf ?? [])];
+  const found = choices.flatMap((one) => LIMITS.filter((name) => name in one).map((name) => `${name} ${one[name]}`));
+  return found.join(", ");
+}
+
+function table(name, schema) {
+  const rows = Object.entries(schema.properties ?? { "": schema }).map(([field, one]) =>
+    made(
+      "tr",
+      {},
+      made("th", { scope: "row" }, field, schema.required?.includes(field) ? " *" : ""),
+      made("td", {}, ...typeOf(one)),
+      made("td", {}, limitsOf(one)),
+      made("td", {}, one.description ?? ""),
+    ),
+  );
+  const heads = ["Field (* required)", "Type", "Limits", "Meaning"].map((text) => made("th", { scope: "col" }, text));
+  return made(
+    "section",
+    { id: name },
+    made("h3", {}, name),
+    made("p", {}, schema.description ?? ""),
+    made("table", {}, made("thead", {}, made("tr", {}, ...heads)), made("tbody", {}, ...rows)),
   );
 }
 
 async function show() {
-  const place = document.getElementById("operations");
+  const operations = document.getElementById("operations");
   try {
-    const { paths } = await (await fetch("/openapi.json")).json();
-    const forms = Object.entries(paths).flatMap(([path, operations]) =>
-      Object.entries(operations).map(([method, operation]) => form(path, method, operation)),
+    const description = await (await fetch("/openapi.json")).json();
+    components = description.components;
+    const forms = Object.entries(description.paths).flatMap(([path, methods]) =>
+      Object.entries(methods).map(([method, operation]) => form(path, method, operation)),
     );
-    place.replaceChildren(...forms);
+    operations.replaceChildren(...forms);
+    const schemas = Object.entries(components.schemas).map(([name, schema]) => table(name, schema));
+    document.getElementById("schemas").replaceChildren(...schemas);
   } catch (error) {
-    place.textContent = `The description can't be loaded: ${error}`;
+    operations.textContent = `The description can't be loaded: ${error}`;
   }
 }
 

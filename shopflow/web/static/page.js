@@ -1,4 +1,4 @@
-// Keeps the page up to date. Everything that comes from events is set as text, never as HTML.
+// Updates the page. Values from events are set as text, never as HTML.
 "use strict";
 
 const EVERY_MS = 2000;
@@ -39,7 +39,7 @@ function showTable(name, rows) {
   const wanted = JSON.stringify(rows);
   if (table.shown === wanted) return;
   const body = table.tBodies[0];
-  if (body.contains(document.activeElement)) return; // a link in it has the keyboard's focus: next time
+  if (body.contains(document.activeElement)) return; // a link in it has the keyboard's focus: update next time
   table.shown = wanted;
   body.replaceChildren(...rows.map((row) => {
     const line = document.createElement("tr");
@@ -55,9 +55,9 @@ function show(now) {
   setText(byId("headline"), now.headline);
   document.title = `shopflow: ${now.headline}`;
   const list = byId("sentences");
-  const said = JSON.stringify(now.sentences);
-  if (list.shown !== said) {
-    list.shown = said;
+  const sentences = JSON.stringify(now.sentences);
+  if (list.shown !== sentences) {
+    list.shown = sentences;
     list.replaceChildren(...now.sentences.map((sentence) => {
       const item = document.createElement("li");
       item.textContent = sentence.text;
@@ -76,7 +76,7 @@ function show(now) {
     if (item.dataset.fact in now.facts) setText(item, now.facts[item.dataset.fact]);
   }
   setText(byId("time"), now.time);
-  // What is known of the product came too late for the page itself: now it can be made with it.
+  // The page was rendered before the product was known: render it again.
   if (Object.keys(now.facts).length && !document.querySelector("[data-fact]")) location.reload();
 }
 
@@ -86,7 +86,7 @@ function lost(why) {
     banner.hidden = false;
     banner.textContent =
       `Connection lost: the worker at ${location.host} no longer answers${why}. ` +
-      `What is shown below is from ${byId("time").textContent}. The page goes on by itself when the worker is back.`;
+      `The page shows the state of ${byId("time").textContent}. It updates itself when the worker is back.`;
     document.title = "shopflow: connection lost";
     document.body.dataset.lost = "";
   }
