@@ -59,7 +59,7 @@ FIGURES: list[tuple[str, str, Any]] = [
     ("docs/PROMOTIONS.md", "remembers it for {}", words(vouchers._TYPE_SECONDS)),
     ("docs/RELIABILITY.md", "tried again, {:g} to", outage.FIRST_PAUSE_SECONDS),
     ("docs/RELIABILITY.md", "to {:g} seconds apart", outage.LONGEST_PAUSE_SECONDS),
-    ("docs/RELIABILITY.md", "more than {} minutes wrong", words(once._CLOCKS_DIFFER_MS / 60_000)),
+    ("docs/RELIABILITY.md", "more than {} minutes wrong", words(once._CLOCK_DIFFERENCE_MS / 60_000)),
     ("docs/ARCHITECTURE.md", "`batching.max_records` ({:,})", BATCHING.max_records),
     ("docs/ARCHITECTURE.md", "up to {} a round", stock.AT_ONCE),
     ("docs/ARCHITECTURE.md", "rests {} times as long", words(sales_mirror._RESTS)),

@@ -136,6 +136,7 @@ def test_a_purchase_is_retried_when_its_product_is_offered(shop: Shop, worker: W
     shop.agrees()
 
 
+@pytest.mark.slow
 def test_what_fails_again_is_a_new_dead_letter_with_its_history(shop: Shop, worker: Worker) -> None:
     """Each of them can be retried."""
     event = unpriced("never-offered")
@@ -161,6 +162,7 @@ def test_what_fails_again_is_a_new_dead_letter_with_its_history(shop: Shop, work
     assert shop.agrees()["tables"]["rejected"] >= 3
 
 
+@pytest.mark.slow
 def test_a_reason_chooses_and_a_limit_shows_the_newest(shop: Shop, worker: Worker) -> None:
     """The others stay where they are."""
     bad = [purchase(f"zero-{number}", quantity=0) for number in range(3)]
@@ -270,6 +272,7 @@ def check_each_once(shop: Shop, events: list[Json]) -> None:
     assert (tables["purchases"], tables["duplicates"], tables["rejected"]) == (len(events), 0, 0)
 
 
+@pytest.mark.slow
 def test_a_retry_that_is_killed_in_the_middle_is_finished_by_the_next(open_shop: OpenShop) -> None:
     """Each dead letter is retried exactly once, also those of the transaction that the kill cut off."""
     with open_shop() as shop:
@@ -286,6 +289,7 @@ def test_a_retry_that_is_killed_in_the_middle_is_finished_by_the_next(open_shop:
         check_each_once(shop, events)
 
 
+@pytest.mark.slow
 def test_two_retries_at_a_time_put_nothing_back_twice(open_shop: OpenShop) -> None:
     """The later one takes over; the earlier one says so, if it was not done."""
     with open_shop() as shop:
@@ -333,6 +337,7 @@ def test_when_too_much_fails_the_worker_stops_taking_the_topic(open_shop: OpenSh
         shop.agrees()
 
 
+@pytest.mark.slow
 def test_headers_that_lie_about_a_history_do_no_harm(open_shop: OpenShop) -> None:
     """Whatever another program wrote there: it is not shown, and replaced when the record goes back."""
     with open_shop() as shop:

@@ -233,6 +233,7 @@ class Load:
         return str(response.status)
 
 
+@pytest.mark.slow
 def test_every_confirmed_purchase_is_there_once_while_workers_are_killed(open_shop: OpenShop) -> None:
     """200 a second for two workers, one of which is always being killed; SHOPFLOW_TEST_HTTP_SECONDS=60 for a minute."""
     choice = random.Random(chosen_seed())

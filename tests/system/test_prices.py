@@ -67,6 +67,7 @@ def shown(units: dict[int, int]) -> list[Json]:
     ]
 
 
+@pytest.mark.slow
 def test_late_and_repeated_product_events_leave_the_right_prices_also_after_a_replay(shop: Shop) -> None:
     """In a random order and some twice; purchases without a price get the one of their day; MongoDB may be lost."""
     seed = random.randrange(1_000_000)

@@ -83,6 +83,7 @@ def open_with_products(shop: Shop) -> Any:
     return worker
 
 
+@pytest.mark.slow
 def test_each_voucher_is_given_once_whatever_dies(shop: Shop) -> None:
     """Killed four times in the middle of the purchases; the last worker finishes."""
     worker = open_with_products(shop)
@@ -107,6 +108,7 @@ def test_each_voucher_is_given_once_whatever_dies(shop: Shop) -> None:
     assert worker.stop() == 0
 
 
+@pytest.mark.slow
 def test_redelivery_and_replay_give_the_same_and_tell_nothing_twice(shop: Shop) -> None:
     """All of the past once more: with the tables, without, and without MongoDB, while products are of other types."""
     worker = open_with_products(shop)

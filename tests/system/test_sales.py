@@ -62,6 +62,7 @@ def shown(worker: Worker, query: str, digits: int) -> Any:
     }
 
 
+@pytest.mark.slow
 def test_sales_are_right_over_all_workers_through_kills_and_a_replay(shop: Shop) -> None:
     """Two workers, one of them killed again and again while purchases come; then all is counted anew."""
     seed = random.SystemRandom().randrange(1 << 32)

@@ -19,7 +19,7 @@ from tests.support.certificates import Authority
 from tests.support.secured import APP_ID, DATABASE, GUEST, KEY_PASSWORD, MONGODB_PASSWORD, PASSWORD, Secured
 from tests.support.shop import Outcome, Shop, Worker, customer, purchase, until
 
-pytestmark = pytest.mark.servers
+pytestmark = [pytest.mark.servers, pytest.mark.slow]
 
 READ_TOKEN, WRITE_TOKEN = "r3ad-token-never-shown", "wr1te-token-never-shown"
 WRONG = "wr0ng-never-shown"

@@ -71,6 +71,7 @@ def listed(shop: Shop) -> dict[str, int]:
     return {one["product_id"]: one["left"] for one in shop.run("list-products", "--json").json() if "left" in one}
 
 
+@pytest.mark.slow
 def test_each_stocking_alerts_once_whatever_dies(shop: Shop) -> None:
     """Of two workers one is killed again and again when alerts are on their way; then all is read again."""
     seed = random.SystemRandom().randrange(1 << 32)
