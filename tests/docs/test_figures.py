@@ -42,7 +42,7 @@ FIGURES: list[tuple[str, str, Any]] = [
     ("README.md", "downloads Apache Kafka once ({} MB)", fetch.KAFKA_MEGABYTES),
     ("README.md", "{:,} times", DEMO["purchases"]),
     ("README.md", "Then {} customers buy", DEMO["customers"]),
-    ("README.md", "change every {:g} seconds", demo._NEW_PRICES),
+    ("README.md", "change every {:g} seconds", demo._NEW_PRICES_SECONDS),
     ("README.md", "{} products are offered", len(samples.PRODUCTS)),
     ("docs/COMMANDS.md", "{} Polish groceries", len(samples.PRODUCTS)),
     ("docs/COMMANDS.md", "waits for up to {} and continues", words(export.RETRY_SECONDS)),
