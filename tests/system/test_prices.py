@@ -188,7 +188,7 @@ def _read(terminal: int) -> bytes:
         return b""
 
 
-def test_a_terminal_shows_a_plot_and_other_places_the_plain_lines(seeded: Shop) -> None:
+def test_a_terminal_shows_a_plot_and_other_outputs_plain_lines(seeded: Shop) -> None:
     """Price above units; without colors if NO_COLOR is set; a narrow terminal gets what a pipe gets."""
     plain = seeded.run("price-history", "chleb-zytni").stdout.splitlines()
     assert plain[0] == "Chleb żytni 500 g  (chleb-zytni)"
@@ -206,7 +206,7 @@ def test_a_terminal_shows_a_plot_and_other_places_the_plain_lines(seeded: Shop) 
     assert len(on_a_terminal(seeded, "price-history", "chleb-zytni", "--json")) == 1
 
 
-def test_what_is_wrong_is_said_in_a_line(seeded: Shop) -> None:
+def test_an_error_is_one_line(seeded: Shop) -> None:
     """An unknown product and a time that is none: status 2, the argument or option is named."""
     unknown, timeless, nothing = seeded.run_all(
         [["price-history", "no-such"], ["price-history", "chleb-zytni", "--since", "soon"], ["price-history"]]

@@ -120,7 +120,7 @@ def test_what_is_there_is_not_changed_by_a_replay(shop: Shop) -> None:
     assert [one["price"] for one in before["purchases"] if one["_id"].startswith("kept")] == [500, 900]
     done = shop.run("replay")
     assert done.status == 0, done
-    assert "The running workers do it." in done.stdout
+    assert "The running workers do the replay." in done.stdout
     assert documents(shop) == before
     assert counts(worker) == sums
     assert letters(shop) == dead == 2
@@ -230,17 +230,17 @@ def test_counts_are_not_made_of_half_a_topic(shop: Shop) -> None:
     worker = shop.start_worker().ready()
     trade(shop)
     sums = counts(worker)
-    place = TopicPartition(shop.topic("purchases"), 1)
+    topic_partition = TopicPartition(shop.topic("purchases"), 1)
 
     async def shorten() -> None:
         async with shop._admin() as admin:
-            await admin.delete_records({place: RecordsToDelete(before_offset=3)})
+            await admin.delete_records({topic_partition: RecordsToDelete(before_offset=3)})
 
     asyncio.run(shorten())
     refused = shop.run("replay")
     assert refused.status == 2
     assert refused.errors == [
-        f"Error: {place.topic}: partition 1 begins at offset 3: Kafka has removed the records before it, so "
+        f"Error: {topic_partition.topic}: partition 1 begins at offset 3: Kafka has removed the records before it, so "
         "they can't be counted again. With --keep-tables only MongoDB is restored"
     ]
     lost = shop.db.purchases.find_one({"source.partition": 2})

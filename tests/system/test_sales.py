@@ -43,8 +43,8 @@ def expected(events: list[Json], digits: int) -> dict[tuple[str, ...], list[int]
     for event in events:
         start = (event["purchased_at"][:digits],) if digits else ()
         known = sums.setdefault((event["product_id"], *start), [0, 0, 0])
-        for place, number in enumerate((1, event["quantity"], event["quantity"] * event["price"])):
-            known[place] += number
+        for column, number in enumerate((1, event["quantity"], event["quantity"] * event["price"])):
+            known[column] += number
     return sums
 
 

@@ -170,15 +170,15 @@ def test_a_count_changed_in_the_changelog_is_found_and_named(open_shop: OpenShop
     with open_shop() as shop:
         worker = shop.start_worker().ready()
         shop.register(ANNA)
-        (place,) = shop.sell(purchase("anna"))
+        (origin,) = shop.sell(purchase("anna"))
         shop.drain()
         agrees(shop)
-        records = {record.key: record for record in _changelog(shop) if record.partition == place.partition}
-        for key, expected in ((b"anna", "anna"), (b"", f"partition {place.partition}")):
+        records = {record.key: record for record in _changelog(shop) if record.partition == origin.partition}
+        for key, expected in ((b"anna", "anna"), (b"", f"partition {origin.partition}")):
             value = msgspec.json.decode(records[key].value)
-            _send_changelog(shop, key, {**value, "items": 77}, place.partition)
+            _send_changelog(shop, key, {**value, "items": 77}, origin.partition)
             found(shop, expected, f"http://127.0.0.1:{worker.port}")
-            _send_changelog(shop, key, value, place.partition)
+            _send_changelog(shop, key, value, origin.partition)
             agrees(shop)
 
 

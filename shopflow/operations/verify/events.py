@@ -239,7 +239,7 @@ class _Comparison:
             self._add_missing(record, name)
 
     def _compare_superseded(self, record: Any, event: Any, name: str, stored: Document | None) -> None:
-        """Compare an event whose document is deleted or another event's. Its deletion or the other must be later."""
+        """Compare an event whose document is missing or another event's. A deletion or a newer event explains that."""
         deletions = self._tombstones.get(name.encode(), {})  # between partitions there is no order
         if any(number != record.partition or offset > record.offset for number, offset in deletions.items()):
             self._numbers["superseded"] += 1
