@@ -102,7 +102,7 @@ class Spent(_Rule, tag="spent", frozen=True):
 
 
 class Nth(_Rule, tag="nth", frozen=True):
-    """A customer's n-th purchase. Once."""
+    """A customer made the n-th purchase. Once per customer."""
 
     n: int
 
@@ -112,7 +112,7 @@ class Nth(_Rule, tag="nth", frozen=True):
 
 
 class City(_Rule, tag="city", frozen=True):
-    """A customer of one of these cities registered. Once."""
+    """A customer in one of these cities registered. Once per customer."""
 
     cities: tuple[str, ...]
     """Compared without regard to upper and lower case."""

@@ -54,8 +54,8 @@ class Kafka(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     def __post_init__(self) -> None:
         protocols = {"plaintext", "ssl", "sasl_plaintext", "sasl_ssl"}
-        known = self.security_protocol.lower() in protocols
-        check(known, "security_protocol", "plaintext, ssl, sasl_plaintext or sasl_ssl")
+        legal = self.security_protocol.lower() in protocols
+        check(legal, "security_protocol", "plaintext, ssl, sasl_plaintext or sasl_ssl")
         mechanisms = {"PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"}
         check(self.sasl_mechanism.upper() in mechanisms, "sasl_mechanism", "PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512")
         for name in ("username", "password", "ca_file", "certificate_file", "key_file", "key_password"):
@@ -85,8 +85,8 @@ class MongoDB(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """The database's name."""
 
     def __post_init__(self) -> None:
-        known = self.uri == EMBEDDED or _MONGODB.fullmatch(self.uri) is not None
-        check(known, "uri", "'embedded', mongodb://host... or mongodb+srv://host...")
+        legal = self.uri == EMBEDDED or _MONGODB.fullmatch(self.uri) is not None
+        check(legal, "uri", "'embedded', mongodb://host... or mongodb+srv://host...")
         legal = 0 < len(self.database) < 64 and not set(self.database) & set('/\\. "$*<>:|?\0')
         check(legal, "database", '1 to 63 characters without / \\ . " $ * < > : | ? or a space')
 
@@ -245,8 +245,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     def __post_init__(self) -> None:
         check(_NAME.fullmatch(self.app_id) is not None, "app_id", "1 to 180 letters, digits, '.', '_' or '-'")
-        known = self.broker == EMBEDDED or _is_broker(self.broker)
-        check(known, "broker", "'embedded' or kafka://host:port[;host:port]")
+        legal = self.broker == EMBEDDED or _is_broker(self.broker)
+        check(legal, "broker", "'embedded' or kafka://host:port[;host:port]")
         check(self.data_dir != "" and "\0" not in self.data_dir, "data_dir", "a folder")
         try:
             Path(self.data_dir).expanduser()

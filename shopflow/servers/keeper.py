@@ -114,7 +114,7 @@ def _stop(server: subprocess.Popen[bytes], seconds: float) -> int:
 
 
 def _die_with(keeper: int) -> Callable[[], None] | None:
-    """A function for the child before `exec`: Linux kills the server when the keeper ends."""
+    """A function that the server's process calls before `exec`. Then Linux kills the server when the keeper ends."""
     if not sys.platform.startswith("linux"):
         return None
     libc = ctypes.CDLL(None, use_errno=True)

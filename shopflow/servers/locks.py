@@ -14,7 +14,7 @@ from shopflow.errors import Refused
 
 HOST = "127.0.0.1"
 POLL_SECONDS = 0.05
-#: The time limit for each step of a server's check.
+#: The time limit for each step of a check whether a server answers.
 PROBE_SECONDS = 2.0
 
 
@@ -75,11 +75,7 @@ def _is_free(port: int) -> bool:
 
 
 def check_free(host: str, port: int) -> None:
-    """Check that a server can listen on this port.
-
-    Raises:
-        OSError: Another program listens there, or the host is not this machine.
-    """
+    """Raise `OSError` if another program listens at this port, or if the host is not this machine."""
     with socket.socket(_family(host)) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # closed connections don't count
         probe.bind((host, port))

@@ -121,20 +121,12 @@ class Server(ABC):
     # -- starting
 
     def check_extra(self) -> None:
-        """Check that the extra `shopflow[embedded]` is installed.
-
-        Raises:
-            Refused: It isn't.
-        """
+        """Raise `Refused` if the extra `shopflow[embedded]` is not installed."""
         if not all(map(importlib.util.find_spec, self.modules)):
             raise Refused(f"{self.field}: the embedded {self.name} needs the extra: pip install 'shopflow[embedded]'")
 
     def choose_port(self) -> None:
-        """Set the port: the configured one; if that is 0 the default one, or any free one.
-
-        Raises:
-            Refused: Another program uses the configured port.
-        """
+        """Set the port by the rules of `locks.choose_port`."""
         setting = f"{self.key}_port"
         self.port = choose_port(f"embedded.{setting}", getattr(self.config.embedded, setting), self.default_port)
 

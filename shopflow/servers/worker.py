@@ -20,11 +20,7 @@ _STOP_SECONDS = 20.0
 
 
 def check_port(bind: str, port: int) -> None:
-    """Check that the worker's web server can listen on this port.
-
-    Raises:
-        Refused: Another program listens there.
-    """
+    """Raise `Refused` if another program listens at the worker's web port."""
     try:
         check_free(bind, port)
     except OSError as error:
@@ -45,11 +41,7 @@ class Worker:
         self.log = log
 
     def check(self) -> None:
-        """Check that the worker runs.
-
-        Raises:
-            Refused: The worker has ended.
-        """
+        """Raise `Refused` if the worker has ended."""
         if (status := self._process.poll()) is not None:
             raise Refused(f"the worker has ended with status {status}; its log: {self.log}")
 
