@@ -216,7 +216,7 @@ def test_a_kafka_outage_is_one_line(monkeypatch: pytest.MonkeyPatch, caplog: pyt
 def test_progress_is_updated_while_events_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     """With `--rate 2` nobody would see anything until the end."""
     producer = Producer(10_000)
-    calls: list[int] = []
+    done: list[int] = []
     events = seeding.paced(numbered(50), None, 0)
 
     @asynccontextmanager
@@ -225,9 +225,9 @@ def test_progress_is_updated_while_events_are_sent(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(seeding.connection, "producer", started)
     asyncio.run(
-        seeding.through_kafka("kafka:1", "t", "customer_id", events, lambda _: calls.append(len(producer.sent)))
+        seeding.through_kafka("kafka:1", "t", "customer_id", events, lambda _: done.append(len(producer.sent)))
     )
-    assert calls[0] < 10
+    assert done[0] < 10
 
 
 def test_a_failure_is_seen_while_events_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from aiokafka.errors import KafkaError
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from faust_batches import Outage
@@ -310,6 +310,7 @@ STEPS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(STEPS)
 def test_each_stocking_alerts_at_most_once_and_the_last_if_it_must(steps: list[tuple[Any, ...]]) -> None:
     """Whatever is sold, late or early, and wherever a worker is killed; no alert comes too early."""
