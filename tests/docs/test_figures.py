@@ -20,7 +20,7 @@ from shopflow.servers import fetch, server
 from shopflow.shop import sales_mirror, stock
 from shopflow.shop.promotions import vouchers
 from shopflow.web.monitoring import probes
-from tests.docs.documents import text_of
+from tests.docs.documents import ROOT, text_of
 
 DEMO = {param.name: param.default for param in cli.commands["demo"].params}
 BATCHING = Config().batching
@@ -86,3 +86,22 @@ def test_an_alert_comes_when_the_document_says(rule: dict[str, Any]) -> None:
         assert duration == DURATIONS[rule["for"]]
     for number in re.findall(r"\d+,\d+", when):
         assert number.replace(",", "") in rule["expr"]
+
+
+@pytest.mark.parametrize(
+    ("message", "in_code"),
+    [
+        ("`MongoDB is away` or `Kafka is away`", "is away"),
+        ("choose another with --web-port`", "choose another with --web-port"),
+        ("`the embedded Kafka isn't running`", "isn't running"),
+        ("`can't be fetched`", "can't be fetched"),
+        ("partitions, configured are 8`", "partitions, configured are "),
+        ("`has stopped taking`", "has stopped taking"),
+        ("`were rejected in the last 15 minutes`", "rejected in the last"),
+    ],
+)
+def test_a_message_in_the_troubleshooting_table_is_one_of_the_code(message: str, in_code: str) -> None:
+    """Somebody searches for the words that are on the screen."""
+    assert message in text_of("docs/OPERATIONS.md").partition("## Troubleshooting")[2]
+    files = [path for package in ("faust_batches", "shopflow") for path in (ROOT / package).rglob("*.py")]
+    assert any(in_code in path.read_text(encoding="utf-8") for path in files)
