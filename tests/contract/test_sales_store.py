@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from typing import Any
 
 from shopflow.store import MongoStore
 from shopflow.store.types import Document, PartitionSales
 from tests.contract.conftest import Run
+from tests.support.documents import NOON
 
-NOON = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
 HOUR = timedelta(hours=1)
 
 

@@ -11,7 +11,8 @@ import pytest
 from shopflow.store import MongoStore
 from shopflow.store.types import Document, PartitionSales
 from tests.contract.conftest import Run
-from tests.contract.test_store import NOON, kafka, product, purchase, put
+from tests.contract.test_store import put
+from tests.support.documents import NOON, kafka, product, purchase
 
 HOUR = timedelta(hours=1)
 

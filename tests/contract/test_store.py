@@ -18,32 +18,10 @@ from shopflow.errors import Refused, Unavailable
 from shopflow.store import MongoStore
 from shopflow.store.types import Deletion, Document, Sold
 from tests.contract.conftest import Run
+from tests.support.documents import NOON, customer, kafka, product, purchase
 from tests.support.fakes import FakeStore
 
-NOON = datetime(2026, 5, 1, 12, 0, 0, tzinfo=timezone.utc)
 MINUTE = timedelta(minutes=1)
-
-
-def kafka(offset: int, partition: int = 0, topic: str = "t") -> Document:
-    """Where a document came from."""
-    return {"origin": "kafka", "topic": topic, "partition": partition, "offset": offset}
-
-
-def purchase(name: str, source: Document, customer: str = "anna", **fields: Any) -> Document:
-    """A purchase."""
-    base = {"customer_id": customer, "product_id": "milk", "quantity": 2, "price": 300, "value": 600}
-    return {"_id": name, **base, "purchased_at": NOON, "source": source, **fields}
-
-
-def product(price: int, at: datetime, source: Document, name: str = "milk") -> Document:
-    """A product."""
-    return {"_id": name, "name": name.title(), "type": "dairy", "price": price, "updated_at": at, "source": source}
-
-
-def customer(name: str, at: datetime = NOON, source: Document | None = None, **fields: Any) -> Document:
-    """A customer."""
-    base = {"first_name": "Anna", "last_name": "Żak", "address": "ul. Długa 1, 00-001 Łódź", "city": "Łódź"}
-    return {"_id": name, **base, "registered_at": at, "source": source or kafka(0), **fields}
 
 
 async def everything(documents: AsyncIterator[Any]) -> list[Any]:

@@ -25,16 +25,11 @@ from shopflow.store.errors import MAX_DOCUMENT_BYTES, documents_errors, translat
 from shopflow.store.purchases import most_bytes
 from shopflow.store.rules import duplicates, newest, no_price_document, outdoes, price_document, removals, replacement
 from shopflow.store.types import Deletion, Document, PriceHistory, Totals, milliseconds
+from tests.support.documents import NOON, kafka
 from tests.support.fakes import FakeStore
 
-NOON = datetime(2026, 5, 1, 12, 0, 0, tzinfo=timezone.utc)
 MINUTE = timedelta(minutes=1)
 DIRECT = {"origin": "direct"}
-
-
-def kafka(offset: int, partition: int = 0, topic: str = "t") -> Document:
-    """Where a document came from."""
-    return {"origin": "kafka", "topic": topic, "partition": partition, "offset": offset}
 
 
 def product(at: datetime = NOON, source: Document | None = None, name: str = "milk") -> Document:
