@@ -9,16 +9,21 @@ FAULTS_ARGS ?=
 BROWSER_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: demo test test-all test-browser test-faults bench bench-recovery bench-latency bench-seeding bench-scaling bench-faults lint install clean
+.PHONY: demo test test-slow test-all test-browser test-faults bench bench-recovery bench-latency bench-seeding bench-scaling bench-faults lint install clean
 
 demo: $(VENV)/installed
 	$(BIN)/faust -A shopflow demo $(DEMO_ARGS)
 
+# TEST_ARGS="tests/shop -x" runs some of them; with "-m slow" in it also slow ones.
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n 4 --dist loadfile $(TEST_ARGS)
+	$(BIN)/python -m pytest -n 4 --dist loadfile -m "not slow" $(TEST_ARGS)
+
+# What takes long: kills, replays, logins, the commands in the documents.
+test-slow: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -n 4 --dist loadfile -m slow $(TEST_ARGS)
 
 # All of it, as CI does.
-test-all: lint test test-browser test-faults
+test-all: lint test test-slow test-browser test-faults
 
 # The page in a real browser, Debian's chromium. SHOPFLOW_TEST_PICTURES=FOLDER keeps pictures of it.
 test-browser: $(VENV)/installed-browser

@@ -2,7 +2,7 @@
 
     faust -A examples.basket_alarm worker
 
-It is no part of shopflow's worker. It has its own consumer group, so it reads every purchase, and can be changed,
+It is not part of shopflow's worker. It has its own consumer group, so it reads every purchase, and can be changed,
 stopped and started while the shop runs. It gets each purchase at least once, and a customer's purchases in order. So
 `alarm` must finish all work for a batch before it returns, and the work must be safe to repeat. Two processes share the
 partitions.

@@ -63,7 +63,7 @@ async def page_views(batch: Batch) -> None:
 
 
 async def store(documents: list[dict[str, Any]]) -> None:
-    """Insert documents. Duplicates of an earlier attempt are no error.
+    """Insert documents. Duplicates of an earlier attempt are not errors.
 
     Raises:
         Unavailable: MongoDB did not confirm all documents.

@@ -26,7 +26,7 @@ WAITING_BATCHES = 3
 
 
 class Restarts(OneForOneSupervisor):
-    """Restarts all actors that a rebalance cancels. Faust's supervisor ends the worker at the second within 10 ms."""
+    """Restarts every actor that a rebalance cancels. Faust's supervisor ends the worker at two restarts in 10 ms."""
 
     def __init__(self, *services: Any, **kwargs: Any) -> None:
         super().__init__(*services, **{**kwargs, "max_restarts": 1e9, "over": 1e9})

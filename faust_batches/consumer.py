@@ -264,10 +264,7 @@ class BatchConsumer(driver.Consumer):
     # -- reading
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, Any]]:
-        """Yield one message per fetched run: a `Batch`; for a changelog the last record, after the table has the run.
-
-        Topics of Faust's own agents and tables give one message per record.
-        """
+        """Yield a message per fetched run: a `Batch`; for a changelog, its last record after the table has the run."""
         records, active = await self._wait_next_records(timeout)
         generation = self.app.consumer_generation_id
         if records is None or self.should_stop:

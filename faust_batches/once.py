@@ -53,15 +53,12 @@ class SendOnce(Generic[K, T]):
     async def send(
         self, tp: TP, first: Any, made: Sequence[T], send: Callable[[Sequence[T]], Awaitable[object]]
     ) -> list[T]:
-        """Send those of `made` that were not sent before, and wait until Kafka has acknowledged all.
+        """Send those of `made` that were not sent before, wait until Kafka has acknowledged all, and return them.
 
         Arguments:
             first: The first original record, or one before it. None: look up the keys of the whole partition.
             made: The derived records.
             send: Sends records, and returns when Kafka has acknowledged all.
-
-        Returns:
-            The records that were sent now.
 
         Raises:
             KafkaError: Not all are acknowledged. Call it again.

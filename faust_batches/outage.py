@@ -123,7 +123,7 @@ async def retrying_kafka(outage: Outage, batch: Batch, attempt: Callable[[], Awa
         try:
             return await attempt()
         except KafkaError as error:
-            await batch.wait_for_lease()  # an error because the lease expired is no outage of Kafka
+            await batch.wait_for_lease()  # raises if the lease expired and the partition was lost: that is no outage
             raise Unavailable(outage.service, error) from error
 
     return await retrying(outage, batch.check_owned, translated)

@@ -247,9 +247,8 @@ class Table(faust.Table[str, Any]):
                 self._rocks.write(partition, unmark=some)
             except (KafkaError, Unavailable) as error:  # the marks stay: the next recovery tries again
                 self.log.warning(
-                    "%s: partition %d: up to %d values could not be published again; the next recovery tries again: %s",
-                    self.name, partition, len(keys), error,
-                )  # fmt: skip
+                    "Partition %d: up to %d values were not published again: %s", partition, len(keys), error
+                )
                 return
             self._acknowledged(partition, last, len(rows))
 
@@ -295,9 +294,7 @@ class Table(faust.Table[str, Any]):
             try:
                 await self.app.read_partition(self.changelog_topic_name, partition, self.recover)
             except (KafkaError, Unavailable) as error:
-                self.log.warning(
-                    "%s: the changelog of partition %d can't be read now; trying again: %s", self.name, partition, error
-                )
+                self.log.warning("The changelog of partition %d can't be read now; trying again: %s", partition, error)
                 await asyncio.sleep(_READ_AGAIN_SECONDS)
             else:
                 return True

@@ -1,10 +1,10 @@
-"""Every error of shopflow, named by the reaction it demands.
+"""Every error of shopflow, each named by how to react to it.
 
-Refused          say why in one line and stop: bad configuration, no server, a topic of the wrong shape
-Rejected         dead-letter the record: it will never be accepted, its neighbours go on
+Refused          print the reason in one line and exit: bad configuration, no server, a topic of the wrong shape
+Rejected         dead-letter the record, which will never be accepted; go on with the others
 BatchError
-├── Unavailable      try again: a server is away, nothing is wrong with the data
-└── PartitionLost    drop the work in hand: the partition's next owner does it again
+├── Unavailable      retry: a server is away, nothing is wrong with the data
+└── PartitionLost    drop the batch: the partition's next owner reads it again
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["BatchError", "PartitionLost", "Refused", "Rejected", "Unavailable"]
 
 
 class Refused(Exception):  # noqa: N818 - named by the reaction
-    """The program can't start or go on as asked; the message, one line, names the field, option or server."""
+    """The program can't start or go on. The message, one line, names the field, option or server."""
 
     exit_code = 2
 
@@ -24,8 +24,8 @@ class Rejected(Exception):  # noqa: N818 - named by the reaction
     """A record that can't be accepted, now or later.
 
     Arguments:
-        reason: A few words that stay the same for all records with this fault (a label for counting).
-        detail: What exactly was found; names the field.
+        reason: A few words, the same for all records with this fault: a label of a metric.
+        detail: The fault in this record, with the field's name.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:

@@ -98,7 +98,7 @@ class Time(click.ParamType):
         try:
             return read_time(value).astimezone()
         except (ValueError, OverflowError):
-            self.fail(f"{value!r} is no time in ISO 8601, as 2026-05-01 or 2026-05-01T12:00:00+02:00", param, ctx)
+            self.fail(f"{value!r} is not a time in ISO 8601, like 2026-05-01 or 2026-05-01T12:00:00+02:00", param, ctx)
 
 
 def now() -> datetime:

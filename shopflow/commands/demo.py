@@ -49,7 +49,7 @@ _NEW_PRICES, _NEW_PRICES_SECONDS = 3, 15.0
     option(
         "--rate", type=click.FloatRange(0), default=200.0, show_default=True, help="Purchases a second; 0: no limit."
     ),
-    option("--exit", "leave", is_flag=True, help="After the last purchase verify, stop, and exit with its status."),
+    option("--exit", "leave", is_flag=True, help="After the last purchase, stop and exit with the status of verify."),
     base=ServingCommand,
 )
 def demo(self: ServingCommand, leave: bool, **plan: Any) -> int:

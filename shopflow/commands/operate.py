@@ -34,7 +34,7 @@ from .progress import progress_bar
 
 
 @app.command(
-    option("--deep", is_flag=True, help="Also compare every event of the topics with what is in MongoDB."),
+    option("--deep", is_flag=True, help="Also compare every event of the topics with its document in MongoDB."),
     JSON,
     base=Command,
 )
@@ -98,7 +98,7 @@ async def _begin_replay(bootstrap: Bootstrap, *, keep_tables: bool) -> rebuild.W
 def _replaying_worker(say: Callable[[str], None], *, running: bool) -> Iterator[Callable[[], None]]:
     """Start a worker unless one runs. Yields a function that raises if the started worker has ended."""
     if running:
-        say("The running workers do it.")
+        say("The running workers do the replay.")
         yield lambda: None
         return
     with child_worker(config, "replay", say) as worker:
@@ -111,7 +111,7 @@ def _replaying_worker(say: Callable[[str], None], *, running: bool) -> Iterator[
     argument("ids", nargs=-1, metavar="[ID]..."),
     option("--all", is_flag=True, help="retry: all dead letters."),
     option("--reason", metavar="TEXT", help="list, retry: those whose reason contains this text."),
-    option("--limit", type=click.IntRange(0), help="list: at most so many, the newest."),
+    option("--limit", type=click.IntRange(0), help="list: at most this many, the newest."),
     JSON,
     base=Command,
 )

@@ -34,7 +34,7 @@ class Paper:
 
 
 def paper(stream: TextIO, environment: Mapping[str, str]) -> Paper | None:
-    """The terminal of the stream; None if it is no terminal, is too narrow, or lacks block characters."""
+    """The terminal of the stream; None if it is not a terminal, is too narrow, or lacks block characters."""
     if not stream.isatty() or environment.get("TERM") == "dumb":
         return None
     try:

@@ -21,17 +21,11 @@ def progress_bar(
     if quiet:
         yield lambda _: None
     elif stream.isatty():
-        from rich.console import Console  # noqa: PLC0415 - slow to import
-        from rich.progress import (  # noqa: PLC0415
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
+        from rich import console, progress  # noqa: PLC0415 - slow to import
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(file=stream)) as bar:
+        done, left = progress.MofNCompleteColumn(), progress.TimeRemainingColumn()
+        columns = (progress.TextColumn("{task.description}"), progress.BarColumn(), done, left)
+        with progress.Progress(*columns, console=console.Console(file=stream)) as bar:
             task = bar.add_task(what, total=total)
             yield lambda done: bar.advance(task, done)
     else:

@@ -38,7 +38,7 @@ async def list_products(self: Command, as_json: bool, sales: bool) -> None:
 
 
 @app.command(
-    JSON, option("--limit", type=click.IntRange(0), default=None, help="At most so many customers."), base=Command
+    JSON, option("--limit", type=click.IntRange(0), default=None, help="At most this many customers."), base=Command
 )
 async def list_customers(self: Command, as_json: bool, limit: int | None) -> None:
     """List the customers in MongoDB, each with their purchases."""
@@ -70,7 +70,7 @@ async def price_history(self: Command, product_id: str, as_json: bool, since: da
 
 @app.command(
     JSON,
-    option("--limit", type=click.IntRange(0), default=None, help="At most so many, the newest."),
+    option("--limit", type=click.IntRange(0), default=None, help="At most this many, the newest."),
     option("--customer", metavar="ID", default=None, help="Only this customer's."),
     base=Command,
 )
@@ -104,7 +104,7 @@ async def try_promotion(self: Command, name: str, config_file: str | None, as_js
 
 @app.command(
     argument("topic", type=click.Choice(list(topics.SHOWN)), metavar="TOPIC"),
-    option("--limit", type=click.IntRange(1), default=10, show_default=True, help="At most so many."),
+    option("--limit", type=click.IntRange(1), default=10, show_default=True, help="At most this many."),
     JSON,
     base=Command,
 )

@@ -1,1 +1,1 @@
-"""Settings: their types, how they are read, and the promotions among them."""
+"""Settings: their types and limits, their loading, and the rules of promotions."""

@@ -1,4 +1,4 @@
-"""The checks of a setting's value, in the words that `loading` tells them in."""
+"""Checks of setting values. `loading` turns their messages into errors for the user."""
 
 from __future__ import annotations
 
@@ -6,16 +6,12 @@ from typing import Any
 
 
 def check(good: bool, field: str, must: str) -> None:
-    """Raises:
-    ValueError: It is not good; says what the field must be.
-    """
+    """Raise `ValueError` if the condition is false. The message names the field and its legal values."""
     if not good:
         raise ValueError(f"{field}: must be {must}")
 
 
 def in_range(settings: Any, **ranges: tuple[float, float]) -> None:
-    """Raises:
-    ValueError: A field is not between its limits, both of which are allowed.
-    """
+    """Raise `ValueError` if a field is not within its limits, both included."""
     for field, (low, high) in ranges.items():
         check(low <= getattr(settings, field) <= high, field, f"{low} to {high}")

@@ -1,4 +1,4 @@
-"""Loads the settings from `config.yaml` and, over it, from the environment; refuses what is wrong by its field."""
+"""Loads the settings from `config.yaml` and the environment, which wins. Errors name the field."""
 
 from __future__ import annotations
 
@@ -18,45 +18,45 @@ from .settings import Config
 PREFIX = "SHOPFLOW_"
 
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*?)`(?: - at `(\$(?:\.\w+|\[\d+\])*)`)?", re.DOTALL)
-#: What Kubernetes puts into every container for services that happen to be called "shopflow" or "shopflow-mongodb".
+#: Variables that Kubernetes sets in every container for services called "shopflow" or "shopflow-mongodb".
 _KUBERNETES = re.compile(r"SHOPFLOW_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
 
 
 def load(environ: Mapping[str, str] | None = None) -> Config:
-    """Read `config.yaml`, then the environment over it.
+    """Load the settings from the file, then from the environment, which wins.
 
-    The file is `SHOPFLOW_CONFIG`, else `./config.yaml`, else none: the defaults.
+    The file is `SHOPFLOW_CONFIG`, or else `./config.yaml`. Without a file the defaults are used.
 
     Raises:
-        Refused: An unknown field, a wrong type or a bad value, with the field's name and where it stands.
+        Refused: An unknown field, a wrong type or a bad value. The message names the field and its file or variable.
     """
     environ = os.environ if environ is None else environ
     named = environ.get("SHOPFLOW_CONFIG")
     path = Path(named or "config.yaml")
     values = _read(path) if named or path.exists() else {}
-    _convert(values, str(path))  # so that a fault in the file is not blamed on the environment
+    _convert(values, str(path))  # first without the environment, so that errors of the file name the file
     return _convert(_overridden(values, environ), None)
 
 
 def variables() -> dict[str, tuple[str, ...]]:
-    """Every variable of the environment that sets a field, with the field's path."""
+    """Every environment variable that sets a field, with the field's path."""
     return {_variable(path): path for path, _ in _leaves(Config)}
 
 
 def _variable(path: Sequence[str]) -> str:
-    names = path[:1] if path and path[0].startswith("promotions") else path  # one variable has all the rules
+    names = path[:1] if path and path[0].startswith("promotions") else path  # one variable holds all rules
     return PREFIX + "_".join(name.partition("[")[0] for name in names).upper()
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a field that is there twice, of which YAML would take the last one."""
+    """Refuses a field that is given twice; YAML would take the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
-                    raise yaml.MarkedYAMLError(problem=f"{key.value} stands there twice", problem_mark=key.start_mark)
+                    raise yaml.MarkedYAMLError(problem=f"{key.value} is given twice", problem_mark=key.start_mark)
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -67,7 +67,7 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise Refused(f"{path}: can't be read: {error.strerror}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise Refused(f"{path}: not YAML: {_reason(error)}") from None  # its text has lines of the file: passwords
+        raise Refused(f"{path}: not YAML: {_reason(error)}") from None  # its text quotes the file, with passwords
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -84,7 +84,7 @@ def _reason(error: Exception) -> str:
 
 
 def _leaves(kind: type[msgspec.Struct], at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """The path and the type of every field that is one value."""
+    """The path and the type of every field that is not a section."""
     for name, hint in get_type_hints(kind).items():
         if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
             yield from _leaves(hint, (*at, name))
@@ -93,15 +93,15 @@ def _leaves(kind: type[msgspec.Struct], at: tuple[str, ...] = ()) -> Iterator[tu
 
 
 def _overridden(values: dict[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
-    known = {_variable(path): (path, kind) for path, kind in _leaves(Config)}
+    settings = {_variable(path): (path, kind) for path, kind in _leaves(Config)}
     for variable, text in sorted(environ.items()):
         if not variable.startswith(PREFIX) or _is_foreign(variable, text):
             continue
-        if variable not in known:
-            raise Refused(f"{variable}: no such setting; known are {', '.join(sorted(known))}")
-        path, kind = known[variable]
+        if variable not in settings:
+            raise Refused(f"{variable}: no such setting; the settings are {', '.join(sorted(settings))}")
+        path, kind = settings[variable]
         try:
-            # What is more than one value is JSON; its parts are checked with the rest.
+            # A field that is not a scalar is given as JSON; `_convert` checks its parts.
             scalar = isinstance(kind, type) and get_origin(kind) is None  # in 3.10, tuple[str, ...] is a type
             value = msgspec.convert(text, kind, strict=False) if scalar else msgspec.json.decode(text)
         except msgspec.ValidationError as error:
@@ -113,7 +113,7 @@ def _overridden(values: dict[str, Any], environ: Mapping[str, str]) -> dict[str,
 
 
 def _is_foreign(variable: str, text: str) -> bool:
-    """True if it is no setting: the path of the file, a variable of the tests, a service's address by Kubernetes."""
+    """True for variables that are no settings: the file's path, variables of the tests, and those of Kubernetes."""
     ours = variable == "SHOPFLOW_CONFIG" or variable.startswith("SHOPFLOW_TEST_")
     return ours or _KUBERNETES.fullmatch(variable) is not None or (variable.endswith("PORT") and "://" in text)
 
@@ -125,7 +125,7 @@ def _with(values: dict[str, Any], path: tuple[str, ...], value: Any) -> dict[str
 
 
 def _convert(values: dict[str, Any], file: str | None) -> Config:
-    """The values as a `Config`. A fault is in `file`; None: in the environment."""
+    """The values as a `Config`. Errors name `file`; None: they name the environment variable."""
     try:
         return msgspec.convert(values, Config)
     except msgspec.ValidationError as error:
@@ -136,7 +136,7 @@ def _convert(values: dict[str, Any], file: str | None) -> Config:
 
 
 def _rule_named(values: dict[str, Any], path: list[str]) -> str:
-    """The name of the promotion that the path leads into."""
+    """The name of the rule that the path leads into, for a message; "" if there is none."""
     rules = values.get("promotions")
     for number, rule in enumerate(rules if isinstance(rules, list) else []):
         if path[:1] == [f"promotions[{number}]"] and isinstance(rule, dict) and isinstance(rule.get("name"), str):
@@ -145,8 +145,8 @@ def _rule_named(values: dict[str, Any], path: list[str]) -> str:
 
 
 def _fault(text: str) -> tuple[list[str], str]:
-    """The field and what is wrong with it, out of msgspec's "message - at `$.field`"."""
-    # The unknown field first: its name is the user's, with anything in it.
+    """The field's path and the fault, from msgspec's "message - at `$.field`"."""
+    # An unknown field first: its name comes from the user and may have any characters.
     if unknown := _UNKNOWN.fullmatch(text):
         return [*(unknown[2] or "$").split(".")[1:], _visible(unknown[1])], "no such field"
     message, _, where = text.partition(" - at `")

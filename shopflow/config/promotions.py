@@ -1,4 +1,4 @@
-"""The rules of promotions, as they stand in the configuration: typed, checked, explained."""
+"""The rules of promotions in the configuration: their types, limits and meanings."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ def _texts(values: tuple[str, ...]) -> bool:
 
 
 class Gift(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What a voucher is good for."""
+    """The discount that a voucher gives."""
 
     product_type: str = ""
-    """The type of products that it is for; empty: any, or what `text` says."""
+    """The type of the products that it is for. Empty: `text` describes them."""
 
     text: str = ""
-    """What it is for, in words."""
+    """A description of the products, for people."""
 
     percent: int = 0
-    """How much cheaper, in percent; or else:"""
+    """The discount in percent. Set either this or `amount`."""
 
     amount: int = 0
-    """How much cheaper, in grosze."""
+    """The discount in grosze."""
 
     valid_days: int = 30
-    """How long it is good, from the event that it is given for."""
+    """How long the voucher is valid, from the time of the event that it is given for."""
 
     def __post_init__(self) -> None:
         check(len(self.product_type) <= 256, "product_type", "at most 256 characters")
@@ -48,34 +48,34 @@ class Gift(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 class _Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind"):
     name: str
-    """What makes it itself: a voucher's id begins with it. Small letters, digits, `-` and `_`."""
+    """Unique among the rules: the ids of its vouchers begin with it. Small letters, digits, `-` and `_`."""
 
     voucher: Gift
 
     enabled: bool = True
-    """False: it gives nothing, and can be tried."""
+    """False: the rule gives no vouchers, but can be tried."""
 
     def __post_init__(self) -> None:
         check(_NAME.fullmatch(self.name) is not None, "name", "1 to 60 of a-z, 0-9, '-' and '_', no mark at an end")
 
 
 class Share(_Rule, tag="share", frozen=True):
-    """More than so much of what a customer spent in the last days went into some products. Once in so many days."""
+    """Some products are more than `percent` of a customer's spending in `days` days. At most once in `days` days."""
 
     percent: float
-    """More than this part of the amount spent, in percent."""
+    """The share of the amount spent that must be exceeded, in percent."""
 
     days: int
-    """The window: the day of the newest purchase, and those before it (UTC)."""
+    """The window: the day of the newest purchase (UTC) and the days before it."""
 
     product_types: tuple[str, ...] = ()
-    """The types of the products; or else:"""
+    """The types of the products. Set either this or `product_ids`."""
 
     product_ids: tuple[str, ...] = ()
-    """The products themselves."""
+    """The ids of the products."""
 
     min_spent: int = 0
-    """Not before so much was spent in the window, in grosze: the first purchase alone is always 0% or 100%."""
+    """The least amount spent in the window, in grosze. Without it the first purchase has a share of 0% or 100%."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,13 +88,13 @@ class Share(_Rule, tag="share", frozen=True):
 
 
 class Spent(_Rule, tag="spent", frozen=True):
-    """A customer spent at least so much in the last days. Once in so many days."""
+    """A customer spent at least `amount` in `days` days. At most once in `days` days."""
 
     amount: int
     """In grosze."""
 
     days: int
-    """The window, as that of `Share`."""
+    """The window, as in `Share`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -102,7 +102,7 @@ class Spent(_Rule, tag="spent", frozen=True):
 
 
 class Nth(_Rule, tag="nth", frozen=True):
-    """A customer's n-th purchase. Once."""
+    """A customer made the n-th purchase. Once per customer."""
 
     n: int
 
@@ -112,10 +112,10 @@ class Nth(_Rule, tag="nth", frozen=True):
 
 
 class City(_Rule, tag="city", frozen=True):
-    """A customer of one of these cities registered. Once."""
+    """A customer in one of these cities registered. Once per customer."""
 
     cities: tuple[str, ...]
-    """Small and capital letters are the same."""
+    """Compared without regard to upper and lower case."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -129,7 +129,7 @@ def active(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
     return tuple(rule for rule in rules if rule.enabled)
 
 
-#: One rule of each kind, as they would stand in the configuration. The demo switches them on.
+#: One rule of each kind, in the form of the configuration. The demo uses them.
 EXAMPLES: tuple[dict[str, Any], ...] = (
     {
         "name": "bread-and-butter",

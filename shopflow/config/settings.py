@@ -1,4 +1,4 @@
-"""Every setting of shopflow: its type, its default, what it means and which values it takes."""
+"""Every setting of shopflow: its type, default, meaning and legal values."""
 
 from __future__ import annotations
 
@@ -23,46 +23,46 @@ def _is_broker(value: str) -> bool:
 
 
 class Kafka(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How to get into Kafka, when it is not the embedded one. `kafka.security` checks which go together."""
+    """Login and TLS for a Kafka that is not embedded. `kafka.security` checks that the settings go together."""
 
     security_protocol: str = "plaintext"
-    """`plaintext`, `ssl`, `sasl_plaintext` or `sasl_ssl`: with TLS, with a login, with both."""
+    """`plaintext`, `ssl` (TLS), `sasl_plaintext` (a login) or `sasl_ssl` (both)."""
 
     sasl_mechanism: str = "PLAIN"
-    """How the login goes: `PLAIN`, `SCRAM-SHA-256` or `SCRAM-SHA-512`."""
+    """The mechanism of the login: `PLAIN`, `SCRAM-SHA-256` or `SCRAM-SHA-512`."""
 
     username: str = ""
-    """The user of the login."""
+    """The user name of the login."""
 
     password: str = ""
-    """Their password. Take it from the environment."""
+    """The password of the login. Set it in the environment."""
 
     ca_file: str = ""
-    """The certificates (PEM) that sign the brokers'. Empty: those that the system trusts."""
+    """The CA certificates (PEM) for the brokers' certificates. Empty: the system's."""
 
     certificate_file: str = ""
-    """Our certificate (PEM), for brokers that demand one."""
+    """The client certificate (PEM), for brokers that demand one."""
 
     key_file: str = ""
-    """Its key (PEM). Empty: in the same file."""
+    """The client certificate's key (PEM). Empty: it is in `certificate_file`."""
 
     key_password: str = ""
-    """What opens the key, if it is locked. Take it from the environment."""
+    """The password of an encrypted key. Set it in the environment."""
 
     check_hostname: bool = True
-    """Must a broker's certificate be made for its name? Only false with a CA that signs nobody else's."""
+    """True: a broker's certificate must have the broker's name. Use false only with a CA that signs only brokers'."""
 
     def __post_init__(self) -> None:
         protocols = {"plaintext", "ssl", "sasl_plaintext", "sasl_ssl"}
-        known = self.security_protocol.lower() in protocols
-        check(known, "security_protocol", "plaintext, ssl, sasl_plaintext or sasl_ssl")
+        legal = self.security_protocol.lower() in protocols
+        check(legal, "security_protocol", "plaintext, ssl, sasl_plaintext or sasl_ssl")
         mechanisms = {"PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"}
         check(self.sasl_mechanism.upper() in mechanisms, "sasl_mechanism", "PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512")
         for name in ("username", "password", "ca_file", "certificate_file", "key_file", "key_password"):
             check("\0" not in getattr(self, name), name, "without a NUL character")
 
     def __repr__(self) -> str:
-        """Without the passwords: a configuration may end up in a log."""
+        """Leaves out the passwords: a configuration may be logged."""
         return f"Kafka(security_protocol={self.security_protocol!r}, username={self.username!r})"
 
     @property
@@ -79,36 +79,36 @@ class MongoDB(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """The database that the events are written to."""
 
     uri: str = EMBEDDED
-    """`embedded`, or a MongoDB URI with everything in it: hosts, user, password, TLS. Take it from the environment."""
+    """`embedded`, or a MongoDB URI with hosts, user, password and TLS. Set it in the environment."""
 
     database: str = "shopflow"
     """The database's name."""
 
     def __post_init__(self) -> None:
-        known = self.uri == EMBEDDED or _MONGODB.fullmatch(self.uri) is not None
-        check(known, "uri", "'embedded', mongodb://host... or mongodb+srv://host...")
+        legal = self.uri == EMBEDDED or _MONGODB.fullmatch(self.uri) is not None
+        check(legal, "uri", "'embedded', mongodb://host... or mongodb+srv://host...")
         legal = 0 < len(self.database) < 64 and not set(self.database) & set('/\\. "$*<>:|?\0')
         check(legal, "database", '1 to 63 characters without / \\ . " $ * < > : | ? or a space')
 
     def __repr__(self) -> str:
-        """Without the password that may be in the URI: a configuration may end up in a log."""
+        """Leaves out the URI, which may have a password: a configuration may be logged."""
         return f"MongoDB(uri={EMBEDDED if self.uri == EMBEDDED else '***'!r}, database={self.database!r})"
 
 
 class Topics(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The topics, when shopflow creates them."""
+    """The topics that shopflow creates."""
 
     prefix: str = "shop."
-    """Put before every topic's name: `shop.` gives `shop.purchases`."""
+    """The prefix of every topic's name: `shop.` gives `shop.purchases`."""
 
     partitions: int = 4
-    """Partitions of each topic: the most workers that can share the work. Can't be changed once the topics exist."""
+    """Partitions of each topic: the most workers that can share the work. It can't be changed once the topics exist."""
 
     replication: int = 1
     """Copies of each partition in the Kafka cluster: 3 in production."""
 
     retention_hours: int = -1
-    """Hours that purchases and dead letters stay in Kafka; -1: for ever, so that everything can be rebuilt."""
+    """Hours that Kafka keeps purchases and dead letters. -1: for ever, so that everything can be rebuilt."""
 
     def __post_init__(self) -> None:
         legal = self.prefix == "" or _NAME.fullmatch(self.prefix) is not None
@@ -119,7 +119,7 @@ class Topics(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Embedded(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The Kafka and the MongoDB that shopflow starts itself. Both listen on 127.0.0.1 only."""
+    """The embedded servers: a Kafka and a MongoDB that shopflow starts. Both listen on 127.0.0.1 only."""
 
     kafka_port: int = 0
     """Kafka's port. 0: 19092 if it is free, else any free port."""
@@ -131,10 +131,10 @@ class Embedded(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """The version of Apache Kafka, fetched once from Maven Central."""
 
     kafka_heap_mb: int = 512
-    """Most memory of Kafka's Java heap, in MiB."""
+    """The largest size of Kafka's Java heap, in MiB."""
 
     start_seconds: float = 60.0
-    """How long a server may take from its start to its first answer (the one-time fetch not counted)."""
+    """The time limit from a server's start to its first answer, in seconds. The one-time fetch doesn't count."""
 
     def __post_init__(self) -> None:
         in_range(self, kafka_port=(0, 65535), mongodb_port=(0, 65535))
@@ -148,34 +148,34 @@ _ORIGIN = re.compile(r"(http(?!.*:80$)|https(?!.*:443$))://([a-z0-9.-]+|\[[0-9a-
 
 
 class Web(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The worker's web server. Faust's `--web-bind`, `--web-port` and `--web-host` win over these."""
+    """The worker's web server. Faust's `--web-bind`, `--web-port` and `--web-host` override these."""
 
     bind: str = "127.0.0.1"
-    """The address it listens on. 0.0.0.0: every network; then set the tokens, and put TLS before it."""
+    """The address to listen on. 0.0.0.0: every network; then set the tokens, and put a TLS proxy in front of it."""
 
     port: int = 6066
-    """The port it listens on. Two workers on one machine need two."""
+    """The port to listen on. Two workers on one machine need two."""
 
     host: str = ""
-    """The name under which other workers reach this one. Empty: 127.0.0.1 when bound to it, else the host's name."""
+    """The name under which other workers reach this one. Empty: 127.0.0.1 if bound to it, else the host's name."""
 
     read_token: str = ""
-    """Who reads must show it. Empty: anybody who reaches the port may read. Take it from the environment."""
+    """The token that readers must send. Empty: everybody who reaches the port may read. Set it in the environment."""
 
     write_token: str = ""
-    """Who sends events must show it; it also reads. Empty: anybody may send. Take it from the environment."""
+    """The token for sending events, also valid for reading. Empty: everybody may send. Set it in the environment."""
 
     allowed_origins: tuple[str, ...] = ()
     """Web sites whose scripts may read, and send events, such as https://shop.example.com. Tokens are still needed."""
 
     max_body_bytes: int = 1_048_576
-    """A longer request is refused."""
+    """The largest body of a request, in bytes. A larger one is refused."""
 
     max_events: int = 500
-    """Most events of one request, and most entries of one page of an answer."""
+    """The most events of one request, and the most entries of one page of an answer."""
 
     max_requests: int = 100
-    """Most requests that are answered at once; more are asked to come again."""
+    """The most requests that are answered at once. Further ones are refused and may be repeated later."""
 
     def __post_init__(self) -> None:
         check(self.bind != "", "bind", "an address")
@@ -188,27 +188,27 @@ class Web(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         in_range(self, max_body_bytes=(1_024, 16_777_216), max_events=(1, 10_000), max_requests=(1, 10_000))
 
     def __repr__(self) -> str:
-        """Without the tokens: a configuration may end up in a log."""
+        """Leaves out the tokens: a configuration may be logged."""
         return f"Web(bind={self.bind!r}, port={self.port}, host={self.host!r})"
 
 
 class Batching(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How much is taken at once, and how long things are waited for."""
+    """The sizes of batches, and how long the worker waits."""
 
     max_records: int = 4000
-    """Most records of one batch, which is one write to MongoDB."""
+    """The most records of one batch, which is one write to MongoDB."""
 
     max_event_bytes: int = 1_048_576
-    """A larger event goes to the dead letters."""
+    """The largest event, in bytes. A larger one goes to the dead letters."""
 
     product_wait_seconds: float = 10.0
-    """How long a purchase without a price waits for a product that nobody offered yet, before it is a dead letter."""
+    """How long a purchase without a price waits for its product, before it goes to the dead letters."""
 
     commit_interval_seconds: float = 0.25
-    """How often finished batches are committed to Kafka. More often: less is done again after a crash."""
+    """The time between two commits of finished batches. With a shorter time, less work is repeated after a crash."""
 
     session_timeout_seconds: float = 30.0
-    """Kafka gives a worker's partitions to others when it is silent for this long."""
+    """Kafka's session timeout: after it, Kafka assigns the partitions of a silent worker to others."""
 
     def __post_init__(self) -> None:
         in_range(self, max_records=(1, 100_000), max_event_bytes=(1_024, 8_388_608), product_wait_seconds=(0, 3_600))
@@ -216,23 +216,23 @@ class Batching(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class DeadLetters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """When a worker stops taking a topic, instead of moving it to the dead letters."""
+    """The failure limit: above it a worker stops consuming a topic instead of moving it to the dead letters."""
 
     max_share: float = 0.5
-    """More failures than this share of the last `window` records of a topic are too many. 1: never too many."""
+    """The largest share of failures among the last `window` records of a topic. 1: no limit."""
 
     window: int = 1000
-    """Of so many records of a topic, the last that this worker saw, the share is taken."""
+    """The number of a topic's last records, as seen by this worker, of which the share is taken."""
 
     def __post_init__(self) -> None:
         in_range(self, max_share=(0, 1), window=(1, 1_000_000))
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All settings. Only `loading.load` looks at the file and the environment."""
+    """All settings. Only `loading.load` reads the file and the environment."""
 
     app_id: str = "shopflow"
-    """The application's name: also the consumer group, and the beginning of the changelog topics' names."""
+    """The application's name, also of the consumer group, and the prefix of the changelog topics' names."""
 
     broker: str = EMBEDDED
     """`embedded`, or `kafka://host:port`, several separated by `;`."""
@@ -242,7 +242,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     topics: Topics = Topics()
 
     data_dir: str = "./data"
-    """Where the tables and the embedded servers keep their files."""
+    """The folder with the files of the tables and the embedded servers."""
 
     embedded: Embedded = Embedded()
     web: Web = Web()
@@ -250,12 +250,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     dead_letters: DeadLetters = DeadLetters()
 
     promotions: tuple[Rule, ...] = ()
-    """What vouchers are given for. In the environment as JSON."""
+    """The rules by which vouchers are given. In the environment they are JSON."""
 
     def __post_init__(self) -> None:
         check(_NAME.fullmatch(self.app_id) is not None, "app_id", "1 to 180 letters, digits, '.', '_' or '-'")
-        known = self.broker == EMBEDDED or _is_broker(self.broker)
-        check(known, "broker", "'embedded' or kafka://host:port[;host:port]")
+        legal = self.broker == EMBEDDED or _is_broker(self.broker)
+        check(legal, "broker", "'embedded' or kafka://host:port[;host:port]")
         check(self.data_dir != "" and "\0" not in self.data_dir, "data_dir", "a folder")
         try:
             Path(self.data_dir).expanduser()
@@ -263,7 +263,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             check(False, "data_dir", "a folder; there is no such user")
         names = [rule.name for rule in self.promotions]
         twice = [name for name in names if names.count(name) > 1]
-        check(not twice, "promotions", f"rules with names of their own; there are several called {twice[:1]}")
+        check(not twice, "promotions", f"rules with different names; several have the name {twice[:1]}")
 
     @property
     def data_path(self) -> Path:

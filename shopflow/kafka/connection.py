@@ -173,11 +173,7 @@ def _no_value(_: bytes | None) -> None:
 
 
 async def within(seconds: float, work: Awaitable[T]) -> T:
-    """Wait for a request, with a time limit; aiokafka would retry for ever.
-
-    Raises:
-        KafkaTimeoutError: It took longer.
-    """
+    """Wait for a request, and raise `KafkaTimeoutError` if it takes longer; aiokafka would retry for ever."""
     try:
         return await asyncio.wait_for(work, seconds)
     except asyncio.TimeoutError as error:

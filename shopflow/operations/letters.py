@@ -43,11 +43,11 @@ class Id(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> Id:
         """Raises:
-        Refused: The text is no PARTITION:OFFSET.
+        Refused: The text is not PARTITION:OFFSET.
         """
         if not re.fullmatch(r"[0-9]{1,10}:[0-9]{1,19}", text):
             raise Refused(
-                f"{text!r} is no dead letter's id: it must be PARTITION:OFFSET, as `dead-letters list` shows it"
+                f"{text!r} is not a dead letter's id: it must be PARTITION:OFFSET, as `dead-letters list` shows it"
             )
         partition, _, offset = text.partition(":")
         return cls(int(partition), int(offset))

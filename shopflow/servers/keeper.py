@@ -1,9 +1,9 @@
-"""Keeps one embedded server running for as long as the process that wanted it lives.
+"""The keeper: runs one embedded server for as long as the process that started it lives.
 
-Run as a file of its own (`python -IS keeper.py SPEC`), so that it needs neither the application nor its memory. `SPEC`
-is JSON: see `Spec`. Standard input is a pipe from the process that wanted the server: its end, however that process
-ended, is the order to stop. Standard output gets the server's process id. The exit status is the server's; 128 and
-the signal's number when a signal ended it.
+It runs as `python -IS keeper.py SPEC`, without the application and its memory. `SPEC` is JSON: see `Spec`. Standard
+input is a pipe from the starting process. The end of this pipe, however that process ended, is the order to stop.
+The keeper prints the server's process id to standard output. The exit status is the server's, or 128 plus the signal's
+number if a signal ended the server.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ LOG_BYTES = 8 << 20
 
 
 class Spec(TypedDict):
-    """What to keep."""
+    """The arguments of a keeper."""
 
     commands: list[list[str]]  # run one after the other; the last is the server
-    log: str  # gets what they print
+    log: str  # the file that gets their output
     log_bytes: int  # a longer log is moved to `<log>.1`
-    lock: int  # an open, locked file: locked until both the keeper and the server are gone
+    lock: int  # the descriptor of a locked file: locked until both the keeper and the server have ended
     stop_seconds: float  # from SIGTERM to SIGKILL
 
 
 def start(
     commands: list[list[str]], log: Path, lock: IO[bytes], stop_seconds: float, **options: Any
 ) -> subprocess.Popen[bytes]:
-    """Start a keeper, in a session of its own, so that the terminal's Ctrl-C does not reach it.
+    """Start a keeper in its own process session, so that the terminal's Ctrl-C does not reach it.
 
     Arguments:
         commands, log, lock, stop_seconds: See `Spec`.
-        options: `Popen`'s.
+        options: For `Popen`.
     """
     spec = Spec(commands=commands, log=str(log), log_bytes=LOG_BYTES, lock=lock.fileno(), stop_seconds=stop_seconds)
     return subprocess.Popen(
@@ -56,14 +56,14 @@ def start(
 
 
 def order_stop(kept: subprocess.Popen[bytes]) -> None:
-    """Tell a keeper to stop its server, and don't wait for it."""
+    """Order a keeper to stop its server, without waiting for it."""
     assert kept.stdin is not None  # noqa: S101 - a pipe
     with contextlib.suppress(OSError):
         kept.stdin.close()
 
 
 def main(spec: Spec) -> int:
-    """Run the commands until one fails, or until the order to stop."""
+    """Run the commands until one fails, or until the order to stop. Returns the exit status."""
     woken, waker = os.pipe()
     os.set_blocking(waker, False)
     signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
@@ -71,7 +71,7 @@ def main(spec: Spec) -> int:
         signal.signal(ignored, signal.SIG_IGN)
     orders: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: orders.append(number))
-    signal.signal(signal.SIGCHLD, lambda *_: None)  # only to be woken
+    signal.signal(signal.SIGCHLD, lambda *_: None)  # so that the end of the server wakes `select`
     status = 0
     for command in spec["commands"]:
         status = _run(command, spec, woken, orders, last=command is spec["commands"][-1])
@@ -91,7 +91,7 @@ def _run(command: list[str], spec: Spec, woken: int, orders: list[int], *, last:
             preexec_fn=_die_with(os.getpid()),  # noqa: PLW1509 - the keeper has one thread
         )
     if last:
-        with contextlib.suppress(OSError):  # whoever wanted to know may be gone
+        with contextlib.suppress(OSError):  # the starting process may have ended
             os.write(1, f"{server.pid}\n".encode())
     while server.poll() is None and not orders:
         ready, _, _ = select.select([0, woken], [], [], LOG_CHECK_SECONDS)
@@ -104,7 +104,7 @@ def _run(command: list[str], spec: Spec, woken: int, orders: list[int], *, last:
 
 
 def _stop(server: subprocess.Popen[bytes], seconds: float) -> int:
-    server.terminate()  # does nothing to one that has ended
+    server.terminate()  # does nothing if the server has ended
     try:
         status = server.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -114,21 +114,21 @@ def _stop(server: subprocess.Popen[bytes], seconds: float) -> int:
 
 
 def _die_with(keeper: int) -> Callable[[], None] | None:
-    """For the server, before it is itself: be killed when the keeper is."""
+    """A function that the server's process calls before `exec`. Then Linux kills the server when the keeper ends."""
     if not sys.platform.startswith("linux"):
         return None
     libc = ctypes.CDLL(None, use_errno=True)
 
     def prepare() -> None:
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != keeper:  # it was killed meanwhile
+        if os.getppid() != keeper:  # the keeper was killed meanwhile
             os.kill(os.getpid(), signal.SIGKILL)
 
     return prepare
 
 
 def cut(log: Path, most: int = LOG_BYTES) -> None:
-    """Move a log longer than `most` bytes to `<log>.1`; whoever appends to it goes on at its beginning."""
+    """Move a log longer than `most` bytes to `<log>.1`. Processes that append to it continue in the emptied file."""
     with contextlib.suppress(OSError):  # a full disk is no reason to stop the server
         if log.stat().st_size > most:
             shutil.copyfile(log, log.with_name(log.name + ".1"))

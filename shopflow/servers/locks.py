@@ -14,24 +14,24 @@ from shopflow.errors import Refused
 
 HOST = "127.0.0.1"
 POLL_SECONDS = 0.05
-#: How long a server may take for each step of telling who it is.
+#: The time limit for each step of a check whether a server answers.
 PROBE_SECONDS = 2.0
 
 
 @contextmanager
 def locked(path: Path, *, wait: bool = True, waiting: Callable[[], None] | None = None) -> Iterator[IO[bytes] | None]:
-    """Hold the lock; None instead of the file if another has it and we don't wait.
+    """Hold the lock on this file. With `wait=False`, it gives None if another process holds the lock.
 
     Arguments:
-        waiting: Called once when it takes long.
+        waiting: Called once, after half a second of waiting.
     """
     with path.open("ab") as file:
-        told = time.monotonic() + 0.5
+        patient_until = time.monotonic() + 0.5
         while not _try_lock(file, fcntl.LOCK_EX):
             if not wait:
                 yield None
                 return
-            if waiting and time.monotonic() > told:
+            if waiting and time.monotonic() > patient_until:
                 waiting()
                 waiting = None
             time.sleep(POLL_SECONDS)
@@ -56,10 +56,10 @@ def _try_lock(file: IO[bytes], kind: int) -> bool:
 
 
 def choose_port(field: str, wanted: int, default: int) -> int:
-    """The wanted port; if that is 0, the default one or any.
+    """The wanted port. If that is 0: the default port if it is free, else any free port.
 
     Raises:
-        Refused: Another program has the wanted port; names the field.
+        Refused: Another program uses the wanted port; the message names the field.
     """
     if wanted and not _is_free(wanted):
         raise Refused(f"{field}: {HOST}:{wanted} is in use by another program")
@@ -75,11 +75,9 @@ def _is_free(port: int) -> bool:
 
 
 def check_free(host: str, port: int) -> None:
-    """Raises:
-    OSError: A program listens there, or the host is not this machine.
-    """
+    """Raise `OSError` if another program listens at this port, or if the host is not this machine."""
     with socket.socket(_family(host)) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that have ended don't count
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # closed connections don't count
         probe.bind((host, port))
 
 

@@ -1,4 +1,4 @@
-"""The embedded MongoDB: SecantusDB, a process of its own that speaks MongoDB's protocol."""
+"""The embedded MongoDB: SecantusDB, which speaks MongoDB's protocol, as a separate process."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class MongoDBServer(Server):
 
 
 def _process_id(port: int) -> int | None:
-    """The process id of the MongoDB server there; None if there is none."""
+    """The process id of the MongoDB server at this port; None if there is none."""
     limit = int(PROBE_SECONDS * 1000)
     client: MongoClient[dict[str, Any]] = MongoClient(
         HOST,
@@ -63,7 +63,7 @@ def _process_id(port: int) -> int | None:
         socketTimeoutMS=limit,
     )
     try:
-        socket.create_connection((HOST, port), PROBE_SECONDS).close()  # pymongo would wait for one that isn't up yet
+        socket.create_connection((HOST, port), PROBE_SECONDS).close()  # pymongo would wait for a server that isn't up
         with client:
             pid: int = client.admin.command("serverStatus")["pid"]
     except (OSError, PyMongoError):

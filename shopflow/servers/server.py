@@ -1,4 +1,4 @@
-"""One embedded server of one `data_dir`: found where it runs, or started through a keeper."""
+"""One embedded server of one `data_dir`: finds it if it runs, or starts it through a keeper."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _MOST_LAUNCHES = 3
 
 
 class Server(ABC):
-    """An embedded server; the two of them are its subclasses."""
+    """An embedded server: the base class of `KafkaServer` and `MongoDBServer`."""
 
-    key: str  #: of its files and settings
+    key: str  #: the name of its files, and the prefix of its settings
     name: str
-    field: str  #: the setting that makes it embedded
+    field: str  #: the setting that has the value `embedded`
     default_port: int
-    modules: tuple[str, ...]  #: what `shopflow[embedded]` installs for it
-    _said: IO[bytes]  #: the keeper's standard output
+    modules: tuple[str, ...]  #: installed by `shopflow[embedded]`
+    _keeper_output: IO[bytes]  #: has the server's process id
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -49,7 +49,7 @@ class Server(ABC):
         self._deadline = 0.0
         self._launches = 0
 
-    # -- what differs
+    # -- for the subclasses
 
     @property
     @abstractmethod
@@ -59,29 +59,32 @@ class Server(ABC):
     @property
     @abstractmethod
     def address(self) -> str:
-        """What clients connect to, once the port is chosen."""
+        """The address for clients. The port must be chosen before."""
 
     @abstractmethod
     def commands(self, say: Callable[[str], None]) -> list[list[str]]:
-        """Prepare everything, and say what to run in `folder`, the server last."""
+        """Prepare `folder`, and return the commands to run in it; the last one is the server."""
 
     @abstractmethod
     def answers(self, port: int, pid: int | None) -> bool:
-        """True if our server, and no other program, answers there."""
+        """True if this server, not another program, answers at the port."""
 
     # -- finding
 
     def find(self) -> dict[str, Any] | None:
-        """The record of the running server, if it runs and answers."""
+        """The record in `servers.json`; None if the server doesn't run or doesn't answer."""
         if not is_locked(self.lock):
             return None
         record = self._read().get(self.key)
         return record if record and self.answers(record["port"], record["pid"]) else None
 
-    def settle(self) -> dict[str, Any] | None:
-        """Under the start lock: the running server's record, or None and no server runs.
+    def running_record(self) -> dict[str, Any] | None:
+        """The running server's record; None if no server runs. Hold the start lock.
 
-        One that still holds the lock but doesn't answer is coming down with the process that started it.
+        A server that holds its lock but doesn't answer is usually stopping with its starter: wait for its end.
+
+        Raises:
+            Refused: It still runs after 12 seconds, and doesn't answer.
         """
         deadline = time.monotonic() + STOP_SECONDS + PROBE_SECONDS
         while is_locked(self.lock):
@@ -95,11 +98,11 @@ class Server(ABC):
                     f"but doesn't answer; end it first. Its log: {self.log}"
                 )
             time.sleep(POLL_SECONDS)
-        self.forget()  # before anyone holds the lock again, so that an old record is never taken for a new one
+        self.forget()  # before a new server holds the lock, so that an old record never passes for the new one
         return None
 
     def forget(self) -> None:
-        """Under the start lock: take the record out."""
+        """Remove the record from `servers.json`. Hold the start lock."""
         records = self._read()
         if records.pop(self.key, None) is not None:
             self._write(records)
@@ -119,7 +122,7 @@ class Server(ABC):
     # -- starting
 
     def check_extra(self) -> None:
-        """Refuse if what `shopflow[embedded]` installs isn't there."""
+        """Raise `Refused` if the extra `shopflow[embedded]` is not installed."""
         if not all(map(importlib.util.find_spec, self.modules)):
             python = " and Python 3.10 to 3.13" if sys.version_info >= (3, 14) else ""
             raise Refused(
@@ -127,12 +130,12 @@ class Server(ABC):
             )
 
     def choose_port(self) -> None:
-        """The configured port, or the default one, or any."""
+        """Set the port by the rules of `locks.choose_port`."""
         setting = f"{self.key}_port"
         self.port = choose_port(f"embedded.{setting}", getattr(self.config.embedded, setting), self.default_port)
 
     def launch(self, say: Callable[[str], None]) -> None:
-        """Start the server; it doesn't answer yet."""
+        """Start the server through a keeper, without waiting for its first answer."""
         self.folder.mkdir(parents=True, exist_ok=True)
         commands = self.commands(say)
         keeper.cut(self.log)
@@ -152,18 +155,18 @@ class Server(ABC):
                 stderr=log,
             )
         assert self._keeper.stdout is not None  # noqa: S101 - a pipe
-        self._said = self._keeper.stdout
-        os.set_blocking(self._said.fileno(), False)
+        self._keeper_output = self._keeper.stdout
+        os.set_blocking(self._keeper_output.fileno(), False)
         self._deadline = time.monotonic() + self.config.embedded.start_seconds
 
-    def came_up(self, say: Callable[[str], None]) -> bool:
-        """Once the server answers, put its address on record and return True.
+    def is_up(self, say: Callable[[str], None]) -> bool:
+        """True once the server answers; its address is in `servers.json` then. If its port is taken, start it again.
 
         Raises:
-            Refused: It died, or it takes too long.
+            Refused: The server died, or didn't answer in time.
         """
         if self._pid is None:
-            self._pid = int(self._said.read() or 0) or None
+            self._pid = int(self._keeper_output.read() or 0) or None
         if self.exit_status() is not None:
             return self._died_early(say)
         if self._pid is not None and self.answers(self.port, self._pid):
@@ -181,7 +184,7 @@ class Server(ABC):
         words = self._last_words()
         if "already in use" in words and self._launches < _MOST_LAUNCHES:
             self.await_stop()
-            self.choose_port()  # another program took the port after we found it free
+            self.choose_port()  # another program took the port after it was found free
             self.launch(say)
             return False
         raise Refused(f"{self.name} died while starting, {ending(self.exit_status() or 0)}{words}")
@@ -197,25 +200,25 @@ class Server(ABC):
         return None if self._keeper is None else self._keeper.poll()
 
     def order_stop(self) -> None:
-        """Tell the keeper, and don't wait."""
+        """Order the keeper to stop the server, without waiting."""
         if self._keeper is not None:
             keeper.order_stop(self._keeper)
 
     def await_stop(self) -> None:
-        """Wait for the end of the keeper, and with it of the server."""
+        """Stop the keeper and its server, and wait for the end of both."""
         if self._keeper is None:
             return
         self.order_stop()
         try:
             self._keeper.wait(STOP_SECONDS + 5)
         except subprocess.TimeoutExpired:
-            self._keeper.kill()  # takes the server along, on Linux
+            self._keeper.kill()  # on Linux the server is killed with it
             self._keeper.wait()
-        self._said.close()
+        self._keeper_output.close()
 
 
 def ending(status: int) -> str:
-    """How a process ended, for people."""
+    """Text for an exit status: the signal's name, or the number."""
     number = -status if status < 0 else status - 128
     with contextlib.suppress(ValueError):
         return f"killed by {signal.Signals(number).name}" if number > 0 else f"exit status {status}"
@@ -223,7 +226,7 @@ def ending(status: int) -> str:
 
 
 def _last_words(log: Path, start: int = 0) -> str:
-    """The line of the log, from `start` on, that is most likely to say why a server died; "" if there is none."""
+    """The line of the log, from byte `start` on, that most likely has the reason of a server's death; "" if empty."""
     try:
         with log.open("rb") as file:
             file.seek(max(start, log.stat().st_size - 65536))

@@ -1,9 +1,9 @@
-"""A Kafka and a MongoDB for the first minutes: child processes, for users who have only Python.
+"""The embedded Kafka and MongoDB, as child processes: for users who have only Python.
 
-Each server is the child of a keeper (`keeper.py`), which stops it when the process that started it ends, however it
-ends. The keeper and its server hold a lock (`kafka.lock`, `mongodb.lock` under `data_dir`) for as long as they live;
-`servers.json` says where they listen. An address is believed only while the lock is held and the server that answers
-there proves to be ours, so whatever an earlier run left behind misleads nobody.
+Each server is the child of a keeper (`keeper.py`), which stops the server when the process that started it ends,
+however it ends. The keeper and its server hold a lock (`kafka.lock`, `mongodb.lock` in `data_dir`) while they live.
+`servers.json` has their addresses. An address is used only while the lock is held and the server there proves to be
+ours, so files of an earlier run do no harm.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ _WAITING = "Waiting for another process that is starting the servers ..."
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where the servers are, embedded or not."""
+    """The servers' addresses, embedded or not."""
 
     kafka: str
     """`host:port`, several separated by `;`."""
 
     mongodb: str = field(repr=False)
-    """A MongoDB URI: it may have a password in it."""
+    """A MongoDB URI. It may have a password in it."""
 
 
 def locate(config: Config, *, kafka: bool = True, mongodb: bool = True) -> Addresses:
-    """Find the servers.
+    """Find the servers, without starting any.
 
     Arguments:
-        kafka, mongodb: Is it needed? If not, its address is left empty when it is embedded.
+        kafka, mongodb: False: the server isn't needed. If it is embedded, its address is left empty.
 
     Raises:
-        Refused: An embedded server isn't running; the message says what to start.
+        Refused: A needed embedded server isn't running; the message names the command that starts it.
     """
     found = {"kafka": "", "mongodb": "", **_configured(config)}
     needed = {"kafka": kafka, "mongodb": mongodb}
@@ -60,11 +60,10 @@ def locate(config: Config, *, kafka: bool = True, mongodb: bool = True) -> Addre
 
 
 class Servers:
-    """The embedded servers that this process starts, and stops.
+    """Starts embedded servers, and stops those that it started.
 
     Arguments:
-        config: Which servers are `embedded`, their ports, and the folder of their data.
-        say: Gets a line for people, now and then: what is fetched, what is up.
+        say: Gets lines of progress for the user.
     """
 
     def __init__(self, config: Config, say: Callable[[str], None] = print) -> None:
@@ -74,17 +73,17 @@ class Servers:
 
     @property
     def started(self) -> tuple[str, ...]:
-        """The names of those that `start` started and `stop` will stop."""
+        """The names of the servers that `start` started and `stop` will stop."""
         return tuple(server.name for server in self._launched)
 
     def start(self) -> Addresses:
         """Start the embedded servers that don't run yet for this `data_dir`, and wait until they answer.
 
-        Of several processes that start at once, one does it, the others wait for it and use its servers. When this
-        fails or is interrupted, everything that it started is stopped.
+        If several processes start at once, one starts the servers, and the others wait and use them. After an error or
+        an interruption, the servers that this call started are stopped.
 
         Raises:
-            Refused: A server can't be had; the message names the field, the port, or the log and what it says.
+            Refused: A server can't be started; the message names the field, the port, or the log with its last error.
         """
         addresses, servers = _configured(self._config), _embedded(self._config)
         try:
@@ -102,7 +101,7 @@ class Servers:
         return Addresses(**addresses)
 
     def failure(self) -> str | None:
-        """One line if a server that we started has died, else None."""
+        """A line about a server that this process started and that has died; None if there is none."""
         for server in self._launched:
             status = server.exit_status()
             if status is not None:
@@ -110,7 +109,7 @@ class Servers:
         return None
 
     def stop(self) -> None:
-        """Stop what `start` started, and only that. Takes 15 seconds at most; does nothing the second time."""
+        """Stop the servers that `start` started. It takes at most 15 seconds; the second call does nothing."""
         launched, self._launched = self._launched, []
         for server in launched:
             server.order_stop()
@@ -118,7 +117,7 @@ class Servers:
             server.await_stop()
         if launched:
             with contextlib.suppress(OSError), locked(self._config.data_path / "servers.lock", wait=False) as ours:
-                if ours:  # else someone is starting servers, and clears the file itself
+                if ours:  # else another process is starting servers, and removes old records itself
                     for server in launched:
                         server.forget()
 
@@ -131,14 +130,14 @@ class Servers:
     def _start_missing(self, servers: list[Server]) -> dict[str, str]:
         addresses, missing = {}, []
         for server in servers:
-            record = server.settle()
+            record = server.running_record()
             if record is None:
                 missing.append(server)
             else:
                 addresses[server.key] = record["address"]
                 self._say(f"{server.title} is running: {record['address']}")
         for server in missing:
-            server.choose_port()  # before any is started: most refusals are found here
+            server.choose_port()  # before any server is started: most errors are found here
         for server in missing:
             for dead in [each for each in self._launched if each.key == server.key]:
                 self._launched.remove(dead)
@@ -146,7 +145,7 @@ class Servers:
             self._launched.append(server)
             server.launch(self._say)
         while missing:
-            for server in [each for each in missing if each.came_up(self._say)]:
+            for server in [each for each in missing if each.is_up(self._say)]:
                 missing.remove(server)
                 addresses[server.key] = server.address
                 self._say(f"{server.title} is up: {server.address}")
@@ -155,12 +154,12 @@ class Servers:
 
 
 def _refused(error: OSError) -> Exception:
-    """What is said when a file of ours can't be read or written; other errors stay what they are."""
+    """A `Refused` for an error with a file; other errors unchanged."""
     return error if error.filename is None else Refused(f"data_dir: {error.filename}: {error.strerror}")
 
 
 def _configured(config: Config) -> dict[str, str]:
-    """The addresses of the servers that aren't ours to start."""
+    """The addresses of the servers that are not embedded."""
     found = {}
     if not config.embeds_kafka:
         found["kafka"] = ";".join(part.removeprefix("kafka://") for part in config.broker.split(";"))
@@ -170,6 +169,6 @@ def _configured(config: Config) -> dict[str, str]:
 
 
 def _embedded(config: Config) -> list[Server]:
-    """Those that are ours to start; MongoDB first: it starts while Kafka is still being fetched or formatted."""
+    """The embedded servers. MongoDB comes first: it starts while Kafka is still being fetched or formatted."""
     mongodb = [MongoDBServer(config)] if config.embeds_mongodb else []
     return [*mongodb, *([KafkaServer(config)] if config.embeds_kafka else [])]

@@ -1,4 +1,4 @@
-"""A worker as a child of a command, which ends when the command does, however that ends."""
+"""A worker as a child process of a command. It ends with the command, however that ends."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ _STOP_SECONDS = 20.0
 
 
 def check_port(bind: str, port: int) -> None:
-    """Raises:
-    Refused: Another program listens there.
-    """
+    """Raise `Refused` if another program listens at the worker's web port."""
     try:
         check_free(bind, port)
     except OSError as error:
@@ -30,11 +28,11 @@ def check_port(bind: str, port: int) -> None:
 
 
 class Worker:
-    """The worker: a process of its own.
+    """A running worker process.
 
     Attributes:
-        url: Where its views are.
-        log: The file with what it says.
+        url: The base URL of its views.
+        log: The file with its log.
     """
 
     def __init__(self, process: subprocess.Popen[bytes], url: str, log: Path) -> None:
@@ -43,9 +41,7 @@ class Worker:
         self.log = log
 
     def check(self) -> None:
-        """Raises:
-        Refused: It has ended.
-        """
+        """Raise `Refused` if the worker has ended."""
         if (status := self._process.poll()) is not None:
             raise Refused(f"the worker has ended with status {status}; its log: {self.log}")
 
@@ -54,11 +50,11 @@ class Worker:
 def child_worker(
     config: Config, name: str, say: Callable[[str], None], variables: Mapping[str, str] | None = None
 ) -> Iterator[Worker]:
-    """A worker while the body runs, on the configured port if that is free.
+    """Run a worker while the body runs, on the configured port if that is free, else on any free port.
 
     Arguments:
-        name: The command's, for the files that it needs in `data_dir`.
-        variables: Of its environment, over those of this process.
+        name: The command's name, for its files in `data_dir`.
+        variables: Environment variables, over those of this process.
 
     Raises:
         Refused: The same command runs in the same `data_dir` already.
@@ -84,8 +80,8 @@ def child_worker(
 
 
 def _reached_at(bind: str) -> str:
-    """Where this machine reaches a server that is bound to this address."""
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(bind, bind)  # noqa: S104 - it is not bound to it here
+    """The address under which this machine reaches a server that is bound to `bind`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(bind, bind)  # noqa: S104 - nothing is bound here
 
 
 def _web_port(host: str, config: Config) -> int:

@@ -86,7 +86,7 @@ class Decoder(Generic[R]):
         """Decode one event. Its times are in UTC.
 
         Raises:
-            Rejected: The record is no valid event. The message names the field and the fault.
+            Rejected: The record is not a valid event. The message names the field and the fault.
         """
         if value is None:
             raise Rejected("no value", "the record has a key only")
@@ -169,7 +169,7 @@ def read_time(text: str) -> datetime:
     """Parse a time in any ISO 8601 form that Python reads. RFC 3339 allows fewer.
 
     Raises:
-        ValueError: The text is no such time.
+        ValueError: The text is not a time.
     """
     if "\0" in text:  # Python 3.11 and later ignore the rest
         raise ValueError("a time with a NUL")
@@ -223,5 +223,5 @@ def _deletion(record: Any) -> Deletion:
     try:
         at = datetime.fromtimestamp(max(record.timestamp or 0, 0) / 1000, timezone.utc)
     except (ValueError, OverflowError, OSError) as error:  # the type depends on the operating system
-        raise Rejected("invalid event", f"the record's timestamp {record.timestamp} is no time: {error}") from error
+        raise Rejected("invalid event", f"the record's timestamp {record.timestamp} is not a time: {error}") from error
     return Deletion(check_id(record.key), at, source_of(record))

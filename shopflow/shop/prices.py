@@ -225,4 +225,4 @@ class Prices:
 
 
 def _unknown_product(product_id: str) -> Rejected:
-    return Rejected("unknown product", f"product_id {product_id!r} was never offered, or is no longer")
+    return Rejected("unknown product", f"product_id {product_id!r} was never offered, or is deleted")

@@ -80,7 +80,7 @@ class Purchases:
         """Store a batch of purchases and count them.
 
         1. The documents are in MongoDB's journal.
-        2. The bad records are in the dead letters, and the prices that were given are in their log.
+        2. The bad records are in the dead letters, and the decided prices are in the price log.
         3. The counts are in RocksDB.
         4. Kafka has acknowledged their changelog records.
         5. Kafka has acknowledged what follows from the counts: sales, customer activity, vouchers.

@@ -13,7 +13,7 @@ from shopflow.models import Purchase
 
 #: How long sales are kept.
 KEPT_SECONDS = 900
-#: The newest purchases, which are shown one by one.
+#: How many of the newest purchases are listed.
 LATEST = 20
 #: The most products counted in a minute. Producers choose the ids, so memory needs a bound.
 MOST_PRODUCTS = 1_000

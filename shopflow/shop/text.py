@@ -24,7 +24,7 @@ def visible(text: str, most: int | None = None) -> str:
 
 
 def whole(value: Any) -> int | None:
-    """The value as a whole number; 5.0, which some programs write, is 5. None: it is no whole number."""
+    """The value as a whole number; 5.0, which some programs write, is 5. None: it is not a whole number."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) else None

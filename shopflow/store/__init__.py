@@ -1,4 +1,4 @@
-"""MongoDB: what the events become there, and how it is read. No other room imports pymongo."""
+"""MongoDB: the collections, and every request to them. No other room imports pymongo."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["MongoStore"]
 
 
 class MongoStore(Catalogue, Purchases, Sales, Announcements):
-    """A MongoDB database with all that shopflow keeps in it.
+    """A MongoDB database with all of shopflow's collections.
 
-    Every coroutine and iterator raises `Unavailable` when the server is away, refuses the login or could not confirm a
-    write. The same call can be made again, any number of times: all writes are idempotent. When a write returns, its
-    documents are in the journal of a majority of the servers. Documents are those of the contract, times in UTC;
-    they are not changed.
+    Every coroutine and iterator raises `Unavailable` if the server is away, refuses the login or could not confirm a
+    write. All writes are idempotent, so any call can be repeated. When a write returns, its documents are in the
+    journal of a majority of the servers. Documents have the fields of the contract, with times in UTC. Documents given
+    as arguments are not changed.
     """

@@ -15,13 +15,13 @@ from .types import ALERTS, VOUCHERS, Document
 
 
 class Announcements(Connection):
-    """What is in `vouchers` and `alerts`."""
+    """The collections `vouchers` and `alerts`."""
 
     async def insert_vouchers(self, documents: Sequence[Document]) -> frozenset[int]:
-        """Store vouchers; one whose `_id` is stored already changes nothing.
+        """Insert vouchers. A voucher whose `_id` is stored already changes nothing.
 
         Returns:
-            Indexes of those that another event had before: their `_id` is stored with another `source`.
+            Indexes of those whose `_id` is stored with another `source`: another event was given the voucher before.
         """
         if not documents:
             return frozenset()
@@ -37,12 +37,12 @@ class Announcements(Connection):
         return frozenset(index for index, document in existing.items() if stored[document["_id"]] != document["source"])
 
     def vouchers(self, customer_id: str | None = None, limit: int | None = None) -> AsyncGenerator[Document, None]:
-        """At most `limit` vouchers, of all customers or of this one, the newest first."""
+        """At most `limit` vouchers (None: all) of one customer (None: of all customers), newest first."""
         condition = {} if customer_id is None else {"customer_id": customer_id}
         return self._stream(VOUCHERS, condition, sort=[("issued_at", -1), ("_id", 1)], limit=limit)
 
     async def insert_alert(self, document: Document) -> Document:
-        """Store an alert, unless one with its `_id` is stored. Returns the one that is."""
+        """Store an alert, unless its `_id` is stored already. Returns the stored document."""
         operation = UpdateOne({"_id": document["_id"]}, {"$setOnInsert": without_id(document)}, upsert=True)
         await self._write(ALERTS, [operation])
         found = await self._find(ALERTS, "_id", [document["_id"]])
@@ -51,11 +51,11 @@ class Announcements(Connection):
         return found[0]
 
     async def alerts(self, limit: int) -> list[Document]:
-        """At most `limit` alerts, the newest first."""
+        """At most `limit` alerts, newest first."""
         return await self._read(ALERTS, {}, sort=[("at", -1), ("_id", 1)], limit=limit)
 
     async def restore(self, collection: str, documents: Sequence[Document]) -> None:
-        """Give the documents these fields, and store those that are missing; fields that only the stored one has stay.
+        """Set these fields in stored documents, and store missing documents. Other fields of stored documents stay.
 
         Arguments:
             collection: `vouchers` or `alerts`.

@@ -1,4 +1,4 @@
-"""Products, the prices that they had, and customers."""
+"""Products, their price history, and customers."""
 
 from __future__ import annotations
 
@@ -15,42 +15,42 @@ from .types import BEGINNING, CUSTOMERS, PRICES, PRODUCTS, TIME, Deletion, Docum
 
 
 class Catalogue(Connection):
-    """What is in `products`, `prices` and `customers`."""
+    """The collections `products`, `prices` and `customers`."""
 
     async def upsert_products(self, documents: Sequence[Document]) -> dict[int, str]:
-        """Store products, and every price that they bring. Returns what was refused, by index, with the reason.
+        """Store products and their prices. Returns the indexes of refused products, with the reasons.
 
-        The newest `updated_at` wins, whatever the order of the calls and however many workers make them; of equal ones
-        the later, except that one partition's smaller offset never wins over its larger.
+        The newest `updated_at` wins, in any order of calls and with any number of workers. Of two equal times the later
+        call wins, but within a partition a smaller offset never wins over a larger one.
         """
         with self._measured(PRODUCTS) as outcomes:
-            # The prices first: a product without its price history would be taken for one that always had its newest
-            # price. Hence a product that can't be sent is found before: its price must not stay behind.
+            # Prices are written first: a product without a price history counts as always having had its present price.
+            # Products that can't be encoded are refused before, so that they leave no price behind.
             refused = unencodable(documents, range(len(documents)))
             for name, made in ((PRICES, price_document), (PRODUCTS, dict)):
                 kept = [index for index in range(len(documents)) if index not in refused]
                 refused_now = await self._upsert(name, [made(documents[index]) for index in kept])
-                refused |= {kept[position]: why for position, why in refused_now.items()}
+                refused |= {kept[number]: reason for number, reason in refused_now.items()}
             outcomes |= {"upserted": len(documents) - len(refused), "refused": len(refused)}
         return refused
 
     async def upsert_customers(self, documents: Sequence[Document]) -> dict[int, str]:
-        """Store customers; as `upsert_products`, the time being `registered_at`."""
+        """Store customers, by the rules of `upsert_products`, with the time `registered_at`."""
         with self._measured(CUSTOMERS) as outcomes:
             refused = await self._upsert(CUSTOMERS, documents)
             outcomes |= {"upserted": len(documents) - len(refused), "refused": len(refused)}
         return refused
 
     async def delete_products(self, deletions: Sequence[Deletion]) -> None:
-        """Delete products, unless what is stored came later in the same partition. They have no price from `at` on."""
+        """Delete products, unless a later record of the same partition is stored. They have no price from `at` on."""
         with self._measured(PRODUCTS, deleted=len(deletions)):
             refused = await self._upsert(PRICES, [no_price_document(deletion) for deletion in deletions])
-            if refused:  # not the event's fault: somebody else's rules for our collection
+            if refused:  # not the event's fault: another program has set rules for the collection
                 raise Unavailable("MongoDB", f"collection {PRICES}: {next(iter(refused.values()))}")
             await self._delete(PRODUCTS, deletions)
 
     async def delete_customers(self, deletions: Sequence[Deletion]) -> None:
-        """Delete customers, unless what is stored came later in the same partition. Their purchases stay."""
+        """Delete customers, unless a later record of the same partition is stored. Their purchases stay."""
         with self._measured(CUSTOMERS, deleted=len(deletions)):
             await self._delete(CUSTOMERS, deletions)
 
@@ -60,11 +60,11 @@ class Catalogue(Connection):
         return sorted(found, key=lambda product: (str(product.get("name", "")), product["_id"]))
 
     async def products_after(self, after: str, limit: int) -> list[Document]:
-        """At most `limit` products, by id, those behind this id ("": from the first on)."""
+        """At most `limit` products with ids greater than `after`, by id."""
         return await self._read(PRODUCTS, {"_id": {"$gt": after}}, sort=BY_ID, limit=limit)
 
     async def stocked(self, topic: str, partitions: Collection[int], after: str, limit: int) -> list[Document]:
-        """At most `limit` products that carry a stock and came from these partitions, by id, those behind this id."""
+        """At most `limit` products with a stock, from these partitions, with ids greater than `after`, by id."""
         condition = {
             "stock": {"$gte": 0},
             "_id": {"$gt": after},
@@ -74,9 +74,9 @@ class Catalogue(Connection):
         return await self._read(PRODUCTS, condition, sort=BY_ID, limit=limit)
 
     async def price_history(self, product_ids: Collection[str]) -> dict[str, PriceHistory]:
-        """The prices of those products that are known.
+        """The price history of each product that has one, by product id.
 
-        A product that another program put there, without a history, has the price that it has.
+        A product that another program stored, without a history, has its present price from `BEGINNING` on.
         """
         prices: dict[str, list[tuple[datetime, int | None]]] = {}
         fields = {"_id": 0, "product_id": 1, "since": 1, "price": 1}
@@ -86,14 +86,14 @@ class Catalogue(Connection):
         for product in await self._find(PRODUCTS, "_id", without, {"price": 1}):
             if isinstance(product.get("price"), int):
                 prices[product["_id"]] = [(BEGINNING, product["price"])]
-        return {name: PriceHistory(tuple(sorted(known, key=itemgetter(0)))) for name, known in prices.items()}
+        return {name: PriceHistory(tuple(sorted(found, key=itemgetter(0)))) for name, found in prices.items()}
 
     async def customer_ids(self, limit: int) -> list[str]:
-        """At most `limit` ids, in their order."""
+        """At most `limit` ids of customers, sorted."""
         return [customer["_id"] for customer in await self._read(CUSTOMERS, {}, {"_id": 1}, sort=BY_ID, limit=limit)]
 
     async def registered(self, customer_ids: Collection[str]) -> set[str]:
-        """Which of these customers are registered."""
+        """The ids of those customers that are registered."""
         found = await self._find(CUSTOMERS, "_id", customer_ids, {"_id": 1}, at_once=REQUESTS_AT_ONCE)
         return {customer["_id"] for customer in found}
 
@@ -102,14 +102,14 @@ class Catalogue(Connection):
         return self._stream(CUSTOMERS, FROM_KAFKA, {"city": 1, "registered_at": 1})
 
     async def _upsert(self, name: str, documents: Sequence[Document]) -> dict[int, str]:
-        """Store each document unless a newer one is stored; returns which were refused and why."""
+        """Store each document unless a newer one is stored. Returns the indexes of refused ones, with the reasons."""
         refused: dict[int, str] = {}
         waiting = list(range(len(documents)))
         while waiting:
             chosen = newest(documents, waiting, TIME[name])
             refused_now = await self._replace(name, documents, chosen)
             refused |= refused_now
-            # What was outdone by a document that is refused gets its turn.
+            # A document that lost to a refused one is tried next.
             open_ids = {documents[index]["_id"] for index in refused_now}
             waiting = [index for index in waiting if documents[index]["_id"] in open_ids and index not in refused]
         return refused
@@ -129,10 +129,10 @@ class Catalogue(Connection):
                 indexes = [index for index in indexes if index not in found]
                 continue
             refused |= {indexes[error["index"]]: described(error) for error in errors if not is_taken(error)}
-            # Two workers may store a new id at the same moment; the one that lost compares again.
+            # Two workers may insert the same new id at once. The update of the slower one is repeated.
             indexes = [indexes[error["index"]] for error in errors if is_taken(error)]
         if indexes:
-            raise Unavailable("MongoDB", f"collection {name}: others keep writing the same documents")
+            raise Unavailable("MongoDB", f"collection {name}: other workers keep inserting the same documents")
         return refused
 
     async def _delete(self, name: str, deletions: Sequence[Deletion]) -> None:

@@ -1,4 +1,4 @@
-"""The connection to MongoDB: the client and its options, and the base through which every request goes."""
+"""The connection to MongoDB: the client, its options, and the base class with all kinds of requests."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ INDEXES = (
     (ALERTS, [("at", -1), ("_id", 1)]),
 )
 
-#: Ids asked for in one request: some servers compare every document with every id of a `$in`.
+#: The most ids in one request: some servers compare every document with every id of a `$in`.
 IDS_AT_ONCE = 100
-#: Requests under way at once where many documents are read by their ids.
+#: The most parallel requests while many documents are read by id.
 REQUESTS_AT_ONCE = 4
-#: Documents at once where a whole collection is read in its order.
+#: Documents of one page while a whole collection is read by id.
 PAGE_SIZE = 2_000
-#: A sum over all purchases, or their order, sends nothing until it is done: the socket's timeout is too short for it.
+#: The time limit for summing or sorting all purchases: the first reply takes longer than the socket timeout.
 SUM_SECONDS = 3_600.0
 
 BY_ID = [("_id", 1)]
 FROM_KAFKA: Document = {"source.origin": "kafka"}
 WRITE_CONCERN = WriteConcern("majority", j=True)
 
-#: What the URI may set otherwise.
+#: Options of the client. The URI may set others.
 _DEFAULTS = {
     "appname": "shopflow",
     "serverSelectionTimeoutMS": 5_000,
@@ -66,10 +66,10 @@ OnWrite = Callable[[str, float, Mapping[str, int]], None]
 
 
 class Connection:
-    """A MongoDB database, and the requests that the collections' methods are made of. `connect` comes first.
+    """A MongoDB database, with the requests that are common to all collections. Call `connect` first.
 
     Attributes:
-        on_write: Called after each write of products, customers and purchases that ended well.
+        on_write: Called after each successful write of products, customers and purchases.
 
     Arguments:
         database: The database's name.
@@ -81,7 +81,7 @@ class Connection:
         self.on_write: OnWrite = lambda collection, seconds, outcomes: None
 
     def connect(self, uri: str) -> None:
-        """Say where MongoDB is. Does no I/O: the first call of another method does.
+        """Create the client. It connects at the first request.
 
         Raises:
             Refused: The URI is malformed; the message names `mongodb.uri` and never holds a password.
@@ -89,10 +89,10 @@ class Connection:
         self._client = _client(uri)
 
     async def prepare(self) -> None:
-        """Create the indexes that are missing.
+        """Create missing indexes.
 
         Raises:
-            Refused: An index of that name exists, and it is another.
+            Refused: Another index with the same name exists.
         """
         for name, keys in INDEXES:
             collection = self._collection(name)
@@ -119,7 +119,7 @@ class Connection:
     # -- any collection
 
     async def documents(self, collection: str, ids: Collection[str]) -> dict[str, Document]:
-        """The documents of a collection that have these ids, by id, as they are."""
+        """The documents of a collection with these ids, by id, unchanged."""
         found = await self._find(collection, "_id", ids, at_once=REQUESTS_AT_ONCE)
         return {document["_id"]: document for document in found}
 
@@ -129,14 +129,14 @@ class Connection:
             yield document["_id"], document["source"]
 
     async def pages(self, collection: str, after: str = "") -> AsyncIterator[list[Document]]:
-        """The documents of a collection by `_id`, as they are, some at a time; those behind the id `after`.
+        """The documents of a collection with ids greater than `after`, by `_id`, in pages, unchanged.
 
-        After `Unavailable`, which may also mean that the reader paused for longer than MongoDB keeps a cursor, one can
-        go on from the last id. Only those whose `_id` is a string, as shopflow's are.
+        After `Unavailable` the caller can continue from the last id. It is also raised if the caller paused for longer
+        than MongoDB keeps a cursor. Documents whose `_id` is not a string are left out; shopflow stores none.
         """
         cursor = self._collection(collection).find({"_id": {"$gt": after}}, sort=BY_ID, batch_size=PAGE_SIZE)
         async with cursor:
-            async with self._long_request():  # some servers sort all before they send the first
+            async with self._long_request():  # some servers sort the whole collection before the first reply
                 page = await cursor.to_list(PAGE_SIZE)
             while page:
                 yield page
@@ -144,11 +144,11 @@ class Connection:
                     page = await cursor.to_list(PAGE_SIZE)
 
     async def sizes(self) -> dict[str, int]:
-        """How many documents each collection has: products, customers, purchases, prices."""
+        """The number of documents in `products`, `customers`, `purchases` and `prices`."""
         found = {}
         for name in (PRODUCTS, CUSTOMERS, PURCHASES, PRICES):
             async with self._long_request():
-                found[name] = await self._collection(name).count_documents({})  # the estimate is wrong after a crash
+                found[name] = await self._collection(name).count_documents({})  # an estimate is wrong after a crash
         return found
 
     # -- requests
@@ -160,9 +160,9 @@ class Connection:
         return self._client
 
     def _collection(self, name: str) -> AsyncCollection[Document]:
-        # The guarantee doesn't depend on what the URI says. Majority: what a primary has alone may be taken back when
-        # another server is elected, and what rests on it (a duplicate isn't counted, a price is kept) could not be.
-        # The primary: a secondary may not have yet what was written a moment ago.
+        # These options override the URI, because the guarantee depends on them. Majority: an election may roll back a
+        # write that only the primary has, but nothing undoes decisions based on it (a duplicate is not counted, a price
+        # is kept). Primary: a secondary may not have the latest writes yet.
         database = self._connected.get_database(
             self._database,
             read_preference=ReadPreference.PRIMARY,
@@ -172,16 +172,16 @@ class Connection:
         return database[name]
 
     async def _write(self, name: str, operations: Sequence[UpdateOne | DeleteOne]) -> None:
-        """Do operations whose failure is never a document's fault. They must be idempotent."""
+        """Do idempotent operations. Any failure is the server's, never a document's: `Unavailable`."""
         if not operations:
             return
         errors = await written(self._collection(name).bulk_write(operations, ordered=False))
-        if errors:  # two that put a new one there at once, for one: the next try finds it there
+        if errors:  # for example two inserts of one id at once: the next attempt finds the document
             raise Unavailable("MongoDB", f"collection {name}: {described(errors[0])}")
 
     @contextmanager
     def _measured(self, collection: str, **outcomes: int) -> Iterator[dict[str, int]]:
-        """Call `on_write` when the write within has ended well. The write may add outcomes to the dict it gets."""
+        """Call `on_write` after the body if it raised nothing. The body may add outcomes to the dict that it gets."""
         began = monotonic()
         yield outcomes
         self.on_write(collection, monotonic() - began, outcomes)
@@ -209,7 +209,7 @@ class Connection:
     async def _find(
         self, name: str, key: str, values: Collection[str], fields: Fields = None, *, at_once: int = 1
     ) -> list[Document]:
-        """Documents whose field `key` has one of these values; some values in a request, `at_once` requests at once."""
+        """Documents whose field `key` has one of these values, read by `at_once` parallel requests."""
         wanted = list(values)
         parts = [wanted[start : start + IDS_AT_ONCE] for start in range(0, len(wanted), IDS_AT_ONCE)]
         found: list[Document] = []
@@ -220,7 +220,7 @@ class Connection:
         return found
 
     async def _aggregate(self, name: str, stages: Sequence[Document]) -> AsyncIterator[Document]:
-        """The documents that these stages make of a collection. May take long before the first comes."""
+        """The result of an aggregation. The first document may take up to `SUM_SECONDS`."""
         async with self._long_request():
             cursor = await self._collection(name).aggregate(stages, allowDiskUse=True)
         with translated():
@@ -230,8 +230,8 @@ class Connection:
 
     @asynccontextmanager
     async def _long_request(self) -> AsyncIterator[None]:
-        """Allow the requests within `SUM_SECONDS`."""
-        await self.ping()  # `pymongo.timeout` is also how long the driver would wait for a server that is away
+        """Give the body's requests a time limit of `SUM_SECONDS`."""
+        await self.ping()  # else the driver would wait as long for a server that is away
         with translated(), pymongo.timeout(SUM_SECONDS):
             yield
 
@@ -240,11 +240,11 @@ S = TypeVar("S", bound=Connection)
 
 
 class Patient(Generic[S]):
-    """Repeats a batch's request until MongoDB answers or the batch's partition is lost.
+    """Retries a batch's request until MongoDB answers or the batch's partition is lost.
 
     Arguments:
         store: Its missing indexes are created before the first request.
-        outage: Whether MongoDB is away, as all of the worker see it.
+        outage: Tracks MongoDB's outages for the whole worker.
     """
 
     def __init__(self, store: S, outage: Outage) -> None:
@@ -253,10 +253,10 @@ class Patient(Generic[S]):
         self._prepared = False
 
     async def __call__(self, batch: Batch, attempt: Callable[[], Awaitable[T]]) -> T:
-        """Call `attempt` until it does not raise `Unavailable`; returns its answer. `attempt` must be idempotent.
+        """Retry `attempt` while it raises `Unavailable`, and return its result. `attempt` must be idempotent.
 
         Raises:
-            PartitionLost: Another worker has the partition.
+            PartitionLost: The batch is no longer ours.
         """
 
         async def prepared() -> T:
@@ -272,7 +272,7 @@ class Patient(Generic[S]):
 
 
 class _PlainInt(TypeDecoder):
-    """Whole numbers as `int`: JSON encoders don't take the driver's own class for the larger ones."""
+    """Decodes 64-bit integers as `int`: JSON encoders don't accept the driver's class."""
 
     bson_type = Int64
 
@@ -280,7 +280,7 @@ class _PlainInt(TypeDecoder):
         return int(value)
 
 
-#: What another program wrote must not end a reader: a time outside of the years 1 to 9999, a text that is no UTF-8.
+#: Documents of other programs must not stop a reader: a time outside of the years 1 to 9999, or text that is not UTF-8.
 _DECODING: dict[str, Any] = {
     "tz_aware": True,
     "tzinfo": timezone.utc,
@@ -302,7 +302,7 @@ def _client(uri: str) -> AsyncMongoClient[Document]:
             "mongodb.uri: must be mongodb://[user:password@]host[:port]/..., with %XX for : / ? # [ ] @ % in a part"
         )
     if parts["user"] is not None:
-        # First without the secrets: what is wrong with this one can be told.
+        # First without the secrets: this error message can't contain them.
         _constructed(f"{parts['scheme']}user{':password' if parts['password'] else ''}@{parts['rest']}")
     return _constructed(uri)
 
@@ -316,5 +316,5 @@ def _constructed(uri: str) -> AsyncMongoClient[Document]:
             return AsyncMongoClient(uri, **_DECODING, **defaults)
     except (PyMongoError, UserWarning, ValueError, TypeError, KeyError, OSError) as error:
         unclear = isinstance(error, KeyError) or _SECRET_OPTION.search(uri)
-        why = "an option in it is wrong" if unclear else one_line(str(error))
-        raise Refused(f"mongodb.uri: {why}") from None  # the cause may hold what the message must not
+        fault = "an option in it is wrong" if unclear else one_line(str(error))
+        raise Refused(f"mongodb.uri: {fault}") from None  # the cause may contain a secret

@@ -1,4 +1,4 @@
-"""pymongo's errors in shopflow's terms: the server is away, or a document can never be stored."""
+"""Sorts pymongo's errors: the server is away (`Unavailable`), or a document can never be stored."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from shopflow.errors import Unavailable
 
 from .types import Document
 
-#: MongoDB's limit, less what an update has around the document.
+#: MongoDB's limit for a document, minus the size of the update around it.
 MAX_DOCUMENT_BYTES = 16 * 1024 * 1024 - 16 * 1024
 
-#: What the driver raises for a document that can't be sent to any MongoDB.
+#: The driver's errors for a document that it can't encode.
 UNENCODABLE = (BSONError, OverflowError, UnicodeError)
 
 _DUPLICATE_KEY = 11000
 _AUTHENTICATION = {"AuthenticationFailed": 18, "AtlasError": 8000}
 OTHER_INDEX = {"IndexOptionsConflict": 85, "IndexKeySpecsConflict": 86}
-#: Errors of single documents that are the server's fault: cause, MongoDB's name, code. Anything else that the server
-#: says about one document, it will say again.
+#: Errors of single documents that are the server's fault: cause, MongoDB's name, code. All other errors of a document
+#: are its own: a retry would fail again.
 _SERVER_TROUBLE = {
     "no rights": {"Unauthorized": 13, "AuthenticationFailed": 18, "ReauthenticationRequired": 391},
     "no host": {"HostUnreachable": 6, "HostNotFound": 7, "NodeNotFound": 74, "ConnectionPoolExpired": 317},
@@ -56,11 +56,11 @@ def translated() -> Iterator[None]:
 
 
 def reason(error: PyMongoError) -> str:
-    """Why, in one line. The driver's messages name servers and commands, never the URI or the password."""
+    """The error's reason in one line. The driver's messages never have the URI or the password."""
     code = error.code if isinstance(error, OperationFailure) else None
     if code in _AUTHENTICATION.values():
         return "authentication failed: check the user and the password in mongodb.uri"
-    # What follows are the topology, the timeouts, the reply and the command, which holds whole documents.
+    # The rest of the text is the topology, the timeouts, the reply and the command, which contains whole documents.
     text = re.split(r" \(configured timeouts|, Timeout: |, full error: | to execute command", str(error), maxsplit=1)[0]
     return one_line(text) or type(error).__name__
 
@@ -72,10 +72,10 @@ def one_line(text: str) -> str:
 
 
 async def written(writing: Awaitable[object]) -> list[Document]:
-    """Wait for a bulk write; returns the errors that are single documents' own.
+    """Wait for a bulk write. Returns the errors of single documents.
 
     Raises:
-        Unavailable: The others may be written or not.
+        Unavailable: The write failed or was not confirmed. Any of the documents may be written.
     """
     with translated():
         try:
@@ -87,10 +87,10 @@ async def written(writing: Awaitable[object]) -> list[Document]:
 
 
 def documents_errors(errors: list[Document], unconfirmed: Document | None) -> list[Document]:
-    """The errors of single documents, if all of them are the documents' own.
+    """Return the errors of single documents, if all are the documents' own fault.
 
     Raises:
-        Unavailable: The write was not confirmed, or one of the errors is the server's.
+        Unavailable: The write was not confirmed, or one of the errors is the server's fault.
     """
     if unconfirmed:
         raise Unavailable("MongoDB", f"could not confirm the write: {described(unconfirmed)}")
@@ -100,17 +100,17 @@ def documents_errors(errors: list[Document], unconfirmed: Document | None) -> li
 
 
 def described(error: Document) -> str:
-    """The server's words and the code, in one line."""
+    """The server's message and the code, in one line."""
     return f"{one_line(str(error.get('errmsg', 'no reason given')))} (code {error.get('code')})"
 
 
 def is_taken(error: Document) -> bool:
-    """True if a document with this `_id` is stored. (A unique index of another program gives the same code.)"""
+    """True if the `_id` is stored already. A unique index of another program gives the same code, and False here."""
     return error.get("code") == _DUPLICATE_KEY and list(error.get("keyPattern") or ["_id"]) == ["_id"]
 
 
 def unencodable(documents: Sequence[Document], indexes: Iterable[int]) -> dict[int, str]:
-    """Which of these documents can't be sent to any MongoDB, and why."""
+    """The indexes of documents that can't be encoded or are too large, with the reasons."""
     return {index: fault for index in indexes if (fault := _fault(documents[index]))}
 
 

@@ -1,4 +1,4 @@
-"""Purchases, what each customer bought, and every sum over purchases."""
+"""Purchases: inserts, purchases by customer, and every sum over purchases."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from .types import CUSTOMERS, PRODUCTS, PURCHASES, Document, Inserted, Sold, Spa
 
 CUSTOMERS_AT_ONCE = 100
 
-#: Less than any server's maxMessageSizeBytes (48,000,000), and the most that a purchase has beside its three texts.
+#: Less than any server's maxMessageSizeBytes (48,000,000).
 _MAX_MESSAGE_BYTES = 32_000_000
+#: The most bytes of a purchase without its three texts.
 _MOST_REST_BYTES = 1_000
 
 _SUMS: Document = {"purchases": {"$sum": 1}, "items": {"$sum": "$quantity"}, "spent": {"$sum": "$value"}}
@@ -28,12 +29,12 @@ _SOLD: Document = {"units": {"$sum": "$quantity"}, "revenue": {"$sum": "$value"}
 
 
 class Purchases(Connection):
-    """What is in `purchases`."""
+    """The collection `purchases`."""
 
     async def insert_purchases(self, documents: Sequence[Document]) -> Inserted:
-        """Store purchases. One whose `_id` is stored already changes nothing; one that is refused stops no other.
+        """Insert purchases. A purchase whose `_id` is stored already changes nothing. A refused one stops no other.
 
-        Of several with one `_id` in a call the first is stored, the others are duplicates.
+        Of several with one `_id` in a call, the first is stored and the others are duplicates.
         """
         with self._measured(PURCHASES) as outcomes:
             done = await self._insert_and_compare(documents)
@@ -43,7 +44,7 @@ class Purchases(Connection):
         return done
 
     async def restore_purchases(self, documents: Sequence[Document]) -> None:
-        """Give stored purchases of the same `source` the fields of these; fields of others' in them stay."""
+        """Set the fields of stored purchases with the same `_id` and `source` to these. Their other fields stay."""
         operations = [
             UpdateOne({"_id": document["_id"], "source": document["source"]}, {"$set": without_id(document)})
             for document in documents
@@ -52,18 +53,18 @@ class Purchases(Connection):
             await self._write(PURCHASES, operations)
 
     async def purchase_prices(self, purchase_ids: Collection[str]) -> dict[str, int]:
-        """The prices, in grosze, of those purchases that are stored."""
+        """The prices, in grosze, of the stored ones among these purchases, by id."""
         found = await self._find(PURCHASES, "_id", purchase_ids, {"price": 1})
         return {purchase["_id"]: purchase["price"] for purchase in found}
 
-    # -- what a customer bought
+    # -- by customer
 
     async def customers(self, limit: int | None = None) -> AsyncIterator[Document]:
-        """Customers by id, each with `purchases`, oldest first, each of these with `product_name` if it is known.
+        """Customers by id, each with `purchases`, oldest first. Each purchase has `product_name`, which may be None.
 
-        No more than 100 customers are in memory at once.
+        At most 100 customers are in memory at once.
         """
-        # By ranges of ids, not by one cursor: that would be gone when the reader pauses for some minutes.
+        # Ranges of ids, not one cursor: MongoDB drops a cursor if the caller pauses for some minutes.
         condition: Document = {}
         while limit is None or limit > 0:
             size = CUSTOMERS_AT_ONCE if limit is None else min(limit, CUSTOMERS_AT_ONCE)
@@ -77,24 +78,24 @@ class Purchases(Connection):
             limit = None if limit is None else limit - size
 
     async def last_purchases(self, customer_id: str, limit: int) -> list[Document]:
-        """At most `limit` purchases of a customer, newest first, each with `product_name` if it is known."""
+        """At most `limit` purchases of a customer, newest first, each with `product_name`, which may be None."""
         of_customer = {"customer_id": {"$eq": customer_id}}
         purchases = await self._read(PURCHASES, of_customer, sort=[("purchased_at", -1), ("_id", -1)], limit=limit)
         await self._add_names(purchases)
         return purchases
 
     async def purchases_after(self, customer_id: str, after: tuple[datetime, str] | None, limit: int) -> list[Document]:
-        """At most `limit` purchases of a customer, by time and id, those behind this time and id (None: all)."""
-        # The index has the time, not the id. So the many of later times are read in the index's order, and only those
-        # of one moment, where a page begins or ends, are put in the order of their ids.
+        """At most `limit` purchases of a customer, by time and id, after this time and id (None: from the first)."""
+        # The index has the time, not the id. So most purchases are read in the index's order. Only those of the same
+        # time, at the start and the end of a page, are sorted by id.
         of_customer: Document = {"customer_id": {"$eq": customer_id}}
 
-        async def of_moment(time: datetime, behind: Document, most: int) -> list[Document]:
-            return await self._read(PURCHASES, {**of_customer, "purchased_at": time, **behind}, sort=BY_ID, limit=most)
+        async def at_time(time: datetime, ids: Document, most: int) -> list[Document]:
+            return await self._read(PURCHASES, {**of_customer, "purchased_at": time, **ids}, sort=BY_ID, limit=most)
 
         found, later = [], of_customer
         if after is not None:
-            found = await of_moment(after[0], {"_id": {"$gt": after[1]}}, limit)
+            found = await at_time(after[0], {"_id": {"$gt": after[1]}}, limit)
             later = {**of_customer, "purchased_at": {"$gt": after[0]}}
         if (rest := limit - len(found)) < 1:
             return found
@@ -103,11 +104,11 @@ class Purchases(Connection):
             last = more[-1]["purchased_at"]
             more = [purchase for purchase in more if purchase["purchased_at"] != last]
             more.sort(key=itemgetter("purchased_at", "_id"))
-            return [*found, *more, *await of_moment(last, {}, rest - len(more))]
+            return [*found, *more, *await at_time(last, {}, rest - len(more))]
         return [*found, *sorted(more, key=itemgetter("purchased_at", "_id"))]
 
     def buyers(self) -> AsyncIterator[Document]:
-        """The purchases that came from Kafka, those of a customer one after the other: in the order of the ids.
+        """The purchases that came from Kafka, sorted by customer id.
 
         Each has `customer_id`, `product_id`, `value`, `purchased_at` and `source`.
         """
@@ -117,7 +118,7 @@ class Purchases(Connection):
     # -- sums
 
     async def totals(self) -> Totals:
-        """Sums over all purchases that came from Kafka. Takes long when there are many."""
+        """Sums over all purchases that came from Kafka. It reads every purchase, so it may take minutes."""
         by_customer = {"$group": {"_id": "$customer_id", **_SUMS}}
         altogether = {"$group": {"_id": None, "customers": {"$sum": 1}, **_SUMS_OF_SUMS}}
         stages = [{"$match": FROM_KAFKA}, by_customer, altogether]
@@ -140,23 +141,23 @@ class Purchases(Connection):
     async def units_over_time(
         self, product_id: str, since: datetime | None, until: datetime | None, bucket: str
     ) -> list[Sold]:
-        """What was sold of the product from `since` on and before `until`, by time.
+        """Sales of the product from `since` on and before `until`, in buckets, by time.
 
         Arguments:
-            bucket: `minute`, `hour` or `day`, in UTC; those in which nothing was sold are left out.
+            bucket: `minute`, `hour` or `day`, in UTC. Buckets without sales are left out.
         """
         start = {"$dateTrunc": {"date": "$purchased_at", "unit": bucket}}
         stages = [_sold_in(product_id, (since, until)), {"$group": {"_id": start, **_SOLD}}, {"$sort": {"_id": 1}}]
         return [_sold(sums["_id"], sums) async for sums in self._aggregate(PURCHASES, stages)]
 
     async def units_in(self, product_id: str, spans: Sequence[Span]) -> list[Sold]:
-        """What was sold of the product in each of these spans: from its first time on, before its second."""
-        # A request each, by the index: some servers compare every purchase with every boundary of a `$bucket`.
-        places = asyncio.Semaphore(REQUESTS_AT_ONCE)
+        """Sales of the product in each of these spans: from its first time on, before its second."""
+        # One request per span, by the index: some servers compare every purchase with every boundary of a `$bucket`.
+        slots = asyncio.Semaphore(REQUESTS_AT_ONCE)
 
         async def ask(span: Span) -> Sold:
             stages = [_sold_in(product_id, span), {"$group": {"_id": None, **_SOLD}}]
-            async with places:
+            async with slots:
                 found = [sums async for sums in self._aggregate(PURCHASES, stages)]
             return _sold(span[0], found[0] if found else {})
 
@@ -167,7 +168,7 @@ class Purchases(Connection):
         stages = [_sold_in(product_id, (since, until)), {"$match": FROM_KAFKA}, {"$group": {"_id": None, **_SOLD}}]
         return sum([int(sums["units"]) async for sums in self._aggregate(PURCHASES, stages)])
 
-    # -- how
+    # -- inserting
 
     async def _insert_and_compare(self, documents: Sequence[Document]) -> Inserted:
         refused, existing = await self._insert(documents, range(len(documents)))
@@ -175,7 +176,7 @@ class Purchases(Connection):
             return Inserted(frozenset(), refused)
         stored = await self._stored(documents[index]["_id"] for index in existing)
         if vanished := [index for index in existing if documents[index]["_id"] not in stored]:
-            # Deleted since the insert met them: then they are not there, and have to be.
+            # Deleted between the insert and this read: insert them again.
             refused_now, existing_now = await self._insert(documents, vanished)
             refused |= refused_now
             existing = [index for index in existing if index not in set(vanished)] + existing_now
@@ -191,7 +192,7 @@ class Purchases(Connection):
         return Inserted(repeated, refused, differing)
 
     async def _insert(self, documents: Sequence[Document], indexes: Sequence[int]) -> tuple[dict[int, str], list[int]]:
-        """Insert these; returns which were refused and why, and which met a document with their `_id`."""
+        """Insert these. Returns the refused ones with the reasons, and those whose `_id` is stored already."""
         refused: dict[int, str] = {}
         if not indexes:
             return refused, []
@@ -201,7 +202,7 @@ class Purchases(Connection):
         except UNENCODABLE:
             if not (refused := unencodable(documents, indexes)):
                 raise
-            # Some may be stored by now; these are met again as their own.
+            # Some may be inserted by now. The next attempt finds them stored, with the same `source`.
             good = [index for index in indexes if index not in refused]
             more, existing = await self._insert(documents, good)
             return refused | more, existing
@@ -214,10 +215,10 @@ class Purchases(Connection):
         return refused, existing
 
     async def _insert_all(self, purchases: Sequence[Document]) -> list[Document]:
-        """Returns the errors of single documents.
+        """Insert these, and return the errors of single documents.
 
-        `insert_many` splits what is too much for one message, for which it looks at each document in Python; that takes
-        as long as encoding it. What surely fits is sent as the one command that it is.
+        `insert_many` measures each document in Python to split the insert into messages, which takes as long as the
+        encoding. An insert that surely fits into one message is sent as one command instead.
         """
         if most_bytes(purchases) > _MAX_MESSAGE_BYTES:
             return await written(self._collection(PURCHASES).insert_many(purchases, ordered=False))
@@ -228,11 +229,10 @@ class Purchases(Connection):
         return documents_errors(reply.get("writeErrors", []), reply.get("writeConcernError"))
 
     async def _stored(self, ids: Iterable[str]) -> dict[str, Document]:
-        """The stored purchases with these ids.
+        """The stored purchases with these ids, by id, read with majority read concern.
 
-        A majority has what is read here. The server confirmed the insert, failed as it was, only when a majority had
-        all that it met. So the read sees it, and no election takes it back after we called a purchase a duplicate
-        and didn't count it.
+        The server answers the failed insert only when a majority has the documents that it collided with. So this read
+        finds them, and no election rolls them back after a purchase was called a duplicate and not counted.
         """
         return {document["_id"]: document for document in await self._find(PURCHASES, "_id", set(ids))}
 
@@ -245,7 +245,7 @@ class Purchases(Connection):
         return purchases
 
     async def _add_names(self, purchases: Sequence[Document]) -> None:
-        """Add to each the name that its product has now, as `product_name`; None: it has none."""
+        """Add `product_name` to each purchase: the product's present name, or None if there is none."""
         product_ids = {name for one in purchases if isinstance(name := one.get("product_id"), str)}
         found = await self._find(PRODUCTS, "_id", product_ids, {"name": 1})
         names = {product["_id"]: product.get("name") for product in found}
@@ -254,13 +254,13 @@ class Purchases(Connection):
 
 
 def most_bytes(purchases: Sequence[Document]) -> int:
-    """A size in BSON that these purchases do not exceed: UTF-8 has at most 4 bytes a character."""
+    """An upper limit of these purchases' size in BSON, in bytes. UTF-8 has at most 4 bytes per character."""
     texts = sum([len(one["_id"]) + len(one["customer_id"]) + len(one["product_id"]) for one in purchases])
     return 4 * texts + _MOST_REST_BYTES * len(purchases)
 
 
 def _sold_in(product_id: str, span: Span) -> Document:
-    """The stage that finds them; a purchase of another program may have no time."""
+    """The stage that finds a product's purchases in a span; without those of other programs that have no time."""
     limits = {name: time for name, time in zip(("$gte", "$lt"), span, strict=True) if time is not None}
     return {"$match": {"product_id": product_id, "purchased_at": limits or {"$type": "date"}}}
 

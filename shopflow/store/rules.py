@@ -1,4 +1,4 @@
-"""Which document wins, which one is deleted, and what is a duplicate: the rules that need no server."""
+"""The rules for replacing and deleting documents and for duplicates. No I/O."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pymongo import DeleteOne, UpdateOne
 
 from .types import Deletion, Document, milliseconds
 
-#: A purchase without a time is sorted after all others.
+#: The sort key of a purchase without a time: after all others.
 _NEVER = datetime.max.replace(tzinfo=timezone.utc)
 
 
 def outdoes(new: Document, stored: Document, time: str) -> bool:
-    """True if `new` replaces `stored`. `replacement` gives the server the same rule.
+    """True if `new` replaces `stored`. `replacement` is the same rule as an update of MongoDB.
 
     Arguments:
-        time: The field that says which is newer.
+        time: The name of the field with the time that decides.
     """
     then = stored.get(time)
     if not isinstance(then, datetime):
@@ -36,7 +36,7 @@ def _came_later(stored: Any, than: Document) -> bool:
 
 
 def newest(documents: Sequence[Document], indexes: Iterable[int], time: str) -> list[int]:
-    """Of these documents, the one of each `_id` that outdoes the others."""
+    """For each `_id` among these documents, the index of the one that outdoes the others."""
     chosen: dict[str, int] = {}
     for index in indexes:
         name = documents[index]["_id"]
@@ -46,10 +46,10 @@ def newest(documents: Sequence[Document], indexes: Iterable[int], time: str) -> 
 
 
 def replacement(document: Document, time: str) -> UpdateOne:
-    """The update that stores the document unless one is stored that it does not outdo; atomic.
+    """The atomic update that stores the document unless a stored one is newer.
 
-    The condition is in the update, not in the filter: nothing has to be concluded from a failed upsert, and the server
-    finds the document by its `_id` alone (some look through the whole collection for a filter with `$or` or `$nor`).
+    The condition is in the update, not in the filter. So a document that loses gives no duplicate key error, and the
+    server finds the document by `_id` alone (for `$or` or `$nor` in a filter some servers scan the whole collection).
     """
     newer: Document = {"$gt": [f"${time}", document[time]]}
     if "offset" in document["source"]:
@@ -70,9 +70,9 @@ def _later_than(source: Document) -> Document:
 
 
 def removals(deletion: Deletion) -> list[DeleteOne]:
-    """The operations that delete the document, unless it came later in the same partition.
+    """The operations that delete the document, unless it is from a later record of the same partition.
 
-    One for each of the three ways not to have: another topic, another partition, an offset that isn't larger.
+    There is one operation for each other case: another topic, another partition, an offset that is not larger.
     """
     source = deletion.source
     if "offset" not in source:
@@ -93,8 +93,8 @@ def no_price_document(deletion: Deletion) -> Document:
 
 
 def _price(product_id: str, price: int | None, since: datetime, source: Document) -> Document:
-    # The `_id` makes (product_id, since) unique without a second unique index. A string, because documents as `_id` are
-    # equal only with their fields in the same order; the time has a fixed width, so no two pairs give the same string.
+    # The `_id` makes (product_id, since) unique without a second unique index. It is a string, because documents as
+    # `_id` are equal only if their fields have the same order. The time's width is fixed: each pair has its own string.
     since = milliseconds(since.astimezone(timezone.utc))
     name = f"{product_id}@{since.isoformat(timespec='milliseconds')}"
     return {"_id": name, "product_id": product_id, "price": price, "since": since, "source": source}
@@ -103,17 +103,17 @@ def _price(product_id: str, price: int | None, since: datetime, source: Document
 def duplicates(
     documents: Sequence[Document], existing: Collection[int], refused: Collection[int], stored: Mapping[str, Document]
 ) -> frozenset[int]:
-    """Which of the purchases whose `_id` was taken are not what is stored under it.
+    """The indexes of duplicates: purchases whose `_id` is stored from another record.
 
     Arguments:
-        existing: Indexes of those whose `_id` was taken.
-        refused: Indexes of those that are not stored at all.
+        existing: Indexes of purchases whose `_id` was stored before the insert.
+        refused: Indexes of purchases that MongoDB refused.
         stored: The stored documents by `_id`.
     """
-    met = set(existing)
-    taken = {document["_id"] for index, document in enumerate(documents) if index not in met and index not in refused}
+    collided = set(existing)
+    taken = {one["_id"] for index, one in enumerate(documents) if index not in collided and index not in refused}
     found = set()
-    for index in sorted(met):
+    for index in sorted(collided):
         name = documents[index]["_id"]
         if name in taken or stored[name].get("source") != documents[index]["source"]:
             found.add(index)
@@ -123,37 +123,37 @@ def duplicates(
 
 
 def differs(document: Document, stored: Document) -> bool:
-    """True if a field of the document is stored with another value. Fields that only the stored one has don't count."""
+    """True if the stored document has another value in a field of `document`. Its additional fields don't count."""
     return bool(differences(document, stored))
 
 
 def differences(document: Document, stored: Document) -> list[str]:
-    """The fields of the document that are stored with another value, each in words for people."""
+    """The fields whose stored value differs from the document's, each with both values as text."""
     found = []
     for name, sent in document.items():
         expected = milliseconds(sent) if isinstance(sent, datetime) else sent
-        if (there := stored.get(name)) != expected:
-            found.append(f"{name}: stored {shown(there)}, sent {shown(expected)}")
+        if (present := stored.get(name)) != expected:
+            found.append(f"{name}: stored {as_text(present)}, sent {as_text(expected)}")
     return found
 
 
-def shown(value: Any) -> str:
-    """A field's value in words for people."""
+def as_text(value: Any) -> str:
+    """A field's value as text, with times in ISO 8601."""
     return value.isoformat() if isinstance(value, datetime) else repr(value)
 
 
 def without_id(document: Document) -> Document:
-    """The document's fields but for `_id`."""
+    """The document's fields except `_id`."""
     return {name: value for name, value in document.items() if name != "_id"}
 
 
 def when(purchase: Document) -> tuple[datetime, str]:
-    """The key that sorts purchases by time. One of another program that has no time comes last."""
+    """The key that sorts purchases by time. A purchase without a time (of another program) comes last."""
     time = purchase.get("purchased_at")
     return time if isinstance(time, datetime) else _NEVER, str(purchase["_id"])
 
 
 def sale_id(period: str, start: datetime | None, product_id: str) -> str:
-    """The `_id` of a sale: period, start and product in one text that no other sale has."""
+    """The `_id` of a document in `sales`: period, start and product id, unique together."""
     digits = 10 if period == "day" else 13
     return f"{period} {start.isoformat()[:digits] if start else ''} {product_id}"

@@ -1,4 +1,4 @@
-"""Sales by product and period: the parts that the partitions of the purchases have in them, and their sums."""
+"""Sales by product and period: one part for each partition of the purchases, and the sums over all parts."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _SUMS = ("purchases", "units", "revenue")
 
 
 class Sales(Connection):
-    """What is in `sales` and `sales_state`."""
+    """The collections `sales` and `sales_state`."""
 
     async def put_sales(self, partition: int, sales: Sequence[PartitionSales]) -> None:
-        """Bring the sales of a partition up to date. What is known at a later position stays."""
+        """Store a partition's part of these sales. A stored part with a later position stays."""
         await self._write(SALES, [_update(partition, sale) for sale in sales])
 
     async def sales_position(self, partition: int) -> tuple[int, int]:
-        """The era and offset up to which the sales of a partition are complete; (-1, -1): nothing is known."""
+        """The era and offset up to which the sales of a partition are complete; (-1, -1) if none are stored."""
         found = await self._read(SALES_STATE, {"_id": partition}, limit=1)
         return (found[0]["era"], found[0]["offset"]) if found else (-1, -1)
 
@@ -41,29 +41,29 @@ class Sales(Connection):
                 await self._collection(name).delete_many({})
 
     async def sales(self, period: str, since: datetime | None = None) -> AsyncIterator[Document]:
-        """What was sold in the periods of this length that begin at `since` or later, over all partitions, by start.
+        """Sales of each product and each period of this kind that starts at `since` or later, over all partitions.
 
-        Documents with `product_id`, `period`, `start`, `purchases`, `units`, `revenue`.
+        The documents have `product_id`, `period`, `start`, `purchases`, `units`, `revenue`. They are sorted by start.
         """
         condition = {"period": period} if since is None else {"period": period, "start": {"$gte": since}}
         async for document in self._stream(SALES, condition, {"parts": 0}, sort=[("start", 1)]):
             yield without_id(document)
 
     async def best_sellers(self, period: str, start: datetime | None, limit: int) -> list[Document]:
-        """The products of which most units were sold in this one period, the most first; documents as of `sales`."""
+        """The products with the most units in one period, best first, as documents like those of `sales`."""
         condition, most_first = {"period": period, "start": start}, [("units", -1), ("product_id", 1)]
         found = await self._read(SALES, condition, {"parts": 0}, sort=most_first, limit=limit)
         return [without_id(document) for document in found]
 
     async def sold_ever(self, product_ids: Collection[str]) -> dict[str, int]:
-        """Units of `sales`, in total, of those products that have any."""
+        """Units sold of each product in total, by product id. Products without sales are left out."""
         ids = [sale_id("total", None, product_id) for product_id in product_ids]
         found = await self._find(SALES, "_id", ids, {"product_id": 1, "units": 1}, at_once=REQUESTS_AT_ONCE)
         return {document["product_id"]: int(document["units"]) for document in found}
 
     async def sold_from(self, product_id: str, hour: datetime) -> int:
-        """Units of `sales` of a product in this hour (its beginning, UTC) and all later ones."""
-        # Days where there are whole ones: of hours there would be more each day that a stock lasts.
+        """Units sold of a product in this hour and all later ones. `hour` is the hour's start, in UTC."""
+        # Rows of hours for the first day, rows of days after it: so the number of rows grows slowly.
         hours: Document = {"$gte": hour}
         spans = [("hour", hours)]
         if (day := hour.replace(hour=0)).date() < datetime.max.date():
@@ -77,11 +77,11 @@ class Sales(Connection):
 
 
 def _update(partition: int, sale: PartitionSales) -> UpdateOne:
-    """The update that stores a partition's part, unless a later one is stored, and adds the parts up; atomic."""
+    """The atomic update that stores a partition's part, unless a later one is stored, and sums up all parts."""
     era, offset = sale.position
     part = {"era": era, "offset": offset, **{name: getattr(sale, name) for name in _SUMS}}
-    place = f"parts.p{partition}"
-    known = {"era": f"${place}.era", "offset": f"${place}.offset"}
+    field = f"parts.p{partition}"
+    stored = {"era": f"${field}.era", "offset": f"${field}.offset"}
     parts = {"$objectToArray": "$parts"}
     return UpdateOne(
         {"_id": sale_id(sale.period, sale.start, sale.product_id)},
@@ -91,7 +91,7 @@ def _update(partition: int, sale: PartitionSales) -> UpdateOne:
                     "product_id": {"$literal": sale.product_id},
                     "period": sale.period,
                     "start": sale.start,
-                    place: {"$cond": [_not_before(known, sale.position), {"$literal": part}, f"${place}"]},
+                    field: {"$cond": [_not_before(stored, sale.position), {"$literal": part}, f"${field}"]},
                 }
             },
             {"$set": {name: {"$sum": {"$map": {"input": parts, "in": f"$$this.v.{name}"}}} for name in _SUMS}},
@@ -100,12 +100,12 @@ def _update(partition: int, sale: PartitionSales) -> UpdateOne:
     )
 
 
-def _not_before(known: Document, position: tuple[int, int]) -> Document:
-    """True if the position is the known one or later; also if none is known: null is less than any number."""
+def _not_before(stored: Document, position: tuple[int, int]) -> Document:
+    """An expression: true if the position is not before the stored one. A missing one is null, less than any number."""
     era, offset = position
     return {
         "$or": [
-            {"$lt": [known["era"], era]},
-            {"$and": [{"$eq": [known["era"], era]}, {"$lte": [known["offset"], offset]}]},
+            {"$lt": [stored["era"], era]},
+            {"$and": [{"$eq": [stored["era"], era]}, {"$lte": [stored["offset"], offset]}]},
         ]
     }

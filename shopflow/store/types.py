@@ -1,4 +1,4 @@
-"""What the store takes and gives: the names of the collections, documents, and the values that methods return."""
+"""The store's types: names of collections, documents, and the values that methods take and return."""
 
 from __future__ import annotations
 
@@ -11,47 +11,47 @@ from typing import Any
 Document = dict[str, Any]
 
 PRODUCTS, CUSTOMERS, PURCHASES, PRICES = "products", "customers", "purchases", "prices"
-#: What was sold, and up to which position each partition of the purchases is counted in it.
+#: Sales, and the position up to which each partition of the purchases is counted in them.
 SALES, SALES_STATE = "sales", "sales_state"
 VOUCHERS, ALERTS = "vouchers", "alerts"
 
-#: The field that says which of two documents with one `_id` is the newer.
+#: The field with the time that decides which of two documents with one `_id` is newer.
 TIME = {PRODUCTS: "updated_at", CUSTOMERS: "registered_at", PRICES: "since"}
 
-#: Since when a product of another program has its price.
+#: The start of the price of a product that another program stored.
 BEGINNING = datetime.min.replace(tzinfo=timezone.utc)
 
-#: From when on, and until when; None: without a limit.
+#: From the first time on, before the second; None: no limit.
 Span = tuple[datetime | None, datetime | None]
 
 
 def milliseconds(time: datetime) -> datetime:
-    """The time as MongoDB keeps it.
+    """The time cut to milliseconds, as MongoDB stores it.
 
-    MongoDB keeps milliseconds, Python microseconds. This cuts the rest off wherever Python compares times, as the
-    driver does on the way to the server, so that both come to the same answer. Two changes within one millisecond are
-    simultaneous: their offsets decide, and a price counts from the start of its millisecond.
+    Python's times have microseconds, which the driver cuts off. Cut a time before Python compares it, so that Python
+    and MongoDB agree. Two changes within one millisecond are simultaneous: their offsets decide. A price counts from
+    the start of its millisecond.
     """
     return time.replace(microsecond=time.microsecond // 1000 * 1000)
 
 
 @dataclass(frozen=True)
 class Inserted:
-    """What became of the purchases of one call. Those it does not name are stored, now or by an earlier try."""
+    """The result of `insert_purchases`. All purchases but the duplicates and the refused ones are stored now."""
 
     duplicates: frozenset[int] = frozenset()
-    """Indexes of those whose `_id` is taken by another event: sent twice, or written by `--direct`."""
+    """Indexes of purchases whose `_id` is stored from another event: sent twice, or written by `--direct`."""
 
     refused: dict[int, str] = field(default_factory=dict)
-    """Indexes of those that MongoDB will never take, each with the reason."""
+    """Indexes of purchases that MongoDB will never accept, each with the reason."""
 
     differing: dict[int, Document] = field(default_factory=dict)
-    """Indexes of those that an earlier try has stored with other fields; each with what is stored."""
+    """Indexes of purchases that are stored from the same event but with other fields; each with the stored document."""
 
 
 @dataclass(frozen=True)
 class Deletion:
-    """A product or customer that was deleted at `at` (UTC); `source` is where the deletion came from."""
+    """A product or customer that was deleted at `at` (UTC). `source` has the topic, partition and offset."""
 
     id: str
     at: datetime
@@ -68,18 +68,18 @@ class Totals:
     """Grosze."""
 
     customers: int = 0
-    """Those who bought something."""
+    """Customers with at least one purchase."""
 
 
 @dataclass(frozen=True)
 class PartitionSales:
-    """What one partition of the purchases sold of a product in a period, up to a position."""
+    """Sales of a product in a period, in the purchases of one partition up to a position."""
 
     period: str
-    """total, day or hour."""
+    """`total`, `day` or `hour`."""
 
     start: datetime | None
-    """When the period begins, UTC; None: the total."""
+    """The start of the period, in UTC; None for the total."""
 
     product_id: str
     purchases: int
@@ -88,7 +88,7 @@ class PartitionSales:
     """Grosze."""
 
     position: tuple[int, int]
-    """Era and offset. Of two, the larger is the later."""
+    """Era and offset. Of two positions the larger is the later."""
 
 
 @dataclass(frozen=True)
@@ -96,31 +96,31 @@ class PriceHistory:
     """Every price that a product ever had."""
 
     prices: tuple[tuple[datetime, int | None], ...]
-    """`(since, grosze)`, oldest first; None: from then on it was not for sale."""
+    """`(since, grosze)`, oldest first. None instead of grosze: the product was not for sale from then on."""
 
     def at(self, time: datetime) -> int | None:
-        """The price in grosze in force at `time`; None if it was deleted then, or never had one.
+        """The price in grosze at `time`; None if the product was deleted then, or never had a price.
 
-        Before the first one, the first known price counts: events may come a little late.
+        A time before the first price gets the first price: product events may come a little late.
         """
-        position = bisect_right(self.prices, milliseconds(time), key=itemgetter(0))
-        if position:
-            return self.prices[position - 1][1]
+        count = bisect_right(self.prices, milliseconds(time), key=itemgetter(0))
+        if count:
+            return self.prices[count - 1][1]
         return self.first
 
     @property
     def first(self) -> int | None:
-        """The first known price, which counts before it was known; None if there never was one."""
+        """The first price in grosze, which also counts for earlier times; None if there never was one."""
         return next((price for _, price in self.prices if price is not None), None)
 
 
 @dataclass(frozen=True)
 class Sold:
-    """What was sold of a product from a time on, in purchases from Kafka and direct ones."""
+    """Sales of a product from a time on, in purchases from Kafka and direct ones."""
 
     since: datetime | None
-    """None: from the first purchase on."""
+    """The start; None: from the first purchase on."""
 
     units: int
     revenue: int
-    """Grosze, as the purchases say."""
+    """Grosze: the sum of the purchases' values."""

@@ -86,7 +86,7 @@ def test_units_are_bars_over_the_same_time() -> None:
     assert ink(units[:-3], slice(8, 43)) == ink(units[:-3], slice(54, 80)) == 0
 
 
-def test_times_are_said_with_what_tells_them_apart() -> None:
+def test_times_are_shown_with_the_fields_that_differ() -> None:
     """Hours, days or years."""
     for days, form in ((1, "05-01 "), (10, "05-0"), (900, "2027-")):
         price, units = drawn([(NOON, NOON + days * DAY, 1)], [], days)

@@ -90,7 +90,7 @@ def test_an_error_in_the_work_is_not_hidden(stream: io.StringIO) -> None:
         work()
 
 
-def test_the_end_is_not_said_by_the_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_progress_does_not_print_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """The command says it itself, in its last line."""
     clock = iter(range(0, 1000, 10))
     monkeypatch.setattr(progress, "monotonic", lambda: next(clock))

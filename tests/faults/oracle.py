@@ -20,7 +20,7 @@ from aiokafka.partitioner import DefaultPartitioner
 
 from shopflow.config.promotions import Rule
 from shopflow.store import MongoStore
-from tests.support.shop import Json, Place, Record, Shop, Worker, encoded, shared, until
+from tests.support.shop import Json, Origin, Record, Shop, Worker, encoded, shared, until
 from tests.support.vouchers import Bought, expected
 
 __all__ = ["PARTITIONS", "PROMOTIONS", "Sale", "check", "check_rebuilt", "drained", "offer", "send"]
@@ -68,7 +68,7 @@ class Sale:
         #: Numbers of the bad records.
         self.bad: list[int] = []
         #: Where the records are that were sent so far.
-        self.places: list[Place] = []
+        self.places: list[Origin] = []
         sent: list[Json] = []
         for number in range(size):
             chance = 1.0 if plain else rng.random()
@@ -95,7 +95,7 @@ class Sale:
         end = len(self.records) if count is None else start + count
         self.places += send(shop, "purchases", self.records[start:end])
 
-    def bad_places(self) -> list[Place]:
+    def bad_places(self) -> list[Origin]:
         """Where the bad records are."""
         return [self.places[number] for number in self.bad]
 
@@ -163,12 +163,12 @@ def _record(event: Json) -> Record:
 # -- sending, as fast as it goes
 
 
-def send(shop: Shop, kind: str, records: Iterable[Record]) -> list[Place]:
+def send(shop: Shop, kind: str, records: Iterable[Record]) -> list[Origin]:
     """Send records to where Java's partitioner would, in whole batches; where they are, in the same order."""
     return asyncio.run(_send(shop, shop.topic(kind), records))
 
 
-async def _send(shop: Shop, topic: str, records: Iterable[Record]) -> list[Place]:
+async def _send(shop: Shop, topic: str, records: Iterable[Record]) -> list[Origin]:
     assert shop.servers
     partitions, choose = list(range(PARTITIONS)), DefaultPartitioner()
     open_batches: dict[int, Any] = {}
@@ -198,7 +198,7 @@ async def _send(shop: Shop, topic: str, records: Iterable[Record]) -> list[Place
         for partition in list(open_batches):
             await ship(partition)
         starts = {key: (await future).offset for key, future in under_way.items()}
-    return [Place(topic, partition, starts[partition, number] + place) for partition, number, place in sent]
+    return [Origin(topic, partition, starts[partition, number] + place) for partition, number, place in sent]
 
 
 def offer(shop: Shop, sale: Sale) -> None:
@@ -291,11 +291,11 @@ def check_documents(shop: Shop, sale: Sale) -> None:
 
 def check_dead_letters(shop: Shop, sale: Sale) -> None:
     """Each bad record is there once: its place stands in the headers."""
-    found: Counter[Place] = Counter()
+    found: Counter[Origin] = Counter()
     for letter in shop.read("dead-letters"):
         headers = dict(letter.headers)
         topic, partition, offset = (headers[f"__connect.errors.{name}"] for name in ("topic", "partition", "offset"))
-        found[Place(topic.decode(), int(partition), int(offset))] += 1
+        found[Origin(topic.decode(), int(partition), int(offset))] += 1
     _same("dead letters", found, Counter(sale.bad_places()))
 
 

@@ -70,6 +70,7 @@ def sums(*ports: int) -> dict[str, int]:
     return found
 
 
+@pytest.mark.slow
 def test_all_that_faust_has_works_beside_batches_and_commits_in_its_own_time(
     servers: Any, spawn: Callable[..., Any], until: Callable[..., Any]
 ) -> None:

@@ -182,7 +182,7 @@ def test_an_empty_shop_agrees(shop: Shop) -> None:
 
 
 def test_a_purchase_that_is_gone_is_named(busy: Shop) -> None:
-    """With its place."""
+    """With its partition and offset."""
     del busy.store.collections["purchases"]["p3"]
     assert busy.wrong("purchases") == (
         "1 differ: p3 (partition 0, offset 3): neither in MongoDB nor in the dead letters"
@@ -215,7 +215,7 @@ def test_a_purchase_that_was_changed_is_named(busy: Shop, field: str, value: Any
     ],
 )
 def test_a_purchase_without_a_price_has_any_and_its_value(busy: Shop, fields: Any, said: str) -> None:
-    """Which one it was given can't be told from the event, and the log of prices is gone."""
+    """The event has no price, and the price log is gone."""
     busy.prices.clear()
     busy.store.collections["purchases"]["q"].update({"price": 0, "value": 0})
     assert busy.good()["purchases"] == {"stored": 6}
@@ -271,7 +271,7 @@ def test_a_large_event_that_is_stored_was_accepted(busy: Shop) -> None:
 
 
 def test_a_record_is_stored_or_a_dead_letter_and_not_both(busy: Shop) -> None:
-    """One that was put back and stored then is another record."""
+    """A retried record that was stored is another record."""
     busy.send("purchases", "u", product_id="?", price=None)
     busy.work()
     busy.send("purchases", "u", partition=1)
@@ -285,18 +285,20 @@ def test_a_record_is_stored_or_a_dead_letter_and_not_both(busy: Shop) -> None:
 
 
 def test_a_document_that_no_record_made_is_named(busy: Shop) -> None:
-    """Behind the end, at another record's place, of another topic, or at no place at all."""
+    """Behind the end, at another record's offset, of another topic, or without an offset."""
     stored = busy.store.collections["purchases"]
     kept = stored["p1"]
-    places: list[Any] = [{"offset": 99}, {"topic": "other"}, {"partition": 7}, {"offset": "x"}, {"partition": None}, {}]
-    for number, place in enumerate(places):
-        stored[f"f{number}"] = {**kept, "_id": f"f{number}", "source": {**kept["source"], **place}}
+    sources: list[Any] = [
+        *({"offset": 99}, {"topic": "other"}, {"partition": 7}, {"offset": "x"}, {"partition": None}, {}),
+    ]
+    for number, source in enumerate(sources):
+        stored[f"f{number}"] = {**kept, "_id": f"f{number}", "source": {**kept["source"], **source}}
     said = busy.wrong("purchases")
     assert said.startswith("6 differ: ")
     assert all(f"f{number}: not in the topic" in said for number in range(6))
 
 
-def test_a_purchase_whose_source_is_changed_to_anothers_place_is_found(busy: Shop) -> None:
+def test_a_purchase_whose_source_is_changed_to_anothers_offset_is_found(busy: Shop) -> None:
     """Two documents can't be of one record."""
     stored = busy.store.collections["purchases"]
     stored["p1"]["source"] = dict(stored["p4"]["source"])
@@ -316,7 +318,7 @@ def test_what_is_not_committed_is_not_judged(busy: Shop) -> None:
     assert busy.progress["purchases in Kafka"][0] == 6
 
 
-def test_what_retention_removed_is_said_and_not_judged(busy: Shop) -> None:
+def test_records_that_retention_removed_are_reported_and_not_compared(busy: Shop) -> None:
     """Its documents stay; what is there is judged."""
     busy.starts["purchases", 0] = 2
     assert busy.good()["purchases"] == {"stored": 4, "removed": 2}
@@ -461,7 +463,7 @@ def test_what_moves_while_it_is_compared_is_looked_at_again(busy: Shop) -> None:
     assert busy.good()["products"] == {"stored": 1, "superseded": 1, "deletions": 1}
 
 
-def test_what_moves_all_the_time_can_not_be_told(busy: Shop) -> None:
+def test_a_topic_that_always_changes_can_not_be_checked(busy: Shop) -> None:
     """Unless something is wrong with the purchases, which don't change."""
     del busy.store.collections["products"]["milk"]
     busy.before_spans = lambda: (busy.send("products", "more", b"?"), None)[1]

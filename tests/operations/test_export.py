@@ -288,7 +288,7 @@ def test_a_link_leads_to_the_file_and_what_is_no_file_is_not_replaced(tmp_path: 
 
 
 @pytest.mark.parametrize("where", ["missing/out", ".", "x" * 300])
-def test_a_place_that_can_not_be_written_is_refused(tmp_path: Path, where: str) -> None:
+def test_an_output_that_can_not_be_written_is_refused(tmp_path: Path, where: str) -> None:
     """In one line that names the option and the file."""
     with pytest.raises(Refused, match="--output: ") as refused, opened(str(tmp_path / where), "csv"):
         raise AssertionError("it can't be opened")

@@ -75,7 +75,7 @@ def test_a_dead_letter_says_where_it_came_from_and_why() -> None:
     ],
 )
 def test_whatever_another_program_wrote_can_be_read(record: FakeRecord) -> None:
-    """As one that came from nowhere and was never put back; nothing is raised."""
+    """It has no origin and was never retried; nothing is raised."""
     found = Letter.of(record)
     assert (found.topic, found.retries, found.history) == ("", 0, ())
 
@@ -298,7 +298,7 @@ def test_what_kafka_does_not_take_is_refused_and_the_others_go(desk: Desk, monke
     assert values == [number for number in range(40) if number not in {13, 30}]
 
 
-def test_what_another_one_puts_back_meanwhile_is_not_put_back_again(desk: Desk) -> None:
+def test_a_dead_letter_that_another_retry_has_retried_is_not_retried_again(desk: Desk) -> None:
     """While this one has no producer, between the one that failed and the next."""
     found = several(4)
     connect = desk.kafka.connect
@@ -412,7 +412,7 @@ def test_a_shop_without_the_topics_has_none(monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_latest_come_first_and_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of all partitions, by their time; none where the topic is not there."""
     times = [(0, 0, 5), (1, 0, 9), (0, 1, 7), (1, 1, 1), (2, 1, 8)]
-    in_kafka(monkeypatch, dead_letters=[replace(dead(*place), timestamp=1_000 * at) for *place, at in times])
+    in_kafka(monkeypatch, dead_letters=[replace(dead(*letter_id), timestamp=1_000 * at) for *letter_id, at in times])
     found = asyncio.run(letters.latest("kafka:1", SHOP, 3))
     assert [str(one.id) for one in found] == ["0:1", "1:2", "1:0"]
     in_kafka(monkeypatch)
@@ -420,7 +420,7 @@ def test_the_latest_come_first_and_are_few(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_marks_are_those_that_stand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that was deleted by hand is none; what another program wrote is none, or one without a place."""
+    """One that was deleted by hand is none; what another program wrote is none, or has no origin."""
     mark = b'{"dead_letter":"1:5","topic":"shop.purchases","partition":1,"offset":77}'
     in_kafka(
         monkeypatch,

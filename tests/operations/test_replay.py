@@ -16,13 +16,13 @@ from shopflow.operations.verify.announcements import compare_announcements
 from shopflow.shop.announcements import VOUCHERS
 from tests.support.fakes import FakeRecord, FakeStore, FakeTopics, layout, numbered
 
-PLACES = {("shop.purchases", 0): 100, ("shop.purchases", 1): 50, ("shop.products", 0): 0}
+ENDS = {("shop.purchases", 0): 100, ("shop.purchases", 1): 50, ("shop.products", 0): 0}
 
 
 def test_only_what_the_topics_still_have_is_read_again() -> None:
     """One of them begins late."""
     starts = {("shop.purchases", 0): 40, ("shop.purchases", 1): 0, ("shop.products", 0): 0}
-    work = Work(starts, PLACES)
+    work = Work(starts, ENDS)
     assert work.total == 110
     assert work.done({}) == 0
     assert work.done(starts) == 0
@@ -31,20 +31,20 @@ def test_only_what_the_topics_still_have_is_read_again() -> None:
 
 def test_what_arrives_meanwhile_does_not_count() -> None:
     """Else it would never be over in a busy shop."""
-    work = Work(dict.fromkeys(PLACES, 0), PLACES)
-    assert work.done({place: end + 1_000 for place, end in PLACES.items()}) == work.total == 150
+    work = Work(dict.fromkeys(ENDS, 0), ENDS)
+    assert work.done({tp: end + 1_000 for tp, end in ENDS.items()}) == work.total == 150
 
 
-def test_of_what_was_told_twice_the_first_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As `verify` takes it: MongoDB had lost the first, and the second was told of another event."""
+def test_of_a_voucher_published_twice_the_first_event_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in `verify`: MongoDB had lost the first, and the second was published for another event."""
     store, at = FakeStore(), datetime(2026, 5, 1, tzinfo=timezone.utc)
 
-    def told(offset: int, percent: int) -> FakeRecord:
+    def published(offset: int, percent: int) -> FakeRecord:
         source = {"origin": "kafka", "topic": "customers", "partition": 0, "offset": offset}
         document = {"_id": "v", "percent": percent, "issued_at": at, "valid_until": at, "source": source}
         return FakeRecord(b"anna", VOUCHERS.event(document))
 
-    records = numbered([told(5, 10), told(50, 20), told(60, 30)])
+    records = numbered([published(5, 10), published(50, 20), published(60, 30)])
 
     async def spans(bootstrap: str, group: str, topics: Any) -> dict[str, dict[int, Span]]:
         return {topic: {0: Span(0, 0, 3)} for topic in topics}

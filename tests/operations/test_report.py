@@ -32,7 +32,9 @@ def test_ten_are_named_and_the_rest_is_counted(count: int, listed: str) -> None:
         (1, [None], 1),
     ],
 )
-def test_what_is_wrong_outweighs_what_can_not_be_told(before: int, verdicts: list[bool | None], status: int) -> None:
+def test_a_failed_check_outweighs_one_that_could_not_be_checked(
+    before: int, verdicts: list[bool | None], status: int
+) -> None:
     """And that outweighs what is good."""
     report = Report(status=before)
     report.add(Check(str(number), good, "") for number, good in enumerate(verdicts))

@@ -1,4 +1,4 @@
-"""`verify`: what agrees, what doesn't, and what can't be told."""
+"""`verify`: agreement, differences, and checks that could not be made."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Kafka:
         self.lag = dict.fromkeys(("products", "customers", "purchases", "dead-letters"), NOTHING)
         self.changelog: list[FakeRecord] = []
         self.sales: list[FakeRecord] = []
-        self.told: dict[str, list[FakeRecord]] = {"vouchers": [], "alerts": []}
+        self.published: dict[str, list[FakeRecord]] = {"vouchers": [], "alerts": []}
         self.gone = 0  # records that retention removed from these topics
         self.markers = 0
 
@@ -48,14 +48,14 @@ class Kafka:
         return next(self.lags_seen) if self.lags_seen else dict(self.lag)
 
     def partitions(self, topic: str) -> list[list[FakeRecord]]:
-        if topic in self.told:
-            return [numbered(self.told[topic], self.gone)]
+        if topic in self.published:
+            return [numbered(self.published[topic], self.gone)]
         purchases = [FakeRecord(None, None)] * self.records()
         records = {LAYOUT.changelog: self.changelog, LAYOUT.sales_changelog: self.sales, LAYOUT.purchases: purchases}
         return [numbered(records[topic])]
 
     async def spans(self, bootstrap: str, group: str, topics: Any) -> dict[str, dict[int, Span]]:
-        return {topic: {0: Span(self.gone, 0, self.gone + len(self.told[topic]))} for topic in topics}
+        return {topic: {0: Span(self.gone, 0, self.gone + len(self.published[topic]))} for topic in topics}
 
     def records(self) -> int:
         """How many purchases there are, not counting the ends of transactions."""
@@ -119,7 +119,7 @@ class Shop:
             lambda key: None, [(FakeRecord(b"", b"", n), milk) for n in range(count)], end=count
         ).rows()
         self.kafka.sales = [FakeRecord(key, value) for key, value in rows]
-        table: Any = SimpleNamespace(reader=lambda number: dict(rows).get, scan=lambda *place: [])
+        table: Any = SimpleNamespace(reader=lambda number: dict(rows).get, scan=lambda *arguments: [])
         mirror = Mirror(table, self.store, lambda: [0], Outage("MongoDB"))
         asyncio.run(mirror.bring_up_to_date())
         mirror.changed(0, rows)
@@ -214,7 +214,7 @@ def test_events_that_wait_do_not_agree(shop: Shop) -> None:
     assert shop.wrong() == ["lag"]
 
 
-def test_while_events_arrive_it_can_not_be_told(shop: Shop) -> None:
+def test_while_events_arrive_the_status_is_2(shop: Shop) -> None:
     """Status 2 rather than a false alarm."""
     shop.sell("anna")
     moving = ({**shop.kafka.lag, "purchases": Lag(number, 0)} for number in range(1000))
@@ -249,7 +249,7 @@ def test_tables_keep_the_larger_offset_and_skip_what_is_no_count() -> None:
     assert tables.sums()["purchases"] == 2
 
 
-def test_the_report_is_told_in_words_and_as_json(shop: Shop) -> None:
+def test_the_report_is_printed_as_text_and_as_json(shop: Shop) -> None:
     """The last line is the verdict."""
     shop.sell("anna")
     lines = list(listing.report(shop.verify(), as_json=False))
@@ -363,7 +363,7 @@ def test_purchases_that_were_written_directly_are_not_compared(shop: Shop) -> No
     assert shop.verify().status == 0
 
 
-def test_why_it_could_not_be_told_is_a_check(shop: Shop) -> None:
+def test_the_cause_of_status_2_is_a_check(shop: Shop) -> None:
     """A script that reads the JSON sees it too."""
     shop.sell("anna")
     shop.kafka.lags_seen = ({**shop.kafka.lag, "purchases": Lag(number, 0)} for number in range(1000))
@@ -386,7 +386,7 @@ def test_what_waits_for_good_is_given_up_soon(shop: Shop) -> None:
     assert looks == 2 * 4
 
 
-def test_while_events_trickle_in_it_can_not_be_told(shop: Shop) -> None:
+def test_while_events_trickle_in_the_status_is_2(shop: Shop) -> None:
     """None within a look, one between two: a shop with few customers is no shop that is out of order."""
     shop.sell("anna")
     shop.kafka.lags_seen = ({**shop.kafka.lag, "purchases": Lag(2 + number // 2, 1)} for number in range(1000))
@@ -460,7 +460,7 @@ def test_a_table_that_differs_is_an_error_whoever_else_can_not_be_asked(shop: Sh
 
 
 def test_a_worker_that_can_not_be_asked_is_asked_again_for_a_while(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may be taking over a partition; then it could not be told."""
+    """It may be taking over a partition; then the status is 2."""
     shop.sell("anna")
     shop.live = Live((Worker("http://a", (0,)),))
     asked = 0
@@ -479,7 +479,7 @@ def test_a_worker_that_can_not_be_asked_is_asked_again_for_a_while(shop: Shop, m
     assert details(report)["workers"] == "1 can't be asked: http://a: does not answer"
 
 
-def test_while_it_is_unclear_who_is_live_it_can_not_be_told(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_while_the_live_workers_are_unknown_the_status_is_2(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the reason; not when something else is wrong."""
     monkeypatch.setattr(verification, "_PATIENCE_SECONDS", 0)
     shop.sell("anna")
@@ -538,7 +538,7 @@ def test_sales_that_the_table_does_not_have_are_found_and_the_way_out_is_named(s
     shop.sell("anna", "bob")
     shop.kafka.sales = []
     assert details(shop.verify())["sales"] == (
-        "purchases: 0 in the table of sales, 2 in that of counts; `faust -A shopflow replay` counts them anew"
+        "purchases: 0 in the table of sales, 2 in that of counts; `faust -A shopflow replay` counts them again"
     )
 
 
@@ -577,41 +577,41 @@ def test_a_partition_without_purchases_is_not_waited_for(shop: Shop) -> None:
 
 
 def voucher(shop: Shop, name: str, **stored: Any) -> Document:
-    """A voucher that is told, and stored with these fields changed."""
-    source = {"origin": "kafka", "topic": "purchases", "partition": 0, "offset": len(shop.kafka.told["vouchers"])}
+    """A published voucher that is stored with these fields changed."""
+    source = {"origin": "kafka", "topic": "purchases", "partition": 0, "offset": len(shop.kafka.published["vouchers"])}
     at = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
     made = {"_id": name, "rule": "bread", "percent": 5, "issued_at": at, "valid_until": at, "source": source}
-    shop.kafka.told["vouchers"].append(FakeRecord(b"anna", VOUCHERS.event(made)))
+    shop.kafka.published["vouchers"].append(FakeRecord(b"anna", VOUCHERS.event(made)))
     document: Document = {**made, **stored}
     shop.store.collections["vouchers"][name] = document
     return document
 
 
-def test_vouchers_that_are_as_they_were_told_agree(shop: Shop) -> None:
+def test_vouchers_that_are_as_they_were_published_agree(shop: Shop) -> None:
     """What others add to them, or store beside them, is theirs; what is no voucher in the topic is left out."""
     voucher(shop, "a", used=True)
     voucher(shop, "b")
-    shop.kafka.told["vouchers"] += [FakeRecord(None, b"{}"), FakeRecord(None, None)]
+    shop.kafka.published["vouchers"] += [FakeRecord(None, b"{}"), FakeRecord(None, None)]
     shop.store.collections["vouchers"]["c"] = {"_id": "c", "rule": "by hand"}
     assert shop.wrong() == []
     assert details(shop.verify())["vouchers"] == "2 published, each in MongoDB as it was published"
 
 
-def test_a_voucher_told_twice_is_said(shop: Shop) -> None:
+def test_a_voucher_published_twice_is_reported(shop: Shop) -> None:
     """Both say the same: there is one."""
     voucher(shop, "a")
-    shop.kafka.told["vouchers"] *= 2
+    shop.kafka.published["vouchers"] *= 2
     assert shop.wrong() == []
     assert details(shop.verify())["vouchers"].endswith(", 1 repeats")
 
 
 def test_vouchers_that_differ_are_named(shop: Shop) -> None:
-    """Changed, deleted, or never told; and how they come back."""
+    """Changed, deleted, or never published; and how they are restored."""
     voucher(shop, "a", percent=50)
     voucher(shop, "b")
     del shop.store.collections["vouchers"]["b"]
     shop.store.collections["vouchers"]["c"] = {**voucher(shop, "c"), "_id": "c"}
-    shop.kafka.told["vouchers"].pop()
+    shop.kafka.published["vouchers"].pop()
     assert shop.wrong() == ["vouchers"]
     assert details(shop.verify())["vouchers"] == (
         "3 differ: a: percent: stored 50, sent 5; b: published, and not in MongoDB; c: in MongoDB, and not published; "
@@ -623,7 +623,7 @@ def test_a_voucher_whose_event_was_removed_is_not_missed(shop: Shop) -> None:
     """Retention removes events, not documents."""
     voucher(shop, "old")
     voucher(shop, "new")
-    shop.kafka.told["vouchers"].pop(0)
+    shop.kafka.published["vouchers"].pop(0)
     assert shop.wrong() == ["vouchers"]
     shop.kafka.gone = 1
     assert shop.wrong() == []
@@ -631,11 +631,11 @@ def test_a_voucher_whose_event_was_removed_is_not_missed(shop: Shop) -> None:
 
 
 def test_an_alert_that_is_gone_is_named(shop: Shop) -> None:
-    """One that is not told yet is no difference: the worker that has the product tells it."""
+    """An alert that is not published yet is no difference: the product's worker publishes it."""
     at = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
     made: Document = {"_id": "milk@x", "kind": "stock", "left": 3, "since": at, "at": at}
     shop.store.collections["alerts"] = {"milk@x": dict(made), "bread@x": {**made, "_id": "bread@x"}}
-    shop.kafka.told["alerts"].append(FakeRecord(b"milk", ALERTS.event(made)))
+    shop.kafka.published["alerts"].append(FakeRecord(b"milk", ALERTS.event(made)))
     assert shop.wrong() == []
     shop.store.collections["alerts"]["milk@x"]["left"] = 2
     assert shop.wrong() == ["alerts"]

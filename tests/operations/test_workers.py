@@ -71,7 +71,7 @@ def test_a_group_without_members_is_no_worker(monkeypatch: pytest.MonkeyPatch, s
 
 @pytest.mark.parametrize("state", ["PreparingRebalance", "CompletingRebalance"])
 def test_in_a_rebalance_nobody_knows_who_has_what(monkeypatch: pytest.MonkeyPatch, state: str) -> None:
-    """Then it can't be told, rather than that no worker runs."""
+    """The workers are then unknown; it does not mean that none runs."""
     assert "rebalancing" in seen(monkeypatch, Group(state, (("a", b""),))).unclear
 
 
@@ -219,7 +219,7 @@ def test_a_partition_that_no_live_worker_has_is_named() -> None:
 
 
 def test_a_count_in_the_changelog_that_no_id_can_have_is_shown() -> None:
-    """A key that is not UTF-8; the worker does not tell of it."""
+    """A key that is not UTF-8; the worker leaves it out."""
     http, rows = Http(), {0: rows_of("a")}
     http.rows[URL, 0] = dict(rows[0])
     rows[0][b"\xff"] = rows[0][b"a"]

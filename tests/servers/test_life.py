@@ -190,6 +190,7 @@ def test_both_start_and_keep_their_data_on_other_ports(data: Path, monkeypatch: 
             assert client.shop.kept.count_documents({"a": 1}) == 1
 
 
+@pytest.mark.slow
 def test_a_killed_starter_leaves_no_process_and_the_next_goes_on(
     data: Path, starters: Callable[[Config], Starter]
 ) -> None:
@@ -211,6 +212,7 @@ def test_a_killed_starter_leaves_no_process_and_the_next_goes_on(
         assert consume(again.start().kafka, "kept") == b"acknowledged"
 
 
+@pytest.mark.slow
 def test_a_killed_kafka_is_reported_and_its_records_are_kept(data: Path) -> None:
     config = without_mongodb(data)
     with Servers(config, lambda _: None) as servers:
@@ -225,6 +227,7 @@ def test_a_killed_kafka_is_reported_and_its_records_are_kept(data: Path) -> None
         assert servers.started == ("Kafka",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_starter_that_is_stopped_takes_its_servers_along(
     data: Path, starters: Callable[[Config], Starter], number: int

@@ -13,6 +13,7 @@ from tests.support.shop import until
 pytestmark = pytest.mark.servers
 
 
+@pytest.mark.slow
 def test_a_worker_takes_its_servers_along_and_leaves_its_data(open_embedded_shop: OpenShop) -> None:
     """However it ends; the next one has what was stored. A server that dies ends its worker, with one line."""
     with open_embedded_shop() as shop:

@@ -1,4 +1,4 @@
-"""What follows the counts of a batch: told after it, the same when it comes again, and nobody is left out."""
+"""The followers of a batch: called after the counts, idempotent, and complete."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Shop:
     def __init__(self) -> None:
         self.steps: list[str] = []
         self.table = FakeTable(self.steps)
-        self.told: list[tuple[str, int, list[tuple[bytes, bytes]]]] = []
+        self.published: list[tuple[str, int, list[tuple[bytes, bytes]]]] = []
         self.away = 0
         self.activity = Activity("activity", self.publish)
         self.changed: list[bytes] = []
@@ -36,7 +36,7 @@ class Shop:
         if self.away:
             self.away -= 1
             raise KafkaConnectionError("away")
-        self.told.append((topic, partition, list(rows)))
+        self.published.append((topic, partition, list(rows)))
 
     def follow(self, follower: Any, *customers: str) -> None:
         """Each bought milk for 300 once."""
@@ -55,10 +55,10 @@ def shop(monkeypatch: pytest.MonkeyPatch) -> Shop:
     return Shop()
 
 
-def test_each_customer_who_bought_is_told_once_a_batch(shop: Shop) -> None:
+def test_each_customer_of_a_batch_is_published_once(shop: Shop) -> None:
     """Under their id, with what they bought so far."""
     shop.follow(shop.activity, "anna", "bob", "anna")
-    ((topic, partition, rows),) = shop.told
+    ((topic, partition, rows),) = shop.published
     assert (topic, partition) == ("activity", 0)
     assert {key: json.loads(value) for key, value in rows} == {
         b"anna": {"customer_id": "anna", "purchases": 2, "items": 4, "spent": 1200, "offset": 2},
@@ -67,19 +67,19 @@ def test_each_customer_who_bought_is_told_once_a_batch(shop: Shop) -> None:
 
 
 def test_while_kafka_is_away_it_is_tried_again(shop: Shop) -> None:
-    """The batch is not finished before it is told."""
+    """The batch is finished only after the counts are published."""
     shop.away = 2
     shop.follow(shop.activity, "anna")
-    assert len(shop.told) == 1
+    assert len(shop.published) == 1
 
 
-def test_a_batch_without_customers_tells_nothing(shop: Shop) -> None:
+def test_a_batch_without_customers_publishes_nothing(shop: Shop) -> None:
     """All of it was bad."""
     shop.follow(shop.activity)
-    assert shop.told == []
+    assert shop.published == []
 
 
-def test_sales_are_in_the_table_then_in_the_changelog_then_the_mirror_hears_of_them(shop: Shop) -> None:
+def test_sales_go_to_the_table_then_to_the_changelog_then_to_the_mirror(shop: Shop) -> None:
     """And when the batch comes again nothing is sold twice."""
     for _ in range(2):
         shop.follow(shop.sales, "anna", "bob")

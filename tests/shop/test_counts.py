@@ -20,7 +20,7 @@ Rows = dict[bytes, bytes]
 
 
 def test_a_purchase_at_or_below_the_offset_is_not_counted_again() -> None:
-    """The watermark tells a redelivery."""
+    """A redelivery is at or below the offset."""
     rows: Rows = {}
     batch = [(0, "anna", 2, 600), (3, "anna", 1, 100)]
     for _ in range(2):
@@ -390,7 +390,7 @@ class Guarantee(RuleBasedStateMachine):
         assert sum(one.purchases for one in totals) == len(unique)
         assert sum(one.duplicates for one in totals) == len(sent) - len(unique)
         for number, log in enumerate(system.partitions):
-            check_partition(log, [offset for place, offset in system.stored.values() if place == number])
+            check_partition(log, [offset for partition, offset in system.stored.values() if partition == number])
 
 
 def check_partition(log: Partition, stored: list[int]) -> None:

@@ -1,4 +1,4 @@
-"""Dead letters: as they came, with their place and reason, once."""
+"""Dead letters: unchanged records with their origin and reason, each once."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_headers_of_another_program_have_no_origin() -> None:
     assert origin_of(FakeRecord(None, None, headers=(("__connect.errors.offset", b"x"),))) == ("", -1, -1)
 
 
-def test_many_that_fail_together_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_failures_of_one_reason_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     """asyncio writes a traceback for each failure that nobody looked at."""
 
     async def send(*args: Any) -> Any:
@@ -127,7 +127,7 @@ def test_many_that_fail_together_are_said_once(caplog: pytest.LogCaptureFixture)
 
 @pytest.mark.parametrize(("partition", "expected"), [(0, 0), (3, 3), (4, 0), (7, 3)])
 def test_a_dead_letter_goes_to_the_partition_of_its_number(partition: int, expected: int) -> None:
-    """So that those of one place are in order, also when their topic has more partitions than the dead letters have."""
+    """Those of one partition stay in order, also when their topic has more partitions than the dead letters have."""
     outlet = FakeOutlet()
     letters = DeadLetters("dead", 4, "shopflow", outlet.send)
     put(letters, *(FakeRecord(b"k", b"v", offset, partition) for offset in range(3)))

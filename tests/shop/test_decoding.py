@@ -516,13 +516,13 @@ def taken_apart(hint: Any) -> tuple[set[Any], dict[str, Any]]:
     return kinds, limits
 
 
-def test_what_is_no_event_is_left_out_and_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_rejected_record_is_skipped_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     """For other applications, which have no dead letters: their batch goes on."""
     good = b'{"purchase_id":"p","customer_id":"c","product_id":"m","quantity":1,"purchased_at":"2026-01-01T00:00:00Z"}'
     records = [FakeRecord(b"c", value, offset) for offset, value in enumerate([good, b"?", None, good])]
     assert [event.purchase_id for event in purchase.events(records)] == ["p", "p"]
     said = [record.getMessage().partition(" skipped: ") for record in caplog.records]
-    assert [(place, why[:8]) for place, _, why in said] == [
+    assert [(origin, why[:8]) for origin, _, why in said] == [
         ("shop.purchases:0:1", "not JSON"),
         ("shop.purchases:0:2", "no value"),
     ]

@@ -79,7 +79,7 @@ def test_a_batch_that_comes_again_counts_once() -> None:
     assert add(share, "x", start=4)
 
 
-def test_what_was_missing_in_between_takes_no_place() -> None:
+def test_missing_offsets_are_not_counted() -> None:
     """Compaction and transactions leave holes between offsets; the window is of records."""
     share = FailureShare(0.5, 4)
     records = [FakeRecord(None, None, offset) for offset in (10, 50, 900)]

@@ -227,7 +227,7 @@ def test_an_unknown_product_is_waited_for_once(shop: Shop, monkeypatch: pytest.M
     assert first > 1
     shop.handle(shop.batch(unpriced("p3"), start=2))
     assert shop.events.count("price_history") == first + 1
-    assert shop.reasons() == ["unknown product: product_id 'milk' was never offered, or is no longer"] * 2
+    assert shop.reasons() == ["unknown product: product_id 'milk' was never offered, or is deleted"] * 2
     assert shop.count() == (1, 2, 600)
 
 
@@ -288,7 +288,7 @@ def test_a_deletion_at_no_time_is_a_dead_letter(shop: Shop, timestamp: int) -> N
     assert list(shop.store.collections["products"]) == ["milk"]
     (letter,) = shop.outlet.got
     assert letter[1] == b"tea"
-    assert b"is no time" in dict(letter[4])["__connect.errors.exception.message"]
+    assert b"is not a time" in dict(letter[4])["__connect.errors.exception.message"]
 
 
 def test_a_partition_that_was_lost_while_dead_letters_were_sent_is_not_counted(shop: Shop) -> None:
@@ -307,7 +307,7 @@ def test_a_partition_that_was_lost_while_dead_letters_were_sent_is_not_counted(s
     assert "table" not in shop.events
 
 
-def test_mongodb_away_is_said_once_and_waited_for(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_mongodb_outage_is_logged_once_and_waited_for(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
     """One line when it goes, one when it is back, whatever number of tries."""
     shop.store.away(5)
     with caplog.at_level(logging.WARNING):
@@ -431,7 +431,7 @@ def test_refused_products_and_customers_are_dead_letters(shop: Shop, kind: str) 
     assert [key for _, key, *_ in shop.outlet.got] == [b"b", batch.records[3].key]  # in the order of the log
 
 
-def test_dead_letters_are_said_once_a_reason(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+def test_dead_letters_are_logged_once_per_reason(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
     """Not a line a record: a bad deploy would fill the disk."""
     with caplog.at_level(logging.WARNING):
         shop.handle(shop.batch(b"{", b"}", purchase("x", quantity=0), purchase("p1")))
@@ -517,7 +517,7 @@ def test_a_loss_while_a_product_is_waited_for_ends_the_waiting(shop: Shop, monke
     assert not {"insert_purchases", "dead letter", "table"} & set(shop.events)
 
 
-def test_kafka_away_is_said_once_and_the_table_written_once(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_kafka_outage_is_logged_once_and_the_table_written_once(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
     """Only what failed is done again: counts written twice would be harmless, but read in between would not."""
     shop.outlet.failures = [KafkaConnectionError("away")] * 3
     shop.counts.failures = [KafkaConnectionError("away")] * 3
@@ -570,7 +570,7 @@ def test_a_deleted_product_has_its_price_until_then(shop: Shop) -> None:
     shop.handle(shop.batch(product(100, "2026-05-01T10:00:00Z"), gone, kind="products"), "products")
     shop.handle(shop.batch(unpriced("p1"), unpriced("p2", purchased_at="2026-05-01T14:00:00Z")))
     assert set(shop.store.collections["purchases"]) == {"p1"}
-    assert shop.reasons() == ["unknown product: product_id 'milk' was never offered, or is no longer"]
+    assert shop.reasons() == ["unknown product: product_id 'milk' was never offered, or is deleted"]
 
 
 def test_a_product_that_was_known_in_between_is_waited_for_again(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -727,7 +727,7 @@ def test_what_is_not_too_much_goes_on(shop: Shop) -> None:
     assert (len(shop.outlet.got), shop.events[-1]) == (3, "finished")
 
 
-def test_what_was_sold_is_told_when_its_batch_is_finished(shop: Shop) -> None:
+def test_sold_is_called_when_the_batch_is_finished(shop: Shop) -> None:
     """Without what was not accepted and what was sent before; not at all of a batch that came to nothing."""
     shop.handle(shop.batch(purchase("p1"), b"bad", purchase("p2"), purchase("p1")))
     assert [[event.purchase_id for event in batch] for batch in shop.sold] == [["p1", "p2"]]

@@ -13,7 +13,7 @@ Event = struct_of(Purchase)
 
 
 class Clock:
-    """Stands still until it is told."""
+    """A clock that stands still until it is set."""
 
     now = 1_000_000.0
 
@@ -88,7 +88,7 @@ def test_bestsellers_by_items(board: Board, clock: Clock) -> None:
 def test_memory_has_a_limit_whatever_producers_call_their_products(
     board: Board, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Products beyond it are not told apart in that minute; the sums have all."""
+    """Products beyond the limit are not counted in that minute; the totals include them."""
     monkeypatch.setattr(module, "MOST_PRODUCTS", 10)
     board.sold([event(number, f"p{number}") for number in range(500)])
     assert len(board.snapshot().bestsellers) == 10

@@ -21,7 +21,7 @@ NOON = datetime(2026, 5, 1, 12, 30, tzinfo=timezone.utc)
 
 @dataclass
 class Purchase:
-    """What of a purchase the sales care about."""
+    """The fields of a purchase that sales need."""
 
     product_id: str
     quantity: int
@@ -31,7 +31,7 @@ class Purchase:
 
 @dataclass
 class Record:
-    """Its place."""
+    """A record of Kafka."""
 
     offset: int
 

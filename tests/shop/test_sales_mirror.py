@@ -40,12 +40,12 @@ class Mirrored:
         self.outage = Outage("MongoDB")
         self.mirror = Mirror(self.table, self.store, lambda: self.owned, self.outage)
 
-    def sell(self, units: int, *, told: bool = True) -> None:
-        """A purchase of milk; `told`: by the worker whose mirror this is."""
+    def sell(self, units: int, *, noted: bool = True) -> None:
+        """A purchase of milk; `noted`: the mirror is notified of it."""
         self.events.append(Purchase("milk", units, 100, NOON))
         before = dict(self.table.rows)
         enter(self.table.rows, numbered(self.events)[-1:], len(self.events))
-        if told:
+        if noted:
             self.mirror.changed(0, [row for row in self.table.rows.items() if before.get(row[0]) != row[1]])
 
     def bring_up_to_date(self) -> float:
@@ -67,7 +67,7 @@ def mirrored() -> Mirrored:
 
 def test_what_was_sold_before_is_found_in_the_table(mirrored: Mirrored) -> None:
     """The worker that entered it was killed before it could write it."""
-    mirrored.sell(2, told=False)
+    mirrored.sell(2, noted=False)
     mirrored.bring_up_to_date()
     assert mirrored.units() == 2
 
@@ -115,7 +115,7 @@ def test_what_could_not_be_written_is_written_when_mongodb_is_back(
         return await real(*args)
 
     monkeypatch.setattr(mirrored.store, name, fails)
-    mirrored.sell(2, told=False)
+    mirrored.sell(2, noted=False)
     took = mirrored.bring_up_to_date()
     assert mirrored.units() == 2
     assert [seconds is None for seconds in seen[:4]] == [True, False, False, True][: len(seen)]
@@ -125,7 +125,7 @@ def test_what_could_not_be_written_is_written_when_mongodb_is_back(
 
 def test_a_partition_that_goes_while_mongodb_is_away_is_left(mirrored: Mirrored) -> None:
     """Its next owner brings it up; nobody here waits for MongoDB any more."""
-    mirrored.sell(2, told=False)
+    mirrored.sell(2, noted=False)
     owned = iter([[0], [0], [0]])
     mirrored.mirror = Mirror(mirrored.table, mirrored.store, lambda: next(owned, []), mirrored.outage)
     mirrored.store.away(9)
@@ -139,7 +139,7 @@ def test_after_a_rebalance_it_is_looked_through_from_where_mongodb_is(mirrored: 
     mirrored.sell(2)
     mirrored.bring_up_to_date()
     mirrored.mirror.forget()
-    mirrored.sell(1, told=False)
+    mirrored.sell(1, noted=False)
     mirrored.owned = []
     mirrored.bring_up_to_date()
     assert mirrored.units() == 2
@@ -152,7 +152,7 @@ def test_after_a_rebalance_it_is_looked_through_from_where_mongodb_is(mirrored: 
 
 def test_a_partition_that_goes_while_it_is_looked_through_is_left(mirrored: Mirrored) -> None:
     """Its database may be another's by then."""
-    mirrored.sell(2, told=False)
+    mirrored.sell(2, noted=False)
     owned = iter([[0], [0], []])
     mirrored.mirror = Mirror(mirrored.table, mirrored.store, lambda: next(owned, []), mirrored.outage)
     mirrored.bring_up_to_date()
@@ -161,13 +161,13 @@ def test_a_partition_that_goes_while_it_is_looked_through_is_left(mirrored: Mirr
 
 def test_rows_of_an_era_before_are_not_written(mirrored: Mirrored) -> None:
     """A replay counts anew: what the table has of before counts no more."""
-    mirrored.sell(2, told=False)
+    mirrored.sell(2, noted=False)
     mirrored.table.rows[TOTALS_KEY] = new_era_totals(0, 1000)
     mirrored.bring_up_to_date()
     assert mirrored.units() == 0
 
 
-def test_it_is_not_said_to_be_all_there_before_the_rest_of_a_cut_off_batch(mirrored: Mirrored) -> None:
+def test_the_position_stays_before_the_rest_of_a_partly_redelivered_batch(mirrored: Mirrored) -> None:
     """A batch was entered in RocksDB and cut off; of it came the first part again, then the worker was killed.
 
     The sums that are in the changelog with that part reach to the end of the whole batch. The next worker writes what
@@ -187,6 +187,6 @@ def test_it_is_not_said_to_be_all_there_before_the_rest_of_a_cut_off_batch(mirro
     mirrored.bring_up_to_date()
     assert mirrored.units() == 2
     enter(mirrored.table.rows, numbered(events)[2:], 4)
-    mirrored.mirror.forget()  # nobody told this mirror of the rest
+    mirrored.mirror.forget()  # `changed` was not called for the rest
     mirrored.bring_up_to_date()
     assert mirrored.units() == 4

@@ -104,7 +104,7 @@ class Shop:
         """The ids in MongoDB."""
         return sorted(self.store.collections["vouchers"])
 
-    def told(self) -> list[str]:
+    def published(self) -> list[str]:
         """The ids in the topic."""
         return sorted(json.loads(record.value or b"")["voucher_id"] for record in self.topic)
 
@@ -163,7 +163,7 @@ def test_a_redelivery_gives_nothing_more(shop: Shop) -> None:
         shop.handle(*[bought(1), bought(2)][start:], start=start)
         windows.append(dict(shop.windows.rows[0]))
         shop.restart()
-    assert shop.stored() == shop.told() == BOTH
+    assert shop.stored() == shop.published() == BOTH
     assert windows[0] == windows[1] == windows[2]
     assert decode_window(windows[0][b"anna"]).days[(NOON.date() - date(1970, 1, 1)).days].spent == 200
 
@@ -171,7 +171,7 @@ def test_a_redelivery_gives_nothing_more(shop: Shop) -> None:
 @pytest.mark.parametrize("step", ["send", "some", "sent", "changelog"])
 @pytest.mark.parametrize("kind", ["purchases", "customers"])
 def test_after_a_death_at_any_step_each_voucher_is_there_once(step: str, kind: str, shop: Shop) -> None:
-    """The next worker finds what its predecessor told, and tells the rest."""
+    """The next worker finds the vouchers that were published, and publishes the rest."""
     events, wanted = ([bought(1), bought(2)], BOTH) if kind == "purchases" else (
         [registered(), registered("bob")], ["welcome:anna:registration", "welcome:bob:registration"],
     )  # fmt: skip
@@ -180,7 +180,7 @@ def test_after_a_death_at_any_step_each_voucher_is_there_once(step: str, kind: s
         shop.handle(*events, kind=kind)
     shop.restart()
     shop.handle(*events, kind=kind)
-    assert shop.stored() == shop.told() == wanted
+    assert shop.stored() == shop.published() == wanted
 
 
 def test_kafka_and_mongodb_may_be_away(shop: Shop) -> None:
@@ -204,7 +204,7 @@ def test_kafka_and_mongodb_may_be_away(shop: Shop) -> None:
 
     shop.store.insert_vouchers = inserts  # type: ignore[method-assign]
     shop.handle(bought(1), bought(2))
-    assert shop.stored() == shop.told() == BOTH
+    assert shop.stored() == shop.published() == BOTH
 
 
 def test_what_was_given_stays_given_when_the_product_is_of_another_type(shop: Shop) -> None:
@@ -219,23 +219,23 @@ def test_what_was_given_stays_given_when_the_product_is_of_another_type(shop: Sh
     shop.store.collections["products"]["rye"]["type"] = "bread"
     shop.restart()
     shop.handle(bought(2, day=3), start=1)
-    assert shop.told() == [*BOTH[:1], "second:anna:2"]
+    assert shop.published() == [*BOTH[:1], "second:anna:2"]
 
 
-def test_a_replay_gives_the_same_vouchers_and_tells_none_again(shop: Shop) -> None:
+def test_a_replay_gives_the_same_vouchers_and_publishes_none_again(shop: Shop) -> None:
     """The windows begin anew with the counts: a new era."""
     days = [bought(n, day=20 * n, customer=name) for n in range(5) for name in ("anna", "bob")]
     days = [{**event, "purchase_id": f"p{number}"} for number, event in enumerate(days)]
     shop.handle(*days)
-    before, told = shop.stored(), shop.told()
-    assert before == told
+    before, published = shop.stored(), shop.published()
+    assert before == published
     assert len(before) == 2 * (3 + 1)
     windows = {key: decode_window(value) for key, value in shop.windows.rows[0].items()}
     shop.counts.rows[0][TOTALS_KEY] = new_era_totals(0, 5.0)
     shop.restart()
     shop.handle(*days[:3])
     shop.handle(*days[3:], start=3)
-    assert (shop.stored(), shop.told()) == (before, told)
+    assert (shop.stored(), shop.published()) == (before, published)
     after = {key: decode_window(value) for key, value in shop.windows.rows[0].items()}
     assert {window.era for window in after.values()} == {5}
     for key, window in windows.items():
@@ -251,7 +251,7 @@ def test_rules_that_are_switched_on_later_know_how_much_was_bought_before(shop: 
     shop.windows.rows.clear()
     shop.restart()
     shop.handle(bought(2, "milk"), start=1)
-    assert shop.told() == ["second:anna:2"]
+    assert shop.published() == ["second:anna:2"]
 
 
 def test_a_batch_cut_off_right_after_a_rule_was_switched_on_gives_no_wrong_number(shop: Shop) -> None:
@@ -268,10 +268,10 @@ def test_a_batch_cut_off_right_after_a_rule_was_switched_on_gives_no_wrong_numbe
     shop.rules = rules
     shop.restart()
     shop.handle(bought(2), start=1)
-    assert shop.told() == []
+    assert shop.published() == []
     shop.handle(bought(3), start=2)
     shop.handle(bought(4), start=3)
-    assert shop.told() == ["fourth:anna:4"]
+    assert shop.published() == ["fourth:anna:4"]
 
 
 def test_what_is_known_of_registrations_does_not_grow_for_ever(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,7 +279,7 @@ def test_what_is_known_of_registrations_does_not_grow_for_ever(shop: Shop, monke
     monkeypatch.setattr(once, "_KEYS_TO_HOLD", 10)
     for number in range(100):
         shop.handle(registered(f"c{number}"), start=number, kind="customers")
-    assert len(shop.told()) == 100
+    assert len(shop.published()) == 100
     assert len(shop.log._once._sent["shop.customers", 0]) <= 12
 
 
@@ -308,7 +308,7 @@ def test_a_customer_who_registers_again_is_not_welcomed_again(shop: Shop) -> Non
     shop.restart()
     shop.log._read_since = no_records
     shop.handle(registered(), start=3, kind="customers")
-    assert shop.told() == ["welcome:anna:registration"]
+    assert shop.published() == ["welcome:anna:registration"]
 
 
 async def no_records(topic: str, partition: int, since: int) -> list[Any]:
@@ -319,16 +319,16 @@ async def no_records(topic: str, partition: int, since: int) -> list[Any]:
 def test_a_refused_registration_earns_nothing(shop: Shop) -> None:
     shop.store.refuses = lambda document: "no" if document["_id"] == "anna" else None
     shop.handle(registered(), registered("bob"), kind="customers")
-    assert shop.told() == ["welcome:bob:registration"]
+    assert shop.published() == ["welcome:bob:registration"]
 
 
 def test_an_unknown_product_counts_for_the_total_only(shop: Shop) -> None:
     """And its type is known as soon as it is offered."""
     shop.handle(bought(1, "cake"))
-    assert shop.told() == []
+    assert shop.published() == []
     shop.store.collections["products"]["cake"] = {"_id": "cake", "type": "bread"}
     shop.handle(bought(2, "cake"), start=1)
-    assert shop.told() == BOTH
+    assert shop.published() == BOTH
 
 
 def test_the_types_of_products_are_not_asked_for_at_each_batch(shop: Shop) -> None:
@@ -338,7 +338,7 @@ def test_the_types_of_products_are_not_asked_for_at_each_batch(shop: Shop) -> No
     assert shop.events.count("read") == 1
 
 
-def test_it_is_said_how_many_were_given(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_number_of_vouchers_is_logged(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "shopflow.shop.promotions.vouchers"):
         shop.handle(bought(1), bought(2))
     assert sorted(caplog.messages) == ["1 voucher(s) of rule bread", "1 voucher(s) of rule second"]
@@ -350,13 +350,13 @@ def test_a_rule_that_is_tried_gives_as_many_as_it_gave(number: int, shop: Shop) 
     for n in range(30):
         shop.handle(bought(n, ("rye", "milk")[n % 3 > 0], f"c{n % 7}", day=n * 7 % 50), start=n)
     shop.handle(*(registered(f"c{n}", ("Łódź", "Gdynia")[n % 2]) for n in range(5)), kind="customers")
-    rule, told, steps = shop.rules[number], shop.told(), []
+    rule, published, steps = shop.rules[number], shop.published(), []
     trial = asyncio.run(try_rule(shop.store, rule, steps.append))
-    gave = [name for name in told if name.startswith(f"{rule.name}:")]
+    gave = [name for name in published if name.startswith(f"{rule.name}:")]
     assert trial.vouchers == len(gave) > 0
     assert len(trial.customers) == len({name.split(":")[1] for name in gave})
     assert sum(steps) == trial.looked_at == (5 if rule.name == "welcome" else 30)
-    assert shop.told() == told == shop.stored()
+    assert shop.published() == published == shop.stored()
 
 
 LOG = st.lists(
@@ -391,4 +391,4 @@ def test_whatever_dies_whenever_each_voucher_is_there_once(log: list[Any], data:
             done = end
     types = {"rye": "bread", "milk": "dairy"}
     purchases = [oracle.Bought(customer, NOON + day * DAY, price, product) for customer, product, day, price in log]
-    assert shop.told() == shop.stored() == sorted(oracle.expected(shop.rules, types, purchases))
+    assert shop.published() == shop.stored() == sorted(oracle.expected(shop.rules, types, purchases))

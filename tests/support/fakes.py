@@ -250,9 +250,9 @@ class FakeStore:
 
     async def purchases_after(self, customer_id: str, after: tuple[datetime, str] | None, limit: int) -> list[Document]:
         self._called("purchases_after")
-        place = itemgetter("purchased_at", "_id")
+        order = itemgetter("purchased_at", "_id")
         found = [one for one in self.collections["purchases"].values() if one["customer_id"] == customer_id]
-        behind = [one for one in sorted(found, key=place) if after is None or place(one) > after]
+        behind = [one for one in sorted(found, key=order) if after is None or order(one) > after]
         return deepcopy(behind[: max(0, limit)])
 
     async def customers(self, limit: int | None = None) -> AsyncIterator[Document]:
@@ -568,7 +568,7 @@ class FakeTransactions:
 
 
 class FakeOutlet:
-    """Where dead letters are sent: keeps what it got; fails as often as told."""
+    """A topic of dead letters in memory: keeps the records, and fails a given number of times."""
 
     def __init__(self, events: list[str] | None = None) -> None:
         self.got: list[tuple[str, bytes | None, bytes | None, int, list[tuple[str, bytes]]]] = []

@@ -1,4 +1,4 @@
-"""Between a worker and MongoDB: passes everything, until it is told to refuse writes, lose answers, or go silent."""
+"""A proxy between a worker and MongoDB: passes everything, or refuses writes, loses answers, or goes silent."""
 
 from __future__ import annotations
 

@@ -33,8 +33,8 @@ __all__ = [
     "CONSOLE",
     "FAUST",
     "MODULE",
+    "Origin",
     "Outcome",
-    "Place",
     "Process",
     "Record",
     "Shop",
@@ -145,8 +145,8 @@ class Record(NamedTuple):
     headers: tuple[tuple[str, bytes], ...] = ()
 
 
-class Place(NamedTuple):
-    """Where a record is."""
+class Origin(NamedTuple):
+    """The topic, partition and offset of a record."""
 
     topic: str
     partition: int
@@ -437,23 +437,23 @@ class Shop:
         """The table's changelog topic."""
         return f"{self.name}-purchase_counts-changelog"
 
-    def offer(self, *events: Json) -> list[Place]:
+    def offer(self, *events: Json) -> list[Origin]:
         """Send products."""
         return self.send("products", *(Record(event["product_id"].encode(), encoded(event)) for event in events))
 
-    def register(self, *events: Json) -> list[Place]:
+    def register(self, *events: Json) -> list[Origin]:
         """Send customers."""
         return self.send("customers", *(Record(event["customer_id"].encode(), encoded(event)) for event in events))
 
-    def sell(self, *events: Json) -> list[Place]:
+    def sell(self, *events: Json) -> list[Origin]:
         """Send purchases."""
         return self.send("purchases", *(Record(event["customer_id"].encode(), encoded(event)) for event in events))
 
-    def send(self, kind: str, *records: Record) -> list[Place]:
+    def send(self, kind: str, *records: Record) -> list[Origin]:
         """Send records with a plain producer; where they are, in the same order."""
         return _run(self._send(self.topic(kind), records))
 
-    def send_to(self, topic: str, *records: Record) -> list[Place]:
+    def send_to(self, topic: str, *records: Record) -> list[Origin]:
         """Send records to a topic by its whole name."""
         return _run(self._send(topic, records))
 
@@ -474,23 +474,23 @@ class Shop:
         """How many records each topic that exists ever had."""
         ends, _ = _run(self._offsets())
         sums: dict[str, int] = {}
-        for place, end in ends.items():
-            sums[place.topic] = sums.get(place.topic, 0) + end
+        for tp, end in ends.items():
+            sums[tp.topic] = sums.get(tp.topic, 0) + end
         return sums
 
     def lag(self) -> int:
         """Events that the group has not committed yet."""
         ends, committed = _run(self._offsets())
         return sum(
-            end - max(committed.get(place, 0), 0)
-            for place, end in ends.items()
-            if place.topic in {self.topic(kind) for kind in ("products", "customers", "purchases")}
+            end - max(committed.get(tp, 0), 0)
+            for tp, end in ends.items()
+            if tp.topic in {self.topic(kind) for kind in ("products", "customers", "purchases")}
         )
 
     def committed(self, kind: str) -> dict[int, int]:
         """The offset that the group has committed, by partition of a topic."""
         _, committed = _run(self._offsets())
-        return {place.partition: offset for place, offset in committed.items() if place.topic == self.topic(kind)}
+        return {tp.partition: offset for tp, offset in committed.items() if tp.topic == self.topic(kind)}
 
     def drain(self, seconds: float = 60.0) -> None:
         """Wait until every event is processed and committed."""
@@ -500,12 +500,12 @@ class Shop:
         """Partitions and configuration of each topic of the shop."""
         return _run(self._describe_topics())
 
-    async def _send(self, topic: str, records: Sequence[Record]) -> list[Place]:
+    async def _send(self, topic: str, records: Sequence[Record]) -> list[Origin]:
         async with AIOKafkaProducer(
             bootstrap_servers=self._bootstrap, acks="all", enable_idempotence=True, max_request_size=_LARGEST
         ) as producer:
             under_way = [await self._send_one(producer, topic, each) for each in records]
-            return [Place(topic, sent.partition, sent.offset) for sent in await asyncio.gather(*under_way)]
+            return [Origin(topic, sent.partition, sent.offset) for sent in await asyncio.gather(*under_way)]
 
     @staticmethod
     async def _send_one(producer: AIOKafkaProducer, topic: str, each: Record) -> Any:
@@ -518,11 +518,11 @@ class Shop:
     async def _read(self, topic: str) -> list[Any]:
         async with self._consumer() as consumer, self._admin() as admin:
             (described,) = await admin.describe_topics([topic])
-            places = [TopicPartition(topic, number) for number in range(len(described["partitions"]))]
-            consumer.assign(places)
-            await consumer.seek_to_beginning(*places)
-            ends, records = await consumer.end_offsets(places), []
-            while any([await consumer.position(place) < ends[place] for place in places]):
+            partitions = [TopicPartition(topic, number) for number in range(len(described["partitions"]))]
+            consumer.assign(partitions)
+            await consumer.seek_to_beginning(*partitions)
+            ends, records = await consumer.end_offsets(partitions), []
+            while any([await consumer.position(tp) < ends[tp] for tp in partitions]):
                 for run in (await consumer.getmany(timeout_ms=500)).values():
                     records += run
             return sorted(records, key=lambda record: (record.partition, record.offset))
@@ -530,14 +530,14 @@ class Shop:
     async def _offsets(self) -> tuple[dict[TopicPartition, int], dict[TopicPartition, int]]:
         async with self._consumer() as consumer, self._admin() as admin:
             names = [name for name in await admin.list_topics() if name.startswith(self.name)]
-            places = [
+            partitions = [
                 TopicPartition(topic["topic"], number)
                 for topic in await admin.describe_topics(names)
                 for number in range(len(topic["partitions"]))
             ]
-            ends = await consumer.end_offsets(places)
+            ends = await consumer.end_offsets(partitions)
             committed = await admin.list_consumer_group_offsets(self.name)
-            return ends, {place: found.offset for place, found in committed.items()}
+            return ends, {tp: found.offset for tp, found in committed.items()}
 
     async def _sell_in_transaction(self, events: Sequence[Json], commit: bool) -> None:
         async with AIOKafkaProducer(bootstrap_servers=self._bootstrap, transactional_id=self.name) as producer:

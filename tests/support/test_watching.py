@@ -49,7 +49,7 @@ def test_only_what_was_seen_in_the_time_asked_for_counts() -> None:
     assert found.longest_collecting == 0
 
 
-def test_what_the_garbage_collector_did_in_the_longest_is_told() -> None:
+def test_garbage_collections_in_the_longest_pause_are_reported() -> None:
     """Held by a collection, or by the program: what to do about it differs."""
     wakes = [Wake(at=1.0, late=0.001, cpu=0.0), Wake(at=2.0, late=0.1, cpu=0.03)]
     collections = [Collection(at, seconds=0.02, generation=0) for at in (1.5, 1.92, 1.97, 2.5)]

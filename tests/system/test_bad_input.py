@@ -1,4 +1,4 @@
-"""Bad records: each becomes a dead letter with its bytes, place and reason; what is around it is stored."""
+"""Bad records: each becomes a dead letter with its bytes, origin and reason; what is around it is stored."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.conftest import OpenShop
-from tests.support.shop import MODULE, Place, Record, Shop, customer, encoded, product, purchase, until
+from tests.support.shop import MODULE, Origin, Record, Shop, customer, encoded, product, purchase, until
 
 pytestmark = pytest.mark.servers
 
@@ -36,7 +36,7 @@ FIELDS = {
     "customers": ("customer_id", "first_name", "last_name", "address", "registered_at"),
     "purchases": ("purchase_id", "customer_id", "product_id", "quantity", "purchased_at"),
 }
-#: Headers of a bad record: its own stay, one that lies about the place does not.
+#: Headers of a bad record: its own stay, one that lies about the origin does not.
 HEADERS = (("trace", b"\xff\x00"), ("__connect.errors.offset", b"77"))
 
 BAD = [
@@ -99,18 +99,18 @@ def shop(open_shop: OpenShop) -> Iterator[Shop]:
 
 
 @pytest.fixture(scope="module")
-def sent(shop: Shop) -> dict[Bad, Place]:
+def sent(shop: Shop) -> dict[Bad, Origin]:
     """Where each bad record is; before and after each stands a good one."""
-    places: dict[Bad, Place] = {}
+    origins: dict[Bad, Origin] = {}
     for kind in ("products", "customers", "purchases"):
         bad = [one for one in BAD if one.kind == kind]
         records = []
         for number, one in enumerate(bad):
             records += [_good(kind, number), Record(one.key, one.value, 1, HEADERS)]
         found = shop.send(kind, *records, _good(kind, len(bad)))
-        places |= dict(zip(bad, found[1::2], strict=True))
+        origins |= dict(zip(bad, found[1::2], strict=True))
     shop.drain()
-    return places
+    return origins
 
 
 def _good(kind: str, number: int) -> Record:
@@ -120,29 +120,29 @@ def _good(kind: str, number: int) -> Record:
 
 
 @pytest.fixture(scope="module")
-def letters(shop: Shop, sent: dict[Bad, Place]) -> dict[tuple[str, int, int], list[Any]]:
+def letters(shop: Shop, sent: dict[Bad, Origin]) -> dict[tuple[str, int, int], list[Any]]:
     """The dead letters by topic, partition and offset of the record that each was."""
     found: dict[tuple[str, int, int], list[Any]] = {}
     for letter in shop.read("dead-letters"):
         headers = dict(letter.headers)
-        place = [headers[f"__connect.errors.{name}"].decode() for name in Place._fields]
-        found.setdefault((place[0], int(place[1]), int(place[2])), []).append(letter)
+        origin = [headers[f"__connect.errors.{name}"].decode() for name in Origin._fields]
+        found.setdefault((origin[0], int(origin[1]), int(origin[2])), []).append(letter)
     return found
 
 
 @pytest.mark.parametrize("bad", BAD, ids=lambda bad: f"{bad.kind}-{bad.names}".replace(" ", "-"))
 def test_a_bad_record_is_a_dead_letter_once_as_it_came(
-    bad: Bad, sent: dict[Bad, Place], letters: dict[tuple[str, int, int], list[Any]]
+    bad: Bad, sent: dict[Bad, Origin], letters: dict[tuple[str, int, int], list[Any]]
 ) -> None:
     """Key, value and headers byte by byte, in the partition of its own number, with the field or fault named."""
-    place = sent[bad]
-    (letter,) = letters[tuple(place)]  # type: ignore[index]
+    origin = sent[bad]
+    (letter,) = letters[tuple(origin)]  # type: ignore[index]
     headers = dict(letter.headers)
     assert (letter.key, letter.value, letter.partition) == (bad.key, bad.value, 1)
     assert len(headers) == len(letter.headers)
     assert headers["trace"] == b"\xff\x00"
-    assert {name: headers[f"__connect.errors.{name}"].decode() for name in place._fields} == {
-        name: str(value) for name, value in place._asdict().items()
+    assert {name: headers[f"__connect.errors.{name}"].decode() for name in origin._fields} == {
+        name: str(value) for name, value in origin._asdict().items()
     }
     assert headers["__connect.errors.exception.class.name"]
     assert bad.names in headers["__connect.errors.exception.message"].decode()
@@ -154,13 +154,13 @@ def test_nothing_else_is_a_dead_letter(letters: dict[tuple[str, int, int], list[
 
 
 @pytest.mark.parametrize("kind", ["products", "customers", "purchases"])
-def test_what_is_around_bad_records_is_stored(shop: Shop, sent: dict[Bad, Place], kind: str) -> None:
+def test_what_is_around_bad_records_is_stored(shop: Shop, sent: dict[Bad, Origin], kind: str) -> None:
     """Every good one, and none of the bad ones."""
     expected = {f"good-{number}" for number in range(sum(bad.kind == kind for bad in BAD) + 1)}
     assert {document["_id"] for document in shop.db[kind].find({}, {"_id": 1})} == expected
 
 
-def test_the_shop_agrees_after_all_that(shop: Shop, sent: dict[Bad, Place]) -> None:
+def test_the_shop_agrees_after_all_that(shop: Shop, sent: dict[Bad, Origin]) -> None:
     """The bad purchases are accounted for, and the worker goes on."""
     assert shop.agrees()["tables"]["rejected"] == sum(bad.kind == "purchases" for bad in BAD)
     after = purchase()

@@ -162,6 +162,7 @@ def test_listings_of_an_empty_shop(open_shop: OpenShop) -> None:
         assert (for_people.status, len(for_people.stdout.splitlines())) == (0, 1)
 
 
+@pytest.mark.slow
 def test_direct_purchases_are_not_counted_and_verify_knows(seeded: Shop, worker: Worker) -> None:
     """They never were in Kafka, so the tables can't know them; that is no disagreement."""
     seeded.drain()
@@ -176,6 +177,7 @@ def test_direct_purchases_are_not_counted_and_verify_knows(seeded: Shop, worker:
         seeded.db.purchases.delete_many({"source.origin": "direct"})
 
 
+@pytest.mark.slow
 def test_direct_seeds_go_past_kafka_and_the_tables(open_shop: OpenShop) -> None:
     """As the model's database tools did."""
     with open_shop() as shop:
@@ -196,6 +198,7 @@ def test_direct_seeds_go_past_kafka_and_the_tables(open_shop: OpenShop) -> None:
         assert len(shop.run("list-customers", "--json").json()) == 3
 
 
+@pytest.mark.slow
 def test_verify_finds_what_was_changed_by_hand(seeded: Shop, worker: Worker) -> None:
     """A document deleted, a value changed, a purchase added: status 1, and the customers named."""
     assert set(seeded.agrees()) == {"status", "kafka", "mongodb", "tables", "workers", "deep", "checks"}

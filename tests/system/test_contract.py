@@ -59,7 +59,7 @@ def reason(letter: Any) -> str:
 def test_a_purchase_of_any_kafka_client_is_stored_with_the_contracts_fields(shop: Shop, worker: Worker) -> None:
     """Exactly these fields and types, the time in UTC, the source where the record is."""
     event = purchase(product_id="mleko", quantity=3, price=415, purchased_at="2024-05-06T07:08:09.123+02:00")
-    (place,) = shop.sell(event)
+    (origin,) = shop.sell(event)
     document = until(lambda: shop.stored(event), "it is stored")
     assert document == {
         "_id": event["purchase_id"],
@@ -69,7 +69,7 @@ def test_a_purchase_of_any_kafka_client_is_stored_with_the_contracts_fields(shop
         "price": 415,
         "value": 1245,
         "purchased_at": utc(2024, 5, 6, 5, 8, 9, 123_000),
-        "source": {"origin": "kafka", **place._asdict()},
+        "source": {"origin": "kafka", **origin._asdict()},
     }
 
 
@@ -93,10 +93,10 @@ def test_products_and_customers_are_stored_with_the_contracts_fields(shop: Shop,
         "address": "ul. Świętokrzyska 1, 00-360 Warszawa",
         "registered_at": utc(2024, 2, 3, 3, 5, 6),
     }
-    for event, city, place in ((registered, "Łódź", registration), (without_city, None, other)):
+    for event, city, origin in ((registered, "Łódź", registration), (without_city, None, other)):
         name = event["customer_id"]
         found = until(lambda name=name: shop.db.customers.find_one({"_id": name}), "the customer is stored")  # type: ignore[misc]
-        assert found == {"_id": name, **fields, "city": city, "source": {"origin": "kafka", **place._asdict()}}
+        assert found == {"_id": name, **fields, "city": city, "source": {"origin": "kafka", **origin._asdict()}}
 
 
 def test_purchases_have_the_indexes_of_the_contract(shop: Shop, worker: Worker) -> None:
@@ -218,13 +218,13 @@ def test_a_purchase_of_an_unknown_product_becomes_a_dead_letter(shop: Shop, work
     unknown = purchase(product_id="never-offered")
     del unknown["price"]
     behind = purchase(unknown["customer_id"])
-    (place, _) = shop.sell(unknown, behind)
+    (origin, _) = shop.sell(unknown, behind)
     until(lambda: shop.stored(behind), "what comes behind it is stored")
     (letter,) = until(lambda: dead_letters(shop, unknown["customer_id"]), "there is a dead letter")
     assert reason(letter).startswith("unknown product")
     assert "never-offered" in reason(letter)
     assert letter.value == encoded(unknown)
-    assert dict(letter.headers)["__connect.errors.offset"] == str(place.offset).encode()
+    assert dict(letter.headers)["__connect.errors.offset"] == str(origin.offset).encode()
     assert shop.stored(unknown) is None
     becomes(lambda: worker.count(unknown["customer_id"])[1]["purchases"], 1)
 
@@ -328,7 +328,7 @@ def test_topics_are_created_as_the_contract_says(shop: Shop, worker: Worker) -> 
 
 
 def test_the_shop_agrees_after_all_that(shop: Shop, worker: Worker) -> None:
-    """Whatever the tests above sent, each purchase has its place."""
+    """Whatever the tests above sent, each purchase has its source."""
     shop.drain()
     shop.agrees()
 

@@ -15,7 +15,7 @@ from tests.support.shop import (
     FAUST,
     MODULE,
     Json,
-    Place,
+    Origin,
     Record,
     Shop,
     Worker,
@@ -74,18 +74,18 @@ def retry(shop: Shop, *arguments: str, **settings: Any) -> str:
     return done.stdout
 
 
-def dead_letter(event: Json, place: Place, *, reason: str = f"{REASON}: x", partition: int | None = None) -> Record:
+def dead_letter(event: Json, origin: Origin, *, reason: str = f"{REASON}: x", partition: int | None = None) -> Record:
     """A dead letter as a worker would have written it."""
     headers = {
-        "topic": place.topic.encode(),
-        "partition": str(place.partition).encode(),
-        "offset": str(place.offset).encode(),
+        "topic": origin.topic.encode(),
+        "partition": str(origin.partition).encode(),
+        "offset": str(origin.offset).encode(),
         "exception.message": reason.encode(),
     }
     return Record(
         event["customer_id"].encode(),
         encoded(event),
-        place.partition if partition is None else partition,
+        origin.partition if partition is None else partition,
         tuple((f"__connect.errors.{name}", value) for name, value in headers.items()),
     )
 
@@ -108,11 +108,11 @@ def test_a_purchase_is_retried_when_its_product_is_offered(shop: Shop, worker: W
     """Stored and counted once; retrying it again changes nothing; its headers and history are shown."""
     offered, event = product(), unpriced("")
     event["product_id"] = offered["product_id"]
-    (place,) = shop.send(
+    (origin,) = shop.send(
         "purchases", Record(event["customer_id"].encode(), encoded(event), 2, (("trace", b"\xff"), ("trace", b"2")))
     )
     letter = failed(shop, event)
-    assert (letter["topic"], letter["partition"], letter["offset"]) == place
+    assert (letter["topic"], letter["partition"], letter["offset"]) == origin
     assert letter["reason"].startswith(REASON)
     assert (letter["put_back"], letter["retries"], letter["history"]) == (None, 0, [])
     assert letter["id"].startswith("2:")
@@ -124,9 +124,9 @@ def test_a_purchase_is_retried_when_its_product_is_offered(shop: Shop, worker: W
     becomes(lambda: worker.count(event["customer_id"])[1].get("purchases"), 1)
     until(lambda: shop.run("verify").status == 0, "all is processed")
     shown = shop.run("dead-letters", "show", letter["id"], "--json").json()
-    to = Place(**shown["put_back_to"])
+    to = Origin(**shown["put_back_to"])
     assert shop.stored(event)["source"] == {"origin": "kafka", **to._asdict()}  # type: ignore[index]
-    assert (to.topic, to.partition, to.offset > place.offset) == (place.topic, 2, True)
+    assert (to.topic, to.partition, to.offset > origin.offset) == (origin.topic, 2, True)
     assert [again["put_back"] for again in of(shop, event)] == [shown["put_back"]]
     assert shown["value"] == encoded(event).decode()
     (back,) = (record for record in shop.read("purchases") if (record.partition, record.offset) == to[1:])
@@ -136,10 +136,11 @@ def test_a_purchase_is_retried_when_its_product_is_offered(shop: Shop, worker: W
     shop.agrees()
 
 
+@pytest.mark.slow
 def test_what_fails_again_is_a_new_dead_letter_with_its_history(shop: Shop, worker: Worker) -> None:
     """Each of them can be retried."""
     event = unpriced("never-offered")
-    (place,) = shop.sell(event)
+    (origin,) = shop.sell(event)
     first = failed(shop, event)
     for times in (1, 2):
         before = of(shop, event)[-1]
@@ -150,10 +151,10 @@ def test_what_fails_again_is_a_new_dead_letter_with_its_history(shop: Shop, work
             "dead_letter": before["id"],
             "reason": before["reason"],
             "time": letter["history"][-1]["time"],
-            **{name: before[name] for name in Place._fields},
+            **{name: before[name] for name in Origin._fields},
         }
     assert letter["history"][0]["dead_letter"] == first["id"]
-    assert [letter["history"][0][name] for name in Place._fields] == list(place)
+    assert [letter["history"][0][name] for name in Origin._fields] == list(origin)
     shown = shop.run("dead-letters", "show", letter["id"], program=MODULE).stdout
     assert "failed:   2 times before" in shown
     assert f"{first['id']}  " in shown
@@ -161,6 +162,7 @@ def test_what_fails_again_is_a_new_dead_letter_with_its_history(shop: Shop, work
     assert shop.agrees()["tables"]["rejected"] >= 3
 
 
+@pytest.mark.slow
 def test_a_reason_chooses_and_a_limit_shows_the_newest(shop: Shop, worker: Worker) -> None:
     """The others stay where they are."""
     bad = [purchase(f"zero-{number}", quantity=0) for number in range(3)]
@@ -189,13 +191,13 @@ def test_what_did_not_come_from_the_shop_is_refused_and_the_others_go(open_shop:
         good = purchase()
         (letter,) = shop.send(
             "dead-letters",
-            dead_letter(good, Place(shop.topic("purchases"), 1, 0)),
+            dead_letter(good, Origin(shop.topic("purchases"), 1, 0)),
         )
         foreign = [
             Record(b"\xff", None, 0),
-            dead_letter(purchase(), Place("elsewhere\x1b[31m", 1, 0), reason="\x9b31m\u202e\n"),
-            dead_letter(purchase(), Place(shop.topic("purchases"), 9, 0), partition=1),
-            dead_letter(purchase(), Place(shop.topic("dead-letters"), 1, 0)),
+            dead_letter(purchase(), Origin("elsewhere\x1b[31m", 1, 0), reason="\x9b31m\u202e\n"),
+            dead_letter(purchase(), Origin(shop.topic("purchases"), 9, 0), partition=1),
+            dead_letter(purchase(), Origin(shop.topic("dead-letters"), 1, 0)),
         ]
         refused = shop.send("dead-letters", *foreign)
         for number in (1, 2):
@@ -205,13 +207,13 @@ def test_what_did_not_come_from_the_shop_is_refused_and_the_others_go(open_shop:
                 done.stdout == f"{2 - number} retried, {number - 1} had been retried before, 4 could not be retried.\n"
             )
             assert len(done.errors) == 4
-            for place in refused:
-                assert sum(f"{place.partition}:{place.offset}: " in line for line in done.errors) == 1
+            for origin in refused:
+                assert sum(f"{origin.partition}:{origin.offset}: " in line for line in done.errors) == 1
         outputs = [
             done.stdout + done.stderr
             for done in shop.run_all(
                 [
-                    *(["dead-letters", "show", f"{place.partition}:{place.offset}"] for place in refused),
+                    *(["dead-letters", "show", f"{origin.partition}:{origin.offset}"] for origin in refused),
                     ["dead-letters", "list"],
                     ["dead-letters", "list", "--json"],
                     ["dead-letters", "retry", "--all"],
@@ -258,7 +260,7 @@ def many(shop: Shop, number: int) -> list[Json]:
     shop.run("seed-products")  # makes the topics
     events = [purchase(f"c-{index % 50}") for index in range(number)]
     topic = shop.topic("purchases")
-    shop.send("dead-letters", *(dead_letter(event, Place(topic, n % 4, n // 4)) for n, event in enumerate(events)))
+    shop.send("dead-letters", *(dead_letter(event, Origin(topic, n % 4, n // 4)) for n, event in enumerate(events)))
     return events
 
 
@@ -270,6 +272,7 @@ def check_each_once(shop: Shop, events: list[Json]) -> None:
     assert (tables["purchases"], tables["duplicates"], tables["rejected"]) == (len(events), 0, 0)
 
 
+@pytest.mark.slow
 def test_a_retry_that_is_killed_in_the_middle_is_finished_by_the_next(open_shop: OpenShop) -> None:
     """Each dead letter is retried exactly once, also those of the transaction that the kill cut off."""
     with open_shop() as shop:
@@ -286,6 +289,7 @@ def test_a_retry_that_is_killed_in_the_middle_is_finished_by_the_next(open_shop:
         check_each_once(shop, events)
 
 
+@pytest.mark.slow
 def test_two_retries_at_a_time_put_nothing_back_twice(open_shop: OpenShop) -> None:
     """The later one takes over; the earlier one says so, if it was not done."""
     with open_shop() as shop:
@@ -305,7 +309,7 @@ def test_two_retries_at_a_time_put_nothing_back_twice(open_shop: OpenShop) -> No
 def test_when_too_much_fails_the_worker_stops_taking_the_topic(open_shop: OpenShop) -> None:
     """It says so once and moves nothing to the dead letters, nor past them; other topics go on.
 
-    A worker that is told to let them go does so, and all is accounted for.
+    With `max_share` 1 a worker dead-letters them, and all is accounted for.
     """
     with open_shop(dead_letters_window=100) as shop:
         shop.run("seed-products")
@@ -333,12 +337,13 @@ def test_when_too_much_fails_the_worker_stops_taking_the_topic(open_shop: OpenSh
         shop.agrees()
 
 
+@pytest.mark.slow
 def test_headers_that_lie_about_a_history_do_no_harm(open_shop: OpenShop) -> None:
     """Whatever another program wrote there: it is not shown, and replaced when the record goes back."""
     with open_shop() as shop:
         shop.run("seed-products")
         event = purchase()
-        record = dead_letter(event, Place(shop.topic("purchases"), 0, 0))
+        record = dead_letter(event, Origin(shop.topic("purchases"), 0, 0))
         lies = (("shopflow.retry.count", b"many"), ("shopflow.retry.history", b"\xff{"))
         shop.send("dead-letters", record._replace(headers=(*record.headers, *lies)))
         (letter,) = listed(shop)

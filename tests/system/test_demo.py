@@ -15,6 +15,7 @@ pytestmark = pytest.mark.servers
 DEMO = ("demo", "--customers", "20", "--purchases", "500", "--rate", "0", "--exit")
 
 
+@pytest.mark.slow
 def test_the_demo_verifies_what_it_did_and_goes_on_the_next_time(open_embedded_shop: OpenShop) -> None:
     """500 purchases in Kafka, MongoDB and the tables; 1,000 after the second time. Nothing is left running or locked.
 

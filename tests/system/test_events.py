@@ -71,11 +71,11 @@ def test_what_is_sent_again_is_stored_once_and_can_be_read(shop: Shop, worker: W
     assert post(worker, "customers", [anna])[:2] == (202, {"ids": [anna["customer_id"]]})
     for sent in (bought, bought[0], bought):
         assert post(worker, "purchases", sent)[0] == 202
-    (place,) = shop.sell(purchase(anna["customer_id"], purchase_id="by another producer", price=1))
+    (origin,) = shop.sell(purchase(anna["customer_id"], purchase_id="by another producer", price=1))
     wanted = {"customer_id": anna["customer_id"], "purchases": 4, "items": 8, "spent": 3 * 500 + 2}
     until(lambda: worker.count(anna["customer_id"]) == (200, wanted), "the purchases are counted once")
     records = [one for one in shop.read("purchases") if one.key == anna["customer_id"].encode()]
-    assert {one.partition for one in records} == {place.partition}
+    assert {one.partition for one in records} == {origin.partition}
     until(lambda: shop.db.customers.find_one({"_id": anna["customer_id"]}), "the customer is stored")
     until(lambda: shop.db.products.find_one({"_id": milk["product_id"]}), "the product is stored")
 
@@ -233,6 +233,7 @@ class Load:
         return str(response.status)
 
 
+@pytest.mark.slow
 def test_every_confirmed_purchase_is_there_once_while_workers_are_killed(open_shop: OpenShop) -> None:
     """200 a second for two workers, one of which is always being killed; SHOPFLOW_TEST_HTTP_SECONDS=60 for a minute."""
     choice = random.Random(chosen_seed())

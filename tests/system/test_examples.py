@@ -81,11 +81,11 @@ def test_the_basket_alarm_sees_every_purchase_though_it_is_killed(shop: Shop) ->
 
 def assert_in_order(alarms: list[Process], sold: list[dict[str, Any]]) -> None:
     """What one process says of a customer for the first time comes in the order of the topic."""
-    place = {one["purchase_id"]: number for number, one in enumerate(sold)}
+    index = {one["purchase_id"]: number for number, one in enumerate(sold)}
     for alarm in alarms:
         of_customer: dict[str, list[int]] = defaultdict(list)
         for name, customer in dict.fromkeys(said(alarm)):
-            of_customer[customer].append(place[name])
-        assert all(places == sorted(places) for places in of_customer.values())
+            of_customer[customer].append(index[name])
+        assert all(indexes == sorted(indexes) for indexes in of_customer.values())
     again = Counter(name for alarm in alarms for name, _ in said(alarm))
     print(f"{sum(again.values())} alarms for {len(again)} purchases")

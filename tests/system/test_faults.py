@@ -14,6 +14,7 @@ pytestmark = pytest.mark.servers
 SIZE = 6_000
 
 
+@pytest.mark.slow
 def test_a_killed_worker_and_a_killed_mongodb_lose_nothing(open_shop: OpenShop) -> None:
     """Stored once, counted once, every bad record a dead letter; also rebuilt from the changelog alone."""
     seed = random.SystemRandom().randrange(2**32)

@@ -157,6 +157,7 @@ def test_a_frozen_mongodb(own: Own) -> None:
     is_well(own)
 
 
+@pytest.mark.slow
 def test_a_killed_mongodb(own: Own) -> None:
     """As when it is frozen; the retries are counted."""
     is_well(own)
@@ -183,6 +184,7 @@ _KAFKA = (
 )
 
 
+@pytest.mark.slow
 def test_a_frozen_kafka(own: Own) -> None:
     """The worker lives and is not ready; the age of what it says of the lag grows."""
     is_well(own)

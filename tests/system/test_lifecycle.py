@@ -57,6 +57,7 @@ def test_two_workers_share_the_partitions_and_answer_for_each_other(shop: Shop) 
     shop.agrees()
 
 
+@pytest.mark.slow
 def test_a_worker_that_lost_its_tables_recovers_them_from_kafka(shop: Shop) -> None:
     """An empty data directory: another machine. What arrived meanwhile is not missed at the end of the recovery."""
     bought = [purchase(f"c{number}", quantity=2) for number in range(50)]

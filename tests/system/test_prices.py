@@ -67,6 +67,7 @@ def shown(units: dict[int, int]) -> list[Json]:
     ]
 
 
+@pytest.mark.slow
 def test_late_and_repeated_product_events_leave_the_right_prices_also_after_a_replay(shop: Shop) -> None:
     """In a random order and some twice; purchases without a price get the one of their day; MongoDB may be lost."""
     seed = random.randrange(1_000_000)
@@ -187,7 +188,7 @@ def _read(terminal: int) -> bytes:
         return b""
 
 
-def test_a_terminal_shows_a_plot_and_other_places_the_plain_lines(seeded: Shop) -> None:
+def test_a_terminal_shows_a_plot_and_other_outputs_plain_lines(seeded: Shop) -> None:
     """Price above units; without colors if NO_COLOR is set; a narrow terminal gets what a pipe gets."""
     plain = seeded.run("price-history", "chleb-zytni").stdout.splitlines()
     assert plain[0] == "Chleb żytni 500 g  (chleb-zytni)"
@@ -205,7 +206,7 @@ def test_a_terminal_shows_a_plot_and_other_places_the_plain_lines(seeded: Shop) 
     assert len(on_a_terminal(seeded, "price-history", "chleb-zytni", "--json")) == 1
 
 
-def test_what_is_wrong_is_said_in_a_line(seeded: Shop) -> None:
+def test_an_error_is_one_line(seeded: Shop) -> None:
     """An unknown product and a time that is none: status 2, the argument or option is named."""
     unknown, timeless, nothing = seeded.run_all(
         [["price-history", "no-such"], ["price-history", "chleb-zytni", "--since", "soon"], ["price-history"]]

@@ -32,7 +32,7 @@ START = datetime(2024, 3, 1, 9, 30, tzinfo=timezone.utc)
 
 @pytest.fixture
 def shop(open_shop: OpenShop) -> Iterator[Shop]:
-    """A shop with promotions, and small batches: there are many places to be killed at."""
+    """A shop with promotions, and small batches: a worker can be killed at many points."""
     with open_shop(promotions=json.dumps(RULES), batching_max_records=40) as shop:
         yield shop
 
@@ -70,7 +70,7 @@ def stored(shop: Shop) -> list[str]:
     return sorted(one["_id"] for one in shop.db.vouchers.find({}, {"_id": 1}))
 
 
-def told(shop: Shop) -> list[str]:
+def published(shop: Shop) -> list[str]:
     """The ids in the topic, as often as they are there."""
     return sorted(json.loads(record.value)["voucher_id"] for record in shop.read("vouchers"))
 
@@ -83,6 +83,7 @@ def open_with_products(shop: Shop) -> Any:
     return worker
 
 
+@pytest.mark.slow
 def test_each_voucher_is_given_once_whatever_dies(shop: Shop) -> None:
     """Killed four times in the middle of the purchases; the last worker finishes."""
     worker = open_with_products(shop)
@@ -102,11 +103,12 @@ def test_each_voucher_is_given_once_whatever_dies(shop: Shop) -> None:
     shop.register(*customers[half:])
     shop.drain()
     assert stored(shop) == wanted
-    assert told(shop) == wanted
+    assert published(shop) == wanted
     shop.agrees()
     assert worker.stop() == 0
 
 
+@pytest.mark.slow
 def test_redelivery_and_replay_give_the_same_and_tell_nothing_twice(shop: Shop) -> None:
     """All of the past once more: with the tables, without, and without MongoDB, while products are of other types."""
     worker = open_with_products(shop)
@@ -115,7 +117,7 @@ def test_redelivery_and_replay_give_the_same_and_tell_nothing_twice(shop: Shop) 
     shop.register(*customers)
     shop.sell(*events)
     shop.drain()
-    assert (stored(shop), told(shop)) == (wanted, wanted)
+    assert (stored(shop), published(shop)) == (wanted, wanted)
     documents = list(shop.db.vouchers.find().sort("_id", 1))
     shop.db.vouchers.update_one({"_id": wanted[0]}, {"$set": {"valid_until": documents[0]["issued_at"], "used": True}})
     shop.db.vouchers.delete_one({"_id": wanted[1]})
@@ -125,13 +127,13 @@ def test_redelivery_and_replay_give_the_same_and_tell_nothing_twice(shop: Shop) 
     assert f"{wanted[0]}: valid_until: stored" in outcome.stdout
     assert shop.run("replay", "--keep-tables").status == 0
     assert list(shop.db.vouchers.find().sort("_id", 1)) == [{**documents[0], "used": True}, *documents[1:]]
-    assert (stored(shop), told(shop)) == (wanted, wanted)
+    assert (stored(shop), published(shop)) == (wanted, wanted)
     shop.agrees()
     assert shop.run("replay").status == 0
-    assert (stored(shop), told(shop)) == (wanted, wanted)
+    assert (stored(shop), published(shop)) == (wanted, wanted)
     shop.db.client.drop_database(shop.name)
     assert shop.run("replay").status == 0
-    assert (stored(shop), told(shop)) == (wanted, wanted)
+    assert (stored(shop), published(shop)) == (wanted, wanted)
     assert list(shop.db.vouchers.find().sort("_id", 1)) == documents
     assert worker.stop() == 0
     # The windows are those of one look through the log: what is bought now is judged by them.
@@ -142,7 +144,7 @@ def test_redelivery_and_replay_give_the_same_and_tell_nothing_twice(shop: Shop) 
     shop.sell(*more)
     shop.drain()
     wanted = earned([*events, *more], customers)
-    assert (stored(shop), told(shop)) == (wanted, wanted)
+    assert (stored(shop), published(shop)) == (wanted, wanted)
     assert worker.stop() == 0
 
 
@@ -173,7 +175,7 @@ def test_vouchers_are_listed_and_rules_are_tried(shop: Shop, tmp_path: Any) -> N
     refused = shop.run("try-promotion", "none")
     assert refused.status == 2
     assert "there are: bread, big-week, tenth, welcome" in refused.stderr
-    assert (stored(shop), told(shop)) == (wanted, wanted)
+    assert (stored(shop), published(shop)) == (wanted, wanted)
     assert worker.stop() == 0
 
 

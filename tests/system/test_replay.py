@@ -120,7 +120,7 @@ def test_what_is_there_is_not_changed_by_a_replay(shop: Shop) -> None:
     assert [one["price"] for one in before["purchases"] if one["_id"].startswith("kept")] == [500, 900]
     done = shop.run("replay")
     assert done.status == 0, done
-    assert "The running workers do it." in done.stdout
+    assert "The running workers do the replay." in done.stdout
     assert documents(shop) == before
     assert counts(worker) == sums
     assert letters(shop) == dead == 2
@@ -128,6 +128,7 @@ def test_what_is_there_is_not_changed_by_a_replay(shop: Shop) -> None:
     assert worker.stop() == 0
 
 
+@pytest.mark.slow
 def test_a_dropped_mongodb_is_filled_again_while_new_purchases_arrive(shop: Shop) -> None:
     """By the workers that run; each purchase keeps its own price."""
     worker = shop.start_worker().ready()
@@ -146,6 +147,7 @@ def test_a_dropped_mongodb_is_filled_again_while_new_purchases_arrive(shop: Shop
     assert worker.stop() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", [False, True], ids=["goes on", "killed"])
 def test_a_worker_that_is_back_between_the_steps_of_a_replay_goes_back_by_itself(shop: Shop, killed: bool) -> None:
     """The counts have begun anew, a rebalance comes, and only then are the offsets set; or the replay is killed."""
@@ -180,6 +182,7 @@ def test_a_worker_that_is_back_between_the_steps_of_a_replay_goes_back_by_itself
     assert worker.stop() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mongodb_too", [False, True])
 def test_lost_tables_are_counted_anew(shop: Shop, mongodb_too: bool) -> None:
     """No worker runs: one is started for it; the next one has the tables."""
@@ -202,6 +205,7 @@ def test_lost_tables_are_counted_anew(shop: Shop, mongodb_too: bool) -> None:
     assert worker.stop() == 0
 
 
+@pytest.mark.slow
 def test_documents_and_counts_that_were_changed_by_hand_are_put_right(shop: Shop) -> None:
     """A changed price and a count that a record in the changelog changed."""
     worker = shop.start_worker().ready()
@@ -226,17 +230,17 @@ def test_counts_are_not_made_of_half_a_topic(shop: Shop) -> None:
     worker = shop.start_worker().ready()
     trade(shop)
     sums = counts(worker)
-    place = TopicPartition(shop.topic("purchases"), 1)
+    topic_partition = TopicPartition(shop.topic("purchases"), 1)
 
     async def shorten() -> None:
         async with shop._admin() as admin:
-            await admin.delete_records({place: RecordsToDelete(before_offset=3)})
+            await admin.delete_records({topic_partition: RecordsToDelete(before_offset=3)})
 
     asyncio.run(shorten())
     refused = shop.run("replay")
     assert refused.status == 2
     assert refused.errors == [
-        f"Error: {place.topic}: partition 1 begins at offset 3: Kafka has removed the records before it, so "
+        f"Error: {topic_partition.topic}: partition 1 begins at offset 3: Kafka has removed the records before it, so "
         "they can't be counted again. With --keep-tables only MongoDB is restored"
     ]
     lost = shop.db.purchases.find_one({"source.partition": 2})

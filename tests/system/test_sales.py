@@ -43,8 +43,8 @@ def expected(events: list[Json], digits: int) -> dict[tuple[str, ...], list[int]
     for event in events:
         start = (event["purchased_at"][:digits],) if digits else ()
         known = sums.setdefault((event["product_id"], *start), [0, 0, 0])
-        for place, number in enumerate((1, event["quantity"], event["quantity"] * event["price"])):
-            known[place] += number
+        for column, number in enumerate((1, event["quantity"], event["quantity"] * event["price"])):
+            known[column] += number
     return sums
 
 
@@ -62,6 +62,7 @@ def shown(worker: Worker, query: str, digits: int) -> Any:
     }
 
 
+@pytest.mark.slow
 def test_sales_are_right_over_all_workers_through_kills_and_a_replay(shop: Shop) -> None:
     """Two workers, one of them killed again and again while purchases come; then all is counted anew."""
     seed = random.SystemRandom().randrange(1 << 32)

@@ -19,7 +19,7 @@ from tests.support.certificates import Authority
 from tests.support.secured import APP_ID, DATABASE, GUEST, KEY_PASSWORD, MONGODB_PASSWORD, PASSWORD, Secured
 from tests.support.shop import Outcome, Shop, Worker, customer, purchase, until
 
-pytestmark = pytest.mark.servers
+pytestmark = [pytest.mark.servers, pytest.mark.slow]
 
 READ_TOKEN, WRITE_TOKEN = "r3ad-token-never-shown", "wr1te-token-never-shown"
 WRONG = "wr0ng-never-shown"
@@ -94,7 +94,7 @@ def has_no_secret(*texts: str) -> None:
     assert found == []
 
 
-def test_a_shop_with_logins_and_tokens_works_and_tells_no_secret(servers: Secured, opened: Open) -> None:
+def test_a_shop_with_logins_and_tokens_works_and_shows_no_secret(servers: Secured, opened: Open) -> None:
     """Two workers, every command, SCRAM over TLS, MongoDB with user and TLS; the workers log all that they can."""
     shop = opened(**servers.login("SCRAM-SHA-512"), **TOKENS)
     said: list[str] = []
@@ -218,11 +218,11 @@ def test_a_broker_that_lets_nobody_in_is_one_line_that_names_the_setting(servers
         assert (outcome.status, len(outcome.errors)) == (2, 1), outcome
         assert "refuses the login of 'shop'" in outcome.stderr, outcome
         has_no_secret(outcome.stdout, outcome.stderr)
-    # The name is not checked when it is told not to be; the certificate still is.
+    # With the check of the name off, the certificate is still checked.
     ended(shop.run("seed-products", **servers.login(broker=no_name, kafka_check_hostname="false")))
 
 
-def test_a_user_without_rights_is_told_so(servers: Secured, opened: Open) -> None:
+def test_a_user_without_rights_gets_an_error(servers: Secured, opened: Open) -> None:
     """A login that is right is not enough."""
     shop = opened(**servers.login("PLAIN", kafka_username=GUEST))
     outcome = shop.run("seed-products")

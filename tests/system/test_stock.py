@@ -56,7 +56,7 @@ def offered(since: datetime, stock: int, names: list[str] = NAMES) -> list[Json]
     return [product(name, updated_at=since.isoformat(), stock=stock, stock_limit=LIMIT) for name in names]
 
 
-def told(shop: Shop) -> list[str]:
+def published(shop: Shop) -> list[str]:
     """The ids in the topic, as often as they are there."""
     return sorted(json.loads(record.value)["alert_id"] for record in shop.read("alerts"))
 
@@ -71,6 +71,7 @@ def listed(shop: Shop) -> dict[str, int]:
     return {one["product_id"]: one["left"] for one in shop.run("list-products", "--json").json() if "left" in one}
 
 
+@pytest.mark.slow
 def test_each_stocking_alerts_once_whatever_dies(shop: Shop) -> None:
     """Of two workers one is killed again and again when alerts are on their way; then all is read again."""
     seed = random.SystemRandom().randrange(1 << 32)
@@ -100,7 +101,7 @@ def test_each_stocking_alerts_once_whatever_dies(shop: Shop) -> None:
     fallen = ids((name for name, units in expected.items() if units <= LIMIT), STOCKED)
     assert len(fallen) > 5
     becomes(lambda: listed(shop), expected)
-    becomes(lambda: told(shop), fallen)
+    becomes(lambda: published(shop), fallen)
     documents = list(shop.db.alerts.find().sort("_id", 1))
     assert [document["_id"] for document in documents] == fallen
     for record in shop.read("alerts"):
@@ -120,7 +121,7 @@ def test_each_stocking_alerts_once_whatever_dies(shop: Shop) -> None:
     again = STOCKED + timedelta(days=1)
     shop.offer(*offered(again, 0))
     fallen = sorted([*fallen, *ids(NAMES, again)])
-    becomes(lambda: told(shop), fallen)
+    becomes(lambda: published(shop), fallen)
     assert [one["_id"] for one in shop.db.alerts.find({"since": STOCKED}).sort("_id", 1)] == [
         document["_id"] for document in documents
     ]

@@ -111,6 +111,7 @@ def test_a_purchase_deleted_by_hand_is_found_and_named(sold: Sold) -> None:
     agrees(shop)
 
 
+@pytest.mark.slow
 def test_a_purchase_written_by_hand_is_found_and_named(sold: Sold) -> None:
     """One that says it came from Kafka, and did not."""
     shop = sold.shop
@@ -124,6 +125,7 @@ def test_a_purchase_written_by_hand_is_found_and_named(sold: Sold) -> None:
     agrees(shop)
 
 
+@pytest.mark.slow
 def test_a_purchase_changed_by_hand_is_found_and_named(sold: Sold) -> None:
     """Its price and quantity, its value, and what no sum shows: whose product, at what time."""
     shop, event = sold.shop, sold.bought[2]
@@ -143,6 +145,7 @@ def test_a_purchase_changed_by_hand_is_found_and_named(sold: Sold) -> None:
     agrees(shop)
 
 
+@pytest.mark.slow
 def test_products_and_customers_changed_by_hand_are_found_and_named(sold: Sold) -> None:
     """Fields, an older time, one that is missing, one that nobody offered."""
     shop = sold.shop
@@ -161,20 +164,21 @@ def test_products_and_customers_changed_by_hand_are_found_and_named(sold: Sold) 
     agrees(shop)
 
 
+@pytest.mark.slow
 def test_a_count_changed_in_the_changelog_is_found_and_named(open_shop: OpenShop) -> None:
     """By any producer: customers and the sums of a partition; also what the workers' tables do not say."""
     with open_shop() as shop:
         worker = shop.start_worker().ready()
         shop.register(ANNA)
-        (place,) = shop.sell(purchase("anna"))
+        (origin,) = shop.sell(purchase("anna"))
         shop.drain()
         agrees(shop)
-        records = {record.key: record for record in _changelog(shop) if record.partition == place.partition}
-        for key, expected in ((b"anna", "anna"), (b"", f"partition {place.partition}")):
+        records = {record.key: record for record in _changelog(shop) if record.partition == origin.partition}
+        for key, expected in ((b"anna", "anna"), (b"", f"partition {origin.partition}")):
             value = msgspec.json.decode(records[key].value)
-            _send_changelog(shop, key, {**value, "items": 77}, place.partition)
+            _send_changelog(shop, key, {**value, "items": 77}, origin.partition)
             found(shop, expected, f"http://127.0.0.1:{worker.port}")
-            _send_changelog(shop, key, value, place.partition)
+            _send_changelog(shop, key, value, origin.partition)
             agrees(shop)
 
 
@@ -198,6 +202,7 @@ def _topics_of(shop: Shop, name: str) -> Iterator[None]:
         del shop.topic  # type: ignore[method-assign]
 
 
+@pytest.mark.slow
 def test_a_count_changed_in_a_stopped_workers_table_is_found_and_named(sold: Sold) -> None:
     """The changelog is right, MongoDB is right: only who asks the worker that has it can see it."""
     shop = sold.shop
@@ -234,6 +239,7 @@ def _write_row(path: str, key: bytes, value: Json) -> None:
     database.close()
 
 
+@pytest.mark.slow
 def test_customers_who_are_not_registered_are_named_and_no_failure(open_shop: OpenShop) -> None:
     """Their registration may be on its way."""
     with open_shop() as shop:
@@ -250,6 +256,7 @@ def test_customers_who_are_not_registered_are_named_and_no_failure(open_shop: Op
         assert agrees(shop)["mongodb"]["unregistered"] == 0
 
 
+@pytest.mark.slow
 def test_two_workers_are_both_asked_and_a_frozen_one_can_not_be(open_shop: OpenShop) -> None:
     """Status 2 while one that has partitions does not answer, 0 when it does again."""
     with open_shop(batching_session_timeout_seconds=80) as shop:

@@ -23,7 +23,7 @@ from shopflow.shop.documents import customer_document, product_document, purchas
 from shopflow.shop.layout import Layout
 from shopflow.shop.prices import PriceLog
 from shopflow.store import MongoStore
-from shopflow.store.rules import differences, shown
+from shopflow.store.rules import as_text, differences
 from shopflow.store.types import CUSTOMERS, PRODUCTS, PURCHASES, TIME, Document, milliseconds
 
 from .report import Check, FirstTen, Report
@@ -239,7 +239,7 @@ class _Comparison:
             self._add_missing(record, name)
 
     def _compare_superseded(self, record: Any, event: Any, name: str, stored: Document | None) -> None:
-        """Compare an event whose document is deleted or another event's. Its deletion or the other must be later."""
+        """Compare an event whose document is missing or another event's. A deletion or a newer event explains that."""
         deletions = self._tombstones.get(name.encode(), {})  # between partitions there is no order
         if any(number != record.partition or offset > record.offset for number, offset in deletions.items()):
             self._numbers["superseded"] += 1
@@ -252,7 +252,7 @@ class _Comparison:
         if isinstance(then, datetime) and then >= sent:
             self._numbers["superseded"] += 1
         else:
-            self.wrong.add(f"{name} ({_at(record)}): older in MongoDB: {time} {shown(then)}, sent {shown(sent)}")
+            self.wrong.add(f"{name} ({_at(record)}): older in MongoDB: {time} {as_text(then)}, sent {as_text(sent)}")
 
     def _add_missing(self, record: Any, name: str) -> None:
         if self._letters_are_gone(record):
@@ -276,7 +276,7 @@ class _Comparison:
         if self.collection == PURCHASES and event.price is None:
             price = self._given.get(record.offset, stored.get("price"))
             if type(price) is not int or price < 0:
-                return [f"price: stored {shown(price)}, must be a whole number, 0 or more"]
+                return [f"price: stored {as_text(price)}, must be a whole number, 0 or more"]
             event.price = price
         return differences(self._document(record, event), stored)
 
@@ -294,7 +294,7 @@ class _Comparison:
         partition, offset = source.get("partition"), source.get("offset")
         span = self._spans.get(partition) if source.get("topic") == self._topic and isinstance(partition, int) else None
         if span is None or not isinstance(partition, int) or not isinstance(offset, int) or offset >= span.end:
-            self.wrong.add(f"{name}: not in the topic (its source is {shown(source)})")
+            self.wrong.add(f"{name}: not in the topic (its source is {as_text(source)})")
         elif offset < span.start:
             self._older += 1
         elif offset < span.done and not self._source_offsets.take(partition, offset) and name not in self._elsewhere:

@@ -29,7 +29,7 @@ async def compare_sales(tables: Tables, counted: Mapping[str, int], store: Mongo
         live: True if a worker runs. Then wait until it has brought MongoDB up to date.
     """
     if fault := _unlike_the_counts(tables, counted):
-        return Check("sales", False, f"{fault}; `faust -A shopflow replay` counts them anew")
+        return Check("sales", False, f"{fault}; `faust -A shopflow replay` counts them again")
     rows, wrong = tables.by_key(), FirstTen()
     totals = {key: counts for key, counts in rows.items() if key.startswith("total ")}
     bought = {

@@ -114,7 +114,7 @@ class Promotions:
 
     1. The voucher is in MongoDB's journal. 2. Kafka has acknowledged its event. 3. The customer's window with it is in
     RocksDB and in the changelog. After a crash in between the batch is redelivered, and the same windows give the same
-    vouchers. A voucher that is in the topic is given again, whatever the rules or the products are by then.
+    vouchers. A voucher that is in the topic counts as given, even if rules or products have changed since.
 
     Arguments:
         windows: The table `customer_windows`; None: no rule is about purchases.
