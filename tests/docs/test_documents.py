@@ -86,7 +86,9 @@ def check_make(words: list[str]) -> None:
     """A target of the Makefile, and variables that it reads."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for word in words:
-        name, is_variable, _ = word.partition("=")
+        name, is_variable, value = word.partition("=")
+        if name == "DEMO_ARGS":
+            check_shopflow(["demo", *value.split()])
         defined = rf"^{re.escape(name)} \?=" if is_variable else rf"^{re.escape(name)}:"
         assert re.search(defined, makefile, re.MULTILINE), f"the Makefile has no {name}"
 
