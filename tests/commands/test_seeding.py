@@ -224,9 +224,7 @@ def test_progress_is_updated_while_events_are_sent(monkeypatch: pytest.MonkeyPat
         yield producer
 
     monkeypatch.setattr(seeding.connection, "producer", started)
-    asyncio.run(
-        seeding.through_kafka("kafka:1", "t", "customer_id", events, lambda _: done.append(len(producer.sent)))
-    )
+    asyncio.run(seeding.through_kafka("kafka:1", "t", "customer_id", events, lambda _: done.append(len(producer.sent))))
     assert done[0] < 10
 
 
