@@ -40,7 +40,7 @@ _KAFKA_SECONDS = 30.0
 _STOP_SECONDS = 20.0
 _STOP_WITHOUT_KAFKA_SECONDS = 5.0
 _WATCH_SECONDS = 0.5
-#: The thresholds of Python's three generations of garbage.
+#: The thresholds of Python's garbage collector, by generation.
 _GC_THRESHOLD = (100_000, 20, 100)
 _PROBE_SECONDS = 2.0
 #: The logger of Faust's actors.
@@ -210,7 +210,7 @@ class _Watch:
 
 
 def _say_error(message: str) -> None:
-    print(f"Error: {message}", file=sys.__stderr__, flush=True)  # sys.stderr is the log's while the worker runs
+    print(f"Error: {message}", file=sys.__stderr__, flush=True)  # sys.stderr goes to the log while the worker runs
 
 
 def _kafka_answers() -> bool:

@@ -23,7 +23,7 @@ class Period:
     """A period with one price."""
 
     since: datetime | None
-    """None: the period includes the first purchase."""
+    """None: from the first purchase on."""
 
     until: datetime | None
     """None: the price is the latest."""

@@ -97,7 +97,7 @@ def test_an_id_is_read_as_it_is_shown() -> None:
         assert Id.parse(str(one)) == one
 
 
-def test_a_record_goes_back_with_its_own_headers_and_its_history() -> None:
+def test_a_retried_record_has_its_own_headers_and_its_history() -> None:
     """Those of the dead letter are left behind; its own keep their order, also where a name is there twice."""
     own = [("trace", b"\xff"), ("a", b"1"), ("trace", b"2"), ("empty", None)]
     *kept, count, history = headers_back(letter(5, 3, headers=own))
@@ -173,7 +173,7 @@ def desk(monkeypatch: pytest.MonkeyPatch) -> Desk:
     return Desk()
 
 
-def test_each_goes_back_to_its_topic_and_partition_with_a_mark(desk: Desk) -> None:
+def test_each_is_retried_to_its_topic_and_partition_with_a_mark(desk: Desk) -> None:
     """Key and value byte by byte; the mark says where it is now; both in one transaction."""
     assert desk.retry([letter(7, 3, topic="shop.products", value=b"\x00\xff")]) == Outcome(retried=1)
     record, mark = desk.kafka.committed
@@ -184,7 +184,7 @@ def test_each_goes_back_to_its_topic_and_partition_with_a_mark(desk: Desk) -> No
     assert desk.kafka.commits == 1
 
 
-def test_none_goes_back_twice(desk: Desk) -> None:
+def test_none_is_retried_twice(desk: Desk) -> None:
     """However often it is asked for; nothing is sent for those that are back."""
     found = several(12)
     assert desk.retry(found[:7]) == Outcome(retried=7)
@@ -320,7 +320,7 @@ def test_a_dead_letter_that_another_retry_has_retried_is_not_retried_again(desk:
     assert len(desk.back()) == 4
 
 
-def test_in_whatever_way_it_is_disturbed_each_goes_back_once(desk: Desk) -> None:
+def test_each_is_retried_once_whatever_fails(desk: Desk) -> None:
     """Runs that are cut off, overtaken or refused at random, until one gets through."""
     seed = random.randrange(2**32)
     print("seed", seed)

@@ -590,7 +590,7 @@ def test_a_product_that_was_known_in_between_is_waited_for_again(shop: Shop, mon
     assert set(shop.store.collections["purchases"]) == {"p2"}
 
 
-def test_a_price_stays_when_mongodb_is_dropped_and_the_product_was_offered_anew(shop: Shop) -> None:
+def test_a_price_stays_when_mongodb_is_dropped_and_the_product_was_offered_again(shop: Shop) -> None:
     """A replay: the log of prices says what was decided, whatever the history of prices says now."""
     shop.handle(shop.batch(product(300), kind="products"), "products")
     shop.handle(shop.batch(unpriced("p0"), purchase("p1", price=7), unpriced("p2")))
@@ -671,7 +671,7 @@ def test_the_price_of_the_worker_that_stored_it_first_counts(shop: Shop) -> None
     assert json.loads(shop.price_log[0].value) == {"prices": [[0, 500]]}
 
 
-def test_a_document_that_was_changed_by_hand_is_put_right_when_its_event_comes_again(
+def test_a_document_that_was_changed_by_hand_is_restored_by_a_redelivery(
     shop: Shop, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The event is what happened; also the price that was given to it, which is in the log of prices."""

@@ -184,7 +184,7 @@ def test_a_reason_chooses_and_a_limit_shows_the_newest(shop: Shop, worker: Worke
     assert others <= {letter["id"] for letter in listed(shop) if letter["put_back"] is None}
 
 
-def test_what_did_not_come_from_the_shop_is_refused_and_the_others_go(open_shop: OpenShop) -> None:
+def test_dead_letters_of_other_topics_are_refused_and_the_others_retried(open_shop: OpenShop) -> None:
     """With its id and the reason; nothing of it reaches a terminal as it is; status 1."""
     with open_shop() as shop:
         shop.run("seed-products")
@@ -290,7 +290,7 @@ def test_a_retry_that_is_killed_in_the_middle_is_finished_by_the_next(open_shop:
 
 
 @pytest.mark.slow
-def test_two_retries_at_a_time_put_nothing_back_twice(open_shop: OpenShop) -> None:
+def test_two_retries_at_a_time_retry_nothing_twice(open_shop: OpenShop) -> None:
     """The later one takes over; the earlier one says so, if it was not done."""
     with open_shop() as shop:
         events = many(shop, 4_000)

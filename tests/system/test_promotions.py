@@ -109,7 +109,7 @@ def test_each_voucher_is_given_once_whatever_dies(shop: Shop) -> None:
 
 
 @pytest.mark.slow
-def test_redelivery_and_replay_give_the_same_and_tell_nothing_twice(shop: Shop) -> None:
+def test_redelivery_and_replay_give_the_same_and_publish_nothing_twice(shop: Shop) -> None:
     """All of the past once more: with the tables, without, and without MongoDB, while products are of other types."""
     worker = open_with_products(shop)
     events, customers = history(1_000), registrations()

@@ -149,7 +149,7 @@ def test_a_dropped_mongodb_is_filled_again_while_new_purchases_arrive(shop: Shop
 
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [False, True], ids=["goes on", "killed"])
-def test_a_worker_that_is_back_between_the_steps_of_a_replay_goes_back_by_itself(shop: Shop, killed: bool) -> None:
+def test_a_worker_that_joins_between_the_steps_of_a_replay_starts_again_by_itself(shop: Shop, killed: bool) -> None:
     """The counts have begun anew, a rebalance comes, and only then are the offsets set; or the replay is killed."""
     worker = shop.start_worker().ready()
     trade(shop)
@@ -184,7 +184,7 @@ def test_a_worker_that_is_back_between_the_steps_of_a_replay_goes_back_by_itself
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mongodb_too", [False, True])
-def test_lost_tables_are_counted_anew(shop: Shop, mongodb_too: bool) -> None:
+def test_lost_tables_are_counted_again(shop: Shop, mongodb_too: bool) -> None:
     """No worker runs: one is started for it; the next one has the tables."""
     port = int(shop.environment["SHOPFLOW_WEB_PORT"])
     worker = shop.start_worker(port=port).ready()
@@ -206,7 +206,7 @@ def test_lost_tables_are_counted_anew(shop: Shop, mongodb_too: bool) -> None:
 
 
 @pytest.mark.slow
-def test_documents_and_counts_that_were_changed_by_hand_are_put_right(shop: Shop) -> None:
+def test_documents_and_counts_that_were_changed_by_hand_are_restored(shop: Shop) -> None:
     """A changed price and a count that a record in the changelog changed."""
     worker = shop.start_worker().ready()
     trade(shop)
@@ -225,7 +225,7 @@ def test_documents_and_counts_that_were_changed_by_hand_are_put_right(shop: Shop
     assert worker.stop() == 0
 
 
-def test_counts_are_not_made_of_half_a_topic(shop: Shop) -> None:
+def test_a_topic_that_lost_records_is_not_counted_again(shop: Shop) -> None:
     """Retention has removed the start of the purchases: refused; MongoDB alone can be filled."""
     worker = shop.start_worker().ready()
     trade(shop)
