@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import io
 import os
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta
 from time import monotonic
 
 import pytest
 
 from shopflow.commands.plots import Bar, Paper, Step, paper, price_and_units
+from tests.support.documents import NOON
 
-NOON = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
 DAY = timedelta(days=1)
 
 

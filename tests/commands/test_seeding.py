@@ -6,7 +6,6 @@ import asyncio
 import gc
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime, timezone
 from typing import Any
 
 import pytest
@@ -14,9 +13,8 @@ from aiokafka.errors import KafkaConnectionError
 
 from shopflow.commands import seeding
 from shopflow.errors import Refused, Unavailable
+from tests.support.documents import NOON
 from tests.support.fakes import FakeStore
-
-NOON = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
 
 
 class Clock:

@@ -23,8 +23,8 @@ from shopflow.shop.price_history import Period, Prices, SalesOverTime
 from shopflow.shop.promotions.trial import Trial
 from shopflow.shop.text import money
 from shopflow.store.types import Sold
+from tests.support.documents import NOON
 
-NOON = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
 SOURCE = {"origin": "direct"}
 MILK = {"_id": "milk", "name": "Mleko Łaciate", "type": "mleko", "price": 389, "updated_at": NOON, "source": SOURCE}
 BOUGHT = {

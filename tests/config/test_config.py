@@ -80,13 +80,13 @@ def test_the_example_file_has_every_field_with_its_default_and_its_variable() ->
 
 
 def test_the_example_of_promotions_is_what_the_demo_uses() -> None:
-    """The file and rules.py, which is there without the file, say the same."""
+    """The file and `EXAMPLES`, which the demo uses, are equal."""
     config = load({"SHOPFLOW_CONFIG": str(ROOT / "examples" / "promotions.yaml")})
     assert config == Config(promotions=msgspec.convert(EXAMPLES, Rules))
 
 
-def test_each_variable_stands_beside_its_own_field() -> None:
-    """A variable that stands beside its neighbour's field would mislead."""
+def test_each_variable_is_beside_its_own_field() -> None:
+    """A variable beside another field would mislead."""
     for line in (ROOT / "config.yaml").read_text(encoding="utf-8").splitlines():
         if "# SHOPFLOW_" in line and not line.lstrip().startswith("#"):
             field, variable = line.split(":")[0].strip(), line.rpartition("#")[2].strip()
@@ -312,7 +312,7 @@ def test_a_text_that_looks_like_something_else_stays_a_text(read: Read) -> None:
 
 
 @pytest.mark.parametrize("variable", ["SHOPFLOW_BROKR", "SHOPFLOW_MONGODB", "SHOPFLOW_", "SHOPFLOW_mongodb_uri"])
-def test_an_unknown_variable_is_refused_and_the_known_ones_are_told(variable: str, read: Read) -> None:
+def test_an_unknown_variable_is_refused_with_the_list_of_settings(variable: str, read: Read) -> None:
     message = refusal(read, **{variable: "x"})
     assert message.startswith(f"{variable}: no such setting; the settings are SHOPFLOW_APP_ID, ")
     assert "SHOPFLOW_BROKER" in message
@@ -476,16 +476,16 @@ def test_any_file_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, v
     assert "\n" not in message
 
 
-def test_the_longest_session_is_one_that_faust_takes() -> None:
-    """It refuses one that is longer than a request may take, with a traceback when the worker has started."""
+def test_the_longest_session_timeout_is_accepted_by_faust() -> None:
+    """Faust refuses a longer one with a traceback after the worker's start."""
     environ = {**os.environ, "SHOPFLOW_BATCHING_SESSION_TIMEOUT_SECONDS": "300"}
     code = "from shopflow.app import app; print(app.conf.broker_session_timeout <= app.conf.broker_request_timeout)"
     done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
     assert done.stdout == "True\n"
 
 
-def test_what_was_told_is_kept_however_long_purchases_are() -> None:
-    """Vouchers and alerts are looked up in their topics: what is gone from there would be told once more."""
+def test_published_announcements_are_kept_with_any_retention_of_purchases() -> None:
+    """Vouchers and alerts are looked up in their topics: those deleted there would be published again."""
     environ = {**os.environ, "SHOPFLOW_TOPICS_RETENTION_HOURS": "1"}
     code = "from shopflow.topics import SPECS; print(*sorted(s.name for s in SPECS if s.retention_ms == 3600000))"
     done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)

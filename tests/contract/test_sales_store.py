@@ -1,16 +1,16 @@
-"""What the store promises of sales, held by the fake and by a real server."""
+"""The store's guarantees for sales, on the fake and on a real server."""
 
 from __future__ import annotations
 
 import random
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from typing import Any
 
 from shopflow.store import MongoStore
 from shopflow.store.types import Document, PartitionSales
 from tests.contract.conftest import Run
+from tests.support.documents import NOON
 
-NOON = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
 HOUR = timedelta(hours=1)
 
 
@@ -50,7 +50,7 @@ def test_the_sales_of_a_product_are_the_sum_of_its_parts(store: MongoStore, run:
 
 
 def test_of_two_the_one_with_the_later_position_stays(store: MongoStore, run: Run) -> None:
-    """A worker that slept may write what it had, after its successor; a new era outdoes all before."""
+    """A worker that slept may write after its successor. A new era outdoes all earlier ones."""
     for number, (units, position, stays) in enumerate(
         [(2, (0, 7), 2), (1, (0, 5), 2), (3, (0, 8), 3), (1, (4, 0), 1), (9, (3, 99), 1), (2, (4, 1), 2)]
     ):
@@ -93,7 +93,7 @@ def test_a_product_may_have_any_name(store: MongoStore, run: Run) -> None:
 
 
 def test_how_far_a_partition_is_never_goes_back(store: MongoStore, run: Run) -> None:
-    """What is said to be there is not written again."""
+    """Rows up to the position are not written again."""
     assert run(store.sales_position(2)) == (-1, -1)
     for position, stays in [((0, 5), (0, 5)), ((0, 3), (0, 5)), ((1, 0), (1, 0)), ((0, 9), (1, 0))]:
         run(store.reached_sales(2, position))

@@ -1,4 +1,4 @@
-"""What the store promises of stock and alerts, held by the fake and by a real server."""
+"""The store's guarantees for stock and alerts, on the fake and on a real server."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 from shopflow.store import MongoStore
 from shopflow.store.types import Document, PartitionSales
 from tests.contract.conftest import Run
-from tests.contract.test_store import NOON, kafka, product, purchase, put
+from tests.contract.test_store import put
+from tests.support.documents import NOON, kafka, product, purchase
 
 HOUR = timedelta(hours=1)
 
@@ -75,7 +76,7 @@ def test_units_from_kafka_leave_out_others(store: MongoStore, run: Run) -> None:
 
 
 def test_stocked_products_come_by_id_a_page_at_a_time(store: MongoStore, run: Run) -> None:
-    """Of these partitions of this topic; what is no number is no stock, and what another program wrote has no place."""
+    """Only of these partitions of this topic. A value that is no number is no stock."""
     for number, name in enumerate("fabcde"):
         stocked = {**product(1, NOON, kafka(number, number % 3), name), "stock": number}
         assert run(store.upsert_products([stocked])) == {}
@@ -103,7 +104,7 @@ def alert(name: str, left: int, **fields: Any) -> Document:
 
 
 def test_the_first_of_an_alert_stays(store: MongoStore, run: Run) -> None:
-    """A worker that finds it again tells what the first one found, in milliseconds as they are stored."""
+    """A worker that finds it again publishes the first one's alert, with times in milliseconds."""
     given = alert("$set@x", 3, at=NOON + timedelta(microseconds=1_999))
     kept = {**given, "at": NOON + timedelta(milliseconds=1)}
     assert run(store.insert_alert(given)) == kept
@@ -111,8 +112,8 @@ def test_the_first_of_an_alert_stays(store: MongoStore, run: Run) -> None:
     assert run(store.documents("alerts", ["$set@x"])) == {"$set@x": kept}
 
 
-def test_what_is_put_back_is_what_it_was(store: MongoStore, run: Run) -> None:
-    """Whatever became of it; what others added to it is theirs."""
+def test_a_restored_document_is_as_before(store: MongoStore, run: Run) -> None:
+    """The document may be changed or deleted before. Fields that others added stay."""
     given = alert("$set@x", 3, at=NOON + timedelta(microseconds=1_999))
     kept = {**given, "at": NOON + timedelta(milliseconds=1)}
     run(store.insert_alert({**alert("$set@x", 8), "seen": True}))
@@ -149,7 +150,7 @@ def test_two_workers_that_find_the_same_agree(store: MongoStore, run: Run) -> No
 @pytest.mark.parametrize("store", ["mongodb"], indirect=True)
 @pytest.mark.servers
 def test_stocked_products_have_an_index(store: Any, run: Run) -> None:
-    """They are asked for each second, among all products; the newest alerts now and then."""
+    """They are read each second, among all products; the newest alerts less often."""
     found = run(store._collection("alerts").index_information())
     assert [("at", -1), ("_id", 1)] in [index["key"] for index in found.values()]
     found = run(store._collection("products").index_information())

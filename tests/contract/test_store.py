@@ -1,4 +1,4 @@
-"""What the rest of shopflow relies on in its store, on the fake and on MongoDB alike."""
+"""The store's guarantees for the rest of shopflow, on the fake and on MongoDB."""
 
 from __future__ import annotations
 
@@ -18,32 +18,10 @@ from shopflow.errors import Refused, Unavailable
 from shopflow.store import MongoStore
 from shopflow.store.types import Deletion, Document, Sold
 from tests.contract.conftest import Run
+from tests.support.documents import NOON, customer, kafka, product, purchase
 from tests.support.fakes import FakeStore
 
-NOON = datetime(2026, 5, 1, 12, 0, 0, tzinfo=timezone.utc)
 MINUTE = timedelta(minutes=1)
-
-
-def kafka(offset: int, partition: int = 0, topic: str = "t") -> Document:
-    """Where a document came from."""
-    return {"origin": "kafka", "topic": topic, "partition": partition, "offset": offset}
-
-
-def purchase(name: str, source: Document, customer: str = "anna", **fields: Any) -> Document:
-    """A purchase."""
-    base = {"customer_id": customer, "product_id": "milk", "quantity": 2, "price": 300, "value": 600}
-    return {"_id": name, **base, "purchased_at": NOON, "source": source, **fields}
-
-
-def product(price: int, at: datetime, source: Document, name: str = "milk") -> Document:
-    """A product."""
-    return {"_id": name, "name": name.title(), "type": "dairy", "price": price, "updated_at": at, "source": source}
-
-
-def customer(name: str, at: datetime = NOON, source: Document | None = None, **fields: Any) -> Document:
-    """A customer."""
-    base = {"first_name": "Anna", "last_name": "Żak", "address": "ul. Długa 1, 00-001 Łódź", "city": "Łódź"}
-    return {"_id": name, **base, "registered_at": at, "source": source or kafka(0), **fields}
 
 
 async def everything(documents: AsyncIterator[Any]) -> list[Any]:
@@ -80,8 +58,8 @@ def test_a_purchase_is_stored_once_however_often_it_is_delivered(store: MongoSto
     assert run(store.sizes())["purchases"] == 1
 
 
-def test_a_purchase_that_was_changed_by_hand_is_told_and_restored(store: MongoStore, run: Run) -> None:
-    """When it is delivered again; what another program put beside its fields stays."""
+def test_a_purchase_that_was_changed_by_hand_is_reported_and_restored(store: MongoStore, run: Run) -> None:
+    """A redelivery restores its fields. Fields that another program added stay."""
     bought = [purchase("p1", kafka(5)), purchase("p2", kafka(6)), purchase("p3", kafka(7))]
     run(put(store, "purchases", {**bought[0], "price": 1, "note": "mine"}))
     run(put(store, "purchases", {**bought[1], "note": "mine"}))
@@ -110,7 +88,7 @@ def test_a_purchase_that_was_sent_twice_is_a_duplicate(store: MongoStore, run: R
 
 
 def test_of_two_of_one_id_in_one_call_the_first_is_stored(store: MongoStore, run: Run) -> None:
-    """So it is too when the call is made again."""
+    """The result of a repeated call is the same."""
     both = [purchase("p1", kafka(5)), purchase("p1", kafka(6), price=1, value=2)]
     for _ in range(2):
         assert run(store.insert_purchases(both)).duplicates == {1}
@@ -143,8 +121,8 @@ def test_a_batch_that_comes_again_in_part_has_the_same_duplicates(store: MongoSt
     assert len(run(store.purchase_prices({f"p{number}" for number in range(300)}))) == 240
 
 
-def test_a_redelivery_beside_a_duplicate_is_told_apart(store: MongoStore, run: Run) -> None:
-    """Whatever stands first in the call, what is stored decides."""
+def test_a_redelivery_beside_a_duplicate_is_distinguished(store: MongoStore, run: Run) -> None:
+    """The stored document decides, in any order of the call."""
     run(store.insert_purchases([purchase("p1", kafka(5))]))
     assert run(store.insert_purchases([purchase("p1", kafka(6)), purchase("p1", kafka(5))])).duplicates == {0}
     assert run(store.insert_purchases([purchase("p1", kafka(5)), purchase("p1", kafka(5))])).duplicates == {1}
@@ -170,8 +148,8 @@ def test_of_products_of_one_time_the_later_in_the_partition_wins(store: MongoSto
     assert run(store.price_history({"milk"}))["milk"].at(NOON) == 2
 
 
-def test_of_products_of_one_time_from_different_places_the_later_call_wins(store: MongoStore, run: Run) -> None:
-    """Offsets of different partitions and topics say nothing about each other; a direct write has none."""
+def test_of_products_of_one_time_from_different_partitions_the_later_call_wins(store: MongoStore, run: Run) -> None:
+    """Offsets of different partitions can't be compared; a direct write has none."""
     sources = [kafka(9), kafka(1, partition=1), kafka(0, topic="u"), {"origin": "direct"}, kafka(3)]
     for number, source in enumerate(sources):
         run(store.upsert_products([product(number, NOON, source)]))
@@ -179,13 +157,13 @@ def test_of_products_of_one_time_from_different_places_the_later_call_wins(store
 
 
 def test_products_of_one_partition_in_one_call_and_of_one_time(store: MongoStore, run: Run) -> None:
-    """The larger offset wins, wherever it stands."""
+    """The larger offset wins, in any order."""
     run(store.upsert_products([product(2, NOON, kafka(2)), product(1, NOON, kafka(1))]))
     assert prices(store, run) == [2]
 
 
 def test_a_product_that_another_program_wrote_is_replaced(store: MongoStore, run: Run) -> None:
-    """Without a time it is older than any; without a source it gives way to one of the same time."""
+    """Without a time it is the oldest. Without a source it loses against an equal time."""
     run(put(store, "products", {"_id": "milk", "name": "Milk", "price": 9}))
     run(put(store, "products", {"_id": "tea", "name": "Tea", "price": 9, "updated_at": NOON}))
     run(store.upsert_products([product(1, NOON, kafka(1)), product(2, NOON, kafka(2), "tea")]))
@@ -274,8 +252,8 @@ def test_a_deletion_at_the_time_of_a_price_ends_it(store: MongoStore, run: Run) 
     assert run(store.price_history({"milk"}))["milk"].at(NOON) == 2
 
 
-def test_deletions_of_what_is_unknown_or_from_elsewhere(store: MongoStore, run: Run) -> None:
-    """One never offered is no error; one that a direct write or another topic put there goes, as one without source."""
+def test_deletions_of_unknown_products_or_from_another_topic(store: MongoStore, run: Run) -> None:
+    """An unknown product is no error. A product of a direct write, another topic or no source is deleted."""
     run(store.delete_products([Deletion("tea", NOON, kafka(1)), Deletion("tea", NOON, kafka(2))]))
     assert run(store.price_history({"tea"}))["tea"].at(NOON) is None
     for source in ({"origin": "direct"}, kafka(9, topic="u"), kafka(9, partition=1)):
@@ -299,7 +277,7 @@ def test_a_product_without_a_history_has_the_price_that_it_has(store: MongoStore
     assert [history["milk"].at(NOON + minutes * MINUTE) for minutes in (-1, 0, 1)] == [7, 7, 7]
 
 
-def test_a_product_of_another_program_may_lack_what_ours_have(store: MongoStore, run: Run) -> None:
+def test_a_product_of_another_program_may_lack_fields(store: MongoStore, run: Run) -> None:
     """Without a time its price counts always; without a price it is unknown."""
     run(put(store, "products", {"_id": "milk", "price": 7}))
     run(put(store, "products", {"_id": "tea", "price": None, "updated_at": NOON}))
@@ -324,7 +302,7 @@ said = st.lists(st.tuples(st.integers(0, 4), st.none() | st.integers(0, 9)), min
 def test_late_and_repeated_events_give_the_same_history(
     store: MongoStore, run: Run, said: list[tuple[int, int | None]], data: st.DataObject
 ) -> None:
-    """In any order, any number of times, some of them in one call: the time decides, then the place in the topic."""
+    """In any order, any number of times, some of them in one call: the time decides, then the offset."""
     name = uuid.uuid4().hex
     numbers = range(len(said))
     again = data.draw(st.lists(st.sampled_from(numbers), max_size=8), label="repeated")
@@ -387,7 +365,7 @@ def test_units_in_spans_touch_each_purchase_once(store: MongoStore, run: Run) ->
     assert run(store.units_in("milk", [])) == []
 
 
-def test_what_another_program_sold_breaks_no_sum(store: MongoStore, run: Run) -> None:
+def test_purchases_of_another_program_break_no_sum(store: MongoStore, run: Run) -> None:
     """A purchase without a time is in none."""
     buy(store, run)
     foreign = purchase("p1", {})
@@ -434,7 +412,7 @@ def test_large_numbers_come_back_as_plain_ones(store: MongoStore, run: Run) -> N
     assert run(everything(store.counts())) == [("c", 1, 2, 2**40)]
 
 
-def test_a_deletion_that_comes_again_spares_what_came_later(store: MongoStore, run: Run) -> None:
+def test_a_redelivered_deletion_spares_later_documents(store: MongoStore, run: Run) -> None:
     """The product was offered anew after it was deleted; the batch of the deletion is delivered again."""
     run(store.upsert_products([product(1, NOON, kafka(9))]))
     run(store.delete_products([Deletion("milk", NOON, kafka(8))]))
@@ -505,7 +483,7 @@ def test_sums_are_those_of_the_purchases_from_kafka(store: MongoStore, run: Run)
     assert run(store.sizes()) == {"products": 0, "customers": 0, "purchases": 4, "prices": 0}
 
 
-def test_it_is_told_which_customers_are_registered(store: MongoStore, run: Run) -> None:
+def test_registered_returns_the_registered_customers(store: MongoStore, run: Run) -> None:
     """However many are asked for at once."""
     names = [f"c{number:03}" for number in range(250)]
     run(store.upsert_customers([customer(name) for name in names[::2]]))
@@ -526,7 +504,7 @@ def test_documents_are_found_by_their_ids_as_they_are(store: MongoStore, run: Ru
     assert run(store.documents("products", names)) == {}
 
 
-def test_the_sources_are_those_of_what_came_from_kafka(store: MongoStore, run: Run) -> None:
+def test_the_sources_are_those_of_documents_from_kafka(store: MongoStore, run: Run) -> None:
     """What was written directly, or by another program, has none there."""
     run(store.upsert_customers([customer("a", source=kafka(1)), customer("b", source={"origin": "direct"})]))
     run(put(store, "customers", {"_id": "other"}))
@@ -623,7 +601,7 @@ def test_an_impossible_product_is_refused_and_brings_no_price(store: MongoStore,
 def test_a_batch_that_is_too_much_for_one_message_is_stored_all_the_same(
     store: MongoStore, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The driver splits it; what was sent before, and what is refused, is told by the same numbers."""
+    """The driver splits it. Duplicates and refused documents keep their indexes."""
     monkeypatch.setattr("shopflow.store.purchases._MAX_MESSAGE_BYTES", 5_000)
     run(store.insert_purchases([purchase("p3", kafka(1))]))
     documents = [purchase(f"p{number}", kafka(10 + number)) for number in range(20)]
@@ -662,8 +640,8 @@ def test_the_indexes_are_made_once_and_those_of_the_contract(store: Any, run: Ru
 
 @pytest.mark.parametrize("store", ["mongodb"], indirect=True)
 @pytest.mark.servers
-def test_another_index_in_the_place_of_ours_is_refused(store: Any, run: Run) -> None:
-    """Said once, in a line that names the collection; not tried again for ever."""
+def test_another_index_with_the_name_of_ours_is_refused(store: Any, run: Run) -> None:
+    """The error is one line that names the collection; it is not retried for ever."""
     purchases = store._collection("purchases")
     run(purchases.drop_index("customer_id_1_purchased_at_1"))
     run(purchases.create_index([("quantity", 1)], name="customer_id_1_purchased_at_1"))
@@ -715,8 +693,8 @@ def test_ids_that_are_no_text_are_passed_over(store: Any, run: Run) -> None:
 
 @pytest.mark.parametrize("store", ["mongodb"], indirect=True)
 @pytest.mark.servers
-def test_each_write_of_events_reports_what_became_of_its_documents(store: Any, run: Run) -> None:
-    """Once it has ended well, with its collection and how long it took. Reads and other writes report nothing."""
+def test_each_write_of_events_reports_the_outcomes_of_its_documents(store: Any, run: Run) -> None:
+    """After a success, with the collection and the seconds. Reads and other writes report nothing."""
     reported: list[tuple[str, dict[str, int]]] = []
 
     def on_write(collection: str, seconds: float, outcomes: dict[str, int]) -> None:
@@ -743,7 +721,7 @@ def test_each_write_of_events_reports_what_became_of_its_documents(store: Any, r
     ]
 
 
-def test_the_fake_is_away_as_often_as_told(run: Run) -> None:
+def test_the_fake_is_away_as_often_as_set(run: Run) -> None:
     """Tests of the outages rely on it: a call that finds it away does nothing."""
     fake = FakeStore()
     fake.away(3)
@@ -809,7 +787,7 @@ def voucher(name: str, source: Document, customer: str = "anna", at: datetime = 
 
 
 def test_a_voucher_is_stored_once_and_the_first_stays(store: MongoStore, run: Run) -> None:
-    """The same event's again is no other's; another event's is told, and changes nothing."""
+    """The same event's voucher is no duplicate. Another event's is reported, and changes nothing."""
     for _ in range(2):
         assert run(store.insert_vouchers([voucher("v1", kafka(1)), voucher("v2", kafka(2))])) == frozenset()
     again = [voucher("v1", kafka(3), percent=99), voucher("v3", kafka(4)), voucher("v3", kafka(5), percent=7)]

@@ -58,7 +58,7 @@ class Failing:
             raise self.errors.pop(0)
 
 
-def test_an_agent_never_raises_and_tries_again_what_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_agent_never_raises_and_retries_a_failed_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """An exception in a Faust agent would acknowledge the batch."""
     monkeypatch.setattr(agent, "RETRY_SECONDS", 0)
     one, two = handed(1), handed(2)
@@ -70,10 +70,10 @@ def test_an_agent_never_raises_and_tries_again_what_fails(monkeypatch: pytest.Mo
     assert not stream.enable_acks
 
 
-def test_what_keeps_failing_is_said_once_and_when_it_is_over(
+def test_an_error_is_logged_once_and_so_is_its_end(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A fault of the program: a traceback when it begins, not one a second. What is away, its outage says."""
+    """A bug in a handler logs one traceback, not one a second. `Unavailable` is logged by its outage."""
     monkeypatch.setattr(agent, "RETRY_SECONDS", 0)
     for error, said in ((ValueError("a fault"), ["again", "at attempt 31"]), (Unavailable("RocksDB", "full"), [])):
         caplog.clear()
@@ -84,7 +84,7 @@ def test_what_keeps_failing_is_said_once_and_when_it_is_over(
 
 
 def test_a_rebalance_may_restart_all_actors_at_once() -> None:
-    """Faust's supervisor allows one in 10 ms, and ends the worker at the next."""
+    """Faust's supervisor ends the worker at two restarts in 10 ms."""
 
     async def restart() -> int:
         supervisor = Restarts(max_restarts=1, over=1)
@@ -97,15 +97,15 @@ def test_a_rebalance_may_restart_all_actors_at_once() -> None:
     assert asyncio.run(restart()) == 1_000
 
 
-def test_an_agent_leaves_a_batch_that_it_lost() -> None:
-    """It is another worker's, or comes again."""
+def test_an_agent_drops_a_lost_batch() -> None:
+    """The partition's owner reads it again."""
     handle = Failing(PartitionLost("gone"))
     asyncio.run(each_batch(Stream(handed(1)), handle, lambda batch: nullcontext()))
     assert handle.handled == [1]
 
 
 def test_a_batch_is_handled_in_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Never before what comes before it, and finished only when it was handled: else it comes again."""
+    """A batch is handled after its predecessor, and finished only when the handler has returned."""
     monkeypatch.setattr(agent, "RETRY_SECONDS", 0)
     batch: Any = FakeBatch([FakeRecord(b"c", b"v")])
     batch.freeze = lambda: batch.events.append("freeze")
@@ -124,7 +124,7 @@ def test_a_batch_is_handled_in_its_turn(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_batch_agent_is_an_agent_of_its_topic(tmp_path: Path) -> None:
-    """Under its own name, an actor a partition; what reads a topic does not create it."""
+    """It has its own name and one actor per partition. It does not create its topic."""
     app = App("test", broker="kafka://127.0.0.1:1", datadir=str(tmp_path))
     handled: list[Any] = []
 

@@ -58,7 +58,7 @@ def app(tmp_path: Path) -> App:
     return App("test", broker="kafka://127.0.0.1:1", datadir=str(tmp_path))
 
 
-def test_publish_fills_batches_and_says_where_the_last_record_is(app: App) -> None:
+def test_publish_fills_batches_and_returns_the_last_offset(app: App) -> None:
     """Few requests instead of one a record."""
     producer = Producer()
     app.producer = SimpleNamespace(_producer=producer)  # type: ignore[assignment]
@@ -67,15 +67,15 @@ def test_publish_fills_batches_and_says_where_the_last_record_is(app: App) -> No
     assert producer.sent == [rows[:2], rows[2:4], rows[4:]]
 
 
-def test_publish_refuses_what_no_batch_can_hold(app: App) -> None:
-    """Instead of sending empty batches for ever."""
+def test_publish_refuses_a_record_larger_than_a_batch(app: App) -> None:
+    """It must not send empty batches for ever."""
     app.producer = SimpleNamespace(_producer=Producer())  # type: ignore[assignment]
     with pytest.raises(ValueError, match="larger than a Kafka batch"):
         asyncio.run(app.publish("topic", 0, [(b"k", b"v" * 101)]))
 
 
-def test_the_servers_may_become_known_late(app: App) -> None:
-    """The embedded Kafka has its port only when it runs; Faust must neither warn nor keep the old one."""
+def test_the_servers_addresses_can_be_set_after_import(app: App) -> None:
+    """The embedded Kafka gets its port at its start. Faust must neither warn nor keep the old address."""
     before = app.transport
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -95,7 +95,7 @@ class FailingProducer(Producer):
 
 
 def test_a_publish_that_fails_is_one_error(app: App, caplog: pytest.LogCaptureFixture) -> None:
-    """asyncio writes a traceback for each failure that nobody looked at."""
+    """asyncio logs a traceback for each failure that is not retrieved."""
     app.producer = SimpleNamespace(_producer=FailingProducer())  # type: ignore[assignment]
     with pytest.raises(KafkaConnectionError):
         asyncio.run(app.publish("topic", 0, [(b"k%d" % number, b"v") for number in range(5)]))
@@ -129,8 +129,8 @@ def test_one_record_is_sent_with_its_headers(app: App) -> None:
     assert sent == [{"key": None, "value": None, "timestamp": None, "headers": [("why", b"x")]}, ("dead", 2)]
 
 
-def test_what_batches_need_of_faust_is_the_default(tmp_path: Path) -> None:
-    """Another application need not know it; what it sets itself, counts."""
+def test_the_settings_that_batches_need_are_the_defaults(tmp_path: Path) -> None:
+    """An application's own settings override them."""
     app = App("test", broker="kafka://127.0.0.1:1", datadir=str(tmp_path), broker_max_poll_records=7)
     wanted = {**SETTINGS, "broker_max_poll_records": 7}
     assert {name: getattr(app.conf, name) for name in wanted} == wanted

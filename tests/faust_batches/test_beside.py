@@ -20,7 +20,7 @@ PARTITIONS, SECONDS, RATE = 4, 10, 1_000
 
 
 async def create(kafka: str, *topics: str) -> None:
-    """Topics, as whoever writes to them wants them."""
+    """Create topics."""
     admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
     await admin.start()
     try:
@@ -58,7 +58,7 @@ async def committed(kafka: str, group: str, topic: str) -> int:
 
 
 def sums(*ports: int) -> dict[str, int]:
-    """What the workers' tables have together; empty while one does not say."""
+    """The sums over all workers' tables; empty while a worker does not answer."""
     found = {"batched": 0, "ordinary": 0, "windowed": 0, "ticks": 0}
     try:
         for port in ports:

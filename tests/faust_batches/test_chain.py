@@ -1,4 +1,4 @@
-"""Where a partition stands: runs that don't fit do not pass, only an unbroken chain moves what is done."""
+"""Cursor and chain: runs with another start do not pass, and only an unbroken chain is committed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ class TestCursor:
     """Where the next run must start."""
 
     def test_only_the_next_run_passes(self) -> None:
-        """A run from before a seek, or from behind a lost one, must not move the reader on."""
+        """A run from before a seek, or after a lost run, must not move the cursor."""
         cursor = Cursor(10)
         assert cursor.admits(10)
         assert not cursor.admits(7)
         assert not cursor.admits(12)
 
     def test_a_hole_passes_when_the_fetch_from_its_start_ends_behind_it_again(self) -> None:
-        """Compaction and transactions leave holes; a lost run would have been brought back."""
+        """Compaction and transactions leave gaps; a lost run would have been fetched."""
         cursor = Cursor(10)
         assert not cursor.admits(12)
         assert cursor.admits(12)
@@ -48,7 +48,7 @@ class TestChain:
 
     @pytest.mark.parametrize("start", [0, 4, 6, 9])
     def test_nothing_else_moves_it(self, start: int) -> None:
-        """Neither a batch from before nor one with something missing before it."""
+        """Neither an older batch nor one with a gap before it."""
         chain = Chain(5, epoch=0)
         with pytest.raises(PartitionLost):
             chain.finish(start, 30)

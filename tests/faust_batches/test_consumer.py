@@ -147,8 +147,8 @@ def test_a_batch_begins_where_the_last_one_ended_also_behind_a_hole(consumer: Co
     assert (batch.start, batch.end) == (5, 9)
 
 
-def test_what_comes_while_a_batch_waits_for_its_actor_is_taken_into_it(consumer: Consumer) -> None:
-    """One write for it all, instead of one after the other: what comes last waits least."""
+def test_runs_are_appended_to_a_batch_that_waits_for_its_actor(consumer: Consumer) -> None:
+    """All of them are one write, which keeps waiting short."""
     consumer.begin(RECORDS, 5)
     (message,) = messages(consumer, {RECORDS: run_of(5, 9)})
     assert messages(consumer, {RECORDS: run_of(9, 10)}) == []
@@ -163,8 +163,8 @@ def test_what_comes_while_a_batch_waits_for_its_actor_is_taken_into_it(consumer:
 
 
 @pytest.mark.parametrize("change", ["many", "long", "sought", "rebalance"])
-def test_a_batch_takes_in_no_more_than_it_may(consumer: Consumer, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor what does not follow it; and when it does not get to its actor, it must not swallow what comes."""
+def test_a_batch_grows_only_within_its_limits(consumer: Consumer, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes at most the configured number of records, only the run that follows, and only for a short time."""
     consumer.begin(RECORDS, 0)
     (first,) = messages(consumer, {RECORDS: run_of(0, 60)})
     if change == "long":
@@ -188,13 +188,13 @@ def test_kafka_holds_an_empty_fetch_only_while_nothing_comes(consumer: Consumer)
 
 
 def test_a_run_without_a_known_start_is_dropped(consumer: Consumer) -> None:
-    """It was fetched before the seek to the committed offset, which brings it back."""
+    """It was fetched before the seek to the committed offset, which fetches it again."""
     assert batches(consumer, (0, 3)) == []
     assert consumer.seeks == []
 
 
-def test_what_is_fetched_in_a_rebalance_is_dropped(consumer: Consumer) -> None:
-    """Another worker may have gone on from there."""
+def test_runs_fetched_in_a_rebalance_are_dropped(consumer: Consumer) -> None:
+    """Another worker may have continued from there."""
     consumer.begin(RECORDS, 0)
     consumer.flow_active = False
     assert messages(consumer, {RECORDS: run_of(0, 3)}) == []
@@ -229,8 +229,8 @@ def test_a_changelog_run_goes_whole_to_its_table_and_its_last_record_to_faust(
     assert message.offset == 3
 
 
-def test_a_changelog_run_from_before_a_seek_is_not_taken_in(consumer: Consumer, reader: Reader) -> None:
-    """It would move the recovery on, and what it then reads again would be refused as seen."""
+def test_a_changelog_run_from_before_a_seek_is_dropped(consumer: Consumer, reader: Reader) -> None:
+    """It would move the recovery forward, and the records before it would be refused as seen."""
     assert messages(consumer, {CHANGELOG: run_of(0, 4, CHANGELOG)}) == []
     consumer._cursors[CHANGELOG] = Cursor(10)
     assert messages(consumer, {CHANGELOG: run_of(0, 4, CHANGELOG)}) == []
@@ -254,7 +254,7 @@ def take_turn(batch: Batch, body: Callable[[], None] = lambda: None) -> None:
     asyncio.run(take())
 
 
-def test_turns_in_order_move_what_is_committed(consumer: Consumer) -> None:
+def test_turns_in_order_move_the_committed_offset(consumer: Consumer) -> None:
     """The end of the chain, and nothing else, is offered for the commit."""
     consumer.begin(RECORDS, 0)
     consumer._acked[RECORDS], consumer._acked_index[RECORDS] = [99], {99}
@@ -303,8 +303,8 @@ def committing(consumer: Consumer) -> Committing:
     return Committing(consumer.app)
 
 
-def test_what_kafka_has_confirmed_is_not_committed_again(committing: Committing) -> None:
-    """Neither what it said at the start, nor what it has just taken."""
+def test_a_confirmed_offset_is_not_committed_again(committing: Committing) -> None:
+    """Neither the offset at the start nor the one just committed."""
     committing.begin(RECORDS, 5)
     committing.try_commit()
     assert committing.asked == []
@@ -315,7 +315,7 @@ def test_what_kafka_has_confirmed_is_not_committed_again(committing: Committing)
 
 
 def test_a_commit_that_kafka_refused_is_made_again(committing: Committing) -> None:
-    """Faust notes it as made, and would wait for the partition's next record."""
+    """Faust records it as done, and would wait for the partition's next record."""
     committing.begin(RECORDS, 5)
     take_turn(batches(committing, (5, 9))[0])
     committing.confirms = False
@@ -327,7 +327,7 @@ def test_a_commit_that_kafka_refused_is_made_again(committing: Committing) -> No
 
 
 def test_a_replay_commits_offsets_below_those_that_were_committed_before(committing: Committing) -> None:
-    """A commit that was under way in the rebalance is noted by Faust after it, with the offset from before."""
+    """Faust records a commit that was under way during the rebalance, with the old offset."""
     committing.begin(RECORDS, 100)
     take_turn(batches(committing, (100, 109))[0])
     committing.begin(RECORDS, 0)
@@ -338,7 +338,7 @@ def test_a_replay_commits_offsets_below_those_that_were_committed_before(committ
 
 
 def test_a_commit_that_was_under_way_in_a_rebalance_is_not_the_new_chains(committing: Committing) -> None:
-    """Else the new chain would not be committed where the old one ended."""
+    """Else the new chain would not be committed at the old chain's end."""
     committing.begin(RECORDS, 0)
     take_turn(batches(committing, (0, 9))[0])
     answer = committing._commit
@@ -355,8 +355,8 @@ def test_a_commit_that_was_under_way_in_a_rebalance_is_not_the_new_chains(commit
     assert committing.asked == [{RECORDS: 9}] * 2
 
 
-def test_a_batch_whose_predecessor_is_missing_makes_the_consumer_go_back(consumer: Consumer) -> None:
-    """And every batch that was fetched meanwhile is void: it comes again."""
+def test_a_batch_whose_predecessor_is_missing_makes_the_consumer_seek_back(consumer: Consumer) -> None:
+    """Every batch that was fetched meanwhile is void and is fetched again."""
     consumer.begin(RECORDS, 0)
     lost, second, third = batches(consumer, (0, 3), (3, 7), (7, 9))
     with pytest.raises(PartitionLost):
@@ -369,8 +369,8 @@ def test_a_batch_whose_predecessor_is_missing_makes_the_consumer_go_back(consume
     assert consumer._new_offset(RECORDS) == 9
 
 
-def test_what_faust_throws_away_when_it_resumes_the_flow_is_fetched_again(consumer: Consumer) -> None:
-    """At the end of a recovery it empties the actors' queues, though records come already."""
+def test_batches_lost_when_faust_empties_the_queues_are_fetched_again(consumer: Consumer) -> None:
+    """Faust empties the queues at the end of a recovery, when records arrive already."""
 
     async def resume() -> tuple[list[Batch], list[Batch]]:
         flow = Flow(consumer.fetch_unfinished_again)
@@ -396,8 +396,8 @@ def test_what_faust_throws_away_when_it_resumes_the_flow_is_fetched_again(consum
 
 
 @pytest.mark.parametrize("change", ["flow", "finished"])
-def test_nothing_is_fetched_again_in_a_rebalance_or_for_what_is_finished(consumer: Consumer, change: str) -> None:
-    """There the batch that an actor has in hand may still be finished; here none is missing."""
+def test_nothing_is_fetched_again_in_a_rebalance_or_for_finished_batches(consumer: Consumer, change: str) -> None:
+    """In a rebalance an actor may still finish its batch; after finished batches nothing is missing."""
     consumer.begin(RECORDS, 0)
     (batch,) = batches(consumer, (0, 3))
     if change == "flow":
@@ -419,7 +419,7 @@ def test_a_batch_that_was_done_already_is_left(consumer: Consumer) -> None:
 
 
 def test_a_batch_of_which_a_part_was_done_is_fetched_again_from_there(consumer: Consumer) -> None:
-    """Its end may be the partition's: nothing would come that tells of what is missing."""
+    """It may be the partition's last batch: no later batch would reveal the missing records."""
     consumer.begin(RECORDS, 0)
     (first,) = batches(consumer, (0, 2))
     consumer._cursors[RECORDS] = Cursor(0)
@@ -450,7 +450,7 @@ def test_an_error_in_a_turn_leaves_the_batch_unfinished(consumer: Consumer) -> N
 
 @pytest.mark.parametrize("change", ["flow", "generation", "forgotten"])
 def test_a_lost_partition_is_neither_touched_nor_committed(consumer: Consumer, change: str) -> None:
-    """Its database may be another worker's by now."""
+    """Another worker may have its database by now."""
     consumer.begin(RECORDS, 0)
     (batch,) = batches(consumer, (0, 3))
     if change == "flow":
@@ -475,7 +475,7 @@ def test_a_partition_lost_during_a_turn_is_not_finished(consumer: Consumer) -> N
 
 
 def test_two_actors_of_one_partition_take_turns(consumer: Consumer) -> None:
-    """Faust can start an actor beside a predecessor that is not gone yet."""
+    """Faust may restart an actor while the old one still runs."""
     consumer.begin(RECORDS, 0)
     first, second = batches(consumer, (0, 3), (3, 6))
     seen: list[str] = []
@@ -494,14 +494,14 @@ def test_two_actors_of_one_partition_take_turns(consumer: Consumer) -> None:
 
 
 def test_faust_does_not_fill_gaps_of_batched_topics(consumer: Consumer) -> None:
-    """It takes for a hole what it dropped itself."""
+    """It takes records that it dropped itself for a gap."""
     asyncio.run(consumer._add_gap(RECORDS, 0, 100))
 
 
-def test_a_run_of_the_changelog_that_can_not_be_taken_in_comes_again(
+def test_a_changelog_run_that_can_not_be_written_is_fetched_again(
     consumer: Consumer, reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A full disk in a recovery: neither a hole in the table nor the end of the worker."""
+    """A full disk in a recovery must neither leave out rows nor end the worker."""
     monkeypatch.setattr(consuming, "RETRY_SECONDS", 0)
     consumer.begin(CHANGELOG, 0)
     full = [Unavailable("RocksDB", "full")] * 2
@@ -518,8 +518,8 @@ def test_a_run_of_the_changelog_that_can_not_be_taken_in_comes_again(
     assert consumer.seeks == [(CHANGELOG, 0)] * 2
 
 
-def test_what_faust_takes_for_read_is_delivered_again(consumer: Consumer) -> None:
-    """A delivery held up by a full queue says after the seek back how far it had read: the rest would be dropped."""
+def test_offsets_that_faust_takes_for_read_are_delivered_again(consumer: Consumer) -> None:
+    """A delivery held up by a full queue sets Faust's read offset after the seek back: the records would be dropped."""
     consumer.begin(RECORDS, 0)
     consumer._read_offset[RECORDS] = 9_999
     (message,) = messages(consumer, {RECORDS: run_of(0, 5)})
@@ -527,8 +527,8 @@ def test_what_faust_takes_for_read_is_delivered_again(consumer: Consumer) -> Non
     assert consumer._read_offset[RECORDS] is None
 
 
-def test_a_batch_waits_while_its_session_may_have_run_out(consumer: Consumer) -> None:
-    """The worker slept: until Kafka says so, it can't know whether the partition is still its own."""
+def test_a_batch_waits_while_the_lease_may_have_expired(consumer: Consumer) -> None:
+    """A worker that slept learns only from Kafka's next answer whether it still owns the partition."""
     clock = [100.0]
     consumer.begin(RECORDS, 0)
     (batch,) = batches(consumer, (0, 2))
@@ -565,7 +565,7 @@ def test_a_seek_that_fails_in_a_rebalance_does_not_stop_the_consumer(consumer: C
 
 
 def test_a_partition_that_went_while_it_was_to_be_fetched_again_is_forgotten(consumer: Consumer) -> None:
-    """Its next owner starts at what is committed."""
+    """Its next owner starts at the committed offset."""
     consumer.begin(RECORDS, 0)
 
     def gone(partition: TP, offset: int) -> None:
@@ -625,7 +625,7 @@ def seeking(consumer: Consumer, monkeypatch: pytest.MonkeyPatch) -> Seeking:
     return Seeking(consumer.app)
 
 
-def test_a_partition_begins_where_it_was_committed_else_where_it_begins(seeking: Seeking) -> None:
+def test_a_partition_starts_at_its_committed_or_first_offset(seeking: Seeking) -> None:
     """A topic whose first records are deleted does not begin at 0."""
     asyncio.run(seeking.perform_seek())
     assert {tp: chain.done for tp, chain in seeking._chains.items()} == {RECORDS: 7, TP(RECORDS.topic, 1): 3}
@@ -637,10 +637,10 @@ def test_a_partition_begins_where_it_was_committed_else_where_it_begins(seeking:
     [(None, 7), (7, 7), (9, 7), (5, 5), (0, 0)],
     ids=["none", "level", "ahead", "behind", "anew"],
 )
-def test_a_partition_whose_table_is_behind_is_read_from_where_the_table_is(
+def test_a_partition_whose_table_is_behind_is_read_from_the_tables_offset(
     seeking: Seeking, reader: Reader, next_offset: int | None, start: int
 ) -> None:
-    """A replay began its totals anew, and the worker is back before the committed offset is set."""
+    """A replay reset the totals, and the worker rejoined before the committed offset was set."""
     reader.source, reader.next = RECORDS.topic, {0: next_offset}
     asyncio.run(seeking.perform_seek())
     assert seeking._chains[RECORDS].done == seeking._cursors[RECORDS].next == start
@@ -648,8 +648,8 @@ def test_a_partition_whose_table_is_behind_is_read_from_where_the_table_is(
     assert seeking._chains[TP(RECORDS.topic, 1)].done == 3
 
 
-def test_where_the_table_is_is_asked_last(seeking: Seeking, reader: Reader) -> None:
-    """A seek of a fetch began before the table was recovered, and ends after the recovery's own."""
+def test_the_tables_offset_is_read_last(seeking: Seeking, reader: Reader) -> None:
+    """A fetch's seek may begin before the table's recovery and end after it."""
     call, reader.source = seeking.call, RECORDS.topic
 
     async def slow(method: Any, tp: TP) -> int | None:
@@ -661,8 +661,8 @@ def test_where_the_table_is_is_asked_last(seeking: Seeking, reader: Reader) -> N
     assert seeking._chains[RECORDS].done == 2
 
 
-def test_what_was_fetched_while_it_was_not_known_where_to_start_is_fetched_again(seeking: Seeking) -> None:
-    """Faust reads already: such runs are dropped, and nothing may come after them that would tell of it."""
+def test_runs_fetched_before_the_first_seek_are_fetched_again(seeking: Seeking) -> None:
+    """Such runs are dropped, and no later run may arrive to reveal it."""
     dropped: list[Any] = []
     call = seeking.call
 
@@ -679,8 +679,8 @@ def test_what_was_fetched_while_it_was_not_known_where_to_start_is_fetched_again
     assert (batch.start, batch.end) == (7, 9)
 
 
-def test_a_seek_makes_what_was_fetched_before_void(seeking: Seeking) -> None:
-    """The same records come again, as another batch; only that one may be finished."""
+def test_a_seek_makes_batches_fetched_before_void(seeking: Seeking) -> None:
+    """The same records are fetched again as another batch; only that batch may be finished."""
     asyncio.run(seeking.perform_seek())
     (before,) = batches(seeking, (7, 9))
     asyncio.run(seeking.perform_seek())
@@ -688,8 +688,8 @@ def test_a_seek_makes_what_was_fetched_before_void(seeking: Seeking) -> None:
     assert (before.owned, after.owned) == (False, True)
 
 
-def test_what_came_by_one_of_two_seeks_that_overlap_is_void_after_the_other(seeking: Seeking) -> None:
-    """A fetch seeks while the flow is off, the recovery at its end. Each sets the chain anew."""
+def test_batches_between_two_overlapping_seeks_are_void(seeking: Seeking) -> None:
+    """A fetch seeks while the flow is off, and so does the end of the recovery. Each starts a new chain."""
     call, came = seeking.call, list[Batch]()
 
     async def overlapped(method: Any, tp: TP) -> int | None:

@@ -1,4 +1,4 @@
-"""What a handler is promised: the same on the stand-ins of `faust_batches.testing` and in a real application.
+"""The guarantees for a handler, tested on the fakes of `faust_batches.testing` and in a real application.
 
 The real one has its records from a Kafka and its table in RocksDB. Each test has a partition of its own.
 """
@@ -191,7 +191,7 @@ async def test_a_batch_is_a_run_of_records_of_one_partition(side: Side) -> None:
 
 @contract
 async def test_a_batch_out_of_turn_is_refused(side: Side) -> None:
-    """One before it was not finished: nothing of this one may be done, and both come again."""
+    """Its predecessor is not finished. The batch may do nothing, and both are read again."""
     await side.batch((b"a", b"1"))
     early = await side.skip((b"a", b"2"))
     early.check_owned()
@@ -231,7 +231,7 @@ async def test_a_finished_batch_has_no_second_turn(side: Side) -> None:
 
 @contract
 async def test_a_lost_batch_can_do_nothing_any_more(side: Side) -> None:
-    """Whatever it asks for: the partition's owner has it again."""
+    """Every method raises; the partition's owner reads the batch again."""
     lost = await side.batch((b"a", b"1"))
     again = await side.again((b"b", b"2"))
     assert (lost.owned, again.owned) == (False, True)
@@ -276,7 +276,7 @@ async def test_a_batch_that_is_lost_in_its_turn_is_not_finished(side: Side) -> N
 
 @contract
 async def test_kafka_is_asked_until_it_answers(side: Side) -> None:
-    """Its errors are no errors of the batch; others are, at once."""
+    """Kafka's errors are retried; others are raised at once."""
     batch = await side.batch((b"a", b"1"))
     outcomes: list[Any] = [
         KafkaConnectionError("away"),
@@ -318,8 +318,8 @@ async def test_kafka_is_asked_no_more_when_the_batch_is_lost(side: Side) -> None
 
 
 @contract
-async def test_what_is_written_is_read_and_is_in_the_changelog(side: Side) -> None:
-    """In its order; a value that is written again takes the place of the one before it."""
+async def test_a_written_row_can_be_read_and_is_in_the_changelog(side: Side) -> None:
+    """Rows are in the order of the writes. A later value of a key replaces the earlier one."""
     batch = await side.batch((b"a", b"1"))
     read = side.table.reader(side.partition)
     assert read(b"a") is None
@@ -359,7 +359,7 @@ async def test_a_scan_pages_in_the_order_of_the_keys_without_the_totals(side: Si
 
 @contract
 async def test_a_batch_that_comes_again_counts_nothing_twice(side: Side) -> None:
-    """It was written, and not finished, when it was lost; it comes again with what followed it."""
+    """It was written but not finished when it was lost. It is read again with the records after it."""
     first = await side.batch((b"a", b"1"), (b"b", b"20"), (b"a", b"300"))
 
     async def dies() -> None:
@@ -389,7 +389,7 @@ def tallied(side: Side, batch: Any) -> list[Row]:
 
 @contract
 async def test_a_partition_that_is_dropped_is_empty_and_its_changelog_stays(side: Side) -> None:
-    """Here only: the next recovery has it again."""
+    """The next recovery reads it again."""
     batch, row = await side.batch((b"a", b"1")), (b"a", b'{"offset":0}')
     async with batch.turn():
         await side.table.write(batch, [row])

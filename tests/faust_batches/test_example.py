@@ -27,7 +27,7 @@ REBALANCED = "generation id"
 
 
 async def create(kafka: str) -> None:
-    """The topic, as whoever writes to it wants it."""
+    """Create the topic."""
     admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
     await admin.start()
     try:
@@ -47,7 +47,7 @@ async def send(kafka: str, pages: list[str]) -> None:
 
 
 async def changelog(kafka: str) -> dict[str, int]:
-    """What the changelog says of each page: of two records the one with the larger offset."""
+    """Each page's value in the changelog: of two records the one with the larger offset."""
     client = AIOKafkaConsumer(bootstrap_servers=kafka, enable_auto_commit=False)
     await client.start()
     found: dict[str, tuple[int, int]] = {}
@@ -68,7 +68,7 @@ async def changelog(kafka: str) -> dict[str, int]:
 
 
 def shown(port: int, page: str) -> int:
-    """What the view says; -1 while it does not."""
+    """The view's number; -1 while it does not answer."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/views/{page}/", timeout=5) as answer:
             return int(json.load(answer)["views"])

@@ -6,7 +6,7 @@ from faust_batches.lease import Lease
 
 
 def test_a_lease_is_valid_for_its_timeout_counted_from_the_heartbeat_that_was_sent() -> None:
-    """The broker counts from when it came, so it gives our partitions away later than that."""
+    """The broker counts from its arrival, so it reassigns our partitions later."""
     clock = [100.0]
     lease = Lease(30.0, lambda: clock[0])
     assert lease.valid, "nothing to lose"
@@ -20,7 +20,7 @@ def test_a_lease_is_valid_for_its_timeout_counted_from_the_heartbeat_that_was_se
 
 
 def test_nothing_is_sent_between_the_loss_of_partitions_and_the_next_assignment() -> None:
-    """The producer was flushed; what an actor adds then would arrive behind its successor's."""
+    """The producer was flushed. Records that an actor sends afterwards would follow its successor's."""
     lease = Lease(30.0, lambda: 100.0)
     lease.renew(100.0)
     lease.pause()

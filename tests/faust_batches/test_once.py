@@ -1,4 +1,4 @@
-"""What is made of other records, sent once."""
+"""Records derived from other records are sent once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PARTITION = ("records", 0)
 
 
 class Topic:
-    """Numbers that were sent, and how often it was looked for them."""
+    """Numbers that were sent, and the times of the lookups."""
 
     def __init__(self) -> None:
         self.numbers: list[int] = []
@@ -34,12 +34,12 @@ class Topic:
             raise self.failures.pop()
 
     def send(self, *numbers: int) -> list[int]:
-        """Send them; which were new."""
+        """Send numbers; returns the new ones."""
         return asyncio.run(self.once.send(PARTITION, FakeRecord(b"", b"", timestamp=1_000_000), numbers, self.send_all))
 
 
-def test_what_was_sent_before_is_not_sent_again() -> None:
-    """The topic is looked through once, a little further back than the record's time; then it is known."""
+def test_a_record_sent_before_is_not_sent_again() -> None:
+    """The keys are looked up once, from a little before the record's time."""
     topic = Topic()
     topic.numbers = [1]
     assert topic.send(1, 2) == [2]
@@ -48,8 +48,8 @@ def test_what_was_sent_before_is_not_sent_again() -> None:
     assert topic.looks == [400_000]
 
 
-def test_after_a_failure_and_after_a_rebalance_it_is_looked_again() -> None:
-    """A failed one may be there or not; others may have sent some meanwhile."""
+def test_after_a_failure_and_after_a_rebalance_the_keys_are_looked_up_again() -> None:
+    """A failed record may be in the log or not. Other workers may have sent records meanwhile."""
     topic = Topic()
     topic.failures = [KafkaConnectionError("away")]
     with pytest.raises(KafkaConnectionError):
@@ -61,8 +61,8 @@ def test_after_a_failure_and_after_a_rebalance_it_is_looked_again() -> None:
     assert len(topic.looks) == 3
 
 
-def test_what_is_dropped_is_no_longer_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that it does not grow for ever."""
+def test_dropped_keys_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The set of keys must not grow for ever."""
     monkeypatch.setattr(once, "_KEYS_TO_HOLD", 2)
     topic = Topic()
     topic.send(1, 2, 3)

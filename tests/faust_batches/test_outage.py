@@ -1,4 +1,4 @@
-"""Outages: said once, waited out, ended only by the loss of the partition. Work that is done again and again."""
+"""Outages are logged once, and retries end only with the partition. Repeated work goes on after errors."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_the_pause_grows_to_its_limit(pauses: list[float]) -> None:
-    """Quick when it was a hiccup, and no storm of requests when it is not."""
+    """A short failure costs little time, and a long one causes few requests."""
     assert asyncio.run(retrying(Outage("MongoDB"), lambda: None, Server(8).ask)) == "answer"
     assert pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0, 2.0]
 
@@ -83,7 +83,7 @@ def test_other_errors_are_not_retried(pauses: list[float]) -> None:
     assert pauses == []
 
 
-def test_an_outage_is_said_once_however_many_notice(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_outage_is_logged_once_with_many_callers(caplog: pytest.LogCaptureFixture) -> None:
     """The event loop and the thread that watches, at the same moment."""
     outage = Outage("Kafka")
     for what in (lambda: outage.failed(Unavailable("Kafka", "away"), 1), lambda: outage.succeeded(1)):
@@ -112,8 +112,8 @@ def test_a_server_that_refuses_to_write_and_still_answers_is_away_until_it_write
     assert len(caplog.records) == 2
 
 
-def test_who_lost_its_partition_meanwhile_keeps_no_server_away(pauses: list[float]) -> None:
-    """It will never say that the server is back."""
+def test_a_caller_that_lost_its_partition_does_not_prolong_the_outage(pauses: list[float]) -> None:
+    """It will never record a success."""
     outage, server, answers = Outage("MongoDB"), Server(9), [None, None]
 
     def check() -> None:
@@ -128,8 +128,8 @@ def test_who_lost_its_partition_meanwhile_keeps_no_server_away(pauses: list[floa
     assert outage.seconds is None
 
 
-def test_what_is_lost_already_is_not_even_tried(pauses: list[float]) -> None:
-    """The first attempt could write for somebody else."""
+def test_no_attempt_is_made_for_a_lost_partition(pauses: list[float]) -> None:
+    """The first attempt could write into another worker's partition."""
     server = Server(1)
 
     def check() -> None:
@@ -148,7 +148,7 @@ def test_the_next_outage_begins_with_a_short_pause(pauses: list[float]) -> None:
     assert pauses[-2:] == [0.1, 0.2]
 
 
-def test_many_who_wait_for_one_server_say_it_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_many_retrying_callers_log_one_outage(caplog: pytest.LogCaptureFixture) -> None:
     """Each partition has an actor that waits; they share the outage."""
     outage = Outage("Kafka")
     with caplog.at_level(logging.INFO):
@@ -159,10 +159,10 @@ def test_many_who_wait_for_one_server_say_it_once(caplog: pytest.LogCaptureFixtu
     assert [record.getMessage().split()[2].strip(";") for record in caplog.records] == ["away", "back"]
 
 
-def test_work_that_fails_is_said_once_and_goes_on(
+def test_repeated_work_logs_an_error_once_and_goes_on(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A fault in what is done beside the batches must not end the worker."""
+    """An error in background work must not end the worker."""
     pauses: list[float] = []
     outcomes = [KeyError("a"), KeyError("a"), 0.5, KeyError("a"), ValueError("b"), 0.7]
 

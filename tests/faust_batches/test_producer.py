@@ -1,4 +1,4 @@
-"""The producer: nothing is sent by who may have lost its partitions."""
+"""The producer sends nothing without a valid lease."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from faust_batches.producer import LeaseProducer, Undecided, acknowledged
 
 
 class Connection:
-    """A client that answers what it is told."""
+    """A client with a given answer."""
 
     def __init__(self, *answers: Any) -> None:
         self.answers = list(answers)
@@ -32,8 +32,8 @@ class Connection:
         return answer
 
 
-def test_what_a_sleeper_had_in_hand_is_not_sent_when_it_wakes_up() -> None:
-    """Its partitions may be others' by now. Nor is anything sent a second time behind our back."""
+def test_a_producer_that_slept_sends_nothing_without_a_lease() -> None:
+    """Its partitions may belong to other workers. Nor does aiokafka resend anything by itself."""
     clock = [100.0]
     lease = Lease(30.0, lambda: clock[0])
     lease.renew(100.0)
@@ -55,7 +55,7 @@ def test_what_a_sleeper_had_in_hand_is_not_sent_when_it_wakes_up() -> None:
 
 
 def test_an_answer_after_which_it_would_be_sent_again_is_an_error() -> None:
-    """The broker may have it: it was the leader when it wrote it, and no longer when it answered."""
+    """The record may be in the log: the broker was the leader when it wrote it, and not when it answered."""
     lease = Lease(30.0)
     lease.renew(lease.clock())
     producer = LeaseProducer.__new__(LeaseProducer)
@@ -109,7 +109,7 @@ def test_the_first_failure_is_raised_after_all_have_ended() -> None:
 
 
 def test_failures_that_nobody_waits_for_are_not_complained_about() -> None:
-    """Who sent them was cancelled."""
+    """Their sender was cancelled."""
     complaints: list[Any] = []
 
     async def run() -> None:

@@ -1,4 +1,4 @@
-"""The README of the heart says what its code and its example say."""
+"""The README of `faust_batches` agrees with its code and its example."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def test_the_application_is_that_of_the_example() -> None:
     assert found == lines
 
 
-def test_what_is_said_of_tests_runs() -> None:
+def test_the_example_of_a_handler_test_runs() -> None:
     """With the fakes that it names."""
     exec(compile(BLOCKS[1], "README.md", "exec"), {})  # noqa: S102 - it is ours
 
 
-def test_what_is_replaced_is_there() -> None:
+def test_every_class_in_the_table_of_replacements_exists() -> None:
     """Each class that the table names."""
     source = "".join(path.read_text(encoding="utf-8") for path in HEART.glob("*.py"))
     for name in re.findall(r"`([A-Z]\w+)`", README.partition("## What it replaces")[2].partition("## What was")[0]):

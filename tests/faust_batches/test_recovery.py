@@ -13,7 +13,7 @@ from faust_batches.recovery import PatientRecovery
 
 
 def recovery() -> PatientRecovery:
-    """That of an application that is never started, and has not been told to recover."""
+    """The recovery of an application that is never started."""
     app = App("test", broker="kafka://127.0.0.1:1", store="memory://")
     found = app.tables.recovery  # type: ignore[attr-defined]
     assert isinstance(found, PatientRecovery)

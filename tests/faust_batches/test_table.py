@@ -78,7 +78,7 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
 
 
-def test_what_is_written_is_read(bench: Bench) -> None:
+def test_a_written_row_can_be_read(bench: Bench) -> None:
     """By the agent and by Faust's own view of the table, in which the totals are no row."""
     bench.table._rocks.write(0, rows_after((0, "anna", 600), end=1).items())
     assert bench.count("anna") == (1, 0)
@@ -117,7 +117,7 @@ class Full:
         raise OSError("No space left on device")
 
 
-def test_a_full_disk_is_said_once_and_waited_for(
+def test_a_full_disk_is_logged_once_and_waited_for(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """In the work and in a recovery, for all tables once: what can't be written can be tried again."""
@@ -139,8 +139,8 @@ def test_a_full_disk_is_said_once_and_waited_for(
     ]  # fmt: skip
 
 
-def test_the_larger_offset_stays_in_whatever_order(bench: Bench) -> None:
-    """A worker that slept through the loss of its partition writes behind its successor."""
+def test_the_larger_offset_stays_in_any_order(bench: Bench) -> None:
+    """A worker that slept through the loss of its partition writes after its successor."""
     old = rows_after((0, "anna", 1), end=1)
     new = rows_after((1, "anna", 1), end=2, get=old.get)
     bench.table.recover(0, records(new))
@@ -151,7 +151,7 @@ def test_the_larger_offset_stays_in_whatever_order(bench: Bench) -> None:
     assert bench.table.persisted_offset(CHANGELOG) == 9
 
 
-def test_what_a_late_record_outdid_is_published_again(bench: Bench) -> None:
+def test_a_value_followed_by_an_older_record_is_published_again(bench: Bench) -> None:
     """Kafka's compaction keeps the last record of a key, so the last one must be the right one."""
     old = rows_after((0, "anna", 1), end=1)
     new = rows_after((1, "anna", 1), end=2, get=old.get)
@@ -164,8 +164,8 @@ def test_what_a_late_record_outdid_is_published_again(bench: Bench) -> None:
     assert bench.published == []
 
 
-def test_what_was_outdone_is_known_after_a_restart(bench: Bench, tmp_path: Path) -> None:
-    """The worker was killed before it could publish the right value again; nobody reads that record a second time."""
+def test_marked_keys_survive_a_restart(bench: Bench, tmp_path: Path) -> None:
+    """The worker was killed before it published the right value again. No recovery reads that record a second time."""
     old = rows_after((0, "anna", 1), end=1)
     new = rows_after((1, "anna", 1), end=2, get=old.get)
     bench.table.recover(0, records(old) + records(new, start=2) + records(old, start=4))
@@ -181,7 +181,7 @@ def test_what_was_outdone_is_known_after_a_restart(bench: Bench, tmp_path: Path)
     assert third.published == []
 
 
-def test_a_record_that_is_no_row_is_ignored_and_said(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_record_that_is_no_row_is_ignored_and_logged(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     """It must not stop the recovery, nor go unnoticed."""
     good = records(rows_after((0, "anna", 1), end=1), start=2)
     with caplog.at_level(logging.ERROR):
@@ -211,7 +211,7 @@ def test_a_table_that_adds_up_is_left_alone(bench: Bench) -> None:
 
 
 def test_a_table_that_is_short_is_read_again_from_the_start(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    """A row was lost on the way: the totals of its partition tell."""
+    """The totals of the partition reveal a lost row."""
     rows = rows_after((0, "anna", 1), (1, "bob", 1), end=2)
     bench.whole = records(rows)
     bench.table.recover(0, records({key: value for key, value in rows.items() if key != b"bob"}))
@@ -222,8 +222,8 @@ def test_a_table_that_is_short_is_read_again_from_the_start(bench: Bench, caplog
     assert "does not add up" in caplog.text
 
 
-def test_a_changelog_that_is_short_itself_is_said(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    """The worker goes on with what there is, and says where to look."""
+def test_a_changelog_that_lacks_rows_is_logged(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """The worker goes on with the rows that it has, and logs what to verify."""
     rows = rows_after((0, "anna", 1), (1, "bob", 1), end=2)
     bench.whole = records({key: value for key, value in rows.items() if key != b"bob"})
     bench.table.recover(0, bench.whole)
@@ -234,7 +234,7 @@ def test_a_changelog_that_is_short_itself_is_said(bench: Bench, caplog: pytest.L
 
 
 def test_a_table_that_a_crash_left_ahead_of_its_totals_is_audited_later(bench: Bench) -> None:
-    """Right after the batch that the crash cut off is done again."""
+    """The audit follows the repeated batch."""
     first = rows_after((0, "anna", 1), end=1)
     second = rows_after((1, "anna", 1), (2, "bob", 1), end=3, get=first.get)
     cut_off = {key: value for key, value in second.items() if key != TOTALS_KEY}
@@ -254,10 +254,8 @@ def test_a_table_that_a_crash_left_ahead_of_its_totals_is_audited_later(bench: B
     ("totals", "expected"),
     [(None, None), (b'{"era":1}', None), (b'{"era":1,"settled":-1}', 0), (b'{"era":1,"offset":9,"settled":4}', 5)],
 )
-def test_a_table_says_from_where_its_partition_must_be_read(
-    bench: Bench, totals: bytes | None, expected: int | None
-) -> None:
-    """After the last batch that its totals have; one that says nothing of it is read from what is committed."""
+def test_a_table_knows_the_next_offset_of_its_source(bench: Bench, totals: bytes | None, expected: int | None) -> None:
+    """It follows the last batch in the totals. Totals without that field have none: the committed offset counts."""
     if totals is not None:
         bench.table._rocks.write(0, [(TOTALS_KEY, totals)])
     assert bench.table.next_offset(0) == expected
@@ -298,11 +296,11 @@ class TestAudit:
         return audit
 
     def test_an_empty_partition_agrees(self) -> None:
-        """Nothing and nothing."""
+        """There are neither rows nor totals."""
         assert self.of({}).agrees
 
     def test_too_few_never_pass_also_when_others_are_ahead(self) -> None:
-        """What the totals count must be there."""
+        """Every row that the totals count must exist."""
         rows = rows_after((0, "anna", 1), (1, "bob", 1), (2, "eve", 1), end=3)
         ahead = rows_after((3, "anna", 1), end=4, get=rows.get)
         rows[b"anna"] = ahead[b"anna"]
@@ -348,7 +346,7 @@ def goes_on(table: Table, seen: list[Counted], end: int) -> bool:
 
 
 def test_a_changelog_that_is_short_itself_does_not_stop_its_partition(bench: Bench) -> None:
-    """It was said; a batch that is tried for ever would not make it better, and nothing behind it would be stored."""
+    """It is logged. Retrying the batch for ever would not help, and no later batch would be stored."""
     rows = rows_after((0, "anna", 1), (1, "bob", 1), end=2)
     bench.whole = records(shorten(rows, b"bob"))
     bench.table.recover(0, bench.whole)
@@ -357,7 +355,7 @@ def test_a_changelog_that_is_short_itself_does_not_stop_its_partition(bench: Ben
 
 
 def test_totals_that_arrived_without_their_rows_do_not_stop_the_partition(bench: Bench) -> None:
-    """A crash left them ahead; the batch comes again with other limits, and its second half would mend the rest."""
+    """A crash left them ahead. The batch is read again with another end, and its second half completes the rows."""
     batch = [(0, "anna", 1), (1, "bob", 1)]
     bench.whole = [FakeRecord(TOTALS_KEY, rows_after(*batch, end=2)[TOTALS_KEY], 0, 0, TOPIC)]
     bench.table.recover(0, bench.whole)
@@ -369,7 +367,7 @@ def test_totals_that_arrived_without_their_rows_do_not_stop_the_partition(bench:
 def test_kafka_away_while_a_short_table_is_read_again_does_not_leave_it_empty(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Faust does not look at what `on_recovery_completed` raises: the worker would count on from nothing."""
+    """Faust ignores errors of `on_recovery_completed`: the worker would count on from an empty table."""
     rows = rows_after((0, "anna", 1), (1, "bob", 1), end=2)
     bench.whole = records(rows)
     bench.table.recover(0, records(shorten(rows, b"bob")))
@@ -412,7 +410,7 @@ class Shared(Bench):
         return len(self.changelog) - 1
 
     async def start(self) -> None:
-        """Recover, as Faust does: from the record behind the persisted offset on."""
+        """Recover, as Faust does: from the record after the persisted offset on."""
         persisted = self.table.persisted_offset(CHANGELOG)
         if run := self.changelog[0 if persisted is None else persisted + 1 :]:
             self.table.recover(0, run)
@@ -427,7 +425,7 @@ class Shared(Bench):
 
 
 def test_a_worker_that_slept_through_its_loss_recovers_what_its_successor_counted(tmp_path: Path) -> None:
-    """Its rows arrive behind the successor's: RocksDB then lacks what lies before them in the changelog."""
+    """Its rows follow the successor's in the changelog, and RocksDB lacks the successor's rows."""
     changelog: list[FakeRecord] = []
     sleeper, successor = (Shared(tmp_path / name, changelog) for name in ("sleeper", "successor"))
 
@@ -450,7 +448,7 @@ def test_a_worker_that_slept_through_its_loss_recovers_what_its_successor_counte
 def test_a_damaged_database_is_dropped_and_recovered(
     bench: Bench, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As a power cut leaves one: the worker starts, says so, and reads the changelog from the start."""
+    """After a power cut the worker starts, logs the damage, and reads the changelog from the start."""
     rows = rows_after((0, "anna", 600), end=1)
     bench.table.recover(0, records(rows))
     assert bench.table.persisted_offset(CHANGELOG) == len(rows) - 1
@@ -471,7 +469,7 @@ def test_a_damaged_database_is_dropped_and_recovered(
 def test_a_table_that_is_shared_out_otherwise_than_its_source_ends_the_worker(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its changelog has another number of partitions: this worker's records would be counted in another's table."""
+    """Its changelog has another number of partitions: a record would be counted in another worker's table."""
     bench.table.source = "views"
     monkeypatch.setattr(App, "owned", [TP("views", 0), TP("views", 1), TP("others", 7)])
     with pytest.raises(ImproperlyConfigured, match="must have as many partitions as views"):

@@ -1,4 +1,4 @@
-"""How Kafka's clients get in: what goes together, what the files must hold, and no secret in any text."""
+"""Security settings of Kafka's clients: their combinations, the files, and no secret in any text."""
 
 from __future__ import annotations
 
@@ -71,7 +71,9 @@ LOGIN = {"security_protocol": "sasl_plaintext", "username": "shop", "password": 
         ({"security_protocol": "ssl", "key_password": SECRET}, "kafka.key_password: has no use without certificate_"),
     ],
 )
-def test_what_does_not_go_together_is_refused_with_the_fields_name(settings: dict[str, Any], message: str) -> None:
+def test_settings_that_do_not_go_together_are_refused_with_the_fields_name(
+    settings: dict[str, Any], message: str
+) -> None:
     """A password that is set and not used, or a login without TLS that seemed to have it, would be a surprise."""
     with pytest.raises(Refused) as caught:
         credentials.check(config(**settings))
@@ -84,7 +86,7 @@ def test_the_embedded_kafka_has_no_login() -> None:
         credentials.check(Config(kafka=Kafka(security_protocol="sasl_ssl", username="shop", password=SECRET)))
 
 
-def test_the_defaults_are_what_every_client_has_anyway() -> None:
+def test_the_defaults_are_aiokafkas_own() -> None:
     security = credentials.load(Config())
     assert (security.options, security.faust) == ({}, None)
     assert Bootstrap("one:9092;two:9092").options == {"bootstrap_servers": ["one:9092", "two:9092"]}
@@ -169,7 +171,7 @@ def test_a_bad_file_is_refused_with_the_fields_name(authority: Authority, tmp_pa
         assert not {"\n", "wr0ng-one"} & set(str(caught.value).split(" "))
 
 
-def test_no_text_of_what_holds_secrets_has_them() -> None:
+def test_no_repr_has_a_secret() -> None:
     """A configuration may end up in a log, a traceback, a failed assertion."""
     held = Config(
         broker="kafka://kafka.example:9093",
@@ -202,7 +204,7 @@ def test_no_text_of_what_holds_secrets_has_them() -> None:
         (IllegalSaslStateError("x"), "kafka.security_protocol: Kafka at k:1 takes no login at this port"),
     ],
 )  # fmt: skip
-def test_a_broker_that_lets_nobody_in_is_told_from_one_that_is_away(
+def test_a_broker_that_refuses_clients_is_distinguished_from_one_that_is_away(
     error: Exception, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Waiting would not help; a real broker's answers are in tests/system/test_security.py."""
@@ -218,7 +220,7 @@ def test_a_broker_that_lets_nobody_in_is_told_from_one_that_is_away(
 
 
 def test_a_broker_that_is_away_stays_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cut connection says nothing about the login: it is tried again."""
+    """A cut connection is no refused login: it is retried."""
 
     async def away(*args: Any, **options: Any) -> None:
         raise KafkaConnectionError
@@ -232,7 +234,7 @@ def test_a_broker_that_is_away_stays_away(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_broker_that_accepts_connections_and_does_not_answer_may_want_another_protocol() -> None:
-    """One that demands TLS hangs up on who talks in plain text; it can't say why."""
+    """A broker that demands TLS closes a plaintext connection without a reason."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()

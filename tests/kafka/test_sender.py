@@ -1,4 +1,4 @@
-"""The producer for HTTP: started when needed, shared, replaced when it failed, left behind by nobody."""
+"""The producer for HTTP: started at the first event, shared, replaced after a failure, and always stopped."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_all_is_sent_in_order_by_one_producer() -> None:
 
 
 def test_kafka_that_is_away_is_tried_again_by_the_next() -> None:
-    """And who sends meanwhile is told."""
+    """A request that fails meanwhile gets an error."""
 
     async def body(kafka: Kafka, sender: Sender) -> None:
         kafka.away = True
@@ -112,8 +112,8 @@ def test_a_producer_that_failed_for_good_is_replaced_one_that_was_slow_is_not() 
     assert len(run(body).log) == 2
 
 
-def test_who_does_not_wait_leaves_nothing_behind() -> None:
-    """A request that ran out of time, while the producer starts or while Kafka is slow: others still get theirs."""
+def test_a_cancelled_send_leaves_nothing_behind() -> None:
+    """A request may time out while the producer starts or Kafka is slow. Other requests still succeed."""
 
     async def body(kafka: Kafka, sender: Sender) -> None:
         kafka.gate = asyncio.Event()

@@ -1,4 +1,4 @@
-"""Topics: how they are made, and which are refused."""
+"""Topics: creating, checking and reading them, lag, offsets and transactions."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_a_kafka_that_does_not_answer_is_refused_after_a_while() -> None:
 
 
 class Admin:
-    """Fails as told, then answers."""
+    """Fails with the given errors, then answers."""
 
     def __init__(self, *errors: KafkaError) -> None:
         self.errors = list(errors)
@@ -101,13 +101,13 @@ class Admin:
 
 
 def test_a_new_broker_without_a_coordinator_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It makes the topic of the offsets only when somebody asks."""
+    """It creates the offsets topic only at the first request."""
     monkeypatch.setattr(groups, "CHECK_SECONDS", 0)
     admin = Admin(GroupCoordinatorNotAvailableError(), GroupCoordinatorNotAvailableError())
     assert asyncio.run(groups.coordinated(admin.list_consumer_group_offsets, "shopflow")) == {}
 
 
-def test_what_will_not_get_better_is_not_asked_again() -> None:
+def test_an_error_that_is_not_retriable_is_raised_at_once() -> None:
     """No rights, for instance."""
     with pytest.raises(GroupAuthorizationFailedError):
         asyncio.run(groups.coordinated(Admin(GroupAuthorizationFailedError()).list_consumer_group_offsets, "shopflow"))
@@ -193,21 +193,21 @@ def test_nothing_is_made_beside_a_topic_of_another_shape(client: Client) -> None
     assert client.made == []
 
 
-def test_the_lag_is_what_is_there_and_not_committed(client: Client) -> None:
-    """Not what was deleted; and nothing of topics that do not exist."""
+def test_the_lag_counts_records_that_are_not_committed(client: Client) -> None:
+    """Deleted records and topics that do not exist do not count."""
     lags = asyncio.run(offsets.lags("kafka:1", "shop", ["purchases", "unknown"]))
     assert lags == {"purchases": offsets.Lag(records=40, waiting=5 + 20)}
 
 
 def test_the_end_of_a_transaction_does_not_wait(client: Client) -> None:
-    """It takes an offset that no consumer is given, so none can commit past it when it is the last one."""
+    """It takes an offset but is no record. If it is the last one, no consumer commits past it."""
     client.only_markers = True
     lags = asyncio.run(offsets.lags("kafka:1", "shop", ["purchases"]))
     assert lags == {"purchases": offsets.Lag(records=40, waiting=0)}
 
 
-def test_places_without_a_record_are_told(client: Client) -> None:
-    """As the lag: the end of a transaction is none."""
+def test_partitions_without_a_record_to_read_are_found(client: Client) -> None:
+    """The end of a transaction is no record."""
     places = {("purchases", 0): offsets.Span(10, 25, 30), ("purchases", 1): offsets.Span(10, 10, 30)}
     assert asyncio.run(offsets.empty("kafka:1", places)) == set()
     client.only_markers = True
@@ -215,7 +215,7 @@ def test_places_without_a_record_are_told(client: Client) -> None:
 
 
 def test_a_client_that_is_not_waited_for_is_closed() -> None:
-    """Kafka is frozen, and the page has no more patience: no connection stays."""
+    """Kafka is frozen and the page gives up: no connection stays open."""
     stopped = []
 
     class Slow:
@@ -375,8 +375,8 @@ def read(*partitions: int, **bounds: int) -> list[list[int]]:
     return found
 
 
-def test_a_partition_is_read_in_runs_from_where_it_is_told(log: FakeTopics) -> None:
-    """An offset, a number of them before the end, or a time. What is not there is no end, and no record."""
+def test_a_partition_is_read_in_runs_from_the_given_offset(log: FakeTopics) -> None:
+    """The start is an offset, a number of offsets before the end, or a time. Gaps do not end the read."""
     assert read(0, 1, 2) == [[0, 1], [2, 5], [7, 8], [9]]
     assert read(0, start=1) == [[1, 2], [5]]
     assert read(0, start=3) == [[5]]
@@ -389,7 +389,7 @@ def test_a_partition_is_read_in_runs_from_where_it_is_told(log: FakeTopics) -> N
 
 
 def test_no_record_is_read_at_or_behind_the_end(log: FakeTopics) -> None:
-    """The one that is asked for, or that of when the reading begins: else it would go on while others write."""
+    """The end is the given one, or that at the start of the read: else the read would go on while others write."""
     assert read(0, end=5) == [[0, 1], [2]]
     assert read(0, end=3) == read(0, end=4) == [[0, 1], [2]]
     assert read(0, start=2, end=3) == [[2]]
@@ -436,8 +436,8 @@ def test_a_topic_is_read_by_time_and_each_partition_in_its_order(log: FakeTopics
     assert by_time("unknown") == []
 
 
-def test_what_arrives_while_a_topic_is_read_is_not_read(log: FakeTopics) -> None:
-    """Else a retry would put back for ever what fails again."""
+def test_records_that_arrive_during_a_read_are_not_read(log: FakeTopics) -> None:
+    """Else a retry would put back records for ever that fail again."""
     log.ends = {("t", 0): 2, ("t", 2): 8}
     assert by_time() == [(2, 7), (0, 0), (0, 1)]
 
@@ -502,7 +502,7 @@ def test_a_transaction_is_committed_when_its_body_ends_well() -> None:
 
 
 def test_a_commit_that_takes_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """aiokafka itself would try for ever while Kafka is away, and the command would stand still without a word."""
+    """aiokafka would retry for ever while Kafka is away, and the command would hang."""
     monkeypatch.setattr(transactions, "_COMMIT_SECONDS", 0.01)
 
     async def use() -> None:
@@ -526,14 +526,14 @@ def test_a_kafka_that_is_away_takes_no_transactions() -> None:
             asyncio.run(use())
 
 
-def test_spans_say_where_each_partition_begins_is_and_ends(client: Client) -> None:
-    """What is committed is never before the start: that much is gone."""
+def test_spans_have_the_first_committed_and_end_offsets(client: Client) -> None:
+    """The committed offset in a span is never smaller than the start."""
     found = asyncio.run(offsets.spans("kafka:1", "shop", ["purchases", "unknown"]))
     assert found == {"purchases": {0: offsets.Span(10, 25, 30), 1: offsets.Span(10, 10, 30)}}
 
 
 class Described(Client):
-    """Describes the group as told, one answer after the other."""
+    """Describes the group with these answers, one after the other."""
 
     def __init__(self, *answers: tuple[Any, ...]) -> None:
         super().__init__()
@@ -557,7 +557,7 @@ def described(monkeypatch: pytest.MonkeyPatch, *answers: tuple[Any, ...]) -> gro
     return asyncio.run(groups.group_of("kafka:1", "shop"))
 
 
-def test_a_group_is_described_with_what_each_member_has(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_group_is_described_with_its_members_assignments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the version of the answer: later ones have more fields."""
     members = [("id2", "faust-b", "/10.0.0.2", b"m", b"two"), ("id1", "faust-a", "/10.0.0.1", b"m", b"one", "more")]
     group = described(monkeypatch, (0, "shop", "Stable", "consumer", "faust", members, -1))

@@ -1,4 +1,4 @@
-"""The embedded servers for real: they start, keep their data, are shared, and never outlive whoever started them."""
+"""The embedded servers, started: they keep their data, are shared, and never outlive their starter."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def data(tmp_path: Path) -> Iterator[Path]:
 
 
 def is_quiet(data: Path) -> bool:
-    """Does nobody hold the servers' locks?"""
+    """True if no process holds the servers' locks."""
     return not any(is_locked(data / f"{name}.lock") for name in ("kafka", "mongodb"))
 
 
@@ -109,7 +109,7 @@ def pids(data: Path) -> dict[str, int]:
 
 
 def is_gone(pid: int) -> bool:
-    """Ended, or only waiting to be noticed by whoever inherited it."""
+    """True if the process has ended, or is a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:

@@ -1,4 +1,4 @@
-"""The embedded servers, without a server: what is refused, what is believed, what is fetched."""
+"""The embedded servers, without starting any: refusals, records, and the fetch of Kafka."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_server_that_does_not_run_is_refused(
 
 
 @pytest.mark.parametrize("text", ["", "no JSON", "[]", '{"kafka": {"address": "a", "port": 1, "pid": 1}}'])
-def test_what_an_earlier_run_left_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+def test_records_of_an_earlier_run_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     """Also when the port answers: nobody holds the lock."""
     monkeypatch.setattr(kafka.KafkaServer, "answers", lambda *_: True)
     (tmp_path / "servers.json").write_text(text)
@@ -101,7 +101,7 @@ def test_a_record_is_believed_when_the_lock_is_held_and_our_server_answers(
 
 
 def test_another_program_on_the_port_is_not_our_server(taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that accepts connections and says nothing."""
+    """It accepts connections and does not answer."""
     monkeypatch.setattr(kafka, "PROBE_SECONDS", 0.1)
     monkeypatch.setattr(mongodb, "PROBE_SECONDS", 0.1)
     assert kafka._cluster_at(taken) is None
@@ -229,7 +229,7 @@ def test_a_long_log_is_cut(tmp_path: Path) -> None:
     ("status", "says"),
     [(1, "exit status 1"), (0, "exit status 0"), (137, "killed by SIGKILL"), (-9, "killed by SIGKILL")],
 )
-def test_how_a_server_ended_is_said_in_words(status: int, says: str) -> None:
+def test_a_servers_end_is_described(status: int, says: str) -> None:
     assert ending(status) == says
 
 
@@ -304,7 +304,7 @@ def test_a_fetch_that_broke_off_goes_on_at_the_next_start(maven: Maven) -> None:
     assert jar.read_bytes() == maven.jar.read_bytes()
 
 
-def test_a_fetch_clears_what_a_killed_one_left(maven: Maven, tmp_path: Path) -> None:
+def test_a_fetch_removes_files_of_a_killed_one(maven: Maven, tmp_path: Path) -> None:
     part = tmp_path / "m2" / ".shopflow" / "parts" / maven.jar.relative_to(tmp_path / "maven")
     part.parent.mkdir(parents=True)
     part.write_bytes(b"half")
@@ -324,9 +324,7 @@ def test_a_version_that_does_not_exist_is_named(maven: Maven) -> None:
         fetch.jars_of("2", lambda _: None)
 
 
-def test_without_a_network_one_line_says_what_could_not_be_fetched(
-    maven: Maven, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_network_one_line_names_the_missing_file(maven: Maven, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_PROXY")
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")

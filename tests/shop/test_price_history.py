@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import random
-from datetime import datetime, timedelta, timezone
-from typing import Any
+from datetime import datetime, timedelta
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shopflow.shop.price_history import Period, Prices, SalesOverTime, periods, read, sales_over_time
 from shopflow.store.types import BEGINNING, Deletion, PriceHistory, Sold
+from tests.support.documents import NOON, kafka, product
 from tests.support.fakes import FakeStore
 
-NOON = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
-
-
-def product(price: int, at: datetime, offset: int = 0) -> dict[str, Any]:
-    """Milk at a price."""
-    source = {"origin": "kafka", "topic": "t", "partition": 0, "offset": offset}
-    return {"_id": "milk", "name": "Milk", "type": "dairy", "price": price, "updated_at": at, "source": source}
 
 
 def shop(*prices: tuple[int | None, datetime], bought: tuple[tuple[datetime, int], ...] = ()) -> FakeStore:
@@ -29,10 +22,10 @@ def shop(*prices: tuple[int | None, datetime], bought: tuple[tuple[datetime, int
     store = FakeStore()
     for offset, (price, at) in enumerate(prices):
         if price is None:
-            source = product(0, at, offset)["source"]
+            source = kafka(offset)
             asyncio.run(store.delete_products([Deletion("milk", at, source)]))
         else:
-            asyncio.run(store.upsert_products([product(price, at, offset)]))
+            asyncio.run(store.upsert_products([product(price, at, kafka(offset))]))
     for number, (at, units) in enumerate(bought):
         store.collections["purchases"][f"p{number}"] = {
             "_id": f"p{number}", "product_id": "milk", "quantity": units, "value": 100 * units, "purchased_at": at,

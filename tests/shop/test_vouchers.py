@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import date, datetime, timedelta, timezone
+from datetime import date, timedelta
 from typing import Any
 
 import msgspec
@@ -28,9 +28,9 @@ from shopflow.shop.promotions.vouchers import Promotions, VoucherLog, _ProductTy
 from shopflow.shop.promotions.windows import Rules, decode_window
 from shopflow.store.connection import Patient
 from tests.support import vouchers as oracle
+from tests.support.documents import NOON
 from tests.support.fakes import FakeRecord, FakeStore, FakeWorker
 
-NOON = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
 DAY = timedelta(days=1)
 SENT = int((NOON + 400 * DAY).timestamp() * 1000)
 RULES = (

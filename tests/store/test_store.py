@@ -1,4 +1,4 @@
-"""The rules of the store that need no server, and what it says of a server that isn't there."""
+"""The store's rules that need no server, and its errors while the server is away."""
 
 from __future__ import annotations
 
@@ -25,16 +25,11 @@ from shopflow.store.errors import MAX_DOCUMENT_BYTES, documents_errors, translat
 from shopflow.store.purchases import most_bytes
 from shopflow.store.rules import duplicates, newest, no_price_document, outdoes, price_document, removals, replacement
 from shopflow.store.types import Deletion, Document, PriceHistory, Totals, milliseconds
+from tests.support.documents import NOON, kafka
 from tests.support.fakes import FakeStore
 
-NOON = datetime(2026, 5, 1, 12, 0, 0, tzinfo=timezone.utc)
 MINUTE = timedelta(minutes=1)
 DIRECT = {"origin": "direct"}
-
-
-def kafka(offset: int, partition: int = 0, topic: str = "t") -> Document:
-    """Where a document came from."""
-    return {"origin": "kafka", "topic": topic, "partition": partition, "offset": offset}
 
 
 def product(at: datetime = NOON, source: Document | None = None, name: str = "milk") -> Document:
@@ -75,7 +70,7 @@ def test_a_price_counts_from_the_start_of_its_millisecond() -> None:
     assert history.at(NOON.astimezone(timezone(timedelta(hours=2)))) == 2
 
 
-def test_prices_of_one_time_are_one_document_whatever_zone_it_is_told_in() -> None:
+def test_prices_of_one_time_are_one_document_in_any_time_zone() -> None:
     """Its `_id` makes product and time unique; different products or milliseconds never meet."""
     warsaw = NOON.astimezone(timezone(timedelta(hours=2)))
     same = [NOON, warsaw, NOON + timedelta(microseconds=999)]
@@ -85,7 +80,7 @@ def test_prices_of_one_time_are_one_document_whatever_zone_it_is_told_in() -> No
     assert len({price_document(one)["_id"] for one in [product(), *others]}) == 4
 
 
-def test_the_end_of_the_prices_takes_the_place_of_a_price() -> None:
+def test_the_end_of_the_prices_replaces_a_price_of_the_same_time() -> None:
     """A deletion at the time of a price is compared with it."""
     end = no_price_document(Deletion("milk", NOON, kafka(2)))
     price = price_document(product())
@@ -136,7 +131,7 @@ def test_milliseconds_are_cut_not_rounded(microseconds: int, kept: int) -> None:
     ],
 )
 def test_which_of_two_wins(new: Document, stored: Document, wins: bool) -> None:
-    """The rule of the contract: the time, then the place in the partition."""
+    """The rule of the contract: the time, then the offset in the partition."""
     assert outdoes(new, stored, "updated_at") is wins
 
 
@@ -179,13 +174,13 @@ def test_a_replacement_finds_its_document_by_id_and_never_reads_it_as_an_express
 
 
 def test_a_replacement_without_an_offset_compares_the_time_only() -> None:
-    """A direct write has no place in a partition."""
+    """A direct write has no offset."""
     (stage,) = stages(replacement(product(NOON, DIRECT), "updated_at"))
     assert stage["$replaceWith"]["$cond"][0] == {"$gt": ["$updated_at", NOON]}
 
 
-def test_removals_spare_only_what_came_later_in_the_partition() -> None:
-    """Each of the three covers one way not to have come later; a direct deletion has nothing to spare."""
+def test_removals_spare_only_later_records_of_the_partition() -> None:
+    """Each of the three covers one case; a direct deletion spares nothing."""
     operations = removals(Deletion("milk", NOON, kafka(7, partition=3)))
     assert [operation._filter for operation in operations] == [
         {"_id": "milk", "source.topic": {"$ne": "t"}},
@@ -204,16 +199,16 @@ def purchases(*names: str) -> list[Document]:
 
 
 def stored(**sources: Document) -> dict[str, Document]:
-    """What MongoDB has, with where it came from."""
+    """The stored documents, with their sources."""
     return {name: {"_id": name, "source": source} for name, source in sources.items()}
 
 
-def test_what_was_stored_by_an_earlier_try_is_no_duplicate() -> None:
+def test_a_document_stored_by_an_earlier_attempt_is_no_duplicate() -> None:
     """The same event, delivered again."""
     assert duplicates(purchases("a", "b"), [0, 1], {}, stored(a=kafka(0), b=kafka(1))) == frozenset()
 
 
-def test_what_another_event_stored_is_a_duplicate() -> None:
+def test_a_document_stored_by_another_event_is_a_duplicate() -> None:
     """Another offset, a direct write, another program."""
     found = {**stored(a=kafka(9), b=DIRECT, d=kafka(3)), "c": {"_id": "c"}}
     assert duplicates(purchases("a", "b", "c", "d"), [0, 1, 2, 3], {}, found) == {0, 1, 2}
@@ -241,7 +236,7 @@ def test_one_that_is_refused_takes_no_id() -> None:
     [1 << 63, -(1 << 63) - 1, "\ud800", object(), {"a\x00b": 1}, {1: 2}, "x" * MAX_DOCUMENT_BYTES],
     ids=["too large", "too small", "surrogate", "object", "NUL in a name", "number as name", "16 MB"],
 )
-def test_what_cannot_be_sent_is_found_and_told_in_a_short_line(value: object) -> None:
+def test_a_document_that_cannot_be_encoded_is_described_in_a_short_line(value: object) -> None:
     """The line goes to the dead letters."""
     documents = [product(), {**product(), "name": value}, product()]
     ((index, reason),) = unencodable(documents, range(3)).items()
@@ -252,7 +247,7 @@ def test_what_cannot_be_sent_is_found_and_told_in_a_short_line(value: object) ->
 
 
 @pytest.mark.parametrize("value", [(1 << 63) - 1, "$set", "a\x00b", "🥛", None, {"$gt": ""}, {"a.b": 1}])
-def test_what_can_be_sent_is_not_refused(value: object) -> None:
+def test_a_document_that_can_be_encoded_is_not_refused(value: object) -> None:
     """Odd values are values."""
     assert unencodable([{**product(), "name": value}], [0]) == {}
 
@@ -364,7 +359,7 @@ def test_the_uri_comes_before_the_first_call() -> None:
 
 @pytest.mark.parametrize("letter", ["a", "ł", "牛", "🐄", "\0"])
 @pytest.mark.parametrize("length", [1, 500])
-def test_what_is_sent_as_one_command_is_never_larger_than_it_is_taken_for(letter: str, length: int) -> None:
+def test_the_estimated_size_of_purchases_is_never_too_small(letter: str, length: int) -> None:
     """A server cuts the connection on a message that is too large: it would be sent again for ever."""
     record: Any = SimpleNamespace(topic="t" * 249, partition=2**31 - 1, offset=2**63 - 1)
     name = letter * length
@@ -376,7 +371,7 @@ def test_what_is_sent_as_one_command_is_never_larger_than_it_is_taken_for(letter
 
 
 def test_a_write_that_no_majority_confirmed_is_tried_again() -> None:
-    """It may be taken back. So may one document's failure that is the server's fault."""
+    """An election may roll it back. A document's error that is the server's fault is retried too."""
     with pytest.raises(Unavailable, match="could not confirm the write: too slow"):
         documents_errors([], {"code": 64, "errmsg": "too slow"})
     with pytest.raises(Unavailable, match="no space"):
@@ -419,8 +414,8 @@ METHODS = [
 ]
 
 
-def test_every_method_says_that_the_server_is_away() -> None:
-    """It is a reason to try again; a short line without the password."""
+def test_every_method_raises_unavailable_while_the_server_is_away() -> None:
+    """The message is a short line without the password."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # and does not listen
         port = unused.getsockname()[1]
@@ -452,8 +447,8 @@ def failing(error: Exception) -> Coroutine[Any, Any, object]:
     return write()
 
 
-def test_a_refused_login_is_told_without_the_servers_words() -> None:
-    """What to check, not a code."""
+def test_a_refused_login_is_described_without_the_servers_message() -> None:
+    """The message says what to check, instead of a code."""
     with pytest.raises(Unavailable, match="authentication failed: check the user and the password"):
         asyncio.run(written(failing(OperationFailure("bad auth : s3cret", 18))))
 
@@ -470,8 +465,8 @@ def test_an_error_of_the_program_is_not_taken_for_an_outage() -> None:
         raise KeyError("a mistake")
 
 
-def test_what_another_program_wrote_is_read_all_the_same() -> None:
-    """A time that Python has none for, and a text that is no UTF-8; in both Python's driver would else give up."""
+def test_documents_of_another_program_are_read() -> None:
+    """A time outside of Python's range and text that is not UTF-8 would else be errors of the driver."""
 
     async def options() -> Any:
         store = MongoStore("shop")

@@ -26,9 +26,9 @@ from shopflow.web.access import Guard
 from shopflow.web.api import collections as reading
 from shopflow.web.api import events, openapi
 from shopflow.web.page import charts, views  # noqa: F401 - views: registers its routes
+from tests.support.documents import NOON
 from tests.support.fakes import FakeStore
 
-NOON = datetime(2026, 5, 1, 12, 0, 0, tzinfo=timezone.utc)
 MILK = {"product_id": "mleko", "name": "Mleko", "type": "nabiał", "price": 399, "updated_at": "2026-05-01T12:00:00Z"}
 PURCHASE = {"purchase_id": "b", "customer_id": "anna", "product_id": "mleko", "quantity": 2}
 DIRECT = {"origin": "direct"}

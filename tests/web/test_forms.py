@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime, timezone
 from typing import Any
 
 import msgspec
@@ -15,8 +14,8 @@ from shopflow.errors import Rejected
 from shopflow.models import MAX_VALUE, Product, Purchase
 from shopflow.shop.decoding import Decoder
 from shopflow.web.api.forms import Form, Problem
+from tests.support.documents import NOON
 
-NOON = datetime(2026, 5, 1, 12, 0, 0, tzinfo=timezone.utc)
 FORM = Form(
     Purchase,
     id_field="purchase_id",

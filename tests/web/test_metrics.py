@@ -8,7 +8,6 @@ import json
 import re
 import shutil
 import subprocess
-from datetime import datetime, timezone
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,8 +25,8 @@ from shopflow.kafka.offsets import Span
 from shopflow.store import MongoStore
 from shopflow.store.types import Deletion, Inserted
 from shopflow.web.monitoring.metrics import Metrics, Rebalances
+from tests.support.documents import NOON
 
-NOON = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 RULES = yaml.safe_load((DEPLOY / "prometheus/alerts.yml").read_text(encoding="utf-8"))

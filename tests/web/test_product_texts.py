@@ -12,8 +12,8 @@ from shopflow.shop.price_history import Period, Prices, SalesOverTime
 from shopflow.shop.text import visible
 from shopflow.store.types import Sold
 from shopflow.web.page.product import Columns, Picture, columns, product
+from tests.support.documents import NOON
 
-NOON = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
 HOUR = timedelta(hours=1)
 HOSTILE = "<img src=x>\x1b[2J"
 
