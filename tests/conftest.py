@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from shopflow.config.settings import Config, Embedded, MongoDB
 from shopflow.servers.servers import Addresses, Servers
@@ -22,6 +23,9 @@ OpenShop = Callable[..., Any]
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# No example has a time limit: the tests share two cores. A failure prints how to repeat it.
+settings.register_profile("shopflow", deadline=None, print_blob=True)
+settings.load_profile("shopflow")
 
 #: How long events come over HTTP while workers are killed, and how many requests of each kind schemathesis makes.
 HTTP_SECONDS = float(os.environ.get("SHOPFLOW_TEST_HTTP_SECONDS", "15"))

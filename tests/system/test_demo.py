@@ -45,6 +45,7 @@ def test_the_demo_verifies_what_it_did_and_goes_on_the_next_time(open_embedded_s
         assert shop.locked() == []
 
 
+@pytest.mark.slow
 def test_the_demo_takes_servers_that_run_already(open_shop: OpenShop) -> None:
     """Those of the configuration, started elsewhere; they run on after it."""
     with open_shop() as shop:

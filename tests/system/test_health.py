@@ -144,6 +144,7 @@ def test_what_was_done_is_counted(own: Own) -> None:
     assert found["process_resident_memory_bytes"][()] > 10_000_000
 
 
+@pytest.mark.slow
 def test_a_frozen_mongodb(own: Own) -> None:
     """The worker lives and is not ready; what waits is seen, though nothing is fetched; then all goes on."""
     is_well(own)
@@ -216,6 +217,7 @@ def test_a_probed_worker_stops_in_an_outage(own: Own) -> None:
         assert complaint not in own.worker.output.rpartition("Stopping...")[2]
 
 
+@pytest.mark.slow
 def test_a_worker_without_a_partition_is_ready(open_shop: OpenShop) -> None:
     """There are more workers than partitions: it stands by."""
     with open_shop(topics_partitions=1) as shop:

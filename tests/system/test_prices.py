@@ -101,6 +101,7 @@ def test_late_and_repeated_product_events_leave_the_right_prices_also_after_a_re
     assert worker.stop() == 0
 
 
+@pytest.mark.slow
 def test_a_price_that_comes_too_late_changes_the_history_not_what_was_paid(shop: Shop) -> None:
     """What was decided stays, also in a replay; purchases that come later get the late price."""
     worker = shop.start_worker().ready()

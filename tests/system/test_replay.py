@@ -225,6 +225,7 @@ def test_documents_and_counts_that_were_changed_by_hand_are_restored(shop: Shop)
     assert worker.stop() == 0
 
 
+@pytest.mark.slow
 def test_a_topic_that_lost_records_is_not_counted_again(shop: Shop) -> None:
     """Retention has removed the start of the purchases: refused; MongoDB alone can be filled."""
     worker = shop.start_worker().ready()

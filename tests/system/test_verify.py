@@ -97,6 +97,7 @@ def test_a_shop_in_order_agrees_down_to_each_event(sold: Sold) -> None:
     assert "ok  workers: 1 live, 2 customers in their tables, all as in the changelog" in text
 
 
+@pytest.mark.slow
 def test_a_purchase_deleted_by_hand_is_found_and_named(sold: Sold) -> None:
     """By its customer at once, by its id with `--deep`."""
     shop, lost = sold.shop, sold.bought[1]
