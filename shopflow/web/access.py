@@ -30,6 +30,12 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Content-Security-Policy": "frame-ancestors 'none'",
 }
+#: Without `Access-Control-Allow-Credentials`: a script sends the token itself, a browser's own login is not used.
+_PREFLIGHT = {
+    "Access-Control-Allow-Methods": "GET, HEAD, POST",
+    "Access-Control-Allow-Headers": "Authorization, Content-Type",
+    "Access-Control-Max-Age": "600",
+}
 #: Seconds that a client waits after 503.
 RETRY_SECONDS = 1
 #: Larger answers are compressed, in bytes.
@@ -161,6 +167,9 @@ class Guard:
             answer = await self._answer(request, handler)
         except ConnectionResetError:
             raise  # the client has left
+        except web.HTTPRedirection as error:  # no refusal
+            _add_headers(error)
+            raise
         except Exception as error:
             found = refusal(error, request.path)
             if found.status == 500:
@@ -241,14 +250,6 @@ class Guard:
         """Writers leave a tenth to readers, so that the page still answers under load."""
         most = self._settings.max_requests
         return sum(self._at_once.values()) >= most or (writes and self._at_once[True] >= most - most // 10)
-
-
-#: Without `Access-Control-Allow-Credentials`: a script sends the token itself, a browser's own login is not used.
-_PREFLIGHT = {
-    "Access-Control-Allow-Methods": "GET, HEAD, POST",
-    "Access-Control-Allow-Headers": "Authorization, Content-Type",
-    "Access-Control-Max-Age": "600",
-}
 
 
 def _is_same(shown: bytes, token: str) -> bool:

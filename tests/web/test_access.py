@@ -520,3 +520,17 @@ def test_large_answers_are_compressed_for_who_accepts_it(accepted: str, packed: 
             assert "Content-Encoding" not in response.headers
 
     run(Web(), test, **{"/large": large})
+
+
+def test_a_redirect_of_a_view_keeps_its_location() -> None:
+    """A view raises it as aiohttp's exceptions are raised; it is no refusal."""
+
+    async def moved(request: web.Request) -> web.Response:
+        raise web.HTTPFound("/counts/")
+
+    async def test(client: Client) -> None:
+        response = await client.get("/moved", allow_redirects=False)
+        assert (response.status, response.headers["Location"]) == (302, "/counts/")
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+
+    run(Web(), test, **{"/moved": moved})
