@@ -62,9 +62,9 @@ async def static_file(request: Request, path: Path, headers: Mapping[str, str] |
         answer.set_status(304)
         return answer
     answer.content_type, answer.charset = _TYPES[path.suffix], "utf-8"
+    answer.body = body
     if takes_gzip(request):
-        answer.headers["Content-Encoding"] = "gzip"
-    answer.body = packed if takes_gzip(request) else body
+        answer.headers["Content-Encoding"], answer.body = "gzip", packed
     return answer
 
 

@@ -187,7 +187,7 @@ def test_the_end_of_a_transaction_is_no_event_that_waits(monkeypatch: pytest.Mon
         return {place for place in places if place[1] == 1}
 
     monkeypatch.setattr(offsets, "empty", empty)
-    monkeypatch.setattr(snapshot, "_standing", EmptySpans())
+    monkeypatch.setattr(snapshot, "_empty_spans", EmptySpans())
 
     def settled(done: int) -> list[int]:
         spans = {topic: {0: Span(0, 3, 9), 1: Span(0, done, 9), 2: Span(0, 9, 9)}, other: {0: Span(0, 0, 0)}}

@@ -121,9 +121,7 @@ class Form:
             check_value(values["quantity"], values.get("price"))
         value = encode({name: one for name, one in values.items() if one is not None})
         key = values[self._key].encode()
-        self._accept(
-            key, value
-        )  # the same check as in the agents, so that an accepted event is no dead letter for its form
+        self._accept(key, value)  # as the agents check it: an accepted event is never a dead letter for its form
         return key, value
 
 

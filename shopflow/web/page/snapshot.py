@@ -92,10 +92,10 @@ async def _ask_kafka() -> _Log:
 async def _settled(spans: Mapping[str, Mapping[int, Span]]) -> dict[str, dict[int, Span]]:
     """The spans, without the end markers of transactions, which are no events."""
     events = {(topic, number): span for topic in topics.KEYS for number, span in spans.get(topic, {}).items()}
-    await _standing.look(events, lambda found: offsets.empty(connected_kafka(), found))
+    await _empty_spans.look(events, lambda found: offsets.empty(connected_kafka(), found))
     settled = {topic: dict(partitions) for topic, partitions in spans.items()}
     for (topic, number), span in events.items():
-        settled[topic][number] = replace(span, done=span.end - _standing.waiting((topic, number), span))
+        settled[topic][number] = replace(span, done=span.end - _empty_spans.waiting((topic, number), span))
     return settled
 
 
@@ -129,7 +129,7 @@ def _seen() -> Snapshot:
     return merged(worker.report.board for worker in _workers.answer if worker.report)
 
 
-_standing = EmptySpans()
+_empty_spans = EmptySpans()
 _trend: deque[Waiting] = deque(maxlen=_TREND)
 _workers: Cached[list[WorkerState]] = Cached(_ask_workers, _BOARDS_SECONDS, [])
 _log: Cached[_Log] = Cached(_ask_kafka, _SERVERS_SECONDS, _Log())
