@@ -1,6 +1,6 @@
 # Everything a newcomer needs: `make demo` and `make test`. Both install what they need into .venv.
 
-PYTHON ?= python3
+PYTHON ?= python3 python3.13 python3.12 python3.11 python3.10
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
@@ -67,14 +67,14 @@ lint: $(VENV)/installed-dev
 
 install: $(VENV)/installed
 
-# The first Python that the embedded servers have wheels for, 3.10 to 3.13, else one that uv fetches.
+# The first Python that the embedded servers have wheels for, 3.10 to 3.13, else one that uv fetches; or the named one.
 $(VENV)/bin/python:
-	@for python in $(PYTHON) python3.13 python3.12 python3.11 python3.10; do \
+	@for python in $(PYTHON); do \
 		if $$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2> /dev/null; then \
 			exec $$python -m venv $(VENV); \
 		fi; \
 	done; \
-	if command -v uv > /dev/null; then exec uv venv --quiet --seed --python 3.13 $(VENV); fi; \
+	if [ "$(origin PYTHON)" = file ] && command -v uv > /dev/null; then exec uv venv --quiet --seed --python 3.13 $(VENV); fi; \
 	echo "The embedded servers need Python 3.10 to 3.13: install one of them, or uv; or name one: make PYTHON=/path/to/python3.13" >&2; \
 	exit 1
 
