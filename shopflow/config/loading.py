@@ -107,7 +107,7 @@ def _overridden(values: dict[str, Any], environ: Mapping[str, str]) -> dict[str,
         except msgspec.ValidationError as error:
             raise Refused(f"{variable} ({'.'.join(path)}): {_lower(str(error))}") from error
         except (msgspec.DecodeError, RecursionError) as error:
-            raise Refused(f"{variable} ({'.'.join(path)}): not JSON: {_lower(str(error))}") from error
+            raise Refused(f"{variable} ({'.'.join(path)}): not JSON: {error}") from error
         values = _with(values, path, value)
     return values
 
