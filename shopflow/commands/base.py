@@ -8,10 +8,10 @@ import io
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from datetime import datetime, timezone
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import click
 from faust.cli import AppCommand, option
@@ -22,6 +22,8 @@ from shopflow.kafka import connection
 from shopflow.servers.servers import Addresses, locate
 from shopflow.shop.decoding import read_time
 
+T = TypeVar("T")
+_CANCEL_AGAIN_SECONDS = 2.0
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 DIRECT = option("--direct", is_flag=True, help="Write straight to MongoDB, without Kafka.")
@@ -64,6 +66,33 @@ def _give_up_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine in an event loop of its own, like `asyncio.run`. Ctrl-C cancels it until it has ended."""
+    return asyncio.run(_interruptible(main))
+
+
+async def _interruptible(main: Coroutine[Any, Any, T]) -> T:
+    work = asyncio.create_task(main)
+    try:
+        await asyncio.wait({work})
+    finally:
+        await cancel(work)
+    return work.result()
+
+
+async def cancel(task: asyncio.Task[Any]) -> None:
+    """Cancel a task until it has ended. One call of `Task.cancel` is not always enough.
+
+    `asyncio.wait_for` of Python 3.10 and 3.11, which pymongo uses, loses a cancellation that comes when its future is
+    done: https://github.com/python/cpython/issues/86296.
+    """
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=_CANCEL_AGAIN_SECONDS)
+    if not task.cancelled():
+        task.exception()  # retrieved, so that asyncio logs none
+
+
 class Command(AppCommand):
     """A command that is a coroutine and runs in its own event loop."""
 
@@ -71,7 +100,7 @@ class Command(AppCommand):
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         connection.quiet()
-        exit_with(lambda: asyncio.run(self.run(*self.args, *args, **{**self.kwargs, **kwargs})))
+        exit_with(lambda: run(self.run(*self.args, *args, **{**self.kwargs, **kwargs})))
 
 
 class ServingCommand(Command):

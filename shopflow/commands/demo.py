@@ -6,7 +6,7 @@ import asyncio
 import random
 import signal
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from time import monotonic
@@ -30,7 +30,7 @@ from shopflow.shop.text import money
 from shopflow.web.client import bearer
 
 from . import lines, samples, seeding
-from .base import ServingCommand, now
+from .base import ServingCommand, cancel, now, run
 from .progress import progress_bar
 
 #: Each demo has the same customers.
@@ -59,8 +59,7 @@ def demo(self: ServingCommand, leave: bool, **plan: Any) -> int:
             addresses = servers.start()
             connect(addresses)
             with child_worker(config, "demo", self.say, _promotions()) as worker:
-                run = _Demo(kafka_at(addresses), worker, self.say, leave=leave, **plan).run(servers)
-                return asyncio.run(run)
+                return run(_Demo(kafka_at(addresses), worker, self.say, leave=leave, **plan).run(servers))
     except KeyboardInterrupt:
         self.say("Stopped. All data is kept: the next start continues from here.")
         return 128 + signal.SIGINT if leave else 0
@@ -88,9 +87,8 @@ class _Demo:
             await asyncio.wait({work, guard}, return_when=asyncio.FIRST_COMPLETED)
             return await (guard if guard.done() else work)
         finally:
-            work.cancel()
-            guard.cancel()
-            await asyncio.gather(work, guard, return_exceptions=True)
+            await cancel(work)
+            await cancel(guard)
 
     async def _run(self) -> int:
         self.say(f"Starting a worker ... (its log: {self.worker.log})")
@@ -253,6 +251,4 @@ async def _new_prices(bootstrap: Bootstrap, prices: dict[str, int], *, wanted: b
         yield
     finally:
         if offering:
-            offering.cancel()
-            with suppress(asyncio.CancelledError, Unavailable):  # if Kafka is away, the guard or the next send fails
-                await offering
+            await cancel(offering)  # if it has failed because Kafka is away, the guard or the next send fails, too

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
@@ -29,7 +28,7 @@ from shopflow.servers.worker import child_worker
 from shopflow.shop.text import visible
 
 from . import lines
-from .base import JSON, Command, ServingCommand, mongodb
+from .base import JSON, Command, ServingCommand, mongodb, run
 from .progress import progress_bar
 
 
@@ -67,14 +66,14 @@ def replay(self: ServingCommand, keep_tables: bool) -> int:
             addresses = servers.start()
             connect(addresses)
             bootstrap = kafka_at(addresses)
-            running = bool(asyncio.run(group.group_of(bootstrap, config.app_id)).members)
-            work = asyncio.run(_begin_replay(bootstrap, keep_tables=keep_tables))
+            running = bool(run(group.group_of(bootstrap, config.app_id)).members)
+            work = run(_begin_replay(bootstrap, keep_tables=keep_tables))
             begun = True
             what = "MongoDB" if keep_tables else "MongoDB and the tables"
             self.say(f"{what}: workers read {work.total} events again.")
             with _replaying_worker(self.say, running=running) as check:
                 bar = progress_bar("replay", work.total, quiet=self.quiet)
-                asyncio.run(rebuild.finished(bootstrap, topics.LAYOUT, work, check, bar))
+                run(rebuild.finished(bootstrap, topics.LAYOUT, work, check, bar))
     except KeyboardInterrupt:
         if begun:
             self.say("Stopped. The running workers, or the next one, continue the replay.")

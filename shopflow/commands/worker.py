@@ -32,7 +32,7 @@ from shopflow.servers.servers import Servers, locate
 from shopflow.servers.worker import check_port
 from shopflow.web import access
 
-from .base import Command, ServingCommand, exit_with
+from .base import Command, ServingCommand, exit_with, run
 
 #: How long a worker waits for Kafka at its start.
 _KAFKA_SECONDS = 30.0
@@ -67,7 +67,7 @@ class worker(faust_worker):  # noqa: N801 - the class's name is the command's
         _choose_datadir(self, port)
         with Servers(config, self.say) as servers:
             connect(servers.start())
-            asyncio.run(_prepare(self.say))
+            run(_prepare(self.say))
             _collect_garbage_rarely()
             with _Watch(servers, verbose=self.loglevel.lower() == "debug") as watch:
                 try:

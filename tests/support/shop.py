@@ -208,7 +208,10 @@ class Process:
 
     def wait(self, seconds: float = SECONDS) -> int:
         """Its exit status, once it has ended by itself."""
-        return self._process.wait(seconds)
+        try:
+            return self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"it still runs after {seconds:g} s:\n{self.output[-4000:]}") from None
 
     def send(self, number: int) -> None:
         """Send a signal to this process, not to its children."""

@@ -1,0 +1,63 @@
+"""Ctrl-C ends a command, whatever its coroutine awaits."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from shopflow.commands import base
+
+
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """Python's own handler of SIGINT: who runs the tests in the background has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
+def test_one_ctrl_c_is_enough_also_when_a_cancellation_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pymongo loses one now and then, through `asyncio.wait_for`. The demo went on selling."""
+    monkeypatch.setattr(base, "_CANCEL_AGAIN_SECONDS", 0.01)
+    lost = 0
+
+    async def main() -> None:
+        nonlocal lost
+        asyncio.get_running_loop().call_soon(signal.raise_signal, signal.SIGINT)
+        for _ in range(2):
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                lost += 1
+        await asyncio.sleep(60)
+
+    with pytest.raises(KeyboardInterrupt):
+        base.run(main())
+    assert lost == 2
+
+
+@pytest.mark.usefixtures("_interruptible")
+def test_what_a_command_raises_or_returns_is_passed_on() -> None:
+    """Also when it is interrupted and fails while it cleans up: the interruption is what the user is told."""
+
+    async def failing(interrupted: bool) -> int:
+        if interrupted:
+            asyncio.get_running_loop().call_soon(signal.raise_signal, signal.SIGINT)
+            try:
+                await asyncio.sleep(60)
+            finally:
+                raise ValueError("while it cleans up")
+        raise ValueError("by itself")
+
+    async def returning() -> int:
+        return 2
+
+    assert base.run(returning()) == 2
+    with pytest.raises(ValueError, match="by itself"):
+        base.run(failing(interrupted=False))
+    with pytest.raises(KeyboardInterrupt):
+        base.run(failing(interrupted=True))
