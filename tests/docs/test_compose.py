@@ -1,4 +1,4 @@
-"""The containers: what can be known of docker-compose.yml and the Dockerfile without a Docker engine."""
+"""docker-compose.yml and the Dockerfile: what their user would notice, as far as no Docker engine is needed."""
 
 from __future__ import annotations
 
@@ -9,13 +9,19 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from shopflow import topics
+from shopflow.commands import worker as worker_command
 from shopflow.config.loading import load, variables
+from shopflow.servers import server
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
@@ -26,7 +32,6 @@ EXAMPLE = (ROOT / ".env.example").read_text(encoding="utf-8")
 
 PINNED = re.compile(r"[a-z/]+:v?\d+\.\d+\.\d+(-[a-z-]+)?")
 VARIABLE = re.compile(r"(?<!\$)\$\{(?P<name>\w+)(?::(?P<how>[-?])(?P<text>[^}]*))?\}")
-NEVER_ENDING = sorted(name for name in SERVICES if name != "topics")
 
 
 def interpolated(text: str, **environ: str) -> str:
@@ -39,33 +44,28 @@ def instructions(name: str) -> list[str]:
     return [line.partition(" ")[2].strip() for line in joined.splitlines() if line.startswith(f"{name} ")]
 
 
-def seconds(text: str) -> int:
-    return int(text[:-1]) * {"s": 1, "m": 60}[text[-1]]
+def test_every_image_has_a_full_version() -> None:
+    """A tag such as `8` or `latest` would bring another server or another Python without a change of these files."""
+    images = [*(service["image"] for service in SERVICES.values()), *(line.split()[0] for line in instructions("FROM"))]
+    assert [image for image in images if not PINNED.fullmatch(image)] == []
 
 
-def test_the_shop_has_these_services() -> None:
-    assert sorted(SERVICES) == ["grafana", "kafka", "mongodb", "prometheus", "topics", "worker"]
-    assert {name for name in SERVICES if "profiles" in SERVICES[name]} == {"grafana", "prometheus"}
-
-
-@pytest.mark.parametrize("name", sorted(SERVICES))
-def test_every_image_is_pinned_to_a_version(name: str) -> None:
-    assert PINNED.fullmatch(SERVICES[name]["image"])
-
-
-def test_kafka_is_the_official_image_and_the_version_that_is_embedded() -> None:
+def test_kafka_has_the_version_that_is_embedded() -> None:
+    """The embedded version is the one that the tests run with."""
     assert SERVICES["kafka"]["image"] == f"apache/kafka:{load({}).embedded.kafka_version}"
     assert SERVICES["topics"]["image"] == SERVICES["kafka"]["image"]
 
 
 def test_our_image_has_the_packages_version() -> None:
+    """The Dockerfile names the image in the command that it shows."""
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     assert SERVICES["worker"]["image"] == f"shopflow:{setup['metadata']['version']}"
     assert f"docker run {SERVICES['worker']['image']}" in DOCKERFILE
 
 
-def test_no_password_stands_in_any_file() -> None:
+def test_no_file_holds_a_password() -> None:
+    """MongoDB's password comes from the environment or from `.env`, which git ignores."""
     uses = re.findall(r"^.*PASSWORD.*$", TEXT, re.MULTILINE)
     assert uses
     for line in uses:
@@ -77,39 +77,37 @@ def test_no_password_stands_in_any_file() -> None:
     assert "PASSWORD" not in DOCKERFILE
 
 
-def test_a_password_that_is_not_set_is_refused() -> None:
+def test_a_missing_password_is_refused() -> None:
+    """Compose then names the variable, in each place that uses it. An empty password would start an open MongoDB."""
     for found in VARIABLE.finditer(TEXT):
         if found["name"] == "MONGODB_PASSWORD":
             assert found["how"] == "?"
             assert "MONGODB_PASSWORD" in found["text"]
 
 
-def test_every_variable_is_in_the_example() -> None:
+def test_the_example_names_every_variable() -> None:
     used = {found["name"] for found in VARIABLE.finditer(TEXT)}
     assert used == set(re.findall(r"^#?([A-Z_]+)=", EXAMPLE, re.MULTILINE))
 
 
-@pytest.mark.parametrize("name", NEVER_ENDING)
-def test_every_lasting_service_is_watched_restarted_and_given_time_to_stop(name: str) -> None:
-    service = SERVICES[name]
-    assert {"test", "interval", "timeout", "retries", "start_period"} <= set(service["healthcheck"])
-    assert service["restart"] == "unless-stopped"
-    assert seconds(service["stop_grace_period"]) >= 30
+def test_the_servers_keep_their_data_in_named_volumes() -> None:
+    """`docker compose down` deletes everything else. Kafka's own default folder is under /tmp."""
+    folders = {"kafka": SERVICES["kafka"]["environment"]["KAFKA_LOG_DIRS"], "mongodb": "/data/db"}
+    for name, folder in folders.items():
+        volumes = {place: volume for volume, place in (line.split(":") for line in SERVICES[name]["volumes"])}
+        assert volumes[folder] in COMPOSE["volumes"]
 
 
-@pytest.mark.parametrize("name", ["kafka", "mongodb"])
-def test_the_servers_keep_their_data_in_named_volumes(name: str) -> None:
-    places = dict(volume.split(":") for volume in SERVICES[name]["volumes"])
-    assert set(places) <= set(COMPOSE["volumes"])
-    assert {"kafka": "/var/lib/kafka/data", "mongodb": "/data/db"}[name] in places.values()
+@pytest.mark.parametrize("name", ["kafka", "mongodb", "worker"])
+def test_a_container_has_time_for_an_orderly_stop(name: str) -> None:
+    """Docker kills a container after its grace period. A killed worker's partitions wait for its session timeout."""
+    needed = worker_command._STOP_SECONDS if name == "worker" else server.STOP_SECONDS
+    grace = SERVICES[name]["stop_grace_period"]
+    assert int(grace[:-1]) * {"s": 1, "m": 60}[grace[-1]] > needed
 
 
-def test_kafka_writes_into_its_volume() -> None:
-    """The image's own default is a folder under /tmp."""
-    assert SERVICES["kafka"]["environment"]["KAFKA_LOG_DIRS"] == "/var/lib/kafka/data"
-
-
-def test_kafka_sends_each_client_on_to_an_address_that_it_can_reach() -> None:
+def test_kafka_advertises_an_address_that_each_client_can_reach() -> None:
+    """The worker reaches the name `kafka`, programs on the host reach the published port."""
     environment = SERVICES["kafka"]["environment"]
     listeners = interpolated(environment["KAFKA_ADVERTISED_LISTENERS"], KAFKA_PORT="9192")
     assert listeners == "INSIDE://kafka:19092,HOST://localhost:9192"
@@ -117,22 +115,14 @@ def test_kafka_sends_each_client_on_to_an_address_that_it_can_reach() -> None:
     assert SERVICES["worker"]["environment"]["SHOPFLOW_BROKER"] == "kafka://kafka:19092"
 
 
-def test_nothing_listens_on_the_network_of_the_machine() -> None:
-    """Kafka has no login here, nor have the views."""
+def test_every_published_port_is_on_the_loopback_interface() -> None:
+    """Neither Kafka nor the views ask for a login here."""
     for service in SERVICES.values():
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
 
 
-def test_the_worker_waits_for_its_servers_and_topics() -> None:
-    assert SERVICES["worker"]["depends_on"] == {
-        "kafka": {"condition": "service_healthy"},
-        "topics": {"condition": "service_completed_successfully"},
-        "mongodb": {"condition": "service_healthy"},
-    }
-
-
-def test_there_can_be_several_workers() -> None:
-    """Nothing that only one container of the machine can have: a name, one port, one volume with RocksDB's lock."""
+def test_compose_can_scale_the_worker() -> None:
+    """Workers share no name, no port and no volume: only one process can open a folder of RocksDB."""
     worker = SERVICES["worker"]
     assert not {"container_name", "hostname", "network_mode"} & set(worker)
     (port,) = worker["ports"]
@@ -160,15 +150,11 @@ def test_the_images_environment_is_a_good_configuration() -> None:
     environ = {name: value for name, value in found.items() if name.startswith("SHOPFLOW_")}
     assert environ
     load({"SHOPFLOW_CONFIG": os.devnull, **environ})
-    for name, value in environ.items():
-        assert str(SERVICES["worker"]["environment"][name]) == value
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 def test_the_topics_are_made_as_shopflow_makes_them(tmp_path: Path) -> None:
-    """The script runs here with a stand-in for Kafka's tool, so that its quoting is tested too."""
-    from shopflow import topics  # noqa: PLC0415 - the application is only needed here
-
+    """A worker refuses topics with other settings. The script runs with a stand-in for Kafka's tool."""
     service = SERVICES["topics"]
     tool = tmp_path / "kafka-topics.sh"
     tool.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\n')
@@ -193,32 +179,46 @@ def test_the_topics_are_made_as_shopflow_makes_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-def test_a_topic_that_cant_be_made_stops_the_start() -> None:
+def test_a_topic_that_cannot_be_created_stops_the_start() -> None:
+    """The worker's container starts only after the script has succeeded."""
     script = interpolated(SERVICES["topics"]["command"][0]).replace("/opt/kafka/bin/kafka-topics.sh", "false")
     environ = {"PATH": os.environ["PATH"], "PARTITIONS": "4"}
     assert subprocess.run([*SERVICES["topics"]["entrypoint"], script], env=environ, check=False).returncode != 0
 
 
-def test_the_workers_health_check_is_good_python() -> None:
-    command, *arguments = SERVICES["worker"]["healthcheck"]["test"]
-    assert (command, arguments[:2]) == ("CMD", ["python", "-c"])
-    compile(arguments[2], "healthcheck", "exec")
+@pytest.mark.parametrize("status", [200, 503])
+def test_the_health_check_fails_while_the_worker_is_not_ready(status: int) -> None:
+    """The check's program asks a stand-in for the worker."""
+
+    class Ready(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status if self.path == "/health/ready" else 404)
+            self.end_headers()
+
+        def log_message(self, *arguments: object) -> None:
+            return
+
+    command, _, option, program = SERVICES["worker"]["healthcheck"]["test"]
+    assert (command, option) == ("CMD", "-c")
+    port_inside = str(SERVICES["worker"]["environment"]["SHOPFLOW_WEB_PORT"])
+    assert program.count(port_inside) == 1
+    with HTTPServer(("127.0.0.1", 0), Ready) as web:
+        web.timeout = 20
+        answering = threading.Thread(target=web.handle_request)
+        answering.start()
+        asked = [sys.executable, option, program.replace(port_inside, str(web.server_port))]
+        found = subprocess.run(asked, check=False, timeout=30).returncode
+        answering.join()
+    assert found == (status != 200)
 
 
-def test_the_image_is_pinned_small_and_not_run_by_root() -> None:
-    bases = {line.split(" AS ")[0] for line in instructions("FROM")}
-    assert len(bases) == 1
-    assert all(PINNED.fullmatch(base) for base in bases)
-    assert next(iter(bases)).startswith("python:3.13.")
-    (user,) = instructions("USER")
-    assert user == "10001"
-    assert f"--uid {user}" in DOCKERFILE
-    assert instructions("ENTRYPOINT") == ['["shopflow"]']
-    assert instructions("CMD") == ['["worker"]']
-    assert "[embedded]" not in DOCKERFILE
+def test_the_image_does_not_run_as_root() -> None:
+    """The user is a number: Kubernetes' `runAsNonRoot` refuses a name."""
+    assert int(instructions("USER")[-1]) > 0
 
 
-def test_what_the_image_is_built_from_exists_and_is_let_through() -> None:
+def test_dockerignore_lets_through_what_the_image_is_built_from() -> None:
+    """Else `docker compose up --build` fails, or sends the data folder and `.env` to the Docker engine."""
     lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
     let_through = {line[1:] for line in lines if line.startswith("!")}
     assert "*" in lines
