@@ -19,6 +19,14 @@ from shopflow.shop.counts import Counted, advance, current, decode_count, decode
 Rows = dict[bytes, bytes]
 
 
+def audited(rows: Rows) -> Audit:
+    """The audit of a partition with these rows."""
+    audit = Audit(("purchases", "items", "spent"), "customers")
+    for key, value in sorted(rows.items()):
+        audit.add(key, value)
+    return audit
+
+
 def test_a_purchase_at_or_below_the_offset_is_not_counted_again() -> None:
     """A redelivery is at or below the offset."""
     rows: Rows = {}
@@ -86,11 +94,8 @@ def test_sums_that_reach_further_than_the_batch_say_so() -> None:
     rows: Rows = dict(advance({}.get, [(0, "anna", 1, 1), (1, "bob", 1, 1)], end=2).rows())
     part = dict(advance(rows.get, [(0, "anna", 1, 1)], end=1).rows())
     assert (decode_totals(part[TOTALS_KEY]).offset, decode_totals(part[TOTALS_KEY]).settled) == (1, 0)
-    audit = Audit(("purchases", "items", "spent"), "customers")
-    for key, value in sorted(part.items()):
-        audit.add(key, value)
-    assert audit.agrees
-    assert not audit.conclusive
+    assert audited(part).agrees
+    assert not audited(part).conclusive
     rest = dict(advance((rows | part).get, [(1, "bob", 1, 1)], end=2).rows())
     assert {**part, **rest} == rows
 
@@ -130,11 +135,25 @@ def test_in_a_new_era_all_is_counted_again() -> None:
     assert (totals.customers, totals.purchases, totals.spent, totals.era, totals.offset) == (1, 2, 700, 1, 3)
     assert current(rows.get, "bob") is None, "he bought nothing in this era so far"
     assert current(before.get, "bob") is not None
-    audit = Audit(("purchases", "items", "spent"), "customers")
-    for key, value in sorted(rows.items()):
-        audit.add(key, value)
-    assert audit.agrees
-    assert not audit.ahead
+    assert audited(rows).agrees
+    assert not audited(rows).ahead
+
+
+def test_counts_and_totals_of_a_batch_agree() -> None:
+    """The audit also accepts a batch that a crash cut off, before and after it comes again. It finds a missing row."""
+    first: Rows = dict(advance({}.get, [(0, "anna", 2, 600), (1, "bob", 1, 1)], end=2).rows())
+    assert audited(first).agrees
+    batch = [(2, "anna", 1, 1), (3, "eve", 1, 1)]
+    second = dict(advance(first.get, batch, end=4).rows())
+    cut_off = {**first, b"anna": second[b"anna"]}
+    assert audited(cut_off).ahead
+    again = {**cut_off, **dict(advance(cut_off.get, batch, end=4).rows())}
+    assert again == second | {b"bob": first[b"bob"]}
+    assert audited(again).conclusive
+    assert audited(again).agrees
+    assert decode_totals(again[TOTALS_KEY]).customers == 3
+    del again[b"bob"]
+    assert not audited(again).agrees
 
 
 # -- the model
@@ -179,13 +198,6 @@ class Directory:
         """As `CountTable.acknowledged`: only what follows what was taken in needs no recovery."""
         if last - rows == self.persisted:
             self.persisted = last
-
-    def audit(self) -> Audit:
-        """Its sums."""
-        audit = Audit(("purchases", "items", "spent"), "customers")
-        for key, value in sorted(self.rows.items()):
-            audit.add(key, value)
-        return audit
 
 
 @dataclass
@@ -402,7 +414,7 @@ def check_partition(log: Partition, stored: list[int]) -> None:
             count[index] += amount
     found = {key.decode(): current(log.mine.rows.get, key.decode()) for key in log.mine.rows if key != TOTALS_KEY}
     assert {name: [c.purchases, c.items, c.spent] for name, c in found.items() if c is not None} == expected
-    audit = log.mine.audit()
+    audit = audited(log.mine.rows)
     assert audit.agrees
     assert audit.conclusive
     totals = decode_totals(log.mine.rows.get(TOTALS_KEY, b"{}"))
