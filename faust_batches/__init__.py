@@ -26,6 +26,7 @@ from .outage import Outage, retrying
 from .position import TOTALS_KEY, Position, position_of
 from .producer import acknowledged
 from .table import Table
+from .troubles import Trouble, Troubles
 
 __all__ = [
     "TOTALS_KEY",
@@ -37,6 +38,8 @@ __all__ = [
     "Position",
     "SendOnce",
     "Table",
+    "Trouble",
+    "Troubles",
     "Unavailable",
     "acknowledged",
     "position_of",

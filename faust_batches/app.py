@@ -21,6 +21,7 @@ from .outage import Outage
 from .producer import LeaseProducer, acknowledged
 from .recovery import Tables
 from .table import Table
+from .troubles import Troubles
 
 #: The settings that batches need, in place of Faust's defaults.
 SETTINGS = {
@@ -66,6 +67,8 @@ class App(faust.App):
         #: Set it to time and count the attempts to handle batches.
         self.on_batch: OnBatch = lambda batch: nullcontext()
         self.kafka_outage = Outage("Kafka")
+        #: What a person must know or mend.
+        self.troubles = Troubles()
         #: The disk that all tables share.
         self.disk_outage = Outage("RocksDB", "can't write", "writes again")
         super().__init__(*args, **{**SETTINGS, **kwargs})

@@ -17,7 +17,7 @@ from shopflow.errors import Unavailable
 from shopflow.kafka.offsets import Lag, Span
 from shopflow.operations.verify import sales as sales_check
 from shopflow.operations.verify import totals as verification
-from shopflow.operations.verify.report import FirstTen, Report
+from shopflow.operations.verify.report import Check, FirstTen, Report
 from shopflow.operations.verify.tables import Tables
 from shopflow.operations.verify.totals import verify
 from shopflow.operations.verify.workers import Compared, Live, Worker
@@ -90,6 +90,9 @@ class Shop:
         assert tables.partitions == 1
         return self.compared
 
+    async def troubles(self, live: Live, session: Any) -> Check:
+        return Check("troubles", True, "no worker reports one")
+
     def sell(self, *customers: str) -> None:
         """Purchases that are sent, stored and counted."""
         documents = [
@@ -143,6 +146,7 @@ def shop(monkeypatch: pytest.MonkeyPatch) -> Shop:
     monkeypatch.setattr(verification.offsets, "spans", made.kafka.spans)
     monkeypatch.setattr(verification.workers, "live", made.who_is_live)
     monkeypatch.setattr(verification.workers, "compare", made.compare)
+    monkeypatch.setattr(verification.workers, "troubles", made.troubles)
     monkeypatch.setattr(verification, "_PAUSE_SECONDS", 0)
     monkeypatch.setattr(sales_check, "_PATIENCE_SECONDS", 0)
     return made
@@ -296,6 +300,7 @@ def test_what_the_checks_say_when_all_is_well(shop: Shop) -> None:
         "vouchers": "none was published",
         "alerts": "none was published",
         "workers": "no worker runs; the next one recovers its tables from the changelog",
+        "troubles": "no worker reports one",
         "registrations": "every customer who bought is registered",
     }
 
@@ -322,6 +327,7 @@ def test_what_the_checks_say_when_it_is_not(shop: Shop) -> None:
         "vouchers": "none was published",
         "alerts": "none was published",
         "workers": "no worker runs; the next one recovers its tables from the changelog",
+        "troubles": "no worker reports one",
         "registrations": "every customer who bought is registered",
     }
 

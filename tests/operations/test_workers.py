@@ -10,11 +10,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
 from faust.assignor.client_assignment import ClientAssignment, ClientMetadata
 from faust.assignor.partition_assignor import PartitionAssignor
 
+from faust_batches import Trouble
 from shopflow.kafka.group import Group
 from shopflow.models import PartitionTotals, PurchaseCount
 from shopflow.operations.verify import workers
@@ -100,11 +102,16 @@ class Http:
     def __init__(self) -> None:
         self.rows: dict[tuple[str, int], dict[bytes, bytes]] = {}
         self.fails: dict[str, Exception | tuple[int, bytes]] = {}
+        self.troubles: dict[str, list[Trouble]] = {}
         self.asked: list[str] = []
 
     @asynccontextmanager
-    async def get(self, url: str, params: Mapping[str, str]) -> Any:
+    async def get(self, url: str, params: Mapping[str, str] | None = None) -> Any:
         self.asked.append(url)
+        if url.endswith("/board/"):
+            yield self._board(url.removesuffix("/board/"))
+            return
+        assert params is not None
         base, _, partition = url.rstrip("/").partition("/counts/partitions/")
         failure = self.fails.get(base)
         if isinstance(failure, Exception):
@@ -115,6 +122,17 @@ class Http:
             return body
 
         yield SimpleNamespace(status=status, read=read)
+
+    def _board(self, base: str) -> Any:
+        failure = self.fails.get(base)
+        if isinstance(failure, Exception):
+            raise failure
+        status, body = failure or (200, msgspec.json.encode({"serving": True, "troubles": self.troubles.get(base, [])}))
+
+        async def read() -> bytes:
+            return body
+
+        return SimpleNamespace(status=status, read=read)
 
     def _page(self, rows: dict[bytes, bytes], after: str) -> bytes:
         names = sorted(key for key in rows if key and key > after.encode())
@@ -158,6 +176,28 @@ def compared(http: Http, changelog: dict[int, dict[bytes, bytes]], *live_ones: W
         yield http
 
     return asyncio.run(compare(Live(live_ones), Changelog(changelog), session))
+
+
+def troubles_of(http: Http, *urls: str) -> tuple[bool | None, str]:
+    """The check of these workers."""
+
+    @asynccontextmanager
+    async def session() -> Any:
+        yield http
+
+    check = asyncio.run(workers.troubles(Live(tuple(Worker(url, ()) for url in urls)), session))
+    return check.good, check.detail
+
+
+def test_a_trouble_makes_verify_fail_and_is_named_once_though_two_workers_have_it() -> None:
+    """Also when a third worker can't be asked: what is known to be wrong comes first."""
+    http = Http()
+    assert troubles_of(http, URL, OTHER) == (True, "no worker reports one")
+    http.fails["http://third"] = (503, b'{"error": "this worker stops"}')
+    assert troubles_of(http, URL, "http://third") == (None, "1 can't be asked: http://third: this worker stops")
+    stuck = Trouble("open-transaction", "sold[0]", "3 events wait behind an open transaction", stops=True, since=5.0)
+    http.troubles = {URL: [stuck], OTHER: [stuck]}
+    assert troubles_of(http, URL, OTHER, "http://third") == (False, "3 events wait behind an open transaction")
 
 
 def test_tables_that_are_as_the_changelog_agree() -> None:

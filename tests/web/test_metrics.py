@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ from faust.types import TP
 from prometheus_client.parser import text_string_to_metric_families
 
 import shopflow
-from faust_batches import Outage
+from faust_batches import Outage, Troubles
 from shopflow.errors import PartitionLost, Unavailable
 from shopflow.kafka.lag import Lags
 from shopflow.kafka.offsets import Span
@@ -243,7 +244,9 @@ def watched() -> tuple[Metrics, SimpleNamespace]:
         batched_topics={products, purchases},
         owned=[TP(purchases, number) for number in (0, 2)],
         monitor=shopflow.app.monitor,
+        troubles=Troubles(),
     )
+    known.troubles.begin("open-transaction", "shop.purchases[2]", "events wait", stops=True, since=time.time() - 60)
     asyncio.run(known.lags.take({purchases: {number: Span(1, 10 + number, 20) for number in range(3)}}))
     metrics = Metrics()
     application: Any = known
@@ -262,6 +265,10 @@ def test_only_what_is_owned_is_told_of(watched: tuple[Metrics, SimpleNamespace])
     assert value(metrics, "shopflow_assigned_partitions", topic="shop.products") == 0
     assert value(metrics, "shopflow_topic_stopped", topic="shop.purchases") == 1
     assert value(metrics, "shopflow_topic_stopped", topic="shop.products") == 0
+    trouble = {"kind": "open-transaction", "subject": "shop.purchases[2]", "stops": "true"}
+    lasting = value(metrics, "shopflow_trouble_seconds", **trouble)
+    assert lasting is not None
+    assert 60 <= lasting < 120
     age = value(metrics, "shopflow_offsets_age_seconds")
     assert age is not None
     assert 0 <= age < 60
@@ -305,7 +312,7 @@ def test_an_alert_speaks_of_what_is_there(rule: dict[str, Any]) -> None:
     assert set(rule["annotations"]) == {"summary", "description"}
     assert f"| `{rule['alert']}` |" in OPERATIONS
     labels = set(re.findall(r"\$labels\.(\w+)", str(rule["annotations"])))
-    assert labels <= {"topic", "partition", "reason", "server", "instance"}
+    assert labels <= {"topic", "partition", "reason", "server", "instance", "kind", "subject"}
 
 
 def test_no_alert_is_documented_that_is_not_there() -> None:

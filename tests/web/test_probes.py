@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from faust.types import TP
 
-from faust_batches import Outage
+from faust_batches import Outage, Troubles
 from shopflow.errors import Unavailable
 from shopflow.kafka import lag as lag_module
 from shopflow.kafka.lag import Lags
@@ -38,6 +38,7 @@ class Case:
         self.stopped: list[str] = []
         self.error: Unavailable | None = None
         self.mongodb, self.kafka = Outage("MongoDB"), Outage("Kafka")
+        self.troubles = Troubles()
         self.activity: Counter[tuple[str, int]] = Counter()
         self.lags = Lags(lambda: None, has_records)  # type: ignore[arg-type, return-value]
         here: Any = self
@@ -165,6 +166,10 @@ def test_after_an_outage_the_patience_begins_anew() -> None:
             set_to("sure", False),
             "Kafka has not answered for so long that the partitions may be another worker's by now",
         ),
+        (
+            lambda case: case.troubles.begin("lost", "sold[0]", "3 events can't be read", stops=True),
+            "3 events can't be read",
+        ),
     ],
 )
 def test_why_it_is_not_ready(change: Callable[[Case], None], reason: str) -> None:
@@ -173,6 +178,13 @@ def test_why_it_is_not_ready(change: Callable[[Case], None], reason: str) -> Non
     change(case)
     assert case.ready() == [reason]
     assert case.health.live() == []
+
+
+def test_a_trouble_that_stops_nothing_leaves_the_worker_ready() -> None:
+    """It does its share of the work. The page, the log and the metrics tell of the trouble."""
+    case = Case()
+    case.troubles.begin("deleted", "sold[0]", "3 events were deleted unread", stops=False)
+    assert case.ready() == []
 
 
 # -- the consumer's thread

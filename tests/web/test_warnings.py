@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
+from faust_batches import Trouble
 from shopflow.kafka.offsets import Span
 from shopflow.operations.letters import Id, Letter
 from shopflow.shop.recent_sales import Snapshot
 from shopflow.web.page.warnings import Report, ShopState, Waiting, WorkerState, warnings
 
 AT = 1_800_000_000.0
+STUCK = Trouble("open-transaction", "sold[0]", "An open transaction holds 3 events up", stops=True, since=AT - 130)
 
 
 def report(*partitions: int, **fields: Any) -> Report:
@@ -86,6 +88,10 @@ def test_nothing_is_said_of_a_shop_that_is_well() -> None:
         (
             {"workers": [state(1, 0, 1, stopped={"sold": "too many are bad"})]},
             "The worker h:1 has stopped taking sold: too many are bad.",
+        ),
+        (
+            {"workers": [state(1, 0, troubles=[STUCK]), state(2, 1, troubles=[STUCK])]},
+            "An open transaction holds 3 events up. Since 2 min.",
         ),
         (
             {"letters": [letter("wrong key", 5), letter("old", 2_000)], "dead": 2},

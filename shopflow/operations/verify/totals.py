@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict
+from functools import partial
 from time import monotonic
 
 from shopflow.errors import Unavailable
@@ -12,6 +13,7 @@ from shopflow.kafka.security import Bootstrap
 from shopflow.shop import announcements
 from shopflow.shop.layout import Layout
 from shopflow.store import MongoStore
+from shopflow.web import client
 
 from . import workers
 from .announcements import compare_announcements
@@ -122,6 +124,7 @@ async def _compare(bootstrap: Bootstrap, store: MongoStore, state: _State, shop:
             await compare_announcements(bootstrap, shop.group, shop.vouchers, announcements.VOUCHERS, store),
             await compare_announcements(bootstrap, shop.group, shop.alerts, announcements.ALERTS, store),
             await workers.compare_workers(live, counts, token),
+            await workers.troubles(live, partial(client.session, token)),
             _registrations(unregistered),
         ]
     )

@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import msgspec
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
 from faust.assignor.client_assignment import ClientMetadata
 
+from faust_batches import Trouble
 from shopflow.errors import Unavailable
 from shopflow.kafka.group import group_of
 from shopflow.kafka.security import Bootstrap
@@ -88,6 +90,38 @@ async def compare_workers(found: Live, tables: Tables, token: str) -> Check:
         return Check("workers", None, unasked)
     same = f"{result.customers} customers in their tables, all as in the changelog"
     return Check("workers", True, f"{len(found.workers)} live, {same}")
+
+
+class _Board(msgspec.Struct):
+    """The part of an answer of `GET /board/` that is read here."""
+
+    troubles: list[Trouble]
+
+
+async def troubles(found: Live, session: Callable[[], AbstractAsyncContextManager[Any]] = client.session) -> Check:
+    """Ask the live workers for their troubles. One that several workers have is listed once.
+
+    Arguments:
+        session: Makes an `aiohttp.ClientSession`.
+    """
+    texts: dict[tuple[str, str], str] = {}
+    unasked = FirstTen()
+    async with session() as http:
+        for worker in found.workers:
+            try:
+                status, body = await client.ask(http, worker.url, f"{worker.url}/board/")
+                if status != 200:
+                    raise Unavailable(worker.url, client.reason(body, status))
+                answer = msgspec.json.decode(body, type=_Board)
+            except (Unavailable, msgspec.MsgspecError) as error:
+                unasked.add(str(error))
+                continue
+            texts |= {(trouble.kind, trouble.subject): trouble.text for trouble in answer.troubles}
+    if texts:
+        return Check("troubles", False, "; ".join(texts.values()))
+    if unasked.count:
+        return Check("troubles", None, f"{unasked.count} can't be asked: {unasked.listed()}")
+    return Check("troubles", True, "no worker reports one")
 
 
 @dataclass

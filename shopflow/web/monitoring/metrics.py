@@ -6,7 +6,7 @@ from collections import Counter as Counts
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from statistics import fmean
-from time import monotonic
+from time import monotonic, time
 from typing import Any
 
 import faust
@@ -231,10 +231,17 @@ class _Reading(Collector):
             "1 when a topic is held up since too many of its records can't be accepted.",
             labels=["topic"],
         )
+        trouble = GaugeMetricFamily(
+            "shopflow_trouble_seconds",
+            "How long something has been wrong that a person must know or mend; absent when nothing is.",
+            labels=["kind", "subject", "stops"],
+        )
+        for found in self._app.troubles.present:
+            trouble.add_metric([found.kind, found.subject, str(found.stops).lower()], max(time() - found.since, 0.0))
         held = self._limit.stopped
         for topic in sorted(self._app.batched_topics):
             stopped.add_metric([topic], topic in held)
-        return serving, stopped
+        return serving, stopped, trouble
 
     def _faust(self) -> Iterable[Metric]:
         monitor = self._app.monitor

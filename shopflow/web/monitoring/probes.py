@@ -137,6 +137,7 @@ class Health:
             reasons.append("MongoDB does not answer")
         elif self._mongodb.seconds is not None:
             reasons.append("MongoDB is away, or refuses to write")
+        reasons += [trouble.text for trouble in self._app.troubles.present if trouble.stops]
         return reasons + self.live()
 
     async def mongodb_answers(self) -> bool:

@@ -62,6 +62,7 @@ def report() -> Report:
         mongodb_away=parts.mongodb_outage.seconds,
         kafka_away=app.kafka_outage.seconds,
         stopped=parts.limit.stopped,
+        troubles=app.troubles.present,
     )
 
 

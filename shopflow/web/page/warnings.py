@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from faust_batches import Trouble
 from shopflow.kafka.offsets import Span
 from shopflow.operations.letters import Letter
 from shopflow.shop.recent_sales import Snapshot
@@ -29,6 +30,7 @@ class Report(msgspec.Struct):
         assigned: Topic -> the partitions that it owns.
         mongodb_away, kafka_away: Seconds since the server last answered. None: it answers.
         stopped: Topic -> why the worker stopped it.
+        troubles: What a person must know or mend.
     """
 
     serving: bool
@@ -38,6 +40,7 @@ class Report(msgspec.Struct):
     mongodb_away: float | None = None
     kafka_away: float | None = None
     stopped: dict[str, str] = {}
+    troubles: list[Trouble] = []
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ class Warning:
 
 def warnings(now: ShopState) -> list[Warning]:
     """The worst first; empty when all is well."""
-    found = [*_servers(now), *_workers(now), *_partitions(now), *_lag(now), *_letters(now)]
+    found = [*_servers(now), *_workers(now), *_troubles(now), *_partitions(now), *_lag(now), *_letters(now)]
     return sorted(found, key=lambda warning: warning.level != "bad")
 
 
@@ -161,6 +164,15 @@ def _workers(now: ShopState) -> Iterator[Warning]:
             yield Warning("warn", f"The worker {worker.name} is in a rebalance, or recovers its counts.")
         for topic, why in worker.report.stopped.items():
             yield Warning("bad", f"The worker {worker.name} has stopped taking {topic}: {why}.")
+
+
+def _troubles(now: ShopState) -> Iterator[Warning]:
+    """Each once: several workers may see the same."""
+    found = {(one.kind, one.subject): one for report in now.reports for one in report.troubles}
+    for trouble in found.values():
+        lasting = now.at - trouble.since
+        since = f" Since {_duration(lasting)}." if lasting >= 10 else ""
+        yield Warning("bad" if trouble.stops else "warn", f"{trouble.text}.{since}")
 
 
 def _partitions(now: ShopState) -> Iterator[Warning]:

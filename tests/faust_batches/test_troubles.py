@@ -1,0 +1,41 @@
+"""What a worker tells of its troubles: the log once, everybody else for as long as they last."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from faust_batches import Troubles
+
+
+def test_a_trouble_is_logged_once_and_when_it_is_over(caplog: pytest.LogCaptureFixture) -> None:
+    """A check that finds the same each minute must not fill the log."""
+    troubles = Troubles()
+    for events in (1, 2, 3):
+        troubles.begin("open-transaction", "sold[0]", f"{events} events wait", stops=True)
+    [trouble] = troubles.present
+    assert (trouble.text, trouble.stops) == ("3 events wait", True)
+    troubles.end("open-transaction", "sold[0]")
+    troubles.end("open-transaction", "sold[0]")
+    assert troubles.present == []
+    assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
+        (logging.ERROR, "1 events wait"),
+        (logging.WARNING, "It is over after 0 s: 3 events wait"),
+    ]
+
+
+def test_a_check_ends_what_it_no_longer_finds_and_nothing_else() -> None:
+    """Another check's troubles have another kind. What goes on keeps the time of its beginning."""
+    troubles = Troubles()
+    troubles.begin("deleted", "sold[0]", "3 events were deleted unread", stops=False, since=5.0)
+    troubles.replace("topic", {"sold": "sold is compacted", "bought": "bought is missing"}, stops=False)
+    began = {trouble.subject: trouble.since for trouble in troubles.present}
+    troubles.replace("topic", {"sold": "sold is compacted, still"}, stops=True)
+    assert [(one.kind, one.subject, one.stops) for one in troubles.present] == [
+        ("deleted", "sold[0]", False),
+        ("topic", "sold", True),
+    ]
+    assert troubles.present[1].since == began["sold"]
+    troubles.replace("topic", {}, stops=True)
+    assert [one.kind for one in troubles.present] == ["deleted"]
