@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import Any
 
 from faust_batches import App
@@ -11,7 +10,8 @@ from faust_batches.testing import FakeBatch, FakeTable
 from shopflow.bootstrap import Parts
 from shopflow.config.settings import Config
 from shopflow.shop.promotions.windows import Rules
-from tests.support.fakes import FakeRecord, FakeStore
+from tests.support.events import purchase, record
+from tests.support.fakes import FakeStore
 
 
 def test_parts_work_with_another_store_and_other_tables() -> None:
@@ -29,12 +29,10 @@ def test_parts_work_with_another_store_and_other_tables() -> None:
     app.publish = publish  # type: ignore[method-assign]
     given: Any = {"counts": counts, "sales": sales, "windows": None, "rules": Rules(())}
     parts = Parts(Config(), app, store, nothing, **given)  # type: ignore[arg-type]
-    event = {"purchase_id": "p", "customer_id": "anna", "product_id": "milk", "quantity": 2, "price": 5}
-    value = json.dumps({**event, "purchased_at": "2026-05-01T12:00:00Z"}).encode()
-    batch: Any = FakeBatch([FakeRecord(b"anna", value)])
+    batch: Any = FakeBatch([record(purchase("p"))])
     with app.on_batch(batch):
         asyncio.run(parts.purchases.handle(batch))
-    assert store.collections["purchases"]["p"]["value"] == 10
+    assert store.collections["purchases"]["p"]["value"] == 600
     assert b"anna" in counts.rows[0]
     assert len(sales.rows[0]) == 4, "total, day, hour and the totals"
     assert published == ["shop.customer-activity"]

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import io
 import os
-from datetime import timedelta
 from time import monotonic
 
 import pytest
 
 from shopflow.commands.plots import Bar, Paper, Step, paper, price_and_units
-from tests.support.documents import NOON
-
-DAY = timedelta(days=1)
+from tests.support.documents import DAY, NOON
 
 
 class Terminal(io.TextIOWrapper):

@@ -13,7 +13,8 @@ from aiokafka.errors import KafkaConnectionError
 
 from shopflow.commands import seeding
 from shopflow.errors import Refused, Unavailable
-from tests.support.documents import NOON
+from tests.support import events
+from tests.support.documents import DIRECT, NOON, customer, product, purchase
 from tests.support.fakes import FakeStore
 
 
@@ -113,19 +114,10 @@ def test_when_kafka_goes_it_says_how_many_are_there(monkeypatch: pytest.MonkeyPa
 
 def test_documents_are_those_of_the_contract() -> None:
     """With the source that says that Kafka never saw them."""
-    event = {"purchase_id": "p", "customer_id": "c", "product_id": "m", "quantity": 3, "price": 5, "purchased_at": NOON}
-    assert seeding.document(event, "purchase_id") == {
-        "_id": "p",
-        "customer_id": "c",
-        "product_id": "m",
-        "quantity": 3,
-        "price": 5,
-        "value": 15,
-        "purchased_at": NOON,
-        "source": {"origin": "direct"},
-    }
+    event = {**events.purchase("p"), "purchased_at": NOON}
+    assert seeding.document(event, "purchase_id") == purchase("p", DIRECT)
     assert seeding.document({"customer_id": "c", "city": None}, "customer_id")["_id"] == "c"
-    assert seeding.document({"product_id": "m", "price": 1}, "product_id")["source"] == {"origin": "direct"}
+    assert seeding.document({"product_id": "m", "price": 1}, "product_id")["source"] == DIRECT
 
 
 def test_direct_writing_goes_in_batches() -> None:
@@ -280,13 +272,11 @@ def test_when_the_sending_itself_fails_it_says_how_many_are_there(monkeypatch: p
 def test_who_can_buy_what_comes_from_mongodb() -> None:
     """So many customers as asked for, and each product with its price."""
     store = FakeStore()
-    source = {"origin": "direct"}
 
     async def ask() -> tuple[list[str], dict[str, int]]:
         assert await seeding.known(store, 5) == ([], {})
-        await store.upsert_customers([{"_id": name, "registered_at": NOON, "source": source} for name in "cab"])
-        milk = {"_id": "milk", "name": "Mleko", "type": "nabiał", "price": 389, "updated_at": NOON, "source": source}
-        await store.upsert_products([milk])
+        await store.upsert_customers([customer(name) for name in "cab"])
+        await store.upsert_products([product(389)])
         return await seeding.known(store, 2)
 
     assert asyncio.run(ask()) == (["a", "b"], {"milk": 389})

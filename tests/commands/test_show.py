@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,30 +23,11 @@ from shopflow.shop.price_history import Period, Prices, SalesOverTime
 from shopflow.shop.promotions.trial import Trial
 from shopflow.shop.text import money
 from shopflow.store.types import Sold
-from tests.support.documents import NOON
+from tests.support.documents import DIRECT, HOUR, NOON, customer, product, purchase, voucher
 
-SOURCE = {"origin": "direct"}
-MILK = {"_id": "milk", "name": "Mleko Łaciate", "type": "mleko", "price": 389, "updated_at": NOON, "source": SOURCE}
-BOUGHT = {
-    "_id": "p1",
-    "customer_id": "anna",
-    "product_id": "milk",
-    "product_name": "Mleko Łaciate",
-    "quantity": 3,
-    "price": 389,
-    "value": 1167,
-    "purchased_at": NOON,
-    "source": SOURCE,
-}
-ANNA = {
-    "_id": "anna",
-    "first_name": "Anna",
-    "last_name": "Żółć",
-    "address": "ul. Długa 1, 00-001 Łódź",
-    "city": "Łódź",
-    "registered_at": NOON,
-    "source": SOURCE,
-}
+MILK = product(389, source=DIRECT, name="Mleko Łaciate", type="mleko") | {"_id": "milk"}
+BOUGHT = purchase("p1", DIRECT, quantity=3, price=389, value=1167, product_name="Mleko Łaciate")
+ANNA = customer("anna", source=DIRECT, last_name="Żółć")
 
 
 @pytest.mark.parametrize(
@@ -61,8 +42,8 @@ def lines(*customers: dict[str, Any], as_json: bool) -> list[str]:
     """The lines of `list-customers`."""
 
     async def stream() -> AsyncIterator[dict[str, Any]]:
-        for customer in customers:
-            yield customer
+        for one in customers:
+            yield one
 
     async def collect() -> list[str]:
         return [line async for line in listing.customers(stream(), as_json=as_json)]
@@ -199,7 +180,7 @@ def test_a_report_of_status_2_says_so() -> None:
 # -- dead letters
 
 EVIL = "\x1b[31m\x9b1m\u202e\u2028\r\n\x07"
-SECOND = datetime(2026, 5, 1, 13, tzinfo=timezone.utc)
+SECOND = NOON + HOUR
 FAILURE = Failure("1:2", "shop.purchases", 1, 17, f"unknown product: {EVIL}", "2026-05-01T11:00:00.000+00:00")
 
 
@@ -367,7 +348,6 @@ def test_the_result_of_a_retry_is_printed() -> None:
     assert listing.retried(refused) == "0 retried, 0 had been retried before, 1 could not be retried."
 
 
-HOUR = timedelta(hours=1)
 PRICES = Prices(
     "milk",
     "Mleko Łaciate",
@@ -439,12 +419,6 @@ def test_a_time_at_the_end_of_the_calendar_is_shown(year: int, monkeypatch: pyte
             time.tzset()
 
 
-def voucher(**fields: Any) -> dict[str, Any]:
-    """A voucher as it is stored."""
-    at = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
-    return {"_id": "bread:anna:1", "rule": "bread", "customer_id": "anna", "issued_at": at, "valid_until": at, **fields}
-
-
 def listed(*vouchers: dict[str, Any], as_json: bool = False) -> list[str]:
     """The lines of these vouchers."""
 
@@ -460,10 +434,13 @@ def listed(*vouchers: dict[str, Any], as_json: bool = False) -> list[str]:
 
 def test_a_voucher_is_a_line() -> None:
     """Who has it, by which rule, what it is good for and until when."""
-    two = listed(voucher(product_type="masło", percent=20), voucher(text="a \x1b[2J", amount=1_050, customer_id="b\n"))
+    two = listed(
+        voucher("v", worth={"product_type": "masło", "percent": 20}),
+        voucher("w", customer="b\n", worth={"text": "a \x1b[2J", "amount": 1_050}),
+    )
     assert [line.partition("  ")[2] for line in two] == [
-        "anna  bread: 20% off masło, until 2026-05-01",
-        "b\\n  bread: 10,50 zł off a \\x1b[2J, until 2026-05-01",
+        "anna  bread: 20% off masło, until 2026-05-02",
+        "b\\n  bread: 10,50 zł off a \\x1b[2J, until 2026-05-02",
     ]
     assert listed() == ["Vouchers: none yet."]
 
@@ -471,8 +448,8 @@ def test_a_voucher_is_a_line() -> None:
 def test_vouchers_as_json_are_an_array() -> None:
     """With `voucher_id`, as in the event."""
     assert json.loads("".join(listed(as_json=True))) == []
-    (first, second) = json.loads("".join(listed(voucher(percent=5), voucher(amount=7), as_json=True)))
-    assert (first["voucher_id"], first["percent"], second["amount"]) == ("bread:anna:1", 5, 7)
+    (first, second) = json.loads("".join(listed(voucher("v"), voucher("w", worth={"amount": 7}), as_json=True)))
+    assert (first["voucher_id"], first["percent"], second["amount"]) == ("v", 5, 7)
     assert "_id" not in first
 
 
@@ -483,7 +460,7 @@ def test_the_result_of_a_trial_is_printed() -> None:
         "bread: 0 vouchers for 0 customers; 7 purchases were read, no voucher was given."
     )
     trial.vouchers, trial.customers = 3, {"anna", "bob"}
-    trial.first = trial.last = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
+    trial.first = trial.last = NOON
     assert listing.tried(trial, as_json=False).startswith("bread: 3 vouchers for 2 customers, from 2026-05-01 ")
     assert json.loads(listing.tried(trial, as_json=True)) == {
         "rule": "bread", "looked_at": 7, "vouchers": 3, "customers": 2,

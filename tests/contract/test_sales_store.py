@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import random
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from shopflow.store import MongoStore
 from shopflow.store.types import Document, PartitionSales
 from tests.contract.conftest import Run
-from tests.support.documents import NOON
-
-HOUR = timedelta(hours=1)
+from tests.support.documents import HOUR, NOON
 
 
 def sale(
@@ -78,9 +76,9 @@ def test_in_any_order_the_result_is_the_same(store: MongoStore, run: Run) -> Non
 
 def test_those_since_a_time_come_by_time(store: MongoStore, run: Run) -> None:
     """As a chart needs them."""
-    starts = [NOON + timedelta(hours=hours) for hours in (3, 0, 1, 2)]
+    starts = [NOON + hours * HOUR for hours in (3, 0, 1, 2)]
     run(store.put_sales(0, [sale(1, (0, 1), start=start) for start in starts]))
-    found = run(listed(store, "hour", NOON + timedelta(hours=1)))
+    found = run(listed(store, "hour", NOON + HOUR))
     assert [document["start"] for document in found] == sorted(starts)[1:]
 
 

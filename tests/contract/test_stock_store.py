@@ -12,9 +12,7 @@ from shopflow.store import MongoStore
 from shopflow.store.types import Document, PartitionSales
 from tests.contract.conftest import Run
 from tests.contract.test_store import put
-from tests.support.documents import NOON, kafka, product, purchase
-
-HOUR = timedelta(hours=1)
+from tests.support.documents import DAY, DIRECT, HOUR, NOON, alert, kafka, product, purchase
 
 
 def sales(start: datetime | None, units: int, product_id: str = "milk") -> list[PartitionSales]:
@@ -29,13 +27,13 @@ def sales(start: datetime | None, units: int, product_id: str = "milk") -> list[
 
 def test_units_from_an_hour_on_are_those_of_all_later_hours(store: MongoStore, run: Run) -> None:
     """Whole days are read as days; the result is that of the hours. Of all partitions, of this product alone."""
-    days = [NOON + timedelta(days=number) for number in (-1, 1, 2, 400)]
+    days = [NOON + number * DAY for number in (-1, 1, 2, 400)]
     for number, start in enumerate([*days, NOON]):
         run(store.put_sales(0, sales(start, 10**number)))
     of_others = [*sales(NOON, 7, "tea"), *sales(NOON + HOUR, 7, "$gt")]
     run(store.put_sales(0, of_others))
     run(store.put_sales(3, sales(NOON, 500_000)))
-    assert run(store.sold_from("milk", NOON - timedelta(days=2))) == 511_111
+    assert run(store.sold_from("milk", NOON - 2 * DAY)) == 511_111
     assert run(store.sold_from("milk", NOON)) == 511_110
     assert run(store.sold_from("milk", NOON + HOUR)) == 1_110
     assert run(store.sold_from("milk", days[2])) == 1_100
@@ -67,7 +65,7 @@ def test_units_from_kafka_leave_out_others(store: MongoStore, run: Run) -> None:
         purchase(f"p{number}", kafka(number), purchased_at=at, quantity=10**number) for number, at in enumerate(moments)
     ]
     documents += [
-        purchase("direct", {"origin": "direct"}),
+        purchase("direct", DIRECT),
         purchase("other", kafka(9), product_id="tea"),
     ]
     run(store.insert_purchases(documents))
@@ -78,13 +76,13 @@ def test_units_from_kafka_leave_out_others(store: MongoStore, run: Run) -> None:
 def test_stocked_products_come_by_id_a_page_at_a_time(store: MongoStore, run: Run) -> None:
     """Only of these partitions of this topic. A value that is no number is no stock."""
     for number, name in enumerate("fabcde"):
-        stocked = {**product(1, NOON, kafka(number, number % 3), name), "stock": number}
+        stocked = product(1, NOON, kafka(number, number % 3), name, stock=number)
         assert run(store.upsert_products([stocked])) == {}
     run(store.upsert_products([product(1, NOON, kafka(9), "none")]))
-    run(store.upsert_products([{**product(1, NOON, kafka(9, topic="other"), "elsewhere"), "stock": 1}]))
+    run(store.upsert_products([product(1, NOON, kafka(9, topic="other"), "elsewhere", stock=1)]))
     for name, stock in {"text": "5", "null": None, "negative": -1}.items():
         run(put(store, "products", {"_id": name, "stock": stock, "source": kafka(1)}))
-    run(put(store, "products", {"_id": "direct", "stock": 5, "source": {"origin": "direct"}}))
+    run(put(store, "products", {"_id": "direct", "stock": 5, "source": DIRECT}))
     run(put(store, "products", {"_id": "bare", "stock": 5}))
 
     def ids(after: str, limit: int, *partitions: int) -> list[str]:
@@ -96,11 +94,6 @@ def test_stocked_products_come_by_id_a_page_at_a_time(store: MongoStore, run: Ru
     assert ids("", 10, 1) == ["a", "d"]
     (found,) = run(store.stocked("t", [0], "c", 1))
     assert (found["stock"], found["updated_at"], found["source"]["partition"]) == (0, NOON, 0)
-
-
-def alert(name: str, left: int, **fields: Any) -> Document:
-    """An alert."""
-    return {"_id": name, "kind": "stock", "product_id": "milk", "left": left, "since": NOON, **fields}
 
 
 def test_the_first_of_an_alert_stays(store: MongoStore, run: Run) -> None:
@@ -124,9 +117,7 @@ def test_a_restored_document_is_as_before(store: MongoStore, run: Run) -> None:
 
 def test_the_newest_alerts_come_first(store: MongoStore, run: Run) -> None:
     """Those of one moment in the order of their ids."""
-    given = [
-        alert(name, 1, at=NOON + timedelta(hours=hours)) for name, hours in (("b", 1), ("c", 0), ("a", 1), ("d", 2))
-    ]
+    given = [alert(name, 1, at=NOON + hours * HOUR) for name, hours in (("b", 1), ("c", 0), ("a", 1), ("d", 2))]
     run(store.restore("alerts", given))
     assert [one["_id"] for one in run(store.alerts(3))] == ["d", "a", "b"]
     assert run(store.alerts(9))[3] == given[1]

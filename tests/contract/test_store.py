@@ -18,10 +18,8 @@ from shopflow.errors import Refused, Unavailable
 from shopflow.store import MongoStore
 from shopflow.store.types import Deletion, Document, Sold
 from tests.contract.conftest import Run
-from tests.support.documents import NOON, customer, kafka, product, purchase
+from tests.support.documents import DAY, DIRECT, HOUR, MINUTE, NOON, customer, kafka, product, purchase, voucher
 from tests.support.fakes import FakeStore
-
-MINUTE = timedelta(minutes=1)
 
 
 async def everything(documents: AsyncIterator[Any]) -> list[Any]:
@@ -97,7 +95,7 @@ def test_of_two_of_one_id_in_one_call_the_first_is_stored(store: MongoStore, run
 
 def test_a_purchase_written_directly_is_not_counted_when_it_comes_by_kafka(store: MongoStore, run: Run) -> None:
     """What is in the database already, from elsewhere, is a duplicate."""
-    run(store.insert_purchases([purchase("p1", {"origin": "direct"})]))
+    run(store.insert_purchases([purchase("p1", DIRECT)]))
     assert run(store.insert_purchases([purchase("p1", kafka(1))])).duplicates == {0}
 
 
@@ -150,7 +148,7 @@ def test_of_products_of_one_time_the_later_in_the_partition_wins(store: MongoSto
 
 def test_of_products_of_one_time_from_different_partitions_the_later_call_wins(store: MongoStore, run: Run) -> None:
     """Offsets of different partitions can't be compared; a direct write has none."""
-    sources = [kafka(9), kafka(1, partition=1), kafka(0, topic="u"), {"origin": "direct"}, kafka(3)]
+    sources = [kafka(9), kafka(1, partition=1), kafka(0, topic="u"), DIRECT, kafka(3)]
     for number, source in enumerate(sources):
         run(store.upsert_products([product(number, NOON, source)]))
         assert prices(store, run) == [number]
@@ -256,12 +254,12 @@ def test_deletions_of_unknown_products_or_from_another_topic(store: MongoStore, 
     """An unknown product is no error. A product of a direct write, another topic or no source is deleted."""
     run(store.delete_products([Deletion("tea", NOON, kafka(1)), Deletion("tea", NOON, kafka(2))]))
     assert run(store.price_history({"tea"}))["tea"].at(NOON) is None
-    for source in ({"origin": "direct"}, kafka(9, topic="u"), kafka(9, partition=1)):
+    for source in (DIRECT, kafka(9, topic="u"), kafka(9, partition=1)):
         run(store.upsert_products([product(1, NOON, source)]))
         run(store.delete_products([Deletion("milk", NOON, kafka(2))]))
         assert run(store.products()) == []
     run(store.upsert_products([product(1, NOON, kafka(9))]))
-    run(store.delete_products([Deletion("milk", NOON, {"origin": "direct"})]))
+    run(store.delete_products([Deletion("milk", NOON, DIRECT)]))
     assert run(store.products()) == []
     run(put(store, "products", {"_id": "milk", "name": "Milk", "price": 9}))
     run(store.delete_products([Deletion("milk", NOON, kafka(3))]))
@@ -318,7 +316,7 @@ def test_late_and_repeated_events_give_the_same_history(
 
 #: When something is bought around a day's end, and how many.
 BOUGHT = {"a": (-61, 1), "b": (-60, 2), "c": (-1, 3), "d": (0, 4), "e": (59, 5), "f": (60, 6), "g": (24 * 60, 7)}
-MIDNIGHT = NOON + 12 * 60 * MINUTE
+MIDNIGHT = NOON + 12 * HOUR
 
 
 def buy(store: MongoStore, run: Run) -> None:
@@ -331,24 +329,23 @@ def buy(store: MongoStore, run: Run) -> None:
             ]
         )
     )
-    run(store.insert_purchases([purchase("h", {"origin": "direct"}, quantity=8, value=1, purchased_at=MIDNIGHT)]))
+    run(store.insert_purchases([purchase("h", DIRECT, quantity=8, value=1, purchased_at=MIDNIGHT)]))
     run(store.insert_purchases([purchase("i", kafka(9), product_id="bread", purchased_at=MIDNIGHT)]))
 
 
 def test_units_over_time_come_by_the_hour_and_by_the_day(store: MongoStore, run: Run) -> None:
     """In UTC, by time, without empty ones; the end is not within."""
     buy(store, run)
-    hour, day = 60 * MINUTE, 24 * 60 * MINUTE
-    by_hour = run(store.units_over_time("milk", MIDNIGHT - hour, MIDNIGHT + day, "hour"))
+    by_hour = run(store.units_over_time("milk", MIDNIGHT - HOUR, MIDNIGHT + DAY, "hour"))
     assert by_hour == [
-        Sold(MIDNIGHT - hour, 5, 50), Sold(MIDNIGHT, 17, 91), Sold(MIDNIGHT + hour, 6, 60),
+        Sold(MIDNIGHT - HOUR, 5, 50), Sold(MIDNIGHT, 17, 91), Sold(MIDNIGHT + HOUR, 6, 60),
     ]  # fmt: skip
     by_day = run(store.units_over_time("milk", None, None, "day"))
-    assert by_day == [Sold(MIDNIGHT - day, 6, 60), Sold(MIDNIGHT, 23, 151), Sold(MIDNIGHT + day, 7, 70)]
+    assert by_day == [Sold(MIDNIGHT - DAY, 6, 60), Sold(MIDNIGHT, 23, 151), Sold(MIDNIGHT + DAY, 7, 70)]
     assert run(store.units_over_time("tea", None, None, "day")) == []
     old = purchase("old", kafka(99), purchased_at=datetime(1960, 1, 1, 0, 30, tzinfo=timezone.utc))
     run(store.insert_purchases([old]))
-    first = run(store.units_over_time("milk", None, MIDNIGHT - 7 * day, "hour"))
+    first = run(store.units_over_time("milk", None, MIDNIGHT - 7 * DAY, "hour"))
     assert first == [Sold(datetime(1960, 1, 1, tzinfo=timezone.utc), 2, 600)]
 
 
@@ -476,7 +473,7 @@ def test_sums_are_those_of_the_purchases_from_kafka(store: MongoStore, run: Run)
     """What was written directly is not in the tables, so it is not in the sums that are compared with them."""
     assert run(store.totals()).purchases == 0
     run(store.insert_purchases([purchase("p1", kafka(1)), purchase("p2", kafka(2)), purchase("p3", kafka(3), "bob")]))
-    run(store.insert_purchases([purchase("p4", {"origin": "direct"}, "bob")]))
+    run(store.insert_purchases([purchase("p4", DIRECT, "bob")]))
     totals = run(store.totals())
     assert (totals.purchases, totals.items, totals.spent, totals.customers) == (3, 6, 1800, 2)
     assert sorted(run(everything(store.counts()))) == [("anna", 2, 4, 1200), ("bob", 1, 2, 600)]
@@ -506,7 +503,7 @@ def test_documents_are_found_by_their_ids_as_they_are(store: MongoStore, run: Ru
 
 def test_the_sources_are_those_of_documents_from_kafka(store: MongoStore, run: Run) -> None:
     """What was written directly, or by another program, has none there."""
-    run(store.upsert_customers([customer("a", source=kafka(1)), customer("b", source={"origin": "direct"})]))
+    run(store.upsert_customers([customer("a", source=kafka(1)), customer("b", source=DIRECT)]))
     run(put(store, "customers", {"_id": "other"}))
     run(put(store, "customers", {"_id": "odd", "source": {"origin": "kafka"}}))
     assert dict(run(everything(store.sources("customers")))) == {"a": kafka(1), "odd": {"origin": "kafka"}}
@@ -780,12 +777,6 @@ def test_the_last_purchases_of_a_customer(store: MongoStore, run: Run) -> None:
     assert run(store.last_purchases("$gt", 2)) == run(store.last_purchases("nobody", 2)) == []
 
 
-def voucher(name: str, source: Document, customer: str = "anna", at: datetime = NOON, **fields: Any) -> Document:
-    """A voucher."""
-    base = {"rule": "bread", "customer_id": customer, "text": "butter", "percent": 5}
-    return {"_id": name, **base, "issued_at": at, "valid_until": at + 30 * MINUTE, "source": source, **fields}
-
-
 def test_a_voucher_is_stored_once_and_the_first_stays(store: MongoStore, run: Run) -> None:
     """The same event's voucher is no duplicate. Another event's is reported, and changes nothing."""
     for _ in range(2):
@@ -812,7 +803,7 @@ def test_vouchers_come_newest_first(store: MongoStore, run: Run) -> None:
 
 def test_buyers_are_the_purchases_from_kafka_customer_by_customer(store: MongoStore, run: Run) -> None:
     """With what a rule asks for, and no more."""
-    sources = [kafka(n) if n % 5 else {"origin": "direct"} for n in range(20)]
+    sources = [kafka(n) if n % 5 else DIRECT for n in range(20)]
     run(store.insert_purchases([purchase(f"p{n}", source, f"c{n % 3}") for n, source in enumerate(sources)]))
     found = run(everything(store.buyers()))
     names = [one["customer_id"] for one in found]
@@ -823,7 +814,7 @@ def test_buyers_are_the_purchases_from_kafka_customer_by_customer(store: MongoSt
 
 def test_registrations_are_the_customers_from_kafka(store: MongoStore, run: Run) -> None:
     """Each with where they live and since when they are known."""
-    run(store.upsert_customers([customer("anna"), customer("bob", source={"origin": "direct"})]))
+    run(store.upsert_customers([customer("anna"), customer("bob", source=DIRECT)]))
     (found,) = run(everything(store.registrations()))
     assert (found["_id"], found["city"], found["registered_at"]) == ("anna", "Łódź", NOON)
 

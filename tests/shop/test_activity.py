@@ -16,11 +16,11 @@ from shopflow.shop.activity import Activity
 from shopflow.shop.counts import advance, decode_totals
 from shopflow.shop.purchases import CountedBatch
 from shopflow.shop.sales import Sales
-from tests.shop.test_sales import NOON, Purchase
+from tests.support.events import accepted
 from tests.support.fakes import FakeRecord
 
 
-class Shop:
+class Followers:
     """The followers of one partition."""
 
     def __init__(self) -> None:
@@ -39,26 +39,26 @@ class Shop:
         self.published.append((topic, partition, list(rows)))
 
     def follow(self, follower: Any, *customers: str) -> None:
-        """Each bought milk for 300 once."""
+        """Each customer bought two for 300 grosze each."""
         records = [FakeRecord(name.encode(), b"", offset) for offset, name in enumerate(customers)]
         counted = [(offset, name, 2, 600) for offset, name in enumerate(customers)]
         changes = advance({}.get, counted, end=len(customers))
-        fresh = [(record, Purchase("milk", 2, 300, NOON)) for record in records]
-        counted = CountedBatch(fresh, (), (), changes)
-        asyncio.run(follower.follow(FakeBatch(records or [FakeRecord(b"", b"", 0)]), counted))
+        fresh = [(record, accepted()) for record in records]
+        batch: Any = FakeBatch(records or [FakeRecord(b"", b"")])
+        asyncio.run(follower.follow(batch, CountedBatch(fresh, (), (), changes)))
 
 
 @pytest.fixture
-def shop(monkeypatch: pytest.MonkeyPatch) -> Shop:
-    """A shop that does not wait."""
+def followers(monkeypatch: pytest.MonkeyPatch) -> Followers:
+    """Followers that do not pause while they wait for Kafka."""
     monkeypatch.setattr(outages, "FIRST_PAUSE_SECONDS", 0)
-    return Shop()
+    return Followers()
 
 
-def test_each_customer_of_a_batch_is_published_once(shop: Shop) -> None:
+def test_each_customer_of_a_batch_is_published_once(followers: Followers) -> None:
     """Under their id, with what they bought so far."""
-    shop.follow(shop.activity, "anna", "bob", "anna")
-    ((topic, partition, rows),) = shop.published
+    followers.follow(followers.activity, "anna", "bob", "anna")
+    ((topic, partition, rows),) = followers.published
     assert (topic, partition) == ("activity", 0)
     assert {key: json.loads(value) for key, value in rows} == {
         b"anna": {"customer_id": "anna", "purchases": 2, "items": 4, "spent": 1200, "offset": 2},
@@ -66,23 +66,23 @@ def test_each_customer_of_a_batch_is_published_once(shop: Shop) -> None:
     }
 
 
-def test_while_kafka_is_away_it_is_tried_again(shop: Shop) -> None:
+def test_while_kafka_is_away_it_is_tried_again(followers: Followers) -> None:
     """The batch is finished only after the counts are published."""
-    shop.away = 2
-    shop.follow(shop.activity, "anna")
-    assert len(shop.published) == 1
+    followers.away = 2
+    followers.follow(followers.activity, "anna")
+    assert len(followers.published) == 1
 
 
-def test_a_batch_without_customers_publishes_nothing(shop: Shop) -> None:
+def test_a_batch_without_customers_publishes_nothing(followers: Followers) -> None:
     """All of it was bad."""
-    shop.follow(shop.activity)
-    assert shop.published == []
+    followers.follow(followers.activity)
+    assert followers.published == []
 
 
-def test_sales_go_to_the_table_then_to_the_changelog_then_to_the_mirror(shop: Shop) -> None:
+def test_sales_go_to_the_table_then_to_the_changelog_then_to_the_mirror(followers: Followers) -> None:
     """And when the batch comes again nothing is sold twice."""
     for _ in range(2):
-        shop.follow(shop.sales, "anna", "bob")
-    assert shop.steps == ["table", "changelog"] * 2
-    assert shop.changed == [key for key, _ in shop.table.changelog]
-    assert decode_totals(shop.table.rows[0][TOTALS_KEY]).purchases == 3 * 2
+        followers.follow(followers.sales, "anna", "bob")
+    assert followers.steps == ["table", "changelog"] * 2
+    assert followers.changed == [key for key, _ in followers.table.changelog]
+    assert decode_totals(followers.table.rows[0][TOTALS_KEY]).purchases == 3 * 2

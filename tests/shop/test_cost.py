@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -13,7 +12,9 @@ import pytest
 
 from faust_batches.testing import FakeBatch, FakeTable
 from shopflow.store.types import Inserted
-from tests.support.fakes import FakeRecord, FakeStore, FakeWorker
+from tests.support.events import purchase, record
+from tests.support.fake_shop import FakeWorker
+from tests.support.fakes import FakeStore
 
 SIZE = 1_000
 
@@ -26,26 +27,15 @@ class Takes(FakeStore):
 
 
 def processing() -> FakeWorker:
-    """With edges that cost nothing."""
-
-    async def publish(partition: int, rows: Sequence[Any]) -> int:
-        return len(rows) - 1
-
-    async def none(*args: Any) -> Any:
-        return []
-
+    """A worker whose edges cost nothing."""
     return FakeWorker(Takes(), FakeTable())
 
 
 def batch(customers: int) -> FakeBatch:
     """Purchases of so many customers, in turn."""
-    base = {"product_id": "milk", "quantity": 2, "price": 300, "purchased_at": "2026-05-01T12:00:00Z"}
-    records = []
-    for number in range(SIZE):
-        name = f"customer-{number % customers}"
-        event = {"purchase_id": f"p{number}", "customer_id": name, **base}
-        records.append(FakeRecord(name.encode(), json.dumps(event).encode(), number))
-    return FakeBatch(records)
+    return FakeBatch(
+        [record(purchase(f"p{number}", f"customer-{number % customers}"), number) for number in range(SIZE)]
+    )
 
 
 def calls(work: Callable[[], object]) -> Counter[str]:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shopflow.shop.price_history import Period, Prices, SalesOverTime, periods, read, sales_over_time
 from shopflow.store.types import BEGINNING, Deletion, PriceHistory, Sold
-from tests.support.documents import NOON, kafka, product
+from tests.support.documents import DAY, HOUR, MINUTE, NOON, kafka, product
 from tests.support.fakes import FakeStore
-
-MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 
 
 def shop(*prices: tuple[int | None, datetime], bought: tuple[tuple[datetime, int], ...] = ()) -> FakeStore:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from itertools import pairwise
 from typing import Any
 
@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from shopflow.config.promotions import EXAMPLES, Rule, active
 from shopflow.shop.promotions.windows import Bought, Earned, Rules, Window, decode_window, encode_window
 from tests.support import vouchers as oracle
+from tests.support.documents import DAY
 
-DAY = timedelta(days=1)
 START = datetime(2026, 1, 1, 12, tzinfo=timezone.utc)
 TYPES = {"rye": "bread", "wheat": "bread", "milk": "dairy"}
 GIFT = {"text": "butter", "percent": 5}

@@ -9,7 +9,6 @@ import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from copy import deepcopy
-from datetime import datetime, timezone
 from typing import Any
 
 import pytest
@@ -17,104 +16,35 @@ from aiokafka.errors import KafkaConnectionError
 
 from faust_batches import TOTALS_KEY
 from faust_batches import outage as outages
-from faust_batches.testing import FakeBatch, FakeTable
+from faust_batches.testing import FakeBatch
 from shopflow.errors import PartitionLost, Unavailable
 from shopflow.shop import failure_limit as limits
 from shopflow.shop import prices as module
-from shopflow.shop.counts import decode_count, decode_totals, new_era_totals
+from shopflow.shop.counts import new_era_totals
 from shopflow.shop.failure_limit import Limit
-from tests.support.fakes import FakeOutlet, FakeRecord, FakeStore, FakeWorker
+from tests.support import documents
+from tests.support.documents import HOUR, NOON
+from tests.support.events import customer, product, purchase, record, unpriced
+from tests.support.fake_shop import FakeShop
+from tests.support.fakes import FakeRecord
 
-NOON = "2026-05-01T12:00:00+00:00"
-
-
-def record(event: Any, offset: int, kind: str = "purchases", *, key: str | None = None) -> FakeRecord:
-    """A record of this event, under the key that it should have."""
-    if not isinstance(event, dict):
-        return FakeRecord((key or "anna").encode(), event, offset, 0, f"shop.{kind}")
-    name = event.get("product_id" if kind == "products" else "customer_id", "anna")
-    return FakeRecord((key or name).encode(), json.dumps(event).encode(), offset, 0, f"shop.{kind}")
+#: In milliseconds, as Kafka's records have it.
+ONE_PM = int((NOON + HOUR).timestamp() * 1000)
 
 
-def purchase(name: str, **fields: Any) -> dict[str, Any]:
-    """A purchase of anna's."""
-    base = {"customer_id": "anna", "product_id": "milk", "quantity": 2, "price": 300, "purchased_at": NOON}
-    return {"purchase_id": name, **base, **fields}
-
-
-def unpriced(name: str, **fields: Any) -> dict[str, Any]:
-    """A purchase without a price."""
-    return {key: value for key, value in purchase(name, **fields).items() if key != "price"}
-
-
-def product(price: int, at: str = NOON, name: str = "milk") -> dict[str, Any]:
-    """A product."""
-    return {"product_id": name, "name": "Mleko", "type": "nabiał", "price": price, "updated_at": at}
-
-
-class Shop:
-    """Everything that a batch meets, each a fake."""
-
-    def __init__(self, *, wait_seconds: float = 0.0) -> None:
-        self.events: list[str] = []
-        self.store = FakeStore()
-        self.store.calls = self.events
-        self.counts = FakeTable(self.events)
-        self.outlet = FakeOutlet(self.events)
-        self.price_log: list[FakeRecord] = []
-        self.sold: list[Any] = []
-        self.followers: list[Any] = []
-        self.worker = self.restarted(wait_seconds=wait_seconds)
-
-    def restarted(self, **options: Any) -> FakeWorker:
-        """Another worker over the same stores."""
-        return FakeWorker(
-            self.store,
-            self.counts,
-            outlet=self.outlet,
-            price_log=self.price_log,
-            dead_letters="shop.dead-letters",
-            followers=self.followers,
-            sold=self.sold.append,
-            **options,
-        )
-
-    def rebalance(self) -> None:
-        """What others did meanwhile is not known."""
-        self.worker.rebalance()
-
-    def batch(self, *events: Any, start: int = 0, kind: str = "purchases") -> FakeBatch:
-        """A batch of these events."""
-        records = [record(event, start + number, kind) for number, event in enumerate(events)]
-        return FakeBatch(
-            [r if not isinstance(e, FakeRecord) else e for r, e in zip(records, events, strict=True)], self.events
-        )
-
-    def handle(self, batch: FakeBatch, kind: str = "purchases") -> None:
-        """Process it."""
-        asyncio.run(getattr(self.worker, kind)(batch))
-
-    def count(self, customer_id: str = "anna") -> tuple[int, int, int]:
-        value = self.counts.rows.get(0, {}).get(customer_id.encode())
-        count = decode_count(value) if value else None
-        return (count.purchases, count.items, count.spent) if count else (0, 0, 0)
-
-    def totals(self) -> Any:
-        return decode_totals(self.counts.rows[0][TOTALS_KEY])
-
-    def reasons(self) -> list[str]:
-        """Why each dead letter is one."""
-        return [dict(headers)["__connect.errors.exception.message"].decode() for *_, headers in self.outlet.got]
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits for MongoDB or Kafka does not pause."""
+    monkeypatch.setattr(outages, "FIRST_PAUSE_SECONDS", 0)
 
 
 @pytest.fixture
-def shop(monkeypatch: pytest.MonkeyPatch) -> Shop:
-    """A shop that does not wait."""
-    monkeypatch.setattr(outages, "FIRST_PAUSE_SECONDS", 0)
-    return Shop()
+def shop() -> FakeShop:
+    """A shop without products that waits for none."""
+    return FakeShop()
 
 
-def test_the_order_of_the_steps_is_the_guarantee(shop: Shop) -> None:
+def test_the_order_of_the_steps_is_the_guarantee(shop: FakeShop) -> None:
     """Documents, dead letters, table, changelog; then the batch is finished."""
     shop.handle(shop.batch(purchase("p1"), b"bad"))
     steps = ["prepare", "insert_purchases", "turn", "dead letter", "table", "changelog", "finished"]
@@ -123,19 +53,11 @@ def test_the_order_of_the_steps_is_the_guarantee(shop: Shop) -> None:
     assert shop.counts.persisted == {0: len(shop.counts.changelog) - 1}
 
 
-def test_a_purchase_is_a_document_of_the_contract_and_counted(shop: Shop) -> None:
+def test_a_purchase_is_a_document_of_the_contract_and_counted(shop: FakeShop) -> None:
     """Fields, value, source."""
     shop.handle(shop.batch(purchase("p1", unnamed={"x": 1}), start=7))
-    assert shop.store.collections["purchases"]["p1"] == {
-        "_id": "p1",
-        "customer_id": "anna",
-        "product_id": "milk",
-        "quantity": 2,
-        "price": 300,
-        "value": 600,
-        "purchased_at": datetime(2026, 5, 1, 12, tzinfo=timezone.utc),
-        "source": {"origin": "kafka", "topic": "shop.purchases", "partition": 0, "offset": 7},
-    }
+    source = documents.kafka(7, topic="shop.purchases")
+    assert shop.store.collections["purchases"]["p1"] == documents.purchase("p1", source)
     assert shop.count() == (1, 2, 600)
 
 
@@ -157,7 +79,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("bad", BAD.values(), ids=BAD.keys())
-def test_a_bad_record_is_a_dead_letter_and_its_neighbours_are_stored(shop: Shop, bad: Any) -> None:
+def test_a_bad_record_is_a_dead_letter_and_its_neighbours_are_stored(shop: FakeShop, bad: Any) -> None:
     """It never stops a batch."""
     batch = shop.batch(purchase("p1"), bad, purchase("p2"))
     shop.handle(batch)
@@ -168,7 +90,7 @@ def test_a_bad_record_is_a_dead_letter_and_its_neighbours_are_stored(shop: Shop,
     assert shop.totals().rejected == 1
 
 
-def test_a_purchase_sent_twice_is_counted_once(shop: Shop) -> None:
+def test_a_purchase_sent_twice_is_counted_once(shop: FakeShop) -> None:
     """And is in the sums as a repeated one."""
     shop.handle(shop.batch(purchase("p1"), purchase("p1")))
     shop.handle(shop.batch(purchase("p1"), start=2))
@@ -176,7 +98,7 @@ def test_a_purchase_sent_twice_is_counted_once(shop: Shop) -> None:
     assert (shop.totals().purchases, shop.totals().duplicates) == (1, 2)
 
 
-def test_a_batch_that_comes_again_changes_nothing(shop: Shop) -> None:
+def test_a_batch_that_comes_again_changes_nothing(shop: FakeShop) -> None:
     """With other limits too."""
     shop.handle(shop.batch(purchase("p1"), purchase("p2")))
     before = dict(shop.counts.rows[0])
@@ -186,7 +108,7 @@ def test_a_batch_that_comes_again_changes_nothing(shop: Shop) -> None:
     assert shop.count() == (3, 6, 1800)
 
 
-def test_a_purchase_without_a_price_gets_the_one_in_force(shop: Shop) -> None:
+def test_a_purchase_without_a_price_gets_the_one_in_force(shop: FakeShop) -> None:
     """At the time it was made, not at the time it is stored."""
     prices = [product(100, "2026-05-01T10:00:00Z"), product(200, "2026-05-01T13:00:00Z")]
     shop.handle(shop.batch(*prices, kind="products"), "products")
@@ -194,9 +116,9 @@ def test_a_purchase_without_a_price_gets_the_one_in_force(shop: Shop) -> None:
     assert shop.count() == (2, 4, 2 * 100 + 2 * 200)
 
 
-def test_a_purchase_of_an_unknown_product_waits_for_it(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_purchase_of_an_unknown_product_waits_for_it(shop: FakeShop, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its product may be on its way through another topic."""
-    shop = Shop(wait_seconds=30)
+    shop = FakeShop(wait_seconds=30)
     monkeypatch.setattr(module, "_QUERY_AGAIN_SECONDS", 0)
     looks = 0
     look = shop.store.price_history
@@ -205,9 +127,7 @@ def test_a_purchase_of_an_unknown_product_waits_for_it(shop: Shop, monkeypatch: 
         nonlocal looks
         looks += 1
         if looks == 3:
-            offered = {"_id": "milk", "name": "Mleko", "type": "nabiał", "price": 150}
-            at = datetime(2026, 5, 1, tzinfo=timezone.utc)
-            await shop.store.upsert_products([{**offered, "updated_at": at, "source": {"origin": "direct"}}])
+            await shop.store.upsert_products([documents.product(150, source=documents.DIRECT)])
         return await look(product_ids)
 
     monkeypatch.setattr(shop.store, "price_history", learns_at_the_third)
@@ -216,10 +136,10 @@ def test_a_purchase_of_an_unknown_product_waits_for_it(shop: Shop, monkeypatch: 
     assert shop.count() == (1, 2, 300)
 
 
-def test_an_unknown_product_is_waited_for_once(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_product_is_waited_for_once(shop: FakeShop, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then its purchases are dead letters at once: they must not hold up the partition again and again."""
     clock = [100.0]
-    shop = Shop(wait_seconds=10)
+    shop = FakeShop(wait_seconds=10)
     monkeypatch.setattr(module, "_QUERY_AGAIN_SECONDS", 0)
     monkeypatch.setattr(module, "monotonic", lambda: clock.__setitem__(0, clock[0] + 4) or clock[0])
     shop.handle(shop.batch(unpriced("p1"), purchase("p2")))
@@ -231,7 +151,7 @@ def test_an_unknown_product_is_waited_for_once(shop: Shop, monkeypatch: pytest.M
     assert shop.count() == (1, 2, 600)
 
 
-def test_what_was_stored_keeps_its_price(shop: Shop) -> None:
+def test_what_was_stored_keeps_its_price(shop: FakeShop) -> None:
     """A worker stored it and died before it counted it; a price for that time came since."""
     shop.handle(shop.batch(product(100, "2026-05-01T10:00:00Z"), kind="products"), "products")
     shop.handle(shop.batch(unpriced("p1")))
@@ -241,7 +161,7 @@ def test_what_was_stored_keeps_its_price(shop: Shop) -> None:
     assert shop.count() == (1, 2, 200)
 
 
-def test_what_was_rejected_stays_rejected(shop: Shop) -> None:
+def test_what_was_rejected_stays_rejected(shop: FakeShop) -> None:
     """Counted past by a worker that died before it committed: accepted now, it would be stored but never counted."""
     shop.handle(shop.batch(unpriced("p1"), purchase("p2")))
     shop.handle(shop.batch(product(100), kind="products"), "products")
@@ -250,7 +170,7 @@ def test_what_was_rejected_stays_rejected(shop: Shop) -> None:
     assert (shop.totals().purchases, shop.totals().rejected) == (1, 1)
 
 
-def test_what_mongodb_refuses_is_a_dead_letter(shop: Shop) -> None:
+def test_what_mongodb_refuses_is_a_dead_letter(shop: FakeShop) -> None:
     """A validator of the database, for instance; the others of the batch are counted as they are stored."""
     shop.store.refuses = lambda document: "forbidden" if document["_id"] == "p1" else None
     shop.handle(shop.batch(purchase("p0"), purchase("p1"), purchase("p2"), purchase("p2")))
@@ -260,10 +180,9 @@ def test_what_mongodb_refuses_is_a_dead_letter(shop: Shop) -> None:
 
 
 @pytest.mark.parametrize("kind", ["products", "customers"])
-def test_records_without_a_value_delete_in_the_order_of_the_log(shop: Shop, kind: str) -> None:
+def test_records_without_a_value_delete_in_the_order_of_the_log(shop: FakeShop, kind: str) -> None:
     """Offered, deleted, offered anew, all in one batch."""
-    customer = {"customer_id": "milk", "first_name": "A", "last_name": "B", "address": "C", "registered_at": NOON}
-    event = product(100) if kind == "products" else customer
+    event = product(100) if kind == "products" else customer("milk")
     tombstone = [FakeRecord(b"milk", None, offset, 0, f"shop.{kind}") for offset in range(6)]
     shop.handle(shop.batch(event, tombstone[1], kind=kind), kind)
     assert shop.store.collections[kind] == {}
@@ -272,7 +191,7 @@ def test_records_without_a_value_delete_in_the_order_of_the_log(shop: Shop, kind
     assert shop.outlet.got == []
 
 
-def test_a_deletion_without_an_id_is_a_dead_letter(shop: Shop) -> None:
+def test_a_deletion_without_an_id_is_a_dead_letter(shop: FakeShop) -> None:
     """There is nothing that it could delete."""
     keys = (None, b"", b"\xff", b"x" * 129)
     records = [FakeRecord(key, None, offset, 0, "shop.products") for offset, key in enumerate(keys)]
@@ -281,7 +200,7 @@ def test_a_deletion_without_an_id_is_a_dead_letter(shop: Shop) -> None:
 
 
 @pytest.mark.parametrize("timestamp", [10**15 * 2, 2**62])
-def test_a_deletion_at_no_time_is_a_dead_letter(shop: Shop, timestamp: int) -> None:
+def test_a_deletion_at_no_time_is_a_dead_letter(shop: FakeShop, timestamp: int) -> None:
     """A producer that writes microseconds must not stop the partition; its neighbours are written."""
     tombstone = FakeRecord(b"tea", None, 1, 0, "shop.products", timestamp=timestamp)
     shop.handle(shop.batch(product(100), tombstone, kind="products"), "products")
@@ -291,7 +210,7 @@ def test_a_deletion_at_no_time_is_a_dead_letter(shop: Shop, timestamp: int) -> N
     assert b"is not a time" in dict(letter[4])["__connect.errors.exception.message"]
 
 
-def test_a_partition_that_was_lost_while_dead_letters_were_sent_is_not_counted(shop: Shop) -> None:
+def test_a_partition_that_was_lost_while_dead_letters_were_sent_is_not_counted(shop: FakeShop) -> None:
     """The table may be another's by then."""
 
     class Lost(FakeBatch):
@@ -307,7 +226,7 @@ def test_a_partition_that_was_lost_while_dead_letters_were_sent_is_not_counted(s
     assert "table" not in shop.events
 
 
-def test_a_mongodb_outage_is_logged_once_and_waited_for(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_mongodb_outage_is_logged_once_and_waited_for(shop: FakeShop, caplog: pytest.LogCaptureFixture) -> None:
     """One line when it goes, one when it is back, whatever number of tries."""
     shop.store.away(5)
     with caplog.at_level(logging.WARNING):
@@ -319,7 +238,7 @@ def test_a_mongodb_outage_is_logged_once_and_waited_for(shop: Shop, caplog: pyte
     assert shop.count() == (1, 2, 600)
 
 
-def test_waiting_for_mongodb_ends_with_the_loss_of_the_partition(shop: Shop) -> None:
+def test_waiting_for_mongodb_ends_with_the_loss_of_the_partition(shop: FakeShop) -> None:
     """Never by giving up, and never by writing for somebody else."""
     batch = shop.batch(purchase("p1"))
     batch.lost = True
@@ -328,7 +247,7 @@ def test_waiting_for_mongodb_ends_with_the_loss_of_the_partition(shop: Shop) -> 
     assert shop.events == []
 
 
-def test_kafka_away_while_it_matters_is_waited_for(shop: Shop) -> None:
+def test_kafka_away_while_it_matters_is_waited_for(shop: FakeShop) -> None:
     """Neither a dead letter nor a count is given up."""
     shop.outlet.failures = [KafkaConnectionError("away")] * 2
     shop.counts.failures = [KafkaConnectionError("away")] * 2
@@ -338,10 +257,10 @@ def test_kafka_away_while_it_matters_is_waited_for(shop: Shop) -> None:
 
 
 def test_more_unknown_products_than_are_remembered_do_not_wait_for_ever(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
+    shop: FakeShop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A producer that makes its product ids up: each forgets another's deadline, and no deadline is ever reached."""
-    shop = Shop(wait_seconds=0.01)
+    shop = FakeShop(wait_seconds=0.01)
     monkeypatch.setattr(module, "_MAX_UNKNOWN_PRODUCTS", 3)
     batch = shop.batch(*(unpriced(f"p{number}", product_id=f"made-up-{number}") for number in range(8)))
 
@@ -352,7 +271,9 @@ def test_more_unknown_products_than_are_remembered_do_not_wait_for_ever(
     assert len(shop.outlet.got) == 8
 
 
-def test_unknown_products_that_are_remembered_take_bounded_memory(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_products_that_are_remembered_take_bounded_memory(
+    shop: FakeShop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """However many there were."""
     monkeypatch.setattr(module, "_MAX_UNKNOWN_PRODUCTS", 3)
     for number in range(20):
@@ -371,7 +292,7 @@ class LostAfter(FakeBatch):
 
 
 @pytest.mark.parametrize("step", ["price_history", "insert_purchases"])
-def test_a_batch_that_was_lost_touches_no_table(shop: Shop, step: str) -> None:
+def test_a_batch_that_was_lost_touches_no_table(shop: FakeShop, step: str) -> None:
     """Nor sends dead letters: its successor does all of it again."""
     shop.handle(shop.batch(product(100), kind="products"), "products")
     del shop.events[:]
@@ -382,7 +303,7 @@ def test_a_batch_that_was_lost_touches_no_table(shop: Shop, step: str) -> None:
     assert not {"dead letter", "table", "changelog", "finished"} & set(shop.events)
 
 
-def test_a_batch_that_was_lost_while_its_rows_were_under_way_does_not_touch_the_table(shop: Shop) -> None:
+def test_a_batch_that_was_lost_while_its_rows_were_under_way_does_not_touch_the_table(shop: FakeShop) -> None:
     """The partition's database may be gone, or opened anew for a successor in this same process."""
     batch = shop.batch(purchase("p1"))
     publish = shop.counts._publish
@@ -397,7 +318,7 @@ def test_a_batch_that_was_lost_while_its_rows_were_under_way_does_not_touch_the_
     assert shop.counts.persisted == {}
 
 
-def test_waiting_for_kafka_ends_with_the_loss_of_the_partition(shop: Shop) -> None:
+def test_waiting_for_kafka_ends_with_the_loss_of_the_partition(shop: FakeShop) -> None:
     """A dead letter that never gets away must not hold up a rebalance."""
     batch = shop.batch(b"bad")
 
@@ -411,7 +332,7 @@ def test_waiting_for_kafka_ends_with_the_loss_of_the_partition(shop: Shop) -> No
     assert "table" not in shop.events
 
 
-def test_what_comes_before_a_deletion_is_written_before_it(shop: Shop) -> None:
+def test_what_comes_before_a_deletion_is_written_before_it(shop: FakeShop) -> None:
     """And what comes behind it, after it; dead letters last."""
     tombstone = FakeRecord(b"milk", None, 1, 0, "shop.products")
     shop.handle(shop.batch(product(100), tombstone, product(100), b"bad", kind="products"), "products")
@@ -420,10 +341,9 @@ def test_what_comes_before_a_deletion_is_written_before_it(shop: Shop) -> None:
 
 
 @pytest.mark.parametrize("kind", ["products", "customers"])
-def test_refused_products_and_customers_are_dead_letters(shop: Shop, kind: str) -> None:
+def test_refused_products_and_customers_are_dead_letters(shop: FakeShop, kind: str) -> None:
     """The others are written."""
-    base = {"first_name": "A", "last_name": "B", "address": "C", "registered_at": NOON}
-    events = [product(1, name=n) if kind == "products" else {"customer_id": n, **base} for n in ("a", "b", "c")]
+    events = [product(1, name=n) if kind == "products" else customer(n) for n in ("a", "b", "c")]
     shop.store.refuses = lambda document: "forbidden" if document["_id"] == "b" else None
     batch = shop.batch(*events, b"bad", kind=kind)
     shop.handle(batch, kind)
@@ -431,7 +351,7 @@ def test_refused_products_and_customers_are_dead_letters(shop: Shop, kind: str) 
     assert [key for _, key, *_ in shop.outlet.got] == [b"b", batch.records[3].key]  # in the order of the log
 
 
-def test_dead_letters_are_logged_once_per_reason(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+def test_dead_letters_are_logged_once_per_reason(shop: FakeShop, caplog: pytest.LogCaptureFixture) -> None:
     """Not a line a record: a bad deploy would fill the disk."""
     with caplog.at_level(logging.WARNING):
         shop.handle(shop.batch(b"{", b"}", purchase("x", quantity=0), purchase("p1")))
@@ -441,7 +361,7 @@ def test_dead_letters_are_logged_once_per_reason(shop: Shop, caplog: pytest.LogC
     ]
 
 
-def test_a_purchase_that_is_worth_too_much_at_its_products_price_is_a_dead_letter(shop: Shop) -> None:
+def test_a_purchase_that_is_worth_too_much_at_its_products_price_is_a_dead_letter(shop: FakeShop) -> None:
     """Its value would not stay exact in sums; known only when the price is."""
     shop.handle(shop.batch(product(10**12), kind="products"), "products")
     shop.handle(shop.batch(unpriced("p1"), unpriced("p2", quantity=1)))
@@ -449,7 +369,7 @@ def test_a_purchase_that_is_worth_too_much_at_its_products_price_is_a_dead_lette
     assert shop.reasons() == ["invalid event: quantity times price is over 1000000000000 grosze"]
 
 
-def test_a_purchase_sent_twice_by_two_customers_is_the_first_ones(shop: Shop) -> None:
+def test_a_purchase_sent_twice_by_two_customers_is_the_first_ones(shop: FakeShop) -> None:
     """An id is one purchase, whoever claims it."""
     shop.handle(shop.batch(purchase("p1"), purchase("p1", customer_id="bob")))
     assert (shop.count("anna"), shop.count("bob")) == ((1, 2, 600), (0, 0, 0))
@@ -461,7 +381,7 @@ STEPS = ("prepare", "purchase_prices", "price_history", "insert_purchases", "ups
 
 @pytest.mark.parametrize("step", STEPS)
 def test_mongodb_may_go_at_any_step(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, step: str
+    shop: FakeShop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, step: str
 ) -> None:
     """That step is made again, none is left out, and it is said once that it went and once that it is back."""
     failures = [Unavailable("MongoDB", "away")] * 3
@@ -493,7 +413,7 @@ class LostAtCheck(FakeBatch):
         super().check_owned()
 
 
-def test_a_loss_while_mongodb_is_away_ends_the_waiting(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_loss_while_mongodb_is_away_ends_the_waiting(shop: FakeShop, caplog: pytest.LogCaptureFixture) -> None:
     """In the middle of it: a rebalance does not wait for MongoDB."""
     shop.store.away(1000)
     with caplog.at_level(logging.WARNING), pytest.raises(PartitionLost):
@@ -503,9 +423,9 @@ def test_a_loss_while_mongodb_is_away_ends_the_waiting(shop: Shop, caplog: pytes
     assert shop.outlet.got == []
 
 
-def test_a_loss_while_a_product_is_waited_for_ends_the_waiting(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_while_a_product_is_waited_for_ends_the_waiting(shop: FakeShop, monkeypatch: pytest.MonkeyPatch) -> None:
     """A rebalance does not wait for a product either."""
-    shop = Shop(wait_seconds=3600)
+    shop = FakeShop(wait_seconds=3600)
     monkeypatch.setattr(module, "_QUERY_AGAIN_SECONDS", 0)
     batch = LostAtCheck(shop.batch(unpriced("p1")).records, shop.events)
 
@@ -517,7 +437,9 @@ def test_a_loss_while_a_product_is_waited_for_ends_the_waiting(shop: Shop, monke
     assert not {"insert_purchases", "dead letter", "table"} & set(shop.events)
 
 
-def test_a_kafka_outage_is_logged_once_and_the_table_written_once(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_kafka_outage_is_logged_once_and_the_table_written_once(
+    shop: FakeShop, caplog: pytest.LogCaptureFixture
+) -> None:
     """Only what failed is done again: counts written twice would be harmless, but read in between would not."""
     shop.outlet.failures = [KafkaConnectionError("away")] * 3
     shop.counts.failures = [KafkaConnectionError("away")] * 3
@@ -528,7 +450,7 @@ def test_a_kafka_outage_is_logged_once_and_the_table_written_once(shop: Shop, ca
     assert shop.events.count("table") == shop.events.count("changelog") == 1
 
 
-def test_duplicates_and_bad_records_that_come_again_are_in_the_sums_once(shop: Shop) -> None:
+def test_duplicates_and_bad_records_that_come_again_are_in_the_sums_once(shop: FakeShop) -> None:
     """`verify` adds them up to what was sent."""
     for _ in range(2):
         shop.handle(shop.batch(purchase("p1"), purchase("p1"), b"bad", purchase("p2")))
@@ -537,7 +459,7 @@ def test_duplicates_and_bad_records_that_come_again_are_in_the_sums_once(shop: S
     assert shop.count() == (2, 4, 1200)
 
 
-def test_a_batch_of_bad_records_only_is_finished(shop: Shop) -> None:
+def test_a_batch_of_bad_records_only_is_finished(shop: FakeShop) -> None:
     """MongoDB is not asked for anything; they are accounted for, and the partition goes on."""
     shop.handle(shop.batch(b"bad", b"bad"))
     assert "insert_purchases" not in shop.events
@@ -545,7 +467,7 @@ def test_a_batch_of_bad_records_only_is_finished(shop: Shop) -> None:
     assert (shop.totals().purchases, shop.totals().rejected) == (0, 2)
 
 
-def test_each_id_has_its_own_deletions(shop: Shop) -> None:
+def test_each_id_has_its_own_deletions(shop: FakeShop) -> None:
     """In one batch: one is deleted at last, one was deleted before, one is untouched."""
 
     def gone(name: str, offset: int) -> FakeRecord:
@@ -563,40 +485,40 @@ def test_each_id_has_its_own_deletions(shop: Shop) -> None:
     assert {name: one["price"] for name, one in shop.store.collections["products"].items()} == {"tea": 2, "x": 3}
 
 
-def test_a_deleted_product_has_its_price_until_then(shop: Shop) -> None:
+def test_a_deleted_product_has_its_price_until_then(shop: FakeShop) -> None:
     """A purchase from before its deletion is good, one from after it is not."""
-    one_pm = int(datetime(2026, 5, 1, 13, tzinfo=timezone.utc).timestamp() * 1000)
-    gone = FakeRecord(b"milk", None, 1, 0, "shop.products", timestamp=one_pm)
+    gone = FakeRecord(b"milk", None, 1, 0, "shop.products", timestamp=ONE_PM)
     shop.handle(shop.batch(product(100, "2026-05-01T10:00:00Z"), gone, kind="products"), "products")
     shop.handle(shop.batch(unpriced("p1"), unpriced("p2", purchased_at="2026-05-01T14:00:00Z")))
     assert set(shop.store.collections["purchases"]) == {"p1"}
     assert shop.reasons() == ["unknown product: product_id 'milk' was never offered, or is deleted"]
 
 
-def test_a_product_that_was_known_in_between_is_waited_for_again(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_product_that_was_known_in_between_is_waited_for_again(
+    shop: FakeShop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It was unknown, then offered, then deleted: what was remembered of the first time is over."""
     clock = [100.0]
-    shop = Shop(wait_seconds=10)
+    shop = FakeShop(wait_seconds=10)
     monkeypatch.setattr(module, "_QUERY_AGAIN_SECONDS", 0)
     monkeypatch.setattr(module, "monotonic", lambda: clock.__setitem__(0, clock[0] + 4) or clock[0])
     shop.handle(shop.batch(unpriced("p1")))
     shop.handle(shop.batch(product(100, "2026-05-01T10:00:00Z"), kind="products"), "products")
     shop.handle(shop.batch(unpriced("p2"), start=1))
-    one_pm = int(datetime(2026, 5, 1, 13, tzinfo=timezone.utc).timestamp() * 1000)
-    shop.handle(shop.batch(FakeRecord(b"milk", None, 1, 0, "shop.products", timestamp=one_pm)), "products")
+    shop.handle(shop.batch(FakeRecord(b"milk", None, 1, 0, "shop.products", timestamp=ONE_PM)), "products")
     looks = shop.events.count("price_history")
     shop.handle(shop.batch(unpriced("p3", purchased_at="2026-05-01T14:00:00Z"), start=2))
     assert shop.events.count("price_history") > looks + 1
     assert set(shop.store.collections["purchases"]) == {"p2"}
 
 
-def test_a_price_stays_when_mongodb_is_dropped_and_the_product_was_offered_again(shop: Shop) -> None:
+def test_a_price_stays_when_mongodb_is_dropped_and_the_product_was_offered_again(shop: FakeShop) -> None:
     """A replay: the log of prices says what was decided, whatever the history of prices says now."""
     shop.handle(shop.batch(product(300), kind="products"), "products")
     shop.handle(shop.batch(unpriced("p0"), purchase("p1", price=7), unpriced("p2")))
-    for documents in shop.store.collections.values():
-        documents.clear()
-    shop.rebalance()
+    for stored in shop.store.collections.values():
+        stored.clear()
+    shop.worker.rebalance()
     shop.handle(shop.batch(product(999), start=1, kind="products"), "products")
     shop.handle(shop.batch(unpriced("p0"), purchase("p1", price=7), unpriced("p2")))
     assert {name: one["price"] for name, one in shop.store.collections["purchases"].items()} == {
@@ -607,7 +529,7 @@ def test_a_price_stays_when_mongodb_is_dropped_and_the_product_was_offered_again
     assert shop.outlet.got == []
 
 
-def test_a_purchase_that_was_rejected_stays_rejected_when_all_is_rebuilt(shop: Shop) -> None:
+def test_a_purchase_that_was_rejected_stays_rejected_when_all_is_rebuilt(shop: FakeShop) -> None:
     """Its product is known by now; accepted, it would be stored and be a dead letter too."""
 
     async def there(topic: str, partition: int, since: int, *, values: bool) -> list[FakeRecord]:
@@ -620,14 +542,14 @@ def test_a_purchase_that_was_rejected_stays_rejected_when_all_is_rebuilt(shop: S
     shop.handle(shop.batch(product(300), kind="products"), "products")
     shop.store.collections["purchases"].clear()
     shop.counts.rows[0][TOTALS_KEY] = new_era_totals(0, now=0)
-    shop.rebalance()
+    shop.worker.rebalance()
     shop.handle(shop.batch(unpriced("p0"), purchase("p1")))
     assert set(shop.store.collections["purchases"]) == {"p1"}
     assert len(shop.reasons()) == 1
     assert (shop.totals().purchases, shop.totals().rejected) == (1, 1)
 
 
-def test_a_bad_record_from_long_before_the_first_without_a_price_is_not_sent_again(shop: Shop) -> None:
+def test_a_bad_record_from_long_before_the_first_without_a_price_is_not_sent_again(shop: FakeShop) -> None:
     """A batch of a slow shop spans days; what is known of the dead letters must reach back to its start."""
     asked: list[int] = []
 
@@ -644,7 +566,7 @@ def test_a_bad_record_from_long_before_the_first_without_a_price_is_not_sent_aga
     assert asked == [day - 600_000]
 
 
-def test_a_batch_that_is_not_next_stores_nothing(shop: Shop) -> None:
+def test_a_batch_that_is_not_next_stores_nothing(shop: FakeShop) -> None:
     """Else a repeat with other contents could be stored before the purchase that it repeats."""
     batch = shop.batch(purchase("p0"))
     batch.early = True
@@ -653,7 +575,7 @@ def test_a_batch_that_is_not_next_stores_nothing(shop: Shop) -> None:
     assert shop.store.collections["purchases"] == {}
 
 
-def test_the_price_of_the_worker_that_stored_it_first_counts(shop: Shop) -> None:
+def test_the_price_of_the_worker_that_stored_it_first_counts(shop: FakeShop) -> None:
     """Another one, asleep meanwhile, had found another price."""
     shop.handle(shop.batch(product(300), kind="products"), "products")
     batch = shop.batch(unpriced("p0"))
@@ -672,7 +594,7 @@ def test_the_price_of_the_worker_that_stored_it_first_counts(shop: Shop) -> None
 
 
 def test_a_document_that_was_changed_by_hand_is_restored_by_a_redelivery(
-    shop: Shop, caplog: pytest.LogCaptureFixture
+    shop: FakeShop, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The event is what happened; also the price that was given to it, which is in the log of prices."""
     shop.handle(shop.batch(product(300), kind="products"), "products")
@@ -681,13 +603,13 @@ def test_a_document_that_was_changed_by_hand_is_restored_by_a_redelivery(
     before = deepcopy(shop.store.collections["purchases"])
     shop.store.collections["purchases"]["p0"]["price"] = 1
     shop.store.collections["purchases"]["p1"]["quantity"] = 99
-    shop.rebalance()
+    shop.worker.rebalance()
     shop.handle(shop.batch(*events))
     assert shop.store.collections["purchases"] == before
     assert "2 purchase(s) in MongoDB differed from their events and were restored: p0, p1" in caplog.text
 
 
-def test_prices_are_in_their_log_before_they_are_counted(shop: Shop) -> None:
+def test_prices_are_in_their_log_before_they_are_counted(shop: FakeShop) -> None:
     """What is counted can be replayed."""
     shop.handle(shop.batch(product(300), kind="products"), "products")
     shop.events.clear()
@@ -699,13 +621,13 @@ def test_prices_are_in_their_log_before_they_are_counted(shop: Shop) -> None:
 
 @pytest.mark.parametrize("kind", ["purchases", "products"])
 def test_what_is_too_much_is_neither_sent_nor_counted_nor_finished(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch, kind: str
+    shop: FakeShop, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """The whole batch waits, before the first of its dead letters, until its partition is lost."""
     monkeypatch.setattr(limits, "_CHECK_SECONDS", 0.001)
     good = purchase("p1") if kind == "purchases" else product(100)
     batch = shop.batch(good, b"bad", b"bad", b"bad", kind=kind)
-    shop.worker = shop.restarted(limit=Limit(0.5, 5))
+    shop.restart(limit=Limit(0.5, 5))
 
     async def lose() -> None:
         task = asyncio.ensure_future(getattr(shop.worker, kind)(batch))
@@ -720,25 +642,27 @@ def test_what_is_too_much_is_neither_sent_nor_counted_nor_finished(
     assert not {"dead letter", "table", "changelog", "finished"} & set(shop.events)
 
 
-def test_what_is_not_too_much_goes_on(shop: Shop) -> None:
+def test_what_is_not_too_much_goes_on(shop: FakeShop) -> None:
     """With the limit as without."""
-    shop.worker = shop.restarted(limit=Limit(0.5, 6))
+    shop.restart(limit=Limit(0.5, 6))
     shop.handle(shop.batch(purchase("p1"), b"bad", b"bad", b"bad"))
     assert (len(shop.outlet.got), shop.events[-1]) == (3, "finished")
 
 
-def test_sold_is_called_when_the_batch_is_finished(shop: Shop) -> None:
+def test_sold_is_called_when_the_batch_is_finished() -> None:
     """Without what was not accepted and what was sent before; not at all of a batch that came to nothing."""
+    sold: list[Any] = []
+    shop = FakeShop(sold=sold.append)
     shop.handle(shop.batch(purchase("p1"), b"bad", purchase("p2"), purchase("p1")))
-    assert [[event.purchase_id for event in batch] for batch in shop.sold] == [["p1", "p2"]]
+    assert [[event.purchase_id for event in batch] for batch in sold] == [["p1", "p2"]]
     lost = shop.batch(purchase("p3"), start=4)
     lost.lost = True
     with pytest.raises(PartitionLost):
         shop.handle(lost)
-    assert len(shop.sold) == 1
+    assert len(sold) == 1
 
 
-def test_who_follows_the_counts_gets_what_is_new_before_the_batch_is_finished(shop: Shop) -> None:
+def test_who_follows_the_counts_gets_what_is_new_before_the_batch_is_finished() -> None:
     """Sent twice, or bad, is not new; and the counts that it gets are those after the batch."""
     seen: list[Any] = []
 
@@ -746,7 +670,7 @@ def test_who_follows_the_counts_gets_what_is_new_before_the_batch_is_finished(sh
         shop.events.append("followed")
         seen.append(counted)
 
-    shop.followers.append(follow)
+    shop = FakeShop(followers=[follow])
     shop.handle(shop.batch(purchase("p1")))
     assert shop.events[-3:] == ["changelog", "followed", "finished"]
     shop.handle(shop.batch(purchase("p1"), purchase("p2", quantity=0), purchase("p3"), start=1))
@@ -756,7 +680,7 @@ def test_who_follows_the_counts_gets_what_is_new_before_the_batch_is_finished(sh
     assert counted.changes.values["anna"].purchases == 2
 
 
-def test_a_product_has_a_stock_only_if_its_event_has_one(shop: Shop) -> None:
+def test_a_product_has_a_stock_only_if_its_event_has_one(shop: FakeShop) -> None:
     """Documents of products without a stock are as they ever were; a later event without one ends it."""
     plain = product(1, name="plain")
     events = [plain, {**product(1), "stock": 5}, {**product(1, name="tea"), "stock": 0, "stock_limit": 2},
@@ -772,7 +696,7 @@ def test_a_product_has_a_stock_only_if_its_event_has_one(shop: Shop) -> None:
 
 @pytest.mark.parametrize("stock", [-1, 10**9 + 1, 1.5, "5", True])
 @pytest.mark.parametrize("name", ["stock", "stock_limit"])
-def test_a_stock_that_is_none_is_a_dead_letter(shop: Shop, name: str, stock: Any) -> None:
+def test_a_stock_that_is_none_is_a_dead_letter(shop: FakeShop, name: str, stock: Any) -> None:
     """It names the field."""
     shop.handle(shop.batch({**product(1), "stock": 1, name: stock}, kind="products"), "products")
     (reason,) = shop.reasons()

@@ -6,10 +6,8 @@ import pytest
 
 from shopflow.models import Purchase
 from shopflow.shop import recent_sales as module
-from shopflow.shop.decoding import struct_of
 from shopflow.shop.recent_sales import Board, Snapshot, merged
-
-Event = struct_of(Purchase)
+from tests.support.events import accepted
 
 
 class Clock:
@@ -22,15 +20,8 @@ class Clock:
 
 
 def event(number: int, product: str = "milk", quantity: int = 1, price: int | None = 100) -> Purchase:
-    """A decoded purchase."""
-    return Event(
-        purchase_id=f"b{number}",
-        customer_id="anna",
-        product_id=product,
-        quantity=quantity,
-        purchased_at=None,
-        price=price,
-    )
+    """A purchase with a number of its own, by default of one piece."""
+    return accepted(product, quantity, price, purchase_id=f"b{number}")
 
 
 @pytest.fixture

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from typing import Any
 
 import pytest
@@ -12,39 +11,26 @@ from hypothesis import strategies as st
 
 from faust_batches import TOTALS_KEY
 from faust_batches.audit import Audit
+from shopflow.models import Purchase
 from shopflow.shop import sales as sales_module
 from shopflow.shop.counts import decode_count, decode_totals, new_era_totals
 from shopflow.shop.sales import PERIODS, Sale, advance, key_of, sale_of, start_of
+from tests.support.documents import DAY, HOUR, MINUTE, NOON
+from tests.support.events import accepted
+from tests.support.fakes import FakeRecord
 
-NOON = datetime(2026, 5, 1, 12, 30, tzinfo=timezone.utc)
-
-
-@dataclass
-class Purchase:
-    """The fields of a purchase that sales need."""
-
-    product_id: str
-    quantity: int
-    price: int
-    purchased_at: datetime
-
-
-@dataclass
-class Record:
-    """A record of Kafka."""
-
-    offset: int
-
+#: In the middle of an hour.
+HALF_PAST = NOON + 30 * MINUTE
 
 Fresh = list[tuple[Any, Any]]
 
 purchases = st.lists(
     st.builds(
-        Purchase,
+        accepted,
         product_id=st.sampled_from(["milk", "tea", "$set", "day 2026"]),
         quantity=st.integers(1, 5),
         price=st.integers(0, 900),
-        purchased_at=st.sampled_from([NOON, NOON + timedelta(minutes=40), NOON - timedelta(days=1)]),
+        purchased_at=st.sampled_from([HALF_PAST, HALF_PAST + 40 * MINUTE, HALF_PAST - DAY]),
     ),
     min_size=1,
     max_size=30,
@@ -52,8 +38,8 @@ purchases = st.lists(
 
 
 def numbered(events: list[Purchase]) -> Fresh:
-    """Each at its offset."""
-    return [(Record(offset), event) for offset, event in enumerate(events)]
+    """Each with a record at its offset."""
+    return [(FakeRecord(None, None, offset), event) for offset, event in enumerate(events)]
 
 
 def enter(rows: dict[bytes, bytes], fresh: Fresh, end: int, only: set[bytes] | None = None) -> None:
@@ -76,13 +62,13 @@ def sales(rows: dict[bytes, bytes]) -> set[Sale]:
 
 def test_a_purchase_is_in_the_total_in_its_day_and_in_its_hour() -> None:
     """The times are UTC, whatever the producer's clock said: the events have them so."""
-    rows = whole([Purchase("milk", 2, 300, NOON), Purchase("milk", 1, 400, NOON + timedelta(hours=1))])
-    day, hour = NOON.replace(hour=0, minute=0), NOON.replace(minute=0)
+    rows = whole([accepted("milk", 2, 300, HALF_PAST), accepted("milk", 1, 400, HALF_PAST + HOUR)])
+    day, hour = HALF_PAST.replace(hour=0, minute=0), HALF_PAST.replace(minute=0)
     assert sales(rows) == {
         Sale("total", None, "milk", 2, 3, 1000),
         Sale("day", day, "milk", 2, 3, 1000),
         Sale("hour", hour, "milk", 1, 2, 600),
-        Sale("hour", hour + timedelta(hours=1), "milk", 1, 1, 400),
+        Sale("hour", hour + HOUR, "milk", 1, 1, 400),
     }
 
 
@@ -134,9 +120,9 @@ def test_what_comes_again_after_a_crash_changes_nothing(events: list[Purchase], 
 
 def test_a_new_era_counts_from_the_start() -> None:
     """As `replay` does it: what was before counts no more."""
-    rows = whole([Purchase("milk", 2, 300, NOON)])
+    rows = whole([accepted("milk", 2, 300, HALF_PAST)])
     rows[TOTALS_KEY] = new_era_totals(0, 1000)
-    enter(rows, numbered([Purchase("milk", 1, 300, NOON)]), 1)
+    enter(rows, numbered([accepted("milk", 1, 300, HALF_PAST)]), 1)
     assert Sale("total", None, "milk", 1, 1, 300) in sales(rows)
     assert decode_totals(rows[TOTALS_KEY]).purchases == len(PERIODS)
 
@@ -145,13 +131,15 @@ def test_a_new_era_counts_from_the_start() -> None:
 def test_a_key_says_what_it_is(period: str, product_id: str) -> None:
     """Also for a product whose id looks like a key."""
     cut = {"total": "", "day": "2026-05-01", "hour": "2026-05-01T12"}[period]
-    start = {"total": None, "day": datetime(2026, 5, 1, tzinfo=timezone.utc), "hour": NOON.replace(minute=0)}[period]
+    start = {"total": None, "day": datetime(2026, 5, 1, tzinfo=timezone.utc), "hour": HALF_PAST.replace(minute=0)}[
+        period
+    ]
     assert start_of(key_of(period, cut, product_id)) == (period, start, product_id)
 
 
 def test_a_batch_that_comes_again_is_looked_at_once_and_not_for_each_row(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of it was counted: with many products it would else hold the event loop for minutes."""
-    events = [Purchase(f"product-{number % 200}", 1, 100, NOON) for number in range(800)]
+    events = [accepted(f"product-{number % 200}", 1, 100, HALF_PAST) for number in range(800)]
     numbers, rows = numbered(events), dict[bytes, bytes]()
     enter(rows, numbers[:400], 400)
     made: list[str] = []

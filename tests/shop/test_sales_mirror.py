@@ -10,11 +10,13 @@ import pytest
 
 from faust_batches import TOTALS_KEY, Outage
 from faust_batches.outage import FIRST_PAUSE_SECONDS
+from shopflow.models import Purchase
 from shopflow.shop import sales_mirror as mirror
 from shopflow.shop.counts import decode_totals, new_era_totals
 from shopflow.shop.sales_mirror import Mirror
 from shopflow.store.types import PartitionSales
-from tests.shop.test_sales import NOON, Purchase, enter, numbered
+from tests.shop.test_sales import enter, numbered
+from tests.support.events import accepted
 from tests.support.fakes import FakeStore
 
 
@@ -42,7 +44,7 @@ class Mirrored:
 
     def sell(self, units: int, *, noted: bool = True) -> None:
         """A purchase of milk; `noted`: the mirror is notified of it."""
-        self.events.append(Purchase("milk", units, 100, NOON))
+        self.events.append(accepted(quantity=units))
         before = dict(self.table.rows)
         enter(self.table.rows, numbered(self.events)[-1:], len(self.events))
         if noted:
@@ -173,7 +175,7 @@ def test_the_position_stays_before_the_rest_of_a_partly_redelivered_batch(mirror
     The sums that are in the changelog with that part reach to the end of the whole batch. The next worker writes what
     it finds, enters the rest, and is killed too: whoever comes then must not take the rest for written.
     """
-    events = [Purchase("milk", 1, 100, NOON) for _ in range(4)]
+    events = [accepted(quantity=1) for _ in range(4)]
     before = dict(mirrored.table.rows)
     enter(mirrored.table.rows, numbered(events), 4)
     sums = mirrored.table.rows[TOTALS_KEY]

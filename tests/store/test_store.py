@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import socket
 from collections.abc import Coroutine
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta, timezone
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,17 +25,8 @@ from shopflow.store.errors import MAX_DOCUMENT_BYTES, documents_errors, translat
 from shopflow.store.purchases import most_bytes
 from shopflow.store.rules import duplicates, newest, no_price_document, outdoes, price_document, removals, replacement
 from shopflow.store.types import Deletion, Document, PriceHistory, Totals, milliseconds
-from tests.support.documents import NOON, kafka
+from tests.support.documents import DIRECT, MINUTE, NOON, customer, kafka, product, purchase
 from tests.support.fakes import FakeStore
-
-MINUTE = timedelta(minutes=1)
-DIRECT = {"origin": "direct"}
-
-
-def product(at: datetime = NOON, source: Document | None = None, name: str = "milk") -> Document:
-    """A product, as far as the rules look at it."""
-    return {"_id": name, "price": 5, "updated_at": at, "source": source or kafka(1)}
-
 
 # Prices
 
@@ -74,16 +65,16 @@ def test_prices_of_one_time_are_one_document_in_any_time_zone() -> None:
     """Its `_id` makes product and time unique; different products or milliseconds never meet."""
     warsaw = NOON.astimezone(timezone(timedelta(hours=2)))
     same = [NOON, warsaw, NOON + timedelta(microseconds=999)]
-    assert len({price_document(product(at))["_id"] for at in same}) == 1
-    assert price_document(product(warsaw))["since"].utcoffset() == timedelta(0)
-    others = [product(NOON + timedelta(milliseconds=1)), product(name="milk@"), product(name="")]
-    assert len({price_document(one)["_id"] for one in [product(), *others]}) == 4
+    assert len({price_document(product(5, at))["_id"] for at in same}) == 1
+    assert price_document(product(5, warsaw))["since"].utcoffset() == timedelta(0)
+    others = [product(5, NOON + timedelta(milliseconds=1)), product(5, name="milk@"), product(5, name="")]
+    assert len({price_document(one)["_id"] for one in [product(5), *others]}) == 4
 
 
 def test_the_end_of_the_prices_replaces_a_price_of_the_same_time() -> None:
     """A deletion at the time of a price is compared with it."""
     end = no_price_document(Deletion("milk", NOON, kafka(2)))
-    price = price_document(product())
+    price = price_document(product(5))
     assert end == {**price, "price": None, "source": kafka(2)}
     assert outdoes(end, price, "since")
     assert not outdoes(price, end, "since")
@@ -104,27 +95,27 @@ def test_milliseconds_are_cut_not_rounded(microseconds: int, kept: int) -> None:
 @pytest.mark.parametrize(
     ("new", "stored", "wins"),
     [
-        pytest.param(product(NOON + MINUTE, kafka(1)), product(NOON, kafka(9)), True, id="newer"),
-        pytest.param(product(NOON, kafka(9)), product(NOON + MINUTE, kafka(1)), False, id="older"),
-        pytest.param(product(NOON, kafka(2)), product(NOON, kafka(1)), True, id="later in the partition"),
-        pytest.param(product(NOON, kafka(1)), product(NOON, kafka(2)), False, id="earlier in the partition"),
-        pytest.param(product(NOON, kafka(1)), product(NOON, kafka(1)), True, id="the same again"),
-        pytest.param(product(NOON, kafka(1)), product(NOON, kafka(2, partition=1)), True, id="another partition"),
-        pytest.param(product(NOON, kafka(1)), product(NOON, kafka(2, topic="u")), True, id="another topic"),
-        pytest.param(product(NOON, DIRECT), product(NOON, kafka(2)), True, id="direct over kafka"),
-        pytest.param(product(NOON, kafka(1)), product(NOON, DIRECT), True, id="kafka over direct"),
-        pytest.param(product(NOON - MINUTE, DIRECT), product(NOON, kafka(1)), False, id="older, direct"),
-        pytest.param(product(), {"_id": "milk"}, True, id="another program's, bare"),
+        pytest.param(product(5, NOON + MINUTE, kafka(1)), product(5, NOON, kafka(9)), True, id="newer"),
+        pytest.param(product(5, NOON, kafka(9)), product(5, NOON + MINUTE, kafka(1)), False, id="older"),
+        pytest.param(product(5, NOON, kafka(2)), product(5, NOON, kafka(1)), True, id="later in the partition"),
+        pytest.param(product(5, NOON, kafka(1)), product(5, NOON, kafka(2)), False, id="earlier in the partition"),
+        pytest.param(product(5, NOON, kafka(1)), product(5, NOON, kafka(1)), True, id="the same again"),
+        pytest.param(product(5, NOON, kafka(1)), product(5, NOON, kafka(2, partition=1)), True, id="another partition"),
+        pytest.param(product(5, NOON, kafka(1)), product(5, NOON, kafka(2, topic="u")), True, id="another topic"),
+        pytest.param(product(5, NOON, DIRECT), product(5, NOON, kafka(2)), True, id="direct over kafka"),
+        pytest.param(product(5, NOON, kafka(1)), product(5, NOON, DIRECT), True, id="kafka over direct"),
+        pytest.param(product(5, NOON - MINUTE, DIRECT), product(5, NOON, kafka(1)), False, id="older, direct"),
+        pytest.param(product(5), {"_id": "milk"}, True, id="another program's, bare"),
         pytest.param(
-            product(), {"_id": "milk", "updated_at": "1999-01-01"}, True, id="another program's, text as time"
+            product(5), {"_id": "milk", "updated_at": "1999-01-01"}, True, id="another program's, text as time"
         ),
-        pytest.param(product(), {"_id": "milk", "updated_at": NOON}, True, id="another program's, no source"),
+        pytest.param(product(5), {"_id": "milk", "updated_at": NOON}, True, id="another program's, no source"),
         pytest.param(
-            product(), {"_id": "milk", "updated_at": NOON, "source": "x"}, True, id="another program's source"
+            product(5), {"_id": "milk", "updated_at": NOON, "source": "x"}, True, id="another program's source"
         ),
         pytest.param(
-            product(NOON + timedelta(microseconds=1), kafka(1)),
-            product(NOON + timedelta(microseconds=999), kafka(0)),
+            product(5, NOON + timedelta(microseconds=1), kafka(1)),
+            product(5, NOON + timedelta(microseconds=999), kafka(0)),
             True,
             id="one millisecond: the offset decides",
         ),
@@ -138,14 +129,14 @@ def test_which_of_two_wins(new: Document, stored: Document, wins: bool) -> None:
 def test_the_newest_of_a_partition_does_not_depend_on_the_order() -> None:
     """A batch may come in pieces, in any order."""
     times = [NOON, NOON, NOON + MINUTE, NOON + MINUTE]
-    documents = [product(at, kafka(offset)) for offset, at in enumerate(times)]
+    documents = [product(5, at, kafka(offset)) for offset, at in enumerate(times)]
     for order in itertools.permutations(range(4)):
         assert newest(documents, order, "updated_at") == [3]
 
 
 def test_the_newest_of_each_among_those_that_are_asked_for() -> None:
     """Those that were refused aren't asked for."""
-    documents = [product(NOON, kafka(1)), product(NOON, kafka(2), "tea"), product(NOON + MINUTE, kafka(3))]
+    documents = [product(5, NOON, kafka(1)), product(5, NOON, kafka(2), "tea"), product(5, NOON + MINUTE, kafka(3))]
     assert newest(documents, [0, 1, 2], "updated_at") == [2, 1]
     assert newest(documents, [0, 1], "updated_at") == [0, 1]
     assert newest(documents, [], "updated_at") == []
@@ -162,7 +153,7 @@ def stages(update: Any) -> list[Any]:
 
 def test_a_replacement_finds_its_document_by_id_and_never_reads_it_as_an_expression() -> None:
     """Names and ids come from outside: `$price` in one is text. The filter is the `_id` alone."""
-    document = {**product(name="$set"), "name": "$price", "source": kafka(1, topic="$t")}
+    document = {**product(5, name="$set"), "name": "$price", "source": kafka(1, topic="$t")}
     update = replacement(document, "updated_at")
     assert update._filter == {"_id": "$set"}
     assert update._upsert is True
@@ -175,7 +166,7 @@ def test_a_replacement_finds_its_document_by_id_and_never_reads_it_as_an_express
 
 def test_a_replacement_without_an_offset_compares_the_time_only() -> None:
     """A direct write has no offset."""
-    (stage,) = stages(replacement(product(NOON, DIRECT), "updated_at"))
+    (stage,) = stages(replacement(product(5, NOON, DIRECT), "updated_at"))
     assert stage["$replaceWith"]["$cond"][0] == {"$gt": ["$updated_at", NOON]}
 
 
@@ -195,7 +186,7 @@ def test_removals_spare_only_later_records_of_the_partition() -> None:
 
 def purchases(*names: str) -> list[Document]:
     """Purchases of one partition, in their order."""
-    return [{"_id": name, "source": kafka(offset)} for offset, name in enumerate(names)]
+    return [purchase(name, kafka(offset)) for offset, name in enumerate(names)]
 
 
 def stored(**sources: Document) -> dict[str, Document]:
@@ -238,7 +229,7 @@ def test_one_that_is_refused_takes_no_id() -> None:
 )
 def test_a_document_that_cannot_be_encoded_is_described_in_a_short_line(value: object) -> None:
     """The line goes to the dead letters."""
-    documents = [product(), {**product(), "name": value}, product()]
+    documents = [product(5), {**product(5), "name": value}, product(5)]
     ((index, reason),) = unencodable(documents, range(3)).items()
     assert index == 1
     assert 0 < len(reason) <= 300
@@ -249,7 +240,7 @@ def test_a_document_that_cannot_be_encoded_is_described_in_a_short_line(value: o
 @pytest.mark.parametrize("value", [(1 << 63) - 1, "$set", "a\x00b", "🥛", None, {"$gt": ""}, {"a.b": 1}])
 def test_a_document_that_can_be_encoded_is_not_refused(value: object) -> None:
     """Odd values are values."""
-    assert unencodable([{**product(), "name": value}], [0]) == {}
+    assert unencodable([{**product(5), "name": value}], [0]) == {}
 
 
 # The URI
@@ -390,11 +381,10 @@ def call(store: MongoStore, name: str) -> Coroutine[Any, Any, object]:
 
     if name in ("customers", "counts", "sources"):
         return iterate()
-    bought, sold = {"_id": "p", "customer_id": "c", "product_id": "milk", "source": kafka(1)}, product()
     arguments: dict[str, list[object]] = {
-        "insert_purchases": [[bought]],
-        "upsert_products": [[sold]],
-        "upsert_customers": [[{"_id": "c", "registered_at": NOON, "source": kafka(1)}]],
+        "insert_purchases": [[purchase("p")]],
+        "upsert_products": [[product(5)]],
+        "upsert_customers": [[customer("c")]],
         "delete_products": [[Deletion("milk", NOON, kafka(1))]],
         "delete_customers": [[Deletion("c", NOON, kafka(1))]],
         "price_history": [{"milk"}],

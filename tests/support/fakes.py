@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from copy import deepcopy
@@ -16,19 +15,10 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.errors import ProducerFenced
 
-from faust_batches import Outage, testing
+from faust_batches import testing
 from shopflow.errors import Unavailable
 from shopflow.kafka import connection
-from shopflow.models import Customer, Product
-from shopflow.shop.dead_letters import DeadLetters, Rejections
-from shopflow.shop.decoding import Decoder
-from shopflow.shop.documents import customer_document, product_document
-from shopflow.shop.failure_limit import Limit
 from shopflow.shop.layout import Layout
-from shopflow.shop.prices import PriceLog, Prices
-from shopflow.shop.purchases import Purchases
-from shopflow.shop.upserts import Upserts
-from shopflow.store.connection import Patient
 from shopflow.store.rules import differs, newest, no_price_document, outdoes, price_document, sale_id, when
 from shopflow.store.types import (
     Deletion,
@@ -437,81 +427,6 @@ class FakeRecord(testing.FakeRecord):
     """A record of the purchases, unless it says otherwise."""
 
     topic: str = "shop.purchases"
-
-
-def _late(target: Any, name: str) -> Any:
-    """A method that is looked up when it is called: a test may have replaced it."""
-
-    async def call(*arguments: Any) -> Any:
-        return await getattr(target, name)(*arguments)
-
-    return call
-
-
-class FakeWorker:
-    """The handlers of a worker's three topics over fakes.
-
-    Arguments:
-        price_log: The values of the log of prices.
-        read_since: Reads what the dead letters hold; None: they are not asked.
-    """
-
-    def __init__(
-        self,
-        store: Any,
-        counts: Any,
-        *,
-        outlet: FakeOutlet | None = None,
-        price_log: list[FakeRecord] | None = None,
-        limit: Limit | None = None,
-        wait_seconds: float = 0.0,
-        max_event_bytes: int = 10_000,
-        dead_letters: str = "dead",
-        followers: Sequence[Any] = (),
-        registered: Any = None,
-        sold: Any = lambda purchases: None,
-    ) -> None:
-        self.price_records = [] if price_log is None else price_log
-        self.events = counts.events
-        mongodb: Any = Patient(store, Outage("MongoDB"))
-        self.dead_letters = DeadLetters(dead_letters, 4, "shopflow", (outlet or FakeOutlet()).send)
-        self.price_log = PriceLog("prices", self._send_price, self._read_prices)
-        self.prices = Prices(
-            mongodb,
-            counts,
-            self.price_log,
-            rejected_before=self.dead_letters.before,
-            wait_seconds=wait_seconds,
-        )
-        rejections = Rejections(self.dead_letters, limit)
-        self.purchases = Purchases(
-            mongodb, counts, self.prices, rejections,
-            max_event_bytes=max_event_bytes, followers=followers, sold=sold,
-        ).handle  # fmt: skip
-        self.products = Upserts(
-            mongodb, rejections, Decoder(Product, "product_id", max_event_bytes), product_document,
-            upsert=_late(store, "upsert_products"), delete=_late(store, "delete_products"),
-        ).handle  # fmt: skip
-        self.customers = Upserts(
-            mongodb, rejections, Decoder(Customer, "customer_id", max_event_bytes), customer_document,
-            upsert=_late(store, "upsert_customers"), delete=_late(store, "delete_customers"),
-            follow=registered,
-        ).handle  # fmt: skip
-
-    async def _send_price(
-        self, topic: str, partition: int, key: bytes | None, value: bytes | None, headers: Any
-    ) -> Awaitable[Any]:
-        self.events.append("prices")
-        self.price_records.append(FakeRecord(key, value, len(self.price_records), partition, topic))
-        return asyncio.sleep(0)
-
-    async def _read_prices(self, topic: str, partition: int, since: int) -> list[Any]:
-        return [record for record in self.price_records if record.partition == partition]
-
-    def rebalance(self) -> None:
-        """What others did meanwhile is not known."""
-        self.price_log.forget()
-        self.dead_letters.forget()
 
 
 class FakeKafka:

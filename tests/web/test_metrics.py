@@ -26,7 +26,7 @@ from shopflow.kafka.offsets import Span
 from shopflow.store import MongoStore
 from shopflow.store.types import Deletion, Inserted
 from shopflow.web.monitoring.metrics import Metrics, Rebalances
-from tests.support.documents import NOON
+from tests.support.documents import DIRECT, NOON, product
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -167,10 +167,9 @@ def test_documents_are_counted_by_what_became_of_them() -> None:
     metrics = Metrics()
 
     async def scenario() -> None:
-        store, gone = Answers("shop"), Deletion("a", NOON, {"origin": "direct"})
+        store, gone = Answers("shop"), Deletion("a", NOON, DIRECT)
         store.on_write = metrics.wrote
-        fields = {"price": 5, "updated_at": NOON, "source": {"origin": "direct"}}
-        documents = [{"_id": name, **fields} for name in "abcd"]
+        documents = [product(5, name=name) for name in "abcd"]
         assert await store.insert_purchases(documents) == Inserted(frozenset({0}), {1: "why"})
         assert await store.upsert_products(documents) == {0: "why"}
         assert await store.upsert_customers(documents) == {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from typing import Any
 
 import pytest
@@ -12,9 +12,8 @@ from shopflow.shop.price_history import Period, Prices, SalesOverTime
 from shopflow.shop.text import visible
 from shopflow.store.types import Sold
 from shopflow.web.page.product import Columns, Picture, columns, product
-from tests.support.documents import NOON
+from tests.support.documents import HOUR, NOON
 
-HOUR = timedelta(hours=1)
 HOSTILE = "<img src=x>\x1b[2J"
 
 
