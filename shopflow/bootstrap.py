@@ -9,7 +9,8 @@ from faust_batches import App, Outage, Table
 from . import topics
 from .app import app, config, connected_kafka, store
 from .config.settings import Config
-from .kafka import offsets, reading
+from .kafka import offsets, producers, reading
+from .kafka.held import Watch as HeldWatch
 from .kafka.lag import LOOK_SECONDS, Lags
 from .models import Customer, Product
 from .shop.activity import Activity
@@ -80,6 +81,12 @@ class Parts:
             ours = app.owned if app.serving and not app.should_stop else []
             return [tp.partition for tp in ours if tp.topic == topics.products.get_topic_name()]
 
+        def answered_for() -> set[tuple[str, int]]:
+            """Our partitions; of topics that no agent reads those with the numbers of our partitions of purchases."""
+            ours = {(tp.topic, tp.partition) for tp in app.owned}
+            numbers = [number for topic, number in ours if topic == topics.purchases.get_topic_name()]
+            return ours | {(name, number) for name in topics.NAMES if name not in topics.KEYS for number in numbers}
+
         self.sales_mirror = Mirror(sales, store, owned_sales, self.mongodb_outage)
         alert_log = AlertLog(topics.ALERTS, topics.products.get_topic_name(), app.publish, read_since)
         outages = {outage.service: outage for outage in (self.mongodb_outage, app.kafka_outage)}
@@ -104,14 +111,27 @@ class Parts:
         )  # fmt: skip
 
         self.lags = lags = Lags(
-            lambda: offsets.asking_spans(connected_kafka(), config.app_id, list(topics.KEYS), LOOK_SECONDS),
+            lambda: offsets.asking_spans(connected_kafka(), config.app_id, topics.NAMES, LOOK_SECONDS),
             lambda spans: offsets.empty(connected_kafka(), spans),
+            topics=topics.KEYS,
         )
         self.health = Health(
             app, store, mongodb=self.mongodb_outage, lags=lags, limit=self.limit,
             activity=metrics.activity, patience=patience,
         )  # fmt: skip
-        lags.looked = self.health.looked
+        held = HeldWatch(
+            app.troubles,
+            lambda found: producers.producers(connected_kafka(), found),
+            spans=lambda: lags.spans,
+            ours=answered_for,
+            events=topics.KEYS,
+        )
+
+        async def looked() -> None:
+            await self.health.looked()
+            await held.looked()
+
+        lags.looked = looked
         metrics.watch(app, lags, self.limit, self.mongodb_outage)
         app.sensors.add(Rebalances(metrics))
         app.on_batch = metrics.batch

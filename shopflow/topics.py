@@ -84,6 +84,9 @@ SPECS = (
     _spec(WINDOWS, compacted=True),
 )
 
+#: All of these topics.
+NAMES = tuple(spec.name for spec in SPECS)
+
 #: The topics that other programs may read, by their names without the prefix.
 SHOWN = {
     spec.name.removeprefix(config.topics.prefix): spec.name

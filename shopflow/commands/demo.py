@@ -160,7 +160,7 @@ class _Demo:
         last, since = None, monotonic()
         while True:
             lags = await offsets.lags(self.bootstrap, config.app_id, topics.LAYOUT.events)
-            waiting = sum(lag.waiting for lag in lags.values())
+            waiting = sum(lag.all_waiting for lag in lags.values())
             if not waiting:
                 return
             if waiting != last:

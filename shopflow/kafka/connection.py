@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.client import AIOKafkaClient
 from aiokafka.conn import collect_hosts, create_conn
 from aiokafka.errors import (
     AuthenticationFailedError,
@@ -42,9 +43,14 @@ def quiet() -> None:
 
 
 @asynccontextmanager
-async def _started(client: Any, stop: Callable[[], Awaitable[None]], bootstrap: Bootstrap) -> AsyncIterator[Any]:
+async def _started(
+    client: Any,
+    stop: Callable[[], Awaitable[None]],
+    bootstrap: Bootstrap,
+    start: Callable[[], Awaitable[None]] | None = None,
+) -> AsyncIterator[Any]:
     try:
-        await client.start()
+        await (start or client.start)()
     except BaseException as error:  # also if cancelled: a half-started client must be stopped
         await stop()
         if isinstance(error, KafkaConnectionError):
@@ -125,6 +131,16 @@ class _NoLogins(logging.Filter):
 
 
 logging.getLogger("aiokafka.conn").addFilter(_NoLogins())
+
+
+def client(bootstrap: Bootstrap) -> Any:
+    """A client for single requests, as an async context manager.
+
+    Raises:
+        Unavailable: Kafka does not answer.
+    """
+    made = AIOKafkaClient(**bootstrap.options)
+    return _started(made, made.close, bootstrap, start=made.bootstrap)
 
 
 def admin(bootstrap: Bootstrap, **options: Any) -> Any:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from aiokafka import TopicPartition
-from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import CommitFailedError, IllegalGenerationError, KafkaError, UnknownMemberIdError, for_code
 from aiokafka.protocol.group import LeaveGroupRequest
 
@@ -115,12 +114,8 @@ async def _remove_members(bootstrap: Bootstrap, group: str, members: Collection[
         return
     async with connection.admin(bootstrap) as admin:
         coordinator = await admin.find_coordinator(group)
-    client = AIOKafkaClient(**bootstrap.options)
-    try:
-        await client.bootstrap()
+    async with connection.client(bootstrap) as client:
         while not await client.ready(coordinator):
             await asyncio.sleep(_PAUSE_SECONDS)
         for member in members:
             await client.send(coordinator, LeaveGroupRequest(group, member))  # no error if it has left meanwhile
-    finally:
-        await client.close()

@@ -50,7 +50,7 @@ class EmptySpans:
             self._empty |= {partition: partition in found for partition in wanted}
 
     def waiting(self, partition: Partition, span: Span) -> int:
-        """The lag of a partition with this span, in offsets; 0 if it has no record."""
+        """The lag of a partition with this span up to its last stable offset; 0 if it has no record."""
         if self._spans.get(partition) == span and self._empty.get(partition):
             return 0
         return max(span.end - span.done, 0)
@@ -63,6 +63,7 @@ class Lags:
         connect: Returns a context manager that gives a function; this asks Kafka for the spans.
         empty: Returns the partitions whose span has no record.
         looked: Called after each answer.
+        topics: The topics that the group reads; None: all. Of others the offsets are known, and no lag.
     """
 
     def __init__(
@@ -70,7 +71,9 @@ class Lags:
         connect: Callable[[], AbstractAsyncContextManager[Callable[[], Awaitable[Spans]]]],
         empty: Empty,
         looked: Callable[[], Awaitable[None]] | None = None,
+        topics: Collection[str] | None = None,
     ) -> None:
+        self._topics = topics
         self._connect = connect
         self._empty = empty
         self.looked = looked
@@ -90,7 +93,7 @@ class Lags:
         return self._spans
 
     def waiting(self, partition: Partition) -> int:
-        """The lag of a partition, in offsets."""
+        """The lag of a partition up to its last stable offset, in offsets."""
         span = self._spans.get(partition)
         return 0 if span is None else self._empty_spans.waiting(partition, span)
 
@@ -114,6 +117,8 @@ class Lags:
     async def take(self, answer: Spans) -> None:
         found = {(topic, number): span for topic, spans in answer.items() for number, span in spans.items()}
         self._spans, self._at, self.answers = found, monotonic(), True
-        await self._empty_spans.look(found, self._empty)
+        topics = self._topics
+        read = {partition: span for partition, span in found.items() if topics is None or partition[0] in topics}
+        await self._empty_spans.look(read, self._empty)
         if self.looked is not None:
             await self.looked()

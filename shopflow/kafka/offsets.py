@@ -1,10 +1,14 @@
-"""The start and end offsets of partitions, and the consumer group's committed offsets and lag."""
+"""The start and end offsets of partitions, and the consumer group's committed offsets and lag.
+
+A partition has two ends: the last stable offset, where readers of committed records stop, and the high watermark. They
+differ while a transaction is open.
+"""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from aiokafka import TopicPartition
@@ -22,6 +26,8 @@ Partition = tuple[str, int]
 #: How long reading one partition may take, for the page and for a command.
 _EMPTY_SECONDS = 5.0
 _READ_SECONDS = 40.0
+#: The isolation level of a consumer that also gets the records of open transactions.
+_ALL = "read_uncommitted"
 
 
 @dataclass(frozen=True)
@@ -30,15 +36,27 @@ class Lag:
 
     records: int  #: from the topic's start to its end
     waiting: int  #: from the committed offset to the end; a partition with no record in between counts 0
+    held: Mapping[int, Span] = field(default_factory=dict, compare=False)  #: the partitions with an open transaction
+
+    @property
+    def all_waiting(self) -> int:
+        """The lag with the offsets that an open transaction holds up."""
+        return self.waiting + sum(span.held for span in self.held.values())
 
 
 @dataclass(frozen=True)
 class Span:
-    """The offsets of a partition."""
+    """The offsets of a partition. Two are equal if they are so for readers of committed records."""
 
     start: int  #: of the first record that Kafka still has
     done: int  #: committed by the group, or `start` if that is larger
-    end: int  #: of the next record to be written
+    end: int  #: the last stable offset: readers of committed records get no record from here on
+    held: int = field(default=0, compare=False)  #: from there to the high watermark: behind an open transaction
+
+    @property
+    def high(self) -> int:
+        """The high watermark: the offset of the next record to be written."""
+        return self.end + self.held
 
 
 async def spans(bootstrap: Bootstrap, group: str, topics: Iterable[str]) -> dict[str, dict[int, Span]]:
@@ -47,8 +65,12 @@ async def spans(bootstrap: Bootstrap, group: str, topics: Iterable[str]) -> dict
     Raises:
         Unavailable: Kafka does not answer.
     """
-    async with connection.admin(bootstrap) as client, connection.consumer(bootstrap) as reader:
-        return await _spans(client, reader, group, topics)
+    async with (
+        connection.admin(bootstrap) as client,
+        connection.consumer(bootstrap) as reader,
+        connection.consumer(bootstrap, isolation_level=_ALL) as outsider,
+    ):
+        return await _spans(client, reader, outsider, group, topics)
 
 
 @asynccontextmanager
@@ -67,19 +89,25 @@ async def asking_spans(
     async with (
         connection.admin(bootstrap, request_timeout_ms=limit) as client,
         connection.consumer(bootstrap, request_timeout_ms=limit) as reader,
+        connection.consumer(bootstrap, request_timeout_ms=limit, isolation_level=_ALL) as outsider,
     ):
-        yield lambda: within(seconds, _spans(client, reader, group, names))
+        yield lambda: within(seconds, _spans(client, reader, outsider, group, names))
 
 
-async def _spans(client: Any, reader: Any, group: str, topics: Iterable[str]) -> dict[str, dict[int, Span]]:
+async def _spans(
+    client: Any, reader: Any, outsider: Any, group: str, topics: Iterable[str]
+) -> dict[str, dict[int, Span]]:
+    """The spans. `reader` reads committed records only, `outsider` all."""
     counts = await partitions_of(client, topics)
     partitions = [TopicPartition(topic, number) for topic, count in counts.items() for number in range(count)]
-    starts, ends = await reader.beginning_offsets(partitions), await reader.end_offsets(partitions)
+    starts = await reader.beginning_offsets(partitions)
+    # The high watermark first: a record that arrives in between must not look like one behind an open transaction.
+    highs, ends = await outsider.end_offsets(partitions), await reader.end_offsets(partitions)
     committed = await coordinated(client.list_consumer_group_offsets, group)
     found: dict[str, dict[int, Span]] = {topic: {} for topic in counts}
     for one in partitions:
         done = max(committed[one].offset if one in committed else -1, starts[one])
-        found[one.topic][one.partition] = Span(starts[one], done, ends[one])
+        found[one.topic][one.partition] = Span(starts[one], done, ends[one], max(highs[one] - ends[one], 0))
     return found
 
 
@@ -101,6 +129,7 @@ async def lags(bootstrap: Bootstrap, group: str, topics: Iterable[str]) -> dict[
         topic: Lag(
             records=sum(span.end - span.start for span in partitions.values()),
             waiting=sum(span.end - span.done for number, span in partitions.items() if (topic, number) in waiting),
+            held={number: span for number, span in partitions.items() if span.held},
         )
         for topic, partitions in found.items()
     }

@@ -31,3 +31,9 @@ class Layout:
     @property
     def events(self) -> tuple[str, str, str]:
         return self.products, self.customers, self.purchases
+
+    @property
+    def records(self) -> tuple[str, ...]:
+        """The topics that the workers and the commands write, and read again."""
+        changelogs = (self.changelog, self.sales_changelog)
+        return (*changelogs, self.dead_letters, self.retries, self.prices, self.vouchers, self.alerts)

@@ -13,7 +13,7 @@ from faust_batches import agent, once, outage
 from shopflow.commands import demo, samples
 from shopflow.config import promotions
 from shopflow.config.settings import Config
-from shopflow.kafka import connection, lag
+from shopflow.kafka import connection, held, lag
 from shopflow.models import MAX_ID_LENGTH, MAX_VALUE
 from shopflow.operations import export, retry
 from shopflow.servers import fetch, server
@@ -54,6 +54,9 @@ FIGURES: list[tuple[str, str, Any]] = [
     ("docs/OPERATIONS.md", "for {:g} minutes plus", probes.STUCK_SECONDS / 60),
     ("docs/OPERATIONS.md", "within {} second, or writes", words(probes.PING_SECONDS)),
     ("docs/OPERATIONS.md", "every {:g} seconds for the lag", lag.LOOK_SECONDS),
+    ("docs/OPERATIONS.md", "for more than {:g} seconds, or another trouble", held.PATIENCE_SECONDS),
+    ("docs/RELIABILITY.md", "After {:g} seconds the worker is not ready", held.PATIENCE_SECONDS),
+    ("docs/ARCHITECTURE.md", "After {:g} seconds of that", held.PATIENCE_SECONDS),
     ("docs/PROMOTIONS.md", "at most {}, by the time", promotions.MAX_DAYS),
     ("docs/PROMOTIONS.md", "`valid_days` ({})", promotions.Gift(text="-", percent=1).valid_days),
     ("docs/PROMOTIONS.md", "remembers it for {}", words(vouchers._TYPE_SECONDS)),

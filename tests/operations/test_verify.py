@@ -14,6 +14,7 @@ import pytest
 from faust_batches import Outage
 from shopflow.commands import lines as listing
 from shopflow.errors import Unavailable
+from shopflow.kafka import held
 from shopflow.kafka.offsets import Lag, Span
 from shopflow.operations.verify import sales as sales_check
 from shopflow.operations.verify import totals as verification
@@ -43,6 +44,7 @@ class Kafka:
         self.published: dict[str, list[FakeRecord]] = {"vouchers": [], "alerts": []}
         self.gone = 0  # records that retention removed from these topics
         self.markers = 0
+        self.held = 0  # offsets of the changelog behind an open transaction
 
     async def lags(self, bootstrap: str, group: str, topics: Any) -> dict[str, Lag]:
         return next(self.lags_seen) if self.lags_seen else dict(self.lag)
@@ -55,7 +57,10 @@ class Kafka:
         return [numbered(records[topic])]
 
     async def spans(self, bootstrap: str, group: str, topics: Any) -> dict[str, dict[int, Span]]:
-        return {topic: {0: Span(self.gone, 0, self.gone + len(self.published[topic]))} for topic in topics}
+        found = {topic: {0: Span(self.gone, 0, self.gone + len(self.published.get(topic, ())))} for topic in topics}
+        if LAYOUT.changelog in found:
+            found[LAYOUT.changelog] = {0: Span(0, 0, 9, held=self.held)}
+        return found
 
     def records(self) -> int:
         """How many purchases there are, not counting the ends of transactions."""
@@ -216,6 +221,33 @@ def test_events_that_wait_do_not_agree(shop: Shop) -> None:
     shop.sell("anna")
     shop.kafka.lag["products"] = Lag(13, 13)
     assert shop.wrong() == ["lag"]
+
+
+@pytest.mark.parametrize("topic", ["products", "purchases", "changelog"])
+def test_what_an_open_transaction_holds_up_is_told_with_the_reason(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, topic: str
+) -> None:
+    """Also in a topic that only the workers write: what is behind it can't be compared."""
+
+    async def nobody(bootstrap: str, partitions: Any) -> dict[Any, Any]:
+        return {}
+
+    monkeypatch.setattr(verification.producers, "producers", nobody)
+    shop.sell("anna")
+    if topic == "changelog":
+        shop.kafka.held = 7
+    else:
+        shop.kafka.lag[topic] = Lag(1, 0, {0: Span(0, 1, 1, held=7)})
+    report = shop.verify()  # it may be committed soon
+    (lag,) = [check for check in report.checks if check.name == "lag"]
+    assert (report.status, lag.good) == (2, None)
+    monkeypatch.setattr(held, "PATIENCE_SECONDS", 0)
+    report = shop.verify()
+    (lag,) = [check for check in report.checks if check.name == "lag"]
+    assert (report.status, lag.good) == (1, False)
+    waiting = 0 if topic == "changelog" else 7
+    assert lag.detail.startswith(f"{waiting} events wait in Kafka; 7 offsets of {topic}[0] are held up since ")
+    assert report.kafka["waiting"] == waiting
 
 
 def test_while_events_arrive_the_status_is_2(shop: Shop) -> None:

@@ -66,6 +66,12 @@ def test_nothing_is_said_of_a_shop_that_is_well() -> None:
     assert replace(WELL, spans=None).waiting is None
 
 
+def test_what_an_open_transaction_holds_up_waits() -> None:
+    """No worker can read it yet. The transaction itself is a trouble, once it is open for long."""
+    now = replace(WELL, spans={"sold": {0: Span(0, 5, 5, held=22), 1: Span(0, 7, 9, held=1)}})
+    assert (now.waiting, warnings(now)) == (25, [])
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [

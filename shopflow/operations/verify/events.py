@@ -308,7 +308,7 @@ class _Comparison:
         return {
             **{name: self._numbers[name] for name in became},
             "wrong": self.wrong.count,
-            "waiting": sum(max(0, span.end - span.done) for span in self._spans.values()),
+            "waiting": sum(max(0, span.high - span.done) for span in self._spans.values()),
             "removed": sum(span.start for span in self._spans.values()),
             "unknown": self._numbers["unknown"],
         }

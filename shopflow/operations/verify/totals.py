@@ -8,7 +8,8 @@ from functools import partial
 from time import monotonic
 
 from shopflow.errors import Unavailable
-from shopflow.kafka import offsets, reading
+from shopflow.kafka import offsets, producers, reading
+from shopflow.kafka.held import HeldUp
 from shopflow.kafka.security import Bootstrap
 from shopflow.shop import announcements
 from shopflow.shop.layout import Layout
@@ -46,6 +47,7 @@ async def verify(bootstrap: Bootstrap, store: MongoStore, shop: Layout, *, token
         Unavailable: Kafka or MongoDB does not answer.
     """
     report = Report()
+    held_up = HeldUp(partial(producers.producers, bootstrap))
     unchanged, last = 0, None
     deadline = monotonic() + _PATIENCE_SECONDS
     for _ in range(_ATTEMPTS):
@@ -53,7 +55,8 @@ async def verify(bootstrap: Bootstrap, store: MongoStore, shop: Layout, *, token
         lags = before[0]
         if any(topic not in lags for topic in shop.events):
             raise Unavailable("Kafka", "the shop's topics do not exist yet: start a worker, or seed some events")
-        report = await _compare(bootstrap, store, before, shop, token)
+        lag = await _lag(bootstrap, lags, held_up, shop)
+        report = await _compare(bootstrap, store, before, shop, token=token, lag=lag)
         after = await _state(bootstrap, shop)
         moved = before != after or last not in (None, before)
         last = after
@@ -71,7 +74,7 @@ def _settled(report: Report, unchanged: int, *, waits: bool, patient: bool) -> b
     """True if another comparison would give the same report."""
     if report.status == 2:
         return not patient
-    return report.status == 0 or not waits or unchanged == _UNCHANGED_ATTEMPTS
+    return report.status == 0 or not waits or unchanged >= _UNCHANGED_ATTEMPTS
 
 
 async def _state(bootstrap: Bootstrap, shop: Layout) -> _State:
@@ -80,10 +83,27 @@ async def _state(bootstrap: Bootstrap, shop: Layout) -> _State:
 
 
 def _waiting(lags: dict[str, offsets.Lag], shop: Layout) -> int:
-    return sum(lags[topic].waiting for topic in shop.events)
+    return sum(lags[topic].all_waiting for topic in shop.events)
 
 
-async def _compare(bootstrap: Bootstrap, store: MongoStore, state: _State, shop: Layout, token: str) -> Report:
+async def _lag(bootstrap: Bootstrap, lags: dict[str, offsets.Lag], held_up: HeldUp, shop: Layout) -> Check:
+    """Check that no event waits, and that no open transaction keeps events or other records from their readers."""
+    spans = {(topic, number): span for topic in shop.events for number, span in lags[topic].held.items()}
+    for topic, found in (await offsets.spans(bootstrap, shop.group, shop.records)).items():
+        spans |= {(topic, number): span for number, span in found.items()}
+    holds = await held_up.look(spans)
+    waiting = _waiting(lags, shop)
+    detail = "; ".join([f"{waiting} events wait in Kafka", *(hold.text for hold in holds)])
+    if holds or any(lags[topic].waiting for topic in shop.events):
+        return Check("lag", False, detail)
+    if held_up.undecided:
+        return Check("lag", None, f"{detail}; a transaction is open, and may be committed soon")
+    return Check("lag", True, detail)
+
+
+async def _compare(
+    bootstrap: Bootstrap, store: MongoStore, state: _State, shop: Layout, *, token: str, lag: Check
+) -> Report:
     lags, live = state
     counts = await Tables.read(bootstrap, shop.changelog, shop.partitions)
     totals, sizes = await store.totals(), await store.sizes()
@@ -115,7 +135,7 @@ async def _compare(bootstrap: Bootstrap, store: MongoStore, state: _State, shop:
     stored = f"{totals.purchases} stored, {sums['purchases']} counted"
     report.add(
         [
-            Check("lag", waiting == 0, f"{waiting} events wait in Kafka"),
+            lag,
             Check("purchases in Kafka and tables", sent == accounted, f"{sent} sent = {parts}"),
             Check("purchases in MongoDB and tables", totals.purchases == sums["purchases"], stored),
             customers,

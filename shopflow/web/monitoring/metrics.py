@@ -184,15 +184,25 @@ class _Reading(Collector):
         committed = GaugeMetricFamily(
             "shopflow_committed_offset", "What the group has committed in an owned partition.", labels=labels
         )
-        end = GaugeMetricFamily("shopflow_end_offset", "Where an owned partition ends.", labels=labels)
+        end = GaugeMetricFamily(
+            "shopflow_end_offset",
+            "Where an owned partition ends for readers of committed records: the last stable offset.",
+            labels=labels,
+        )
+        high = GaugeMetricFamily(
+            "shopflow_high_watermark_offset",
+            "Where an owned partition ends; more than the end offset while a transaction is open.",
+            labels=labels,
+        )
         assigned = Counts(dict.fromkeys(self._app.batched_topics, 0))
         for tp in self._app.owned:
             assigned[tp.topic] += 1
             if span := lags.spans.get(tp):
                 values = [tp.topic, str(tp.partition)]
-                waiting.add_metric(values, lags.waiting(tp))
+                waiting.add_metric(values, lags.waiting(tp) + span.held)
                 committed.add_metric(values, span.done)
                 end.add_metric(values, span.end)
+                high.add_metric(values, span.high)
         owned = GaugeMetricFamily("shopflow_assigned_partitions", "Partitions that this worker owns.", labels=["topic"])
         for topic, count in sorted(assigned.items()):
             owned.add_metric([topic], count)
@@ -201,7 +211,7 @@ class _Reading(Collector):
         )
         if lags.age is not None:
             age.add_metric([], lags.age)
-        return waiting, committed, end, owned, age
+        return waiting, committed, end, high, owned, age
 
     def _servers(self) -> Iterable[Metric]:
         away = GaugeMetricFamily("shopflow_server_away", "1 while a server is away, else 0.", labels=["server"])

@@ -168,7 +168,7 @@ def _state(having: Sequence[WorkerState], *, missing: bool, silent: bool) -> Cel
 
 def _waiting(now: ShopState, topic: str, number: int) -> str:
     span = (now.spans or {}).get(topic, {}).get(number)
-    return _UNKNOWN if span is None else grouped(span.end - span.done)
+    return _UNKNOWN if span is None else grouped(span.high - span.done)
 
 
 def _sold(now: ShopState, product_id: str, units: int, revenue: int) -> list[Cell]:

@@ -126,7 +126,7 @@ class ShopState:
         """The lag over all topics, in events; None: unknown."""
         if self.spans is None:
             return None
-        return sum(span.end - span.done for name in self.topics for span in self.spans.get(name, {}).values())
+        return sum(span.high - span.done for name in self.topics for span in self.spans.get(name, {}).values())
 
 
 @dataclass(frozen=True)
