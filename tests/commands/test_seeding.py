@@ -13,9 +13,10 @@ from aiokafka.errors import KafkaConnectionError
 
 from shopflow.commands import seeding
 from shopflow.errors import Refused, Unavailable
+from tests.conftest import Run
 from tests.support import events
 from tests.support.documents import DIRECT, NOON, customer, product, purchase
-from tests.support.fakes import FakeStore
+from tests.support.stores import ObservedStore
 
 
 class Clock:
@@ -269,9 +270,8 @@ def test_when_the_sending_itself_fails_it_says_how_many_are_there(monkeypatch: p
     assert sum(progress) == 3
 
 
-def test_who_can_buy_what_comes_from_mongodb() -> None:
+def test_who_can_buy_what_comes_from_mongodb(store: ObservedStore, run: Run) -> None:
     """So many customers as asked for, and each product with its price."""
-    store = FakeStore()
 
     async def ask() -> tuple[list[str], dict[str, int]]:
         assert await seeding.known(store, 5) == ([], {})
@@ -279,7 +279,7 @@ def test_who_can_buy_what_comes_from_mongodb() -> None:
         await store.upsert_products([product(389)])
         return await seeding.known(store, 2)
 
-    assert asyncio.run(ask()) == (["a", "b"], {"milk": 389})
+    assert run(ask()) == (["a", "b"], {"milk": 389})
 
 
 def test_pauses_are_not_too_short_to_be_kept(clock: Clock) -> None:

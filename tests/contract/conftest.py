@@ -1,69 +1,46 @@
-"""Each test of the store runs on the fake and on a real MongoDB-protocol server."""
+"""What a batch asks of the store: each test runs on the fake and on a real MongoDB-protocol server."""
 
 from __future__ import annotations
 
-import asyncio
-import os
-import uuid
-from collections.abc import Callable, Coroutine, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-import msgspec
 import pytest
 
-from shopflow.config.settings import Config
-from shopflow.servers.servers import Servers
-from shopflow.store import MongoStore
 from shopflow.store.errors import unencodable
 from shopflow.store.types import Document
+from tests.conftest import Run
 from tests.support.fakes import FakeStore
 
-Run = Callable[[Coroutine[Any, Any, Any]], Any]
-
-
-@pytest.fixture(scope="session")
-def mongodb_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server for the session: the one that SHOPFLOW_TEST_MONGODB_URI names, else the embedded one."""
-    if given := os.environ.get("SHOPFLOW_TEST_MONGODB_URI"):
-        yield given
-        return
-    pytest.importorskip("secantus")
-    folder: Path = tmp_path_factory.mktemp("mongodb")
-    config = msgspec.convert({"broker": "kafka://127.0.0.1:1", "data_dir": str(folder)}, Config)
-    with Servers(config, lambda line: None) as servers:
-        yield servers.start().mongodb
-
-
-@pytest.fixture
-def run() -> Iterator[Run]:
-    """Run a coroutine, all of a test's in one event loop."""
-    loop = asyncio.new_event_loop()
-    yield loop.run_until_complete
-    loop.run_until_complete(loop.shutdown_asyncgens())
-    loop.close()
+Stored = Callable[[str], dict[str, Document]]
+Put = Callable[[str, Document], None]
 
 
 @pytest.fixture(params=["fake", pytest.param("mongodb", marks=pytest.mark.servers)])
-def store(request: pytest.FixtureRequest, run: Run) -> Iterator[MongoStore]:
+def store(request: pytest.FixtureRequest, run: Run) -> Any:
     """The fake, then MongoDB with a database of the test's own."""
-    if request.param == "fake":
-        fake = FakeStore()
-        fake.refuses = _impossible
-        yield fake
-        return
-    mongodb = MongoStore(f"test-{uuid.uuid4().hex}")
-    mongodb.connect(request.getfixturevalue("mongodb_uri"))
-    run(mongodb.prepare())
-    yield mongodb
-    run(_dropped(mongodb))
+    if request.param == "mongodb":
+        mongodb = request.getfixturevalue("mongo_store")
+        run(mongodb.prepare())
+        return mongodb
+    fake = FakeStore()
+    fake.refuses = lambda document: unencodable([document], [0]).get(0)
+    return fake
 
 
-async def _dropped(store: MongoStore) -> None:
-    await store._connected.drop_database(store._database)
-    await store.close()
+@pytest.fixture
+def stored(store: Any, request: pytest.FixtureRequest) -> Stored:
+    """Returns the documents of a collection by their ids, as another program finds them."""
+    if isinstance(store, FakeStore):
+        return lambda collection: dict(sorted(store.collections[collection].items()))
+    database = request.getfixturevalue("database")
+    return lambda collection: {one["_id"]: one for one in database[collection].find(sort=[("_id", 1)])}
 
 
-def _impossible(document: Document) -> str | None:
-    """Why no MongoDB takes this document."""
-    return unencodable([document], [0]).get(0)
+@pytest.fixture
+def put(store: Any, request: pytest.FixtureRequest) -> Put:
+    """Inserts a document as another program does."""
+    if isinstance(store, FakeStore):
+        return lambda collection, document: store.collections[collection].update({document["_id"]: document})
+    database = request.getfixturevalue("database")
+    return lambda collection, document: database[collection].insert_one(dict(document))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,35 +16,26 @@ from shopflow.operations.verify import events as deep
 from shopflow.operations.verify.events import verify_deep
 from shopflow.operations.verify.report import Check, Report
 from shopflow.shop.dead_letters import headers_of
-from tests.support.fakes import FakeOutlet, FakeRecord, FakeStore, FakeTopics, FakeWorker, layout
+from tests.conftest import Run
+from tests.support import events
+from tests.support.documents import DIRECT, kafka, purchase
+from tests.support.fake_shop import FakeWorker
+from tests.support.fakes import FakeOutlet, FakeRecord, FakeTopics, layout
+from tests.support.stores import ByHand, ObservedStore
 
 LAYOUT = layout(2)
-EVENTS = {
-    "products": {"name": "Mleko", "type": "dairy", "price": 399, "updated_at": "2026-05-01T12:00:00Z"},
-    "customers": {
-        "first_name": "Anna",
-        "last_name": "Żak",
-        "address": "ul. Długa 1",
-        "registered_at": "2026-05-01T12:00:00Z",
-    },
-    "purchases": {
-        "customer_id": "anna",
-        "product_id": "milk",
-        "quantity": 2,
-        "price": 300,
-        "purchased_at": "2026-05-01T12:00:00.123456+02:00",
-    },
-}
+KINDS = ("products", "customers", "purchases")
+BOUGHT_AT = "2026-05-01T12:00:00.123456+02:00"
 ENDS = "2026-05-01T12:0{}:00Z"
 
 
-class Shop:
+class DeepShop:
     """Topics with records, and what a worker makes of them in MongoDB and in the dead letters."""
 
-    def __init__(self) -> None:
-        self.store = FakeStore()
+    def __init__(self, store: ObservedStore, by_hand: ByHand, run: Run) -> None:
+        self.store, self.by_hand, self.run = store, by_hand, run
         self.topics: dict[str, dict[int, list[FakeRecord]]] = {
-            name: {0: [], 1: []} for name in (*EVENTS, "dead-letters")
+            name: {0: [], 1: []} for name in (*KINDS, "dead-letters")
         }
         self.starts: dict[tuple[str, int], int] = {}
         self.committed: dict[tuple[str, int], int] = {}
@@ -65,8 +55,8 @@ class Shop:
         records = self.topics[kind][partition]
         key = fields.get("customer_id", "anna") if kind == "purchases" and value == "" else name
         if value == "":
-            event = {f"{kind[:-1]}_id": name, **EVENTS[kind], **fields}
-            value = json.dumps({field: given for field, given in event.items() if given is not None}).encode()
+            event = {name: given for name, given in _event(kind, name or "", fields).items() if given is not None}
+            value = json.dumps(event).encode()
         offset = records[-1].offset + 1 if records else self.starts.get((kind, partition), 0)
         record = FakeRecord((key or "").encode(), value, offset, partition, kind)
         records.append(record)
@@ -76,8 +66,8 @@ class Shop:
         """A worker takes in all that was sent."""
         for kind, partitions in self.topics.items():
             for records in partitions.values():
-                if records and kind in EVENTS:
-                    asyncio.run(getattr(self.worker, kind)(FakeBatch(records)))
+                if records and kind in KINDS:
+                    self.run(getattr(self.worker, kind)(FakeBatch(records)))
         for _, key, value, partition, headers in self.outlet.got:
             letters = self.topics["dead-letters"][partition]
             letters.append(FakeRecord(key, value, len(letters), partition, "dead-letters", headers=tuple(headers)))
@@ -118,7 +108,7 @@ class Shop:
     def checks(self) -> dict[str, Check]:
         """What is found, by the collection."""
         self.report = Report(status=0)
-        asyncio.run(verify_deep("kafka:1", self.store, LAYOUT, self.report, self.bar))
+        self.run(verify_deep("kafka:1", self.store, LAYOUT, self.report, self.bar))  # type: ignore[arg-type]
         return {check.name.removeprefix("each of "): check for check in self.report.checks}
 
     def wrong(self, kind: str) -> str:
@@ -139,17 +129,25 @@ class Shop:
         }
 
 
+def _event(kind: str, name: str, fields: events.Event) -> events.Event:
+    if kind == "purchases":
+        return events.purchase(name, **{"purchased_at": BOUGHT_AT, **fields})
+    if kind == "customers":
+        return events.customer(name, **{"city": None, **fields})
+    return events.product(**{"price": 399, "name": name, **fields})
+
+
 @pytest.fixture
-def shop(monkeypatch: pytest.MonkeyPatch) -> Shop:
+def shop(monkeypatch: pytest.MonkeyPatch, store: ObservedStore, by_hand: ByHand, run: Run) -> DeepShop:
     """A shop without events."""
-    made = Shop()
+    made = DeepShop(store, by_hand, run)
     monkeypatch.setattr(deep.offsets, "spans", made.spans)
     FakeTopics(monkeypatch, made.partitions)
     return made
 
 
 @pytest.fixture
-def busy(shop: Shop) -> Shop:
+def busy(shop: DeepShop) -> DeepShop:
     """A shop with some of everything, in which all is in order."""
     shop.send("products", "milk")
     shop.send("products", "sugar", partition=1)
@@ -162,7 +160,7 @@ def busy(shop: Shop) -> Shop:
     return shop
 
 
-def test_a_shop_in_order_agrees(busy: Shop) -> None:
+def test_a_shop_in_order_agrees(busy: DeepShop) -> None:
     """With numbers; also an empty one."""
     assert busy.good() == {"products": {"stored": 2}, "customers": {"stored": 2}, "purchases": {"stored": 6}}
     assert {name: check.detail for name, check in busy.checks().items()} == {
@@ -172,7 +170,7 @@ def test_a_shop_in_order_agrees(busy: Shop) -> None:
     }
 
 
-def test_an_empty_shop_agrees(shop: Shop) -> None:
+def test_an_empty_shop_agrees(shop: DeepShop) -> None:
     """Also one whose dead letters have no topic."""
     del shop.topics["dead-letters"]
     assert shop.good() == {"products": {}, "customers": {}, "purchases": {}}
@@ -181,9 +179,9 @@ def test_an_empty_shop_agrees(shop: Shop) -> None:
 # -- purchases
 
 
-def test_a_purchase_that_is_gone_is_named(busy: Shop) -> None:
+def test_a_purchase_that_is_gone_is_named(busy: DeepShop) -> None:
     """With its partition and offset."""
-    del busy.store.collections["purchases"]["p3"]
+    busy.by_hand.remove("purchases", "p3")
     assert busy.wrong("purchases") == (
         "1 differ: p3 (partition 0, offset 3): neither in MongoDB nor in the dead letters"
     )
@@ -200,9 +198,9 @@ def test_a_purchase_that_is_gone_is_named(busy: Shop) -> None:
         ("purchased_at", None, "purchased_at: stored None, sent 2026-05-01T10:00:00.123000+00:00"),
     ],
 )
-def test_a_purchase_that_was_changed_is_named(busy: Shop, field: str, value: Any, said: str) -> None:
+def test_a_purchase_that_was_changed_is_named(busy: DeepShop, field: str, value: Any, said: str) -> None:
     """With what it says and what it must say; times in milliseconds, as MongoDB keeps them."""
-    busy.store.collections["purchases"]["p2"][field] = value
+    busy.by_hand.change("purchases", "p2", **{field: value})
     assert busy.wrong("purchases") == f"1 differ: p2 (partition 0, offset 2): {said}"
 
 
@@ -214,34 +212,33 @@ def test_a_purchase_that_was_changed_is_named(busy: Shop, field: str, value: Any
         ({"price": 400}, "value: stored 798, sent 800"),
     ],
 )
-def test_a_purchase_without_a_price_has_any_and_its_value(busy: Shop, fields: Any, said: str) -> None:
+def test_a_purchase_without_a_price_has_any_and_its_value(busy: DeepShop, fields: Any, said: str) -> None:
     """The event has no price, and the price log is gone."""
     busy.prices.clear()
-    busy.store.collections["purchases"]["q"].update({"price": 0, "value": 0})
+    busy.by_hand.change("purchases", "q", price=0, value=0)
     assert busy.good()["purchases"] == {"stored": 6}
-    busy.store.collections["purchases"]["q"].update({"price": 399, "value": 798, **fields})
+    busy.by_hand.change("purchases", "q", **{"price": 399, "value": 798, **fields})
     assert said in busy.wrong("purchases")
 
 
-def test_the_price_given_to_a_purchase_without_one_is_known(busy: Shop) -> None:
+def test_the_price_given_to_a_purchase_without_one_is_known(busy: DeepShop) -> None:
     """From the log of prices: a price changed by hand is found there too."""
     assert busy.good()["purchases"] == {"stored": 6}
-    busy.store.collections["purchases"]["q"].update({"price": 1, "value": 2})
+    busy.by_hand.change("purchases", "q", price=1, value=2)
     assert "price: stored 1, sent 399, value: stored 2, sent 798" in busy.wrong("purchases")
 
 
-def test_a_purchase_sent_twice_is_no_difference(busy: Shop) -> None:
+def test_a_purchase_sent_twice_is_no_difference(busy: DeepShop) -> None:
     """Nor one that was written directly before."""
     busy.send("purchases", "p1", quantity=2)
     busy.send("purchases", "p1", quantity=2, partition=1)
-    direct = {**busy.store.collections["purchases"]["p2"], "_id": "d", "source": {"origin": "direct"}}
-    asyncio.run(busy.store.insert_purchases([direct]))
+    busy.by_hand.put("purchases", purchase("d", DIRECT))
     busy.send("purchases", "d", quantity=3)
     busy.work()
     assert busy.good()["purchases"] == {"stored": 6, "repeated": 3}
 
 
-def test_a_bad_record_must_be_in_the_dead_letters(busy: Shop) -> None:
+def test_a_bad_record_must_be_in_the_dead_letters(busy: DeepShop) -> None:
     """One that can't be decoded, one of an unknown product, one that is too large, one without a value."""
     busy.send("purchases", "anna", b"no JSON")
     busy.send("purchases", "u", product_id="?", price=None, partition=1)
@@ -261,16 +258,15 @@ def test_a_bad_record_must_be_in_the_dead_letters(busy: Shop) -> None:
         assert name in said
 
 
-def test_a_large_event_that_is_stored_was_accepted(busy: Shop) -> None:
+def test_a_large_event_that_is_stored_was_accepted(busy: DeepShop) -> None:
     """By a worker with another `batching.max_event_bytes`."""
     record = busy.send("purchases", "large", note="x" * 1_000)
-    source = {"origin": "kafka", "topic": "purchases", "partition": 0, "offset": record.offset}
-    kept = busy.store.collections["purchases"]["p1"]
-    busy.store.collections["purchases"]["large"] = {**kept, "_id": "large", "source": source}
+    kept = busy.by_hand.find("purchases", "p1")
+    busy.by_hand.put("purchases", {**kept, "_id": "large", "source": kafka(record.offset, topic="purchases")})
     assert busy.good()["purchases"] == {"stored": 7}
 
 
-def test_a_record_is_stored_or_a_dead_letter_and_not_both(busy: Shop) -> None:
+def test_a_record_is_stored_or_a_dead_letter_and_not_both(busy: DeepShop) -> None:
     """A retried record that was stored is another record."""
     busy.send("purchases", "u", product_id="?", price=None)
     busy.work()
@@ -284,28 +280,26 @@ def test_a_record_is_stored_or_a_dead_letter_and_not_both(busy: Shop) -> None:
     assert busy.wrong("purchases") == "1 differ: p2 (partition 0, offset 2): in the dead letters, and in MongoDB too"
 
 
-def test_a_document_that_no_record_made_is_named(busy: Shop) -> None:
+def test_a_document_that_no_record_made_is_named(busy: DeepShop) -> None:
     """Behind the end, at another record's offset, of another topic, or without an offset."""
-    stored = busy.store.collections["purchases"]
-    kept = stored["p1"]
+    kept = busy.by_hand.find("purchases", "p1")
     sources: list[Any] = [
         *({"offset": 99}, {"topic": "other"}, {"partition": 7}, {"offset": "x"}, {"partition": None}, {}),
     ]
     for number, source in enumerate(sources):
-        stored[f"f{number}"] = {**kept, "_id": f"f{number}", "source": {**kept["source"], **source}}
+        busy.by_hand.put("purchases", {**kept, "_id": f"f{number}", "source": {**kept["source"], **source}})
     said = busy.wrong("purchases")
     assert said.startswith("6 differ: ")
     assert all(f"f{number}: not in the topic" in said for number in range(6))
 
 
-def test_a_purchase_whose_source_is_changed_to_anothers_offset_is_found(busy: Shop) -> None:
+def test_a_purchase_whose_source_is_changed_to_anothers_offset_is_found(busy: DeepShop) -> None:
     """Two documents can't be of one record."""
-    stored = busy.store.collections["purchases"]
-    stored["p1"]["source"] = dict(stored["p4"]["source"])
+    busy.by_hand.change("purchases", "p1", source=busy.by_hand.find("purchases", "p4")["source"])
     assert "not in the topic at its partition 0, offset 4" in busy.wrong("purchases")
 
 
-def test_what_is_not_committed_is_not_judged(busy: Shop) -> None:
+def test_what_is_not_committed_is_not_judged(busy: DeepShop) -> None:
     """Neither a record without a document nor a document that a worker has just written."""
     busy.send("purchases", "p5")
     busy.work()
@@ -318,17 +312,17 @@ def test_what_is_not_committed_is_not_judged(busy: Shop) -> None:
     assert busy.progress["purchases in Kafka"][0] == 6
 
 
-def test_records_that_retention_removed_are_reported_and_not_compared(busy: Shop) -> None:
+def test_records_that_retention_removed_are_reported_and_not_compared(busy: DeepShop) -> None:
     """Its documents stay; what is there is judged."""
     busy.starts["purchases", 0] = 2
     assert busy.good()["purchases"] == {"stored": 4, "removed": 2}
     said = busy.checks()["purchases"].detail
     assert said.endswith("2 offsets before them were removed from the topic, with 2 documents")
-    busy.store.collections["purchases"]["p3"]["quantity"] = 99
+    busy.by_hand.change("purchases", "p3", quantity=99)
     assert busy.wrong("purchases").startswith("1 differ: p3")
 
 
-def test_without_all_dead_letters_some_records_can_not_be_judged(busy: Shop) -> None:
+def test_without_all_dead_letters_some_records_can_not_be_judged(busy: DeepShop) -> None:
     """Retention removed some: what is not in MongoDB may have been among them, if it went to that partition."""
     bad = [busy.send("purchases", "anna", b"no JSON", partition) for partition in (0, 0, 1)]
     busy.work()
@@ -355,45 +349,45 @@ def test_without_all_dead_letters_some_records_can_not_be_judged(busy: Shop) -> 
     ],
 )
 def test_a_product_or_customer_that_was_changed_is_named(
-    busy: Shop, kind: str, name: str, field: str, value: Any
+    busy: DeepShop, kind: str, name: str, field: str, value: Any
 ) -> None:
     """It says which record it came from, and is not what that one says."""
-    busy.store.collections[kind][name][field] = value
+    busy.by_hand.change(kind, name, **{field: value})
     said = busy.wrong(kind)
     assert said.startswith(f"1 differ: {name} (partition ")
     assert f"{field}: stored {value!r}, sent " in said
 
 
-def test_a_product_that_is_gone_is_named(busy: Shop) -> None:
+def test_a_product_that_is_gone_is_named(busy: DeepShop) -> None:
     """Nobody deleted it in the topic."""
-    del busy.store.collections["products"]["sugar"]
+    busy.by_hand.remove("products", "sugar")
     assert "sugar (partition 1, offset 0): neither in MongoDB" in busy.wrong("products")
 
 
-def test_only_the_newest_of_a_product_must_be_there(busy: Shop) -> None:
+def test_only_the_newest_of_a_product_must_be_there(busy: DeepShop) -> None:
     """Older ones are outdone, in whatever order they came, also by one that was written directly."""
     busy.send("products", "milk", price=5, updated_at=ENDS.format(5))
     busy.send("products", "milk", price=3, updated_at=ENDS.format(3))
     busy.work()
     assert busy.good()["products"] == {"stored": 2, "superseded": 2}
-    kept = busy.store.collections["products"]["milk"]
-    busy.store.collections["products"]["milk"] = {**kept, "price": 1, "source": {"origin": "direct"}}
+    kept = busy.by_hand.find("products", "milk")
+    busy.by_hand.put("products", {**kept, "price": 1, "source": DIRECT})
     assert busy.good()["products"] == {"stored": 1, "superseded": 3}
 
 
-def test_a_product_that_is_older_than_the_topic_says_is_named(busy: Shop) -> None:
+def test_a_product_that_is_older_than_the_topic_says_is_named(busy: DeepShop) -> None:
     """An update got lost; or the time is none."""
-    older = dict(busy.store.collections["products"]["milk"])
+    older = busy.by_hand.find("products", "milk")
     busy.send("products", "milk", price=5, updated_at=ENDS.format(5))
     busy.work()
-    busy.store.collections["products"]["milk"] = older
+    busy.by_hand.put("products", older)
     said = busy.wrong("products")
     assert "milk (partition 0, offset 1): older in MongoDB: updated_at 2026-05-01T12:00:00+00:00, sent" in said
-    busy.store.collections["products"]["milk"] = {"_id": "milk", "updated_at": "yesterday"}
+    busy.by_hand.put("products", {"_id": "milk", "updated_at": "yesterday"})
     assert "older in MongoDB: updated_at 'yesterday'" in busy.wrong("products")
 
 
-def test_what_was_deleted_is_not_missed(busy: Shop) -> None:
+def test_what_was_deleted_is_not_missed(busy: DeepShop) -> None:
     """Also when it was older than what came after the deletion; and what came after it must be there."""
     busy.send("products", "milk", price=9, updated_at=ENDS.format(9))
     busy.send("products", "milk", None)
@@ -407,38 +401,38 @@ def test_what_was_deleted_is_not_missed(busy: Shop) -> None:
     busy.send("products", "milk", price=5, updated_at=ENDS.format(1))
     busy.work()
     assert busy.good()["products"] == {"stored": 2, "superseded": 2, "deletions": 1}
-    del busy.store.collections["products"]["milk"]
+    busy.by_hand.remove("products", "milk")
     assert "milk (partition 0, offset 3): neither in MongoDB" in busy.wrong("products")
 
 
-def test_between_partitions_a_deletion_may_come_before_or_after(busy: Shop) -> None:
+def test_between_partitions_a_deletion_may_come_before_or_after(busy: DeepShop) -> None:
     """A producer with another hash: there is no order between the two."""
-    kept = busy.store.collections["products"].pop("milk")
+    kept = busy.by_hand.remove("products", "milk")
     busy.send("products", "milk", None, partition=1)
     assert busy.good()["products"] == {"stored": 1, "superseded": 1, "deletions": 1}
-    busy.store.collections["products"]["milk"] = kept
+    busy.by_hand.put("products", kept)
     assert busy.good()["products"] == {"stored": 2, "deletions": 1}
 
 
-def test_what_was_deleted_in_kafka_only_is_named(busy: Shop) -> None:
+def test_what_was_deleted_in_kafka_only_is_named(busy: DeepShop) -> None:
     """The deletion got lost, or somebody put the document back; one that `--direct` wrote since is in order."""
-    kept = dict(busy.store.collections["customers"]["bob"])
+    kept = busy.by_hand.find("customers", "bob")
     busy.send("customers", "bob", None)
     busy.work()
-    busy.store.collections["customers"]["bob"] = kept
+    busy.by_hand.put("customers", kept)
     assert busy.wrong("customers") == "1 differ: bob (partition 0, offset 2): deleted in Kafka only"
-    busy.store.collections["customers"]["bob"] = {**kept, "source": {"origin": "direct"}}
+    busy.by_hand.put("customers", {**kept, "source": DIRECT})
     assert busy.good()["customers"] == {"stored": 1, "superseded": 1, "deletions": 1}
 
 
-def test_a_product_that_nobody_offered_is_named(busy: Shop) -> None:
+def test_a_product_that_nobody_offered_is_named(busy: DeepShop) -> None:
     """Its id is not in the topic."""
-    kept = busy.store.collections["products"]["milk"]
-    busy.store.collections["products"]["gold"] = {**kept, "_id": "gold"}
+    kept = busy.by_hand.find("products", "milk")
+    busy.by_hand.put("products", {**kept, "_id": "gold"})
     assert busy.wrong("products") == "1 differ: gold: not in the topic at its partition 0, offset 0"
 
 
-def test_a_record_that_compaction_removed_is_not_missed(busy: Shop) -> None:
+def test_a_record_that_compaction_removed_is_not_missed(busy: DeepShop) -> None:
     """A newer one of its key is there, though it was older by its time, or is not committed yet."""
     busy.send("products", "milk", updated_at="2020-01-01T00:00:00Z")
     busy.work()
@@ -448,9 +442,9 @@ def test_a_record_that_compaction_removed_is_not_missed(busy: Shop) -> None:
     assert busy.good()["products"] == {"stored": 1, "waiting": 1}
 
 
-def test_what_moves_while_it_is_compared_is_looked_at_again(busy: Shop) -> None:
+def test_what_moves_while_it_is_compared_is_looked_at_again(busy: DeepShop) -> None:
     """A deletion that a worker has done already, and of which the first look saw nothing."""
-    del busy.store.collections["products"]["milk"]
+    busy.by_hand.remove("products", "milk")
     looks = 0
 
     def arrives() -> None:
@@ -463,9 +457,9 @@ def test_what_moves_while_it_is_compared_is_looked_at_again(busy: Shop) -> None:
     assert busy.good()["products"] == {"stored": 1, "superseded": 1, "deletions": 1}
 
 
-def test_a_topic_that_always_changes_can_not_be_checked(busy: Shop) -> None:
+def test_a_topic_that_always_changes_can_not_be_checked(busy: DeepShop) -> None:
     """Unless something is wrong with the purchases, which don't change."""
-    del busy.store.collections["products"]["milk"]
+    busy.by_hand.remove("products", "milk")
     busy.before_spans = lambda: (busy.send("products", "more", b"?"), None)[1]
     checks = busy.checks()
     assert checks["products"].good is None
@@ -473,17 +467,17 @@ def test_a_topic_that_always_changes_can_not_be_checked(busy: Shop) -> None:
     assert "milk" in checks["products"].detail
     assert busy.report.status == 2
     busy.before_spans = lambda: (busy.send("purchases", "more"), None)[1]
-    del busy.store.collections["purchases"]["p1"]
+    busy.by_hand.remove("purchases", "p1")
     assert busy.checks()["purchases"].good is False
     assert busy.report.status == 1
 
 
-def test_the_progress_gets_to_its_end(busy: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_progress_gets_to_its_end(busy: DeepShop, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where offsets are no records; a bar for what is read of Kafka and one for MongoDB."""
     monkeypatch.setattr(deep, "_STEP", 4)
     busy.topics["purchases"][0].pop(2)
     busy.checks()
-    assert set(busy.progress) == {f"{kind} in {where}" for kind in EVENTS for where in ("Kafka", "MongoDB")}
+    assert set(busy.progress) == {f"{kind} in {where}" for kind in KINDS for where in ("Kafka", "MongoDB")}
     for total, steps in busy.progress.values():
         assert sum(steps) == total
     assert busy.progress["purchases in Kafka"][0] == 6

@@ -23,24 +23,13 @@ from shopflow.errors import Refused, Unavailable
 from shopflow.operations import export as exporting
 from shopflow.operations.export import COLLECTIONS, Output, documents, export, opened, table, writer
 from shopflow.shop import documents as shapes
+from shopflow.store import connection
 from shopflow.store.types import Document
-from tests.support.fakes import FakeStore
+from tests.conftest import Run
+from tests.support.documents import DIRECT, NOON, customer, kafka, purchase
+from tests.support.stores import ObservedStore
 
-NOON = datetime(2026, 5, 1, 12, 0, 0, 123_000, tzinfo=timezone.utc)
-KAFKA = {"origin": "kafka", "topic": "shop.purchases", "partition": 3, "offset": 17}
 NASTY = ["", "ł,ą", '"', "a\nb", "a\rb", "\r\n", " x ", "=1+1", "\u2028", "\0", "NULL", "💶", "\ufeff"]
-
-
-def purchase(name: str = "p1", **fields: Any) -> Document:
-    """A purchase as MongoDB has it."""
-    base = {"customer_id": "anna", "product_id": "milk", "quantity": 2, "price": 300, "value": 600}
-    return {"_id": name, **base, "purchased_at": NOON, "source": KAFKA, **fields}
-
-
-def customer(name: str = "anna", **fields: Any) -> Document:
-    """A customer as MongoDB has it."""
-    base = {"first_name": "Anna", "last_name": "Żak", "address": "ul. Długa 1, Łódź", "city": None}
-    return {"_id": name, **base, "registered_at": NOON, "source": {"origin": "direct"}, **fields}
 
 
 def made(kind: str, collection: str, *pages: list[Document]) -> bytes:
@@ -61,7 +50,9 @@ def made(kind: str, collection: str, *pages: list[Document]) -> bytes:
 
 def test_json_lines_hold_a_document_a_line() -> None:
     """Under the names of the events, times in UTC, `source` as it is; what shopflow does not know is left out."""
-    first, second = made("jsonl", "purchases", [purchase(note="mine")], [purchase("p2", source=None)]).splitlines()
+    source = kafka(17, 3, "shop.purchases")
+    late = purchase("p1", source, purchased_at=NOON + timedelta(milliseconds=123), note="mine")
+    first, second = made("jsonl", "purchases", [late], [purchase("p2") | {"source": None}]).splitlines()
     assert json.loads(first) == {
         "purchase_id": "p1",
         "customer_id": "anna",
@@ -70,18 +61,18 @@ def test_json_lines_hold_a_document_a_line() -> None:
         "price": 300,
         "value": 600,
         "purchased_at": "2026-05-01T12:00:00.123Z",
-        "source": KAFKA,
+        "source": source,
     }
     assert json.loads(second)["source"] == {}
 
 
 def test_csv_has_a_heading_and_a_line_a_document() -> None:
     """`source` is in columns of its own; what is missing is empty."""
-    text = made("csv", "customers", [customer()]).decode()
+    text = made("csv", "customers", [customer("anna", source=DIRECT, city=None)]).decode()
     assert text.split("\r\n") == [
         "customer_id,first_name,last_name,address,city,registered_at,"
         "source_origin,source_topic,source_partition,source_offset",
-        'anna,Anna,Żak,"ul. Długa 1, Łódź",,2026-05-01T12:00:00.123Z,direct,,,',
+        'anna,Anna,Żak,"ul. Długa 1, 00-001 Łódź",,2026-05-01T12:00:00.000Z,direct,,,',
         "",
     ]
     assert len(made("csv", "products").splitlines()) == 1
@@ -107,8 +98,8 @@ def test_parquet_has_types_and_row_groups(monkeypatch: pytest.MonkeyPatch) -> No
     """Grosze as whole numbers, times as timestamps in UTC; no more than a row group is in memory."""
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     monkeypatch.setattr(exporting.Parquet.__init__, "__defaults__", (4,))
-    pages = [[purchase(f"p{page}{number}", price=page) for number in range(3)] for page in range(3)]
-    pages[2][2] |= {"price": None, "source": {"origin": "direct"}}
+    pages = [[purchase(f"p{page}{number}", kafka(17), price=page) for number in range(3)] for page in range(3)]
+    pages[2][2] |= {"price": None, "source": DIRECT}
     data = made("parquet", "purchases", *pages)
     found = parquet.ParquetFile(io.BytesIO(data))
     assert [found.metadata.row_group(number).num_rows for number in range(found.num_row_groups)] == [6, 3]
@@ -154,56 +145,64 @@ def test_the_columns_are_the_documents_fields(collection: str) -> None:
 def test_a_value_of_another_type_is_refused(fields: Document, said: str) -> None:
     """A file has one schema: better no file than one that fails its reader at row 700,000."""
     with pytest.raises(Refused) as refused:
-        table("purchases", [purchase("p0"), purchase(**fields)])
+        table("purchases", [purchase("p0"), {**purchase("p1"), **fields}])
     assert said in str(refused.value)
 
 
 def test_a_whole_number_that_was_written_as_a_float_is_one() -> None:
     """Some programs write all numbers so; and what is missing, is missing."""
-    rows = table("purchases", [purchase(price=3.0), purchase(price=None, source="?"), {"_id": "p3"}])
+    rows = table("purchases", [purchase("p1", price=3.0), purchase("p2", price=None) | {"source": "?"}, {"_id": "p3"}])
     assert rows["price"] == [3, None, None]
     assert type(rows["price"][0]) is int
-    assert rows["source_topic"] == ["shop.purchases", None, None]
+    assert rows["source_topic"] == ["t", None, None]
 
 
 # -- MongoDB goes away
 
 
-def stored(count: int) -> FakeStore:
-    """A store with so many purchases."""
-    store = FakeStore()
-    store.collections["purchases"] = {f"p{number:03}": purchase(f"p{number:03}") for number in range(count)}
-    return store
-
-
-def test_an_export_goes_on_where_it_was_when_mongodb_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_goes_on_where_it_was_when_mongodb_is_back(
+    monkeypatch: pytest.MonkeyPatch, store: ObservedStore, run: Run
+) -> None:
     """Each document once, in order, however often it goes."""
     monkeypatch.setattr(exporting, "FIRST_PAUSE_SECONDS", 0)
-    store, said, found = stored(9), [], []
+    monkeypatch.setattr(connection, "PAGE_SIZE", 2)
+    names, said, found = [f"p{number}" for number in range(9)], [], []
+    run(store.insert_purchases([purchase(name) for name in names]))
+    breaks = iter([True, True, False])  # after these pages; each time for two calls
+    pages = store.pages
 
-    async def run() -> None:
-        async for page in documents(store, "purchases", said.append):
+    async def breaking(*arguments: Any) -> AsyncIterator[list[Document]]:
+        async for page in pages(*arguments):
+            yield page
+            if next(breaks, False):
+                store.away(2)
+                raise Unavailable("MongoDB", "away")
+
+    monkeypatch.setattr(store, "pages", breaking)
+
+    async def export_all() -> None:
+        async for page in documents(store, "purchases", said.append):  # type: ignore[arg-type]
             found.extend(one["_id"] for one in page)
-            store.away(2)
 
-    asyncio.run(run())
-    assert found == sorted(store.collections["purchases"])
-    assert len(said) == 8  # one line when it goes, one when it is back
-    assert said[:2] == ["MongoDB: away; trying again for 60 s", "MongoDB is back."]
+    run(export_all())
+    assert found == names
+    assert said == ["MongoDB: away; trying again for 60 s", "MongoDB is back."] * 2
 
 
-def test_an_export_ends_when_mongodb_stays_away(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_ends_when_mongodb_stays_away(
+    monkeypatch: pytest.MonkeyPatch, store: ObservedStore, run: Run
+) -> None:
     """With the error, not with what came so far as if it were all."""
     monkeypatch.setattr(exporting, "FIRST_PAUSE_SECONDS", 0.01)
-    store, said = stored(9), []
+    said: list[str] = []
     store.away(1_000_000)
 
-    async def run() -> None:
-        async for _ in documents(store, "purchases", said.append, seconds=0.1):
+    async def export_all() -> None:
+        async for _ in documents(store, "purchases", said.append, seconds=0.1):  # type: ignore[arg-type]
             raise AssertionError("it is away")
 
     with pytest.raises(Unavailable):
-        asyncio.run(run())
+        run(export_all())
     assert len(said) == 1
 
 
@@ -233,7 +232,7 @@ def test_an_export_that_breaks_off_leaves_nothing(tmp_path: Path, kind: str, err
     path.write_text("old")
 
     async def pages() -> AsyncIterator[list[Document]]:
-        yield [purchase()]
+        yield [purchase("p1")]
         raise error
 
     def run() -> None:
@@ -325,7 +324,7 @@ def test_a_full_disk_is_one_line(kind: str) -> None:
 
     async def pages() -> AsyncIterator[list[Document]]:
         for _ in range(10):
-            yield [purchase()] * 10
+            yield [purchase("p1")] * 10
 
     def run() -> None:
         asyncio.run(export(pages(), "purchases", writer(kind, "purchases", sink), lambda _: None))
@@ -343,12 +342,12 @@ import sys
 import tracemalloc
 from shopflow.operations import export as exporting
 from shopflow.commands.base import exit_with
-from tests.operations.test_export import purchase
+from tests.support.documents import purchase
 def run():
     with exporting.opened("-", sys.argv[1]) as sink:
         target = exporting.writer(sys.argv[1], "purchases", sink)
         for _ in range(3000):
-            target.write(exporting.table("purchases", [purchase()] * 100))
+            target.write(exporting.table("purchases", [purchase("p1")] * 100))
         target.close()
 exit_with(run)
 """
@@ -378,13 +377,13 @@ def test_parquet_without_its_extra_says_what_to_install(monkeypatch: pytest.Monk
 def test_times_before_1970_and_far_away_keep_their_form() -> None:
     """As they are in MongoDB: milliseconds, four digits of the year."""
     times = [datetime(1, 1, 1, tzinfo=timezone.utc), datetime(9999, 12, 31, tzinfo=timezone.utc) + timedelta(hours=23)]
-    lines = made("jsonl", "purchases", [purchase(purchased_at=at) for at in times]).splitlines()
+    lines = made("jsonl", "purchases", [purchase("p1", purchased_at=at) for at in times]).splitlines()
     assert [json.loads(line)["purchased_at"] for line in lines] == [
         "0001-01-01T00:00:00.000Z",
         "9999-12-31T23:00:00.000Z",
     ]
     parquet = pytest.importorskip("pyarrow.parquet")
-    data = made("parquet", "purchases", [purchase(purchased_at=at) for at in times])
+    data = made("parquet", "purchases", [purchase("p1", purchased_at=at) for at in times])
     assert parquet.read_table(io.BytesIO(data)).column("purchased_at").to_pylist() == times
 
 

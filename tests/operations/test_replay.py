@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from datetime import datetime, timezone
 from typing import Any
 
 import pytest
@@ -14,7 +12,10 @@ from shopflow.operations import replay as rebuild
 from shopflow.operations.replay import Work
 from shopflow.operations.verify.announcements import compare_announcements
 from shopflow.shop.announcements import VOUCHERS
-from tests.support.fakes import FakeRecord, FakeStore, FakeTopics, layout, numbered
+from tests.conftest import Run
+from tests.support.documents import kafka, voucher
+from tests.support.fakes import FakeRecord, FakeTopics, layout, numbered
+from tests.support.stores import ByHand, ObservedStore
 
 ENDS = {("shop.purchases", 0): 100, ("shop.purchases", 1): 50, ("shop.products", 0): 0}
 
@@ -35,14 +36,14 @@ def test_what_arrives_meanwhile_does_not_count() -> None:
     assert work.done({tp: end + 1_000 for tp, end in ENDS.items()}) == work.total == 150
 
 
-def test_of_a_voucher_published_twice_the_first_event_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_a_voucher_published_twice_the_first_event_counts(
+    monkeypatch: pytest.MonkeyPatch, store: ObservedStore, by_hand: ByHand, run: Run
+) -> None:
     """As in `verify`: MongoDB had lost the first, and the second was published for another event."""
-    store, at = FakeStore(), datetime(2026, 5, 1, tzinfo=timezone.utc)
 
     def published(offset: int, percent: int) -> FakeRecord:
-        source = {"origin": "kafka", "topic": "customers", "partition": 0, "offset": offset}
-        document = {"_id": "v", "percent": percent, "issued_at": at, "valid_until": at, "source": source}
-        return FakeRecord(b"anna", VOUCHERS.event(document))
+        made = voucher("v", kafka(offset, topic="customers"), worth={"text": "butter", "percent": percent})
+        return FakeRecord(b"anna", VOUCHERS.event(made))
 
     records = numbered([published(5, 10), published(50, 20), published(60, 30)])
 
@@ -52,7 +53,7 @@ def test_of_a_voucher_published_twice_the_first_event_counts(monkeypatch: pytest
     monkeypatch.setattr(offsets, "spans", spans)
     FakeTopics(monkeypatch, lambda topic: [records])
     shop = layout(1)
-    asyncio.run(rebuild._restore("kafka:1", store, shop, shop.vouchers, VOUCHERS))
-    assert store.collections["vouchers"]["v"]["percent"] == 10
-    check = asyncio.run(compare_announcements("kafka:1", shop.group, shop.vouchers, VOUCHERS, store))
+    run(rebuild._restore("kafka:1", store, shop, shop.vouchers, VOUCHERS))
+    assert by_hand.find("vouchers", "v")["percent"] == 10
+    check = run(compare_announcements("kafka:1", shop.group, shop.vouchers, VOUCHERS, store))
     assert (check.good, check.detail) == (True, "1 published, each in MongoDB as it was published, 2 repeats")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,7 +25,11 @@ from shopflow.shop.announcements import ALERTS, VOUCHERS
 from shopflow.shop.counts import advance, new_era_totals
 from shopflow.shop.sales_mirror import Mirror
 from shopflow.store.types import Document
-from tests.support.fakes import FakeRecord, FakeStore, FakeTopics, layout, numbered
+from tests.conftest import Run
+from tests.support.documents import DIRECT, alert, customer, kafka, purchase, voucher
+from tests.support.events import accepted
+from tests.support.fakes import FakeRecord, FakeTopics, layout, numbered
+from tests.support.stores import ByHand, ObservedStore
 
 LAYOUT = layout(1)
 NOTHING = Lag(0, 0)
@@ -67,25 +69,15 @@ class Kafka:
         return self.lag["purchases"].records - self.markers
 
 
-@dataclass
-class Milk:
-    """A purchase as the sales see it."""
+class VerifiedShop:
+    """Kafka, MongoDB and the tables, as `verify` finds them."""
 
-    product_id: str = "milk"
-    quantity: int = 2
-    price: int = 300
-    purchased_at: datetime = datetime(2026, 5, 1, tzinfo=timezone.utc)
-
-
-class Shop:
-    """Kafka, MongoDB and the tables."""
-
-    def __init__(self) -> None:
-        self.kafka, self.store = Kafka(), FakeStore()
+    def __init__(self, store: ObservedStore, by_hand: ByHand, run: Run) -> None:
+        self.store, self.by_hand, self.run = store, by_hand, run
+        self.kafka = Kafka()
         self.live: Iterator[Live] | Live = Live()
         self.compared = Compared()
-        for name in ("anna", "bob"):
-            self.store.collections["customers"][name] = {"_id": name}
+        run(store.upsert_customers([customer("anna"), customer("bob")]))
 
     async def who_is_live(self, bootstrap: str, group: str, changelog: str) -> Live:
         assert (group, changelog) == ("shop", "changelog")
@@ -101,20 +93,10 @@ class Shop:
     def sell(self, *customers: str) -> None:
         """Purchases that are sent, stored and counted."""
         documents = [
-            {
-                "_id": f"p{offset}",
-                "customer_id": customer,
-                "product_id": "milk",
-                "quantity": 2,
-                "price": 300,
-                "value": 600,
-                "purchased_at": datetime(2026, 5, 1, tzinfo=timezone.utc),
-                "source": {"origin": "kafka", "topic": "purchases", "partition": 0, "offset": offset},
-            }
-            for offset, customer in enumerate(customers)
+            purchase(f"p{offset}", kafka(offset, topic="purchases"), name) for offset, name in enumerate(customers)
         ]
-        asyncio.run(self.store.insert_purchases(documents))
-        counted = [(offset, customer, 2, 600) for offset, customer in enumerate(customers)]
+        self.run(self.store.insert_purchases(documents))
+        counted = [(offset, name, 2, 600) for offset, name in enumerate(customers)]
         rows = advance(lambda key: None, counted, end=len(customers)).rows()
         self.kafka.changelog = [FakeRecord(key, value) for key, value in rows]
         self.sell_milk(len(customers))
@@ -122,20 +104,18 @@ class Shop:
 
     def sell_milk(self, count: int) -> None:
         """As many purchases, in the table of sales and in MongoDB."""
-        milk = Milk()
-        rows = sales.advance(
-            lambda key: None, [(FakeRecord(b"", b"", n), milk) for n in range(count)], end=count
-        ).rows()
+        events = [(FakeRecord(b"", b"", offset), accepted()) for offset in range(count)]
+        rows = sales.advance(lambda key: None, events, end=count).rows()
         self.kafka.sales = [FakeRecord(key, value) for key, value in rows]
         table: Any = SimpleNamespace(reader=lambda number: dict(rows).get, scan=lambda *arguments: [])
         mirror = Mirror(table, self.store, lambda: [0], Outage("MongoDB"))
-        asyncio.run(mirror.bring_up_to_date())
+        self.run(mirror.bring_up_to_date())
         mirror.changed(0, rows)
-        asyncio.run(mirror.bring_up_to_date())
+        self.run(mirror.bring_up_to_date())
 
     def verify(self) -> Report:
         """Compare them."""
-        return asyncio.run(verify("kafka:1", self.store, LAYOUT))
+        return self.run(verify("kafka:1", self.store, LAYOUT))  # type: ignore[arg-type]
 
     def wrong(self) -> list[str]:
         """Which checks fail."""
@@ -143,9 +123,9 @@ class Shop:
 
 
 @pytest.fixture
-def shop(monkeypatch: pytest.MonkeyPatch) -> Shop:
+def shop(monkeypatch: pytest.MonkeyPatch, store: ObservedStore, by_hand: ByHand, run: Run) -> VerifiedShop:
     """A shop whose verification does not wait."""
-    made = Shop()
+    made = VerifiedShop(store, by_hand, run)
     monkeypatch.setattr(verification.offsets, "lags", made.kafka.lags)
     FakeTopics(monkeypatch, made.kafka.partitions)
     monkeypatch.setattr(verification.offsets, "spans", made.kafka.spans)
@@ -153,6 +133,7 @@ def shop(monkeypatch: pytest.MonkeyPatch) -> Shop:
     monkeypatch.setattr(verification.workers, "compare", made.compare)
     monkeypatch.setattr(verification.workers, "troubles", made.troubles)
     monkeypatch.setattr(verification, "_PAUSE_SECONDS", 0)
+    monkeypatch.setattr(verification, "_ATTEMPTS", 8)
     monkeypatch.setattr(sales_check, "_PATIENCE_SECONDS", 0)
     return made
 
@@ -169,7 +150,7 @@ def details(report: Report) -> dict[str, str]:
     return {check.name: check.detail for check in report.checks}
 
 
-def test_a_shop_in_order_agrees(shop: Shop) -> None:
+def test_a_shop_in_order_agrees(shop: VerifiedShop) -> None:
     """Status 0, and the numbers of all three."""
     shop.sell("anna", "bob", "anna")
     report = shop.verify()
@@ -177,23 +158,23 @@ def test_a_shop_in_order_agrees(shop: Shop) -> None:
     assert (report.kafka["purchases"], report.mongodb["purchases"], report.tables["purchases"]) == (3, 3, 3)
 
 
-def test_a_document_deleted_by_hand_is_found_and_named(shop: Shop) -> None:
+def test_a_document_deleted_by_hand_is_found_and_named(shop: VerifiedShop) -> None:
     """With its customer."""
     shop.sell("anna", "bob")
-    del shop.store.collections["purchases"]["p1"]
+    shop.by_hand.remove("purchases", "p1")
     assert shop.wrong() == ["purchases in MongoDB and tables", "customers", "sales"]
     assert shop.verify().status == 1
     assert "bob: stored nothing, counted 1 purchases" in details(shop.verify())["customers"]
 
 
-def test_a_price_changed_by_hand_is_found(shop: Shop) -> None:
+def test_a_price_changed_by_hand_is_found(shop: VerifiedShop) -> None:
     """The value no longer is what was counted."""
     shop.sell("anna", "bob")
-    shop.store.collections["purchases"]["p0"]["value"] = 601
+    shop.by_hand.change("purchases", "p0", value=601)
     assert shop.wrong() == ["customers", "sales"]
 
 
-def test_a_count_that_is_wrong_is_found(shop: Shop) -> None:
+def test_a_count_that_is_wrong_is_found(shop: VerifiedShop) -> None:
     """Also one of a customer who never bought anything."""
     shop.sell("anna", "bob")
     more = advance(lambda key: None, [(0, "eve", 1, 1)], end=1).rows()
@@ -201,14 +182,14 @@ def test_a_count_that_is_wrong_is_found(shop: Shop) -> None:
     assert shop.wrong() == ["customers", "sums"]
 
 
-def test_an_event_that_got_lost_is_found(shop: Shop) -> None:
+def test_an_event_that_got_lost_is_found(shop: VerifiedShop) -> None:
     """Sent, committed, and nowhere."""
     shop.sell("anna")
     shop.kafka.lag["purchases"] = Lag(2, 0)
     assert shop.wrong() == ["purchases in Kafka and tables"]
 
 
-def test_the_ends_of_transactions_are_no_purchases(shop: Shop) -> None:
+def test_the_ends_of_transactions_are_no_purchases(shop: VerifiedShop) -> None:
     """They take offsets; nothing got lost."""
     shop.sell("anna", "bob")
     shop.kafka.lag["purchases"], shop.kafka.markers = Lag(5, 0), 3
@@ -216,7 +197,7 @@ def test_the_ends_of_transactions_are_no_purchases(shop: Shop) -> None:
     assert (report.status, report.kafka["purchases"]) == (0, 2)
 
 
-def test_events_that_wait_do_not_agree(shop: Shop) -> None:
+def test_events_that_wait_do_not_agree(shop: VerifiedShop) -> None:
     """They are in Kafka only."""
     shop.sell("anna")
     shop.kafka.lag["products"] = Lag(13, 13)
@@ -225,7 +206,7 @@ def test_events_that_wait_do_not_agree(shop: Shop) -> None:
 
 @pytest.mark.parametrize("topic", ["products", "purchases", "changelog"])
 def test_what_an_open_transaction_holds_up_is_told_with_the_reason(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch, topic: str
+    shop: VerifiedShop, monkeypatch: pytest.MonkeyPatch, topic: str
 ) -> None:
     """Also in a topic that only the workers write: what is behind it can't be compared."""
 
@@ -250,7 +231,7 @@ def test_what_an_open_transaction_holds_up_is_told_with_the_reason(
     assert report.kafka["waiting"] == waiting
 
 
-def test_while_events_arrive_the_status_is_2(shop: Shop) -> None:
+def test_while_events_arrive_the_status_is_2(shop: VerifiedShop) -> None:
     """Status 2 rather than a false alarm."""
     shop.sell("anna")
     moving = ({**shop.kafka.lag, "purchases": Lag(number, 0)} for number in range(1000))
@@ -258,17 +239,17 @@ def test_while_events_arrive_the_status_is_2(shop: Shop) -> None:
     assert shop.verify().status == 2
 
 
-def test_differences_are_named_up_to_ten(shop: Shop) -> None:
+def test_differences_are_named_up_to_ten(shop: VerifiedShop) -> None:
     """The rest is counted."""
     shop.sell(*(f"c{number:02}" for number in range(15)))
-    shop.store.collections["purchases"].clear()
+    shop.by_hand.clear("purchases")
     detail = details(shop.verify())["customers"]
     assert detail.startswith("15 differ: c00: stored nothing")
     assert detail.endswith("and 5 more")
     assert detail.count("stored nothing") == 10
 
 
-def test_without_topics_there_is_nothing_to_compare(shop: Shop) -> None:
+def test_without_topics_there_is_nothing_to_compare(shop: VerifiedShop) -> None:
     """It says what to do."""
     del shop.kafka.lag["purchases"]
     with pytest.raises(Unavailable, match="start a worker"):
@@ -285,7 +266,7 @@ def test_tables_keep_the_larger_offset_and_skip_what_is_no_count() -> None:
     assert tables.sums()["purchases"] == 2
 
 
-def test_the_report_is_printed_as_text_and_as_json(shop: Shop) -> None:
+def test_the_report_is_printed_as_text_and_as_json(shop: VerifiedShop) -> None:
     """The last line is the verdict."""
     shop.sell("anna")
     lines = list(listing.report(shop.verify(), as_json=False))
@@ -295,7 +276,7 @@ def test_the_report_is_printed_as_text_and_as_json(shop: Shop) -> None:
     assert '"status":0' in line
 
 
-def test_what_is_on_its_way_is_waited_for(shop: Shop) -> None:
+def test_what_is_on_its_way_is_waited_for(shop: VerifiedShop) -> None:
     """A worker that is a moment behind is no difference."""
     shop.sell("anna")
     waiting = {**shop.kafka.lag, "purchases": Lag(1, 1)}
@@ -312,14 +293,14 @@ def test_a_customer_of_two_partitions_is_one_customer() -> None:
     assert tables.by_key() == {"anna": (2, 4, 10)}
 
 
-def test_a_topic_that_is_not_read_has_no_dead_letters(shop: Shop) -> None:
+def test_a_topic_that_is_not_read_has_no_dead_letters(shop: VerifiedShop) -> None:
     """It is made with the first worker."""
     shop.sell("anna")
     del shop.kafka.lag["dead-letters"]
     assert (shop.verify().status, shop.verify().kafka["dead_letters"]) == (0, 0)
 
 
-def test_what_the_checks_say_when_all_is_well(shop: Shop) -> None:
+def test_what_the_checks_say_when_all_is_well(shop: VerifiedShop) -> None:
     """The words that the README explains."""
     shop.sell("anna", "bob", "anna")
     assert details(shop.verify()) == {
@@ -337,11 +318,11 @@ def test_what_the_checks_say_when_all_is_well(shop: Shop) -> None:
     }
 
 
-def test_what_the_checks_say_when_it_is_not(shop: Shop) -> None:
+def test_what_the_checks_say_when_it_is_not(shop: VerifiedShop) -> None:
     """Both numbers, and whose they are."""
     shop.sell("anna", "bob")
-    shop.store.collections["purchases"]["p1"]["quantity"] = 3
-    del shop.store.collections["purchases"]["p0"]
+    shop.by_hand.change("purchases", "p1", quantity=3)
+    shop.by_hand.remove("purchases", "p0")
     shop.kafka.lag["purchases"] = Lag(5, 2)
     shop.kafka.lag["products"] = Lag(4, 1)
     report = shop.verify()
@@ -364,7 +345,7 @@ def test_what_the_checks_say_when_it_is_not(shop: Shop) -> None:
     }
 
 
-def test_what_was_repeated_or_rejected_is_accounted_for(shop: Shop) -> None:
+def test_what_was_repeated_or_rejected_is_accounted_for(shop: VerifiedShop) -> None:
     """They were sent, and are rightly not in MongoDB."""
     shop.sell("anna")
     rows = advance(lambda key: None, [(0, "anna", 2, 600)], end=4, duplicates=[1], rejected=[2, 3]).rows()
@@ -377,38 +358,37 @@ def test_what_was_repeated_or_rejected_is_accounted_for(shop: Shop) -> None:
     assert report.kafka == {"purchases": 4, "waiting": 0, "dead_letters": 2}
 
 
-def test_a_customer_whom_the_tables_do_not_know_is_named(shop: Shop) -> None:
+def test_a_customer_whom_the_tables_do_not_know_is_named(shop: VerifiedShop) -> None:
     """Stored, never counted."""
     shop.sell("anna")
     shop.kafka.changelog = []
     assert "anna: stored 1 purchases, 2 items, 600 grosze, counted nothing" in details(shop.verify())["customers"]
 
 
-def test_ten_differences_are_all_named(shop: Shop) -> None:
+def test_ten_differences_are_all_named(shop: VerifiedShop) -> None:
     """Only an eleventh is not."""
     shop.sell(*(f"c{number:02}" for number in range(10)))
-    shop.store.collections["purchases"].clear()
+    shop.by_hand.clear("purchases")
     detail = details(shop.verify())["customers"]
     assert detail.count("stored nothing") == 10
     assert "more" not in detail
 
 
-def test_purchases_that_were_written_directly_are_not_compared(shop: Shop) -> None:
+def test_purchases_that_were_written_directly_are_not_compared(shop: VerifiedShop) -> None:
     """Kafka and the tables never saw them."""
     shop.sell("anna")
-    direct = {**shop.store.collections["purchases"]["p0"], "_id": "d", "source": {"origin": "direct"}}
-    asyncio.run(shop.store.insert_purchases([direct]))
+    shop.by_hand.put("purchases", purchase("d", DIRECT))
     assert shop.verify().status == 0
 
 
-def test_the_cause_of_status_2_is_a_check(shop: Shop) -> None:
+def test_the_cause_of_status_2_is_a_check(shop: VerifiedShop) -> None:
     """A script that reads the JSON sees it too."""
     shop.sell("anna")
     shop.kafka.lags_seen = ({**shop.kafka.lag, "purchases": Lag(number, 0)} for number in range(1000))
     assert details(shop.verify())["quiet"] == "events arrive faster than they can be compared"
 
 
-def test_what_waits_for_good_is_given_up_soon(shop: Shop) -> None:
+def test_what_waits_for_good_is_given_up_soon(shop: VerifiedShop) -> None:
     """No worker runs: nothing will change, and nobody wants to wait for that."""
     shop.sell("anna")
     looks = 0
@@ -424,14 +404,14 @@ def test_what_waits_for_good_is_given_up_soon(shop: Shop) -> None:
     assert looks == 2 * 4
 
 
-def test_while_events_trickle_in_the_status_is_2(shop: Shop) -> None:
+def test_while_events_trickle_in_the_status_is_2(shop: VerifiedShop) -> None:
     """None within a look, one between two: a shop with few customers is no shop that is out of order."""
     shop.sell("anna")
     shop.kafka.lags_seen = ({**shop.kafka.lag, "purchases": Lag(2 + number // 2, 1)} for number in range(1000))
     assert shop.verify().status == 2
 
 
-def test_all_partitions_of_the_changelog_are_read(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_partitions_of_the_changelog_are_read(shop: VerifiedShop, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each from the broker and topic of the layout."""
 
     def rows(partition: int) -> list[FakeRecord]:
@@ -455,14 +435,14 @@ def test_of_two_values_with_one_offset_the_later_stays() -> None:
     assert tables.sums()["items"] == 5
 
 
-def test_an_empty_shop_agrees(shop: Shop) -> None:
+def test_an_empty_shop_agrees(shop: VerifiedShop) -> None:
     """Nothing sent, nothing stored, nothing counted."""
     report = shop.verify()
     assert report.status == 0
     assert details(report)["customers"].startswith("0 customers")
 
 
-def test_sums_that_are_not_what_their_customers_add_up_to_are_found(shop: Shop) -> None:
+def test_sums_that_are_not_what_their_customers_add_up_to_are_found(shop: VerifiedShop) -> None:
     """A value of the changelog that somebody else wrote: no customer shows it."""
     shop.sell("anna", "bob")
     other = advance(lambda key: None, [(1, "anna", 9, 600), (1, "bob", 2, 600)], end=2).rows()
@@ -474,7 +454,7 @@ def test_sums_that_are_not_what_their_customers_add_up_to_are_found(shop: Shop) 
     )
 
 
-def test_the_tables_of_live_workers_are_compared(shop: Shop) -> None:
+def test_the_tables_of_live_workers_are_compared(shop: VerifiedShop) -> None:
     """And the workers are in the report."""
     shop.sell("anna", "bob")
     shop.live = Live((Worker("http://a", (0,)), Worker("http://b", ())))
@@ -485,7 +465,7 @@ def test_the_tables_of_live_workers_are_compared(shop: Shop) -> None:
     assert report.workers == [{"url": "http://a", "partitions": (0,)}, {"url": "http://b", "partitions": ()}]
 
 
-def test_a_table_that_differs_is_an_error_whoever_else_can_not_be_asked(shop: Shop) -> None:
+def test_a_table_that_differs_is_an_error_whoever_else_can_not_be_asked(shop: VerifiedShop) -> None:
     """Both are said."""
     shop.sell("anna")
     shop.live = Live((Worker("http://a", (0,)),))
@@ -497,7 +477,9 @@ def test_a_table_that_differs_is_an_error_whoever_else_can_not_be_asked(shop: Sh
     )
 
 
-def test_a_worker_that_can_not_be_asked_is_asked_again_for_a_while(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_can_not_be_asked_is_asked_again_for_a_while(
+    shop: VerifiedShop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It may be taking over a partition; then the status is 2."""
     shop.sell("anna")
     shop.live = Live((Worker("http://a", (0,)),))
@@ -517,18 +499,20 @@ def test_a_worker_that_can_not_be_asked_is_asked_again_for_a_while(shop: Shop, m
     assert details(report)["workers"] == "1 can't be asked: http://a: does not answer"
 
 
-def test_while_the_live_workers_are_unknown_the_status_is_2(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_while_the_live_workers_are_unknown_the_status_is_2(
+    shop: VerifiedShop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With the reason; not when something else is wrong."""
     monkeypatch.setattr(verification, "_PATIENCE_SECONDS", 0)
     shop.sell("anna")
     shop.live = Live(unclear="the consumer group is rebalancing")
     report = shop.verify()
     assert (report.status, details(report)["workers"]) == (2, "the consumer group is rebalancing")
-    shop.store.collections["purchases"].clear()
+    shop.by_hand.clear("purchases")
     assert shop.verify().status == 1
 
 
-def test_workers_that_come_and_go_are_something_that_moves(shop: Shop) -> None:
+def test_workers_that_come_and_go_are_something_that_moves(shop: VerifiedShop) -> None:
     """What was read of their tables may be of two owners."""
     shop.sell("anna")
     one, two = Live((Worker("http://a", (0,)),)), Live((Worker("http://b", (0,)),))
@@ -539,7 +523,7 @@ def test_workers_that_come_and_go_are_something_that_moves(shop: Shop) -> None:
 
 
 def test_who_bought_without_being_registered_is_named_and_no_failure(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
+    shop: VerifiedShop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first ten; the rest is counted; many are asked for at once."""
     monkeypatch.setattr(verification, "_REGISTERED_AT_ONCE", 4)
@@ -552,7 +536,7 @@ def test_who_bought_without_being_registered_is_named_and_no_failure(
     assert shop.store.calls.count("registered") == 4
 
 
-def test_a_key_of_the_changelog_that_is_no_id_is_shown(shop: Shop) -> None:
+def test_a_key_of_the_changelog_that_is_no_id_is_shown(shop: VerifiedShop) -> None:
     """Neither left out nor a reason to fail; a record without a key is no count."""
     shop.sell("anna")
     value = advance(lambda key: None, [(0, "x", 1, 1)], end=1).rows()[0][1]
@@ -560,7 +544,7 @@ def test_a_key_of_the_changelog_that_is_no_id_is_shown(shop: Shop) -> None:
     assert "\\xff: stored nothing, counted 1 purchases" in details(shop.verify())["customers"]
 
 
-def test_what_was_counted_before_the_tables_were_rebuilt_counts_no_more(shop: Shop) -> None:
+def test_what_was_counted_before_the_tables_were_rebuilt_counts_no_more(shop: VerifiedShop) -> None:
     """Neither for a customer nor for the sums, nor where a worker's table is compared."""
     tables = Tables(1)
     old = advance(lambda key: None, [(0, "anna", 9, 9), (1, "bob", 1, 1)], end=2).rows()
@@ -571,7 +555,7 @@ def test_what_was_counted_before_the_tables_were_rebuilt_counts_no_more(shop: Sh
     assert verification._sums(tables).good
 
 
-def test_sales_that_the_table_does_not_have_are_found_and_the_way_out_is_named(shop: Shop) -> None:
+def test_sales_that_the_table_does_not_have_are_found_and_the_way_out_is_named(shop: VerifiedShop) -> None:
     """So it is after an update from a version without them."""
     shop.sell("anna", "bob")
     shop.kafka.sales = []
@@ -580,20 +564,19 @@ def test_sales_that_the_table_does_not_have_are_found_and_the_way_out_is_named(s
     )
 
 
-def test_sales_changed_by_hand_are_found(shop: Shop) -> None:
+def test_sales_changed_by_hand_are_found(shop: VerifiedShop) -> None:
     """Other programs rely on them."""
     shop.sell("anna")
-    parts = shop.store.parts["day 2026-05-01 milk"]
-    parts[0] = replace(parts[0], units=7)
+    shop.by_hand.change("sales", "day 2026-05-01 milk", units=7)
     (found,) = [check for check in shop.verify().checks if not check.good]
     assert found.name == "sales"
     assert "milk of the day 2026-05-01T00:00:00+00:00: 1 purchases, 7 units, 600 grosze in MongoDB" in found.detail
 
 
-def test_sales_on_their_way_to_mongodb_are_waited_for(shop: Shop) -> None:
+def test_sales_on_their_way_to_mongodb_are_waited_for(shop: VerifiedShop) -> None:
     """A worker brings them, a moment after the purchases; without one the next worker does."""
     shop.sell("anna")
-    shop.store.positions, shop.store.parts = {}, {}
+    shop.by_hand.clear("sales", "sales_state")
     report = shop.verify()
     assert report.status == 0
     assert details(report)["sales"] == "1 products; the next worker brings MongoDB up to date"
@@ -603,7 +586,7 @@ def test_sales_on_their_way_to_mongodb_are_waited_for(shop: Shop) -> None:
     assert details(report)["sales"] == "1 products; a worker is bringing MongoDB up to date"
 
 
-def test_a_partition_without_purchases_is_not_waited_for(shop: Shop) -> None:
+def test_a_partition_without_purchases_is_not_waited_for(shop: VerifiedShop) -> None:
     """No worker has anything to bring to MongoDB."""
     shop.live = Live((Worker("http://here", (0,)),))
     report = shop.verify()
@@ -614,41 +597,39 @@ def test_a_partition_without_purchases_is_not_waited_for(shop: Shop) -> None:
 # -- vouchers and alerts
 
 
-def voucher(shop: Shop, name: str, **stored: Any) -> Document:
+def publish(shop: VerifiedShop, name: str, **stored: Any) -> Document:
     """A published voucher that is stored with these fields changed."""
-    source = {"origin": "kafka", "topic": "purchases", "partition": 0, "offset": len(shop.kafka.published["vouchers"])}
-    at = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
-    made = {"_id": name, "rule": "bread", "percent": 5, "issued_at": at, "valid_until": at, "source": source}
-    shop.kafka.published["vouchers"].append(FakeRecord(b"anna", VOUCHERS.event(made)))
-    document: Document = {**made, **stored}
-    shop.store.collections["vouchers"][name] = document
-    return document
+    published = shop.kafka.published["vouchers"]
+    made = voucher(name, kafka(len(published), topic="purchases"))
+    published.append(FakeRecord(b"anna", VOUCHERS.event(made)))
+    shop.by_hand.put("vouchers", {**made, **stored})
+    return made
 
 
-def test_vouchers_that_are_as_they_were_published_agree(shop: Shop) -> None:
+def test_vouchers_that_are_as_they_were_published_agree(shop: VerifiedShop) -> None:
     """What others add to them, or store beside them, is theirs; what is no voucher in the topic is left out."""
-    voucher(shop, "a", used=True)
-    voucher(shop, "b")
+    publish(shop, "a", used=True)
+    publish(shop, "b")
     shop.kafka.published["vouchers"] += [FakeRecord(None, b"{}"), FakeRecord(None, None)]
-    shop.store.collections["vouchers"]["c"] = {"_id": "c", "rule": "by hand"}
+    shop.by_hand.put("vouchers", {"_id": "c", "rule": "by hand"})
     assert shop.wrong() == []
     assert details(shop.verify())["vouchers"] == "2 published, each in MongoDB as it was published"
 
 
-def test_a_voucher_published_twice_is_reported(shop: Shop) -> None:
+def test_a_voucher_published_twice_is_reported(shop: VerifiedShop) -> None:
     """Both say the same: there is one."""
-    voucher(shop, "a")
+    publish(shop, "a")
     shop.kafka.published["vouchers"] *= 2
     assert shop.wrong() == []
     assert details(shop.verify())["vouchers"].endswith(", 1 repeats")
 
 
-def test_vouchers_that_differ_are_named(shop: Shop) -> None:
+def test_vouchers_that_differ_are_named(shop: VerifiedShop) -> None:
     """Changed, deleted, or never published; and how they are restored."""
-    voucher(shop, "a", percent=50)
-    voucher(shop, "b")
-    del shop.store.collections["vouchers"]["b"]
-    shop.store.collections["vouchers"]["c"] = {**voucher(shop, "c"), "_id": "c"}
+    publish(shop, "a", percent=50)
+    publish(shop, "b")
+    shop.by_hand.remove("vouchers", "b")
+    publish(shop, "c")
     shop.kafka.published["vouchers"].pop()
     assert shop.wrong() == ["vouchers"]
     assert details(shop.verify())["vouchers"] == (
@@ -657,10 +638,10 @@ def test_vouchers_that_differ_are_named(shop: Shop) -> None:
     )
 
 
-def test_a_voucher_whose_event_was_removed_is_not_missed(shop: Shop) -> None:
+def test_a_voucher_whose_event_was_removed_is_not_missed(shop: VerifiedShop) -> None:
     """Retention removes events, not documents."""
-    voucher(shop, "old")
-    voucher(shop, "new")
+    publish(shop, "old")
+    publish(shop, "new")
     shop.kafka.published["vouchers"].pop(0)
     assert shop.wrong() == ["vouchers"]
     shop.kafka.gone = 1
@@ -668,13 +649,12 @@ def test_a_voucher_whose_event_was_removed_is_not_missed(shop: Shop) -> None:
     assert details(shop.verify())["vouchers"] == "1 published, each in MongoDB as it was published"
 
 
-def test_an_alert_that_is_gone_is_named(shop: Shop) -> None:
+def test_an_alert_that_is_gone_is_named(shop: VerifiedShop) -> None:
     """An alert that is not published yet is no difference: the product's worker publishes it."""
-    at = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
-    made: Document = {"_id": "milk@x", "kind": "stock", "left": 3, "since": at, "at": at}
-    shop.store.collections["alerts"] = {"milk@x": dict(made), "bread@x": {**made, "_id": "bread@x"}}
-    shop.kafka.published["alerts"].append(FakeRecord(b"milk", ALERTS.event(made)))
+    for name in ("milk@x", "bread@x"):
+        shop.by_hand.put("alerts", alert(name, 3))
+    shop.kafka.published["alerts"].append(FakeRecord(b"milk", ALERTS.event(alert("milk@x", 3))))
     assert shop.wrong() == []
-    shop.store.collections["alerts"]["milk@x"]["left"] = 2
+    shop.by_hand.change("alerts", "milk@x", left=2)
     assert shop.wrong() == ["alerts"]
     assert "milk@x: left: stored 2, sent 3" in details(shop.verify())["alerts"]

@@ -2,49 +2,75 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
+from dataclasses import dataclass
 from datetime import datetime
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pymongo.database import Database
 
 from shopflow.shop.price_history import Period, Prices, SalesOverTime, periods, read, sales_over_time
-from shopflow.store.types import BEGINNING, Deletion, PriceHistory, Sold
-from tests.support.documents import DAY, HOUR, MINUTE, NOON, kafka, product
-from tests.support.fakes import FakeStore
+from shopflow.store.types import BEGINNING, Deletion, Document, PriceHistory, Sold
+from tests.conftest import Run
+from tests.support.documents import DAY, HOUR, MINUTE, NOON, kafka, product, purchase
+from tests.support.stores import ObservedStore
 
 
-def shop(*prices: tuple[int | None, datetime], bought: tuple[tuple[datetime, int], ...] = ()) -> FakeStore:
-    """A store in which milk had these prices (None: it was deleted) and was bought then."""
-    store = FakeStore()
-    for offset, (price, at) in enumerate(prices):
-        if price is None:
-            source = kafka(offset)
-            asyncio.run(store.delete_products([Deletion("milk", at, source)]))
-        else:
-            asyncio.run(store.upsert_products([product(price, at, kafka(offset))]))
-    for number, (at, units) in enumerate(bought):
-        store.collections["purchases"][f"p{number}"] = {
-            "_id": f"p{number}", "product_id": "milk", "quantity": units, "value": 100 * units, "purchased_at": at,
-        }  # fmt: skip
-    return store
+@dataclass
+class Milk:
+    """A product, its prices and its purchases, in MongoDB."""
+
+    store: ObservedStore
+    database: Database[Document]
+    run: Run
+
+    def costs(self, *prices: tuple[int | None, datetime], bought: tuple[tuple[datetime, int], ...] = ()) -> Milk:
+        """Nothing but these prices (None: it was deleted) and these purchases, each of so many pieces for 1 zł."""
+        for name in ("products", "prices", "purchases"):
+            self.database[name].delete_many({})
+        for offset, (price, at) in enumerate(prices):
+            if price is None:
+                self.run(self.store.delete_products([Deletion("milk", at, kafka(offset))]))
+            else:
+                self.run(self.store.upsert_products([product(price, at, kafka(offset))]))
+        pieces = [
+            purchase(f"p{number}", quantity=units, price=100, value=100 * units, purchased_at=at)
+            for number, (at, units) in enumerate(bought)
+        ]
+        self.run(self.store.insert_purchases(pieces))
+        return self
+
+    def put(self, document: Document) -> None:
+        """Another program writes the product."""
+        self.database.products.insert_one(document)
+
+    def found(self, since: datetime | None = None) -> Prices:
+        """What is known of its prices."""
+        prices = self.run(read(self.store, "milk", since))
+        assert prices is not None
+        return prices
+
+    def sold(self, now: datetime, since: datetime | None = None, *, by_the_minute: bool = False) -> SalesOverTime:
+        """What is shown below the prices."""
+        prices = self.found(since).prices
+        return self.run(sales_over_time(self.store, "milk", prices, now, since, by_the_minute=by_the_minute))
 
 
-def found(store: FakeStore, since: datetime | None = None) -> Prices:
-    """What is known of milk."""
-    prices = asyncio.run(read(store, "milk", since))
-    assert prices is not None
-    return prices
+@pytest.fixture
+def milk(store: ObservedStore, database: Database[Document], run: Run) -> Milk:
+    """A product that was never offered and never bought."""
+    return Milk(store, database, run)
 
 
-def test_each_price_ends_where_the_next_begins() -> None:
+def test_each_price_ends_where_the_next_begins(milk: Milk) -> None:
     """Also where it was not for sale; a price that was only said again begins nothing."""
-    store = shop(
+    milk.costs(
         (300, NOON), (300, NOON + MINUTE), (None, NOON + 2 * MINUTE), (400, NOON + 5 * MINUTE),
         bought=((NOON, 1), (NOON + MINUTE, 2), (NOON + 5 * MINUTE, 4)),
     )  # fmt: skip
-    assert found(store) == Prices(
+    assert milk.found() == Prices(
         "milk",
         "Milk",
         (
@@ -55,34 +81,34 @@ def test_each_price_ends_where_the_next_begins() -> None:
     )
 
 
-def test_what_was_sold_before_the_first_price_is_not_forgotten() -> None:
+def test_what_was_sold_before_the_first_price_is_not_forgotten(milk: Milk) -> None:
     """It had the first known price: so purchases without one are given theirs."""
-    store = shop((300, NOON), (400, NOON + MINUTE), bought=((NOON - DAY, 5), (NOON, 1)))
-    assert found(store).prices == (
+    milk.costs((300, NOON), (400, NOON + MINUTE), bought=((NOON - DAY, 5), (NOON, 1)))
+    assert milk.found().prices == (
         Period(None, NOON, 300, 5, 500), Period(NOON, NOON + MINUTE, 300, 1, 100), Period(NOON + MINUTE, None, 400),
     )  # fmt: skip
 
 
-def test_a_product_of_another_program_has_its_price_since_ever() -> None:
+def test_a_product_of_another_program_has_its_price_since_ever(milk: Milk) -> None:
     """It has no history."""
-    store = shop(bought=((NOON, 5),))
-    store.collections["products"]["milk"] = {"_id": "milk", "price": 7}
-    assert found(store) == Prices("milk", None, (Period(None, None, 7, 5, 500),))
+    milk.costs(bought=((NOON, 5),))
+    milk.put({"_id": "milk", "price": 7})
+    assert milk.found() == Prices("milk", None, (Period(None, None, 7, 5, 500),))
 
 
-def test_a_deleted_product_is_known_and_one_never_offered_is_not() -> None:
+def test_a_deleted_product_is_known_and_one_never_offered_is_not(milk: Milk) -> None:
     """Its prices stay; its name is gone with it."""
-    store = shop((300, NOON), (None, NOON + MINUTE))
-    assert found(store) == Prices("milk", None, (Period(NOON, NOON + MINUTE, 300), Period(NOON + MINUTE, None, None)))
-    assert asyncio.run(read(store, "tea")) is None
+    milk.costs((300, NOON), (None, NOON + MINUTE))
+    assert milk.found() == Prices("milk", None, (Period(NOON, NOON + MINUTE, 300), Period(NOON + MINUTE, None, None)))
+    assert milk.run(read(milk.store, "tea")) is None
 
 
-def test_since_leaves_out_what_was_over_before() -> None:
+def test_since_leaves_out_what_was_over_before(milk: Milk) -> None:
     """The price that was in force then is shown whole."""
-    store = shop((1, NOON), (2, NOON + MINUTE), (3, NOON + 2 * MINUTE), bought=((NOON + MINUTE, 8),))
-    assert [one.price for one in found(store, NOON + MINUTE).prices] == [2, 3]
-    assert found(store, NOON + 1.5 * MINUTE).prices[0] == Period(NOON + MINUTE, NOON + 2 * MINUTE, 2, 8, 800)
-    assert [one.price for one in found(store, NOON + DAY).prices] == [3]
+    milk.costs((1, NOON), (2, NOON + MINUTE), (3, NOON + 2 * MINUTE), bought=((NOON + MINUTE, 8),))
+    assert [one.price for one in milk.found(NOON + MINUTE).prices] == [2, 3]
+    assert milk.found(NOON + 1.5 * MINUTE).prices[0] == Period(NOON + MINUTE, NOON + 2 * MINUTE, 2, 8, 800)
+    assert [one.price for one in milk.found(NOON + DAY).prices] == [3]
 
 
 changes = st.lists(
@@ -103,57 +129,52 @@ def test_the_periods_say_what_the_purchases_are_given(changes: list[tuple[int, i
     assert then.price == history.at(at)
 
 
-def sold(store: FakeStore, now: datetime, since: datetime | None = None) -> SalesOverTime:
-    """What is shown below the prices."""
-    return asyncio.run(sales_over_time(store, "milk", found(store, since).prices, now, since))
-
-
-def test_some_days_are_shown_by_the_hour_and_more_by_the_day() -> None:
+def test_some_days_are_shown_by_the_hour_and_more_by_the_day(milk: Milk) -> None:
     """From the first price on, or from the time that was asked for."""
     seed = random.randrange(1_000)
     print("seed", seed)
     some = random.Random(seed)
     times = tuple((NOON + some.random() * 20 * DAY, 1) for _ in range(50))
-    store = shop((300, NOON), bought=times)
-    whole = sold(store, NOON + 20 * DAY)
+    milk.costs((300, NOON), bought=times)
+    whole = milk.sold(NOON + 20 * DAY)
     assert (whole.start, whole.end, whole.bucket, whole.width) == (NOON, NOON + 20 * DAY, "day", DAY)
     assert sum(one.units for one in whole.sold) == 50
     since = NOON + 17 * DAY
-    part = sold(store, NOON + 20 * DAY, since)
+    part = milk.sold(NOON + 20 * DAY, since)
     assert (part.start, part.bucket, part.width) == (since, "hour", HOUR)
     assert sum(one.units for one in part.sold) == sum(at >= since for at, _ in times)
-    assert sold(store, NOON + 20 * DAY, NOON - 99 * DAY).start == NOON
+    assert milk.sold(NOON + 20 * DAY, NOON - 99 * DAY).start == NOON
 
 
-def test_an_hour_is_shown_by_the_minute_where_that_is_wanted() -> None:
+def test_an_hour_is_shown_by_the_minute_where_that_is_wanted(milk: Milk) -> None:
     """Up to two hours."""
-    store = shop((300, NOON), bought=((NOON + MINUTE, 2), (NOON + 1.5 * MINUTE, 3), (NOON + 9 * MINUTE, 1)))
-    prices = found(store).prices
-    near = asyncio.run(sales_over_time(store, "milk", prices, NOON + HOUR, by_the_minute=True))
+    milk.costs((300, NOON), bought=((NOON + MINUTE, 2), (NOON + 1.5 * MINUTE, 3), (NOON + 9 * MINUTE, 1)))
+    near = milk.sold(NOON + HOUR, by_the_minute=True)
     assert (near.bucket, near.width, [one.units for one in near.sold]) == ("minute", MINUTE, [5, 1])
-    assert asyncio.run(sales_over_time(store, "milk", prices, NOON + 3 * HOUR, by_the_minute=True)).bucket == "hour"
+    assert milk.sold(NOON + 3 * HOUR, by_the_minute=True).bucket == "hour"
 
 
-def test_only_the_last_prices_where_they_are_many() -> None:
+def test_only_the_last_prices_where_they_are_many(milk: Milk) -> None:
     """Nothing is summed up for the others."""
-    store = shop((1, NOON), (2, NOON + MINUTE), (3, NOON + 2 * MINUTE))
-    prices = asyncio.run(read(store, "milk", most=2))
+    milk.costs((1, NOON), (2, NOON + MINUTE), (3, NOON + 2 * MINUTE))
+    prices = milk.run(read(milk.store, "milk", most=2))
     assert prices is not None
     assert [one.price for one in prices.prices] == [2, 3]
 
 
-def test_a_course_has_a_length_whatever_is_known() -> None:
+def test_a_course_has_a_length_whatever_is_known(milk: Milk) -> None:
     """A price of just now, one of the future, none and nothing sold: an hour."""
-    for store in (shop((300, NOON)), shop((300, NOON + DAY))):
-        assert sold(store, NOON) == SalesOverTime(NOON - HOUR, NOON, "hour", ())
-        assert sold(store, NOON, NOON + 9 * DAY).start == NOON - HOUR
-    store = FakeStore()
-    store.collections["products"]["milk"] = {"_id": "milk", "price": 7}
-    assert sold(store, NOON) == SalesOverTime(NOON - HOUR, NOON, "hour", ())
-    store = shop(bought=((NOON - 2 * HOUR, 5),))
-    store.collections["products"]["milk"] = {"_id": "milk", "price": 7}
+    for at in (NOON, NOON + DAY):
+        milk.costs((300, at))
+        assert milk.sold(NOON) == SalesOverTime(NOON - HOUR, NOON, "hour", ())
+        assert milk.sold(NOON, NOON + 9 * DAY).start == NOON - HOUR
+    milk.costs()
+    milk.put({"_id": "milk", "price": 7})
+    assert milk.sold(NOON) == SalesOverTime(NOON - HOUR, NOON, "hour", ())
+    milk.costs(bought=((NOON - 2 * HOUR, 5),))
+    milk.put({"_id": "milk", "price": 7})
     day = NOON.replace(hour=0)
-    assert sold(store, NOON) == SalesOverTime(day, NOON, "hour", (Sold(NOON - 2 * HOUR, 5, 500),))
+    assert milk.sold(NOON) == SalesOverTime(day, NOON, "hour", (Sold(NOON - 2 * HOUR, 5, 500),))
 
 
 def test_the_first_period_of_all_time_is_one() -> None:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from datetime import datetime, timedelta, timezone
+from datetime import datetime
 from typing import Any
 
 import pytest
 from aiokafka.errors import KafkaError
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pymongo.database import Database
 
 from faust_batches import Outage
 from shopflow.errors import PartitionLost, Unavailable
@@ -21,18 +21,28 @@ from shopflow.shop import stock
 from shopflow.shop.announcements import ALERTS
 from shopflow.shop.stock import AlertLog, Watch, alert_id, left_of
 from shopflow.store.types import Document, PartitionSales
-from tests.support.fakes import FakeRecord, FakeStore
+from tests.conftest import Run
+from tests.support.documents import DIRECT, HOUR, MINUTE, NOON, kafka, product, purchase
+from tests.support.fakes import FakeRecord
+from tests.support.stores import ObservedStore
 
 #: When the product is stocked: in the middle of an hour.
-NOON = datetime(2026, 5, 1, 12, 30, tzinfo=timezone.utc)
+HALF_PAST = NOON + 30 * MINUTE
 TOPIC = "shop.products"
 
 
-class Shop:
-    """A store, the topic of the alerts, and a worker that may be killed at any time."""
+class Stockroom:
+    """A product in MongoDB, the topic of the alerts, and a worker that may be killed at any time."""
 
-    def __init__(self) -> None:
-        self.store = FakeStore()
+    def __init__(self, store: ObservedStore, database: Database[Document], run: Run) -> None:
+        self.store, self.database, self.run = store, database, run
+        self.empty()
+
+    def empty(self) -> None:
+        """Nothing was ever offered, sold or published."""
+        for name in ("products", "purchases", "sales", "alerts"):
+            self.database[name].delete_many({})
+        self.store.away(0)
         self.published: list[tuple[int, Document]] = []
         self.owned = [0, 1]
         self.lease_valid = True
@@ -40,18 +50,20 @@ class Shop:
         self.faults: list[str] = []
         self.before_send: Callable[[], None] = lambda: None
         self.bought = 0
-        self.sold: dict[datetime, int] = {}
+        #: Purchases that are written before anybody looks.
+        self.unwritten: list[Document] = []
+        self.units: dict[datetime, int] = {}
         self.start()
 
     def start(self) -> None:
         """A new worker: nothing is remembered."""
         self.log = AlertLog("shop.alerts", TOPIC, self._publish, self._read)
         self.watch = Watch(
-            self.store,
+            self.store,  # type: ignore[arg-type]
             self.log,
             lambda: self.owned,
             lambda: self.lease_valid,
-            now=lambda: NOON,
+            now=lambda: HALF_PAST,
             outages={name: Outage(name) for name in ("MongoDB", "Kafka")},
         )
 
@@ -70,44 +82,58 @@ class Shop:
         self.before_send()
         return [FakeRecord(None, b"not ours"), FakeRecord(None, None), *found]
 
-    def offer(self, units: int | None, limit: int | None = None, at: datetime = NOON, partition: int = 1) -> Document:
-        """A stocking of the product."""
-        source = {"origin": "kafka", "topic": TOPIC, "partition": partition, "offset": 0}
-        product = {"_id": "milk", "name": "Milk", "price": 1, "updated_at": at, "source": source}
-        product |= {} if units is None else {"stock": units}
-        product |= {} if limit is None else {"stock_limit": limit}
-        self.store.collections["products"]["milk"] = product
-        return product
+    def offer(
+        self,
+        units: Any,
+        limit: int | None = None,
+        at: datetime = HALF_PAST,
+        *,
+        name: str = "milk",
+        source: Document | None = None,
+    ) -> Document:
+        """A stocking of the product; None: it carries no stock."""
+        given = {"stock": units, "stock_limit": limit}
+        fields = {field: value for field, value in given.items() if value is not None}
+        made = product(1, at, source or kafka(0, 1, TOPIC), name, **fields)
+        self.database.products.replace_one({"_id": name}, made, upsert=True)
+        return made
 
-    def sell(self, units: int, at: datetime = NOON, origin: str = "kafka") -> None:
+    def sell(self, units: int, at: datetime = HALF_PAST, source: Document | None = None) -> None:
         """A purchase, whose sales are not there yet."""
         self.bought += 1
-        self.store.collections["purchases"][str(self.bought)] = {
-            "product_id": "milk", "quantity": units, "value": units, "purchased_at": at, "source": {"origin": origin},
-        }  # fmt: skip
-        if origin == "kafka":
+        source = source or kafka(self.bought)
+        self.unwritten.append(purchase(f"p{self.bought}", source, quantity=units, value=units, purchased_at=at))
+        if source != DIRECT:
             hour = at.replace(minute=0)
-            self.sold[hour] = self.sold.get(hour, 0) + units
+            self.units[hour] = self.units.get(hour, 0) + units
 
     def mirror(self, most: int | None = None) -> None:
-        """The sales are there, or only the first so many rows: the total is the last, as `mirror.Mirror` writes it."""
+        """The sales are there, or only the first so many rows: the total is the last, as `Mirror` writes it."""
         rows = [
-            PartitionSales("hour", hour, "milk", 1, units, 1, (0, self.bought)) for hour, units in self.sold.items()
+            PartitionSales("hour", hour, "milk", 1, units, 1, (0, self.bought)) for hour, units in self.units.items()
         ]
-        rows.append(PartitionSales("total", None, "milk", 1, sum(self.sold.values()), 1, (0, self.bought)))
-        for row in rows[:most]:
-            self._put(row)
+        days: dict[datetime, int] = {}
+        for hour, units in self.units.items():
+            day = hour.replace(hour=0)
+            days[day] = days.get(day, 0) + units
+        rows += [PartitionSales("day", day, "milk", 1, units, 1, (0, self.bought)) for day, units in days.items()]
+        rows.append(PartitionSales("total", None, "milk", 1, sum(self.units.values()), 1, (0, self.bought)))
+        self.run(self.store.put_sales(0, rows[:most]))
 
-    def _put(self, sale: PartitionSales) -> None:
-        asyncio.run(self.store.put_sales(0, [sale]))
+    def _write(self) -> None:
+        if self.unwritten:
+            self.database.purchases.insert_many(self.unwritten)
+            self.unwritten = []
 
     def check(self) -> None:
         """A round; what fails is left to a later one."""
-        asyncio.run(self.watch.check_products())
+        self._write()
+        self.run(self.watch.check_products())
 
     def left(self) -> dict[str, int]:
         """What is left."""
-        return asyncio.run(left_of(self.store, list(self.store.collections["products"].values())))
+        self._write()
+        return self.run(left_of(self.store, list(self.database.products.find())))  # type: ignore[arg-type]
 
     @property
     def ids(self) -> list[str]:
@@ -116,12 +142,12 @@ class Shop:
 
 
 @pytest.fixture
-def shop() -> Shop:
+def shop(store: ObservedStore, database: Database[Document], run: Run) -> Stockroom:
     """A shop that sold nothing."""
-    return Shop()
+    return Stockroom(store, database, run)
 
 
-def test_the_alert_comes_when_the_limit_is_reached_and_not_again(shop: Shop) -> None:
+def test_the_alert_comes_when_the_limit_is_reached_and_not_again(shop: Stockroom) -> None:
     """With all that who orders needs; the document says the same, with the partition of the product."""
     product = shop.offer(10, 3)
     for _ in range(7):
@@ -140,30 +166,29 @@ def test_the_alert_comes_when_the_limit_is_reached_and_not_again(shop: Shop) -> 
     shop.mirror()
     shop.check()
     assert len(shop.published) == 1
-    (document,) = shop.store.collections["alerts"].values()
-    assert [document] == ALERTS.documents([FakeRecord(None, json.dumps(expected).encode())])
+    assert list(shop.database.alerts.find()) == ALERTS.documents([FakeRecord(None, json.dumps(expected).encode())])
 
 
-def test_what_was_bought_before_the_stocking_does_not_count(shop: Shop) -> None:
+def test_what_was_bought_before_the_stocking_does_not_count(shop: Stockroom) -> None:
     """Not even in the same hour; what comes late counts, if it was bought after it."""
     shop.offer(10)
-    shop.sell(8, NOON - timedelta(minutes=1))
-    shop.sell(8, NOON - timedelta(hours=1))
-    shop.sell(9, NOON, origin="direct")
-    shop.sell(9, NOON - timedelta(minutes=1), origin="direct")
-    shop.sell(4, NOON + timedelta(hours=30))
-    shop.sell(5, NOON)
+    shop.sell(8, HALF_PAST - MINUTE)
+    shop.sell(8, HALF_PAST - HOUR)
+    shop.sell(9, HALF_PAST, source=DIRECT)
+    shop.sell(9, HALF_PAST - MINUTE, source=DIRECT)
+    shop.sell(4, HALF_PAST + 30 * HOUR)
+    shop.sell(5, HALF_PAST)
     shop.mirror()
     shop.check()
     assert (shop.left(), shop.published) == ({"milk": 1}, [])
-    shop.sell(2, NOON + timedelta(minutes=5))
+    shop.sell(2, HALF_PAST + 5 * MINUTE)
     shop.mirror()
     shop.check()
     assert shop.left() == {"milk": -1}  # sold more than there was
     assert [event["left"] for _, event in shop.published] == [-1]
 
 
-def test_nothing_is_asked_of_products_that_were_not_sold_since(shop: Shop) -> None:
+def test_nothing_is_asked_of_products_that_were_not_sold_since(shop: Stockroom) -> None:
     """A round of them costs two requests."""
     shop.offer(10)
     shop.sell(1)
@@ -174,10 +199,10 @@ def test_nothing_is_asked_of_products_that_were_not_sold_since(shop: Shop) -> No
     assert shop.store.calls == ["stocked", "sold_ever"]
 
 
-def test_purchases_before_the_stocking_are_looked_through_only_when_they_may_decide(shop: Shop) -> None:
+def test_purchases_before_the_stocking_are_looked_through_only_when_they_may_decide(shop: Stockroom) -> None:
     """They may be many."""
     shop.offer(10)
-    shop.sell(10, NOON - timedelta(minutes=1))
+    shop.sell(10, HALF_PAST - MINUTE)
     for times in (1, 1, 1):
         shop.sell(1)
         shop.mirror()
@@ -187,34 +212,33 @@ def test_purchases_before_the_stocking_are_looked_through_only_when_they_may_dec
 
 
 @pytest.mark.parametrize("units", [None, "12", 1.5, True])
-def test_a_product_without_a_stock_has_none(shop: Shop, units: Any) -> None:
+def test_a_product_without_a_stock_has_none(shop: Stockroom, units: Any) -> None:
     """Also if another program wrote something else there."""
     shop.offer(units)
     shop.check()
     assert (shop.left(), shop.published) == ({}, [])
 
 
-def test_each_stocking_has_an_alert_of_its_own(shop: Shop) -> None:
+def test_each_stocking_has_an_alert_of_its_own(shop: Stockroom) -> None:
     """Also an empty one, which is at its limit at once; and none when the product carries no stock any more."""
     for hours in range(3):
-        shop.offer(0, at=NOON + timedelta(hours=hours))
+        shop.offer(0, at=HALF_PAST + hours * HOUR)
         shop.check()
         shop.check()
-    shop.offer(None, at=NOON + timedelta(hours=4))
+    shop.offer(None, at=HALF_PAST + 4 * HOUR)
     shop.check()
     assert len(set(shop.ids)) == len(shop.ids) == 3
 
 
-def test_another_workers_products_are_left_to_it(shop: Shop) -> None:
+def test_another_workers_products_are_left_to_it(shop: Stockroom) -> None:
     """And those that did not come through Kafka: nobody owns their partition."""
-    shop.offer(0, partition=2)
-    shop.check()
-    shop.offer(0)["source"] = {"origin": "direct"}
-    shop.check()
+    for source in (kafka(0, 2, TOPIC), kafka(0, 1, "other.products"), DIRECT):
+        shop.offer(0, source=source)
+        shop.check()
     assert shop.published == []
 
 
-def test_who_may_have_lost_the_partition_sends_nothing(shop: Shop) -> None:
+def test_who_may_have_lost_the_partition_sends_nothing(shop: Stockroom) -> None:
     """It slept, or there was a rebalance between looking in the topic and sending."""
 
     def forget() -> None:
@@ -238,34 +262,30 @@ def test_who_may_have_lost_the_partition_sends_nothing(shop: Shop) -> None:
     assert len(shop.published) == 1
 
 
-def test_more_products_than_a_round_takes_are_looked_at_in_turns(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_products_than_a_round_takes_are_looked_at_in_turns(
+    shop: Stockroom, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """All of them, and each again when it changes."""
     monkeypatch.setattr(stock, "AT_ONCE", 2)
     names = [f"p{number}" for number in range(5)]
-    for name in names:
-        shop.store.collections["products"][name] = {**shop.offer(0), "_id": name}
-    del shop.store.collections["products"]["milk"]
-    for _ in range(3):
-        shop.check()
-    assert sorted(event["product_id"] for _, event in shop.published) == names
-    for name in names:
-        shop.store.collections["products"][name] = {**shop.offer(0, at=NOON + timedelta(hours=1)), "_id": name}
-    del shop.store.collections["products"]["milk"]
-    for _ in range(3):
-        shop.check()
-    assert Counter(event["product_id"] for _, event in shop.published) == dict.fromkeys(names, 2)
+    for times in (1, 2):
+        for name in names:
+            shop.offer(0, at=HALF_PAST + times * HOUR, name=name)
+        for _ in range(3):
+            shop.check()
+        assert Counter(event["product_id"] for _, event in shop.published) == dict.fromkeys(names, times)
 
 
-class Story(Shop):
+class Story(Stockroom):
     """A shop to which things happen; it knows what is left from what was bought alone."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def empty(self) -> None:
+        super().empty()
         self.purchases: list[tuple[int, datetime]] = []
         self.stocking(9, 0)
 
     def stocking(self, units: int, number: int) -> None:
-        self.product = self.offer(units, 2, NOON + timedelta(minutes=10 * number))
+        self.product = self.offer(units, 2, HALF_PAST + 10 * number * MINUTE)
 
     def truly_left(self) -> int:
         since = self.product["updated_at"]
@@ -275,7 +295,7 @@ class Story(Shop):
         """Do the named step."""
         with suppress(Unavailable, PartitionLost):  # half done
             if name == "sell":
-                self.purchases.append((values[0], NOON + timedelta(minutes=values[1])))
+                self.purchases.append((values[0], HALF_PAST + values[1] * MINUTE))
                 self.sell(*self.purchases[-1])
             elif name in {"lost", "unacknowledged"}:
                 self.faults.append(name)
@@ -293,7 +313,7 @@ class Story(Shop):
         self.watch.forget()
 
     def counted_anew(self) -> None:
-        self.store.parts.clear()
+        self.run(self.store.clear_sales())
 
     def away(self, calls: int) -> None:
         self.store.away(calls)
@@ -302,7 +322,9 @@ class Story(Shop):
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("sell"), st.integers(1, 4), st.integers(-90, 200)),
-        st.sampled_from([("mirror",), ("mirror", 1), ("looked",), ("start",), ("rebalanced",), ("counted_anew",)]),
+        st.sampled_from(
+            [("mirror",), ("mirror", 1), ("mirror", 2), ("looked",), ("start",), ("rebalanced",), ("counted_anew",)]
+        ),
         st.sampled_from([("lost",), ("unacknowledged",), ("away", 1), ("away", 2), ("away", 4)]),
         st.tuples(st.just("stocking"), st.integers(0, 12)),
     ),
@@ -310,11 +332,18 @@ STEPS = st.lists(
 )
 
 
-@settings(deadline=None)
-@given(STEPS)
-def test_each_stocking_alerts_at_most_once_and_the_last_if_it_must(steps: list[tuple[Any, ...]]) -> None:
+@pytest.fixture
+def story(store: ObservedStore, database: Database[Document], run: Run) -> Story:
+    """A shop for several stories, one after the other."""
+    return Story(store, database, run)
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=STEPS)
+def test_each_stocking_alerts_at_most_once_and_the_last_if_it_must(story: Story, steps: list[tuple[Any, ...]]) -> None:
     """Whatever is sold, late or early, and wherever a worker is killed; no alert comes too early."""
-    shop = Story()
+    shop = story
+    shop.empty()
     newest = 0
     for name, *values in steps:
         if name == "stocking":
@@ -327,5 +356,5 @@ def test_each_stocking_alerts_at_most_once_and_the_last_if_it_must(steps: list[t
     shop.looked()
     assert max(Counter(shop.ids).values(), default=1) == 1
     assert (alert_id(shop.product) in shop.ids) == (shop.truly_left() <= 2)
-    assert set(shop.ids) <= set(shop.store.collections["alerts"])
+    assert set(shop.ids) <= {one["_id"] for one in shop.database.alerts.find()}
     assert shop.left() == {"milk": shop.truly_left()}

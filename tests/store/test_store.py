@@ -24,7 +24,7 @@ from shopflow.store.connection import Patient
 from shopflow.store.errors import MAX_DOCUMENT_BYTES, documents_errors, translated, unencodable, written
 from shopflow.store.purchases import most_bytes
 from shopflow.store.rules import duplicates, newest, no_price_document, outdoes, price_document, removals, replacement
-from shopflow.store.types import Deletion, Document, PriceHistory, Totals, milliseconds
+from shopflow.store.types import Deletion, Document, PriceHistory, milliseconds
 from tests.support.documents import DIRECT, MINUTE, NOON, customer, kafka, product, purchase
 from tests.support.fakes import FakeStore
 
@@ -482,10 +482,10 @@ def test_a_batch_asks_until_mongodb_answers(monkeypatch: pytest.MonkeyPatch) -> 
 
     async def scenario() -> list[Any]:
         store.away(3)
-        return [await ask(batch, store.totals) for _ in range(2)]
+        return [await ask(batch, lambda: store.purchase_prices({"p1"})) for _ in range(2)]
 
-    assert asyncio.run(scenario()) == [Totals(), Totals()]
-    assert store.calls == ["prepare", "totals", "totals"]
+    assert asyncio.run(scenario()) == [{}, {}]
+    assert store.calls == ["prepare", "purchase_prices", "purchase_prices"]
     assert outage.failures == 3
     assert outage.seconds is None
 
@@ -518,7 +518,7 @@ def test_a_batch_that_lost_its_partition_asks_no_more() -> None:
 
     store.prepare = prepare  # type: ignore[method-assign]
     with pytest.raises(PartitionLost):
-        asyncio.run(Patient(store, Outage("MongoDB"))(batch, store.totals))  # type: ignore[arg-type]
+        asyncio.run(Patient(store, Outage("MongoDB"))(batch, lambda: store.purchase_prices({"p1"})))  # type: ignore[arg-type]
 
     async def refuses() -> None:
         raise Refused("another index")
@@ -526,5 +526,5 @@ def test_a_batch_that_lost_its_partition_asks_no_more() -> None:
     store.prepare = refuses  # type: ignore[method-assign]
     batch.lost = False
     with pytest.raises(Refused):
-        asyncio.run(Patient(store, Outage("MongoDB"))(batch, store.totals))  # type: ignore[arg-type]
+        asyncio.run(Patient(store, Outage("MongoDB"))(batch, lambda: store.purchase_prices({"p1"})))  # type: ignore[arg-type]
     assert store.calls == []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -16,21 +16,19 @@ from aiokafka import TopicPartition
 from aiokafka.errors import ProducerFenced
 
 from faust_batches import testing
-from shopflow.errors import Unavailable
 from shopflow.kafka import connection
 from shopflow.shop.layout import Layout
-from shopflow.store.rules import differs, newest, no_price_document, outdoes, price_document, sale_id, when
+from shopflow.store.rules import differs, newest, no_price_document, outdoes, price_document, sale_id
 from shopflow.store.types import (
     Deletion,
     Document,
     Inserted,
     PartitionSales,
     PriceHistory,
-    Sold,
-    Span,
-    Totals,
     milliseconds,
 )
+
+from .stores import Interrupted
 
 
 def layout(partitions: int) -> Layout:
@@ -51,39 +49,24 @@ def layout(partitions: int) -> Layout:
     )
 
 
-class FakeStore:
-    """`MongoStore` in memory, by the same rules. What goes in and what comes out are copies."""
+class FakeStore(Interrupted):
+    """What a batch asks of `MongoStore`, in memory, by the same rules. What goes in and what comes out are copies.
+
+    Sums, pages and sales are asked of MongoDB (the fixture `store`). tests/contract compares the two.
+    """
 
     def __init__(self) -> None:
+        super().__init__()
         self.collections: dict[str, dict[str, Document]] = {
-            name: {} for name in ("products", "customers", "purchases", "prices", "vouchers", "alerts")
+            name: {} for name in ("products", "customers", "purchases", "prices", "vouchers")
         }
         self.parts: dict[str, dict[int, PartitionSales]] = {}
         self.positions: dict[int, tuple[int, int]] = {}
-        self.calls: list[str] = []
-        self._away = 0
-        self.page_size = 2
         #: Why a purchase, product or customer is refused; None: it is not.
         self.refuses: Callable[[Document], str | None] = lambda document: None
 
-    def away(self, calls: int) -> None:
-        """Be away for the next so many calls."""
-        self._away = calls
-
-    def _called(self, name: str) -> None:
-        if self._away > 0:
-            self._away -= 1
-            raise Unavailable("MongoDB", "away")
-        self.calls.append(name)
-
     async def prepare(self) -> None:
         self._called("prepare")
-
-    async def ping(self) -> None:
-        self._called("ping")
-
-    async def close(self) -> None:
-        return
 
     async def insert_purchases(self, documents: Sequence[Document]) -> Inserted:
         self._called("insert_purchases")
@@ -167,28 +150,6 @@ class FakeStore:
             if stored[document["_id"]].get("source") != document["source"]
         )
 
-    async def vouchers(
-        self, customer_id: str | None = None, limit: int | None = None
-    ) -> AsyncGenerator[Document, None]:
-        self._called("vouchers")
-        found = [one for one in self.collections["vouchers"].values() if customer_id in (None, one.get("customer_id"))]
-        found.sort(key=itemgetter("_id"))
-        found.sort(key=itemgetter("issued_at"), reverse=True)
-        for document in found[:limit]:
-            yield deepcopy(document)
-
-    async def buyers(self) -> AsyncIterator[Document]:
-        self._called("buyers")
-        fields = ("customer_id", "product_id", "value", "purchased_at", "source")
-        for document in sorted(self._from_kafka(), key=itemgetter("customer_id")):
-            yield {name: deepcopy(document[name]) for name in fields}
-
-    async def registrations(self) -> AsyncIterator[Document]:
-        self._called("registrations")
-        for document in list(self.collections["customers"].values()):
-            if (document.get("source") or {}).get("origin") == "kafka":
-                yield {name: document[name] for name in ("_id", "city", "registered_at") if name in document}
-
     async def price_history(self, product_ids: Collection[str]) -> dict[str, PriceHistory]:
         self._called("price_history")
         prices: dict[str, list[tuple[Any, int | None]]] = {}
@@ -200,110 +161,10 @@ class FakeStore:
                 prices[name] = [(datetime.min.replace(tzinfo=timezone.utc), product["price"])]
         return {name: PriceHistory(tuple(sorted(known, key=itemgetter(0)))) for name, known in prices.items()}
 
-    async def units_over_time(
-        self, product_id: str, since: datetime | None, until: datetime | None, bucket: str
-    ) -> list[Sold]:
-        self._called("units_over_time")
-        kept = {"minute": 2, "hour": 1, "day": 0}[bucket]
-        cut: dict[str, Any] = dict.fromkeys(("hour", "minute", "second", "microsecond")[kept:], 0)
-        sums: dict[datetime, list[Document]] = {}
-        for one in self._bought(product_id, (since, until)):
-            sums.setdefault(one["purchased_at"].replace(**cut), []).append(one)
-        return [_sold(start, bought) for start, bought in sorted(sums.items(), key=itemgetter(0))]
-
-    async def units_in(self, product_id: str, spans: Sequence[Span]) -> list[Sold]:
-        self._called("units_in")
-        return [_sold(span[0], self._bought(product_id, span)) for span in spans]
-
-    def _bought(self, product_id: str, span: Span) -> list[Document]:
-        since, until = (time and milliseconds(time) for time in span)
-        return [
-            one
-            for one in self.collections["purchases"].values()
-            if one["product_id"] == product_id and isinstance(time := one.get("purchased_at"), datetime)
-            if (since is None or time >= since) and (until is None or time < until)
-        ]
-
-    async def products(self) -> list[Document]:
-        self._called("products")
-        found = deepcopy(list(self.collections["products"].values()))
-        return sorted(found, key=lambda one: (str(one.get("name", "")), one["_id"]))
-
-    async def customer_ids(self, limit: int) -> list[str]:
-        self._called("customer_ids")
-        return sorted(self.collections["customers"])[: max(0, limit)]
-
-    async def products_after(self, after: str, limit: int) -> list[Document]:
-        self._called("products_after")
-        stored = self.collections["products"]
-        return [deepcopy(stored[name]) for name in sorted(stored) if name > after][: max(0, limit)]
-
-    async def purchases_after(self, customer_id: str, after: tuple[datetime, str] | None, limit: int) -> list[Document]:
-        self._called("purchases_after")
-        order = itemgetter("purchased_at", "_id")
-        found = [one for one in self.collections["purchases"].values() if one["customer_id"] == customer_id]
-        behind = [one for one in sorted(found, key=order) if after is None or order(one) > after]
-        return deepcopy(behind[: max(0, limit)])
-
-    async def customers(self, limit: int | None = None) -> AsyncIterator[Document]:
-        self._called("customers")
-        for name in sorted(self.collections["customers"])[: None if limit is None else max(0, limit)]:
-            bought = [self._named(one) for one in self.collections["purchases"].values() if one["customer_id"] == name]
-            yield {**deepcopy(self.collections["customers"][name]), "purchases": sorted(bought, key=when)}
-
-    def _named(self, purchase: Document) -> Document:
-        product = self.collections["products"].get(str(purchase.get("product_id")), {})
-        return {**deepcopy(purchase), "product_name": product.get("name")}
-
-    def _from_kafka(self) -> list[Document]:
-        return [
-            one for one in self.collections["purchases"].values() if (one.get("source") or {}).get("origin") == "kafka"
-        ]
-
-    async def totals(self) -> Totals:
-        self._called("totals")
-        found = self._from_kafka()
-        items, spent = sum(one["quantity"] for one in found), sum(one["value"] for one in found)
-        return Totals(len(found), items, spent, len({one["customer_id"] for one in found}))
-
-    async def sold(self) -> AsyncIterator[tuple[str, int, int, int]]:
-        async for sums in self._sums_by("sold", "product_id"):
-            yield sums
-
-    async def counts(self) -> AsyncIterator[tuple[str, int, int, int]]:
-        async for sums in self._sums_by("counts", "customer_id"):
-            yield sums
-
-    async def _sums_by(self, call: str, name: str) -> AsyncIterator[tuple[str, int, int, int]]:
-        self._called(call)
-        sums: dict[str, list[int]] = {}
-        for one in self._from_kafka():
-            mine = sums.setdefault(one[name], [0, 0, 0])
-            for index, number in enumerate((1, one["quantity"], one["value"])):
-                mine[index] += number
-        for key, (purchases, items, spent) in sums.items():
-            yield key, purchases, items, spent
-
-    async def registered(self, customer_ids: Collection[str]) -> set[str]:
-        self._called("registered")
-        return set(customer_ids) & set(self.collections["customers"])
-
-    async def last_purchases(self, customer_id: str, limit: int) -> list[Document]:
-        self._called("last_purchases")
-        found = [each for each in self.collections["purchases"].values() if each["customer_id"] == customer_id]
-        return [self._named(one) for one in sorted(found, key=when, reverse=True)][:limit]
-
     async def documents(self, collection: str, ids: Collection[str]) -> dict[str, Document]:
         self._called("documents")
         stored = self.collections[collection]
         return {name: deepcopy(stored[name]) for name in ids if name in stored}
-
-    async def sources(self, collection: str) -> AsyncIterator[tuple[str, Document]]:
-        self._called("sources")
-        for name, document in list(self.collections[collection].items()):
-            source = document.get("source")
-            if isinstance(source, dict) and source.get("origin") == "kafka":
-                yield name, deepcopy(source)
 
     async def put_sales(self, partition: int, sales: Sequence[PartitionSales]) -> None:
         self._called("put_sales")
@@ -319,87 +180,6 @@ class FakeStore:
     async def reached_sales(self, partition: int, position: tuple[int, int]) -> None:
         self._called("reached_sales")
         self.positions[partition] = max(position, self.positions.get(partition, (-1, -1)))
-
-    async def sales(self, period: str, since: datetime | None = None) -> AsyncIterator[Document]:
-        self._called("sales")
-        found = []
-        for parts in self.parts.values():
-            sale = next(iter(parts.values()))
-            if sale.period == period and (since is None or (sale.start is not None and sale.start >= since)):
-                sums = {
-                    name: sum(getattr(part, name) for part in parts.values())
-                    for name in ("purchases", "units", "revenue")
-                }
-                found.append({"product_id": sale.product_id, "period": period, "start": sale.start, **sums})
-        for document in sorted(found, key=lambda document: str(document["start"])):
-            yield document
-
-    async def best_sellers(self, period: str, start: datetime | None, limit: int) -> list[Document]:
-        found = [document async for document in self.sales(period) if document["start"] == start]
-        return sorted(found, key=lambda document: (-document["units"], document["product_id"]))[:limit]
-
-    async def clear_sales(self) -> None:
-        self._called("clear_sales")
-        self.parts, self.positions = {}, {}
-
-    def _sales(self, product_id: str, period: str) -> list[PartitionSales]:
-        every = [part for parts in self.parts.values() for part in parts.values()]
-        return [part for part in every if (part.product_id, part.period) == (product_id, period)]
-
-    async def sold_ever(self, product_ids: Collection[str]) -> dict[str, int]:
-        self._called("sold_ever")
-        found = {name: self._sales(name, "total") for name in product_ids}
-        return {name: sum(part.units for part in parts) for name, parts in found.items() if parts}
-
-    async def sold_from(self, product_id: str, hour: datetime) -> int:
-        self._called("sold_from")
-        return sum(part.units for part in self._sales(product_id, "hour") if part.start and part.start >= hour)
-
-    async def units_from_kafka(self, product_id: str, since: datetime, until: datetime) -> int:
-        self._called("units_from_kafka")
-        bought = self._bought(product_id, (since, until))
-        return sum(one["quantity"] for one in bought if (one.get("source") or {}).get("origin") == "kafka")
-
-    async def stocked(self, topic: str, partitions: Collection[int], after: str, limit: int) -> list[Document]:
-        self._called("stocked")
-        found = []
-        for name, product in sorted(self.collections["products"].items()):
-            source = product.get("source") or {}
-            ours = source.get("topic") == topic and source.get("partition") in partitions
-            if name > after and ours and isinstance(stock := product.get("stock"), int) and stock >= 0:
-                found.append(deepcopy(product))
-        return found[:limit]
-
-    async def insert_alert(self, document: Document) -> Document:
-        self._called("insert_alert")
-        return deepcopy(self.collections["alerts"].setdefault(document["_id"], _as_stored(document)))
-
-    async def restore(self, collection: str, documents: Sequence[Document]) -> None:
-        self._called("restore")
-        for document in documents:
-            self.collections[collection].setdefault(document["_id"], {}).update(_as_stored(document))
-
-    async def alerts(self, limit: int) -> list[Document]:
-        self._called("alerts")
-        found = sorted(self.collections["alerts"].values(), key=itemgetter("_id"))
-        found.sort(key=itemgetter("at"), reverse=True)
-        return deepcopy(found[:limit])
-
-    async def pages(self, collection: str, after: str = "") -> AsyncIterator[list[Document]]:
-        stored = self.collections[collection]
-        names = sorted(name for name in stored if isinstance(name, str) and name > after)
-        for start in range(0, max(1, len(names)), self.page_size):
-            self._called("pages")
-            if page := [deepcopy(stored[name]) for name in names[start : start + self.page_size]]:
-                yield page
-
-    async def sizes(self) -> dict[str, int]:
-        self._called("sizes")
-        return {name: len(self.collections[name]) for name in ("products", "customers", "purchases", "prices")}
-
-
-def _sold(since: datetime | None, purchases: Sequence[Document]) -> Sold:
-    return Sold(since, sum(one["quantity"] for one in purchases), sum(one["value"] for one in purchases))
 
 
 def _as_stored(document: Document) -> Document:

@@ -18,17 +18,20 @@ from shopflow.web.access import Refusal
 from shopflow.web.page import charts, product, snapshot
 from shopflow.web.page import views as page
 from shopflow.web.page.warnings import Learned, ShopState
-from tests.support.fakes import FakeStore
+from tests.conftest import Run
+from tests.support.documents import voucher
+from tests.support.stores import ByHand, ObservedStore
 from tests.web.test_warnings import AT, WELL, replace
 
 NOW = datetime.now(timezone.utc)
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&"
 
 
-class Workers:
-    """What the workers answer about a customer's counts."""
+class Visitor:
+    """Somebody who looks at the page, and what the workers answer about a customer's counts."""
 
-    def __init__(self) -> None:
+    def __init__(self, run: Run) -> None:
+        self.run = run
         self.answer: dict[str, int] | Exception | None = None
         self.asked: list[str] = []
 
@@ -38,24 +41,39 @@ class Workers:
             raise self.answer
         return self.answer
 
+    def fetched(self, handler: Callable[[Any], Awaitable[tuple[int, Any]]], **query: str) -> tuple[int, Any]:
+        """Status and body of what the page's script fetches."""
+        status, body = self.run(handler(SimpleNamespace(query=query)))
+        return status, msgspec.json.decode(msgspec.json.encode(body))
+
+    def index(self, customer: str | None = None, **query: str) -> tuple[str, dict[str, str]]:
+        """GET /"""
+        request = SimpleNamespace(query=query if customer is None else {"customer": customer, **query})
+        answer: tuple[str, dict[str, str]] = self.run(page.index.get(WEB, request))
+        return answer
+
+    def problems(self, customer: str) -> list[str]:
+        """What the page says of a customer."""
+        return re.findall('<p class="problem">(.*?)</p>', self.index(customer)[0])
+
+
+WEB = SimpleNamespace(html=lambda body, headers: (body, headers))
+
 
 @pytest.fixture
-def workers(monkeypatch: pytest.MonkeyPatch) -> Workers:
-    """A shop that is well, with an empty MongoDB."""
-    made = Workers()
+def visitor(monkeypatch: pytest.MonkeyPatch, store: ObservedStore, by_hand: ByHand, run: Run) -> Visitor:
+    """Sees a shop that is well, with a voucher and a product."""
+    made = Visitor(run)
     sale = Sale(AT, "b", HOSTILE, HOSTILE, 1, 5)
     sold = {"product_id": HOSTILE, "units": 1, "revenue": 5}
-    store = FakeStore()
-    store.collections["vouchers"]["v"] = voucher = {
-        "_id": "v", "customer_id": HOSTILE, "rule": HOSTILE, "percent": 5, "text": HOSTILE, "issued_at": NOW,
-        "valid_until": NOW,
-    }  # fmt: skip
-    store.collections["products"][HOSTILE] = {"_id": HOSTILE, "name": HOSTILE, "price": 5}
+    given = voucher("v", customer=HOSTILE, at=NOW, worth={"percent": 5, "text": HOSTILE}, rule=HOSTILE)
+    by_hand.put("vouchers", given)
+    by_hand.put("products", {"_id": HOSTILE, "name": HOSTILE, "price": 5})
     seen = replace(
         WELL,
         board=Snapshot({}, [sale], [Bestseller(HOSTILE, 1, 5)]),
         products={HOSTILE: HOSTILE},
-        learned=Learned([sold], [sold], [voucher], [{"product_id": HOSTILE, "left": 1, "stock": 2, "at": NOW}]),
+        learned=Learned([sold], [sold], [given], [{"product_id": HOSTILE, "left": 1, "stock": 2, "at": NOW}]),
     )
 
     async def shop_state() -> ShopState:
@@ -69,68 +87,47 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> Workers:
     return made
 
 
-WEB = SimpleNamespace(html=lambda body, headers: (body, headers))
-
-
-def fetched(handler: Callable[[Any], Awaitable[tuple[int, Any]]], **query: str) -> tuple[int, Any]:
-    """Status and body of what the page's script fetches."""
-    status, body = asyncio.run(handler(SimpleNamespace(query=query)))
-    return status, msgspec.json.decode(msgspec.json.encode(body))
-
-
-def index(customer: str | None = None, **query: str) -> tuple[str, dict[str, str]]:
-    """GET /"""
-    request = SimpleNamespace(query=query if customer is None else {"customer": customer, **query})
-    answer: tuple[str, dict[str, str]] = asyncio.run(page.index.get(WEB, request))
-    return answer
-
-
-def problems(customer: str) -> list[str]:
-    """What the page says of a customer."""
-    return re.findall('<p class="problem">(.*?)</p>', index(customer)[0])
-
-
-def test_names_are_escaped_wherever_they_stand(workers: Workers) -> None:
+def test_names_are_escaped_wherever_they_stand(visitor: Visitor) -> None:
     """In cells, links, headings, and in the field that was filled in."""
-    workers.answer = {"purchases": 1, "items": 1, "spent": 5}
-    html, _ = index(HOSTILE, product=HOSTILE)
+    visitor.answer = {"purchases": 1, "items": 1, "spent": 5}
+    html, _ = visitor.index(HOSTILE, product=HOSTILE)
     assert "<img" not in html
     assert html.count("&lt;img src=x onerror=alert(1)&gt;&#34;&#39;&amp;") >= 17
     assert re.findall("<script[^>]*>", html)[-1] == '<script src="/page/static/page.js" defer>'
-    assert workers.asked == [HOSTILE]
+    assert visitor.asked == [HOSTILE]
 
 
-def test_a_product_is_shown_with_its_prices(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_product_is_shown_with_its_prices(visitor: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the page and in what its script fetches: the table is there without the extra; the chart is not."""
     for drawn in (True, False):
         monkeypatch.setattr(charts, "available", lambda drawn=drawn: drawn)
-        html, _ = index(product=HOSTILE)
+        html, _ = visitor.index(product=HOSTILE)
         assert 'data-table="prices"' in html
         assert ('id="product-chart"' in html) == drawn
-    assert 'data-table="prices"' not in index()[0]
-    found = fetched(page.data, product=HOSTILE)[1]
+    assert 'data-table="prices"' not in visitor.index()[0]
+    found = visitor.fetched(page.data, product=HOSTILE)[1]
     assert found["facts"]["Price now"] == "0,05 zł"
     assert [cell["text"] for cell in found["tables"]["prices"][0]][2:] == ["0,05 zł", "0", "0,00 zł", "-"]
-    assert fetched(page.course, product=HOSTILE)[1]["y0"] == [0.05]
-    assert "There is no product with this id." in index(product="tea")[0]
+    assert visitor.fetched(page.course, product=HOSTILE)[1]["y0"] == [0.05]
+    assert "There is no product with this id." in visitor.index(product="tea")[0]
 
 
-def test_a_products_chart_fetches_that_products_columns(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_products_chart_fetches_that_products_columns(visitor: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever its id is."""
     asked: list[tuple[str, bool]] = []
     monkeypatch.setattr(charts, "available", lambda: True)
     monkeypatch.setattr(charts, "product", lambda url, dark: asked.append((url, dark)) or {})
-    fetched(page.chart, product="a&b=/ ą", dark="1")
+    visitor.fetched(page.chart, product="a&b=/ ą", dark="1")
     assert asked == [("/page/course.json?product=a%26b%3D%2F%20%C4%85", True)]
 
 
 @pytest.mark.parametrize("drawn", [True, False])
 def test_the_policy_lets_only_the_workers_scripts_run(
-    drawn: bool, workers: Workers, monkeypatch: pytest.MonkeyPatch
+    drawn: bool, visitor: Visitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bokeh's styles are let in only where there are charts."""
     monkeypatch.setattr(charts, "available", lambda: drawn)
-    html, headers = index()
+    html, headers = visitor.index()
     assert "script-src 'self';" in headers["Content-Security-Policy"]
     assert ("'unsafe-inline'" in headers["Content-Security-Policy"]) == drawn
     assert ("bokeh.min.js" in html) == drawn
@@ -138,29 +135,31 @@ def test_the_policy_lets_only_the_workers_scripts_run(
     assert not re.findall(r"<script(?! src=)|<[^>]*\s(?:on\w+|style)=", html)
 
 
-def test_the_page_and_the_interfaces_page_link_to_each_other(workers: Workers) -> None:
-    assert 'href="/docs/"' in index()[0]
+def test_the_page_and_the_interfaces_page_link_to_each_other(visitor: Visitor) -> None:
+    assert 'href="/docs/"' in visitor.index()[0]
     assert 'href="/"' in (page.STATIC / "docs.html").read_text(encoding="utf-8")
 
 
-def test_no_customer_is_looked_for_unless_one_is_named(workers: Workers) -> None:
+def test_no_customer_is_looked_for_unless_one_is_named(visitor: Visitor) -> None:
     """Spaces around an id are somebody's copying."""
-    index()
-    index("  ")
-    assert workers.asked == []
-    index(" anna ")
-    assert workers.asked == ["anna"]
+    visitor.index()
+    visitor.index("  ")
+    assert visitor.asked == []
+    visitor.index(" anna ")
+    assert visitor.asked == ["anna"]
 
 
-def test_what_is_not_known_of_a_customer_is_said(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_known_of_a_customer_is_said(
+    visitor: Visitor, monkeypatch: pytest.MonkeyPatch, store: ObservedStore
+) -> None:
     """The counts and MongoDB each by itself; the page comes anyway."""
-    assert problems("nobody") == ["There is no customer with this id."]
-    assert problems("x" * 129) == ["A customer&#39;s id has at most 128 characters."]
-    workers.answer = Refusal(503, "the counts are being recovered")
-    assert problems("anna") == ["The counts are not known now: the counts are being recovered."]
-    workers.answer = Unavailable("http://h:1", "does not answer: refused")
-    page.store.away(2)  # type: ignore[attr-defined]
-    assert problems("anna") == [
+    assert visitor.problems("nobody") == ["There is no customer with this id."]
+    assert visitor.problems("x" * 129) == ["A customer&#39;s id has at most 128 characters."]
+    visitor.answer = Refusal(503, "the counts are being recovered")
+    assert visitor.problems("anna") == ["The counts are not known now: the counts are being recovered."]
+    visitor.answer = Unavailable("http://h:1", "does not answer: refused")
+    store.away(2)
+    assert visitor.problems("anna") == [
         "The counts are not known now: http://h:1: does not answer: refused.",
         "MongoDB does not answer: the customer&#39;s name and purchases are not known now.",
     ]
@@ -174,11 +173,11 @@ def test_only_the_pages_own_files_are_served(name: str) -> None:
     assert refused.value.status == 404
 
 
-def test_without_the_extra_there_are_no_charts_to_fetch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_there_are_no_charts_to_fetch(visitor: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Said in the shape of all errors."""
     monkeypatch.setattr(charts, "available", lambda: False)
     with pytest.raises(Refusal, match="`page`"):
-        fetched(page.chart)
+        visitor.fetched(page.chart)
     monkeypatch.setattr(charts, "script", lambda: None)
     with pytest.raises(Refusal, match="no such file"):
         asyncio.run(page.static.get(WEB, None, "bokeh.min.js"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from types import SimpleNamespace
 
 import msgspec
@@ -21,7 +21,9 @@ from shopflow.web import peers
 from shopflow.web.cached import Cached
 from shopflow.web.page import snapshot
 from shopflow.web.page.warnings import Report, WorkerState
-from tests.support.fakes import FakeStore
+from tests.conftest import Run
+from tests.support.documents import DAY, alert, voucher
+from tests.support.stores import ObservedStore
 from tests.web.test_warnings import report
 
 
@@ -98,31 +100,25 @@ def test_who_takes_long_has_a_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     asyncio.run(run())
 
 
-def test_what_sold_the_vouchers_and_the_alerts_come_from_mongodb(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_sold_the_vouchers_and_the_alerts_come_from_mongodb(
+    monkeypatch: pytest.MonkeyPatch, store: ObservedStore, run: Run
+) -> None:
     """Ever, and of the day that began at 0:00 UTC; bounded."""
-    store = FakeStore()
     day = datetime.now(timezone.utc).replace(hour=0, minute=0, second=0, microsecond=0)
     sales = [
         PartitionSales(period, start, f"p{number}", 1, number, 3 * number, (0, number))
-        for number in range(20)
-        for period, start in (("total", None), ("day", day - timedelta(days=number)))
+        for number in range(12)
+        for period, start in (("total", None), ("day", day - number * DAY))
     ]
-    given = {f"v{number}": {"_id": f"v{number}", "issued_at": day + timedelta(number)} for number in range(20)}
-    store.collections["vouchers"] = given
-    store.collections["alerts"] = {
-        f"a{number}": {"_id": f"a{number}", "at": day + timedelta(number)} for number in range(9)
-    }
+    run(store.put_sales(0, sales))
+    run(store.insert_vouchers([voucher(f"v{number}", at=day + number * DAY) for number in range(12)]))
+    run(store.restore("alerts", [alert(f"a{number}", 1, day + number * DAY) for number in range(9)]))
     monkeypatch.setattr(snapshot, "store", store)
-
-    async def run() -> None:
-        await store.put_sales(0, sales)
-        found = await snapshot._ask_learned()
-        assert [one["units"] for one in found.ever] == list(range(19, 9, -1))
-        assert [one["product_id"] for one in found.today] == ["p0"]
-        assert [one["_id"] for one in found.alerts] == ["a8", "a7", "a6", "a5", "a4"]
-        assert [one["_id"] for one in found.vouchers] == [f"v{number}" for number in range(19, 11, -1)]
-
-    asyncio.run(run())
+    found = run(snapshot._ask_learned())
+    assert [one["units"] for one in found.ever] == list(range(11, 1, -1))
+    assert [one["product_id"] for one in found.today] == ["p0"]
+    assert [one["_id"] for one in found.alerts] == ["a8", "a7", "a6", "a5", "a4"]
+    assert [one["_id"] for one in found.vouchers] == [f"v{number}" for number in range(11, 3, -1)]
 
 
 def test_why_there_is_no_answer_is_known(monkeypatch: pytest.MonkeyPatch) -> None:

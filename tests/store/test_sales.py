@@ -1,4 +1,4 @@
-"""The store's guarantees for sales, on the fake and on a real server."""
+"""The store's sales, on a real MongoDB-protocol server."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from shopflow.store import MongoStore
 from shopflow.store.types import Document, PartitionSales
-from tests.contract.conftest import Run
+from tests.conftest import Run
 from tests.support.documents import HOUR, NOON
 
 

@@ -1,17 +1,15 @@
-"""The store's guarantees for stock and alerts, on the fake and on a real server."""
+"""The store's stock and alerts, on a real MongoDB-protocol server."""
 
 from __future__ import annotations
 
 import asyncio
 from datetime import datetime, timedelta, timezone
-from typing import Any
 
-import pytest
+from pymongo.database import Database
 
 from shopflow.store import MongoStore
 from shopflow.store.types import Document, PartitionSales
-from tests.contract.conftest import Run
-from tests.contract.test_store import put
+from tests.conftest import Run
 from tests.support.documents import DAY, DIRECT, HOUR, NOON, alert, kafka, product, purchase
 
 
@@ -73,7 +71,9 @@ def test_units_from_kafka_leave_out_others(store: MongoStore, run: Run) -> None:
     assert run(store.units_from_kafka("milk", NOON + HOUR, NOON + 2 * HOUR)) == 0
 
 
-def test_stocked_products_come_by_id_a_page_at_a_time(store: MongoStore, run: Run) -> None:
+def test_stocked_products_come_by_id_a_page_at_a_time(
+    store: MongoStore, run: Run, database: Database[Document]
+) -> None:
     """Only of these partitions of this topic. A value that is no number is no stock."""
     for number, name in enumerate("fabcde"):
         stocked = product(1, NOON, kafka(number, number % 3), name, stock=number)
@@ -81,9 +81,9 @@ def test_stocked_products_come_by_id_a_page_at_a_time(store: MongoStore, run: Ru
     run(store.upsert_products([product(1, NOON, kafka(9), "none")]))
     run(store.upsert_products([product(1, NOON, kafka(9, topic="other"), "elsewhere", stock=1)]))
     for name, stock in {"text": "5", "null": None, "negative": -1}.items():
-        run(put(store, "products", {"_id": name, "stock": stock, "source": kafka(1)}))
-    run(put(store, "products", {"_id": "direct", "stock": 5, "source": DIRECT}))
-    run(put(store, "products", {"_id": "bare", "stock": 5}))
+        database.products.insert_one({"_id": name, "stock": stock, "source": kafka(1)})
+    database.products.insert_one({"_id": "direct", "stock": 5, "source": DIRECT})
+    database.products.insert_one({"_id": "bare", "stock": 5})
 
     def ids(after: str, limit: int, *partitions: int) -> list[str]:
         return [one["_id"] for one in run(store.stocked("t", partitions, after, limit))]
@@ -138,11 +138,9 @@ def test_two_workers_that_find_the_same_agree(store: MongoStore, run: Run) -> No
     assert all(one == found[0] for one in found)
 
 
-@pytest.mark.parametrize("store", ["mongodb"], indirect=True)
-@pytest.mark.servers
-def test_stocked_products_have_an_index(store: Any, run: Run) -> None:
+def test_stocked_products_have_an_index(store: MongoStore, run: Run, database: Database[Document]) -> None:
     """They are read each second, among all products; the newest alerts less often."""
-    found = run(store._collection("alerts").index_information())
+    found = database.alerts.index_information()
     assert [("at", -1), ("_id", 1)] in [index["key"] for index in found.values()]
-    found = run(store._collection("products").index_information())
+    found = database.products.index_information()
     assert [("stock", 1)] in [index["key"] for index in found.values()]

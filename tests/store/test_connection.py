@@ -1,0 +1,79 @@
+"""What is common to all of the store's requests, on a real MongoDB-protocol server: indexes, ends, reports."""
+
+from __future__ import annotations
+
+import pytest
+from pymongo.database import Database
+
+from shopflow.errors import Refused
+from shopflow.store import MongoStore
+from shopflow.store.types import Deletion, Document
+from tests.conftest import Run
+from tests.support.documents import NOON, customer, kafka, product, purchase, voucher
+
+
+def test_preparing_again_changes_nothing(store: MongoStore, run: Run) -> None:
+    """Every worker does it at its start."""
+    run(store.insert_purchases([purchase("p1", kafka(1))]))
+    run(store.prepare())
+    run(store.prepare())
+    run(store.ping())
+    assert run(store.sizes())["purchases"] == 1
+
+
+def test_the_indexes_are_made_once_and_those_of_the_contract(
+    store: MongoStore, run: Run, database: Database[Document]
+) -> None:
+    """Other programs rely on them."""
+    run(store.prepare())
+    found = database.purchases.index_information()
+    keys = sorted([key for key, _ in index["key"]] for index in found.values())
+    assert keys == [["_id"], ["customer_id", "purchased_at"], ["product_id", "purchased_at"]]
+
+
+def test_another_index_with_the_name_of_ours_is_refused(
+    store: MongoStore, run: Run, database: Database[Document]
+) -> None:
+    """The error is one line that names the collection; it is not retried for ever."""
+    database.purchases.drop_index("customer_id_1_purchased_at_1")
+    database.purchases.create_index([("quantity", 1)], name="customer_id_1_purchased_at_1")
+    with pytest.raises(Refused, match="collection purchases") as refused:
+        run(store.prepare())
+    assert "\n" not in str(refused.value)
+
+
+def test_closing_twice(store: MongoStore, run: Run) -> None:
+    """The end of a command and the end of the program may both do it."""
+    other = MongoStore(store._database)
+    run(other.close())
+    other.connect("mongodb://127.0.0.1:1")
+    run(other.close())
+    run(other.close())
+
+
+def test_each_write_of_events_reports_the_outcomes_of_its_documents(store: MongoStore, run: Run) -> None:
+    """After a success, with the collection and the seconds. Reads and other writes report nothing."""
+    reported: list[tuple[str, dict[str, int]]] = []
+
+    def on_write(collection: str, seconds: float, outcomes: dict[str, int]) -> None:
+        assert 0 < seconds < 60
+        reported.append((collection, outcomes))
+
+    store.on_write = on_write
+    bought = [purchase("p1", kafka(1)), purchase("p1", kafka(2)), purchase("p2", kafka(3), value=1 << 70)]
+    run(store.insert_purchases(bought))
+    run(store.restore_purchases(bought[:1]))
+    run(store.upsert_products([product(1, NOON, kafka(1)), product(1 << 70, NOON, kafka(2), "tea")]))
+    run(store.upsert_customers([customer("anna"), customer("bob")]))
+    run(store.delete_products([Deletion("milk", NOON, kafka(3))]))
+    run(store.delete_customers([Deletion("anna", NOON, kafka(3)), Deletion("bob", NOON, kafka(4))]))
+    run(store.insert_vouchers([voucher("v")]))
+    run(store.totals())
+    assert reported == [
+        ("purchases", {"inserted": 1, "duplicate": 1, "refused": 1}),
+        ("purchases", {"restored": 1}),
+        ("products", {"upserted": 1, "refused": 1}),
+        ("customers", {"upserted": 2, "refused": 0}),
+        ("products", {"deleted": 1}),
+        ("customers", {"deleted": 2}),
+    ]

@@ -1,0 +1,291 @@
+"""The store's queries, on a real MongoDB-protocol server."""
+
+from __future__ import annotations
+
+import random
+from datetime import datetime, timezone
+
+import msgspec
+import pytest
+from pymongo.database import Database
+
+from shopflow.store import MongoStore
+from shopflow.store.types import Document, Sold
+from tests.conftest import Run
+from tests.support.documents import DAY, DIRECT, HOUR, MINUTE, NOON, customer, kafka, product, purchase, voucher
+from tests.support.stores import everything
+
+
+def product_ids(store: MongoStore, run: Run, limit: int = 9) -> list[str]:
+    """The products' ids, in their order."""
+    return [one["_id"] for one in run(store.products_after("", limit))]
+
+
+#: When something is bought around a day's end, and how many.
+BOUGHT = {"a": (-61, 1), "b": (-60, 2), "c": (-1, 3), "d": (0, 4), "e": (59, 5), "f": (60, 6), "g": (24 * 60, 7)}
+
+
+MIDNIGHT = NOON + 12 * HOUR
+
+
+def buy(store: MongoStore, run: Run) -> None:
+    """Purchases of milk before, at and after midnight, one written directly; and one of bread."""
+    run(
+        store.insert_purchases(
+            [
+                purchase(name, kafka(many), quantity=many, value=10 * many, purchased_at=MIDNIGHT + minute * MINUTE)
+                for name, (minute, many) in BOUGHT.items()
+            ]
+        )
+    )
+    run(store.insert_purchases([purchase("h", DIRECT, quantity=8, value=1, purchased_at=MIDNIGHT)]))
+    run(store.insert_purchases([purchase("i", kafka(9), product_id="bread", purchased_at=MIDNIGHT)]))
+
+
+def test_units_over_time_come_by_the_hour_and_by_the_day(store: MongoStore, run: Run) -> None:
+    """In UTC, by time, without empty ones; the end is not within."""
+    buy(store, run)
+    by_hour = run(store.units_over_time("milk", MIDNIGHT - HOUR, MIDNIGHT + DAY, "hour"))
+    assert by_hour == [
+        Sold(MIDNIGHT - HOUR, 5, 50), Sold(MIDNIGHT, 17, 91), Sold(MIDNIGHT + HOUR, 6, 60),
+    ]  # fmt: skip
+    by_day = run(store.units_over_time("milk", None, None, "day"))
+    assert by_day == [Sold(MIDNIGHT - DAY, 6, 60), Sold(MIDNIGHT, 23, 151), Sold(MIDNIGHT + DAY, 7, 70)]
+    assert run(store.units_over_time("tea", None, None, "day")) == []
+    old = purchase("old", kafka(99), purchased_at=datetime(1960, 1, 1, 0, 30, tzinfo=timezone.utc))
+    run(store.insert_purchases([old]))
+    first = run(store.units_over_time("milk", None, MIDNIGHT - 7 * DAY, "hour"))
+    assert first == [Sold(datetime(1960, 1, 1, tzinfo=timezone.utc), 2, 600)]
+
+
+def test_units_in_spans_touch_each_purchase_once(store: MongoStore, run: Run) -> None:
+    """Each begins where the one before ends; open ends; nothing sold is nothing, not left out."""
+    buy(store, run)
+    edges = [MIDNIGHT + minute * MINUTE for minute in (-60, 0, 30, 31)]
+    spans = list(zip([None, *edges], [*edges, None], strict=True))
+    assert [(one.since, one.units) for one in run(store.units_in("milk", spans))] == [
+        (None, 1), (edges[0], 5), (edges[1], 12), (edges[2], 0), (edges[3], 18),
+    ]  # fmt: skip
+    assert run(store.units_in("milk", [(None, None)])) == [Sold(None, 36, 281)]
+    assert run(store.units_in("tea", [(None, None)])) == [Sold(None, 0, 0)]
+    assert run(store.units_in("milk", [])) == []
+
+
+def test_purchases_of_another_program_break_no_sum(store: MongoStore, run: Run, database: Database[Document]) -> None:
+    """A purchase without a time is in none."""
+    buy(store, run)
+    foreign = purchase("p1", {})
+    del foreign["purchased_at"]
+    database.purchases.insert_one(foreign)
+    assert run(store.units_in("milk", [(None, None)])) == [Sold(None, 36, 281)]
+    assert sum(one.units for one in run(store.units_over_time("milk", None, None, "day"))) == 36
+
+
+def test_products_come_by_name_and_ids_in_their_order(store: MongoStore, run: Run) -> None:
+    """Two of one name by id; no more ids than asked for."""
+    names = {"z": "Bread", "ł": "Milk", "a": "Milk", "b": "Butter"}
+    run(store.upsert_products([{**product(1, NOON, kafka(1), key), "name": name} for key, name in names.items()]))
+    run(store.upsert_customers([customer(key) for key in names]))
+    assert [one["_id"] for one in run(store.products())] == ["z", "b", "a", "ł"]
+    assert product_ids(store, run) == run(store.customer_ids(9)) == ["a", "b", "z", "ł"]
+    assert [product_ids(store, run, limit) for limit in (2, 0, -1)] == [["a", "b"], [], []]
+    assert [run(store.customer_ids(limit)) for limit in (2, 0, -1)] == [["a", "b"], [], []]
+
+
+def test_large_numbers_come_back_as_plain_ones(store: MongoStore, run: Run) -> None:
+    """The driver has a class of its own from 2**31 on, which the JSON encoder of `--json` doesn't take."""
+    run(store.upsert_products([product(2**31, NOON, kafka(2**33))]))
+    run(store.upsert_customers([customer("c", NOON, kafka(2**33))]))
+    run(store.insert_purchases([purchase("p", kafka(2**33), "c", value=2**40)]))
+    found = [*run(store.products()), *run(everything(store.customers()))]
+    assert msgspec.json.decode(msgspec.json.encode(found))[0]["price"] == 2**31
+    assert type(run(store.purchase_prices(["p"]))["p"]) is int
+    assert [type(price) for _, price in run(store.price_history(["milk"]))["milk"].prices] == [int]
+    assert run(everything(store.counts())) == [("c", 1, 2, 2**40)]
+
+
+def test_customers_come_with_what_they_bought(store: MongoStore, run: Run) -> None:
+    """Oldest first, with the product's name where it is known; in pages, none lost between two."""
+    names = [f"c{number:03}" for number in range(120)]
+    run(store.upsert_customers([customer(name) for name in names]))
+    run(store.upsert_products([product(300, NOON, kafka(0))]))
+    bought = [purchase("p2", kafka(1), "c110", purchased_at=NOON + MINUTE), purchase("p1", kafka(2), "c110")]
+    run(store.insert_purchases([*bought, purchase("p3", kafka(3), "c110", product_id="?", purchased_at=NOON - MINUTE)]))
+    found = run(everything(store.customers()))
+    assert [one["_id"] for one in found] == names
+    assert [one["_id"] for one in found[110]["purchases"]] == ["p3", "p1", "p2"]
+    assert [one["product_name"] for one in found[110]["purchases"]] == [None, "Milk", "Milk"]
+    assert [one["_id"] for one in run(everything(store.customers(101)))] == names[:101]
+    assert run(everything(store.customers(0))) == []
+
+
+def test_sums_are_those_of_the_purchases_from_kafka(store: MongoStore, run: Run) -> None:
+    """What was written directly is not in the tables, so it is not in the sums that are compared with them."""
+    assert run(store.totals()).purchases == 0
+    run(store.insert_purchases([purchase("p1", kafka(1)), purchase("p2", kafka(2)), purchase("p3", kafka(3), "bob")]))
+    run(store.insert_purchases([purchase("p4", DIRECT, "bob")]))
+    totals = run(store.totals())
+    assert (totals.purchases, totals.items, totals.spent, totals.customers) == (3, 6, 1800, 2)
+    assert sorted(run(everything(store.counts()))) == [("anna", 2, 4, 1200), ("bob", 1, 2, 600)]
+    assert run(store.sizes()) == {"products": 0, "customers": 0, "purchases": 4, "prices": 0}
+
+
+def test_registered_returns_the_registered_customers(store: MongoStore, run: Run) -> None:
+    """However many are asked for at once."""
+    names = [f"c{number:03}" for number in range(250)]
+    run(store.upsert_customers([customer(name) for name in names[::2]]))
+    assert run(store.registered(names)) == set(names[::2])
+    assert run(store.registered(["nobody", "$ne"])) == set()
+    assert run(store.registered([])) == set()
+
+
+def test_the_sources_are_those_of_documents_from_kafka(
+    store: MongoStore, run: Run, database: Database[Document]
+) -> None:
+    """What was written directly, or by another program, has none there."""
+    run(store.upsert_customers([customer("a", source=kafka(1)), customer("b", source=DIRECT)]))
+    database.customers.insert_one({"_id": "other"})
+    database.customers.insert_one({"_id": "odd", "source": {"origin": "kafka"}})
+    assert dict(run(everything(store.sources("customers")))) == {"a": kafka(1), "odd": {"origin": "kafka"}}
+    assert run(everything(store.sources("products"))) == []
+
+
+def test_a_collection_is_read_in_its_order_from_any_id_on(
+    store: MongoStore, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An export reads each document once, as it is, in a known order, and goes on from where it was cut off."""
+    monkeypatch.setattr("shopflow.store.connection.PAGE_SIZE", 2)
+    names = ["a", "b", "c1", "c2", "Ł", "z", "ą"]
+    run(store.insert_purchases([purchase(name, kafka(place), note="mine") for place, name in enumerate(names)]))
+    for after, wanted in (
+        ("", sorted(names)),
+        ("b", sorted(names)[2:]),
+        ("c", sorted(names)[2:]),
+        ("Ł", []),
+        ("~", ["ą", "Ł"]),
+    ):
+        pages = run(everything(store.pages("purchases", after)))
+        assert [one["_id"] for page in pages for one in page] == wanted
+        assert all(0 < len(page) <= 2 for page in pages)
+    assert run(everything(store.pages("purchases")))[0][0] == purchase("a", kafka(0), note="mine")
+    assert run(everything(store.pages("customers"))) == []
+
+
+def test_ids_that_are_no_text_are_passed_over(store: MongoStore, run: Run, database: Database[Document]) -> None:
+    """They are another program's; they neither end nor upset the reading."""
+    for name in (1, "a", 2.5, "b"):
+        database.products.insert_one({"_id": name})
+    assert run(everything(store.pages("products"))) == [[{"_id": "a"}, {"_id": "b"}]]
+
+
+def test_products_are_paged_by_their_ids(store: MongoStore, run: Run) -> None:
+    """Those behind an id, whatever it is; ids of other kinds than text are another program's."""
+    run(store.upsert_products([product(1, NOON, kafka(1), name) for name in ("b", "$gt", "a", "ł")]))
+    assert [one["_id"] for one in run(store.products_after("", 9))] == ["$gt", "a", "b", "ł"]
+    assert [one["_id"] for one in run(store.products_after("a", 1))] == ["b"]
+    assert run(store.products_after("b", 1)) == [product(1, NOON, kafka(1), "ł")]
+    assert run(store.products_after("", 0)) == run(store.products_after("ł", 9)) == []
+
+
+def test_purchases_are_paged_by_time_and_id(store: MongoStore, run: Run) -> None:
+    """Each once and in order, wherever a page ends, also among many of one moment; no other customer's."""
+    seed = random.SystemRandom().randrange(2**32)
+    print(f"seed {seed}")
+    choice = random.Random(seed)
+    ids = [f"{choice.randrange(10**6):06}" for _ in range(40)]
+    made = [
+        purchase(name, kafka(number), purchased_at=NOON + choice.randrange(5) * MINUTE)
+        for number, name in enumerate(dict.fromkeys(ids))
+    ]
+    run(store.insert_purchases([*made, purchase("other", kafka(99), "bob")]))
+    wanted = sorted(made, key=lambda one: (one["purchased_at"], one["_id"]))
+    assert run(store.purchases_after("anna", None, 99)) == wanted
+    for size in (1, 3, 7, 40):
+        found: list[Document] = []
+        while page := run(
+            store.purchases_after("anna", (found[-1]["purchased_at"], found[-1]["_id"]) if found else None, size)
+        ):
+            assert len(page) <= size
+            found += page
+        assert found == wanted
+    assert run(store.purchases_after("anna", None, 0)) == run(store.purchases_after('{"$gt": ""}', None, 9)) == []
+
+
+def test_the_last_purchases_of_a_customer(store: MongoStore, run: Run) -> None:
+    """Newest first, with the products' names; an id is only ever an id."""
+    run(store.upsert_products([product(300, NOON, kafka(0))]))
+    documents = [purchase(f"p{number}", kafka(number), purchased_at=NOON + number * MINUTE) for number in range(5)]
+    documents += [purchase("x", kafka(9), "bob"), purchase("p9", kafka(8), product_id="gone", purchased_at=NOON)]
+    run(store.insert_purchases(documents))
+    found = run(store.last_purchases("anna", 10))
+    assert [one["_id"] for one in found] == ["p4", "p3", "p2", "p1", "p9", "p0"]
+    assert [one["product_name"] for one in found] == ["Milk"] * 4 + [None, "Milk"]
+    assert [one["_id"] for one in run(store.last_purchases("anna", 2))] == ["p4", "p3"]
+    assert run(store.last_purchases("$gt", 2)) == run(store.last_purchases("nobody", 2)) == []
+
+
+def test_vouchers_come_newest_first(store: MongoStore, run: Run) -> None:
+    """All, those of one customer, the first few."""
+    made = [voucher(f"v{n}", kafka(n), ("anna", "$bob")[n % 2], NOON + n * MINUTE) for n in range(5)]
+    run(store.insert_vouchers(made))
+    assert [one["_id"] for one in run(everything(store.vouchers()))] == ["v4", "v3", "v2", "v1", "v0"]
+    assert [one["_id"] for one in run(everything(store.vouchers("$bob")))] == ["v3", "v1"]
+    assert [one["_id"] for one in run(everything(store.vouchers("anna", 2)))] == ["v4", "v2"]
+    assert run(everything(store.vouchers(limit=0))) == []
+
+
+def test_buyers_are_the_purchases_from_kafka_customer_by_customer(store: MongoStore, run: Run) -> None:
+    """With what a rule asks for, and no more."""
+    sources = [kafka(n) if n % 5 else DIRECT for n in range(20)]
+    run(store.insert_purchases([purchase(f"p{n}", source, f"c{n % 3}") for n, source in enumerate(sources)]))
+    found = run(everything(store.buyers()))
+    names = [one["customer_id"] for one in found]
+    assert names == sorted(names)
+    assert sorted(one["source"]["offset"] for one in found) == [n for n in range(20) if n % 5]
+    assert set(found[0]) == {"customer_id", "product_id", "value", "purchased_at", "source"}
+
+
+def test_registrations_are_the_customers_from_kafka(store: MongoStore, run: Run) -> None:
+    """Each with where they live and since when they are known."""
+    run(store.upsert_customers([customer("anna"), customer("bob", source=DIRECT)]))
+    (found,) = run(everything(store.registrations()))
+    assert (found["_id"], found["city"], found["registered_at"]) == ("anna", "Łódź", NOON)
+
+
+def test_documents_of_other_programs_do_not_end_a_reader(
+    store: MongoStore, run: Run, database: Database[Document]
+) -> None:
+    """Without a time or a product, or with something else there: the others are read, and they too."""
+    strange = {"_id": "anna", "registered_at": "yesterday"}
+    database.customers.insert_one(strange)
+    for document in (
+        {"_id": "odd", "customer_id": "anna"},
+        {"_id": "when", "customer_id": "anna", "product_id": ["x"]},
+    ):
+        database.purchases.insert_one(document)
+    database.purchases.insert_one(purchase("good", kafka(1)))
+    database.products.insert_one({"_id": "milk", "name": "Milk"})
+    (anna,) = run(everything(store.customers()))
+    assert anna["registered_at"] == "yesterday"
+    assert [(one["_id"], one["product_name"]) for one in anna["purchases"]] == [
+        ("good", "Milk"),
+        ("odd", None),
+        ("when", None),
+    ]
+    last = run(store.last_purchases("anna", 5))
+    assert {one["_id"]: one["product_name"] for one in last} == {"good": "Milk", "odd": None, "when": None}
+
+
+@pytest.mark.parametrize("name", ["$set", "a.b", "a\x00b", "zażółć 🥛", "{'$gt': ''}", " "])
+def test_an_id_in_a_query_is_a_value(store: MongoStore, run: Run, name: str) -> None:
+    """Ids come from outside: none is an operator or a field."""
+    run(store.upsert_products([product(5, name=name)]))
+    run(store.upsert_customers([customer(name)]))
+    run(store.insert_purchases([purchase(name, kafka(1), name, product_id=name)]))
+    (found,) = run(everything(store.customers()))
+    assert (found["_id"], found["purchases"][0]["product_name"]) == (name, name.title())
+    assert [one["product_name"] for one in run(store.last_purchases(name, 9))] == [name.title()]
+    assert [one["_id"] for one in run(store.purchases_after(name, None, 9))] == [name]
+    assert run(everything(store.counts())) == run(everything(store.sold())) == [(name, 1, 2, 600)]
+    assert run(store.units_in(name, [(None, None)])) == [Sold(None, 2, 600)]
+    assert run(store.registered([name])) == {name}
