@@ -138,6 +138,16 @@ class App(faust.App):
             return []
         return sorted(tp for tp in self._consumer.assignment() if tp.topic in self.batched_topics)
 
+    def _discovery_modules(self) -> list[str]:
+        """The modules that `autodiscover` names. Faust would import every other module of the package, too."""
+        found: list[str] = super()._discovery_modules()
+        whole = self.conf.autodiscover is True
+        return found if whole else [name for name in found if name != self.conf.origin]
+
+    def worker_init_post_autodiscover(self) -> None:
+        """Leave Faust's own views until the web server starts, which adds them too: no other command needs any."""
+        self.on_worker_init.send()
+
     async def on_start(self) -> None:
         """Start the coroutines in `background`, in a worker only."""
         await super().on_start()

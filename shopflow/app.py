@@ -1,7 +1,11 @@
-"""The Faust application: its settings, and the addresses of its servers. Importing it connects to nothing."""
+"""The Faust application: its settings, and the addresses of its servers. Importing it connects to nothing.
+
+A bad configuration prints one line on stderr and ends the process with status 2.
+"""
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 
 from aiohttp import web_server
@@ -9,6 +13,7 @@ from aiohttp import web_server
 from faust_batches import App
 
 from .config.loading import load
+from .errors import Refused
 from .kafka import security
 from .kafka.security import Bootstrap, Security
 from .servers.servers import Addresses
@@ -16,10 +21,26 @@ from .store import MongoStore
 from .web.access import Connection, Guard
 
 web_server.RequestHandler = Connection  # type: ignore[attr-defined]  # aiohttp has no setting for it
-config = load()
-security.check(config)
+try:
+    config = load()
+    security.check(config)
+except Refused as refused:
+    print(f"Error: {refused}", file=sys.stderr)
+    raise SystemExit(refused.exit_code) from None
 
 store = MongoStore(config.mongodb.database)
+
+#: What a worker has beside the commands.
+_AGENTS_AND_VIEWS = (
+    "shopflow.agents",
+    "shopflow.web.api.counts",
+    "shopflow.web.api.sales",
+    "shopflow.web.page.views",
+    "shopflow.web.api.events",
+    "shopflow.web.api.collections",
+    "shopflow.web.api.openapi",
+    "shopflow.web.monitoring.views",
+)
 
 guard = Guard(config.web, lambda: (app.conf.web_bind, app.conf.web_host), lambda: app.tables)
 app: App = App(
@@ -28,21 +49,7 @@ app: App = App(
     store="rocksdb://?driver=rocksdict",
     origin="shopflow",
     # An explicit list: with autodiscover=True, Faust warns if a module fails to import, and runs without its agents.
-    autodiscover=[
-        "shopflow.agents",
-        "shopflow.web.api.counts",
-        "shopflow.web.api.sales",
-        "shopflow.web.page.views",
-        "shopflow.web.api.events",
-        "shopflow.web.api.collections",
-        "shopflow.web.api.openapi",
-        "shopflow.web.monitoring.views",
-        "shopflow.commands.worker",
-        "shopflow.commands.seed",
-        "shopflow.commands.show",
-        "shopflow.commands.operate",
-        "shopflow.commands.demo",
-    ],
+    autodiscover=[f"shopflow.commands.{name}" for name in ("worker", "faust", "seed", "show", "operate", "demo")],
     # Each worker on a machine needs its own. The command `worker` changes it for another web port or --datadir.
     datadir=str(config.data_path / f"worker-{config.web.port}"),
     topic_partitions=config.topics.partitions,
@@ -64,6 +71,11 @@ app: App = App(
         "client_max_size": config.web.max_body_bytes,
     },
 )
+
+
+def discover() -> None:
+    """Import the agents, tables and views. Faust imports the commands only, so that those without need start fast."""
+    app.discover(*_AGENTS_AND_VIEWS)
 
 
 @cache

@@ -8,19 +8,21 @@ import io
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
+from click.core import ParameterSource
 from faust.cli import AppCommand, option
 
-from shopflow.app import config, store
+from shopflow.app import app, config, store
 from shopflow.errors import Refused, Unavailable
 from shopflow.kafka import connection
 from shopflow.servers.servers import Addresses, locate
-from shopflow.shop.decoding import read_time
+from shopflow.shop.times import read_time
 
 T = TypeVar("T")
 _CANCEL_AGAIN_SECONDS = 2.0
@@ -46,6 +48,9 @@ def exit_with(run: Callable[[], int | None]) -> NoReturn:
     except Unavailable as error:
         click.echo(f"Error: {error}", err=True)
         status = 1
+    except click.ClickException as error:
+        click.echo(f"Error: {' '.join(error.format_message().split())}", err=True)
+        status = error.exit_code
     except KeyboardInterrupt:
         click.echo("Stopped.", err=True)
         status = 128 + signal.SIGINT
@@ -115,6 +120,33 @@ class ServingCommand(Command):
             exit_with(lambda: self.run(**{**self.kwargs, **kwargs}))
         finally:
             signal.signal(signal.SIGTERM, before)
+
+
+def choose_datadir(command: AppCommand, port: int) -> None:
+    """Set the folder of the tables: --datadir, else a folder under `data_dir` for this port.
+
+    Raises:
+        Refused: The folder can't be made.
+    """
+    source = command.ctx.find_root().get_parameter_source("datadir")
+    if command.datadir and source is not ParameterSource.DEFAULT:
+        folder = Path(command.datadir)
+    else:  # two workers on one machine have two ports, and need two folders for RocksDB
+        folder = config.data_path / f"worker-{port}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refused(f"data_dir: {folder}: {error.strerror}") from error
+    app.reconfigure(datadir=folder)
+
+
+def with_options(options: Any, changes: Mapping[str, Mapping[str, Any]]) -> list[Any]:
+    """Faust's options of a command, some of them with other keywords.
+
+    Arguments:
+        changes: The keywords, by the first name of the option.
+    """
+    return [type(each)(*each.args, **{**each.kwargs, **changes.get(each.args[0], {})}) for each in options]
 
 
 class Time(click.ParamType):

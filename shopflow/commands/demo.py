@@ -18,12 +18,11 @@ import msgspec
 from faust.cli import option
 
 from shopflow import topics
-from shopflow.app import app, config, connect, kafka_at, store
+from shopflow.app import config, connect, kafka_at, store
 from shopflow.config.promotions import EXAMPLES
 from shopflow.errors import Refused, Unavailable
 from shopflow.kafka import offsets
 from shopflow.kafka.security import Bootstrap
-from shopflow.operations.verify.totals import verify
 from shopflow.servers.servers import Servers
 from shopflow.servers.worker import Worker, child_worker
 from shopflow.shop.text import money
@@ -43,14 +42,13 @@ _POLL_SECONDS = 0.5
 _NEW_PRICES, _NEW_PRICES_SECONDS = 3, 15.0
 
 
-@app.command(
+@ServingCommand.from_handler(
     option("--customers", type=click.IntRange(1), default=100, show_default=True, help="How many customers."),
     option("--purchases", type=click.IntRange(1), default=2000, show_default=True, help="How many purchases."),
     option(
         "--rate", type=click.FloatRange(0), default=200.0, show_default=True, help="Purchases a second; 0: no limit."
     ),
     option("--exit", "leave", is_flag=True, help="After the last purchase, stop and exit with the status of verify."),
-    base=ServingCommand,
 )
 def demo(self: ServingCommand, leave: bool, **plan: Any) -> int:
     """Start servers if none run, and a worker; send example events, and show live progress."""
@@ -91,6 +89,8 @@ class _Demo:
             await cancel(guard)
 
     async def _run(self) -> int:
+        from shopflow.operations.verify.totals import verify
+
         self.say(f"Starting a worker ... (its log: {self.worker.log})")
         await self._wait_for_worker()
         self.say(f"The shop: {self.worker.url}/")

@@ -6,23 +6,19 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from faust.cli import argument, option
 
 from shopflow import topics
-from shopflow.app import app, config, connect, kafka_at, store
+from shopflow.app import config, connect, kafka_at, store
 from shopflow.errors import Refused, Unavailable
 from shopflow.kafka import group, offsets
 from shopflow.kafka.security import Bootstrap
 from shopflow.kafka.topics import ensure_topics
 from shopflow.operations import export as exporting
 from shopflow.operations import letters
-from shopflow.operations import replay as rebuild
-from shopflow.operations.retry import retry
-from shopflow.operations.verify.events import verify_deep
-from shopflow.operations.verify.totals import verify as run_verify
 from shopflow.servers.servers import Servers, locate
 from shopflow.servers.worker import child_worker
 from shopflow.shop.text import visible
@@ -31,14 +27,19 @@ from . import lines
 from .base import JSON, Command, ServingCommand, mongodb, run
 from .progress import progress_bar
 
+if TYPE_CHECKING:
+    from shopflow.operations.replay import Work
 
-@app.command(
+
+@Command.from_handler(
     option("--deep", is_flag=True, help="Also compare every event of the topics with its document in MongoDB."),
     JSON,
-    base=Command,
 )
 async def verify(self: Command, deep: bool, as_json: bool) -> int:
     """Check that Kafka, MongoDB and the tables agree. Exit status 0: they do, 1: they don't, 2: could not check."""
+    from shopflow.operations.verify.events import verify_deep
+    from shopflow.operations.verify.totals import verify as run_verify
+
     try:
         async with mongodb(kafka=True) as addresses:
             bootstrap = kafka_at(addresses)
@@ -54,12 +55,13 @@ async def verify(self: Command, deep: bool, as_json: bool) -> int:
     return report.status
 
 
-@app.command(
+@ServingCommand.from_handler(
     option("--keep-tables", is_flag=True, help="Restore only MongoDB, and leave the counts as they are."),
-    base=ServingCommand,
 )
 def replay(self: ServingCommand, keep_tables: bool) -> int:
     """Rebuild MongoDB and the tables from the topics, by the running workers, or by one that is started for it."""
+    from shopflow.operations.replay import finished
+
     begun = False
     try:
         with Servers(config, self.say) as servers:
@@ -73,7 +75,7 @@ def replay(self: ServingCommand, keep_tables: bool) -> int:
             self.say(f"{what}: workers read {work.total} events again.")
             with _replaying_worker(self.say, running=running) as check:
                 bar = progress_bar("replay", work.total, quiet=self.quiet)
-                run(rebuild.finished(bootstrap, topics.LAYOUT, work, check, bar))
+                run(finished(bootstrap, topics.LAYOUT, work, check, bar))
     except KeyboardInterrupt:
         if begun:
             self.say("Stopped. The running workers, or the next one, continue the replay.")
@@ -84,11 +86,13 @@ def replay(self: ServingCommand, keep_tables: bool) -> int:
     return 0
 
 
-async def _begin_replay(bootstrap: Bootstrap, *, keep_tables: bool) -> rebuild.Work:
+async def _begin_replay(bootstrap: Bootstrap, *, keep_tables: bool) -> Work:
+    from shopflow.operations.replay import begin
+
     most = config.batching.max_event_bytes
     try:
         await ensure_topics(bootstrap, topics.SPECS)
-        return await rebuild.begin(bootstrap, store, topics.LAYOUT, max_event_bytes=most, keep_tables=keep_tables)
+        return await begin(bootstrap, store, topics.LAYOUT, max_event_bytes=most, keep_tables=keep_tables)
     finally:
         await store.close()
 
@@ -105,14 +109,13 @@ def _replaying_worker(say: Callable[[str], None], *, running: bool) -> Iterator[
         yield worker.check
 
 
-@app.command(
+@Command.from_handler(
     argument("action", type=click.Choice(["list", "show", "retry"]), default="list"),
     argument("ids", nargs=-1, metavar="[ID]..."),
     option("--all", is_flag=True, help="retry: all dead letters."),
     option("--reason", metavar="TEXT", help="list, retry: those whose reason contains this text."),
     option("--limit", type=click.IntRange(0), help="list: at most this many, the newest."),
     JSON,
-    base=Command,
 )
 async def dead_letters(self: Command, action: str, ids: Sequence[str], **options: Any) -> int:
     """List, show or retry rejected records: list, show ID, retry ID... (or --all, or --reason TEXT)."""
@@ -158,6 +161,8 @@ def _check_letters(action: str, ids: Sequence[str], options: dict[str, Any]) -> 
 
 
 async def _retry(self: Command, bootstrap: Bootstrap, ids: Sequence[letters.Id], reason: str | None) -> int:
+    from shopflow.operations.retry import retry
+
     await ensure_topics(bootstrap, topics.SPECS)
     if ids:
         await letters.check(bootstrap, topics.LAYOUT, ids)  # all of them exist, or none is retried
@@ -177,7 +182,7 @@ async def _retry(self: Command, bootstrap: Bootstrap, ids: Sequence[letters.Id],
     return outcome.status
 
 
-@app.command(
+@Command.from_handler(
     argument("collection", type=click.Choice(list(exporting.COLLECTIONS)), metavar="COLLECTION"),
     option(
         "--format",
@@ -188,7 +193,6 @@ async def _retry(self: Command, bootstrap: Bootstrap, ids: Sequence[letters.Id],
         help="The format of the file.",
     ),
     option("--output", metavar="FILE", help="-: stdout. This is the default, except for parquet."),
-    base=Command,
 )
 async def export(self: Command, collection: str, kind: str, output: str | None) -> None:
     """Write customers, purchases or products from MongoDB to a file or to stdout."""

@@ -86,7 +86,7 @@ class _Frame:
     def drawn(
         self, points: Points, ticks: tuple[list[int], list[str]], rows: int, color: str, *, filled: bool = False
     ) -> list[str]:
-        import plotext  # noqa: PLC0415 - slow to import
+        import plotext
 
         plotext.clear_figure()
         plotext.theme("clear")

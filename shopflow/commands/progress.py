@@ -21,7 +21,7 @@ def progress_bar(
     if quiet:
         yield lambda _: None
     elif stream.isatty():
-        from rich import console, progress  # noqa: PLC0415 - slow to import
+        from rich import console, progress
 
         done, left = progress.MofNCompleteColumn(), progress.TimeRemainingColumn()
         columns = (progress.TextColumn("{task.description}"), progress.BarColumn(), done, left)

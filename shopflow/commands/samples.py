@@ -133,7 +133,7 @@ class _Pools(NamedTuple):
 @cache
 def _pools() -> _Pools:
     """The names, streets and cities of customers. Drawing from them is several times faster than calling Faker."""
-    from faker import Faker  # noqa: PLC0415 - slow to import
+    from faker import Faker
 
     fake = Faker("pl_PL")
     fake.seed_instance(0)  # fixed pools: the same seed must give the same customers

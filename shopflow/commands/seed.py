@@ -12,7 +12,7 @@ import click
 from faust.cli import option
 
 from shopflow import topics
-from shopflow.app import app, config, kafka_at, store
+from shopflow.app import config, kafka_at, store
 from shopflow.errors import Refused
 from shopflow.kafka.topics import ensure_topics
 from shopflow.servers.servers import locate
@@ -51,7 +51,7 @@ async def _seed(
     self.say(f"{total} {what} {where}.")
 
 
-@app.command(DIRECT, base=Command)
+@Command.from_handler(DIRECT)
 async def seed_products(self: Command, direct: bool) -> None:
     """Offer the 13 example products, each with a price. Run it again for new prices."""
     events = samples.products(random.Random(), now())  # noqa: S311 - example prices
@@ -60,11 +60,10 @@ async def seed_products(self: Command, direct: bool) -> None:
         await _seed(self, topics.products, iter(events), len(events), writer)
 
 
-@app.command(
+@Command.from_handler(
     option("--count", type=click.IntRange(1), default=20, show_default=True, help="How many customers."),
     option("--seed", type=int, default=None, help="The same seed gives the same customers."),
     DIRECT,
-    base=Command,
 )
 async def seed_customers(self: Command, count: int, seed: int | None, direct: bool) -> None:
     """Register example customers."""
@@ -74,11 +73,10 @@ async def seed_customers(self: Command, count: int, seed: int | None, direct: bo
         await _seed(self, topics.customers, events, count, writer)
 
 
-@app.command(
+@Command.from_handler(
     option("--count", type=click.IntRange(1), default=10, show_default=True, help="How many purchases."),
     option("--rate", type=click.FloatRange(0), default=2.0, show_default=True, help="Purchases a second; 0: no limit."),
     DIRECT,
-    base=Command,
 )
 async def seed_purchases(self: Command, count: int, rate: float, direct: bool) -> None:
     """Send purchases of random products by random customers, all from MongoDB."""

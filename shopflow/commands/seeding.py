@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from time import monotonic
 from typing import Any
 
+import msgspec
 from aiokafka.errors import KafkaError
 
 from shopflow.errors import Refused, Unavailable
 from shopflow.kafka import connection
 from shopflow.kafka.security import Bootstrap
-from shopflow.shop.decoding import encode
 from shopflow.shop.text import whole
 from shopflow.store import MongoStore
 from shopflow.store.types import Document
@@ -63,7 +63,9 @@ async def through_kafka(
         in_flight = _InFlight(progress)
         try:
             async for event in events:
-                in_flight.futures.append(await producer.send(topic, encode(event), key=event[key].encode()))
+                in_flight.futures.append(
+                    await producer.send(topic, msgspec.json.encode(event), key=event[key].encode())
+                )
                 await in_flight.settle(_MAX_IN_FLIGHT)
             await in_flight.settle(1)
         except KafkaError as error:

@@ -11,7 +11,7 @@ import click
 from faust.cli import argument, option
 
 from shopflow import topics
-from shopflow.app import app, config, kafka_at, store
+from shopflow.app import config, kafka_at, store
 from shopflow.config.loading import load
 from shopflow.errors import Refused
 from shopflow.kafka import reading
@@ -26,7 +26,7 @@ from .base import JSON, Command, Time, mongodb, now
 from .progress import progress_bar
 
 
-@app.command(JSON, option("--sales", is_flag=True, help="With the sales of each."), base=Command)
+@Command.from_handler(JSON, option("--sales", is_flag=True, help="With the sales of each."))
 async def list_products(self: Command, as_json: bool, sales: bool) -> None:
     """List the products in MongoDB."""
     async with mongodb():
@@ -37,8 +37,9 @@ async def list_products(self: Command, as_json: bool, sales: bool) -> None:
         self.say(line)
 
 
-@app.command(
-    JSON, option("--limit", type=click.IntRange(0), default=None, help="At most this many customers."), base=Command
+@Command.from_handler(
+    JSON,
+    option("--limit", type=click.IntRange(0), default=None, help="At most this many customers."),
 )
 async def list_customers(self: Command, as_json: bool, limit: int | None) -> None:
     """List the customers in MongoDB, each with their purchases."""
@@ -47,11 +48,10 @@ async def list_customers(self: Command, as_json: bool, limit: int | None) -> Non
             self.say(line)
 
 
-@app.command(
+@Command.from_handler(
     argument("product_id"),
     JSON,
     option("--since", type=Time(), metavar="TIME", help="Only prices that were in force then or later."),
-    base=Command,
 )
 async def price_history(self: Command, product_id: str, as_json: bool, since: datetime | None) -> None:
     """List every price of a product: since when, until when, and the sales at it."""
@@ -68,11 +68,10 @@ async def price_history(self: Command, product_id: str, as_json: bool, since: da
                 self.say(line)
 
 
-@app.command(
+@Command.from_handler(
     JSON,
     option("--limit", type=click.IntRange(0), default=None, help="At most this many, the newest."),
     option("--customer", metavar="ID", default=None, help="Only this customer's."),
-    base=Command,
 )
 async def list_vouchers(self: Command, as_json: bool, limit: int | None, customer: str | None) -> None:
     """List the vouchers in MongoDB, the newest first."""
@@ -81,13 +80,12 @@ async def list_vouchers(self: Command, as_json: bool, limit: int | None, custome
             self.say(line)
 
 
-@app.command(
+@Command.from_handler(
     argument("name"),
     option(
         "--config-file", metavar="FILE", default=None, help="Read the rule from this file instead of the configuration."
     ),
     JSON,
-    base=Command,
 )
 async def try_promotion(self: Command, name: str, config_file: str | None, as_json: bool) -> None:
     """Count the vouchers that a rule would have given for the data in MongoDB. Gives none."""
@@ -102,11 +100,10 @@ async def try_promotion(self: Command, name: str, config_file: str | None, as_js
     self.say(lines.tried(found, as_json=as_json or self.json))
 
 
-@app.command(
+@Command.from_handler(
     argument("topic", type=click.Choice(list(topics.SHOWN)), metavar="TOPIC"),
     option("--limit", type=click.IntRange(1), default=10, show_default=True, help="At most this many."),
     JSON,
-    base=Command,
 )
 async def tail(self: Command, topic: str, limit: int, as_json: bool) -> None:
     """Show the newest records of a topic, the newest last: partition, offset, time, key and value."""

@@ -1,10 +1,9 @@
-"""`worker`: starts the servers, runs and watches the worker. And the commands `reset`, `send` and `servers`."""
+"""`worker`: starts the servers, runs and watches the worker. And the command `servers`."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import gc
 import logging
 import os
@@ -14,25 +13,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NoReturn
 
 import click
-from click.core import ParameterSource
-from faust.cli import AppCommand
-from faust.cli.send import send as faust_send
 from faust.cli.worker import worker as faust_worker
 
 from shopflow import topics
-from shopflow.app import app, config, connect, connect_kafka, connected_kafka
+from shopflow.app import app, config, connect, connected_kafka, discover
 from shopflow.errors import Refused, Unavailable
 from shopflow.kafka import connection
 from shopflow.kafka.topics import ensure_topics, wait_for
-from shopflow.servers.servers import Servers, locate
+from shopflow.servers.servers import Servers
 from shopflow.servers.worker import check_port
 from shopflow.web import access
 
-from .base import Command, ServingCommand, exit_with, run
+from .base import ServingCommand, choose_datadir, exit_with, run, with_options
 
 #: How long a worker waits for Kafka at its start.
 _KAFKA_SECONDS = 30.0
@@ -52,11 +47,23 @@ _TROUBLE = re.compile("connect|heartbeat|timed? ?out", re.IGNORECASE)
 class worker(faust_worker):  # noqa: N801 - the class's name is the command's
     """Start a worker: events go from Kafka to MongoDB and into the tables."""
 
+    options = with_options(
+        faust_worker.options,
+        {
+            "--web-port": {"help": f"The port to listen on.  [configured: {app.conf.web_port}]"},
+            "--web-bind": {"help": f"The address to listen on.  [configured: {app.conf.web_bind}]"},
+            "--web-host": {
+                "help": f"The name under which other workers reach this one.  [configured: {app.conf.web_host}]"
+            },
+        },
+    )
+
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         exit_with(lambda: self._serve(*args, **kwargs))
 
     def _serve(self, *args: Any, **kwargs: Any) -> int:
         """Check, start missing servers, run, stop the started servers. Returns the exit status."""
+        discover()
         options = {**self.kwargs, **kwargs}
         port = options.get("web_port") or app.conf.web_port
         if options.get("with_web"):
@@ -64,7 +71,7 @@ class worker(faust_worker):  # noqa: N801 - the class's name is the command's
             check_port(bind, port)
             for warning in access.warnings(config.web, bind):
                 self.say(f"Warning: {warning}. See docs/SECURITY.md.")
-        _choose_datadir(self, port)
+        choose_datadir(self, port)
         with Servers(config, self.say) as servers:
             connect(servers.start())
             run(_prepare(self.say))
@@ -75,36 +82,6 @@ class worker(faust_worker):  # noqa: N801 - the class's name is the command's
                 except SystemExit as end:
                     return 1 if watch.failed else int(end.code or 0)
         return 0
-
-
-def _choose_datadir(command: AppCommand, port: int) -> None:
-    """Set the folder of the tables: --datadir, else a folder under `data_dir` for this port.
-
-    Raises:
-        Refused: The folder can't be made.
-    """
-    source = command.ctx.find_root().get_parameter_source("datadir")
-    if command.datadir and source is not ParameterSource.DEFAULT:
-        folder = Path(command.datadir)
-    else:  # two workers on one machine have two ports, and need two folders for RocksDB
-        folder = config.data_path / f"worker-{port}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Refused(f"data_dir: {folder}: {error.strerror}") from error
-    app.reconfigure(datadir=folder)
-
-
-def _check_unused(tables: Path) -> None:
-    """Raises:
-    Refused: A process has the tables in this folder open.
-    """
-    for lock in tables.glob("*.db/LOCK"):
-        with lock.open("rb+") as file:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the same lock as RocksDB's
-            except OSError as error:
-                raise Refused(f"data_dir: a worker has the tables in {tables} open: stop it first") from error
 
 
 def _collect_garbage_rarely() -> None:
@@ -225,7 +202,7 @@ def _kafka_answers() -> bool:
     return True
 
 
-@app.command(base=ServingCommand)
+@ServingCommand.from_handler()
 def servers(self: ServingCommand) -> int:
     """Run the embedded Apache Kafka and MongoDB-protocol server in the foreground; Ctrl-C stops them."""
     with contextlib.suppress(KeyboardInterrupt), Servers(config, self.say) as running:
@@ -244,24 +221,3 @@ def servers(self: ServingCommand) -> int:
         return 1
     self.say("Stopped.")
     return 0
-
-
-@app.command(base=Command)
-async def reset(self: Command) -> None:
-    """Delete this worker's tables. At its next start it recovers them from Kafka."""
-    _choose_datadir(self, app.conf.web_port)
-    _check_unused(app.conf.tabledir)
-    for table in app.tables.values():
-        table.reset_state()
-    self.say(f"The tables in {app.conf.tabledir} are deleted.")
-
-
-class send(faust_send):  # noqa: N801
-    """Send a message to a topic."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
-        exit_with(lambda: self._send(*args, **kwargs))
-
-    def _send(self, *args: Any, **kwargs: Any) -> NoReturn:
-        connect_kafka(locate(config, mongodb=False))
-        self.run_using_worker(*args, **kwargs)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import msgspec
 import yaml
 
 from shopflow.errors import Refused
 
+from .promotions import Gift, Rule
 from .settings import Config
 
 PREFIX = "SHOPFLOW_"
@@ -98,7 +100,7 @@ def _overridden(values: dict[str, Any], environ: Mapping[str, str]) -> dict[str,
         if not variable.startswith(PREFIX) or _is_foreign(variable, text):
             continue
         if variable not in settings:
-            raise Refused(f"{variable}: no such setting; the settings are {', '.join(sorted(settings))}")
+            raise Refused(f"{variable}: no such setting; {_meant(variable.upper(), settings, PREFIX)}")
         path, kind = settings[variable]
         try:
             # A field that is not a scalar is given as JSON; `_convert` checks its parts.
@@ -148,7 +150,8 @@ def _fault(text: str) -> tuple[list[str], str]:
     """The field's path and the fault, from msgspec's "message - at `$.field`"."""
     # An unknown field first: its name comes from the user and may have any characters.
     if unknown := _UNKNOWN.fullmatch(text):
-        return [*(unknown[2] or "$").split(".")[1:], _visible(unknown[1])], "no such field"
+        path = (unknown[2] or "$").split(".")[1:]
+        return [*path, _visible(unknown[1])], f"no such field; {_meant(unknown[1], _fields_at(path))}"
     message, _, where = text.partition(" - at `")
     path = [part for part in where.removeprefix("key` in `").rstrip("`").split(".") if part not in {"", "$"}]
     if where.startswith("key` in `"):
@@ -157,6 +160,23 @@ def _fault(text: str) -> tuple[list[str], str]:
         field, _, message = message.partition(": ")
         path.append(field)
     return path, message
+
+
+def _fields_at(path: Sequence[str]) -> list[str]:
+    """The names of the fields beside an unknown one; those of all rules in `promotions`."""
+    if path and path[0].startswith("promotions"):
+        kinds = (Gift,) if path[-1] == "voucher" else get_args(Rule)
+        return sorted({name for kind in kinds for name in kind.__struct_fields__})
+    kind: Any = Config
+    for name in path:
+        kind = get_type_hints(kind)[name]
+    return list(kind.__struct_fields__)
+
+
+def _meant(wrong: str, names: Iterable[str], prefix: str = "") -> str:
+    """The end of a message: the name like the wrong one, or all. A common prefix is no likeness."""
+    like = get_close_matches(wrong.removeprefix(prefix), [name.removeprefix(prefix) for name in names], n=1)
+    return f"did you mean {prefix}{like[0]}?" if like else f"there are: {', '.join(sorted(names))}"
 
 
 def _visible(name: str) -> str:

@@ -19,6 +19,7 @@ from shopflow.models import MAX_ID_LENGTH, MAX_VALUE, Purchase
 from shopflow.store.types import Deletion
 
 from .documents import source_of
+from .times import read_time
 
 log = logging.getLogger(__name__)
 
@@ -163,18 +164,6 @@ def check_value(quantity: int, price: int | None) -> None:
     """
     if price is not None and quantity * price > MAX_VALUE:
         raise Rejected("invalid event", f"quantity times price is over {MAX_VALUE} grosze")
-
-
-def read_time(text: str) -> datetime:
-    """Parse a time in any ISO 8601 form that Python reads. RFC 3339 allows fewer.
-
-    Raises:
-        ValueError: The text is not a time.
-    """
-    if "\0" in text:  # Python 3.11 and later ignore the rest
-        raise ValueError("a time with a NUL")
-    # Python 3.10 doesn't know "Z".
-    return datetime.fromisoformat(f"{text[:-1]}+00:00" if text.endswith(("Z", "z")) else text)
 
 
 def _short(key: bytes | None) -> str:

@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import shopflow
 from faust_batches import Outage, Troubles
+from shopflow.app import discover
 from shopflow.errors import PartitionLost, Unavailable
 from shopflow.kafka.lag import Lags
 from shopflow.kafka.offsets import Span
@@ -41,9 +42,7 @@ FLAGS = ("_ready", "_live", "_serving", "_away", "_stopped")
 
 def worker_metrics() -> Metrics:
     """Those of the application, with all that is read when Prometheus asks."""
-    assert shopflow.app.conf.autodiscover
-    for name in shopflow.app.conf.autodiscover:  # type: ignore[union-attr]
-        importlib.import_module(name)
+    discover()
     return importlib.import_module("shopflow.bootstrap").parts.metrics  # type: ignore[no-any-return]
 
 

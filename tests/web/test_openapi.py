@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from typing import Any
 
@@ -11,7 +10,7 @@ import msgspec
 import pytest
 from jsonschema_rs import Draft202012Validator
 
-from shopflow.app import app
+from shopflow.app import app, discover
 from shopflow.config.settings import Config, Web
 from shopflow.models import MAX_ID_LENGTH, Customer, PartitionTotals, Product, Purchase
 from shopflow.shop.decoding import struct_of
@@ -113,8 +112,7 @@ def test_the_probes_need_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_path_is_a_view_and_every_view_is_a_path() -> None:
     """With the methods that it has; pages for people are not described."""
-    for name in app.conf.autodiscover:  # type: ignore[union-attr]
-        importlib.import_module(name)
+    discover()
     there = {re.sub(r":[^}]*\}", "}", path): view for path, view in app.web.views.items()}  # type: ignore[attr-defined]
     for path, operations in DOCUMENT["paths"].items():
         assert {method.upper() for method in operations} <= set(there[path].get_methods()), path

@@ -11,7 +11,8 @@ import faust
 import msgspec
 
 from shopflow.errors import Rejected
-from shopflow.shop.decoding import Decoder, check_value, encode, read_time, struct_of
+from shopflow.shop.decoding import Decoder, check_value, encode, struct_of
+from shopflow.shop.times import read_time
 
 
 @dataclass(frozen=True)
