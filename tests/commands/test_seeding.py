@@ -16,6 +16,7 @@ from shopflow.errors import Refused, Unavailable
 from tests.conftest import Run
 from tests.support import events
 from tests.support.documents import DIRECT, NOON, customer, product, purchase
+from tests.support.iterators import everything
 from tests.support.stores import ObservedStore
 
 
@@ -41,11 +42,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return made
 
 
-async def all_of(events: AsyncIterator[Any]) -> list[Any]:
-    """Everything."""
-    return [event async for event in events]
-
-
 def numbered(count: int) -> list[dict[str, Any]]:
     """Events."""
     return [{"customer_id": f"c{number}", "n": number} for number in range(count)]
@@ -53,14 +49,14 @@ def numbered(count: int) -> list[dict[str, Any]]:
 
 def test_a_rate_is_kept_on_average(clock: Clock) -> None:
     """1,001 events at 100 a second take ten seconds."""
-    assert len(asyncio.run(all_of(seeding.paced(numbered(5000), 1001, 100)))) == 1001
+    assert len(asyncio.run(everything(seeding.paced(numbered(5000), 1001, 100)))) == 1001
     assert 10 <= clock.now - 100 < 10.1
 
 
 @pytest.mark.parametrize(("count", "rate", "expected"), [(3, 0, 3), (0, 0, 0), (None, 0, 7), (100, 0, 7)])
 def test_a_count_is_kept_and_no_rate_is_no_wait(clock: Clock, count: int | None, rate: float, expected: int) -> None:
     """0: as fast as it goes."""
-    assert len(asyncio.run(all_of(seeding.paced(numbered(7), count, rate)))) == expected
+    assert len(asyncio.run(everything(seeding.paced(numbered(7), count, rate)))) == expected
     assert clock.now == 100
 
 

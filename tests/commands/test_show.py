@@ -24,6 +24,7 @@ from shopflow.shop.promotions.trial import Trial
 from shopflow.shop.text import money
 from shopflow.store.types import Sold
 from tests.support.documents import DIRECT, HOUR, NOON, customer, product, purchase, voucher
+from tests.support.iterators import each, everything
 
 MILK = product(389, source=DIRECT, name="Mleko Łaciate", type="mleko") | {"_id": "milk"}
 BOUGHT = purchase("p1", DIRECT, quantity=3, price=389, value=1167, product_name="Mleko Łaciate")
@@ -40,15 +41,7 @@ def test_money_is_written_as_in_poland(grosze: int, said: str) -> None:
 
 def lines(*customers: dict[str, Any], as_json: bool) -> list[str]:
     """The lines of `list-customers`."""
-
-    async def stream() -> AsyncIterator[dict[str, Any]]:
-        for one in customers:
-            yield one
-
-    async def collect() -> list[str]:
-        return [line async for line in listing.customers(stream(), as_json=as_json)]
-
-    return asyncio.run(collect())
+    return asyncio.run(everything(listing.customers(each(customers), as_json=as_json)))
 
 
 def test_products_have_name_price_and_type() -> None:
@@ -420,16 +413,8 @@ def test_a_time_at_the_end_of_the_calendar_is_shown(year: int, monkeypatch: pyte
 
 
 def listed(*vouchers: dict[str, Any], as_json: bool = False) -> list[str]:
-    """The lines of these vouchers."""
-
-    async def stream() -> AsyncIterator[dict[str, Any]]:
-        for one in vouchers:
-            yield one
-
-    async def collected() -> list[str]:
-        return [line async for line in listing.vouchers(stream(), as_json=as_json)]
-
-    return asyncio.run(collected())
+    """The lines of `list-vouchers`."""
+    return asyncio.run(everything(listing.vouchers(each(vouchers), as_json=as_json)))
 
 
 def test_a_voucher_is_a_line() -> None:

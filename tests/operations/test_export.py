@@ -27,6 +27,7 @@ from shopflow.store import connection
 from shopflow.store.types import Document
 from tests.conftest import Run
 from tests.support.documents import DIRECT, NOON, customer, kafka, purchase
+from tests.support.iterators import each
 from tests.support.stores import ObservedStore
 
 NASTY = ["", "ł,ą", '"', "a\nb", "a\rb", "\r\n", " x ", "=1+1", "\u2028", "\0", "NULL", "💶", "\ufeff"]
@@ -36,12 +37,8 @@ def made(kind: str, collection: str, *pages: list[Document]) -> bytes:
     """What an export of these pages writes."""
     sink = io.BytesIO()
 
-    async def each() -> AsyncIterator[list[Document]]:
-        for page in pages:
-            yield page
-
     target = writer(kind, collection, sink)
-    assert asyncio.run(export(each(), collection, target, lambda _: None)) == sum(map(len, pages))
+    assert asyncio.run(export(each(pages), collection, target, lambda _: None)) == sum(map(len, pages))
     return sink.getvalue()
 
 

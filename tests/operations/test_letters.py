@@ -20,6 +20,7 @@ from shopflow.operations.letters import Id, Letter
 from shopflow.operations.retry import Outcome, Retry, headers_back
 from shopflow.shop.dead_letters import headers_of
 from tests.support.fakes import FakeKafka, FakeRecord, FakeTopics, layout
+from tests.support.iterators import each
 
 WHY = Rejected("unknown product", "product_id 'x' was never offered – zażółć")
 SHOP = replace(
@@ -146,19 +147,13 @@ class Desk:
 
     def retry(self, found: Iterable[Letter]) -> Outcome:
         """Put these back."""
-        return asyncio.run(Retry(self.kafka.connect, self.marks, SHOP).run(stream(found)))
+        return asyncio.run(Retry(self.kafka.connect, self.marks, SHOP).run(each(found)))
 
     def back(self) -> list[tuple[str, int, bytes | None]]:
         """Topic, partition and value of what is back."""
         return [
             (topic, number, value) for topic, number, _, value, _ in self.kafka.committed if topic != "shop.retries"
         ]
-
-
-async def stream(found: Iterable[Letter]) -> AsyncGenerator[Letter, None]:
-    """As they are read."""
-    for one in found:
-        yield one
 
 
 def several(count: int) -> list[Letter]:
@@ -248,12 +243,12 @@ def test_another_one_takes_over(desk: Desk) -> None:
 
         def joins(number: int) -> None:
             if number == 3:
-                second.append(loop.create_task(Retry(desk.kafka.connect, desk.marks, SHOP).run(stream(found))))
+                second.append(loop.create_task(Retry(desk.kafka.connect, desk.marks, SHOP).run(each(found))))
                 desk.kafka.started += 1  # it has started, as far as Kafka is concerned
 
         desk.kafka.before_commit = joins
         with pytest.raises(Unavailable, match=r"another retry has taken over.*10 dead letters were retried") as caught:
-            await Retry(desk.kafka.connect, desk.marks, SHOP).run(stream(found))
+            await Retry(desk.kafka.connect, desk.marks, SHOP).run(each(found))
         return await second[0], caught.value
 
     outcome, _ = asyncio.run(both())
@@ -307,7 +302,7 @@ def test_a_dead_letter_that_another_retry_has_retried_is_not_retried_again(desk:
     async def connected() -> AsyncIterator[Any]:
         if desk.kafka.started == 1:  # ours has just failed
             desk.kafka.check = lambda topic, key, value: None
-            assert await Retry(connect, desk.marks, SHOP).run(stream(found[2:])) == Outcome(retried=2)
+            assert await Retry(connect, desk.marks, SHOP).run(each(found[2:])) == Outcome(retried=2)
         async with connect() as producer:
             yield producer
 
@@ -315,7 +310,7 @@ def test_a_dead_letter_that_another_retry_has_retried_is_not_retried_again(desk:
         raise MessageSizeTooLargeError("for now")
 
     desk.kafka.check = check
-    outcome = asyncio.run(Retry(connected, desk.marks, SHOP).run(stream(found)))
+    outcome = asyncio.run(Retry(connected, desk.marks, SHOP).run(each(found)))
     assert outcome == Outcome(retried=2, already=2)
     assert len(desk.back()) == 4
 

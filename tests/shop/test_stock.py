@@ -354,6 +354,8 @@ def test_each_stocking_alerts_at_most_once_and_the_last_if_it_must(story: Story,
     shop.faults.clear()
     shop.mirror()
     shop.looked()
+    shop.start()
+    shop.looked()
     assert max(Counter(shop.ids).values(), default=1) == 1
     assert (alert_id(shop.product) in shop.ids) == (shop.truly_left() <= 2)
     assert set(shop.ids) <= {one["_id"] for one in shop.database.alerts.find()}

@@ -13,7 +13,7 @@ from shopflow.store import MongoStore
 from shopflow.store.types import Document, Sold
 from tests.conftest import Run
 from tests.support.documents import DAY, DIRECT, HOUR, MINUTE, NOON, customer, kafka, product, purchase, voucher
-from tests.support.stores import everything
+from tests.support.iterators import everything
 
 
 def product_ids(store: MongoStore, run: Run, limit: int = 9) -> list[str]:

@@ -35,11 +35,6 @@ class Interrupted:
         self.calls.append(name)
 
 
-async def everything(documents: AsyncIterator[Any]) -> list[Any]:
-    """All that an iterator yields."""
-    return [document async for document in documents]
-
-
 class ObservedStore(Interrupted):
     """A `MongoStore` with these requests."""
 
