@@ -1,4 +1,4 @@
-"""The store's writes, and what a batch reads, on the fake and on MongoDB."""
+"""What a batch writes to the store and reads from it: the fake and MongoDB do the same."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_purchase_is_stored_once_however_often_it_is_delivered(store: MongoSto
 def test_a_purchase_that_was_changed_by_hand_is_reported_and_restored(
     store: MongoStore, run: Run, stored: Stored, put: Put
 ) -> None:
-    """A redelivery restores its fields. Fields that another program added stay."""
+    """`restore_purchases` restores the event's fields. Fields that another program added stay."""
     bought = [purchase("p1", kafka(5)), purchase("p2", kafka(6)), purchase("p3", kafka(7))]
     put("purchases", {**bought[0], "price": 1, "note": "mine"})
     put("purchases", {**bought[1], "note": "mine"})
@@ -55,7 +55,7 @@ def test_a_purchase_that_was_changed_by_hand_is_reported_and_restored(
 
 
 def test_a_purchase_that_was_sent_twice_is_a_duplicate(store: MongoStore, run: Run) -> None:
-    """The same id at another offset, or of another customer, is not counted again; the first stays."""
+    """A purchase with a stored id, from another offset or partition, is a duplicate. The stored document stays."""
     run(store.insert_purchases([purchase("p1", kafka(5))]))
     again = [
         purchase("p1", kafka(6), price=1, value=2),
@@ -67,7 +67,7 @@ def test_a_purchase_that_was_sent_twice_is_a_duplicate(store: MongoStore, run: R
 
 
 def test_of_two_of_one_id_in_one_call_the_first_is_stored(store: MongoStore, run: Run) -> None:
-    """The result of a repeated call is the same."""
+    """The second purchase of an id in a call is a duplicate, also when the call is repeated."""
     both = [purchase("p1", kafka(5)), purchase("p1", kafka(6), price=1, value=2)]
     for _ in range(2):
         assert run(store.insert_purchases(both)).duplicates == {1}
@@ -75,13 +75,13 @@ def test_of_two_of_one_id_in_one_call_the_first_is_stored(store: MongoStore, run
 
 
 def test_a_purchase_written_directly_is_not_counted_when_it_comes_by_kafka(store: MongoStore, run: Run) -> None:
-    """What is in the database already, from elsewhere, is a duplicate."""
+    """A purchase that `--direct` stored makes the one from Kafka a duplicate."""
     run(store.insert_purchases([purchase("p1", DIRECT)]))
     assert run(store.insert_purchases([purchase("p1", kafka(1))])).duplicates == {0}
 
 
 def test_a_purchase_of_another_program_is_not_ours(store: MongoStore, run: Run, put: Put) -> None:
-    """Without a `source` it is no redelivery of anything."""
+    """A stored purchase without a `source` makes the one from Kafka a duplicate, not a redelivery."""
     foreign = purchase("p1", {})
     del foreign["source"]
     put("purchases", foreign)
@@ -89,7 +89,7 @@ def test_a_purchase_of_another_program_is_not_ours(store: MongoStore, run: Run, 
 
 
 def test_a_batch_that_comes_again_in_part_has_the_same_duplicates(store: MongoStore, run: Run) -> None:
-    """Some were stored before the worker died; more than MongoDB is asked for at once."""
+    """A worker died after it stored a part of the batch. The batch has more ids than one request may have."""
     batch = [purchase(f"p{number % 240}", kafka(number)) for number in range(250)]
     run(store.insert_purchases(batch[:130]))
     for _ in range(2):
@@ -100,7 +100,7 @@ def test_a_batch_that_comes_again_in_part_has_the_same_duplicates(store: MongoSt
 
 
 def test_a_redelivery_beside_a_duplicate_is_distinguished(store: MongoStore, run: Run) -> None:
-    """The stored document decides, in any order of the call."""
+    """The one with the `source` of the stored document is the redelivery, wherever it stands in the call."""
     run(store.insert_purchases([purchase("p1", kafka(5))]))
     assert run(store.insert_purchases([purchase("p1", kafka(6)), purchase("p1", kafka(5))])).duplicates == {0}
     assert run(store.insert_purchases([purchase("p1", kafka(5)), purchase("p1", kafka(5))])).duplicates == {1}
@@ -118,7 +118,7 @@ def test_the_newest_product_wins_in_any_order(store: MongoStore, run: Run, store
 
 
 def test_of_products_of_one_time_the_later_in_the_partition_wins(store: MongoStore, run: Run, stored: Stored) -> None:
-    """A redelivery of the earlier one does not bring it back."""
+    """A redelivery of the earlier event does not bring its price back."""
     first, second = product(1, NOON, kafka(1)), product(2, NOON, kafka(2))
     run(store.upsert_products([first, second]))
     run(store.upsert_products([first]))
@@ -129,7 +129,7 @@ def test_of_products_of_one_time_the_later_in_the_partition_wins(store: MongoSto
 def test_of_products_of_one_time_from_different_partitions_the_later_call_wins(
     store: MongoStore, run: Run, stored: Stored
 ) -> None:
-    """Offsets of different partitions can't be compared; a direct write has none."""
+    """Offsets of different partitions can't be compared. A direct write has no offset."""
     sources = [kafka(9), kafka(1, partition=1), kafka(0, topic="u"), DIRECT, kafka(3)]
     for number, source in enumerate(sources):
         run(store.upsert_products([product(number, NOON, source)]))
@@ -137,7 +137,7 @@ def test_of_products_of_one_time_from_different_partitions_the_later_call_wins(
 
 
 def test_products_of_one_partition_in_one_call_and_of_one_time(store: MongoStore, run: Run, stored: Stored) -> None:
-    """The larger offset wins, in any order."""
+    """The event with the larger offset wins, also if it comes first in the call."""
     run(store.upsert_products([product(2, NOON, kafka(2)), product(1, NOON, kafka(1))]))
     assert prices(stored) == [2]
 
@@ -145,7 +145,7 @@ def test_products_of_one_partition_in_one_call_and_of_one_time(store: MongoStore
 def test_a_product_that_another_program_wrote_is_replaced(
     store: MongoStore, run: Run, stored: Stored, put: Put
 ) -> None:
-    """Without a time it is the oldest. Without a source it loses against an equal time."""
+    """A product without `updated_at` is older than any event. A product without a `source` loses at an equal time."""
     put("products", {"_id": "milk", "name": "Milk", "price": 9})
     put("products", {"_id": "tea", "name": "Tea", "price": 9, "updated_at": NOON})
     run(store.upsert_products([product(1, NOON, kafka(1)), product(2, NOON, kafka(2), "tea")]))
@@ -153,7 +153,7 @@ def test_a_product_that_another_program_wrote_is_replaced(
 
 
 def test_many_workers_leave_the_newest(store: MongoStore, run: Run, stored: Stored) -> None:
-    """They write the same products at once, each in another order; the prices of all times are kept."""
+    """Four workers write the same products at once, each in another order. All prices are kept."""
     documents = [product(price, NOON + price * MINUTE, kafka(price), name) for price in range(8) for name in "abc"]
     orders = [random.Random(seed).sample(documents, len(documents)) for seed in range(4)]
 
@@ -171,7 +171,7 @@ def test_many_workers_leave_the_newest(store: MongoStore, run: Run, stored: Stor
 
 
 def test_a_batch_made_again_leaves_the_same(store: MongoStore, run: Run, stored: Stored) -> None:
-    """Each write can be repeated, whether it was confirmed or not."""
+    """Each write can be repeated, whether it was acknowledged or not."""
     first = [product(1, NOON, kafka(1)), product(5, NOON, kafka(2), "tea")]
     second = [product(2, NOON + MINUTE, kafka(4))]
 
@@ -189,7 +189,7 @@ def test_a_batch_made_again_leaves_the_same(store: MongoStore, run: Run, stored:
 def test_several_of_one_product_in_one_call_leave_the_newest_and_all_prices(
     store: MongoStore, run: Run, stored: Stored
 ) -> None:
-    """A batch may hold a product's whole day."""
+    """A batch may hold all price changes of a day."""
     day = [product(price, NOON + price * MINUTE, kafka(price)) for price in (3, 1, 2)]
     assert run(store.upsert_products(day)) == {}
     assert prices(stored) == [3]
@@ -198,7 +198,7 @@ def test_several_of_one_product_in_one_call_leave_the_newest_and_all_prices(
 
 
 def test_a_deleted_product_has_no_price_from_then_on(store: MongoStore, run: Run, stored: Stored) -> None:
-    """Purchases made before keep finding theirs."""
+    """A purchase from before the deletion still finds its price."""
     run(store.upsert_products([product(1, NOON, kafka(1))]))
     run(store.delete_products([Deletion("milk", NOON + MINUTE, kafka(2))]))
     assert stored("products") == {}
@@ -208,7 +208,7 @@ def test_a_deleted_product_has_no_price_from_then_on(store: MongoStore, run: Run
 
 
 def test_a_product_offered_again_has_its_prices_between(store: MongoStore, run: Run) -> None:
-    """Deleted, then offered anew: each purchase finds what was in force at its time."""
+    """A product was offered, deleted and offered again. A purchase finds the price in force at its time, or none."""
     run(store.upsert_products([product(1, NOON, kafka(1))]))
     run(store.delete_products([Deletion("milk", NOON + MINUTE, kafka(2))]))
     run(store.upsert_products([product(2, NOON + 2 * MINUTE, kafka(3))]))
@@ -225,7 +225,7 @@ def test_a_product_offered_again_has_its_prices_between(store: MongoStore, run: 
 
 
 def test_a_deletion_at_the_time_of_a_price_ends_it(store: MongoStore, run: Run, stored: Stored) -> None:
-    """The later in the partition decides, for the price as for the product; redeliveries change nothing."""
+    """At equal times the larger offset decides, for the product and for its price. Redeliveries change nothing."""
     sold = product(1, NOON, kafka(1))
     run(store.upsert_products([sold]))
     run(store.delete_products([Deletion("milk", NOON, kafka(2))]))
@@ -239,7 +239,7 @@ def test_a_deletion_at_the_time_of_a_price_ends_it(store: MongoStore, run: Run, 
 def test_deletions_of_unknown_products_or_from_another_topic(
     store: MongoStore, run: Run, stored: Stored, put: Put
 ) -> None:
-    """An unknown product is no error. A product of a direct write, another topic or no source is deleted."""
+    """Deleting an unknown product is no error. Only a later offset of the same partition stops a deletion."""
     run(store.delete_products([Deletion("tea", NOON, kafka(1)), Deletion("tea", NOON, kafka(2))]))
     assert run(store.price_history({"tea"}))["tea"].at(NOON) is None
     for source in (DIRECT, kafka(9, topic="u"), kafka(9, partition=1)):
@@ -255,7 +255,7 @@ def test_deletions_of_unknown_products_or_from_another_topic(
 
 
 def test_a_product_without_a_history_has_the_price_that_it_has(store: MongoStore, run: Run, put: Put) -> None:
-    """Another program put it there."""
+    """Another program wrote the product. Its price counts at all times."""
     old = {"_id": "milk", "name": "Milk", "type": "dairy", "price": 7, "updated_at": NOON}
     put("products", old)
     history = run(store.price_history(["milk", "tea"]))
@@ -264,7 +264,7 @@ def test_a_product_without_a_history_has_the_price_that_it_has(store: MongoStore
 
 
 def test_a_product_of_another_program_may_lack_fields(store: MongoStore, run: Run, put: Put) -> None:
-    """Without a time its price counts always; without a price it is unknown."""
+    """Without `updated_at` its price counts at all times. Without a price it has no history."""
     put("products", {"_id": "milk", "price": 7})
     put("products", {"_id": "tea", "price": None, "updated_at": NOON})
     history = run(store.price_history(["milk", "tea"]))
@@ -273,7 +273,7 @@ def test_a_product_of_another_program_may_lack_fields(store: MongoStore, run: Ru
 
 
 def test_histories_of_more_products_than_are_asked_for_at_once(store: MongoStore, run: Run) -> None:
-    """None is forgotten between two questions."""
+    """The products of all requests are in the result."""
     run(store.upsert_products([product(number, NOON, kafka(number), f"x{number}") for number in range(210)]))
     history = run(store.price_history({f"x{number}" for number in range(220)}))
     assert {name: known.at(NOON) for name, known in history.items()} == {f"x{number}": number for number in range(210)}
@@ -288,7 +288,7 @@ said = st.lists(st.tuples(st.integers(0, 4), st.none() | st.integers(0, 9)), min
 def test_late_and_repeated_events_give_the_same_history(
     store: MongoStore, run: Run, said: list[tuple[int, int | None]], data: st.DataObject
 ) -> None:
-    """In any order, any number of times, some of them in one call: the time decides, then the offset."""
+    """Events come in any order, several times, some of them in one call. The time decides, then the offset."""
     name = uuid.uuid4().hex
     numbers = range(len(said))
     again = data.draw(st.lists(st.sampled_from(numbers), max_size=8), label="repeated")
@@ -303,7 +303,7 @@ def test_late_and_repeated_events_give_the_same_history(
 
 
 def test_documents_come_back_as_they_were(store: MongoStore, run: Run) -> None:
-    """Times with their zone, in milliseconds; None, Polish letters and large numbers too."""
+    """Times have a time zone and milliseconds. None, Polish letters and large numbers stay as they are."""
     at = NOON + timedelta(microseconds=123_456)
     cut = NOON + timedelta(microseconds=123_000)
     run(store.upsert_products([product(2**53 + 1, at, kafka(1))]))
@@ -317,7 +317,7 @@ def test_documents_come_back_as_they_were(store: MongoStore, run: Run) -> None:
 
 
 def test_a_redelivered_deletion_spares_later_documents(store: MongoStore, run: Run, stored: Stored) -> None:
-    """The product was offered anew after it was deleted; the batch of the deletion is delivered again."""
+    """The product was offered again after its deletion. Then the deletion is delivered again."""
     run(store.upsert_products([product(1, NOON, kafka(9))]))
     run(store.delete_products([Deletion("milk", NOON, kafka(8))]))
     run(store.delete_products([Deletion("milk", NOON, kafka(8, partition=1))]))
@@ -328,7 +328,7 @@ def test_a_redelivered_deletion_spares_later_documents(store: MongoStore, run: R
 
 
 def test_customers_are_replaced_by_newer_ones_and_deleted(store: MongoStore, run: Run, stored: Stored) -> None:
-    """As products are."""
+    """An older registration changes nothing."""
     run(store.upsert_customers([customer("a", source=kafka(1)), customer("b", source=kafka(2))]))
     run(store.upsert_customers([customer("a", NOON + MINUTE, kafka(3), city=None), customer("b", NOON - MINUTE)]))
     run(store.delete_customers([Deletion("c", NOON, kafka(4))]))
@@ -339,7 +339,7 @@ def test_customers_are_replaced_by_newer_ones_and_deleted(store: MongoStore, run
 
 
 def test_several_of_one_customer_leave_the_newest(store: MongoStore, run: Run, stored: Stored) -> None:
-    """In one call or in several; of one time the later in the partition."""
+    """The registrations come in one call or in several. At equal times the larger offset wins."""
     times = [(2, 1), (3, 2), (1, 3), (3, 4), (3, 3)]
     calls = [customer("a", NOON + minute * MINUTE, kafka(offset), city=str(offset)) for minute, offset in times]
     assert run(store.upsert_customers(calls)) == {}
@@ -352,7 +352,7 @@ def test_several_of_one_customer_leave_the_newest(store: MongoStore, run: Run, s
 def test_a_customer_who_came_later_is_not_deleted_and_purchases_stay(
     store: MongoStore, run: Run, stored: Stored
 ) -> None:
-    """The deletion is delivered again after the customer registered anew."""
+    """The customer registered again after the deletion. Then the deletion is delivered again."""
     run(store.upsert_customers([customer("anna", source=kafka(9)), customer("bob", source=kafka(9, partition=1))]))
     run(store.insert_purchases([purchase("p1", kafka(1), "anna"), purchase("p2", kafka(2), "bob")]))
     run(store.delete_customers([Deletion("anna", NOON + MINUTE, kafka(8)), Deletion("bob", NOON, kafka(8))]))
@@ -363,7 +363,7 @@ def test_a_customer_who_came_later_is_not_deleted_and_purchases_stay(
 
 
 def test_documents_are_found_by_their_ids_as_they_are(store: MongoStore, run: Run, put: Put) -> None:
-    """However many are asked for at once; also such as another program wrote."""
+    """There are more ids than one request may have. Documents of other programs come unchanged."""
     names = [f"p{number:03}" for number in range(950)]
     run(store.insert_purchases([purchase(name, kafka(offset)) for offset, name in enumerate(names)]))
     put("purchases", {"_id": "other", "price": 1.5})
@@ -376,7 +376,7 @@ def test_documents_are_found_by_their_ids_as_they_are(store: MongoStore, run: Ru
 
 @pytest.mark.parametrize("name", ["$set", "a.b", "a\x00b", "zażółć 🥛", "x" * 128, "{'$gt': ''}", " "])
 def test_an_id_is_a_value_whatever_is_in_it(store: MongoStore, run: Run, name: str, stored: Stored) -> None:
-    """Ids come from outside: none is an operator or a field."""
+    """Ids come from outside. No part of an id is read as an operator or as a field's path."""
     run(store.upsert_products([product(5, NOON, kafka(1), name)]))
     run(store.upsert_customers([customer(name)]))
     run(store.insert_purchases([purchase(name, kafka(1), name, product_id=name)]))
@@ -390,14 +390,14 @@ def test_an_id_is_a_value_whatever_is_in_it(store: MongoStore, run: Run, name: s
 
 
 def test_times_within_a_millisecond_are_one_time(store: MongoStore, run: Run, stored: Stored) -> None:
-    """MongoDB keeps milliseconds: the comparison here and there must agree."""
+    """MongoDB keeps milliseconds, so microseconds must not decide which event is newer."""
     run(store.upsert_products([product(1, NOON + timedelta(microseconds=900), kafka(1))]))
     run(store.upsert_products([product(2, NOON + timedelta(microseconds=100), kafka(2))]))
     assert prices(stored) == [2]
 
 
 def test_documents_are_not_changed_by_storing_them(store: MongoStore, run: Run) -> None:
-    """The caller counts them afterwards."""
+    """The caller counts the same documents afterwards."""
     bought, sold = purchase("p1", kafka(1)), product(1, NOON, kafka(1))
     registered = customer("c", NOON + timedelta(microseconds=1))
     before = repr((bought, sold, registered))
@@ -408,7 +408,7 @@ def test_documents_are_not_changed_by_storing_them(store: MongoStore, run: Run) 
 
 
 def test_empty_calls_do_nothing(store: MongoStore, run: Run) -> None:
-    """A batch of bad records only has no documents."""
+    """A batch that has only bad records has no documents."""
     assert run(store.insert_purchases([])).duplicates == frozenset()
     assert run(store.upsert_products([])) == run(store.upsert_customers([])) == {}
     run(store.delete_products([]))
@@ -426,7 +426,7 @@ impossible = pytest.mark.parametrize("value", [1 << 70, HUGE, "\ud800"], ids=["n
 def test_an_impossible_purchase_is_refused_and_its_neighbours_are_stored(
     store: MongoStore, run: Run, value: Any
 ) -> None:
-    """One that MongoDB never takes must not hold up a batch for ever; nor when the batch comes again."""
+    """A purchase that MongoDB can never store does not hold up its batch, also when the batch comes again."""
     documents = [purchase("p1", kafka(1)), purchase("p2", kafka(2), note=value), purchase("p3", kafka(3))]
     documents += [purchase("p1", kafka(4)), purchase("p2", kafka(5))]
     for _ in range(2):
@@ -441,7 +441,7 @@ def test_an_impossible_purchase_is_refused_and_its_neighbours_are_stored(
 def test_an_impossible_customer_is_refused_and_its_neighbours_are_stored(
     store: MongoStore, run: Run, value: Any, stored: Stored
 ) -> None:
-    """The older one of the same id gets its turn."""
+    """An older registration of the same customer in the call is stored instead."""
     documents = [customer("a", city="old"), customer("a", NOON + MINUTE, city=value), customer("b")]
     assert list(run(store.upsert_customers(documents))) == [1]
     assert [(name, one["city"]) for name, one in stored("customers").items()] == [("a", "old"), ("b", "Łódź")]
@@ -451,7 +451,7 @@ def test_an_impossible_customer_is_refused_and_its_neighbours_are_stored(
 def test_an_impossible_product_is_refused_and_brings_no_price(
     store: MongoStore, run: Run, value: Any, stored: Stored
 ) -> None:
-    """It is a dead letter: no purchase may find a price that no stored product had."""
+    """A refused product is a dead letter. Its price must not be given to a purchase."""
     bad = {**product(2, NOON + MINUTE, kafka(2)), "name": value}
     alone = {**product(3, NOON, kafka(3), "tea"), "name": value}
     documents = [product(1, NOON, kafka(1)), bad, alone, product(4, NOON, kafka(4), "bread")]
@@ -464,7 +464,7 @@ def test_an_impossible_product_is_refused_and_brings_no_price(
 def test_a_batch_that_is_too_much_for_one_message_is_stored_all_the_same(
     store: MongoStore, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The driver splits it. Duplicates and refused documents keep their indexes."""
+    """The store splits the batch. The indexes of duplicates and refused documents are those in the whole batch."""
     monkeypatch.setattr("shopflow.store.purchases._MAX_MESSAGE_BYTES", 5_000)
     run(store.insert_purchases([purchase("p3", kafka(1))]))
     documents = [purchase(f"p{number}", kafka(10 + number)) for number in range(20)]
@@ -475,7 +475,7 @@ def test_a_batch_that_is_too_much_for_one_message_is_stored_all_the_same(
 
 
 def test_an_impossible_price_is_refused(store: MongoStore, run: Run, stored: Stored) -> None:
-    """MongoDB's integers have 64 bits."""
+    """MongoDB's integers have 64 bits. The price is in no history."""
     documents = [product(1 << 70, NOON, kafka(1)), product(1, NOON, kafka(2), "bread")]
     assert list(run(store.upsert_products(documents))) == [0]
     assert list(stored("products")) == ["bread"]
@@ -483,7 +483,7 @@ def test_an_impossible_price_is_refused(store: MongoStore, run: Run, stored: Sto
 
 
 def test_the_fake_is_away_as_often_as_set(run: Run) -> None:
-    """Tests of the outages rely on it: a call that finds it away does nothing."""
+    """A call while the fake is away raises `Unavailable`, writes nothing and is not in `calls`."""
     fake = FakeStore()
     fake.away(3)
     for call in (fake.prepare, lambda: fake.insert_purchases([purchase("p1")]), lambda: fake.sales_position(0)):
@@ -499,7 +499,7 @@ def test_the_fake_is_away_as_often_as_set(run: Run) -> None:
 
 
 def test_a_voucher_is_stored_once_and_the_first_stays(store: MongoStore, run: Run, stored: Stored) -> None:
-    """The same event's voucher is no duplicate. Another event's is reported, and changes nothing."""
+    """The same event's voucher is no duplicate. A voucher of another event is reported, and changes nothing."""
     for _ in range(2):
         assert run(store.insert_vouchers([voucher("v1", kafka(1)), voucher("v2", kafka(2))])) == frozenset()
     again = [voucher("v1", kafka(3), percent=99), voucher("v3", kafka(4)), voucher("v3", kafka(5), percent=7)]
@@ -513,7 +513,7 @@ def test_a_voucher_is_stored_once_and_the_first_stays(store: MongoStore, run: Ru
 
 
 def test_a_part_of_the_sales_with_an_earlier_position_changes_nothing(store: MongoStore, run: Run) -> None:
-    """Nor does an earlier position of the partition. A later era counts more than any offset."""
+    """A worker that slept may write after its successor. A later era counts more than any offset."""
 
     def row(units: int, position: tuple[int, int]) -> PartitionSales:
         return PartitionSales("hour", NOON, "milk", units, units, 3 * units, position)

@@ -1,4 +1,4 @@
-"""The embedded servers, started: they keep their data, are shared, and never outlive their starter."""
+"""Starting the embedded servers: their data stays, processes share them, and they stop with their starter."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def consume(address: str, topic: str) -> bytes:
 
 
 def test_both_start_and_keep_their_data_on_other_ports(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the second start needs no network; and values of several MB are accepted."""
+    """The second start finds the data, on other ports and without a network. Kafka accepts values of several MB."""
     said: list[str] = []
     value = os.urandom(5 << 20)
     ports = Embedded(kafka_port=any_port(), mongodb_port=any_port())
@@ -187,6 +187,7 @@ def test_both_start_and_keep_their_data_on_other_ports(data: Path, monkeypatch: 
 def test_a_killed_starter_leaves_no_process_and_the_next_goes_on(
     data: Path, starters: Callable[[Config], Starter]
 ) -> None:
+    """SIGKILL of the starter ends the servers and their keepers. The next starter finds the acknowledged records."""
     starter = starters(Config(data_dir=str(data)))
     said = starter.said()
     assert set(said["started"]) == {"Kafka", "MongoDB"}
@@ -207,6 +208,7 @@ def test_a_killed_starter_leaves_no_process_and_the_next_goes_on(
 
 @pytest.mark.slow
 def test_a_killed_kafka_is_reported_and_its_records_are_kept(data: Path) -> None:
+    """`failure` names the signal and the log. The next `start` brings Kafka back with its records."""
     config = without_mongodb(data)
     with Servers(config, lambda _: None) as servers:
         produce(servers.start().kafka, "kept", b"acknowledged")
@@ -225,7 +227,7 @@ def test_a_killed_kafka_is_reported_and_its_records_are_kept(data: Path) -> None
 def test_a_starter_that_is_stopped_takes_its_servers_along(
     data: Path, starters: Callable[[Config], Starter], number: int
 ) -> None:
-    """SIGTERM ends it at once; Ctrl-C goes to the whole process group, and must reach the servers only through it."""
+    """The signal goes to the starter's whole process group. The server is stopped by its starter only."""
     starter = starters(without_kafka(data))
     starter.said()
     (server,) = pids(data).values()
@@ -237,6 +239,7 @@ def test_a_starter_that_is_stopped_takes_its_servers_along(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends children with their parent")
 def test_a_killed_keeper_takes_its_server_along(data: Path) -> None:
+    """The kernel ends the server when its keeper is killed, and `failure` reports it."""
     with Servers(without_kafka(data), lambda _: None) as servers:
         servers.start()
         (server,) = pids(data).values()
@@ -248,6 +251,7 @@ def test_a_killed_keeper_takes_its_server_along(data: Path) -> None:
 def test_of_two_that_start_at_once_one_does_and_the_other_uses_it(
     data: Path, starters: Callable[[Config], Starter]
 ) -> None:
+    """The server keeps running when the process that only uses it ends."""
     both = [starters(without_kafka(data)), starters(without_kafka(data))]
     said = [starter.said() for starter in both]
     assert sorted(each["started"] for each in said) == [[], ["MongoDB"]]
@@ -262,7 +266,7 @@ def test_of_two_that_start_at_once_one_does_and_the_other_uses_it(
 def test_two_that_start_at_once_in_two_folders_get_two_servers(
     tmp_path: Path, starters: Callable[[Config], Starter]
 ) -> None:
-    """Both may find the default port free; one loses the race, and takes another port."""
+    """Both processes may find the default port free. The one that can't bind it takes another port."""
     both = [starters(without_kafka(tmp_path / name)) for name in ("one", "two")]
     said = [starter.said() for starter in both]
     assert [each["started"] for each in said] == [["MongoDB"], ["MongoDB"]]
@@ -270,6 +274,7 @@ def test_two_that_start_at_once_in_two_folders_get_two_servers(
 
 
 def test_a_server_that_dies_while_starting_is_refused_with_its_last_words(data: Path) -> None:
+    """The error has the exit status, the last error in the server's log, and the log's name."""
     (data / "mongodb").mkdir(parents=True)
     (data / "mongodb" / "data").write_text("in the way")
     servers = Servers(without_kafka(data), lambda _: None)
@@ -279,6 +284,7 @@ def test_a_server_that_dies_while_starting_is_refused_with_its_last_words(data: 
 
 
 def test_a_server_that_is_too_slow_is_refused_and_stopped(data: Path) -> None:
+    """The error names the setting `embedded.start_seconds`."""
     config = Config(data_dir=str(data), broker=NO_KAFKA, embedded=Embedded(start_seconds=0.01))
     servers = Servers(config, lambda _: None)
     with pytest.raises(Refused, match=r"^embedded\.start_seconds: MongoDB doesn't answer after 0\.01 seconds"):

@@ -77,7 +77,7 @@ def test_a_server_that_does_not_run_is_refused(
 
 @pytest.mark.parametrize("text", ["", "no JSON", "[]", '{"kafka": {"address": "a", "port": 1, "pid": 1}}'])
 def test_records_of_an_earlier_run_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    """Also when the port answers: nobody holds the lock."""
+    """An address in `servers.json` counts only while the server's lock is held, even if a program answers there."""
     monkeypatch.setattr(kafka.KafkaServer, "answers", lambda *_: True)
     (tmp_path / "servers.json").write_text(text)
     (tmp_path / "kafka.lock").touch()
@@ -101,7 +101,7 @@ def test_a_record_is_believed_when_the_lock_is_held_and_our_server_answers(
 
 
 def test_another_program_on_the_port_is_not_our_server(taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It accepts connections and does not answer."""
+    """A program that accepts connections and does not answer as the server does is not taken for it."""
     monkeypatch.setattr(kafka, "PROBE_SECONDS", 0.1)
     monkeypatch.setattr(mongodb, "PROBE_SECONDS", 0.1)
     assert kafka._cluster_at(taken) is None

@@ -1,4 +1,4 @@
-"""A worker that starts embedded servers: they end with it, however it ends, and keep what was stored."""
+"""A worker with embedded servers: the servers end with the worker, and their data stays."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ pytestmark = pytest.mark.servers
 
 @pytest.mark.slow
 def test_a_worker_takes_its_servers_along_and_leaves_its_data(open_embedded_shop: OpenShop) -> None:
-    """However it ends; the next one has what was stored. A server that dies ends its worker, with one line."""
+    """The servers stop when the worker is interrupted or killed. The next worker finds the stored products.
+
+    A worker whose Kafka dies ends with status 1 and one line that names the signal and the log.
+    """
     with open_embedded_shop() as shop:
         worker = shop.start_worker().ready()
         assert shop.run("seed-products").status == 0

@@ -1,4 +1,4 @@
-"""What is common to all of the store's requests, on a real MongoDB-protocol server: indexes, ends, reports."""
+"""Requests to no collection in particular, on a real server: indexes, closing, reports of writes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.documents import NOON, customer, kafka, product, purchase, vo
 
 
 def test_preparing_again_changes_nothing(store: MongoStore, run: Run) -> None:
-    """Every worker does it at its start."""
+    """Every worker calls `prepare` when it starts."""
     run(store.insert_purchases([purchase("p1", kafka(1))]))
     run(store.prepare())
     run(store.prepare())
@@ -24,7 +24,7 @@ def test_preparing_again_changes_nothing(store: MongoStore, run: Run) -> None:
 def test_the_indexes_are_made_once_and_those_of_the_contract(
     store: MongoStore, run: Run, database: Database[Document]
 ) -> None:
-    """Other programs rely on them."""
+    """Other programs rely on the indexes that the contract names."""
     run(store.prepare())
     found = database.purchases.index_information()
     keys = sorted([key for key, _ in index["key"]] for index in found.values())
@@ -34,7 +34,7 @@ def test_the_indexes_are_made_once_and_those_of_the_contract(
 def test_another_index_with_the_name_of_ours_is_refused(
     store: MongoStore, run: Run, database: Database[Document]
 ) -> None:
-    """The error is one line that names the collection; it is not retried for ever."""
+    """The error is one line that names the collection. It is not `Unavailable`, so nobody tries again."""
     database.purchases.drop_index("customer_id_1_purchased_at_1")
     database.purchases.create_index([("quantity", 1)], name="customer_id_1_purchased_at_1")
     with pytest.raises(Refused, match="collection purchases") as refused:
@@ -43,7 +43,7 @@ def test_another_index_with_the_name_of_ours_is_refused(
 
 
 def test_closing_twice(store: MongoStore, run: Run) -> None:
-    """The end of a command and the end of the program may both do it."""
+    """A command closes the store at its end, and the program does it again."""
     other = MongoStore(store._database)
     run(other.close())
     other.connect("mongodb://127.0.0.1:1")
@@ -52,7 +52,7 @@ def test_closing_twice(store: MongoStore, run: Run) -> None:
 
 
 def test_each_write_of_events_reports_the_outcomes_of_its_documents(store: MongoStore, run: Run) -> None:
-    """After a success, with the collection and the seconds. Reads and other writes report nothing."""
+    """`on_write` gets collection, seconds and outcomes of each successful write of events. Other requests report nothing."""
     reported: list[tuple[str, dict[str, int]]] = []
 
     def on_write(collection: str, seconds: float, outcomes: dict[str, int]) -> None:

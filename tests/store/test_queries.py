@@ -43,7 +43,7 @@ def buy(store: MongoStore, run: Run) -> None:
 
 
 def test_units_over_time_come_by_the_hour_and_by_the_day(store: MongoStore, run: Run) -> None:
-    """In UTC, by time, without empty ones; the end is not within."""
+    """Buckets are in UTC and sorted by time. Empty buckets are left out. The end is not within the span."""
     buy(store, run)
     by_hour = run(store.units_over_time("milk", MIDNIGHT - HOUR, MIDNIGHT + DAY, "hour"))
     assert by_hour == [
@@ -59,7 +59,7 @@ def test_units_over_time_come_by_the_hour_and_by_the_day(store: MongoStore, run:
 
 
 def test_units_in_spans_touch_each_purchase_once(store: MongoStore, run: Run) -> None:
-    """Each begins where the one before ends; open ends; nothing sold is nothing, not left out."""
+    """Each span begins where the one before ends. A span may be open. A span without sales has 0 units."""
     buy(store, run)
     edges = [MIDNIGHT + minute * MINUTE for minute in (-60, 0, 30, 31)]
     spans = list(zip([None, *edges], [*edges, None], strict=True))
@@ -72,7 +72,7 @@ def test_units_in_spans_touch_each_purchase_once(store: MongoStore, run: Run) ->
 
 
 def test_purchases_of_another_program_break_no_sum(store: MongoStore, run: Run, database: Database[Document]) -> None:
-    """A purchase without a time is in none."""
+    """A purchase without a time is in no sum."""
     buy(store, run)
     foreign = purchase("p1", {})
     del foreign["purchased_at"]
@@ -82,7 +82,7 @@ def test_purchases_of_another_program_break_no_sum(store: MongoStore, run: Run, 
 
 
 def test_products_come_by_name_and_ids_in_their_order(store: MongoStore, run: Run) -> None:
-    """Two of one name by id; no more ids than asked for."""
+    """Products of one name are sorted by id. A limit below 1 gives nothing."""
     names = {"z": "Bread", "ł": "Milk", "a": "Milk", "b": "Butter"}
     run(store.upsert_products([{**product(1, NOON, kafka(1), key), "name": name} for key, name in names.items()]))
     run(store.upsert_customers([customer(key) for key in names]))
@@ -93,7 +93,7 @@ def test_products_come_by_name_and_ids_in_their_order(store: MongoStore, run: Ru
 
 
 def test_large_numbers_come_back_as_plain_ones(store: MongoStore, run: Run) -> None:
-    """The driver has a class of its own from 2**31 on, which the JSON encoder of `--json` doesn't take."""
+    """The driver has its own class for numbers from 2**31 on, which the JSON encoder of `--json` doesn't accept."""
     run(store.upsert_products([product(2**31, NOON, kafka(2**33))]))
     run(store.upsert_customers([customer("c", NOON, kafka(2**33))]))
     run(store.insert_purchases([purchase("p", kafka(2**33), "c", value=2**40)]))
@@ -105,7 +105,7 @@ def test_large_numbers_come_back_as_plain_ones(store: MongoStore, run: Run) -> N
 
 
 def test_customers_come_with_what_they_bought(store: MongoStore, run: Run) -> None:
-    """Oldest first, with the product's name where it is known; in pages, none lost between two."""
+    """Purchases are sorted by time and have the product's name, if it is known. No page loses a customer."""
     names = [f"c{number:03}" for number in range(120)]
     run(store.upsert_customers([customer(name) for name in names]))
     run(store.upsert_products([product(300, NOON, kafka(0))]))
@@ -120,7 +120,7 @@ def test_customers_come_with_what_they_bought(store: MongoStore, run: Run) -> No
 
 
 def test_sums_are_those_of_the_purchases_from_kafka(store: MongoStore, run: Run) -> None:
-    """What was written directly is not in the tables, so it is not in the sums that are compared with them."""
+    """Purchases that `--direct` stored are not in the tables, with which `verify` compares the sums."""
     assert run(store.totals()).purchases == 0
     run(store.insert_purchases([purchase("p1", kafka(1)), purchase("p2", kafka(2)), purchase("p3", kafka(3), "bob")]))
     run(store.insert_purchases([purchase("p4", DIRECT, "bob")]))
@@ -131,7 +131,7 @@ def test_sums_are_those_of_the_purchases_from_kafka(store: MongoStore, run: Run)
 
 
 def test_registered_returns_the_registered_customers(store: MongoStore, run: Run) -> None:
-    """However many are asked for at once."""
+    """There are more ids than one request may have."""
     names = [f"c{number:03}" for number in range(250)]
     run(store.upsert_customers([customer(name) for name in names[::2]]))
     assert run(store.registered(names)) == set(names[::2])
@@ -142,7 +142,7 @@ def test_registered_returns_the_registered_customers(store: MongoStore, run: Run
 def test_the_sources_are_those_of_documents_from_kafka(
     store: MongoStore, run: Run, database: Database[Document]
 ) -> None:
-    """What was written directly, or by another program, has none there."""
+    """Documents that `--direct` or another program wrote are left out."""
     run(store.upsert_customers([customer("a", source=kafka(1)), customer("b", source=DIRECT)]))
     database.customers.insert_one({"_id": "other"})
     database.customers.insert_one({"_id": "odd", "source": {"origin": "kafka"}})
@@ -153,7 +153,7 @@ def test_the_sources_are_those_of_documents_from_kafka(
 def test_a_collection_is_read_in_its_order_from_any_id_on(
     store: MongoStore, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An export reads each document once, as it is, in a known order, and goes on from where it was cut off."""
+    """An export reads each document once, unchanged, by id. After an outage it goes on after the last id."""
     monkeypatch.setattr("shopflow.store.connection.PAGE_SIZE", 2)
     names = ["a", "b", "c1", "c2", "Ł", "z", "ą"]
     run(store.insert_purchases([purchase(name, kafka(place), note="mine") for place, name in enumerate(names)]))
@@ -172,14 +172,14 @@ def test_a_collection_is_read_in_its_order_from_any_id_on(
 
 
 def test_ids_that_are_no_text_are_passed_over(store: MongoStore, run: Run, database: Database[Document]) -> None:
-    """They are another program's; they neither end nor upset the reading."""
+    """Another program wrote these documents. They do not end the reading."""
     for name in (1, "a", 2.5, "b"):
         database.products.insert_one({"_id": name})
     assert run(everything(store.pages("products"))) == [[{"_id": "a"}, {"_id": "b"}]]
 
 
 def test_products_are_paged_by_their_ids(store: MongoStore, run: Run) -> None:
-    """Those behind an id, whatever it is; ids of other kinds than text are another program's."""
+    """A page begins after the given id, which may hold any text."""
     run(store.upsert_products([product(1, NOON, kafka(1), name) for name in ("b", "$gt", "a", "ł")]))
     assert [one["_id"] for one in run(store.products_after("", 9))] == ["$gt", "a", "b", "ł"]
     assert [one["_id"] for one in run(store.products_after("a", 1))] == ["b"]
@@ -188,7 +188,7 @@ def test_products_are_paged_by_their_ids(store: MongoStore, run: Run) -> None:
 
 
 def test_purchases_are_paged_by_time_and_id(store: MongoStore, run: Run) -> None:
-    """Each once and in order, wherever a page ends, also among many of one moment; no other customer's."""
+    """Each purchase of the customer comes once and in order, wherever a page ends, also among many of one time."""
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}")
     choice = random.Random(seed)
@@ -212,7 +212,7 @@ def test_purchases_are_paged_by_time_and_id(store: MongoStore, run: Run) -> None
 
 
 def test_the_last_purchases_of_a_customer(store: MongoStore, run: Run) -> None:
-    """Newest first, with the products' names; an id is only ever an id."""
+    """The newest purchase is first. Each has its product's name. A customer's id is never an operator."""
     run(store.upsert_products([product(300, NOON, kafka(0))]))
     documents = [purchase(f"p{number}", kafka(number), purchased_at=NOON + number * MINUTE) for number in range(5)]
     documents += [purchase("x", kafka(9), "bob"), purchase("p9", kafka(8), product_id="gone", purchased_at=NOON)]
@@ -225,7 +225,7 @@ def test_the_last_purchases_of_a_customer(store: MongoStore, run: Run) -> None:
 
 
 def test_vouchers_come_newest_first(store: MongoStore, run: Run) -> None:
-    """All, those of one customer, the first few."""
+    """Of all customers or of one, with a limit or without."""
     made = [voucher(f"v{n}", kafka(n), ("anna", "$bob")[n % 2], NOON + n * MINUTE) for n in range(5)]
     run(store.insert_vouchers(made))
     assert [one["_id"] for one in run(everything(store.vouchers()))] == ["v4", "v3", "v2", "v1", "v0"]
@@ -235,7 +235,7 @@ def test_vouchers_come_newest_first(store: MongoStore, run: Run) -> None:
 
 
 def test_buyers_are_the_purchases_from_kafka_customer_by_customer(store: MongoStore, run: Run) -> None:
-    """With what a rule asks for, and no more."""
+    """Each has the fields that a rule needs, and no others."""
     sources = [kafka(n) if n % 5 else DIRECT for n in range(20)]
     run(store.insert_purchases([purchase(f"p{n}", source, f"c{n % 3}") for n, source in enumerate(sources)]))
     found = run(everything(store.buyers()))
@@ -246,7 +246,7 @@ def test_buyers_are_the_purchases_from_kafka_customer_by_customer(store: MongoSt
 
 
 def test_registrations_are_the_customers_from_kafka(store: MongoStore, run: Run) -> None:
-    """Each with where they live and since when they are known."""
+    """Each has the customer's city and the time of the registration."""
     run(store.upsert_customers([customer("anna"), customer("bob", source=DIRECT)]))
     (found,) = run(everything(store.registrations()))
     assert (found["_id"], found["city"], found["registered_at"]) == ("anna", "Łódź", NOON)
@@ -255,7 +255,7 @@ def test_registrations_are_the_customers_from_kafka(store: MongoStore, run: Run)
 def test_documents_of_other_programs_do_not_end_a_reader(
     store: MongoStore, run: Run, database: Database[Document]
 ) -> None:
-    """Without a time or a product, or with something else there: the others are read, and they too."""
+    """Documents without a time or a product, or with values of other types, are read as the others are."""
     strange = {"_id": "anna", "registered_at": "yesterday"}
     database.customers.insert_one(strange)
     for document in (
@@ -278,7 +278,7 @@ def test_documents_of_other_programs_do_not_end_a_reader(
 
 @pytest.mark.parametrize("name", ["$set", "a.b", "a\x00b", "zażółć 🥛", "{'$gt': ''}", " "])
 def test_an_id_in_a_query_is_a_value(store: MongoStore, run: Run, name: str) -> None:
-    """Ids come from outside: none is an operator or a field."""
+    """Ids come from outside. No part of an id is read as an operator or as a field's path."""
     run(store.upsert_products([product(5, name=name)]))
     run(store.upsert_customers([customer(name)]))
     run(store.insert_purchases([purchase(name, kafka(1), name, product_id=name)]))

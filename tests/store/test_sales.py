@@ -30,7 +30,7 @@ def sold(documents: list[Document]) -> dict[Any, int]:
 
 
 def test_the_sales_of_a_product_are_the_sum_of_its_parts(store: MongoStore, run: Run) -> None:
-    """Each partition of the purchases has customers of its own, who buy the same products."""
+    """Each partition of the purchases has other customers, who buy the same products."""
     run(store.put_sales(0, [sale(2, (0, 7)), sale(5, (0, 7), start=None)]))
     run(store.put_sales(3, [sale(1, (0, 9)), sale(4, (0, 9), "tea")]))
     hours = run(listed(store, "hour"))
@@ -48,7 +48,7 @@ def test_the_sales_of_a_product_are_the_sum_of_its_parts(store: MongoStore, run:
 
 
 def test_of_two_the_one_with_the_later_position_stays(store: MongoStore, run: Run) -> None:
-    """A worker that slept may write after its successor. A new era outdoes all earlier ones."""
+    """A worker that slept may write after its successor. A later era counts more than any offset."""
     for number, (units, position, stays) in enumerate(
         [(2, (0, 7), 2), (1, (0, 5), 2), (3, (0, 8), 3), (1, (4, 0), 1), (9, (3, 99), 1), (2, (4, 1), 2)]
     ):
@@ -57,7 +57,7 @@ def test_of_two_the_one_with_the_later_position_stays(store: MongoStore, run: Ru
 
 
 def test_in_any_order_the_result_is_the_same(store: MongoStore, run: Run) -> None:
-    """Seeds are printed by the failure."""
+    """The message of a failure has the seed."""
     for seed in range(5):
         run(store.clear_sales())
         chance = random.Random(seed)
@@ -75,7 +75,7 @@ def test_in_any_order_the_result_is_the_same(store: MongoStore, run: Run) -> Non
 
 
 def test_those_since_a_time_come_by_time(store: MongoStore, run: Run) -> None:
-    """As a chart needs them."""
+    """A chart needs the sales sorted by start."""
     starts = [NOON + hours * HOUR for hours in (3, 0, 1, 2)]
     run(store.put_sales(0, [sale(1, (0, 1), start=start) for start in starts]))
     found = run(listed(store, "hour", NOON + HOUR))
@@ -83,7 +83,7 @@ def test_those_since_a_time_come_by_time(store: MongoStore, run: Run) -> None:
 
 
 def test_a_product_may_have_any_name(store: MongoStore, run: Run) -> None:
-    """Ids come from outside: they are neither operators nor paths."""
+    """Ids come from outside. No part of an id is read as an operator or as a field's path."""
     for name in ("$set", "a.b", "$where: 1", "x" * 128, "ą ę", "p0"):
         run(store.put_sales(0, [sale(1, (0, 1), name)]))
         assert sold(run(listed(store, "hour"))) == {(name, NOON): 1}
@@ -91,7 +91,7 @@ def test_a_product_may_have_any_name(store: MongoStore, run: Run) -> None:
 
 
 def test_how_far_a_partition_is_never_goes_back(store: MongoStore, run: Run) -> None:
-    """Rows up to the position are not written again."""
+    """`sales_position` keeps the largest position. `clear_sales` removes it."""
     assert run(store.sales_position(2)) == (-1, -1)
     for position, stays in [((0, 5), (0, 5)), ((0, 3), (0, 5)), ((1, 0), (1, 0)), ((0, 9), (1, 0))]:
         run(store.reached_sales(2, position))
@@ -102,13 +102,13 @@ def test_how_far_a_partition_is_never_goes_back(store: MongoStore, run: Run) -> 
 
 
 def test_nothing_is_put_without_sales(store: MongoStore, run: Run) -> None:
-    """A batch of bad records has none."""
+    """A batch that has only bad records has no sales."""
     run(store.put_sales(0, []))
     assert run(listed(store, "hour")) == []
 
 
 def test_the_best_sellers_of_one_period(store: MongoStore, run: Run) -> None:
-    """Of all partitions together, at most so many; those of other periods, and of other starts, are not among them."""
+    """Units are summed over all partitions. Sales of another period or another start are left out."""
     run(store.put_sales(0, [sale(units, (0, 7), name) for name, units in (("milk", 2), ("tea", 4), ("salt", 1))]))
     run(store.put_sales(1, [sale(9, (0, 8)), sale(7, (0, 8), "tea", None), sale(50, (0, 8), "salt", NOON + HOUR)]))
     found = run(store.best_sellers("hour", NOON, 2))

@@ -24,7 +24,7 @@ def sales(start: datetime | None, units: int, product_id: str = "milk") -> list[
 
 
 def test_units_from_an_hour_on_are_those_of_all_later_hours(store: MongoStore, run: Run) -> None:
-    """Whole days are read as days; the result is that of the hours. Of all partitions, of this product alone."""
+    """Later days are read as days, and the sum is that of their hours, over all partitions."""
     days = [NOON + number * DAY for number in (-1, 1, 2, 400)]
     for number, start in enumerate([*days, NOON]):
         run(store.put_sales(0, sales(start, 10**number)))
@@ -41,14 +41,14 @@ def test_units_from_an_hour_on_are_those_of_all_later_hours(store: MongoStore, r
 
 
 def test_the_last_day_of_all_can_be_asked_for(store: MongoStore, run: Run) -> None:
-    """Times come from outside."""
+    """Times come from outside. There is no day after 31 December 9999."""
     last = datetime(9999, 12, 31, 23, tzinfo=timezone.utc)
     run(store.put_sales(0, sales(last, 3)))
     assert run(store.sold_from("milk", last)) == 3
 
 
 def test_units_sold_ever_are_the_totals(store: MongoStore, run: Run) -> None:
-    """Of those that were sold."""
+    """Products that were never sold are left out."""
     run(store.put_sales(0, [*sales(None, 2), *sales(NOON, 9), *sales(None, 4, "$set")]))
     run(store.put_sales(1, sales(None, 3)))
     assert run(store.sold_ever(["milk", "tea", "$set"])) == {"milk": 5, "$set": 4}
@@ -56,7 +56,7 @@ def test_units_sold_ever_are_the_totals(store: MongoStore, run: Run) -> None:
 
 
 def test_units_from_kafka_leave_out_others(store: MongoStore, run: Run) -> None:
-    """Direct ones are not in the sales. From the first moment on, before the second, to the millisecond."""
+    """Purchases that `--direct` stored are not in the sales. The span ends before its second time."""
     until = NOON + timedelta(milliseconds=5)
     moments = [NOON - timedelta(milliseconds=1), NOON, NOON + timedelta(milliseconds=4), until]
     documents = [
@@ -74,7 +74,7 @@ def test_units_from_kafka_leave_out_others(store: MongoStore, run: Run) -> None:
 def test_stocked_products_come_by_id_a_page_at_a_time(
     store: MongoStore, run: Run, database: Database[Document]
 ) -> None:
-    """Only of these partitions of this topic. A value that is no number is no stock."""
+    """Only products of these partitions of this topic are found. A value that is no number is no stock."""
     for number, name in enumerate("fabcde"):
         stocked = product(1, NOON, kafka(number, number % 3), name, stock=number)
         assert run(store.upsert_products([stocked])) == {}
@@ -97,7 +97,7 @@ def test_stocked_products_come_by_id_a_page_at_a_time(
 
 
 def test_the_first_of_an_alert_stays(store: MongoStore, run: Run) -> None:
-    """A worker that finds it again publishes the first one's alert, with times in milliseconds."""
+    """A worker that finds the same alert again publishes the stored one, with times in milliseconds."""
     given = alert("$set@x", 3, at=NOON + timedelta(microseconds=1_999))
     kept = {**given, "at": NOON + timedelta(milliseconds=1)}
     assert run(store.insert_alert(given)) == kept
@@ -106,7 +106,7 @@ def test_the_first_of_an_alert_stays(store: MongoStore, run: Run) -> None:
 
 
 def test_a_restored_document_is_as_before(store: MongoStore, run: Run) -> None:
-    """The document may be changed or deleted before. Fields that others added stay."""
+    """A changed or deleted document is restored. Fields that another program added stay."""
     given = alert("$set@x", 3, at=NOON + timedelta(microseconds=1_999))
     kept = {**given, "at": NOON + timedelta(milliseconds=1)}
     run(store.insert_alert({**alert("$set@x", 8), "seen": True}))
@@ -116,7 +116,7 @@ def test_a_restored_document_is_as_before(store: MongoStore, run: Run) -> None:
 
 
 def test_the_newest_alerts_come_first(store: MongoStore, run: Run) -> None:
-    """Those of one moment in the order of their ids."""
+    """Alerts of one time are sorted by id."""
     given = [alert(name, 1, at=NOON + hours * HOUR) for name, hours in (("b", 1), ("c", 0), ("a", 1), ("d", 2))]
     run(store.restore("alerts", given))
     assert [one["_id"] for one in run(store.alerts(3))] == ["d", "a", "b"]
@@ -125,7 +125,7 @@ def test_the_newest_alerts_come_first(store: MongoStore, run: Run) -> None:
 
 
 def test_two_workers_that_find_the_same_agree(store: MongoStore, run: Run) -> None:
-    """One of them slept."""
+    """Several workers insert the alert at once. Each that gets an answer gets the same document."""
 
     async def both() -> list[Document]:
         found = await asyncio.gather(
@@ -139,7 +139,7 @@ def test_two_workers_that_find_the_same_agree(store: MongoStore, run: Run) -> No
 
 
 def test_stocked_products_have_an_index(store: MongoStore, run: Run, database: Database[Document]) -> None:
-    """They are read each second, among all products; the newest alerts less often."""
+    """A worker queries stocked products each second, among all products. The page queries the newest alerts."""
     found = database.alerts.index_information()
     assert [("at", -1), ("_id", 1)] in [index["key"] for index in found.values()]
     found = database.products.index_information()

@@ -1,4 +1,4 @@
-"""The store's rules that need no server, and its errors while the server is away."""
+"""The store's rules, and its errors while the server is away: without a server."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from tests.support.fakes import FakeStore
     ("minutes", "price"), [(-9, 1), (0, 1), (0.99, 1), (1, None), (1.5, None), (2, 3), (2.5, 3), (3, 4), (999, 4)]
 )
 def test_the_price_in_force(minutes: float, price: int | None) -> None:
-    """Before the first: the first; from each on: that one; none while it was deleted."""
+    """The first price also counts before its time. There is no price while the product is deleted."""
     history = PriceHistory(((NOON, 1), (NOON + MINUTE, None), (NOON + 2 * MINUTE, 3), (NOON + 3 * MINUTE, 4)))
     assert history.at(NOON + minutes * MINUTE) == price
 
 
 def test_a_history_that_begins_with_a_deletion() -> None:
-    """Before it the first known price counts; with none at all there is none."""
+    """Before the deletion the first known price counts. A history without any price gives none."""
     history = PriceHistory(((NOON, None), (NOON + MINUTE, 2)))
     assert [history.at(NOON + minutes * MINUTE) for minutes in (-1, 0, 1)] == [2, None, 2]
     assert PriceHistory(((NOON, None),)).at(NOON - MINUTE) is None
@@ -49,12 +49,12 @@ def test_a_history_that_begins_with_a_deletion() -> None:
 
 
 def test_a_price_of_nothing_is_a_price() -> None:
-    """0 grosze is not "no price"."""
+    """A price of 0 grosze is not a missing price."""
     assert PriceHistory(((NOON, 0), (NOON + MINUTE, 5))).at(NOON - MINUTE) == 0
 
 
 def test_a_price_counts_from_the_start_of_its_millisecond() -> None:
-    """Bought 0.3 ms after the change that MongoDB cut to the millisecond, or in another zone: the new price."""
+    """MongoDB cuts the price's time to the millisecond. The purchase's microseconds and time zone change nothing."""
     history = PriceHistory(((NOON - MINUTE, 1), (NOON, 2)))
     assert history.at(NOON + timedelta(microseconds=300)) == 2
     assert history.at(NOON - timedelta(microseconds=1)) == 1
@@ -62,7 +62,7 @@ def test_a_price_counts_from_the_start_of_its_millisecond() -> None:
 
 
 def test_prices_of_one_time_are_one_document_in_any_time_zone() -> None:
-    """Its `_id` makes product and time unique; different products or milliseconds never meet."""
+    """The `_id` is made of the product and the millisecond, and differs for other products and milliseconds."""
     warsaw = NOON.astimezone(timezone(timedelta(hours=2)))
     same = [NOON, warsaw, NOON + timedelta(microseconds=999)]
     assert len({price_document(product(5, at))["_id"] for at in same}) == 1
@@ -72,7 +72,7 @@ def test_prices_of_one_time_are_one_document_in_any_time_zone() -> None:
 
 
 def test_the_end_of_the_prices_replaces_a_price_of_the_same_time() -> None:
-    """A deletion at the time of a price is compared with it."""
+    """The offset decides whether the price or the deletion of the same time counts."""
     end = no_price_document(Deletion("milk", NOON, kafka(2)))
     price = price_document(product(5))
     assert end == {**price, "price": None, "source": kafka(2)}
@@ -87,7 +87,7 @@ def test_the_end_of_the_prices_replaces_a_price_of_the_same_time() -> None:
     ("microseconds", "kept"), [(0, 0), (1, 0), (999, 0), (1000, 1000), (123456, 123000), (999999, 999000)]
 )
 def test_milliseconds_are_cut_not_rounded(microseconds: int, kept: int) -> None:
-    """As the driver does; before 1970 too."""
+    """The driver cuts too, also for times before 1970."""
     for time in (NOON, NOON.replace(year=1931)):
         assert milliseconds(time.replace(microsecond=microseconds)) == time.replace(microsecond=kept)
 
@@ -122,12 +122,12 @@ def test_milliseconds_are_cut_not_rounded(microseconds: int, kept: int) -> None:
     ],
 )
 def test_which_of_two_wins(new: Document, stored: Document, wins: bool) -> None:
-    """The rule of the contract: the time, then the offset in the partition."""
+    """The contract's rule: the later time wins; at equal times of one partition the larger offset."""
     assert outdoes(new, stored, "updated_at") is wins
 
 
 def test_the_newest_of_a_partition_does_not_depend_on_the_order() -> None:
-    """A batch may come in pieces, in any order."""
+    """The parts of a batch may come in any order."""
     times = [NOON, NOON, NOON + MINUTE, NOON + MINUTE]
     documents = [product(5, at, kafka(offset)) for offset, at in enumerate(times)]
     for order in itertools.permutations(range(4)):
@@ -135,7 +135,7 @@ def test_the_newest_of_a_partition_does_not_depend_on_the_order() -> None:
 
 
 def test_the_newest_of_each_among_those_that_are_asked_for() -> None:
-    """Those that were refused aren't asked for."""
+    """Refused documents are not asked for, so the next newest of the id is found."""
     documents = [product(5, NOON, kafka(1)), product(5, NOON, kafka(2), "tea"), product(5, NOON + MINUTE, kafka(3))]
     assert newest(documents, [0, 1, 2], "updated_at") == [2, 1]
     assert newest(documents, [0, 1], "updated_at") == [0, 1]
@@ -152,7 +152,7 @@ def stages(update: Any) -> list[Any]:
 
 
 def test_a_replacement_finds_its_document_by_id_and_never_reads_it_as_an_expression() -> None:
-    """Names and ids come from outside: `$price` in one is text. The filter is the `_id` alone."""
+    """Names and ids come from outside: `$price` in one is text. The filter has only the `_id`."""
     document = {**product(5, name="$set"), "name": "$price", "source": kafka(1, topic="$t")}
     update = replacement(document, "updated_at")
     assert update._filter == {"_id": "$set"}
@@ -171,7 +171,7 @@ def test_a_replacement_without_an_offset_compares_the_time_only() -> None:
 
 
 def test_removals_spare_only_later_records_of_the_partition() -> None:
-    """Each of the three covers one case; a direct deletion spares nothing."""
+    """Each of the three operations covers one case. A direct deletion removes any document of the id."""
     operations = removals(Deletion("milk", NOON, kafka(7, partition=3)))
     assert [operation._filter for operation in operations] == [
         {"_id": "milk", "source.topic": {"$ne": "t"}},
@@ -195,18 +195,18 @@ def stored(**sources: Document) -> dict[str, Document]:
 
 
 def test_a_document_stored_by_an_earlier_attempt_is_no_duplicate() -> None:
-    """The same event, delivered again."""
+    """The stored document has the `source` of the event that is delivered again."""
     assert duplicates(purchases("a", "b"), [0, 1], {}, stored(a=kafka(0), b=kafka(1))) == frozenset()
 
 
 def test_a_document_stored_by_another_event_is_a_duplicate() -> None:
-    """Another offset, a direct write, another program."""
+    """The stored document is from another offset, a direct write or another program."""
     found = {**stored(a=kafka(9), b=DIRECT, d=kafka(3)), "c": {"_id": "c"}}
     assert duplicates(purchases("a", "b", "c", "d"), [0, 1, 2, 3], {}, found) == {0, 1, 2}
 
 
 def test_of_one_id_in_a_call_at_most_one_is_stored() -> None:
-    """Stored now, stored before, or both the very same event."""
+    """It was stored by this call or by an earlier one. All others of the id are duplicates."""
     assert duplicates(purchases("a", "a", "a"), [1, 2], {}, stored(a=kafka(0))) == {1, 2}
     assert duplicates(purchases("a", "a"), [0, 1], {}, stored(a=kafka(0))) == {1}
     assert duplicates(purchases("a", "a"), [0, 1], {}, stored(a=kafka(1))) == {0}
@@ -215,7 +215,7 @@ def test_of_one_id_in_a_call_at_most_one_is_stored() -> None:
 
 
 def test_one_that_is_refused_takes_no_id() -> None:
-    """The next of that id is the stored one, not its duplicate."""
+    """The next document of the same id is stored, and is no duplicate of the refused one."""
     assert duplicates(purchases("a", "a"), [1], {0: "too large"}, stored(a=kafka(1))) == frozenset()
 
 
@@ -228,7 +228,7 @@ def test_one_that_is_refused_takes_no_id() -> None:
     ids=["too large", "too small", "surrogate", "object", "NUL in a name", "number as name", "16 MB"],
 )
 def test_a_document_that_cannot_be_encoded_is_described_in_a_short_line(value: object) -> None:
-    """The line goes to the dead letters."""
+    """The dead letter's header has this line."""
     documents = [product(5), {**product(5), "name": value}, product(5)]
     ((index, reason),) = unencodable(documents, range(3)).items()
     assert index == 1
@@ -239,7 +239,7 @@ def test_a_document_that_cannot_be_encoded_is_described_in_a_short_line(value: o
 
 @pytest.mark.parametrize("value", [(1 << 63) - 1, "$set", "a\x00b", "🥛", None, {"$gt": ""}, {"a.b": 1}])
 def test_a_document_that_can_be_encoded_is_not_refused(value: object) -> None:
-    """Odd values are values."""
+    """Text that looks like an operator, and NUL in a value, can be stored."""
     assert unencodable([{**product(5), "name": value}], [0]) == {}
 
 
@@ -314,7 +314,7 @@ embedded
     "uri", [*BROKEN.strip("\n").split("\n"), "", "mongodb://u:s3\ncret@h:x", "mongodb://u:s3cret@h:x\n"]
 )
 def test_a_broken_uri_is_refused_without_its_secrets(uri: str) -> None:
-    """The message goes to a terminal or a log: it names the setting, in one line, and shows no password."""
+    """The message goes to a terminal or a log. It is one line, names the setting and has no password."""
     with pytest.raises(Refused, match=r"^mongodb\.uri: ") as refused:
         MongoStore("shop").connect(uri)
     told = str(refused.value) + repr(refused.value)
@@ -338,12 +338,12 @@ def test_a_broken_uri_is_refused_without_its_secrets(uri: str) -> None:
     ],
 )
 def test_a_good_uri_is_taken_without_a_connection(uri: str) -> None:
-    """Any MongoDB URI, with authentication and TLS in it."""
+    """Any MongoDB URI is accepted, also with authentication and TLS."""
     MongoStore("shop").connect(uri)
 
 
 def test_the_uri_comes_before_the_first_call() -> None:
-    """A mistake of the program, not of the server."""
+    """A request before `connect` is a fault of the program, not of the server."""
     with pytest.raises(RuntimeError, match="connect"):
         asyncio.run(MongoStore("shop").ping())
 
@@ -351,7 +351,7 @@ def test_the_uri_comes_before_the_first_call() -> None:
 @pytest.mark.parametrize("letter", ["a", "ł", "牛", "🐄", "\0"])
 @pytest.mark.parametrize("length", [1, 500])
 def test_the_estimated_size_of_purchases_is_never_too_small(letter: str, length: int) -> None:
-    """A server cuts the connection on a message that is too large: it would be sent again for ever."""
+    """A server closes the connection at a message that is too large, and the batch would be sent again for ever."""
     record: Any = SimpleNamespace(topic="t" * 249, partition=2**31 - 1, offset=2**63 - 1)
     name = letter * length
     event: Any = SimpleNamespace(
@@ -362,7 +362,7 @@ def test_the_estimated_size_of_purchases_is_never_too_small(letter: str, length:
 
 
 def test_a_write_that_no_majority_confirmed_is_tried_again() -> None:
-    """An election may roll it back. A document's error that is the server's fault is retried too."""
+    """An election may roll back the write. A document's error that is the server's fault is retried too."""
     with pytest.raises(Unavailable, match="could not confirm the write: too slow"):
         documents_errors([], {"code": 64, "errmsg": "too slow"})
     with pytest.raises(Unavailable, match="no space"):
@@ -405,7 +405,7 @@ METHODS = [
 
 
 def test_every_method_raises_unavailable_while_the_server_is_away() -> None:
-    """The message is a short line without the password."""
+    """The message is one short line that names the server and has no password."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # and does not listen
         port = unused.getsockname()[1]
@@ -438,25 +438,25 @@ def failing(error: Exception) -> Coroutine[Any, Any, object]:
 
 
 def test_a_refused_login_is_described_without_the_servers_message() -> None:
-    """The message says what to check, instead of a code."""
+    """The message says what to check."""
     with pytest.raises(Unavailable, match="authentication failed: check the user and the password"):
         asyncio.run(written(failing(OperationFailure("bad auth : s3cret", 18))))
 
 
 def test_a_lost_connection_in_a_write_is_unavailable() -> None:
-    """Written or not: the same call is made again."""
+    """The write may have happened or not. The caller repeats it."""
     with pytest.raises(Unavailable, match="MongoDB: gone"):
         asyncio.run(written(failing(AutoReconnect("gone"))))
 
 
 def test_an_error_of_the_program_is_not_taken_for_an_outage() -> None:
-    """It would be tried again for ever."""
+    """`Unavailable` is retried for ever, so a fault of the program must not become one."""
     with pytest.raises(KeyError), translated():
         raise KeyError("a mistake")
 
 
 def test_documents_of_another_program_are_read() -> None:
-    """A time outside of Python's range and text that is not UTF-8 would else be errors of the driver."""
+    """The driver's defaults raise errors for a time outside of Python's range and for text that is not UTF-8."""
 
     async def options() -> Any:
         store = MongoStore("shop")
@@ -474,7 +474,7 @@ def test_documents_of_another_program_are_read() -> None:
 
 
 def test_a_batch_asks_until_mongodb_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The indexes are created before the first request that is answered, and never again."""
+    """The indexes are created before the first request that is answered, and only once."""
     monkeypatch.setattr("faust_batches.outage.FIRST_PAUSE_SECONDS", 0.0)
     store, outage = FakeStore(), Outage("MongoDB")
     ask = Patient(store, outage)  # type: ignore[arg-type]
@@ -493,6 +493,7 @@ def test_a_batch_asks_until_mongodb_answers(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_request_that_fails_after_the_indexes_are_there_does_not_create_them_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """`prepare` was answered. Only the request is repeated."""
     monkeypatch.setattr("faust_batches.outage.FIRST_PAUSE_SECONDS", 0.0)
     store, failures = FakeStore(), [Unavailable("MongoDB", "away")] * 2
     batch: Any = FakeBatch([FakeRecord(b"k", b"v")])
@@ -507,7 +508,7 @@ def test_a_request_that_fails_after_the_indexes_are_there_does_not_create_them_a
 
 
 def test_a_batch_that_lost_its_partition_asks_no_more() -> None:
-    """What MongoDB refuses once is not asked again either."""
+    """`PartitionLost` ends the waiting. `Refused` is raised at once."""
     store = FakeStore()
     store.away(9)
     batch: Any = FakeBatch([FakeRecord(b"k", b"v")])
