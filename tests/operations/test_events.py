@@ -1,4 +1,4 @@
-"""`verify --deep`: each event against its document, each document against its event."""
+"""`verify --deep`: each event is compared with its document, and each document with its event."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def busy(shop: DeepShop) -> DeepShop:
 
 
 def test_a_shop_in_order_agrees(busy: DeepShop) -> None:
-    """With numbers; also an empty one."""
+    """The report has the numbers of each collection."""
     assert busy.good() == {"products": {"stored": 2}, "customers": {"stored": 2}, "purchases": {"stored": 6}}
     assert {name: check.detail for name, check in busy.checks().items()} == {
         "products": "2 stored as sent, 0 superseded by newer ones, 0 deletions, 0 dead letters",
@@ -171,7 +171,7 @@ def test_a_shop_in_order_agrees(busy: DeepShop) -> None:
 
 
 def test_an_empty_shop_agrees(shop: DeepShop) -> None:
-    """Also one whose dead letters have no topic."""
+    """The topic of the dead letters may be missing."""
     del shop.topics["dead-letters"]
     assert shop.good() == {"products": {}, "customers": {}, "purchases": {}}
 
@@ -180,7 +180,7 @@ def test_an_empty_shop_agrees(shop: DeepShop) -> None:
 
 
 def test_a_purchase_that_is_gone_is_named(busy: DeepShop) -> None:
-    """With its partition and offset."""
+    """The message has its partition and offset."""
     busy.by_hand.remove("purchases", "p3")
     assert busy.wrong("purchases") == (
         "1 differ: p3 (partition 0, offset 3): neither in MongoDB nor in the dead letters"
@@ -199,7 +199,7 @@ def test_a_purchase_that_is_gone_is_named(busy: DeepShop) -> None:
     ],
 )
 def test_a_purchase_that_was_changed_is_named(busy: DeepShop, field: str, value: Any, said: str) -> None:
-    """With what it says and what it must say; times in milliseconds, as MongoDB keeps them."""
+    """The message has the stored value and the sent one. Times are compared in milliseconds, as MongoDB stores them."""
     busy.by_hand.change("purchases", "p2", **{field: value})
     assert busy.wrong("purchases") == f"1 differ: p2 (partition 0, offset 2): {said}"
 
@@ -213,7 +213,7 @@ def test_a_purchase_that_was_changed_is_named(busy: DeepShop, field: str, value:
     ],
 )
 def test_a_purchase_without_a_price_has_any_and_its_value(busy: DeepShop, fields: Any, said: str) -> None:
-    """The event has no price, and the price log is gone."""
+    """Neither the event nor the price log has a price. Any price is right, if the value fits it."""
     busy.prices.clear()
     busy.by_hand.change("purchases", "q", price=0, value=0)
     assert busy.good()["purchases"] == {"stored": 6}
@@ -222,14 +222,14 @@ def test_a_purchase_without_a_price_has_any_and_its_value(busy: DeepShop, fields
 
 
 def test_the_price_given_to_a_purchase_without_one_is_known(busy: DeepShop) -> None:
-    """From the log of prices: a price changed by hand is found there too."""
+    """The price log has it, so a price changed by hand is found."""
     assert busy.good()["purchases"] == {"stored": 6}
     busy.by_hand.change("purchases", "q", price=1, value=2)
     assert "price: stored 1, sent 399, value: stored 2, sent 798" in busy.wrong("purchases")
 
 
 def test_a_purchase_sent_twice_is_no_difference(busy: DeepShop) -> None:
-    """Nor one that was written directly before."""
+    """Nor is a purchase that `--direct` stored before it was sent."""
     busy.send("purchases", "p1", quantity=2)
     busy.send("purchases", "p1", quantity=2, partition=1)
     busy.by_hand.put("purchases", purchase("d", DIRECT))
@@ -239,7 +239,7 @@ def test_a_purchase_sent_twice_is_no_difference(busy: DeepShop) -> None:
 
 
 def test_a_bad_record_must_be_in_the_dead_letters(busy: DeepShop) -> None:
-    """One that can't be decoded, one of an unknown product, one that is too large, one without a value."""
+    """It can't be decoded, has an unknown product, is too large, or has no value."""
     busy.send("purchases", "anna", b"no JSON")
     busy.send("purchases", "u", product_id="?", price=None, partition=1)
     busy.send("purchases", "large", note="x" * 1_000)
@@ -259,7 +259,7 @@ def test_a_bad_record_must_be_in_the_dead_letters(busy: DeepShop) -> None:
 
 
 def test_a_large_event_that_is_stored_was_accepted(busy: DeepShop) -> None:
-    """By a worker with another `batching.max_event_bytes`."""
+    """A worker with another `batching.max_event_bytes` stored it."""
     record = busy.send("purchases", "large", note="x" * 1_000)
     kept = busy.by_hand.find("purchases", "p1")
     busy.by_hand.put("purchases", {**kept, "_id": "large", "source": kafka(record.offset, topic="purchases")})
@@ -267,7 +267,7 @@ def test_a_large_event_that_is_stored_was_accepted(busy: DeepShop) -> None:
 
 
 def test_a_record_is_stored_or_a_dead_letter_and_not_both(busy: DeepShop) -> None:
-    """A retried record that was stored is another record."""
+    """A dead letter that was retried and stored is another record."""
     busy.send("purchases", "u", product_id="?", price=None)
     busy.work()
     busy.send("purchases", "u", partition=1)
@@ -281,7 +281,7 @@ def test_a_record_is_stored_or_a_dead_letter_and_not_both(busy: DeepShop) -> Non
 
 
 def test_a_document_that_no_record_made_is_named(busy: DeepShop) -> None:
-    """Behind the end, at another record's offset, of another topic, or without an offset."""
+    """Its source is after the end, at another record's offset, in another topic, or has no offset."""
     kept = busy.by_hand.find("purchases", "p1")
     sources: list[Any] = [
         *({"offset": 99}, {"topic": "other"}, {"partition": 7}, {"offset": "x"}, {"partition": None}, {}),
@@ -294,13 +294,13 @@ def test_a_document_that_no_record_made_is_named(busy: DeepShop) -> None:
 
 
 def test_a_purchase_whose_source_is_changed_to_anothers_offset_is_found(busy: DeepShop) -> None:
-    """Two documents can't be of one record."""
+    """Two documents can't come from one record."""
     busy.by_hand.change("purchases", "p1", source=busy.by_hand.find("purchases", "p4")["source"])
     assert "not in the topic at its partition 0, offset 4" in busy.wrong("purchases")
 
 
 def test_what_is_not_committed_is_not_judged(busy: DeepShop) -> None:
-    """Neither a record without a document nor a document that a worker has just written."""
+    """A worker may be about to store the record, or may have stored it a moment ago."""
     busy.send("purchases", "p5")
     busy.work()
     busy.send("purchases", "p6")
@@ -313,7 +313,7 @@ def test_what_is_not_committed_is_not_judged(busy: DeepShop) -> None:
 
 
 def test_records_that_retention_removed_are_reported_and_not_compared(busy: DeepShop) -> None:
-    """Its documents stay; what is there is judged."""
+    """Their documents stay. The records that are left are compared."""
     busy.starts["purchases", 0] = 2
     assert busy.good()["purchases"] == {"stored": 4, "removed": 2}
     said = busy.checks()["purchases"].detail
@@ -323,7 +323,7 @@ def test_records_that_retention_removed_are_reported_and_not_compared(busy: Deep
 
 
 def test_without_all_dead_letters_some_records_can_not_be_judged(busy: DeepShop) -> None:
-    """Retention removed some: what is not in MongoDB may have been among them, if it went to that partition."""
+    """Retention removed dead letters of one partition. Records that would have gone there are unknown."""
     bad = [busy.send("purchases", "anna", b"no JSON", partition) for partition in (0, 0, 1)]
     busy.work()
     busy.starts["dead-letters", 0] = 1
@@ -351,7 +351,7 @@ def test_without_all_dead_letters_some_records_can_not_be_judged(busy: DeepShop)
 def test_a_product_or_customer_that_was_changed_is_named(
     busy: DeepShop, kind: str, name: str, field: str, value: Any
 ) -> None:
-    """It says which record it came from, and is not what that one says."""
+    """The document says from which record it came, and differs from it."""
     busy.by_hand.change(kind, name, **{field: value})
     said = busy.wrong(kind)
     assert said.startswith(f"1 differ: {name} (partition ")
@@ -359,13 +359,13 @@ def test_a_product_or_customer_that_was_changed_is_named(
 
 
 def test_a_product_that_is_gone_is_named(busy: DeepShop) -> None:
-    """Nobody deleted it in the topic."""
+    """The topic has no deletion of it."""
     busy.by_hand.remove("products", "sugar")
     assert "sugar (partition 1, offset 0): neither in MongoDB" in busy.wrong("products")
 
 
 def test_only_the_newest_of_a_product_must_be_there(busy: DeepShop) -> None:
-    """Older ones are outdone, in whatever order they came, also by one that was written directly."""
+    """Older events are superseded, in any order, also by a product that `--direct` stored."""
     busy.send("products", "milk", price=5, updated_at=ENDS.format(5))
     busy.send("products", "milk", price=3, updated_at=ENDS.format(3))
     busy.work()
@@ -376,7 +376,7 @@ def test_only_the_newest_of_a_product_must_be_there(busy: DeepShop) -> None:
 
 
 def test_a_product_that_is_older_than_the_topic_says_is_named(busy: DeepShop) -> None:
-    """An update got lost; or the time is none."""
+    """An update is missing, or `updated_at` is no time."""
     older = busy.by_hand.find("products", "milk")
     busy.send("products", "milk", price=5, updated_at=ENDS.format(5))
     busy.work()
@@ -388,7 +388,7 @@ def test_a_product_that_is_older_than_the_topic_says_is_named(busy: DeepShop) ->
 
 
 def test_what_was_deleted_is_not_missed(busy: DeepShop) -> None:
-    """Also when it was older than what came after the deletion; and what came after it must be there."""
+    """An older event after the deletion must be stored, although a newer one came before the deletion."""
     busy.send("products", "milk", price=9, updated_at=ENDS.format(9))
     busy.send("products", "milk", None)
     busy.send("customers", "bob", None)
@@ -406,7 +406,7 @@ def test_what_was_deleted_is_not_missed(busy: DeepShop) -> None:
 
 
 def test_between_partitions_a_deletion_may_come_before_or_after(busy: DeepShop) -> None:
-    """A producer with another hash: there is no order between the two."""
+    """A producer chose another partition for the deletion. There is no order between partitions."""
     kept = busy.by_hand.remove("products", "milk")
     busy.send("products", "milk", None, partition=1)
     assert busy.good()["products"] == {"stored": 1, "superseded": 1, "deletions": 1}
@@ -415,7 +415,7 @@ def test_between_partitions_a_deletion_may_come_before_or_after(busy: DeepShop) 
 
 
 def test_what_was_deleted_in_kafka_only_is_named(busy: DeepShop) -> None:
-    """The deletion got lost, or somebody put the document back; one that `--direct` wrote since is in order."""
+    """The deletion was lost, or the document was put back by hand. One that `--direct` stored since is right."""
     kept = busy.by_hand.find("customers", "bob")
     busy.send("customers", "bob", None)
     busy.work()
@@ -426,14 +426,14 @@ def test_what_was_deleted_in_kafka_only_is_named(busy: DeepShop) -> None:
 
 
 def test_a_product_that_nobody_offered_is_named(busy: DeepShop) -> None:
-    """Its id is not in the topic."""
+    """No record of the topic has its id."""
     kept = busy.by_hand.find("products", "milk")
     busy.by_hand.put("products", {**kept, "_id": "gold"})
     assert busy.wrong("products") == "1 differ: gold: not in the topic at its partition 0, offset 0"
 
 
 def test_a_record_that_compaction_removed_is_not_missed(busy: DeepShop) -> None:
-    """A newer one of its key is there, though it was older by its time, or is not committed yet."""
+    """A later record of its key is there, though its time is earlier, or it is not committed yet."""
     busy.send("products", "milk", updated_at="2020-01-01T00:00:00Z")
     busy.work()
     busy.topics["products"][0].pop(0)
@@ -443,7 +443,7 @@ def test_a_record_that_compaction_removed_is_not_missed(busy: DeepShop) -> None:
 
 
 def test_what_moves_while_it_is_compared_is_looked_at_again(busy: DeepShop) -> None:
-    """A deletion that a worker has done already, and of which the first look saw nothing."""
+    """A worker deleted a product after the topic was read and before MongoDB was."""
     busy.by_hand.remove("products", "milk")
     looks = 0
 
@@ -458,7 +458,7 @@ def test_what_moves_while_it_is_compared_is_looked_at_again(busy: DeepShop) -> N
 
 
 def test_a_topic_that_always_changes_can_not_be_checked(busy: DeepShop) -> None:
-    """Unless something is wrong with the purchases, which don't change."""
+    """Status 2, unless a purchase is wrong: stored purchases don't change."""
     busy.by_hand.remove("products", "milk")
     busy.before_spans = lambda: (busy.send("products", "more", b"?"), None)[1]
     checks = busy.checks()
@@ -473,7 +473,7 @@ def test_a_topic_that_always_changes_can_not_be_checked(busy: DeepShop) -> None:
 
 
 def test_the_progress_gets_to_its_end(busy: DeepShop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where offsets are no records; a bar for what is read of Kafka and one for MongoDB."""
+    """Some offsets have no record. Kafka and MongoDB each have a progress bar."""
     monkeypatch.setattr(deep, "_STEP", 4)
     busy.topics["purchases"][0].pop(2)
     busy.checks()

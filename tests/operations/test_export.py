@@ -1,4 +1,4 @@
-"""Out of the shop: the three formats, what is refused, and files that are whole or not there."""
+"""`export`: three formats, refused values, and files that are complete or not there."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def made(kind: str, collection: str, *pages: list[Document]) -> bytes:
 
 
 def test_json_lines_hold_a_document_a_line() -> None:
-    """Under the names of the events, times in UTC, `source` as it is; what shopflow does not know is left out."""
+    """Fields have the events' names, times are in UTC. Fields that shopflow doesn't know are left out."""
     source = kafka(17, 3, "shop.purchases")
     late = purchase("p1", source, purchased_at=NOON + timedelta(milliseconds=123), note="mine")
     first, second = made("jsonl", "purchases", [late], [purchase("p2") | {"source": None}]).splitlines()
@@ -64,7 +64,7 @@ def test_json_lines_hold_a_document_a_line() -> None:
 
 
 def test_csv_has_a_heading_and_a_line_a_document() -> None:
-    """`source` is in columns of its own; what is missing is empty."""
+    """The fields of `source` are columns. A missing value is empty."""
     text = made("csv", "customers", [customer("anna", source=DIRECT, city=None)]).decode()
     assert text.split("\r\n") == [
         "customer_id,first_name,last_name,address,city,registered_at,"
@@ -76,7 +76,7 @@ def test_csv_has_a_heading_and_a_line_a_document() -> None:
 
 
 def test_text_survives_whatever_is_in_it() -> None:
-    """Commas, quotes, ends of lines, NUL: a reader of the format gets what was in MongoDB."""
+    """A reader of the format gets commas, quotes, line breaks and NUL as they are in MongoDB."""
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     chosen = random.Random(seed)
@@ -92,7 +92,7 @@ def test_text_survives_whatever_is_in_it() -> None:
 
 
 def test_parquet_has_types_and_row_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Grosze as whole numbers, times as timestamps in UTC; no more than a row group is in memory."""
+    """Grosze are integers, times are timestamps in UTC. Only one row group is in memory."""
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     monkeypatch.setattr(exporting.Parquet.__init__, "__defaults__", (4,))
     pages = [[purchase(f"p{page}{number}", kafka(17), price=page) for number in range(3)] for page in range(3)]
@@ -113,7 +113,7 @@ def test_parquet_has_types_and_row_groups(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("collection", COLLECTIONS)
 def test_the_columns_are_the_documents_fields(collection: str) -> None:
-    """None is forgotten: those of `documents`, with the id under the events' name."""
+    """Each field of a document is a column, the id under the event's name."""
 
     class Anything(SimpleNamespace):
         def __getattr__(self, name: str) -> int:
@@ -140,14 +140,14 @@ def test_the_columns_are_the_documents_fields(collection: str) -> None:
     ],
 )
 def test_a_value_of_another_type_is_refused(fields: Document, said: str) -> None:
-    """A file has one schema: better no file than one that fails its reader at row 700,000."""
+    """A file has one schema. A wrong value in it would fail its reader later."""
     with pytest.raises(Refused) as refused:
         table("purchases", [purchase("p0"), {**purchase("p1"), **fields}])
     assert said in str(refused.value)
 
 
 def test_a_whole_number_that_was_written_as_a_float_is_one() -> None:
-    """Some programs write all numbers so; and what is missing, is missing."""
+    """Some programs write all numbers as floats. A missing value stays missing."""
     rows = table("purchases", [purchase("p1", price=3.0), purchase("p2", price=None) | {"source": "?"}, {"_id": "p3"}])
     assert rows["price"] == [3, None, None]
     assert type(rows["price"][0]) is int
@@ -160,7 +160,7 @@ def test_a_whole_number_that_was_written_as_a_float_is_one() -> None:
 def test_an_export_goes_on_where_it_was_when_mongodb_is_back(
     monkeypatch: pytest.MonkeyPatch, store: ObservedStore, run: Run
 ) -> None:
-    """Each document once, in order, however often it goes."""
+    """Each document comes once, in order, after any number of outages."""
     monkeypatch.setattr(exporting, "FIRST_PAUSE_SECONDS", 0)
     monkeypatch.setattr(connection, "PAGE_SIZE", 2)
     names, said, found = [f"p{number}" for number in range(9)], [], []
@@ -189,7 +189,7 @@ def test_an_export_goes_on_where_it_was_when_mongodb_is_back(
 def test_an_export_ends_when_mongodb_stays_away(
     monkeypatch: pytest.MonkeyPatch, store: ObservedStore, run: Run
 ) -> None:
-    """With the error, not with what came so far as if it were all."""
+    """It ends with an error, so that nobody takes the part for the whole."""
     monkeypatch.setattr(exporting, "FIRST_PAUSE_SECONDS", 0.01)
     said: list[str] = []
     store.away(1_000_000)
@@ -207,7 +207,7 @@ def test_an_export_ends_when_mongodb_stays_away(
 
 
 def test_a_file_has_its_name_when_it_is_whole(tmp_path: Path) -> None:
-    """Not before; who may read it stays as it was."""
+    """Until then the old file stays. The new file has the permissions of the old one."""
     path = tmp_path / "out.csv"
     path.write_text("old")
     path.chmod(0o600)
@@ -222,7 +222,7 @@ def test_a_file_has_its_name_when_it_is_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", exporting.FORMATS)
 @pytest.mark.parametrize("error", [KeyboardInterrupt, Unavailable("MongoDB", "away")])
 def test_an_export_that_breaks_off_leaves_nothing(tmp_path: Path, kind: str, error: Any) -> None:
-    """Nor does a library end the file on its own when it is thrown away."""
+    """The old file stays. A library's destructor must not complete the new one."""
     if kind == "parquet":
         pytest.importorskip("pyarrow")
     path = tmp_path / "out"
@@ -243,7 +243,7 @@ def test_an_export_that_breaks_off_leaves_nothing(tmp_path: Path, kind: str, err
 
 
 def test_two_exports_do_not_write_one_file(tmp_path: Path) -> None:
-    """The second is refused; afterwards it may, also over what a killed one left behind."""
+    """The second is refused while the first runs. The file that a killed export left behind is overwritten."""
     path = tmp_path / "out"
     with opened(str(path), "csv") as sink:
         sink.write(b"first")
@@ -256,7 +256,7 @@ def test_two_exports_do_not_write_one_file(tmp_path: Path) -> None:
 
 
 def test_what_lies_beside_the_file_stays(tmp_path: Path) -> None:
-    """A file of another's, and the target of a link that another put where ours would be."""
+    """Files with similar names stay, and so does the target of a link with the name of the temporary file."""
     (tmp_path / "out.part").write_text("mine")
     (tmp_path / "victim").write_text("mine")
     with opened(str(tmp_path / "out"), "csv") as sink:
@@ -285,7 +285,7 @@ def test_a_link_leads_to_the_file_and_what_is_no_file_is_not_replaced(tmp_path: 
 
 @pytest.mark.parametrize("where", ["missing/out", ".", "x" * 300])
 def test_an_output_that_can_not_be_written_is_refused(tmp_path: Path, where: str) -> None:
-    """In one line that names the option and the file."""
+    """The error is one line that names the option and the file."""
     with pytest.raises(Refused, match="--output: ") as refused, opened(str(tmp_path / where), "csv"):
         raise AssertionError("it can't be opened")
     assert "\n" not in str(refused.value)
@@ -315,7 +315,7 @@ def kind(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def test_a_full_disk_is_one_line(kind: str) -> None:
-    """Also when the library in between makes errors of its own; and nothing is written afterwards."""
+    """The error of a library in between does not hide it. Nothing is written afterwards."""
     stream = Full(100)
     sink = Output(stream, "out.file")
 
@@ -351,7 +351,7 @@ exit_with(run)
 
 
 def test_a_reader_that_goes_ends_it_quietly(kind: str) -> None:
-    """As `head` does."""
+    """`head` closes the pipe after some lines."""
     with subprocess.Popen(
         [sys.executable, "-c", PIPED, kind], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=False
     ) as process:
@@ -364,7 +364,7 @@ def test_a_reader_that_goes_ends_it_quietly(kind: str) -> None:
 
 
 def test_parquet_without_its_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before anything is connected or opened."""
+    """It is said before anything is connected or opened."""
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(Refused, match=r"extra `parquet`.*shopflow\[parquet\]"):
         exporting.check("parquet")
@@ -372,7 +372,7 @@ def test_parquet_without_its_extra_says_what_to_install(monkeypatch: pytest.Monk
 
 
 def test_times_before_1970_and_far_away_keep_their_form() -> None:
-    """As they are in MongoDB: milliseconds, four digits of the year."""
+    """Times have milliseconds and a year of four digits."""
     times = [datetime(1, 1, 1, tzinfo=timezone.utc), datetime(9999, 12, 31, tzinfo=timezone.utc) + timedelta(hours=23)]
     lines = made("jsonl", "purchases", [purchase("p1", purchased_at=at) for at in times]).splitlines()
     assert [json.loads(line)["purchased_at"] for line in lines] == [
@@ -385,14 +385,14 @@ def test_times_before_1970_and_far_away_keep_their_form() -> None:
 
 
 def test_parquet_is_not_for_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would only garble it."""
+    """Binary data would garble the terminal."""
     monkeypatch.setattr(sys, "stdout", SimpleNamespace(isatty=lambda: True))
     with pytest.raises(Refused, match=r"--output: .*terminal"), opened("-", "parquet"):
         raise AssertionError("it is a terminal")
 
 
 def test_an_export_of_many_takes_no_more_memory_than_one_of_few(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Row groups and pages pass through. Looked at: what is alive in Python, and in Arrow's pool."""
+    """Measured: Python's allocations, and those of Arrow's pool."""
     monkeypatch.setattr(exporting.Parquet.__init__, "__defaults__", (2_000,))
     few, many = peak(kind, 12), peak(kind, 36)
     assert many < 1.1 * few + 200_000, (few, many)

@@ -1,4 +1,4 @@
-"""The way back for dead letters: what one says of itself, and that each goes back exactly once."""
+"""`dead-letters`: what a dead letter says, and that each is retried exactly once."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def letter(offset: int = 0, partition: int = 0, **fields: Any) -> Letter:
 
 
 def test_a_dead_letter_says_where_it_came_from_and_why() -> None:
-    """Out of the headers that the worker wrote."""
+    """The headers that the worker wrote have origin and reason."""
     found = letter(5, 3)
     assert (found.id, str(found.id)) == (Id(3, 5), "3:5")
     assert (found.topic, found.partition, found.offset) == ("shop.purchases", 3, 105)
@@ -76,7 +76,7 @@ def test_a_dead_letter_says_where_it_came_from_and_why() -> None:
     ],
 )
 def test_whatever_another_program_wrote_can_be_read(record: FakeRecord) -> None:
-    """It has no origin and was never retried; nothing is raised."""
+    """Such a record has no origin and no retries. Nothing is raised."""
     found = Letter.of(record)
     assert (found.topic, found.retries, found.history) == ("", 0, ())
 
@@ -85,7 +85,7 @@ def test_whatever_another_program_wrote_can_be_read(record: FakeRecord) -> None:
     "text", ["", "1", "1:", ":1", "-1:0", "1:-1", "1:2:3", "a:b", " 1:2", "1:2\n", "٣:٤", "1" * 11 + ":1"]
 )
 def test_what_is_no_id_is_refused(text: str) -> None:
-    """In one line that shows it and says what it should be."""
+    """The error is one line with the text and the form of an id."""
     with pytest.raises(Refused, match="PARTITION:OFFSET") as caught:
         Id.parse(text)
     assert repr(text) in str(caught.value)
@@ -99,7 +99,7 @@ def test_an_id_is_read_as_it_is_shown() -> None:
 
 
 def test_a_retried_record_has_its_own_headers_and_its_history() -> None:
-    """Those of the dead letter are left behind; its own keep their order, also where a name is there twice."""
+    """The headers of the dead letter are removed. The record's own keep their order, also if a name comes twice."""
     own = [("trace", b"\xff"), ("a", b"1"), ("trace", b"2"), ("empty", None)]
     *kept, count, history = headers_back(letter(5, 3, headers=own))
     assert kept == own
@@ -118,7 +118,7 @@ def test_a_retried_record_has_its_own_headers_and_its_history() -> None:
 
 
 def test_a_history_grows_with_each_failure_and_stays_bounded() -> None:
-    """The latest ten are kept, all are counted; a reason of any length is cut."""
+    """The latest ten failures are kept, all are counted, and long reasons are cut."""
     headers: Any = [("trace", b"1")]
     for number in range(25):
         found = letter(number, headers=headers)
@@ -169,7 +169,7 @@ def desk(monkeypatch: pytest.MonkeyPatch) -> Desk:
 
 
 def test_each_is_retried_to_its_topic_and_partition_with_a_mark(desk: Desk) -> None:
-    """Key and value byte by byte; the mark says where it is now; both in one transaction."""
+    """Key and value are unchanged. The mark says where the record is now. Both are in one transaction."""
     assert desk.retry([letter(7, 3, topic="shop.products", value=b"\x00\xff")]) == Outcome(retried=1)
     record, mark = desk.kafka.committed
     assert record[:4] == ("shop.products", 3, b"anna", b"\x00\xff")
@@ -180,7 +180,7 @@ def test_each_is_retried_to_its_topic_and_partition_with_a_mark(desk: Desk) -> N
 
 
 def test_none_is_retried_twice(desk: Desk) -> None:
-    """However often it is asked for; nothing is sent for those that are back."""
+    """Dead letters that were retried before send nothing."""
     found = several(12)
     assert desk.retry(found[:7]) == Outcome(retried=7)
     assert desk.retry(found) == Outcome(retried=5, already=7)
@@ -191,7 +191,7 @@ def test_none_is_retried_twice(desk: Desk) -> None:
 
 
 def test_the_order_of_a_partition_stays(desk: Desk) -> None:
-    """A customer's events go back as they came."""
+    """A customer's events are sent in the order in which they first came."""
     desk.retry(several(23))
     for partition in range(4):
         values = [int(value or b"") for _, number, value in desk.back() if number == partition]
@@ -199,7 +199,7 @@ def test_the_order_of_a_partition_stays(desk: Desk) -> None:
 
 
 def test_large_ones_are_not_gathered(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A transaction of them would be too long in memory and under way."""
+    """A transaction of many large records would take too much memory and time."""
     monkeypatch.setattr(retry, "_BYTES_AT_ONCE", 10)
     desk.retry([letter(number, value=b"x" * 20) for number in range(4)])
     assert desk.kafka.commits == 4
@@ -208,7 +208,7 @@ def test_large_ones_are_not_gathered(desk: Desk, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("at", range(1, 6))
 @pytest.mark.parametrize("error", [KafkaConnectionError("away"), KafkaTimeoutError("away"), asyncio.CancelledError()])
 def test_what_is_cut_off_is_finished_by_the_next(desk: Desk, at: int, error: BaseException) -> None:
-    """At any transaction; what that one had sent is not there, and the next run puts it back."""
+    """The records of an aborted transaction are not in the topic. The next run sends them."""
 
     def fails(number: int) -> None:
         if number == at:
@@ -226,7 +226,7 @@ def test_what_is_cut_off_is_finished_by_the_next(desk: Desk, at: int, error: Bas
 
 
 def test_a_transaction_that_is_cut_off_is_ended_at_once(desk: Desk) -> None:
-    """By another producer of its id: else the workers wait for it until Kafka gives it up."""
+    """Another producer with its transactional id ends it. Else workers would wait for Kafka's timeout."""
     desk.kafka.before_commit = lambda number: (_ for _ in ()).throw(asyncio.CancelledError)
     with pytest.raises(asyncio.CancelledError):
         desk.retry(several(3))
@@ -234,7 +234,7 @@ def test_a_transaction_that_is_cut_off_is_ended_at_once(desk: Desk) -> None:
 
 
 def test_another_one_takes_over(desk: Desk) -> None:
-    """The first says so and stops; it does not stop the other in turn. Between them each goes back once."""
+    """The first run reports it and stops, and does not fence the second in turn. Each letter is retried once."""
     found = several(23)
 
     async def both() -> tuple[Outcome, Unavailable]:
@@ -267,7 +267,7 @@ def test_another_one_takes_over(desk: Desk) -> None:
     ],
 )
 def test_what_is_not_of_this_shop_is_refused_and_the_others_go(desk: Desk, found: Letter, why: str) -> None:
-    """With its id and the reason; the exit status says so."""
+    """The outcome has its id and the reason."""
     outcome = desk.retry([*several(2), replace(found, id=Id(0, 99)), *several(4)[2:]])
     assert (outcome.retried, outcome.already, outcome.status) == (4, 0, 1)
     ((refused, reason),) = outcome.refused
@@ -277,7 +277,7 @@ def test_what_is_not_of_this_shop_is_refused_and_the_others_go(desk: Desk, found
 
 
 def test_what_kafka_does_not_take_is_refused_and_the_others_go(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Too large for its topic, for instance. The rest of its transaction goes back, in order."""
+    """A record may be too large for its topic. The others of its transaction are sent, in order."""
     monkeypatch.setattr(retry, "_AT_ONCE", 50)
 
     def check(topic: str, key: bytes | None, value: bytes | None) -> None:
@@ -294,7 +294,7 @@ def test_what_kafka_does_not_take_is_refused_and_the_others_go(desk: Desk, monke
 
 
 def test_a_dead_letter_that_another_retry_has_retried_is_not_retried_again(desk: Desk) -> None:
-    """While this one has no producer, between the one that failed and the next."""
+    """Another run retried it after this one's producer failed and before the next producer started."""
     found = several(4)
     connect = desk.kafka.connect
 
@@ -316,7 +316,7 @@ def test_a_dead_letter_that_another_retry_has_retried_is_not_retried_again(desk:
 
 
 def test_each_is_retried_once_whatever_fails(desk: Desk) -> None:
-    """Runs that are cut off, overtaken or refused at random, until one gets through."""
+    """Runs are cut off, fenced or refused at random, until one succeeds."""
     seed = random.randrange(2**32)
     print("seed", seed)
     chance = random.Random(seed)
@@ -372,7 +372,7 @@ def collected(found: AsyncGenerator[Letter, None]) -> list[Letter]:
 
 
 def test_those_with_a_reason_are_read_whatever_its_case(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All are looked at, and those with this text in their reason are given."""
+    """All dead letters are read, and those whose reason has the text are returned."""
     foreign = FakeRecord(None, None, 9, 1)
     later = replace(dead(1), timestamp=foreign.timestamp + 1)
     in_kafka(monkeypatch, dead_letters=[dead(0), foreign, later])
@@ -385,7 +385,7 @@ def test_those_with_a_reason_are_read_whatever_its_case(monkeypatch: pytest.Monk
 
 
 def test_ids_are_read_once_each_and_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the order they were given."""
+    """They are returned in the order of the ids."""
     in_kafka(monkeypatch, dead_letters=[dead(0), dead(1), dead(1, 3)])
     ids = [Id(3, 1), Id(0, 1), Id(3, 1)]
     assert [one.id for one in collected(letters.chosen("kafka:1", SHOP, ids))] == [Id(3, 1), Id(0, 1)]
@@ -395,7 +395,7 @@ def test_ids_are_read_once_each_and_must_be_there(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_shop_without_the_topics_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is read, and nothing made."""
+    """Nothing is read, and no topic is created."""
     in_kafka(monkeypatch)
     assert collected(letters.read("kafka:1", SHOP)) == []
     assert asyncio.run(letters.marks("kafka:1", SHOP)) == {}
@@ -405,7 +405,7 @@ def test_a_shop_without_the_topics_has_none(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_latest_come_first_and_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of all partitions, by their time; none where the topic is not there."""
+    """Those of all partitions are sorted by time. Without the topic there are none."""
     times = [(0, 0, 5), (1, 0, 9), (0, 1, 7), (1, 1, 1), (2, 1, 8)]
     in_kafka(monkeypatch, dead_letters=[replace(dead(*letter_id), timestamp=1_000 * at) for *letter_id, at in times])
     found = asyncio.run(letters.latest("kafka:1", SHOP, 3))
@@ -415,7 +415,7 @@ def test_the_latest_come_first_and_are_few(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_marks_are_those_that_stand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that was deleted by hand is none; what another program wrote is none, or has no origin."""
+    """A mark that was deleted by hand counts no more. A record of another program is no mark, or has no origin."""
     mark = b'{"dead_letter":"1:5","topic":"shop.purchases","partition":1,"offset":77}'
     in_kafka(
         monkeypatch,

@@ -1,4 +1,4 @@
-"""How far a replay has come."""
+"""`replay`: its progress, and restored vouchers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ENDS = {("shop.purchases", 0): 100, ("shop.purchases", 1): 50, ("shop.products",
 
 
 def test_only_what_the_topics_still_have_is_read_again() -> None:
-    """One of them begins late."""
+    """One partition begins at a later offset."""
     starts = {("shop.purchases", 0): 40, ("shop.purchases", 1): 0, ("shop.products", 0): 0}
     work = Work(starts, ENDS)
     assert work.total == 110
@@ -31,7 +31,7 @@ def test_only_what_the_topics_still_have_is_read_again() -> None:
 
 
 def test_what_arrives_meanwhile_does_not_count() -> None:
-    """Else it would never be over in a busy shop."""
+    """Else the progress of a busy shop would never reach its end."""
     work = Work(dict.fromkeys(ENDS, 0), ENDS)
     assert work.done({tp: end + 1_000 for tp, end in ENDS.items()}) == work.total == 150
 
@@ -39,7 +39,7 @@ def test_what_arrives_meanwhile_does_not_count() -> None:
 def test_of_a_voucher_published_twice_the_first_event_counts(
     monkeypatch: pytest.MonkeyPatch, store: ObservedStore, by_hand: ByHand, run: Run
 ) -> None:
-    """As in `verify`: MongoDB had lost the first, and the second was published for another event."""
+    """MongoDB had lost the voucher, and it was published again for another event. `verify` does the same."""
 
     def published(offset: int, percent: int) -> FakeRecord:
         made = voucher("v", kafka(offset, topic="customers"), worth={"text": "butter", "percent": percent})

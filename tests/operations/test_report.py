@@ -1,4 +1,4 @@
-"""What a verification found: names, checks and the status that follows from them."""
+"""The report of a verification: differences, checks and the status."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shopflow.operations.verify.report import Check, FirstTen, Report
     ("count", "listed"), [(0, ""), (2, "0; 1"), (10, "0; 1; 2; 3; 4; 5; 6; 7; 8; 9"), (13, "8; 9, and 3 more")]
 )
 def test_ten_are_named_and_the_rest_is_counted(count: int, listed: str) -> None:
-    """A million differences must not be in memory, nor on the screen."""
+    """A million differences must neither fill the memory nor the screen."""
     named = FirstTen()
     for number in range(count):
         named.add(str(number))
@@ -35,7 +35,7 @@ def test_ten_are_named_and_the_rest_is_counted(count: int, listed: str) -> None:
 def test_a_failed_check_outweighs_one_that_could_not_be_checked(
     before: int, verdicts: list[bool | None], status: int
 ) -> None:
-    """And that outweighs what is good."""
+    """A check that could not be made outweighs good ones."""
     report = Report(status=before)
     report.add(Check(str(number), good, "") for number, good in enumerate(verdicts))
     assert report.status == status

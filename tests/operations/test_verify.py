@@ -1,4 +1,4 @@
-"""`verify`: agreement, differences, and checks that could not be made."""
+"""`verify`: agreement, differences, and checks that can't be made."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def details(report: Report) -> dict[str, str]:
 
 
 def test_a_shop_in_order_agrees(shop: VerifiedShop) -> None:
-    """Status 0, and the numbers of all three."""
+    """Status 0, with the purchases in Kafka, MongoDB and the tables."""
     shop.sell("anna", "bob", "anna")
     report = shop.verify()
     assert report.status == 0
@@ -159,7 +159,7 @@ def test_a_shop_in_order_agrees(shop: VerifiedShop) -> None:
 
 
 def test_a_document_deleted_by_hand_is_found_and_named(shop: VerifiedShop) -> None:
-    """With its customer."""
+    """The message names the customer."""
     shop.sell("anna", "bob")
     shop.by_hand.remove("purchases", "p1")
     assert shop.wrong() == ["purchases in MongoDB and tables", "customers", "sales"]
@@ -168,14 +168,14 @@ def test_a_document_deleted_by_hand_is_found_and_named(shop: VerifiedShop) -> No
 
 
 def test_a_price_changed_by_hand_is_found(shop: VerifiedShop) -> None:
-    """The value no longer is what was counted."""
+    """The sum of the values differs from what was counted."""
     shop.sell("anna", "bob")
     shop.by_hand.change("purchases", "p0", value=601)
     assert shop.wrong() == ["customers", "sales"]
 
 
 def test_a_count_that_is_wrong_is_found(shop: VerifiedShop) -> None:
-    """Also one of a customer who never bought anything."""
+    """The table has a customer who never bought anything."""
     shop.sell("anna", "bob")
     more = advance(lambda key: None, [(0, "eve", 1, 1)], end=1).rows()
     shop.kafka.changelog.insert(0, FakeRecord(*more[0]))
@@ -183,14 +183,14 @@ def test_a_count_that_is_wrong_is_found(shop: VerifiedShop) -> None:
 
 
 def test_an_event_that_got_lost_is_found(shop: VerifiedShop) -> None:
-    """Sent, committed, and nowhere."""
+    """The event was sent and committed, and is neither stored nor counted."""
     shop.sell("anna")
     shop.kafka.lag["purchases"] = Lag(2, 0)
     assert shop.wrong() == ["purchases in Kafka and tables"]
 
 
 def test_the_ends_of_transactions_are_no_purchases(shop: VerifiedShop) -> None:
-    """They take offsets; nothing got lost."""
+    """They take offsets, and are not counted as sent."""
     shop.sell("anna", "bob")
     shop.kafka.lag["purchases"], shop.kafka.markers = Lag(5, 0), 3
     report = shop.verify()
@@ -198,7 +198,7 @@ def test_the_ends_of_transactions_are_no_purchases(shop: VerifiedShop) -> None:
 
 
 def test_events_that_wait_do_not_agree(shop: VerifiedShop) -> None:
-    """They are in Kafka only."""
+    """Events that no worker has read are in Kafka only."""
     shop.sell("anna")
     shop.kafka.lag["products"] = Lag(13, 13)
     assert shop.wrong() == ["lag"]
@@ -208,7 +208,7 @@ def test_events_that_wait_do_not_agree(shop: VerifiedShop) -> None:
 def test_what_an_open_transaction_holds_up_is_told_with_the_reason(
     shop: VerifiedShop, monkeypatch: pytest.MonkeyPatch, topic: str
 ) -> None:
-    """Also in a topic that only the workers write: what is behind it can't be compared."""
+    """A topic that only the workers write may be held up too. What comes after can't be compared."""
 
     async def nobody(bootstrap: str, partitions: Any) -> dict[Any, Any]:
         return {}
@@ -232,7 +232,7 @@ def test_what_an_open_transaction_holds_up_is_told_with_the_reason(
 
 
 def test_while_events_arrive_the_status_is_2(shop: VerifiedShop) -> None:
-    """Status 2 rather than a false alarm."""
+    """A comparison of moving numbers would be a false alarm."""
     shop.sell("anna")
     moving = ({**shop.kafka.lag, "purchases": Lag(number, 0)} for number in range(1000))
     shop.kafka.lags_seen = moving
@@ -240,7 +240,7 @@ def test_while_events_arrive_the_status_is_2(shop: VerifiedShop) -> None:
 
 
 def test_differences_are_named_up_to_ten(shop: VerifiedShop) -> None:
-    """The rest is counted."""
+    """The others are counted."""
     shop.sell(*(f"c{number:02}" for number in range(15)))
     shop.by_hand.clear("purchases")
     detail = details(shop.verify())["customers"]
@@ -250,14 +250,14 @@ def test_differences_are_named_up_to_ten(shop: VerifiedShop) -> None:
 
 
 def test_without_topics_there_is_nothing_to_compare(shop: VerifiedShop) -> None:
-    """It says what to do."""
+    """The error says what to do."""
     del shop.kafka.lag["purchases"]
     with pytest.raises(Unavailable, match="start a worker"):
         shop.verify()
 
 
 def test_tables_keep_the_larger_offset_and_skip_what_is_no_count() -> None:
-    """As the workers do when they recover."""
+    """Workers do the same when they recover."""
     old = advance(lambda key: None, [(0, "anna", 1, 1)], end=1).rows()
     new = advance(dict(old).get, [(1, "anna", 1, 1)], end=2).rows()
     tables = Tables(1)
@@ -267,7 +267,7 @@ def test_tables_keep_the_larger_offset_and_skip_what_is_no_count() -> None:
 
 
 def test_the_report_is_printed_as_text_and_as_json(shop: VerifiedShop) -> None:
-    """The last line is the verdict."""
+    """The last line says whether all agrees."""
     shop.sell("anna")
     lines = list(listing.report(shop.verify(), as_json=False))
     assert lines[0].startswith("Purchases: 1 in Kafka, 1 in MongoDB, 1 in the tables")
@@ -285,7 +285,7 @@ def test_what_is_on_its_way_is_waited_for(shop: VerifiedShop) -> None:
 
 
 def test_a_customer_of_two_partitions_is_one_customer() -> None:
-    """Producers differ in how they choose a partition."""
+    """Producers may choose the partition of a key differently."""
     row, *_ = advance(lambda key: None, [(0, "anna", 2, 5)], end=1).rows()
     tables = Tables(2)
     for partition in range(2):
@@ -294,14 +294,14 @@ def test_a_customer_of_two_partitions_is_one_customer() -> None:
 
 
 def test_a_topic_that_is_not_read_has_no_dead_letters(shop: VerifiedShop) -> None:
-    """It is made with the first worker."""
+    """The first worker creates the topic of the dead letters."""
     shop.sell("anna")
     del shop.kafka.lag["dead-letters"]
     assert (shop.verify().status, shop.verify().kafka["dead_letters"]) == (0, 0)
 
 
 def test_what_the_checks_say_when_all_is_well(shop: VerifiedShop) -> None:
-    """The words that the README explains."""
+    """The README explains these words."""
     shop.sell("anna", "bob", "anna")
     assert details(shop.verify()) == {
         "lag": "0 events wait in Kafka",
@@ -319,7 +319,7 @@ def test_what_the_checks_say_when_all_is_well(shop: VerifiedShop) -> None:
 
 
 def test_what_the_checks_say_when_it_is_not(shop: VerifiedShop) -> None:
-    """Both numbers, and whose they are."""
+    """Each check has both numbers and says where they are from."""
     shop.sell("anna", "bob")
     shop.by_hand.change("purchases", "p1", quantity=3)
     shop.by_hand.remove("purchases", "p0")
@@ -346,7 +346,7 @@ def test_what_the_checks_say_when_it_is_not(shop: VerifiedShop) -> None:
 
 
 def test_what_was_repeated_or_rejected_is_accounted_for(shop: VerifiedShop) -> None:
-    """They were sent, and are rightly not in MongoDB."""
+    """Such purchases were sent, and are rightly not in MongoDB."""
     shop.sell("anna")
     rows = advance(lambda key: None, [(0, "anna", 2, 600)], end=4, duplicates=[1], rejected=[2, 3]).rows()
     shop.kafka.changelog = [FakeRecord(key, value) for key, value in rows]
@@ -359,14 +359,14 @@ def test_what_was_repeated_or_rejected_is_accounted_for(shop: VerifiedShop) -> N
 
 
 def test_a_customer_whom_the_tables_do_not_know_is_named(shop: VerifiedShop) -> None:
-    """Stored, never counted."""
+    """The customer's purchases are stored and not counted."""
     shop.sell("anna")
     shop.kafka.changelog = []
     assert "anna: stored 1 purchases, 2 items, 600 grosze, counted nothing" in details(shop.verify())["customers"]
 
 
 def test_ten_differences_are_all_named(shop: VerifiedShop) -> None:
-    """Only an eleventh is not."""
+    """Only the eleventh is counted without a name."""
     shop.sell(*(f"c{number:02}" for number in range(10)))
     shop.by_hand.clear("purchases")
     detail = details(shop.verify())["customers"]
@@ -375,21 +375,21 @@ def test_ten_differences_are_all_named(shop: VerifiedShop) -> None:
 
 
 def test_purchases_that_were_written_directly_are_not_compared(shop: VerifiedShop) -> None:
-    """Kafka and the tables never saw them."""
+    """Kafka and the tables don't have them."""
     shop.sell("anna")
     shop.by_hand.put("purchases", purchase("d", DIRECT))
     assert shop.verify().status == 0
 
 
 def test_the_cause_of_status_2_is_a_check(shop: VerifiedShop) -> None:
-    """A script that reads the JSON sees it too."""
+    """A script that reads the JSON finds the cause."""
     shop.sell("anna")
     shop.kafka.lags_seen = ({**shop.kafka.lag, "purchases": Lag(number, 0)} for number in range(1000))
     assert details(shop.verify())["quiet"] == "events arrive faster than they can be compared"
 
 
 def test_what_waits_for_good_is_given_up_soon(shop: VerifiedShop) -> None:
-    """No worker runs: nothing will change, and nobody wants to wait for that."""
+    """No worker runs, so another comparison would find the same."""
     shop.sell("anna")
     looks = 0
 
@@ -405,14 +405,14 @@ def test_what_waits_for_good_is_given_up_soon(shop: VerifiedShop) -> None:
 
 
 def test_while_events_trickle_in_the_status_is_2(shop: VerifiedShop) -> None:
-    """None within a look, one between two: a shop with few customers is no shop that is out of order."""
+    """Events arrive between two comparisons and none during one. This is no disagreement."""
     shop.sell("anna")
     shop.kafka.lags_seen = ({**shop.kafka.lag, "purchases": Lag(2 + number // 2, 1)} for number in range(1000))
     assert shop.verify().status == 2
 
 
 def test_all_partitions_of_the_changelog_are_read(shop: VerifiedShop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each from the broker and topic of the layout."""
+    """Each is read from the layout's topic and the given broker."""
 
     def rows(partition: int) -> list[FakeRecord]:
         counted = advance(lambda key: None, [(partition, f"c{partition}", 1, 10)], end=partition + 1)
@@ -426,7 +426,7 @@ def test_all_partitions_of_the_changelog_are_read(shop: VerifiedShop, monkeypatc
 
 
 def test_of_two_values_with_one_offset_the_later_stays() -> None:
-    """A redelivery writes a customer's value and the sums again; what it says last is what the workers have."""
+    """A redelivery writes a row again. The workers have the later value too."""
     first = advance(lambda key: None, [(0, "anna", 1, 1)], end=1).rows()
     again = advance(lambda key: None, [(0, "anna", 5, 5)], end=1).rows()
     tables = Tables(1)
@@ -436,14 +436,14 @@ def test_of_two_values_with_one_offset_the_later_stays() -> None:
 
 
 def test_an_empty_shop_agrees(shop: VerifiedShop) -> None:
-    """Nothing sent, nothing stored, nothing counted."""
+    """Nothing was sent, stored or counted."""
     report = shop.verify()
     assert report.status == 0
     assert details(report)["customers"].startswith("0 customers")
 
 
 def test_sums_that_are_not_what_their_customers_add_up_to_are_found(shop: VerifiedShop) -> None:
-    """A value of the changelog that somebody else wrote: no customer shows it."""
+    """Another program wrote totals to the changelog. No customer's row shows it."""
     shop.sell("anna", "bob")
     other = advance(lambda key: None, [(1, "anna", 9, 600), (1, "bob", 2, 600)], end=2).rows()
     shop.kafka.changelog.append(FakeRecord(*other[-1]))
@@ -455,7 +455,7 @@ def test_sums_that_are_not_what_their_customers_add_up_to_are_found(shop: Verifi
 
 
 def test_the_tables_of_live_workers_are_compared(shop: VerifiedShop) -> None:
-    """And the workers are in the report."""
+    """The report names the workers."""
     shop.sell("anna", "bob")
     shop.live = Live((Worker("http://a", (0,)), Worker("http://b", ())))
     shop.compared = Compared(customers=2)
@@ -466,7 +466,7 @@ def test_the_tables_of_live_workers_are_compared(shop: VerifiedShop) -> None:
 
 
 def test_a_table_that_differs_is_an_error_whoever_else_can_not_be_asked(shop: VerifiedShop) -> None:
-    """Both are said."""
+    """The check says both."""
     shop.sell("anna")
     shop.live = Live((Worker("http://a", (0,)),))
     shop.compared = Compared(wrong=named("anna at http://a: ..."), unasked=named("http://b: does not answer"))
@@ -480,7 +480,7 @@ def test_a_table_that_differs_is_an_error_whoever_else_can_not_be_asked(shop: Ve
 def test_a_worker_that_can_not_be_asked_is_asked_again_for_a_while(
     shop: VerifiedShop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may be taking over a partition; then the status is 2."""
+    """It may be taking over a partition. After a while the status is 2."""
     shop.sell("anna")
     shop.live = Live((Worker("http://a", (0,)),))
     asked = 0
@@ -502,7 +502,7 @@ def test_a_worker_that_can_not_be_asked_is_asked_again_for_a_while(
 def test_while_the_live_workers_are_unknown_the_status_is_2(
     shop: VerifiedShop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the reason; not when something else is wrong."""
+    """The check has the reason. A difference elsewhere makes the status 1."""
     monkeypatch.setattr(verification, "_PATIENCE_SECONDS", 0)
     shop.sell("anna")
     shop.live = Live(unclear="the consumer group is rebalancing")
@@ -513,7 +513,7 @@ def test_while_the_live_workers_are_unknown_the_status_is_2(
 
 
 def test_workers_that_come_and_go_are_something_that_moves(shop: VerifiedShop) -> None:
-    """What was read of their tables may be of two owners."""
+    """Their tables may have been read from two owners of a partition."""
     shop.sell("anna")
     one, two = Live((Worker("http://a", (0,)),)), Live((Worker("http://b", (0,)),))
     shop.live = iter([one, two, two, two, two, two])
@@ -525,7 +525,7 @@ def test_workers_that_come_and_go_are_something_that_moves(shop: VerifiedShop) -
 def test_who_bought_without_being_registered_is_named_and_no_failure(
     shop: VerifiedShop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first ten; the rest is counted; many are asked for at once."""
+    """Ten are named, the others are counted. Many ids are in one request."""
     monkeypatch.setattr(verification, "_REGISTERED_AT_ONCE", 4)
     shop.sell("anna", *(f"c{number:02}" for number in range(12)), "bob")
     report = shop.verify()
@@ -537,7 +537,7 @@ def test_who_bought_without_being_registered_is_named_and_no_failure(
 
 
 def test_a_key_of_the_changelog_that_is_no_id_is_shown(shop: VerifiedShop) -> None:
-    """Neither left out nor a reason to fail; a record without a key is no count."""
+    """It is neither left out nor an error. A record without a key is no count."""
     shop.sell("anna")
     value = advance(lambda key: None, [(0, "x", 1, 1)], end=1).rows()[0][1]
     shop.kafka.changelog += [FakeRecord(b"\xff", value), FakeRecord(None, value)]
@@ -545,7 +545,7 @@ def test_a_key_of_the_changelog_that_is_no_id_is_shown(shop: VerifiedShop) -> No
 
 
 def test_what_was_counted_before_the_tables_were_rebuilt_counts_no_more(shop: VerifiedShop) -> None:
-    """Neither for a customer nor for the sums, nor where a worker's table is compared."""
+    """Rows of an earlier era count neither for a customer nor for the totals nor for a worker's table."""
     tables = Tables(1)
     old = advance(lambda key: None, [(0, "anna", 9, 9), (1, "bob", 1, 1)], end=2).rows()
     new = advance({b"": new_era_totals(0, 5)}.get, [(0, "anna", 1, 1)], end=1).rows()
@@ -556,7 +556,7 @@ def test_what_was_counted_before_the_tables_were_rebuilt_counts_no_more(shop: Ve
 
 
 def test_sales_that_the_table_does_not_have_are_found_and_the_way_out_is_named(shop: VerifiedShop) -> None:
-    """So it is after an update from a version without them."""
+    """A shop is so after an update from a version without the table of sales."""
     shop.sell("anna", "bob")
     shop.kafka.sales = []
     assert details(shop.verify())["sales"] == (
@@ -574,7 +574,7 @@ def test_sales_changed_by_hand_are_found(shop: VerifiedShop) -> None:
 
 
 def test_sales_on_their_way_to_mongodb_are_waited_for(shop: VerifiedShop) -> None:
-    """A worker brings them, a moment after the purchases; without one the next worker does."""
+    """A worker writes them a moment after the purchases. If none runs, the next worker does."""
     shop.sell("anna")
     shop.by_hand.clear("sales", "sales_state")
     report = shop.verify()
@@ -587,7 +587,7 @@ def test_sales_on_their_way_to_mongodb_are_waited_for(shop: VerifiedShop) -> Non
 
 
 def test_a_partition_without_purchases_is_not_waited_for(shop: VerifiedShop) -> None:
-    """No worker has anything to bring to MongoDB."""
+    """No worker will write anything for it."""
     shop.live = Live((Worker("http://here", (0,)),))
     report = shop.verify()
     assert report.status == 0
@@ -607,7 +607,7 @@ def publish(shop: VerifiedShop, name: str, **stored: Any) -> Document:
 
 
 def test_vouchers_that_are_as_they_were_published_agree(shop: VerifiedShop) -> None:
-    """What others add to them, or store beside them, is theirs; what is no voucher in the topic is left out."""
+    """Fields and documents that another program added are ignored, and so are other records in the topic."""
     publish(shop, "a", used=True)
     publish(shop, "b")
     shop.kafka.published["vouchers"] += [FakeRecord(None, b"{}"), FakeRecord(None, None)]
@@ -617,7 +617,7 @@ def test_vouchers_that_are_as_they_were_published_agree(shop: VerifiedShop) -> N
 
 
 def test_a_voucher_published_twice_is_reported(shop: VerifiedShop) -> None:
-    """Both say the same: there is one."""
+    """Both events say the same, so this is no difference."""
     publish(shop, "a")
     shop.kafka.published["vouchers"] *= 2
     assert shop.wrong() == []
@@ -625,7 +625,7 @@ def test_a_voucher_published_twice_is_reported(shop: VerifiedShop) -> None:
 
 
 def test_vouchers_that_differ_are_named(shop: VerifiedShop) -> None:
-    """Changed, deleted, or never published; and how they are restored."""
+    """They were changed, deleted or never published. The message says how to restore them."""
     publish(shop, "a", percent=50)
     publish(shop, "b")
     shop.by_hand.remove("vouchers", "b")
@@ -639,7 +639,7 @@ def test_vouchers_that_differ_are_named(shop: VerifiedShop) -> None:
 
 
 def test_a_voucher_whose_event_was_removed_is_not_missed(shop: VerifiedShop) -> None:
-    """Retention removes events, not documents."""
+    """Retention removes events and keeps documents."""
     publish(shop, "old")
     publish(shop, "new")
     shop.kafka.published["vouchers"].pop(0)
@@ -650,7 +650,7 @@ def test_a_voucher_whose_event_was_removed_is_not_missed(shop: VerifiedShop) -> 
 
 
 def test_an_alert_that_is_gone_is_named(shop: VerifiedShop) -> None:
-    """An alert that is not published yet is no difference: the product's worker publishes it."""
+    """A stored alert without an event is no difference: the product's worker publishes it later."""
     for name in ("milk@x", "bread@x"):
         shop.by_hand.put("alerts", alert(name, 3))
     shop.kafka.published["alerts"].append(FakeRecord(b"milk", ALERTS.event(alert("milk@x", 3))))

@@ -1,4 +1,4 @@
-"""The live workers: who they are by Kafka's word, and their tables held against the changelog."""
+"""The live workers: who they are by Kafka's consumer group, and their tables compared with the changelog."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def seen(monkeypatch: pytest.MonkeyPatch, group: Group) -> Live:
 
 
 def test_each_member_says_where_it_is_and_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Partitions that it only stands by for are another's; one without any is a worker too."""
+    """Standby partitions belong to another worker. A worker may have no partition."""
     group = Group(
         "Stable",
         (
@@ -67,13 +67,13 @@ def test_each_member_says_where_it_is_and_what_it_has(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("state", ["Empty", "Dead"])
 def test_a_group_without_members_is_no_worker(monkeypatch: pytest.MonkeyPatch, state: str) -> None:
-    """Nor is one that Kafka does not know."""
+    """Nor is a group that Kafka doesn't know."""
     assert seen(monkeypatch, Group(state, ())) == Live()
 
 
 @pytest.mark.parametrize("state", ["PreparingRebalance", "CompletingRebalance"])
 def test_in_a_rebalance_nobody_knows_who_has_what(monkeypatch: pytest.MonkeyPatch, state: str) -> None:
-    """The workers are then unknown; it does not mean that none runs."""
+    """The workers are unknown then, which does not mean that none runs."""
     assert "rebalancing" in seen(monkeypatch, Group(state, (("a", b""),))).unclear
 
 
@@ -88,7 +88,7 @@ def test_in_a_rebalance_nobody_knows_who_has_what(monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_a_member_that_is_no_worker_of_ours_is_named(monkeypatch: pytest.MonkeyPatch, given: bytes) -> None:
-    """Somebody else's consumer uses the group: which partitions are ours is not known."""
+    """Another program's consumer is in the group, so the owners of the partitions are unknown."""
     found = seen(monkeypatch, Group("Stable", (("ours at /1", assignment(URL, 0)), ("other at /2", given))))
     assert found.unclear == "a member of the group is no worker of shopflow: other at /2"
 
@@ -201,7 +201,7 @@ def test_a_trouble_makes_verify_fail_and_is_named_once_though_two_workers_have_i
 
 
 def test_tables_that_are_as_the_changelog_agree() -> None:
-    """Page after page, of each partition from the worker that has it."""
+    """Each partition is read in pages from the worker that owns it."""
     http, rows = Http(), {0: rows_of("a", "b", "c", "d", "żółć"), 1: rows_of("e"), 2: rows_of()}
     http.rows = {(URL, 0): rows[0], (OTHER, 1): rows[1], (OTHER, 2): rows[2]}
     found = compared(http, rows, Worker(URL, (0,)), Worker(OTHER, (1, 2)))
@@ -210,7 +210,7 @@ def test_tables_that_are_as_the_changelog_agree() -> None:
 
 
 def test_a_customer_whose_count_differs_is_named_with_the_worker() -> None:
-    """So are one that the table lacks, one that only it has, and sums that differ."""
+    """So are customers that only the changelog or only the table has, and totals that differ."""
     http, rows = Http(), {0: rows_of("a", "b", "c")}
     other = rows_of("a", "b", "c", items=3)
     http.rows[URL, 0] = {b"": other[b""], b"a": rows[0][b"a"], b"b": other[b"b"], b"eve": other[b"a"]}
@@ -240,7 +240,7 @@ def test_a_customer_whose_count_differs_is_named_with_the_worker() -> None:
 def test_a_worker_that_can_not_be_asked_is_named_and_the_others_are_compared(
     failure: Exception | tuple[int, bytes], said: str
 ) -> None:
-    """It is asked once, not for each of its partitions."""
+    """It is asked once, not once for each of its partitions."""
     http, rows = Http(), {0: rows_of("a"), 1: rows_of("b"), 2: rows_of("c")}
     http.rows[OTHER, 2] = rows_of("c", items=9)
     http.fails[URL] = failure
@@ -252,14 +252,14 @@ def test_a_worker_that_can_not_be_asked_is_named_and_the_others_are_compared(
 
 
 def test_a_partition_that_no_live_worker_has_is_named() -> None:
-    """Between two owners, nobody can be asked."""
+    """Between two owners no worker can be asked."""
     http, rows = Http(), {0: rows_of("a"), 1: rows_of("b")}
     http.rows[URL, 0] = rows[0]
     assert compared(http, rows, Worker(URL, (0,))).unasked.listed() == "partition 1: no worker has it"
 
 
 def test_a_count_in_the_changelog_that_no_id_can_have_is_shown() -> None:
-    """A key that is not UTF-8; the worker leaves it out."""
+    """The key is not UTF-8, and the worker leaves it out."""
     http, rows = Http(), {0: rows_of("a")}
     http.rows[URL, 0] = dict(rows[0])
     rows[0][b"\xff"] = rows[0][b"a"]
@@ -267,7 +267,7 @@ def test_a_count_in_the_changelog_that_no_id_can_have_is_shown() -> None:
 
 
 def test_a_worker_has_a_limited_time_for_its_answer() -> None:
-    """A frozen one keeps its connections open for ever."""
+    """A frozen worker keeps its connections open for ever."""
 
     async def timeout() -> float | None:
         async with client.session() as http:

@@ -1,4 +1,4 @@
-"""The followers of a batch: called after the counts, idempotent, and complete."""
+"""The followers of a batch: customer activity and sales, published after the counts."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def followers(monkeypatch: pytest.MonkeyPatch) -> Followers:
 
 
 def test_each_customer_of_a_batch_is_published_once(followers: Followers) -> None:
-    """Under their id, with what they bought so far."""
+    """The key is the customer's id, the value has what they bought so far."""
     followers.follow(followers.activity, "anna", "bob", "anna")
     ((topic, partition, rows),) = followers.published
     assert (topic, partition) == ("activity", 0)
@@ -67,20 +67,20 @@ def test_each_customer_of_a_batch_is_published_once(followers: Followers) -> Non
 
 
 def test_while_kafka_is_away_it_is_tried_again(followers: Followers) -> None:
-    """The batch is finished only after the counts are published."""
+    """The follower returns only after Kafka has acknowledged the activity."""
     followers.away = 2
     followers.follow(followers.activity, "anna")
     assert len(followers.published) == 1
 
 
 def test_a_batch_without_customers_publishes_nothing(followers: Followers) -> None:
-    """All of it was bad."""
+    """All records of the batch were bad."""
     followers.follow(followers.activity)
     assert followers.published == []
 
 
 def test_sales_go_to_the_table_then_to_the_changelog_then_to_the_mirror(followers: Followers) -> None:
-    """And when the batch comes again nothing is sold twice."""
+    """A batch that comes again writes the same rows, and adds nothing to the sales."""
     for _ in range(2):
         followers.follow(followers.sales, "anna", "bob")
     assert followers.steps == ["table", "changelog"] * 2

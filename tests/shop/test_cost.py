@@ -1,4 +1,4 @@
-"""What a purchase costs, in calls: a guard that is the same on every machine, which a timed test is not."""
+"""The cost of a purchase in function calls, which is the same on every machine."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def calls(work: Callable[[], object]) -> Counter[str]:
 
 @pytest.mark.parametrize(("customers", "most"), [(100, 13.5), (SIZE, 17.5)])
 def test_a_purchase_costs_no_more_calls_than_it_did(customers: int, most: float) -> None:
-    """Decoded, made a document, counted: a change that adds work for each record is seen here, with its name."""
+    """A change that adds work for each record fails here, and the message names the most frequent calls."""
     worker, made = processing(), batch(customers)
     counted = calls(lambda: asyncio.run(worker.purchases(made)))
     each = sum(counted.values()) / SIZE
@@ -66,7 +66,7 @@ def test_a_purchase_costs_no_more_calls_than_it_did(customers: int, most: float)
 
 
 def test_ten_times_the_records_cost_ten_times_the_calls() -> None:
-    """Nothing in a batch grows faster than the batch."""
+    """No work grows faster than the batch."""
     worker = processing()
     small, large = batch(100), batch(100)
     small.records = small.records[: SIZE // 10]

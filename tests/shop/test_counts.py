@@ -1,4 +1,4 @@
-"""Counts: each purchase once, whatever crashes when; held against a model that just counts unique ids."""
+"""Counts: each purchase is counted once, wherever a worker crashes; compared with a model that counts unique ids."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def audited(rows: Rows) -> Audit:
 
 
 def test_a_purchase_at_or_below_the_offset_is_not_counted_again() -> None:
-    """A redelivery is at or below the offset."""
+    """A redelivered purchase is at or below the row's offset."""
     rows: Rows = {}
     batch = [(0, "anna", 2, 600), (3, "anna", 1, 100)]
     for _ in range(2):
@@ -40,27 +40,27 @@ def test_a_purchase_at_or_below_the_offset_is_not_counted_again() -> None:
 
 
 def test_unchanged_customers_are_written_again() -> None:
-    """The changelog may lack what RocksDB has: after a crash the redelivery brings it there."""
+    """After a crash the changelog may lack rows that RocksDB has. The redelivery publishes them."""
     rows: Rows = dict(advance({}.get, [(0, "anna", 1, 1)], end=1).rows())
     again = advance(rows.get, [(0, "anna", 1, 1)], end=1).rows()
     assert dict(again) == rows
 
 
 def test_the_sums_come_last() -> None:
-    """So that sums in the changelog never speak of customers who are not there yet."""
+    """Totals in the changelog must never count customers whose rows are not there yet."""
     rows = advance({}.get, [(0, "a", 1, 1), (1, "b", 1, 1)], end=2).rows()
     assert [key for key, _ in rows] == [b"a", b"b", TOTALS_KEY]
 
 
 def test_repeated_and_rejected_records_are_in_the_sums() -> None:
-    """Every record of the topic is accounted for."""
+    """The totals account for every record of the topic."""
     rows = dict(advance({}.get, [(1, "a", 1, 1)], end=5, duplicates=[2, 4], rejected=[0, 3]).rows())
     totals = decode_totals(rows[TOTALS_KEY])
     assert (totals.purchases, totals.duplicates, totals.rejected, totals.offset) == (1, 2, 2, 4)
 
 
 def test_handled_says_what_was_decided_before() -> None:
-    """By the customer's offset or by the sums'."""
+    """The offset of the customer's row, or of the totals, is at or after the record's."""
     rows: Rows = dict(advance({}.get, [(1, "a", 1, 1)], end=5).rows())
     assert [handled(rows.get, "a", offset) for offset in (1, 4, 5)] == [True, True, False]
     del rows[TOTALS_KEY]
@@ -69,7 +69,7 @@ def test_handled_says_what_was_decided_before() -> None:
 
 
 def test_a_customer_and_the_sums_are_judged_each_by_their_own_offset() -> None:
-    """A crash can leave either ahead of the other: neither is counted twice, neither is left short."""
+    """A crash can leave a row ahead of the totals, or behind them. Neither counts a purchase twice or misses one."""
     first = dict(advance({}.get, [(0, "anna", 1, 10)], end=1).rows())
     batch = [(1, "anna", 2, 20), (2, "bob", 3, 30)]
     second = dict(advance(first.get, batch, end=3).rows())
@@ -80,7 +80,7 @@ def test_a_customer_and_the_sums_are_judged_each_by_their_own_offset() -> None:
 
 
 def test_a_batch_from_before_takes_nothing_back() -> None:
-    """Redelivered with other limits, it ends before what was counted."""
+    """A redelivered batch with other limits may end before what was counted."""
     rows: Rows = dict(advance({}.get, [(n, "anna", 1, 1) for n in range(5)], end=6, rejected=[5]).rows())
     again = advance(rows.get, [(0, "anna", 1, 1)], end=2, duplicates=[1]).rows()
     settled = decode_totals(dict(again)[TOTALS_KEY])
@@ -90,7 +90,7 @@ def test_a_batch_from_before_takes_nothing_back() -> None:
 
 
 def test_sums_that_reach_further_than_the_batch_say_so() -> None:
-    """A part of a batch that was cut off: they stand in the changelog before the customers of the other part."""
+    """The first part of a batch comes again. Its totals include the second part, whose rows the changelog lacks."""
     rows: Rows = dict(advance({}.get, [(0, "anna", 1, 1), (1, "bob", 1, 1)], end=2).rows())
     part = dict(advance(rows.get, [(0, "anna", 1, 1)], end=1).rows())
     assert (decode_totals(part[TOTALS_KEY]).offset, decode_totals(part[TOTALS_KEY]).settled) == (1, 0)
@@ -101,26 +101,26 @@ def test_sums_that_reach_further_than_the_batch_say_so() -> None:
 
 
 def test_only_our_values_have_a_position() -> None:
-    """Whatever else is in the changelog must be noticed."""
+    """A value of another program in the changelog raises an error."""
     assert position_of(b'{"offset":7,"purchases":1}') == Position(0, 7)
     with pytest.raises(msgspec.MsgspecError):
         position_of(b"not a count")
 
 
 def test_a_new_era_outdoes_every_offset_of_the_one_before() -> None:
-    """What a worker of before the rebuild still sends must not win."""
+    """Records that a worker still sends from before a replay must not win."""
     assert Position(1, -1) > Position(0, 10**12)
     assert Position(1, 2) > Position(1, 1)
 
 
 def test_a_new_era_is_after_all_that_is_known_and_after_those_that_were_lost() -> None:
-    """Clocks may be wrong, changelogs may be gone."""
+    """An era is the time, but at least one more than the last one: clocks may be wrong, and changelogs may be lost."""
     assert position_of(new_era_totals(0, now=1_800_000_000.5)) == Position(1_800_000_000, -1)
     assert position_of(new_era_totals(2_000_000_000, now=1_800_000_000)) == Position(2_000_000_001, -1)
 
 
 def test_in_a_new_era_all_is_counted_again() -> None:
-    """From the start of the topic, whatever the counts of before were."""
+    """Counting begins at the start of the topic. Rows of the earlier era count for nothing."""
     batch = [(0, "anna", 2, 600), (3, "anna", 1, 100)]
     rows: Rows = dict(advance({}.get, [*batch, (4, "bob", 1, 1)], end=5).rows())
     before = rows.copy()
@@ -140,7 +140,7 @@ def test_in_a_new_era_all_is_counted_again() -> None:
 
 
 def test_counts_and_totals_of_a_batch_agree() -> None:
-    """The audit also accepts a batch that a crash cut off, before and after it comes again. It finds a missing row."""
+    """The audit accepts a batch that a crash cut off, before and after it comes again. It finds a missing row."""
     first: Rows = dict(advance({}.get, [(0, "anna", 2, 600), (1, "bob", 1, 1)], end=2).rows())
     assert audited(first).agrees
     batch = [(2, "anna", 1, 1), (3, "eve", 1, 1)]

@@ -17,7 +17,7 @@ WHY = Rejected("invalid event", "price: Expected `int` >= 0 – zażółć")
 
 
 def test_the_headers_are_kafka_connects() -> None:
-    """So that tools which know those can read ours; the record's own stay."""
+    """Tools that know Kafka Connect's headers can read the dead letters. The record's own headers stay."""
     record = FakeRecord(
         b"k", b"v", 42, 3, "shop.purchases", headers=(("trace", b"1"), ("__connect.errors.topic", b"?"))
     )
@@ -34,7 +34,7 @@ def test_the_headers_are_kafka_connects() -> None:
 
 
 def test_a_reason_that_is_not_unicode_can_be_sent() -> None:
-    """A lone surrogate from a producer's JSON must not stop the worker."""
+    """A lone surrogate from a producer's JSON does not stop the worker."""
     headers = dict(headers_of(FakeRecord(None, None), Rejected("x", "\ud800"), "a"))
     assert headers["__connect.errors.exception.message"] == b"x: \\ud800"
 
@@ -42,7 +42,7 @@ def test_a_reason_that_is_not_unicode_can_be_sent() -> None:
 @pytest.mark.parametrize("key", [None, b"", b"\xff"])
 @pytest.mark.parametrize("value", [None, b"", b"\x00\xff"])
 def test_key_and_value_are_as_they_came(key: bytes | None, value: bytes | None) -> None:
-    """Byte by byte."""
+    """Key and value have the same bytes as in the record."""
     outlet = FakeOutlet()
     letters = DeadLetters("dead", 4, "shopflow", outlet.send)
     asyncio.run(letters.put([(FakeRecord(key, value, 1, 6), WHY)]))
@@ -67,7 +67,7 @@ def put(letters: DeadLetters, *records: FakeRecord) -> None:
 
 
 def test_what_a_worker_before_us_sent_is_not_sent_again() -> None:
-    """It died before it could commit, so the batch came again."""
+    """A worker died after it sent dead letters and before it committed. Its batch comes again."""
     one, two, three = (FakeRecord(b"k", b"v", offset, 1) for offset in (1, 2, 3))
     elsewhere = FakeRecord(b"k", b"v", 3, 2)
     log, outlet = Log(one, two, elsewhere), FakeOutlet()
@@ -79,7 +79,7 @@ def test_what_a_worker_before_us_sent_is_not_sent_again() -> None:
 
 
 def test_after_a_rebalance_the_log_is_asked_again() -> None:
-    """Another worker may have sent some meanwhile."""
+    """Another worker may have sent dead letters meanwhile."""
     one = FakeRecord(b"k", b"v", 1)
     log, outlet = Log(), FakeOutlet()
     letters = DeadLetters("dead", 4, "shopflow", outlet.send, log.read_since)
@@ -92,7 +92,7 @@ def test_after_a_rebalance_the_log_is_asked_again() -> None:
 
 
 def test_what_was_not_acknowledged_is_looked_up_again() -> None:
-    """Some of it may be there."""
+    """After an error, some dead letters may be in the topic."""
     one = FakeRecord(b"k", b"v", 1)
     log, outlet = Log(), FakeOutlet()
     outlet.failures = [KafkaConnectionError("away")]
@@ -105,13 +105,13 @@ def test_what_was_not_acknowledged_is_looked_up_again() -> None:
 
 
 def test_headers_of_another_program_have_no_origin() -> None:
-    """Whatever is in the topic must not stop us."""
+    """Unknown records in the topic do not stop the worker."""
     assert origin_of(FakeRecord(None, None)) == ("", -1, -1)
     assert origin_of(FakeRecord(None, None, headers=(("__connect.errors.offset", b"x"),))) == ("", -1, -1)
 
 
 def test_failures_of_one_reason_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    """asyncio writes a traceback for each failure that nobody looked at."""
+    """asyncio would write a traceback for each failed send that nobody awaited."""
 
     async def send(*args: Any) -> Any:
         future = asyncio.get_running_loop().create_future()
@@ -127,7 +127,7 @@ def test_failures_of_one_reason_are_logged_once(caplog: pytest.LogCaptureFixture
 
 @pytest.mark.parametrize(("partition", "expected"), [(0, 0), (3, 3), (4, 0), (7, 3)])
 def test_a_dead_letter_goes_to_the_partition_of_its_number(partition: int, expected: int) -> None:
-    """Those of one partition stay in order, also when their topic has more partitions than the dead letters have."""
+    """Dead letters of one partition stay in order, also if their topic has more partitions."""
     outlet = FakeOutlet()
     letters = DeadLetters("dead", 4, "shopflow", outlet.send)
     put(letters, *(FakeRecord(b"k", b"v", offset, partition) for offset in range(3)))
@@ -136,13 +136,13 @@ def test_a_dead_letter_goes_to_the_partition_of_its_number(partition: int, expec
 
 
 def test_headers_that_are_there_twice_stay_twice_and_in_their_order() -> None:
-    """Kafka allows it; a header without a value is one too."""
+    """Kafka allows a header's name twice, and a header without a value."""
     own: Any = (("a", b"1"), ("b", None), ("a", b"2"))
     assert headers_of(FakeRecord(b"k", b"v", headers=own), WHY, "shopflow")[:3] == list(own)
 
 
 def test_a_dead_letter_that_is_one_again_says_where_it_was_last() -> None:
-    """Its old reason goes, whole: a reader must not see half of each."""
+    """All headers of the earlier failure are replaced, so that a reader does not see parts of both."""
     first = headers_of(FakeRecord(b"k", b"v", 1, 2, "shop.purchases"), WHY, "shopflow")
     again = FakeRecord(b"k", b"v", 5, 2, "shop.retries", headers=(("trace", b"1"), *first))
     assert headers_of(again, WHY, "shopflow") == [
@@ -152,7 +152,7 @@ def test_a_dead_letter_that_is_one_again_says_where_it_was_last() -> None:
 
 
 def test_nothing_is_sent_for_nothing() -> None:
-    """Nor is the log asked."""
+    """Without bad records the topic is not read either."""
     log, outlet = Log(), FakeOutlet()
     asyncio.run(DeadLetters("dead", 4, "shopflow", outlet.send, log.read_since).put([]))
     assert (outlet.got, log.asked) == ([], [])

@@ -1,4 +1,4 @@
-"""Decoding: a good event comes out as it was meant, anything else is `Rejected` with the field's name."""
+"""Decoding: a good event has the values that were sent; anything else is `Rejected`, with the field's name."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class TestGood:
     )
     @pytest.mark.parametrize("time", ['"2026-03-01T13:00:00+01:00"', '"2026-03-01T12:00Z"'], ids=["RFC", "short"])
     def test_fields_not_named_are_ignored(self, extra: str, time: str) -> None:
-        """So that a newer producer can talk to an older worker, whatever it adds."""
+        """A newer producer may add fields that an older worker doesn't know."""
         assert purchase(b"c", raw(new_field=extra, __faust='{"ns":"x"}', purchased_at=time)) == bought()
 
     def test_what_a_record_dumps_is_accepted(self) -> None:
@@ -232,7 +232,7 @@ class TestNotJson:
 
 class TestNoEvent:
     def test_no_value_is_rejected(self) -> None:
-        """A tombstone: what one means on a compacted topic is for the agent to know, before it decodes."""
+        """The agent handles tombstones before it decodes."""
         assert rejection(b"c", None).reason == "no value"
 
     def test_a_value_of_several_mb_is_rejected_unread(self) -> None:
@@ -346,7 +346,7 @@ class TestBadField:
         ids=lambda text: text[:30],
     )
     def test_a_time_has_a_date_a_time_and_an_offset(self, text: str) -> None:
-        """A leap second is refused too: neither Python nor MongoDB can keep it."""
+        """A leap second is rejected too: neither Python nor MongoDB can store it."""
         rejected = rejection(b"c", raw(purchased_at=text))
         assert rejected.reason == "invalid event"
         assert rejected.detail.startswith("purchased_at")
@@ -375,7 +375,7 @@ class TestBadField:
             check_value(MAX_QUANTITY, MAX_VALUE)
 
     def test_sums_of_values_stay_exact_in_mongodb(self) -> None:
-        """int64 holds nine million of the largest purchases of one customer."""
+        """MongoDB's integers hold the sum of nine million of the largest purchases."""
         assert MAX_VALUE * 9_000_000 < 2**63
 
 
@@ -394,7 +394,7 @@ class TestKey:
         "key", [None, b"", b"C", b"c ", b"p", b'"c"', b"c\0", b"\xff", b"\xef\xbb\xbfc", "c".encode("utf-16")]
     )
     def test_a_key_that_is_not_the_id_is_rejected(self, key: bytes | None) -> None:
-        """The key decides the partition: an order of events, and who counts, depend on it."""
+        """The key decides the partition, and so the order of events and the worker that counts them."""
         rejected = rejection(key, raw())
         assert rejected.reason == "wrong key"
         assert "customer_id is 'c'" in rejected.detail
@@ -403,7 +403,7 @@ class TestKey:
         assert rejection(b"p", raw()).reason == "wrong key"
 
     def test_a_key_of_a_megabyte_is_not_repeated_in_the_reason(self) -> None:
-        """The reason travels in a header of the dead letter; the key itself travels as the key."""
+        """The reason is a header of the dead letter, which also has the key itself."""
         assert len(rejection(b"\xff" * 1_000_000, raw()).detail) < 2_000
 
     def test_a_key_is_compared_as_utf_8(self) -> None:
@@ -434,7 +434,7 @@ BYTES |= st.tuples(st.integers(0, 150), st.binary(max_size=4)).map(
 def test_any_bytes_are_an_event_or_rejected_and_nothing_else(
     decoder: Decoder[Any], key: bytes, value: bytes | None
 ) -> None:
-    """An error of another kind would stop the partition."""
+    """Any other error would stop the partition."""
     try:
         event = decoder(key, value)
     except Rejected as rejected:
@@ -517,7 +517,7 @@ def taken_apart(hint: Any) -> tuple[set[Any], dict[str, Any]]:
 
 
 def test_a_rejected_record_is_skipped_and_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """For other applications, which have no dead letters: their batch goes on."""
+    """Other applications have no dead letters. Their batch goes on."""
     good = b'{"purchase_id":"p","customer_id":"c","product_id":"m","quantity":1,"purchased_at":"2026-01-01T00:00:00Z"}'
     records = [FakeRecord(b"c", value, offset) for offset, value in enumerate([good, b"?", None, good])]
     assert [event.purchase_id for event in purchase.events(records)] == ["p", "p"]

@@ -1,4 +1,4 @@
-"""When too much of a topic fails: at which record the limit is passed, and what is held up then."""
+"""The limit on failing records: at which record it is passed, and what waits then."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def add(share: FailureShare, good: str, *, partition: int = 0, start: int = 0) -
     ],
 )
 def test_more_than_the_share_of_the_window_is_too_much(batch: str, passed: bool) -> None:
-    """Anywhere in a batch, and not a record earlier."""
+    """The limit is passed at the same record, wherever it is in a batch."""
     assert add(FailureShare(0.5, 10), batch) is passed
 
 
 def test_how_records_are_cut_into_batches_makes_no_difference() -> None:
-    """Checked against counting each window by itself."""
+    """The result is compared with a count of each window."""
     seed = random.randrange(2**32)
     print("seed", seed)
     chance = random.Random(seed)
@@ -58,18 +58,18 @@ def test_how_records_are_cut_into_batches_makes_no_difference() -> None:
 
 
 def test_a_small_topic_may_be_all_bad() -> None:
-    """A few bad records are dead letters, however large their share of what there is."""
+    """A few bad records are dead letters, however large their share is."""
     assert not add(FailureShare(0.5, 1000), "x" * 500)
 
 
 def test_a_share_of_1_is_never_passed_and_one_of_0_by_the_first() -> None:
-    """Switched off; and nothing is let go."""
+    """A share of 1 switches the limit off. A share of 0 stops at the first bad record."""
     assert not add(FailureShare(1, 10), "x" * 100)
     assert add(FailureShare(0, 10), "x")
 
 
 def test_a_batch_that_comes_again_counts_once() -> None:
-    """Also when the second one is longer, and each partition by itself."""
+    """A redelivered batch may be longer. Each partition has its own window."""
     share = FailureShare(0.5, 10)
     for _ in range(5):
         assert not add(share, "xxx")
@@ -80,7 +80,7 @@ def test_a_batch_that_comes_again_counts_once() -> None:
 
 
 def test_missing_offsets_are_not_counted() -> None:
-    """Compaction and transactions leave holes between offsets; the window is of records."""
+    """Compaction and transactions leave holes between offsets. The window is of records."""
     share = FailureShare(0.5, 4)
     records = [FakeRecord(None, None, offset) for offset in (10, 50, 900)]
     share.add(0, records, [(record.offset, "x") for record in records])
@@ -88,7 +88,7 @@ def test_missing_offsets_are_not_counted() -> None:
 
 
 def test_it_knows_how_many_and_why() -> None:
-    """Of the window, or of all as long as there are fewer; the reason that was commonest when it was passed."""
+    """It knows the number of records, the number that failed, and the most common reason when the limit was passed."""
     share = FailureShare(0.5, 100)
     add(share, "." * 10 + "aab" * 30)
     assert (share.failures, share.records, share.reason) == (90, 100, "a")
@@ -98,7 +98,7 @@ def test_it_knows_how_many_and_why() -> None:
 
 
 def test_memory_is_bounded_by_the_window() -> None:
-    """However long a topic fails with a share of 1."""
+    """A topic may fail for ever with a share of 1."""
     share = FailureShare(1, 10)
     for number in range(100):
         add(share, "x" * 100, start=100 * number)
@@ -106,7 +106,7 @@ def test_memory_is_bounded_by_the_window() -> None:
 
 
 def test_it_says_which_topics_are_stopped() -> None:
-    """For the page; none as long as nothing is held up."""
+    """The page shows them. Nothing is shown while no batch waits."""
     limit = Limit(0.5, 4)
     assert hold(limit, "..x.") == 0
     assert limit.stopped == {}
@@ -140,7 +140,7 @@ def said(caplog: pytest.LogCaptureFixture) -> Iterable[str]:
 
 
 def test_a_batch_is_held_until_it_is_lost(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """Nothing less ends it; said once, whatever comes again; other topics go on; good records do not help."""
+    """Only the loss of its partition ends the waiting. It is logged once. Other topics go on."""
     monkeypatch.setattr(limits, "_CHECK_SECONDS", 0)
     limit = Limit(0.5, 10)
     assert hold(limit, "xxxxx") == 0

@@ -65,7 +65,7 @@ def milk(store: ObservedStore, database: Database[Document], run: Run) -> Milk:
 
 
 def test_each_price_ends_where_the_next_begins(milk: Milk) -> None:
-    """Also where it was not for sale; a price that was only said again begins nothing."""
+    """A deletion ends a price too. An event with the same price begins no new period."""
     milk.costs(
         (300, NOON), (300, NOON + MINUTE), (None, NOON + 2 * MINUTE), (400, NOON + 5 * MINUTE),
         bought=((NOON, 1), (NOON + MINUTE, 2), (NOON + 5 * MINUTE, 4)),
@@ -82,7 +82,7 @@ def test_each_price_ends_where_the_next_begins(milk: Milk) -> None:
 
 
 def test_what_was_sold_before_the_first_price_is_not_forgotten(milk: Milk) -> None:
-    """It had the first known price: so purchases without one are given theirs."""
+    """Purchases from before the first price are shown with it, as purchases without a price are given it."""
     milk.costs((300, NOON), (400, NOON + MINUTE), bought=((NOON - DAY, 5), (NOON, 1)))
     assert milk.found().prices == (
         Period(None, NOON, 300, 5, 500), Period(NOON, NOON + MINUTE, 300, 1, 100), Period(NOON + MINUTE, None, 400),
@@ -90,21 +90,21 @@ def test_what_was_sold_before_the_first_price_is_not_forgotten(milk: Milk) -> No
 
 
 def test_a_product_of_another_program_has_its_price_since_ever(milk: Milk) -> None:
-    """It has no history."""
+    """A product without a history has one period, without a start."""
     milk.costs(bought=((NOON, 5),))
     milk.put({"_id": "milk", "price": 7})
     assert milk.found() == Prices("milk", None, (Period(None, None, 7, 5, 500),))
 
 
 def test_a_deleted_product_is_known_and_one_never_offered_is_not(milk: Milk) -> None:
-    """Its prices stay; its name is gone with it."""
+    """The prices of a deleted product stay. Its name was deleted with it."""
     milk.costs((300, NOON), (None, NOON + MINUTE))
     assert milk.found() == Prices("milk", None, (Period(NOON, NOON + MINUTE, 300), Period(NOON + MINUTE, None, None)))
     assert milk.run(read(milk.store, "tea")) is None
 
 
 def test_since_leaves_out_what_was_over_before(milk: Milk) -> None:
-    """The price that was in force then is shown whole."""
+    """The price in force at `since` is shown with its whole period."""
     milk.costs((1, NOON), (2, NOON + MINUTE), (3, NOON + 2 * MINUTE), bought=((NOON + MINUTE, 8),))
     assert [one.price for one in milk.found(NOON + MINUTE).prices] == [2, 3]
     assert milk.found(NOON + 1.5 * MINUTE).prices[0] == Period(NOON + MINUTE, NOON + 2 * MINUTE, 2, 8, 800)
@@ -118,7 +118,7 @@ changes = st.lists(
 
 @given(changes=changes, minute=st.integers(-2, 52))
 def test_the_periods_say_what_the_purchases_are_given(changes: list[tuple[int, int | None]], minute: int) -> None:
-    """At any time exactly one period is in force, and its price is the one that the history gives."""
+    """At any time exactly one period is in force. Its price is the one that the history gives."""
     history = PriceHistory(tuple((NOON + after * MINUTE, price) for after, price in sorted(changes)))
     at = NOON + minute * MINUTE
     (then,) = [
@@ -130,7 +130,7 @@ def test_the_periods_say_what_the_purchases_are_given(changes: list[tuple[int, i
 
 
 def test_some_days_are_shown_by_the_hour_and_more_by_the_day(milk: Milk) -> None:
-    """From the first price on, or from the time that was asked for."""
+    """The chart begins at the first price, or at `since`."""
     seed = random.randrange(1_000)
     print("seed", seed)
     some = random.Random(seed)
@@ -147,7 +147,7 @@ def test_some_days_are_shown_by_the_hour_and_more_by_the_day(milk: Milk) -> None
 
 
 def test_an_hour_is_shown_by_the_minute_where_that_is_wanted(milk: Milk) -> None:
-    """Up to two hours."""
+    """Up to two hours are shown by the minute."""
     milk.costs((300, NOON), bought=((NOON + MINUTE, 2), (NOON + 1.5 * MINUTE, 3), (NOON + 9 * MINUTE, 1)))
     near = milk.sold(NOON + HOUR, by_the_minute=True)
     assert (near.bucket, near.width, [one.units for one in near.sold]) == ("minute", MINUTE, [5, 1])
@@ -155,7 +155,7 @@ def test_an_hour_is_shown_by_the_minute_where_that_is_wanted(milk: Milk) -> None
 
 
 def test_only_the_last_prices_where_they_are_many(milk: Milk) -> None:
-    """Nothing is summed up for the others."""
+    """The sales of older prices are not summed up."""
     milk.costs((1, NOON), (2, NOON + MINUTE), (3, NOON + 2 * MINUTE))
     prices = milk.run(read(milk.store, "milk", most=2))
     assert prices is not None
@@ -163,7 +163,7 @@ def test_only_the_last_prices_where_they_are_many(milk: Milk) -> None:
 
 
 def test_a_course_has_a_length_whatever_is_known(milk: Milk) -> None:
-    """A price of just now, one of the future, none and nothing sold: an hour."""
+    """The chart is an hour long if the first price is new, or in the future, or missing with nothing sold."""
     for at in (NOON, NOON + DAY):
         milk.costs((300, at))
         assert milk.sold(NOON) == SalesOverTime(NOON - HOUR, NOON, "hour", ())
@@ -178,5 +178,5 @@ def test_a_course_has_a_length_whatever_is_known(milk: Milk) -> None:
 
 
 def test_the_first_period_of_all_time_is_one() -> None:
-    """The beginning of time is no change of price."""
+    """A price since the beginning of time has one period, without a start."""
     assert periods(PriceHistory(((BEGINNING, 7), (NOON, 8)))) == [Period(None, NOON, 7), Period(NOON, None, 8)]

@@ -1,4 +1,4 @@
-"""The log of prices: what was decided about a purchase is found again, and little of it is kept in memory."""
+"""The price log: the prices given to purchases are found again, and few of them are in memory."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def put(log: PriceLog, given: dict[int, int], partition: int = 0) -> None:
 
 
 def test_prices_are_found_by_their_offsets_in_their_partition() -> None:
-    """Whatever batches they come in again."""
+    """The purchases may come again in other batches."""
     topic = Topic()
     put(topic.log(), {5: 500, 2: 200})
     put(topic.log(), {9: 900})
@@ -56,7 +56,7 @@ def test_prices_are_found_by_their_offsets_in_their_partition() -> None:
 
 
 def test_the_later_of_two_decisions_counts() -> None:
-    """So every reader comes to the same."""
+    """All readers of the topic find the same price."""
     topic = Topic()
     put(topic.log(), {1: 10, 2: 20})
     put(topic.log(), {2: 21, 3: 30})
@@ -64,7 +64,7 @@ def test_the_later_of_two_decisions_counts() -> None:
 
 
 def test_a_partition_is_read_once_from_a_little_before_the_first_purchase() -> None:
-    """Clocks differ; after a rebalance others may have decided."""
+    """Clocks differ. After a rebalance it is read again, because other workers may have added prices."""
     topic = Topic()
     put(topic.log(), {1: 10})
     log = topic.log()
@@ -77,7 +77,7 @@ def test_a_partition_is_read_once_from_a_little_before_the_first_purchase() -> N
 
 
 def test_what_is_done_is_not_kept() -> None:
-    """A replay of a million purchases goes through memory once."""
+    """The prices of finished batches are dropped: a replay may have a million."""
     topic = Topic()
     for start in range(0, 1000, 100):
         put(topic.log(), dict.fromkeys(range(start, start + 100), 1))
@@ -89,14 +89,14 @@ def test_what_is_done_is_not_kept() -> None:
 
 
 def test_what_is_not_ours_in_the_topic_is_passed_over() -> None:
-    """Anybody may write to it."""
+    """Any program may write to the topic."""
     topic = Topic()
     topic.values[0] = [b"{", b'{"prices": []}', b'{"prices": [[1, "x"]]}', b'{"prices": [[1, 10]]}']
     assert prices(topic.log(), 0, 5) == {1: 10}
 
 
 def test_a_purchase_without_a_time_is_looked_for_from_the_start() -> None:
-    """Old producers send none."""
+    """Old producers send records without a timestamp."""
     topic = Topic()
     put(topic.log(), {1: 10})
     record: Any = FakeRecord(b"anna", b"", 0, timestamp=-1)

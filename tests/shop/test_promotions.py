@@ -1,4 +1,4 @@
-"""What is earned: by the events' time, whatever their order, with an end to what is kept."""
+"""The rules of promotions: vouchers follow the events' times in any order, and windows have an end."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_more_than_the_share_earns_a_voucher_and_exactly_the_share_does_not() ->
 
 
 def test_a_share_waits_until_enough_was_spent() -> None:
-    """Else the first purchase would decide alone."""
+    """Without `min_spent` the first purchase alone would decide."""
     rules = Rules([rule("share", product_types=["bread"], percent=25, days=30, min_spent=100)])
     assert buy(rules, Window(), (0, 99, "rye"), (1, 1, "milk")) == ["share:anna:2026-01-02"]
 
@@ -62,7 +62,7 @@ def test_a_share_may_be_of_products_by_their_ids() -> None:
 
 
 def test_a_voucher_is_given_once_in_the_days_of_the_rule() -> None:
-    """Again on the day that is so many days later, not the day before."""
+    """The next one is given `days` days later, and not a day before."""
     rules = Rules([SPENT])
     days = [(float(day), 1_000, "milk") for day in range(15)]
     assert buy(rules, Window(), *days) == [f"spent:anna:2026-01-{day:02}" for day in (1, 8, 15)]
@@ -75,7 +75,7 @@ def test_what_is_older_than_the_window_counts_no_more() -> None:
 
 
 def test_each_rule_has_its_own_window() -> None:
-    """What is kept for the longer one is not in the shorter one."""
+    """Purchases that a longer window keeps do not count in a shorter one."""
     rules = Rules([SPENT, rule("share", product_types=["bread"], percent=50, days=8)])
     assert buy(rules, Window(), (0, 600, "milk"), (7, 400, "milk")) == []
     assert buy(rules, Window(), (0, 300, "rye"), (7, 200, "milk"), (8, 100, "milk")) == ["share:anna:2026-01-01"]
@@ -83,7 +83,7 @@ def test_each_rule_has_its_own_window() -> None:
 
 
 def test_a_late_purchase_counts_for_its_own_day() -> None:
-    """And may complete a window that ends with a later one."""
+    """A late purchase may complete a window that ends with a later purchase."""
     rules = Rules([SPENT])
     assert buy(rules, Window(), (6, 600, "milk"), (0, 400, "milk")) == ["spent:anna:2026-01-07"]
     assert buy(rules, Window(), (7, 600, "milk"), (0, 400, "milk")) == []
@@ -94,7 +94,7 @@ def test_the_nth_purchase_earns_once() -> None:
 
 
 def test_a_purchase_dated_ahead_moves_no_window() -> None:
-    """A wrong clock somewhere would end all promotions of the customer for years."""
+    """One wrong clock would end the customer's promotions for years."""
     rules, window = Rules([SPENT, rule("nth", n=1)]), Window()
     sent = int(START.timestamp() * 1000)
     ahead = Bought(0, START + 2 * DAY, 5_000, "milk", sent=sent)
@@ -105,7 +105,7 @@ def test_a_purchase_dated_ahead_moves_no_window() -> None:
 
 @pytest.mark.parametrize(("city", "earns"), [("łódź", True), (" Kraków ", True), ("Gdynia", False), (None, False)])
 def test_a_registration_from_a_city_earns_a_welcome(city: str | None, earns: bool) -> None:
-    """Small and capital letters and blanks around it are the same."""
+    """Case, and blanks around the city's name, make no difference."""
     found = list(Rules([CITY, *ALL]).register("a:b", city, START))
     assert [one.id for one in found] == ["city:a:b:registration"] * earns
     assert all(one.valid_until == START + 30 * DAY for one in found)
@@ -117,13 +117,13 @@ def test_a_rule_that_is_switched_off_is_not_active() -> None:
 
 
 def test_a_voucher_is_good_to_the_end_of_time_at_the_most() -> None:
-    """An event may be dated 9999."""
+    """An event may be dated in the year 9999."""
     last = datetime.max.replace(tzinfo=timezone.utc)
     assert Earned(CITY, "anna", "registration", last).valid_until == last
 
 
 def test_what_was_given_before_stays_given() -> None:
-    """Whatever the product's type is by now; and the rule waits its days from then."""
+    """The product's type may have changed since. The rule's days count from the voucher that was given."""
     rules, window = Rules([SHARE]), Window()
     now_dairy = Bought(0, START, 100, "rye", "dairy")
     assert [one.id for one in rules.buy(window, "anna", now_dairy, {"share"})] == ["share:anna:2026-01-01"]
@@ -184,7 +184,7 @@ class Table:
 
 @given(rules=RULES, log=LOG)
 def test_any_log_earns_what_the_oracle_says(rules: list[Rule], log: list[oracle.Bought]) -> None:
-    """Late events, gaps, several customers: and no id twice."""
+    """The log has late events, gaps and several customers. No voucher's id comes twice."""
     found = Table(rules).take(log)
     assert found == oracle.expected(rules, TYPES, log)
     assert len(set(found)) == len(found)
@@ -192,7 +192,7 @@ def test_any_log_earns_what_the_oracle_says(rules: list[Rule], log: list[oracle.
 
 @given(rules=RULES, log=LOG, data=st.data())
 def test_redelivered_and_cut_anywhere_it_is_the_same(rules: list[Rule], log: list[oracle.Bought], data: Any) -> None:
-    """What comes again earns nothing more and nothing else."""
+    """Redelivered purchases earn no other and no further vouchers."""
     table, found, start = Table(rules), [], 0
     for end in [*sorted(data.draw(st.sets(st.integers(0, len(log)), max_size=6))), len(log)]:
         found += table.take(log[start:end], start)
@@ -204,7 +204,7 @@ def test_redelivered_and_cut_anywhere_it_is_the_same(rules: list[Rule], log: lis
 
 @given(log=LOG, data=st.data())
 def test_the_windows_do_not_depend_on_the_order(log: list[oracle.Bought], data: Any) -> None:
-    """Each purchase is counted for its day, however late it comes."""
+    """Each purchase counts for its own day, however late it comes."""
     tables = Table([SHARE, SPENT]), Table([SHARE, SPENT])
     tables[0].take(log)
     tables[1].take(data.draw(st.permutations(log)))
@@ -215,7 +215,7 @@ def test_the_windows_do_not_depend_on_the_order(log: list[oracle.Bought], data: 
 
 @given(log=LOG)
 def test_what_is_kept_of_a_customer_has_an_end(log: list[oracle.Bought]) -> None:
-    """A day for each of the longest window, and the last voucher of each rule."""
+    """A customer's row has a sum for each day of the longest window, and the last voucher of each rule."""
     table = Table(ALL)
     table.take(log)
     for row in table.rows.values():
@@ -227,7 +227,7 @@ def test_what_is_kept_of_a_customer_has_an_end(log: list[oracle.Bought]) -> None
 
 @given(rules=RULES, log=LOG)
 def test_no_two_vouchers_of_a_window_are_closer_than_its_days(rules: list[Rule], log: list[oracle.Bought]) -> None:
-    """Once in so many days, as the rule says."""
+    """A rule gives a customer at most one voucher in its days."""
     found = Table(rules).take(log)
     for one in rules:
         for name in ("anna", "bob"):

@@ -1,4 +1,4 @@
-"""What becomes of a batch: its good records, its bad ones, and the order in which it happens."""
+"""What becomes of a batch: its good records, its bad records, and the order of the steps."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def shop() -> FakeShop:
 
 
 def test_the_order_of_the_steps_is_the_guarantee(shop: FakeShop) -> None:
-    """Documents, dead letters, table, changelog; then the batch is finished."""
+    """Documents, dead letters, table, changelog. Then the batch is finished."""
     shop.handle(shop.batch(purchase("p1"), b"bad"))
     steps = ["prepare", "insert_purchases", "turn", "dead letter", "table", "changelog", "finished"]
     assert shop.events == steps
@@ -54,7 +54,7 @@ def test_the_order_of_the_steps_is_the_guarantee(shop: FakeShop) -> None:
 
 
 def test_a_purchase_is_a_document_of_the_contract_and_counted(shop: FakeShop) -> None:
-    """Fields, value, source."""
+    """The document has the contract's fields, the value and the source."""
     shop.handle(shop.batch(purchase("p1", unnamed={"x": 1}), start=7))
     source = documents.kafka(7, topic="shop.purchases")
     assert shop.store.collections["purchases"]["p1"] == documents.purchase("p1", source)
@@ -80,7 +80,7 @@ BAD = {
 
 @pytest.mark.parametrize("bad", BAD.values(), ids=BAD.keys())
 def test_a_bad_record_is_a_dead_letter_and_its_neighbours_are_stored(shop: FakeShop, bad: Any) -> None:
-    """It never stops a batch."""
+    """A bad record never stops its batch."""
     batch = shop.batch(purchase("p1"), bad, purchase("p2"))
     shop.handle(batch)
     assert set(shop.store.collections["purchases"]) == {"p1", "p2"}
@@ -91,7 +91,7 @@ def test_a_bad_record_is_a_dead_letter_and_its_neighbours_are_stored(shop: FakeS
 
 
 def test_a_purchase_sent_twice_is_counted_once(shop: FakeShop) -> None:
-    """And is in the sums as a repeated one."""
+    """The totals count the second one as a duplicate, in the same batch or a later one."""
     shop.handle(shop.batch(purchase("p1"), purchase("p1")))
     shop.handle(shop.batch(purchase("p1"), start=2))
     assert shop.count() == (1, 2, 600)
@@ -99,7 +99,7 @@ def test_a_purchase_sent_twice_is_counted_once(shop: FakeShop) -> None:
 
 
 def test_a_batch_that_comes_again_changes_nothing(shop: FakeShop) -> None:
-    """With other limits too."""
+    """The batch may come again with other limits."""
     shop.handle(shop.batch(purchase("p1"), purchase("p2")))
     before = dict(shop.counts.rows[0])
     shop.handle(shop.batch(purchase("p1"), purchase("p2")))
@@ -109,7 +109,7 @@ def test_a_batch_that_comes_again_changes_nothing(shop: FakeShop) -> None:
 
 
 def test_a_purchase_without_a_price_gets_the_one_in_force(shop: FakeShop) -> None:
-    """At the time it was made, not at the time it is stored."""
+    """The time of the purchase decides, not the time when it is stored."""
     prices = [product(100, "2026-05-01T10:00:00Z"), product(200, "2026-05-01T13:00:00Z")]
     shop.handle(shop.batch(*prices, kind="products"), "products")
     shop.handle(shop.batch(unpriced("p1"), unpriced("p2", purchased_at="2026-05-01T15:00:00+02:00")))
@@ -117,7 +117,7 @@ def test_a_purchase_without_a_price_gets_the_one_in_force(shop: FakeShop) -> Non
 
 
 def test_a_purchase_of_an_unknown_product_waits_for_it(shop: FakeShop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its product may be on its way through another topic."""
+    """The product may still be in the topic of the products."""
     shop = FakeShop(wait_seconds=30)
     monkeypatch.setattr(module, "_QUERY_AGAIN_SECONDS", 0)
     looks = 0
@@ -137,7 +137,7 @@ def test_a_purchase_of_an_unknown_product_waits_for_it(shop: FakeShop, monkeypat
 
 
 def test_an_unknown_product_is_waited_for_once(shop: FakeShop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then its purchases are dead letters at once: they must not hold up the partition again and again."""
+    """After the wait its purchases are dead letters at once, so that they don't hold up the partition again."""
     clock = [100.0]
     shop = FakeShop(wait_seconds=10)
     monkeypatch.setattr(module, "_QUERY_AGAIN_SECONDS", 0)
@@ -152,7 +152,7 @@ def test_an_unknown_product_is_waited_for_once(shop: FakeShop, monkeypatch: pyte
 
 
 def test_what_was_stored_keeps_its_price(shop: FakeShop) -> None:
-    """A worker stored it and died before it counted it; a price for that time came since."""
+    """A worker died after it stored the purchase and before it counted it. Another price for that time came since."""
     shop.handle(shop.batch(product(100, "2026-05-01T10:00:00Z"), kind="products"), "products")
     shop.handle(shop.batch(unpriced("p1")))
     shop.counts.rows.clear()
@@ -162,7 +162,7 @@ def test_what_was_stored_keeps_its_price(shop: FakeShop) -> None:
 
 
 def test_what_was_rejected_stays_rejected(shop: FakeShop) -> None:
-    """Counted past by a worker that died before it committed: accepted now, it would be stored but never counted."""
+    """A worker counted the batch and died before its commit. A purchase that is stored now would never be counted."""
     shop.handle(shop.batch(unpriced("p1"), purchase("p2")))
     shop.handle(shop.batch(product(100), kind="products"), "products")
     shop.handle(shop.batch(unpriced("p1"), purchase("p2")))
@@ -171,7 +171,7 @@ def test_what_was_rejected_stays_rejected(shop: FakeShop) -> None:
 
 
 def test_what_mongodb_refuses_is_a_dead_letter(shop: FakeShop) -> None:
-    """A validator of the database, for instance; the others of the batch are counted as they are stored."""
+    """A validator of the database may refuse a document. The other purchases of the batch are counted."""
     shop.store.refuses = lambda document: "forbidden" if document["_id"] == "p1" else None
     shop.handle(shop.batch(purchase("p0"), purchase("p1"), purchase("p2"), purchase("p2")))
     assert shop.reasons() == ["refused by MongoDB: forbidden"]
@@ -181,7 +181,7 @@ def test_what_mongodb_refuses_is_a_dead_letter(shop: FakeShop) -> None:
 
 @pytest.mark.parametrize("kind", ["products", "customers"])
 def test_records_without_a_value_delete_in_the_order_of_the_log(shop: FakeShop, kind: str) -> None:
-    """Offered, deleted, offered anew, all in one batch."""
+    """The product is offered, deleted and offered again in one batch."""
     event = product(100) if kind == "products" else customer("milk")
     tombstone = [FakeRecord(b"milk", None, offset, 0, f"shop.{kind}") for offset in range(6)]
     shop.handle(shop.batch(event, tombstone[1], kind=kind), kind)
@@ -192,7 +192,7 @@ def test_records_without_a_value_delete_in_the_order_of_the_log(shop: FakeShop, 
 
 
 def test_a_deletion_without_an_id_is_a_dead_letter(shop: FakeShop) -> None:
-    """There is nothing that it could delete."""
+    """The key is missing, empty, too long or not UTF-8."""
     keys = (None, b"", b"\xff", b"x" * 129)
     records = [FakeRecord(key, None, offset, 0, "shop.products") for offset, key in enumerate(keys)]
     shop.handle(FakeBatch(records, shop.events), "products")
@@ -201,7 +201,7 @@ def test_a_deletion_without_an_id_is_a_dead_letter(shop: FakeShop) -> None:
 
 @pytest.mark.parametrize("timestamp", [10**15 * 2, 2**62])
 def test_a_deletion_at_no_time_is_a_dead_letter(shop: FakeShop, timestamp: int) -> None:
-    """A producer that writes microseconds must not stop the partition; its neighbours are written."""
+    """A producer that writes microseconds as the timestamp does not stop the partition."""
     tombstone = FakeRecord(b"tea", None, 1, 0, "shop.products", timestamp=timestamp)
     shop.handle(shop.batch(product(100), tombstone, kind="products"), "products")
     assert list(shop.store.collections["products"]) == ["milk"]
@@ -211,7 +211,7 @@ def test_a_deletion_at_no_time_is_a_dead_letter(shop: FakeShop, timestamp: int) 
 
 
 def test_a_partition_that_was_lost_while_dead_letters_were_sent_is_not_counted(shop: FakeShop) -> None:
-    """The table may be another's by then."""
+    """Another worker may own the table by then."""
 
     class Lost(FakeBatch):
         """As soon as there is a dead letter."""
@@ -227,7 +227,7 @@ def test_a_partition_that_was_lost_while_dead_letters_were_sent_is_not_counted(s
 
 
 def test_a_mongodb_outage_is_logged_once_and_waited_for(shop: FakeShop, caplog: pytest.LogCaptureFixture) -> None:
-    """One line when it goes, one when it is back, whatever number of tries."""
+    """One line is logged when MongoDB goes, and one when it is back."""
     shop.store.away(5)
     with caplog.at_level(logging.WARNING):
         shop.handle(shop.batch(purchase("p1")))
@@ -239,7 +239,7 @@ def test_a_mongodb_outage_is_logged_once_and_waited_for(shop: FakeShop, caplog: 
 
 
 def test_waiting_for_mongodb_ends_with_the_loss_of_the_partition(shop: FakeShop) -> None:
-    """Never by giving up, and never by writing for somebody else."""
+    """The batch is neither given up nor written after the loss."""
     batch = shop.batch(purchase("p1"))
     batch.lost = True
     with pytest.raises(PartitionLost):
@@ -248,7 +248,7 @@ def test_waiting_for_mongodb_ends_with_the_loss_of_the_partition(shop: FakeShop)
 
 
 def test_kafka_away_while_it_matters_is_waited_for(shop: FakeShop) -> None:
-    """Neither a dead letter nor a count is given up."""
+    """Dead letters and changelog records are sent again until Kafka acknowledges them."""
     shop.outlet.failures = [KafkaConnectionError("away")] * 2
     shop.counts.failures = [KafkaConnectionError("away")] * 2
     shop.handle(shop.batch(purchase("p1"), b"bad"))
@@ -259,7 +259,7 @@ def test_kafka_away_while_it_matters_is_waited_for(shop: FakeShop) -> None:
 def test_more_unknown_products_than_are_remembered_do_not_wait_for_ever(
     shop: FakeShop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A producer that makes its product ids up: each forgets another's deadline, and no deadline is ever reached."""
+    """A producer may invent product ids. Forgotten deadlines must not make a purchase wait again and again."""
     shop = FakeShop(wait_seconds=0.01)
     monkeypatch.setattr(module, "_MAX_UNKNOWN_PRODUCTS", 3)
     batch = shop.batch(*(unpriced(f"p{number}", product_id=f"made-up-{number}") for number in range(8)))
@@ -274,7 +274,7 @@ def test_more_unknown_products_than_are_remembered_do_not_wait_for_ever(
 def test_unknown_products_that_are_remembered_take_bounded_memory(
     shop: FakeShop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many there were."""
+    """Old ones are forgotten."""
     monkeypatch.setattr(module, "_MAX_UNKNOWN_PRODUCTS", 3)
     for number in range(20):
         shop.handle(shop.batch(unpriced(f"p{number}", product_id=f"made-up-{number}"), start=number))
@@ -293,7 +293,7 @@ class LostAfter(FakeBatch):
 
 @pytest.mark.parametrize("step", ["price_history", "insert_purchases"])
 def test_a_batch_that_was_lost_touches_no_table(shop: FakeShop, step: str) -> None:
-    """Nor sends dead letters: its successor does all of it again."""
+    """It sends no dead letters either: the partition's next owner handles the whole batch."""
     shop.handle(shop.batch(product(100), kind="products"), "products")
     del shop.events[:]
     batch = LostAfter(shop.batch(unpriced("p1"), b"bad").records, shop.events)
@@ -304,7 +304,7 @@ def test_a_batch_that_was_lost_touches_no_table(shop: FakeShop, step: str) -> No
 
 
 def test_a_batch_that_was_lost_while_its_rows_were_under_way_does_not_touch_the_table(shop: FakeShop) -> None:
-    """The partition's database may be gone, or opened anew for a successor in this same process."""
+    """The partition's database may be closed, or opened again for a successor in the same process."""
     batch = shop.batch(purchase("p1"))
     publish = shop.counts._publish
 
@@ -319,7 +319,7 @@ def test_a_batch_that_was_lost_while_its_rows_were_under_way_does_not_touch_the_
 
 
 def test_waiting_for_kafka_ends_with_the_loss_of_the_partition(shop: FakeShop) -> None:
-    """A dead letter that never gets away must not hold up a rebalance."""
+    """A dead letter that can't be sent does not hold up a rebalance."""
     batch = shop.batch(b"bad")
 
     async def loses(*args: Any) -> Any:
@@ -333,7 +333,7 @@ def test_waiting_for_kafka_ends_with_the_loss_of_the_partition(shop: FakeShop) -
 
 
 def test_what_comes_before_a_deletion_is_written_before_it(shop: FakeShop) -> None:
-    """And what comes behind it, after it; dead letters last."""
+    """Events after the deletion are written after it. Dead letters are sent last."""
     tombstone = FakeRecord(b"milk", None, 1, 0, "shop.products")
     shop.handle(shop.batch(product(100), tombstone, product(100), b"bad", kind="products"), "products")
     writes = ["upsert_products", "delete_products", "upsert_products"]
@@ -342,7 +342,7 @@ def test_what_comes_before_a_deletion_is_written_before_it(shop: FakeShop) -> No
 
 @pytest.mark.parametrize("kind", ["products", "customers"])
 def test_refused_products_and_customers_are_dead_letters(shop: FakeShop, kind: str) -> None:
-    """The others are written."""
+    """The others are written. Dead letters are in the order of the log."""
     events = [product(1, name=n) if kind == "products" else customer(n) for n in ("a", "b", "c")]
     shop.store.refuses = lambda document: "forbidden" if document["_id"] == "b" else None
     batch = shop.batch(*events, b"bad", kind=kind)
@@ -352,7 +352,7 @@ def test_refused_products_and_customers_are_dead_letters(shop: FakeShop, kind: s
 
 
 def test_dead_letters_are_logged_once_per_reason(shop: FakeShop, caplog: pytest.LogCaptureFixture) -> None:
-    """Not a line a record: a bad deploy would fill the disk."""
+    """A line for each record would fill the disk after a bad deployment."""
     with caplog.at_level(logging.WARNING):
         shop.handle(shop.batch(b"{", b"}", purchase("x", quantity=0), purchase("p1")))
     assert [entry.getMessage() for entry in caplog.records] == [
@@ -362,7 +362,7 @@ def test_dead_letters_are_logged_once_per_reason(shop: FakeShop, caplog: pytest.
 
 
 def test_a_purchase_that_is_worth_too_much_at_its_products_price_is_a_dead_letter(shop: FakeShop) -> None:
-    """Its value would not stay exact in sums; known only when the price is."""
+    """The value is known only with the price. Sums of such values would not be exact."""
     shop.handle(shop.batch(product(10**12), kind="products"), "products")
     shop.handle(shop.batch(unpriced("p1"), unpriced("p2", quantity=1)))
     assert set(shop.store.collections["purchases"]) == {"p2"}
@@ -370,7 +370,7 @@ def test_a_purchase_that_is_worth_too_much_at_its_products_price_is_a_dead_lette
 
 
 def test_a_purchase_sent_twice_by_two_customers_is_the_first_ones(shop: FakeShop) -> None:
-    """An id is one purchase, whoever claims it."""
+    """The second one is a duplicate, and not counted for its customer."""
     shop.handle(shop.batch(purchase("p1"), purchase("p1", customer_id="bob")))
     assert (shop.count("anna"), shop.count("bob")) == ((1, 2, 600), (0, 0, 0))
     assert shop.totals().duplicates == 1
@@ -383,7 +383,7 @@ STEPS = ("prepare", "purchase_prices", "price_history", "insert_purchases", "ups
 def test_mongodb_may_go_at_any_step(
     shop: FakeShop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, step: str
 ) -> None:
-    """That step is made again, none is left out, and it is said once that it went and once that it is back."""
+    """The failed step is repeated, and no step is left out. The outage is logged once, and so is its end."""
     failures = [Unavailable("MongoDB", "away")] * 3
     call = getattr(shop.store, step)
 
@@ -414,7 +414,7 @@ class LostAtCheck(FakeBatch):
 
 
 def test_a_loss_while_mongodb_is_away_ends_the_waiting(shop: FakeShop, caplog: pytest.LogCaptureFixture) -> None:
-    """In the middle of it: a rebalance does not wait for MongoDB."""
+    """A rebalance does not wait for MongoDB."""
     shop.store.away(1000)
     with caplog.at_level(logging.WARNING), pytest.raises(PartitionLost):
         shop.handle(LostAtCheck(shop.batch(purchase("p1"), b"bad").records, shop.events))
@@ -424,7 +424,7 @@ def test_a_loss_while_mongodb_is_away_ends_the_waiting(shop: FakeShop, caplog: p
 
 
 def test_a_loss_while_a_product_is_waited_for_ends_the_waiting(shop: FakeShop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A rebalance does not wait for a product either."""
+    """A rebalance does not wait for a product."""
     shop = FakeShop(wait_seconds=3600)
     monkeypatch.setattr(module, "_QUERY_AGAIN_SECONDS", 0)
     batch = LostAtCheck(shop.batch(unpriced("p1")).records, shop.events)
@@ -440,7 +440,7 @@ def test_a_loss_while_a_product_is_waited_for_ends_the_waiting(shop: FakeShop, m
 def test_a_kafka_outage_is_logged_once_and_the_table_written_once(
     shop: FakeShop, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Only what failed is done again: counts written twice would be harmless, but read in between would not."""
+    """Only the send that failed is repeated. Nobody may read the counts between two writes."""
     shop.outlet.failures = [KafkaConnectionError("away")] * 3
     shop.counts.failures = [KafkaConnectionError("away")] * 3
     with caplog.at_level(logging.WARNING):
@@ -451,7 +451,7 @@ def test_a_kafka_outage_is_logged_once_and_the_table_written_once(
 
 
 def test_duplicates_and_bad_records_that_come_again_are_in_the_sums_once(shop: FakeShop) -> None:
-    """`verify` adds them up to what was sent."""
+    """`verify` compares the sum of the totals with the number of records sent."""
     for _ in range(2):
         shop.handle(shop.batch(purchase("p1"), purchase("p1"), b"bad", purchase("p2")))
     totals = shop.totals()
@@ -460,7 +460,7 @@ def test_duplicates_and_bad_records_that_come_again_are_in_the_sums_once(shop: F
 
 
 def test_a_batch_of_bad_records_only_is_finished(shop: FakeShop) -> None:
-    """MongoDB is not asked for anything; they are accounted for, and the partition goes on."""
+    """MongoDB gets no request. The totals count the bad records."""
     shop.handle(shop.batch(b"bad", b"bad"))
     assert "insert_purchases" not in shop.events
     assert shop.events[-1] == "finished"
@@ -468,7 +468,7 @@ def test_a_batch_of_bad_records_only_is_finished(shop: FakeShop) -> None:
 
 
 def test_each_id_has_its_own_deletions(shop: FakeShop) -> None:
-    """In one batch: one is deleted at last, one was deleted before, one is untouched."""
+    """One product ends deleted, one is offered after its deletion, one is never deleted."""
 
     def gone(name: str, offset: int) -> FakeRecord:
         return FakeRecord(name.encode(), None, offset, 0, "shop.products")
@@ -486,7 +486,7 @@ def test_each_id_has_its_own_deletions(shop: FakeShop) -> None:
 
 
 def test_a_deleted_product_has_its_price_until_then(shop: FakeShop) -> None:
-    """A purchase from before its deletion is good, one from after it is not."""
+    """A purchase from before the deletion gets the price. One from after it is a dead letter."""
     gone = FakeRecord(b"milk", None, 1, 0, "shop.products", timestamp=ONE_PM)
     shop.handle(shop.batch(product(100, "2026-05-01T10:00:00Z"), gone, kind="products"), "products")
     shop.handle(shop.batch(unpriced("p1"), unpriced("p2", purchased_at="2026-05-01T14:00:00Z")))
@@ -497,7 +497,7 @@ def test_a_deleted_product_has_its_price_until_then(shop: FakeShop) -> None:
 def test_a_product_that_was_known_in_between_is_waited_for_again(
     shop: FakeShop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was unknown, then offered, then deleted: what was remembered of the first time is over."""
+    """The product was unknown, then offered, then deleted. The deadline of the first wait is forgotten."""
     clock = [100.0]
     shop = FakeShop(wait_seconds=10)
     monkeypatch.setattr(module, "_QUERY_AGAIN_SECONDS", 0)
@@ -513,7 +513,7 @@ def test_a_product_that_was_known_in_between_is_waited_for_again(
 
 
 def test_a_price_stays_when_mongodb_is_dropped_and_the_product_was_offered_again(shop: FakeShop) -> None:
-    """A replay: the log of prices says what was decided, whatever the history of prices says now."""
+    """A replay takes the price from the price log, whatever the product's history says now."""
     shop.handle(shop.batch(product(300), kind="products"), "products")
     shop.handle(shop.batch(unpriced("p0"), purchase("p1", price=7), unpriced("p2")))
     for stored in shop.store.collections.values():
@@ -530,7 +530,7 @@ def test_a_price_stays_when_mongodb_is_dropped_and_the_product_was_offered_again
 
 
 def test_a_purchase_that_was_rejected_stays_rejected_when_all_is_rebuilt(shop: FakeShop) -> None:
-    """Its product is known by now; accepted, it would be stored and be a dead letter too."""
+    """The product is known by now. An accepted purchase would be stored and be a dead letter too."""
 
     async def there(topic: str, partition: int, since: int, *, values: bool) -> list[FakeRecord]:
         return [FakeRecord(key, value, n, where, topic, headers=tuple(headers))
@@ -550,7 +550,7 @@ def test_a_purchase_that_was_rejected_stays_rejected_when_all_is_rebuilt(shop: F
 
 
 def test_a_bad_record_from_long_before_the_first_without_a_price_is_not_sent_again(shop: FakeShop) -> None:
-    """A batch of a slow shop spans days; what is known of the dead letters must reach back to its start."""
+    """A batch may span days. The dead letters are read from the time of its first record on."""
     asked: list[int] = []
 
     async def there(topic: str, partition: int, since: int, *, values: bool) -> list[FakeRecord]:
@@ -567,7 +567,7 @@ def test_a_bad_record_from_long_before_the_first_without_a_price_is_not_sent_aga
 
 
 def test_a_batch_that_is_not_next_stores_nothing(shop: FakeShop) -> None:
-    """Else a repeat with other contents could be stored before the purchase that it repeats."""
+    """A duplicate with other fields must not be stored before the purchase that it repeats."""
     batch = shop.batch(purchase("p0"))
     batch.early = True
     with pytest.raises(PartitionLost):
@@ -576,7 +576,7 @@ def test_a_batch_that_is_not_next_stores_nothing(shop: FakeShop) -> None:
 
 
 def test_the_price_of_the_worker_that_stored_it_first_counts(shop: FakeShop) -> None:
-    """Another one, asleep meanwhile, had found another price."""
+    """Two workers found different prices. The one that is stored is counted and goes into the price log."""
     shop.handle(shop.batch(product(300), kind="products"), "products")
     batch = shop.batch(unpriced("p0"))
     insert = shop.store.insert_purchases
@@ -596,7 +596,7 @@ def test_the_price_of_the_worker_that_stored_it_first_counts(shop: FakeShop) -> 
 def test_a_document_that_was_changed_by_hand_is_restored_by_a_redelivery(
     shop: FakeShop, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The event is what happened; also the price that was given to it, which is in the log of prices."""
+    """The event's fields are restored, and the price from the price log."""
     shop.handle(shop.batch(product(300), kind="products"), "products")
     events = unpriced("p0"), purchase("p1")
     shop.handle(shop.batch(*events))
@@ -610,7 +610,7 @@ def test_a_document_that_was_changed_by_hand_is_restored_by_a_redelivery(
 
 
 def test_prices_are_in_their_log_before_they_are_counted(shop: FakeShop) -> None:
-    """What is counted can be replayed."""
+    """A replay must find the price of each counted purchase."""
     shop.handle(shop.batch(product(300), kind="products"), "products")
     shop.events.clear()
     shop.handle(shop.batch(unpriced("p0")))
@@ -623,7 +623,7 @@ def test_prices_are_in_their_log_before_they_are_counted(shop: FakeShop) -> None
 def test_what_is_too_much_is_neither_sent_nor_counted_nor_finished(
     shop: FakeShop, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """The whole batch waits, before the first of its dead letters, until its partition is lost."""
+    """The whole batch waits before its first dead letter, until its partition is lost."""
     monkeypatch.setattr(limits, "_CHECK_SECONDS", 0.001)
     good = purchase("p1") if kind == "purchases" else product(100)
     batch = shop.batch(good, b"bad", b"bad", b"bad", kind=kind)
@@ -643,14 +643,14 @@ def test_what_is_too_much_is_neither_sent_nor_counted_nor_finished(
 
 
 def test_what_is_not_too_much_goes_on(shop: FakeShop) -> None:
-    """With the limit as without."""
+    """Below the limit the batch is handled as it is without a limit."""
     shop.restart(limit=Limit(0.5, 6))
     shop.handle(shop.batch(purchase("p1"), b"bad", b"bad", b"bad"))
     assert (len(shop.outlet.got), shop.events[-1]) == (3, "finished")
 
 
 def test_sold_is_called_when_the_batch_is_finished() -> None:
-    """Without what was not accepted and what was sent before; not at all of a batch that came to nothing."""
+    """`sold` gets the accepted purchases without duplicates. It is not called for a batch that was lost."""
     sold: list[Any] = []
     shop = FakeShop(sold=sold.append)
     shop.handle(shop.batch(purchase("p1"), b"bad", purchase("p2"), purchase("p1")))
@@ -663,7 +663,7 @@ def test_sold_is_called_when_the_batch_is_finished() -> None:
 
 
 def test_who_follows_the_counts_gets_what_is_new_before_the_batch_is_finished() -> None:
-    """Sent twice, or bad, is not new; and the counts that it gets are those after the batch."""
+    """A follower gets no duplicates and no bad records, and the counts after the batch."""
     seen: list[Any] = []
 
     async def follow(batch: Any, counted: Any) -> None:
@@ -681,7 +681,7 @@ def test_who_follows_the_counts_gets_what_is_new_before_the_batch_is_finished() 
 
 
 def test_a_product_has_a_stock_only_if_its_event_has_one(shop: FakeShop) -> None:
-    """Documents of products without a stock are as they ever were; a later event without one ends it."""
+    """Documents of products without a stock have no such fields. A later event without a stock removes them."""
     plain = product(1, name="plain")
     events = [plain, {**product(1), "stock": 5}, {**product(1, name="tea"), "stock": 0, "stock_limit": 2},
               {**product(1, name="odd"), "stock_limit": 2}]  # fmt: skip
@@ -697,7 +697,7 @@ def test_a_product_has_a_stock_only_if_its_event_has_one(shop: FakeShop) -> None
 @pytest.mark.parametrize("stock", [-1, 10**9 + 1, 1.5, "5", True])
 @pytest.mark.parametrize("name", ["stock", "stock_limit"])
 def test_a_stock_that_is_none_is_a_dead_letter(shop: FakeShop, name: str, stock: Any) -> None:
-    """It names the field."""
+    """The reason names the field."""
     shop.handle(shop.batch({**product(1), "stock": 1, name: stock}, kind="products"), "products")
     (reason,) = shop.reasons()
     assert reason.startswith(f"invalid event: {name}: ")

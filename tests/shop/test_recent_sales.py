@@ -1,4 +1,4 @@
-"""What a worker remembers of what it sold, and what several have together."""
+"""What a worker sold in the last minutes, and the sums of several workers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def board(clock: Clock) -> Board:
 
 
 def test_sums_are_kept_by_the_second(board: Board, clock: Clock) -> None:
-    """Batches of one second are one entry; a second without a batch has none."""
+    """Batches of one second are one entry. A second without a batch has none."""
     board.sold([event(1, quantity=2), event(2, price=None)])
     board.sold([event(3)])
     clock.now += 2
@@ -47,7 +47,7 @@ def test_sums_are_kept_by_the_second(board: Board, clock: Clock) -> None:
 
 
 def test_the_latest_come_first_and_are_few(board: Board) -> None:
-    """However large the batch was."""
+    """Their number is limited, however large a batch is."""
     board.sold([event(number) for number in range(1_000)])
     latest = board.snapshot().latest
     assert [sale.purchase_id for sale in latest] == [f"b{number}" for number in range(999, 979, -1)]
@@ -55,7 +55,7 @@ def test_the_latest_come_first_and_are_few(board: Board) -> None:
 
 
 def test_what_is_older_than_fifteen_minutes_is_forgotten(board: Board, clock: Clock) -> None:
-    """Also when nothing is sold any more."""
+    """Old sales are forgotten also if nothing is sold any more."""
     board.sold([event(1, "milk")])
     clock.now += 600
     board.sold([event(2, "tea")])
@@ -68,7 +68,7 @@ def test_what_is_older_than_fifteen_minutes_is_forgotten(board: Board, clock: Cl
 
 
 def test_bestsellers_by_items(board: Board, clock: Clock) -> None:
-    """Over the minutes; of equals the order is the ids'."""
+    """Products are sorted by items, and products with equal items by id."""
     board.sold([event(1, "milk", 3), event(2, "tea", 4), event(3, "ale", 4)])
     clock.now += 70
     board.sold([event(4, "milk", 2, 50)])
@@ -87,7 +87,7 @@ def test_memory_has_a_limit_whatever_producers_call_their_products(
 
 
 def test_several_workers_together(clock: Clock) -> None:
-    """Sums are added, the latest are those of all, nothing of the parts is changed."""
+    """Sums are added, the latest sales are those of all workers, and no worker's snapshot is changed."""
     one, other = Board(clock), Board(clock)
     one.sold([event(1, "milk", 2)])
     clock.now += 1

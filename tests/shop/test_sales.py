@@ -1,4 +1,4 @@
-"""Sales by product: the same whatever the batches, whatever comes again, and whatever a crash left."""
+"""Sales by product: the same for any batches, redeliveries and crashes."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def sales(rows: dict[bytes, bytes]) -> set[Sale]:
 
 
 def test_a_purchase_is_in_the_total_in_its_day_and_in_its_hour() -> None:
-    """The times are UTC, whatever the producer's clock said: the events have them so."""
+    """Days and hours are in UTC."""
     rows = whole([accepted("milk", 2, 300, HALF_PAST), accepted("milk", 1, 400, HALF_PAST + HOUR)])
     day, hour = HALF_PAST.replace(hour=0, minute=0), HALF_PAST.replace(minute=0)
     assert sales(rows) == {
@@ -74,7 +74,7 @@ def test_a_purchase_is_in_the_total_in_its_day_and_in_its_hour() -> None:
 
 @given(purchases)
 def test_the_sums_beside_the_rows_are_what_they_add_up_to(events: list[Purchase]) -> None:
-    """So a partition is checked after a recovery as the counts are."""
+    """The audit after a recovery compares the rows with the totals."""
     rows = whole(events)
     audit = Audit(("purchases", "items", "spent"), "customers")
     for key, value in sorted(rows.items()):
@@ -87,7 +87,7 @@ def test_the_sums_beside_the_rows_are_what_they_add_up_to(events: list[Purchase]
 
 @given(purchases, st.data())
 def test_however_it_is_cut_into_batches_the_rows_are_the_same(events: list[Purchase], data: st.DataObject) -> None:
-    """Where a batch ends depends on what had come by then."""
+    """Where a batch ends depends on what had arrived by then."""
     rows: dict[bytes, bytes] = {}
     numbers, start = numbered(events), 0
     while start < len(events):
@@ -99,7 +99,7 @@ def test_however_it_is_cut_into_batches_the_rows_are_the_same(events: list[Purch
 
 @given(purchases, st.data())
 def test_what_comes_again_after_a_crash_changes_nothing(events: list[Purchase], data: st.DataObject) -> None:
-    """A crash leaves any rows of a batch in the changelog; then it comes again, cut in another way."""
+    """A crash leaves some rows of a batch in the changelog. The batch then comes again with other limits."""
     rows: dict[bytes, bytes] = {}
     numbers = numbered(events)
     cut = data.draw(st.integers(0, len(events)))
@@ -119,7 +119,7 @@ def test_what_comes_again_after_a_crash_changes_nothing(events: list[Purchase], 
 
 
 def test_a_new_era_counts_from_the_start() -> None:
-    """As `replay` does it: what was before counts no more."""
+    """After a replay the rows of the earlier era count for nothing."""
     rows = whole([accepted("milk", 2, 300, HALF_PAST)])
     rows[TOTALS_KEY] = new_era_totals(0, 1000)
     enter(rows, numbered([accepted("milk", 1, 300, HALF_PAST)]), 1)
@@ -129,7 +129,7 @@ def test_a_new_era_counts_from_the_start() -> None:
 
 @given(st.sampled_from(PERIODS), st.text(min_size=1))
 def test_a_key_says_what_it_is(period: str, product_id: str) -> None:
-    """Also for a product whose id looks like a key."""
+    """A product's id may look like the key of a row."""
     cut = {"total": "", "day": "2026-05-01", "hour": "2026-05-01T12"}[period]
     start = {"total": None, "day": datetime(2026, 5, 1, tzinfo=timezone.utc), "hour": HALF_PAST.replace(minute=0)}[
         period
@@ -138,7 +138,7 @@ def test_a_key_says_what_it_is(period: str, product_id: str) -> None:
 
 
 def test_a_batch_that_comes_again_is_looked_at_once_and_not_for_each_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half of it was counted: with many products it would else hold the event loop for minutes."""
+    """With many products a redelivery would hold up the event loop for minutes."""
     events = [accepted(f"product-{number % 200}", 1, 100, HALF_PAST) for number in range(800)]
     numbers, rows = numbered(events), dict[bytes, bytes]()
     enter(rows, numbers[:400], 400)

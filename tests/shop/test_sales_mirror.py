@@ -1,4 +1,4 @@
-"""The sales in MongoDB are those of the table, whatever happens in between."""
+"""The mirror: the sales in MongoDB follow the table."""
 
 from __future__ import annotations
 
@@ -65,14 +65,14 @@ def mirrored() -> Mirrored:
 
 
 def test_what_was_sold_before_is_found_in_the_table(mirrored: Mirrored) -> None:
-    """The worker that entered it was killed before it could write it."""
+    """The worker that wrote the table was killed before it wrote MongoDB."""
     mirrored.sell(2, noted=False)
     mirrored.bring_up_to_date()
     assert mirrored.units() == 2
 
 
 def test_only_what_changed_is_written(mirrored: Mirrored) -> None:
-    """And nothing when nothing did."""
+    """Without a change nothing is written."""
     mirrored.sell(2)
     mirrored.bring_up_to_date()
     mirrored.store.calls.clear()
@@ -85,7 +85,7 @@ def test_only_what_changed_is_written(mirrored: Mirrored) -> None:
 
 
 def test_the_totals_are_written_last(mirrored: Mirrored, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who watches them finds the days and hours there: also when the worker is killed in between."""
+    """Who sees a new total finds its days and hours, also if the worker is killed in between."""
     written: list[set[str]] = []
     put = mirrored.store.put_sales
 
@@ -103,7 +103,7 @@ def test_the_totals_are_written_last(mirrored: Mirrored, monkeypatch: pytest.Mon
 def test_what_could_not_be_written_is_written_when_mongodb_is_back(
     mirrored: Mirrored, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wherever it went away. It is said to be back with the first answer, not when all is written."""
+    """MongoDB may go at any request. The outage ends with the first answer, not when all is written."""
     monkeypatch.setattr(mirror, "_AT_ONCE", 1)
     real, seen = getattr(mirrored.store, name), []
 
@@ -123,7 +123,7 @@ def test_what_could_not_be_written_is_written_when_mongodb_is_back(
 
 
 def test_a_partition_that_goes_while_mongodb_is_away_is_left(mirrored: Mirrored) -> None:
-    """Its next owner brings it up; nobody here waits for MongoDB any more."""
+    """The waiting ends. The partition's next owner writes its sales."""
     mirrored.sell(2, noted=False)
     owned = iter([[0], [0], [0]])
     mirrored.mirror = Mirror(mirrored.table, mirrored.store, lambda: next(owned, []), mirrored.outage)
@@ -134,7 +134,7 @@ def test_a_partition_that_goes_while_mongodb_is_away_is_left(mirrored: Mirrored)
 
 
 def test_after_a_rebalance_it_is_looked_through_from_where_mongodb_is(mirrored: Mirrored) -> None:
-    """Another worker had the partition meanwhile, or has it now."""
+    """Another worker may have owned the partition meanwhile, or own it now."""
     mirrored.sell(2)
     mirrored.bring_up_to_date()
     mirrored.mirror.forget()
@@ -150,7 +150,7 @@ def test_after_a_rebalance_it_is_looked_through_from_where_mongodb_is(mirrored: 
 
 
 def test_a_partition_that_goes_while_it_is_looked_through_is_left(mirrored: Mirrored) -> None:
-    """Its database may be another's by then."""
+    """Its database may be closed or belong to another worker."""
     mirrored.sell(2, noted=False)
     owned = iter([[0], [0], []])
     mirrored.mirror = Mirror(mirrored.table, mirrored.store, lambda: next(owned, []), mirrored.outage)
@@ -159,7 +159,7 @@ def test_a_partition_that_goes_while_it_is_looked_through_is_left(mirrored: Mirr
 
 
 def test_rows_of_an_era_before_are_not_written(mirrored: Mirrored) -> None:
-    """A replay counts anew: what the table has of before counts no more."""
+    """After a replay the table's rows of the earlier era count for nothing."""
     mirrored.sell(2, noted=False)
     mirrored.table.rows[TOTALS_KEY] = new_era_totals(0, 1000)
     mirrored.bring_up_to_date()
@@ -167,10 +167,10 @@ def test_rows_of_an_era_before_are_not_written(mirrored: Mirrored) -> None:
 
 
 def test_the_position_stays_before_the_rest_of_a_partly_redelivered_batch(mirrored: Mirrored) -> None:
-    """A batch was entered in RocksDB and cut off; of it came the first part again, then the worker was killed.
+    """A batch was written to RocksDB and cut off. Its first part came again, then the worker was killed.
 
-    The sums that are in the changelog with that part reach to the end of the whole batch. The next worker writes what
-    it finds, enters the rest, and is killed too: whoever comes then must not take the rest for written.
+    The totals that are in the changelog with the first part reach to the end of the whole batch. The next worker writes
+    the first part to MongoDB, counts the rest, and is killed too. The rest must not be taken for written.
     """
     events = [accepted(quantity=1) for _ in range(4)]
     before = dict(mirrored.table.rows)

@@ -1,4 +1,4 @@
-"""Stock: what is left, and one alert for each stocking, whatever comes in between."""
+"""Stock: the units left, and one alert for each stocking."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def shop(store: ObservedStore, database: Database[Document], run: Run) -> Stockr
 
 
 def test_the_alert_comes_when_the_limit_is_reached_and_not_again(shop: Stockroom) -> None:
-    """With all that who orders needs; the document says the same, with the partition of the product."""
+    """The event and the document have what is needed to order more."""
     product = shop.offer(10, 3)
     for _ in range(7):
         shop.check()
@@ -170,7 +170,7 @@ def test_the_alert_comes_when_the_limit_is_reached_and_not_again(shop: Stockroom
 
 
 def test_what_was_bought_before_the_stocking_does_not_count(shop: Stockroom) -> None:
-    """Not even in the same hour; what comes late counts, if it was bought after it."""
+    """Purchases of the same hour, before the stocking, don't count. Late purchases count by their own time."""
     shop.offer(10)
     shop.sell(8, HALF_PAST - MINUTE)
     shop.sell(8, HALF_PAST - HOUR)
@@ -189,7 +189,7 @@ def test_what_was_bought_before_the_stocking_does_not_count(shop: Stockroom) -> 
 
 
 def test_nothing_is_asked_of_products_that_were_not_sold_since(shop: Stockroom) -> None:
-    """A round of them costs two requests."""
+    """A round of such products makes two requests."""
     shop.offer(10)
     shop.sell(1)
     shop.mirror()
@@ -200,7 +200,7 @@ def test_nothing_is_asked_of_products_that_were_not_sold_since(shop: Stockroom) 
 
 
 def test_purchases_before_the_stocking_are_looked_through_only_when_they_may_decide(shop: Stockroom) -> None:
-    """They may be many."""
+    """They may be many. They are summed up only if the sales of the hour alone reach the limit."""
     shop.offer(10)
     shop.sell(10, HALF_PAST - MINUTE)
     for times in (1, 1, 1):
@@ -213,14 +213,14 @@ def test_purchases_before_the_stocking_are_looked_through_only_when_they_may_dec
 
 @pytest.mark.parametrize("units", [None, "12", 1.5, True])
 def test_a_product_without_a_stock_has_none(shop: Stockroom, units: Any) -> None:
-    """Also if another program wrote something else there."""
+    """Another program may have written another value there."""
     shop.offer(units)
     shop.check()
     assert (shop.left(), shop.published) == ({}, [])
 
 
 def test_each_stocking_has_an_alert_of_its_own(shop: Stockroom) -> None:
-    """Also an empty one, which is at its limit at once; and none when the product carries no stock any more."""
+    """An empty stocking is at its limit at once. A product event without a stock has no alert."""
     for hours in range(3):
         shop.offer(0, at=HALF_PAST + hours * HOUR)
         shop.check()
@@ -231,7 +231,7 @@ def test_each_stocking_has_an_alert_of_its_own(shop: Stockroom) -> None:
 
 
 def test_another_workers_products_are_left_to_it(shop: Stockroom) -> None:
-    """And those that did not come through Kafka: nobody owns their partition."""
+    """Products of another topic, and those that `--direct` stored, are in no partition of this worker."""
     for source in (kafka(0, 2, TOPIC), kafka(0, 1, "other.products"), DIRECT):
         shop.offer(0, source=source)
         shop.check()
@@ -239,7 +239,7 @@ def test_another_workers_products_are_left_to_it(shop: Stockroom) -> None:
 
 
 def test_who_may_have_lost_the_partition_sends_nothing(shop: Stockroom) -> None:
-    """It slept, or there was a rebalance between looking in the topic and sending."""
+    """The lease ended, or there was a rebalance, after the topic was read and before the alert was sent."""
 
     def forget() -> None:
         shop.watch.forget()
@@ -265,7 +265,7 @@ def test_who_may_have_lost_the_partition_sends_nothing(shop: Stockroom) -> None:
 def test_more_products_than_a_round_takes_are_looked_at_in_turns(
     shop: Stockroom, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All of them, and each again when it changes."""
+    """Each product is checked, and again after its next stocking."""
     monkeypatch.setattr(stock, "AT_ONCE", 2)
     names = [f"p{number}" for number in range(5)]
     for times in (1, 2):
@@ -341,7 +341,7 @@ def story(store: ObservedStore, database: Database[Document], run: Run) -> Story
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS)
 def test_each_stocking_alerts_at_most_once_and_the_last_if_it_must(story: Story, steps: list[tuple[Any, ...]]) -> None:
-    """Whatever is sold, late or early, and wherever a worker is killed; no alert comes too early."""
+    """Purchases are late or early, and workers are killed anywhere. No alert comes before the limit is reached."""
     shop = story
     shop.empty()
     newest = 0

@@ -1,4 +1,4 @@
-"""Vouchers through the whole of a batch's way: the order of the steps, redelivery, a crash at every step, a replay."""
+"""Vouchers in a batch: the order of the steps, redelivery, a crash at each step, a replay."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ BOTH = ["bread:anna:2026-05-01", "second:anna:2"]
 
 
 def test_the_order_of_the_steps_is_the_guarantee(shop: VoucherShop) -> None:
-    """The counts, the document, the event, the window; then the batch is finished."""
+    """Counts, document, event, window. Then the batch is finished."""
     shop.take(bought(1))
     counted = ["turn", "table", "changelog"]
     steps = [*counted, "read", "documents", "insert_vouchers", "send", "sent", "table", "changelog", "finished"]
@@ -130,7 +130,7 @@ def test_the_order_of_the_steps_is_the_guarantee(shop: VoucherShop) -> None:
 
 
 def test_a_voucher_is_the_same_in_mongodb_and_in_the_topic(shop: VoucherShop) -> None:
-    """With what it is for, and the event that it was given for."""
+    """Both have what the voucher is for, and the event for which it was given."""
     shop.take(bought(1), start=7)
     source = kafka(7, topic="shop.purchases")
     fields = {"rule": "bread", "customer_id": "anna", "product_type": "butter", "percent": 20, "source": source}
@@ -146,7 +146,7 @@ def test_a_voucher_is_the_same_in_mongodb_and_in_the_topic(shop: VoucherShop) ->
 
 
 def test_a_redelivery_gives_nothing_more(shop: VoucherShop) -> None:
-    """By the same worker and by another, in whatever batches; and what comes again is not added to the windows."""
+    """The same worker or another one gets the batch again, also in parts. The windows stay as they are."""
     windows = []
     for start in (0, 0, 1):
         shop.take(*[bought(1), bought(2)][start:], start=start)
@@ -160,7 +160,7 @@ def test_a_redelivery_gives_nothing_more(shop: VoucherShop) -> None:
 @pytest.mark.parametrize("step", ["send", "some", "sent", "changelog"])
 @pytest.mark.parametrize("kind", ["purchases", "customers"])
 def test_after_a_death_at_any_step_each_voucher_is_there_once(step: str, kind: str, shop: VoucherShop) -> None:
-    """The next worker finds the vouchers that were published, and publishes the rest."""
+    """The next worker finds the published vouchers, and publishes the others."""
     events, wanted = ([bought(1), bought(2)], BOTH) if kind == "purchases" else (
         [customer("anna"), customer("bob")], ["welcome:anna:registration", "welcome:bob:registration"],
     )  # fmt: skip
@@ -173,7 +173,7 @@ def test_after_a_death_at_any_step_each_voucher_is_there_once(step: str, kind: s
 
 
 def test_kafka_and_mongodb_may_be_away(shop: VoucherShop) -> None:
-    """It is tried until they answer."""
+    """Each request is repeated until it is answered."""
     failures = [KafkaConnectionError("away"), KafkaConnectionError("away")]
     publish = shop.publish_vouchers
 
@@ -197,7 +197,7 @@ def test_kafka_and_mongodb_may_be_away(shop: VoucherShop) -> None:
 
 
 def test_what_was_given_stays_given_when_the_product_is_of_another_type(shop: VoucherShop) -> None:
-    """The worker died before the window was written, and rye is no bread any more."""
+    """The worker died before it wrote the window. Then the product's type changed."""
     shop.dies_at = "changelog"
     with suppress(DiedError):
         shop.take(bought(1))
@@ -212,7 +212,7 @@ def test_what_was_given_stays_given_when_the_product_is_of_another_type(shop: Vo
 
 
 def test_a_replay_gives_the_same_vouchers_and_publishes_none_again(shop: VoucherShop) -> None:
-    """The windows begin anew with the counts: a new era."""
+    """In a new era the windows begin again, as the counts do."""
     days = [bought(n, day=20 * n, customer=name) for n in range(5) for name in ("anna", "bob")]
     days = [{**event, "purchase_id": f"p{number}"} for number, event in enumerate(days)]
     shop.take(*days)
@@ -232,7 +232,7 @@ def test_a_replay_gives_the_same_vouchers_and_publishes_none_again(shop: Voucher
 
 
 def test_rules_that_are_switched_on_later_know_how_much_was_bought_before(shop: VoucherShop) -> None:
-    """The second purchase is the second; the windows begin now."""
+    """The counts know that the purchase is the customer's second, although the windows begin only now."""
     shop.rules = ()
     shop.restart()
     shop.take(bought(1))
@@ -244,9 +244,9 @@ def test_rules_that_are_switched_on_later_know_how_much_was_bought_before(shop: 
 
 
 def test_a_batch_cut_off_right_after_a_rule_was_switched_on_gives_no_wrong_number(shop: VoucherShop) -> None:
-    """Anna has bought once; her second and third purchase were counted, then the worker was killed.
+    """Three purchases were counted, two of them in a batch that was cut off.
 
-    The second comes again alone: how many she had before it, the counts do not tell.
+    The second comes again alone. The counts don't tell how many purchases the customer had before it.
     """
     shop.rules = msgspec.convert(({**RULES[1], "n": 1}, {**RULES[1], "name": "fourth", "n": 4}), tuple[Rule, ...])
     rules, shop.rules = shop.rules, ()
@@ -266,7 +266,7 @@ def test_a_batch_cut_off_right_after_a_rule_was_switched_on_gives_no_wrong_numbe
 def test_what_is_known_of_registrations_does_not_grow_for_ever(
     shop: VoucherShop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those of batches that are done do not come again."""
+    """Registrations of finished batches do not come again, so their vouchers are forgotten."""
     monkeypatch.setattr(once, "_KEYS_TO_HOLD", 10)
     for number in range(100):
         shop.take(customer(f"c{number}"), start=number, kind="customers")
@@ -275,7 +275,7 @@ def test_what_is_known_of_registrations_does_not_grow_for_ever(
 
 
 def test_types_are_known_though_others_forget_them_meanwhile(shop: VoucherShop) -> None:
-    """Too many are remembered, and another partition's batch clears them while this one asks for what it lacks."""
+    """A batch of another partition clears the cache of types while this one waits for MongoDB."""
 
     async def run() -> dict[str, str]:
         types = _ProductTypes(Patient(shop.store, Outage("MongoDB")))
@@ -294,7 +294,7 @@ def test_types_are_known_though_others_forget_them_meanwhile(shop: VoucherShop) 
 
 
 def test_a_customer_who_registers_again_is_not_welcomed_again(shop: VoucherShop) -> None:
-    """Neither in the same batch nor years later, when nobody looks that far back in the topic."""
+    """The second registration may come in the same batch, or years later, when the topic is not read so far back."""
     shop.take(customer("anna"), customer("anna"), customer("bob", city="Gdynia"), kind="customers")
     shop.restart()
     shop.log._read_since = no_records
@@ -308,13 +308,14 @@ async def no_records(topic: str, partition: int, since: int) -> list[Any]:
 
 
 def test_a_refused_registration_earns_nothing(shop: VoucherShop) -> None:
+    """MongoDB refused the document, so the registration is a dead letter."""
     shop.store.refuses = lambda document: "no" if document["_id"] == "anna" else None
     shop.take(customer("anna"), customer("bob"), kind="customers")
     assert shop.published() == ["welcome:bob:registration"]
 
 
 def test_an_unknown_product_counts_for_the_total_only(shop: VoucherShop) -> None:
-    """And its type is known as soon as it is offered."""
+    """Once the product is offered, its type counts for later purchases."""
     shop.take(bought(1, "cake"))
     assert shop.published() == []
     shop.store.collections["products"]["cake"] = product(100, name="cake", type="bread")
@@ -323,6 +324,7 @@ def test_an_unknown_product_counts_for_the_total_only(shop: VoucherShop) -> None
 
 
 def test_the_types_of_products_are_not_asked_for_at_each_batch(shop: VoucherShop) -> None:
+    """Types are cached, and the topic of vouchers is read once."""
     shop.take(bought(1))
     shop.take(bought(2), start=1)
     assert shop.events.count("documents") == 1
@@ -330,6 +332,7 @@ def test_the_types_of_products_are_not_asked_for_at_each_batch(shop: VoucherShop
 
 
 def test_the_number_of_vouchers_is_logged(shop: VoucherShop, caplog: pytest.LogCaptureFixture) -> None:
+    """One line for each rule of a batch."""
     with caplog.at_level(logging.INFO, "shopflow.shop.promotions.vouchers"):
         shop.take(bought(1), bought(2))
     assert sorted(caplog.messages) == ["1 voucher(s) of rule bread", "1 voucher(s) of rule second"]
@@ -339,7 +342,7 @@ def test_the_number_of_vouchers_is_logged(shop: VoucherShop, caplog: pytest.LogC
 def test_a_rule_that_is_tried_gives_as_many_as_it_gave(
     number: int, shop: VoucherShop, store: ObservedStore, database: Database[Document], run: Run
 ) -> None:
-    """And writes nothing."""
+    """`try-promotion` counts the vouchers from MongoDB, and writes nothing."""
     for n in range(30):
         shop.take(bought(n, ("rye", "milk")[n % 3 > 0], f"c{n % 7}", day=n * 7 % 50), start=n)
     shop.take(*(customer(f"c{n}", city=("Łódź", "Gdynia")[n % 2]) for n in range(5)), kind="customers")
@@ -367,7 +370,7 @@ LOG = st.lists(
 @settings(max_examples=60, deadline=None)
 @given(log=LOG, data=st.data())
 def test_whatever_dies_whenever_each_voucher_is_there_once(log: list[Any], data: Any) -> None:
-    """Batches of any size, a death at any step, the tables kept or read from the changelog: as the oracle says."""
+    """Batches have any size, workers die at any step, tables are kept or recovered. The oracle names the vouchers."""
     shop = VoucherShop()
     events = [
         bought(number, product, customer, day, price) for number, (customer, product, day, price) in enumerate(log)

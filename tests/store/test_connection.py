@@ -52,7 +52,7 @@ def test_closing_twice(store: MongoStore, run: Run) -> None:
 
 
 def test_each_write_of_events_reports_the_outcomes_of_its_documents(store: MongoStore, run: Run) -> None:
-    """`on_write` gets collection, seconds and outcomes of each successful write of events. Other requests report nothing."""
+    """`on_write` gets the collection, seconds and outcomes of each successful write of events, and of nothing else."""
     reported: list[tuple[str, dict[str, int]]] = []
 
     def on_write(collection: str, seconds: float, outcomes: dict[str, int]) -> None:
