@@ -513,7 +513,7 @@ def test_a_voucher_is_stored_once_and_the_first_stays(store: MongoStore, run: Ru
 
 
 def test_a_part_of_the_sales_with_an_earlier_position_changes_nothing(store: MongoStore, run: Run) -> None:
-    """A worker that slept may write after its successor. A later era counts more than any offset."""
+    """A worker that was frozen may write after its successor. A later era counts more than any offset."""
 
     def row(units: int, position: tuple[int, int]) -> PartitionSales:
         return PartitionSales("hour", NOON, "milk", units, units, 3 * units, position)

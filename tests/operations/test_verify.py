@@ -301,7 +301,7 @@ def test_a_topic_that_is_not_read_has_no_dead_letters(shop: VerifiedShop) -> Non
 
 
 def test_what_the_checks_say_when_all_is_well(shop: VerifiedShop) -> None:
-    """The README explains these words."""
+    """The documents show these words."""
     shop.sell("anna", "bob", "anna")
     assert details(shop.verify()) == {
         "lag": "0 events wait in Kafka",

@@ -48,7 +48,7 @@ def test_the_sales_of_a_product_are_the_sum_of_its_parts(store: MongoStore, run:
 
 
 def test_of_two_the_one_with_the_later_position_stays(store: MongoStore, run: Run) -> None:
-    """A worker that slept may write after its successor. A later era counts more than any offset."""
+    """A worker that was frozen may write after its successor. A later era counts more than any offset."""
     for number, (units, position, stays) in enumerate(
         [(2, (0, 7), 2), (1, (0, 5), 2), (3, (0, 8), 3), (1, (4, 0), 1), (9, (3, 99), 1), (2, (4, 1), 2)]
     ):

@@ -1,4 +1,4 @@
-"""Stand-ins for the edges of shopflow: MongoDB, the table, Kafka's way out, a batch."""
+"""Fakes of what is around shopflow: MongoDB as a batch uses it, and topics of Kafka."""
 
 from __future__ import annotations
 
