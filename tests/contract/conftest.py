@@ -9,7 +9,6 @@ import pytest
 
 from shopflow.store.errors import unencodable
 from shopflow.store.types import Document
-from tests.conftest import Run
 from tests.support.fakes import FakeStore
 
 Stored = Callable[[str], dict[str, Document]]
@@ -17,12 +16,10 @@ Put = Callable[[str, Document], None]
 
 
 @pytest.fixture(params=["fake", pytest.param("mongodb", marks=pytest.mark.servers)])
-def store(request: pytest.FixtureRequest, run: Run) -> Any:
+def store(request: pytest.FixtureRequest) -> Any:
     """The fake, then MongoDB with a database of the test's own."""
     if request.param == "mongodb":
-        mongodb = request.getfixturevalue("mongo_store")
-        run(mongodb.prepare())
-        return mongodb
+        return request.getfixturevalue("mongo_store")
     fake = FakeStore()
     fake.refuses = lambda document: unencodable([document], [0]).get(0)
     return fake
