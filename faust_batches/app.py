@@ -141,8 +141,8 @@ class App(faust.App):
     def _discovery_modules(self) -> list[str]:
         """The modules that `autodiscover` names. Faust would import every other module of the package, too."""
         found: list[str] = super()._discovery_modules()
-        whole = self.conf.autodiscover is True
-        return found if whole else [name for name in found if name != self.conf.origin]
+        conf: Any = self.conf
+        return found if conf.autodiscover is True else [name for name in found if name != self.conf.origin]
 
     def worker_init_post_autodiscover(self) -> None:
         """Leave Faust's own views until the web server starts, which adds them too: no other command needs any."""
