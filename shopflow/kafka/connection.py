@@ -40,6 +40,13 @@ _EXPLAIN_MILLISECONDS = 5_000
 def quiet() -> None:
     """Silence aiokafka's log: important errors are raised, and it logs the same line several times a second."""
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    logging.getLogger("asyncio").addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """False for the error of a connection that aiokafka has given up: what came of it is raised."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not (isinstance(error, (OSError, KafkaError)) and "never retrieved" in record.getMessage())
 
 
 @asynccontextmanager
