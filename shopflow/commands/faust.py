@@ -110,7 +110,6 @@ class livecheck(Command):  # noqa: N801
     """Manage LiveCheck instances: shopflow has none."""
 
     async def run(self) -> None:
-        """Refuse."""
         raise Refused("livecheck: shopflow has no LiveCheck; `verify` compares Kafka, MongoDB and the tables")
 
 
