@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 
 log = logging.getLogger(__name__)
@@ -63,10 +63,8 @@ class Troubles:
         if over is not None:
             log.warning("It is over after %.0f s: %s", time.time() - over.since, over.text)
 
-    def replace(self, kind: str, found: Mapping[str, str], *, stops: bool) -> None:
-        """Record what a check found now, text by subject: the troubles of this kind that it did not find are over."""
-        for subject in [trouble.subject for trouble in self.present if trouble.kind == kind]:
-            if subject not in found:
-                self.end(kind, subject)
-        for subject, text in found.items():
-            self.begin(kind, subject, text, stops=stops)
+    def end_others(self, kind: str, found: Collection[str]) -> None:
+        """Record that the troubles of this kind are over, but for those with the subjects that a check found now."""
+        for trouble in self.present:
+            if trouble.kind == kind and trouble.subject not in found:
+                self.end(kind, trouble.subject)

@@ -129,10 +129,7 @@ class Watch:
         for hold in holds:
             stops = hold.topic in self._events
             self._troubles.begin(KIND, hold.subject, hold.text, stops=stops, since=hold.since)
-        present = {hold.subject for hold in holds}
-        for trouble in self._troubles.present:
-            if trouble.kind == KIND and trouble.subject not in present:
-                self._troubles.end(KIND, trouble.subject)
+        self._troubles.end_others(KIND, {hold.subject for hold in holds})
 
 
 def _earlier(began: float | None, seen: float) -> float:

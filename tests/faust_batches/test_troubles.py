@@ -29,13 +29,15 @@ def test_a_check_ends_what_it_no_longer_finds_and_nothing_else() -> None:
     """Another check's troubles have another kind. What goes on keeps the time of its beginning."""
     troubles = Troubles()
     troubles.begin("deleted", "sold[0]", "3 events were deleted unread", stops=False, since=5.0)
-    troubles.replace("topic", {"sold": "sold is compacted", "bought": "bought is missing"}, stops=False)
+    troubles.begin("topic", "sold", "sold is compacted", stops=False)
+    troubles.begin("topic", "bought", "bought is missing", stops=False)
     began = {trouble.subject: trouble.since for trouble in troubles.present}
-    troubles.replace("topic", {"sold": "sold is compacted, still"}, stops=True)
+    troubles.begin("topic", "sold", "sold is compacted, still", stops=True)
+    troubles.end_others("topic", {"sold"})
     assert [(one.kind, one.subject, one.stops) for one in troubles.present] == [
         ("deleted", "sold[0]", False),
         ("topic", "sold", True),
     ]
     assert troubles.present[1].since == began["sold"]
-    troubles.replace("topic", {}, stops=True)
+    troubles.end_others("topic", ())
     assert [one.kind for one in troubles.present] == ["deleted"]
