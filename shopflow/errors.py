@@ -9,9 +9,12 @@ BatchError
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+from difflib import get_close_matches
+
 from faust_batches.errors import BatchError, PartitionLost, Unavailable
 
-__all__ = ["BatchError", "PartitionLost", "Refused", "Rejected", "Unavailable"]
+__all__ = ["BatchError", "PartitionLost", "Refused", "Rejected", "Unavailable", "meant"]
 
 
 class Refused(Exception):  # noqa: N818 - named by the reaction
@@ -32,3 +35,14 @@ class Rejected(Exception):  # noqa: N818 - named by the reaction
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
         self.detail = detail
+
+
+def meant(wrong: str, names: Collection[str], listed: Sequence[str] | None = None, *, prefix: str = "") -> str:
+    """The end of an error about an unknown name: the name that is like it, or all.
+
+    Arguments:
+        listed: The names to list, if these are others than `names`.
+        prefix: All names begin with it, so it makes none of them like the wrong one.
+    """
+    like = get_close_matches(wrong.removeprefix(prefix), [name.removeprefix(prefix) for name in names], n=1)
+    return f"did you mean {prefix}{like[0]}?" if like else f"there are: {', '.join(listed or sorted(names))}"

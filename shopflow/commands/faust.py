@@ -8,7 +8,6 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
@@ -29,7 +28,7 @@ from faust.models import registry
 from faust.serializers.codecs import get_codec
 
 from shopflow.app import app, config, discover, kafka_at
-from shopflow.errors import Refused, Unavailable
+from shopflow.errors import Refused, Unavailable, meant
 from shopflow.kafka import connection
 from shopflow.kafka.security import Bootstrap
 from shopflow.kafka.topics import partitions_of
@@ -82,14 +81,8 @@ def _model_named(name: str, option: str) -> str:
     known |= {full: full for full in registry}
     if name not in known:
         listed = sorted(full.removeprefix("shopflow.") for full in registry if full.startswith("shopflow."))
-        raise Refused(f"{option}: there is no model {name!r}{_instead(name, known, listed)}")
+        raise Refused(f"{option}: there is no model {name!r}; {meant(name, known, listed)}")
     return known[name]
-
-
-def _instead(wrong: str, known: Iterable[str], listed: Iterable[str]) -> str:
-    """The end of a message: the names that are like the wrong one, or all."""
-    like = get_close_matches(wrong, list(known), n=1)
-    return f"; did you mean {like[0]}?" if like else f"; there are: {', '.join(listed)}"
 
 
 class clean_versions(Command, faust_clean_versions):  # noqa: N801
@@ -203,7 +196,7 @@ def _topic_of(entity: str) -> str:
     known = {f"@{name.rpartition('.')[2]}": agent for name, agent in app.agents.items()}
     known |= {f"@{name.removeprefix('shopflow.')}": agent for name, agent in app.agents.items()}
     if entity not in known:
-        raise Refused(f"ENTITY: there is no agent {entity!r}{_instead(entity, known, known)}")
+        raise Refused(f"ENTITY: there is no agent {entity!r}; {meant(entity, known, list(known))}")
     return str(known[entity].channel.get_topic_name())
 
 
@@ -242,7 +235,7 @@ async def _check_topic(bootstrap: Bootstrap, topic: str, partition: int | None) 
         found = (await partitions_of(client, [topic])).get(topic)
         if found is None:
             topics = sorted(await client.list_topics())
-            raise Refused(f"ENTITY: Kafka has no topic {topic!r}{_instead(topic, topics, topics)}")
+            raise Refused(f"ENTITY: Kafka has no topic {topic!r}; {meant(topic, topics)}")
     if partition is not None and partition >= found:
         raise Refused(f"--partition: {topic} has {found} partitions, 0 to {found - 1}")
 

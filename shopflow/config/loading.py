@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import msgspec
 import yaml
 
-from shopflow.errors import Refused
+from shopflow.errors import Refused, meant
 
 from .promotions import Gift, Rule
 from .settings import Config
@@ -100,7 +99,7 @@ def _overridden(values: dict[str, Any], environ: Mapping[str, str]) -> dict[str,
         if not variable.startswith(PREFIX) or _is_foreign(variable, text):
             continue
         if variable not in settings:
-            raise Refused(f"{variable}: no such setting; {_meant(variable.upper(), settings, PREFIX)}")
+            raise Refused(f"{variable}: no such setting; {meant(variable.upper(), settings, prefix=PREFIX)}")
         path, kind = settings[variable]
         try:
             # A field that is not a scalar is given as JSON; `_convert` checks its parts.
@@ -151,7 +150,7 @@ def _fault(text: str) -> tuple[list[str], str]:
     # An unknown field first: its name comes from the user and may have any characters.
     if unknown := _UNKNOWN.fullmatch(text):
         path = (unknown[2] or "$").split(".")[1:]
-        return [*path, _visible(unknown[1])], f"no such field; {_meant(unknown[1], _fields_at(path))}"
+        return [*path, _visible(unknown[1])], f"no such field; {meant(unknown[1], _fields_at(path))}"
     message, _, where = text.partition(" - at `")
     path = [part for part in where.removeprefix("key` in `").rstrip("`").split(".") if part not in {"", "$"}]
     if where.startswith("key` in `"):
@@ -171,12 +170,6 @@ def _fields_at(path: Sequence[str]) -> list[str]:
     for name in path:
         kind = get_type_hints(kind)[name]
     return list(kind.__struct_fields__)
-
-
-def _meant(wrong: str, names: Iterable[str], prefix: str = "") -> str:
-    """The end of a message: the name like the wrong one, or all. A common prefix is no likeness."""
-    like = get_close_matches(wrong.removeprefix(prefix), [name.removeprefix(prefix) for name in names], n=1)
-    return f"did you mean {prefix}{like[0]}?" if like else f"there are: {', '.join(sorted(names))}"
 
 
 def _visible(name: str) -> str:
