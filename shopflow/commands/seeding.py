@@ -25,6 +25,8 @@ Progress = Callable[[int], None]
 #: Writes documents. Returns the reasons of the refused ones, by index.
 Write = Callable[[Sequence[Document]], Awaitable[Mapping[int, str]]]
 
+_encode = msgspec.json.Encoder().encode
+
 #: The most events that Kafka has not acknowledged yet.
 _MAX_IN_FLIGHT = 2_000
 #: Documents of one write to MongoDB.
@@ -63,9 +65,7 @@ async def through_kafka(
         in_flight = _InFlight(progress)
         try:
             async for event in events:
-                in_flight.futures.append(
-                    await producer.send(topic, msgspec.json.encode(event), key=event[key].encode())
-                )
+                in_flight.futures.append(await producer.send(topic, _encode(event), key=event[key].encode()))
                 await in_flight.settle(_MAX_IN_FLIGHT)
             await in_flight.settle(1)
         except KafkaError as error:
