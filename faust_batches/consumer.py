@@ -134,6 +134,24 @@ class CommittedThread(driver.AIOKafkaConsumerThread):
         consumer._isolation_level = "read_committed"  # Faust sets it for its own transactions only
         return consumer
 
+    def seek(self, partition: TP, offset: int) -> None:
+        """Seek soon, in this thread: aiokafka's fetcher is not thread-safe, and the callers are in the application's.
+
+        Raises:
+            IllegalStateError: The partition is not assigned any more, or the thread has ended.
+        """
+        consumer = self._ensure_consumer()
+        if partition not in consumer.assignment():
+            raise IllegalStateError(f"{partition} is not assigned")
+        try:
+            self.thread_loop.call_soon_threadsafe(self._seek_if_assigned, consumer, partition, offset)
+        except RuntimeError as error:  # its loop is closed
+            raise IllegalStateError("the consumer's thread has ended") from error
+
+    def _seek_if_assigned(self, consumer: Any, partition: TP, offset: int) -> None:
+        if partition in consumer.assignment():  # else it was revoked meanwhile, and its chain is dropped
+            consumer.seek(partition, offset)
+
     def set_fetch_wait(self, busy: bool) -> None:
         """Let Kafka hold an empty fetch for `FETCH_WAIT_MS` if busy, else for `IDLE_FETCH_WAIT_MS`."""
         fetcher: Any = self._ensure_consumer()._fetcher

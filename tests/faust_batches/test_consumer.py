@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
@@ -18,8 +19,10 @@ from mode.utils.queues import ThrowableQueue
 from faust_batches import PartitionLost, Unavailable
 from faust_batches import consumer as consuming
 from faust_batches.chain import Chain, Cursor
-from faust_batches.consumer import Batch, BatchConsumer, Flow
+from faust_batches.consumer import Batch, BatchConsumer, CommittedThread, Flow
 from faust_batches.lease import Lease
+
+from .running import Loop
 
 RECORDS = TP("records", 0)
 CHANGELOG = TP("test-counts-changelog", 0)
@@ -575,6 +578,57 @@ def test_a_partition_that_went_while_it_was_to_be_fetched_again_is_forgotten(con
     assert batches(consumer, (3, 5)) == []
     assert consumer._new_offset(RECORDS) is None
     assert list(consumer._filter_tps_with_pending_acks()) == []
+
+
+class Client:
+    """aiokafka's consumer of two partitions, as far as a seek sees it. `seeks`: where to, and in which thread."""
+
+    def __init__(self) -> None:
+        self.assigned = {RECORDS, CHANGELOG}
+        self.seeks: list[tuple[TP, int, int]] = []
+
+    def assignment(self) -> set[TP]:
+        return self.assigned
+
+    def seek(self, tp: TP, offset: int) -> None:
+        if tp not in self.assigned:
+            raise IllegalStateError("not assigned")
+        self.seeks.append((tp, offset, threading.get_ident()))
+
+
+def thread_of(client: Client, loop: asyncio.AbstractEventLoop) -> CommittedThread:
+    """A consumer's thread with this client, whose event loop is this one."""
+    thread = CommittedThread.__new__(CommittedThread)
+    thread._consumer, thread.thread_loop = client, loop  # type: ignore[assignment]
+    return thread
+
+
+def test_a_seek_happens_in_the_consumers_own_thread() -> None:
+    """aiokafka's fetcher is not thread-safe: a seek from outside took a partition's records while they were read."""
+    client = Client()
+    with Loop() as loop:
+        thread = thread_of(client, loop._loop)
+        thread.seek(RECORDS, 7)
+        loop.run(asyncio.sleep(0))  # what was scheduled before has run then
+        assert client.seeks == [(RECORDS, 7, loop._thread.ident)]
+        client.assigned = {CHANGELOG}
+        with pytest.raises(IllegalStateError):
+            thread.seek(RECORDS, 8)
+    with pytest.raises(IllegalStateError):
+        thread.seek(CHANGELOG, 8)  # its loop is closed: the worker ends
+
+
+def test_a_seek_to_a_partition_that_is_revoked_meanwhile_does_nothing() -> None:
+    """An error there would end the consumer's thread, and so the worker."""
+    client = Client()
+    loop = asyncio.new_event_loop()
+    errors: list[Any] = []
+    loop.set_exception_handler(lambda _, context: errors.append(context))
+    thread_of(client, loop).seek(RECORDS, 7)
+    client.assigned = set()
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    assert (client.seeks, errors) == ([], [])
 
 
 def test_topics_that_come_record_by_record_are_committed_as_faust_does(consumer: Consumer) -> None:
