@@ -1,4 +1,4 @@
-"""Who gets into the web server, to do what, and how many at once: aiohttp's own server, small views, real requests."""
+"""Access to the web server: tokens, other web sites, limits and headers, with real requests to aiohttp's server."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ Test = Callable[[Client], Coroutine[Any, Any, None]]
 
 
 async def answer(request: web.Request) -> web.Response:
-    """A view: says what it got."""
+    """A view that returns the body it got."""
     return web.json_response({"body": (await request.read()).decode()})
 
 
 async def framed(request: web.Request) -> web.Response:
-    """A view with a policy of its own."""
+    """A view with a `Content-Security-Policy` of its own."""
     return web.Response(text="page", headers={"Content-Security-Policy": "default-src 'self'"})
 
 
 async def broken(request: web.Request) -> web.Response:
-    """A view with a fault."""
+    """A view that raises."""
     raise ValueError("a secret: s3cret")
 
 
@@ -45,7 +45,7 @@ async def broken(request: web.Request) -> web.Response:
 async def serving(
     settings: Web, bind: str = "127.0.0.1", host: str = "127.0.0.1", **views: Any
 ) -> AsyncIterator[Client]:
-    """A server that is guarded."""
+    """A server behind a `Guard`, and a client of it."""
     guard = Guard(settings, lambda: (bind, host))
     application = web.Application(middlewares=[guard.middleware], client_max_size=settings.max_body_bytes)
     reading = {
@@ -60,7 +60,7 @@ async def serving(
 
 
 def run(settings: Web, test: Test, **options: Any) -> None:
-    """Run the test against a server."""
+    """Run the test against a guarded server."""
 
     async def go() -> None:
         async with serving(settings, **options) as client:
@@ -70,7 +70,7 @@ def run(settings: Web, test: Test, **options: Any) -> None:
 
 
 def basic(token: str) -> dict[str, str]:
-    """As a browser logs in."""
+    """The header that a browser sends after its login."""
     return {"Authorization": "Basic " + b64encode(f"anybody:{token}".encode()).decode()}
 
 
@@ -122,7 +122,7 @@ BOTH = Web(read_token=READ, write_token=WRITE)
     ],
 )  # fmt: skip
 def test_with_both_tokens(method: str, path: str, headers: dict[str, str], status: int) -> None:
-    """Reading needs one of the two, sending the write token and not by a browser's login; health and docs are open."""
+    """Reading needs either token. Sending needs the write token as Bearer. Probes and docs are open to all."""
 
     async def test(client: Client) -> None:
         url = URL(path, encoded=True)
@@ -135,7 +135,7 @@ def test_with_both_tokens(method: str, path: str, headers: dict[str, str], statu
 
 
 def test_a_browser_is_asked_to_log_in_and_a_sender_is_not() -> None:
-    """A login of a browser is sent by itself; so it must never be enough to send events."""
+    """A browser sends its login with every request, also for other sites. So a login never allows sending events."""
 
     async def test(client: Client) -> None:
         async with client.get("/counts/") as response:
@@ -153,18 +153,18 @@ def test_a_browser_is_asked_to_log_in_and_a_sender_is_not() -> None:
     [(Web(), 200, 200), (Web(read_token=READ), 401, 200), (Web(write_token=WRITE), 200, 401), (BOTH, 401, 401)],
 )
 def test_without_a_token_what_it_is_for_is_open(settings: Web, read: int, sent: int) -> None:
-    """As the configuration says; at start a warning says so too."""
+    """Without `web.read_token` anybody may read, without `web.write_token` anybody may send events."""
 
     async def test(client: Client) -> None:
         assert ((await client.get("/counts/")).status, (await client.post("/events/purchases")).status) == (read, sent)
         shown = {"Authorization": "Bearer "}
-        assert (await client.get("/counts/", headers=shown)).status == read  # no token is no token
+        assert (await client.get("/counts/", headers=shown)).status == read  # an empty token is none
 
     run(settings, test)
 
 
 def test_no_answer_tells_a_token() -> None:
-    """Neither the right one nor the one that was shown."""
+    """A refusal has neither the configured token nor the one that the client sent."""
 
     async def test(client: Client) -> None:
         for headers in ({}, bearer("shown-by-mistake"), basic("shown-by-mistake")):
@@ -196,8 +196,8 @@ def test_no_answer_tells_a_token() -> None:
         ("evil.example:80:80", 421),
     ],
 )
-def test_a_name_that_leads_here_by_a_trick_is_refused(host: str, status: int) -> None:
-    """DNS rebinding: a web site lets its own name lead to 127.0.0.1, and its script may then read the answers."""
+def test_a_foreign_name_for_the_loopback_address_is_refused(host: str, status: int) -> None:
+    """DNS rebinding: a site's name resolves to 127.0.0.1, so that its script could read the answers. It gets 421."""
 
     async def test(client: Client) -> None:
         for request in (
@@ -215,7 +215,7 @@ def test_a_name_that_leads_here_by_a_trick_is_refused(host: str, status: int) ->
 
 @pytest.mark.parametrize(("settings", "bind"), [(BOTH, "127.0.0.1"), (Web(), "0.0.0.0"), (Web(), "10.1.2.3")])  # noqa: S104
 def test_any_name_is_good_when_a_token_decides_or_the_network_may_ask(settings: Web, bind: str) -> None:
-    """Behind a proxy the name is the proxy's."""
+    """`Host` has a proxy's name. It is accepted with a token, or if the worker is bound to a network."""
 
     async def test(client: Client) -> None:
         headers = {"Host": "shop.example", **bearer(settings.read_token)}
@@ -240,7 +240,7 @@ def test_any_name_is_good_when_a_token_decides_or_the_network_may_ask(settings: 
     ],
 )
 def test_another_web_site_can_not_send_events(headers: dict[str, str], status: int) -> None:
-    """A browser lets every site post to 127.0.0.1, without asking."""
+    """A browser lets every web site post to 127.0.0.1. Such a request gets 403."""
 
     async def test(client: Client) -> None:
         given = {"Host": "127.0.0.1:6066", **headers}
@@ -253,7 +253,7 @@ def test_another_web_site_can_not_send_events(headers: dict[str, str], status: i
 
 
 def test_a_body_up_to_the_limit_reaches_the_view() -> None:
-    """Whole."""
+    """A body of exactly `web.max_body_bytes` is accepted, and nothing of it is missing."""
 
     async def test(client: Client) -> None:
         body = "x" * 1_024
@@ -265,7 +265,7 @@ def test_a_body_up_to_the_limit_reaches_the_view() -> None:
 
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_longer_body_is_refused_whether_its_length_is_told_or_not(chunked: bool) -> None:
-    """Without its length it is read only as far as it may go."""
+    """A body without Content-Length is read only up to the limit, then answered 413."""
 
     async def parts() -> AsyncIterator[bytes]:
         for _ in range(64):
@@ -280,7 +280,7 @@ def test_a_longer_body_is_refused_whether_its_length_is_told_or_not(chunked: boo
 
 
 def test_who_has_no_token_can_send_no_body() -> None:
-    """The refusal does not wait for it."""
+    """A request without a token gets 401 before its body has arrived."""
 
     async def never() -> AsyncIterator[bytes]:
         yield b"x"
@@ -294,7 +294,7 @@ def test_who_has_no_token_can_send_no_body() -> None:
 
 
 def test_more_requests_than_allowed_are_asked_to_come_again_and_health_is_not() -> None:
-    """Writers leave a tenth to readers; places that are given back are given again."""
+    """Requests beyond `web.max_requests` get 503, probes never. Writers leave a tenth to readers."""
 
     async def test() -> None:
         go = asyncio.Event()
@@ -335,7 +335,7 @@ async def _first(tasks: list[asyncio.Task[Any]], count: int) -> list[int]:
 
 @pytest.mark.parametrize("path", ["/counts/", "/nothing", "/broken", "/health/live"])
 def test_every_answer_says_what_a_browser_must_not_do_with_it(path: str) -> None:
-    """Also the errors."""
+    """Answers and errors have the same security headers."""
 
     async def test(client: Client) -> None:
         async with client.get(path, allow_redirects=False) as response:
@@ -345,7 +345,7 @@ def test_every_answer_says_what_a_browser_must_not_do_with_it(path: str) -> None
 
 
 def test_a_view_may_have_a_policy_of_its_own() -> None:
-    """The page needs one."""
+    """The page's own `Content-Security-Policy` replaces the default one; two would both apply."""
 
     async def test(client: Client) -> None:
         async with client.get("/page") as response:
@@ -355,7 +355,7 @@ def test_a_view_may_have_a_policy_of_its_own() -> None:
 
 
 def test_a_fault_of_a_view_is_in_the_log_and_not_in_the_answer(caplog: pytest.LogCaptureFixture) -> None:
-    """The answer goes to strangers."""
+    """The exception's text may be secret, and anybody may get the answer."""
 
     async def test(client: Client) -> None:
         async with client.get("/broken") as response:
@@ -369,7 +369,7 @@ def test_a_fault_of_a_view_is_in_the_log_and_not_in_the_answer(caplog: pytest.Lo
 
 
 def test_an_unknown_method_is_told_which_are_known() -> None:
-    """In the shape of all errors."""
+    """The 405 has the known methods in `Allow`, and the shape of all errors."""
 
     async def test(client: Client) -> None:
         async with client.post("/page") as response:
@@ -397,15 +397,15 @@ def test_an_unknown_method_is_told_which_are_known() -> None:
         (Web(read_token=READ[:15], write_token=WRITE), "127.0.0.1", ["web.read_token is short"]),
     ],
 )
-def test_whoever_starts_a_worker_hears_who_can_get_in(settings: Web, bind: str, said: list[str]) -> None:
-    """And nothing when that is nobody, or was meant so."""
+def test_a_starting_worker_warns_of_open_access(settings: Web, bind: str, said: list[str]) -> None:
+    """A starting worker warns of access that is open to the network, and of short tokens, and shows no token."""
     found = warnings(settings, bind)
     assert [line[: len(start)] for line, start in zip(found, said, strict=True)] == said
     assert not any(token in line for line in found for token in (READ[:15], WRITE))
 
 
-def test_fausts_own_web_server_lets_nobody_in_either() -> None:
-    """Its views, those of the application, and addresses at which there is nothing."""
+def test_fausts_own_views_need_the_token_too() -> None:
+    """Faust's own views, the application's views and unknown paths all need the token."""
     guard = Guard(BOTH, lambda: ("127.0.0.1", "127.0.0.1"))
     application = faust.App(
         "guarded", web_application_options={"middlewares": [guard.middleware], "client_max_size": 1_024}
@@ -450,7 +450,7 @@ ALLOWED = {"allowed_origins": (SHOP, "http://127.0.0.1:8000")}
 )
 @pytest.mark.parametrize("settings", [Web(**ALLOWED), Web(**ALLOWED, read_token=READ, write_token=WRITE)])
 def test_only_an_allowed_origin_may_read_and_write(settings: Web, origin: str, allowed: bool) -> None:
-    """The exact origin; its scripts still need the tokens. Caches keep the answers for each origin apart."""
+    """Only the exact origin is allowed, and still needs the tokens. `Vary` keeps caches from mixing up origins."""
 
     async def test(client: Client) -> None:
         asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
@@ -475,8 +475,8 @@ def test_only_an_allowed_origin_may_read_and_write(settings: Web, origin: str, a
     run(settings, test)
 
 
-def test_without_allowed_origins_nothing_is_said_of_them() -> None:
-    """`OPTIONS` is a method like others then."""
+def test_without_allowed_origins_there_are_no_cors_headers() -> None:
+    """Without `web.allowed_origins`, a preflight gets 405 and no CORS header."""
 
     async def test(client: Client) -> None:
         headers = {"Origin": SHOP, "Access-Control-Request-Method": "POST"}
@@ -504,7 +504,7 @@ def test_without_allowed_origins_nothing_is_said_of_them() -> None:
     ],
 )
 def test_large_answers_are_compressed_for_who_accepts_it(accepted: str, packed: bool) -> None:
-    """Small ones are not worth it. Caches keep the two apart."""
+    """Answers above 1 KB are compressed. `Vary` keeps caches from giving gzip to a client that can't read it."""
 
     async def large(request: web.Request) -> web.Response:
         return web.json_response({"text": "x" * int(request.query["size"])})
@@ -523,7 +523,7 @@ def test_large_answers_are_compressed_for_who_accepts_it(accepted: str, packed: 
 
 
 def test_a_redirect_of_a_view_keeps_its_location() -> None:
-    """A view raises it as aiohttp's exceptions are raised; it is no refusal."""
+    """A view may raise aiohttp's redirect. The guard must not turn it into an error."""
 
     async def moved(request: web.Request) -> web.Response:
         raise web.HTTPFound("/counts/")

@@ -1,4 +1,4 @@
-"""The HTTP interface as a client sees it, on a real aiohttp server, with fakes for Kafka and MongoDB."""
+"""The HTTP interface as a client sees it, on a real aiohttp server and MongoDB, with a fake for Kafka."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Client = TestClient[Any, Any]
 
 
 class Sender:
-    """Kafka's side: what it got, and how it behaves."""
+    """Stands for Kafka: keeps the records, or fails, or never acknowledges."""
 
     def __init__(self) -> None:
         self.got: list[tuple[str, bytes, Any]] = []
@@ -56,7 +56,7 @@ class Sender:
 
 @pytest.fixture
 def sender(monkeypatch: pytest.MonkeyPatch) -> Sender:
-    """Instead of Kafka."""
+    """A fake sender in place of Kafka's."""
     made = Sender()
     monkeypatch.setattr(events, "sender", made)
     monkeypatch.setattr(events, "config", Config(web=Web(max_body_bytes=1_024, max_events=3)))
@@ -102,7 +102,7 @@ class Http:
                 await body(client)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(web, "_stopping", asyncio.Event())  # a worker has one event loop, the tests have many
+            patch.setattr(web, "_stopping", asyncio.Event())  # an event belongs to one loop; each run here has its own
             self._run(asyncio.wait_for(whole(), 30))
 
     def ask(self, method: str, path: str, sent: Any = None, **options: Any) -> tuple[int, Any, Any]:
@@ -133,7 +133,7 @@ def fields(answer: Any) -> dict[str, str]:
 
 @pytest.mark.parametrize("slash", ["", "/"])
 def test_events_are_confirmed_with_their_ids(sender: Sender, slash: str, http: Http) -> None:
-    """One or an array; each kind goes to its topic under its key."""
+    """One event or an array is accepted. Each kind goes to its topic, under its key."""
     assert http.ask("POST", f"/events/products{slash}", MILK)[:2] == (202, {"ids": ["mleko"]})
     anna = {"customer_id": "anna", "first_name": "A", "last_name": "Ż", "address": "Łódź"}
     assert http.ask("POST", f"/events/customers{slash}", [anna, {**anna, "customer_id": "bob"}])[1] == {
@@ -151,7 +151,7 @@ def test_events_are_confirmed_with_their_ids(sender: Sender, slash: str, http: H
 
 
 def test_a_purchase_without_an_id_gets_one(sender: Sender, http: Http) -> None:
-    """The client is told which, and the time is now."""
+    """The answer has the ids that the worker made, which differ. `purchased_at` is now."""
     without = {name: one for name, one in PURCHASE.items() if name != "purchase_id"}
     _, answer, _ = http.ask("POST", "/events/purchases", [without, without])
     first, second = answer["ids"]
@@ -162,7 +162,7 @@ def test_a_purchase_without_an_id_gets_one(sender: Sender, http: Http) -> None:
 
 
 def test_one_bad_event_and_nothing_is_sent(sender: Sender, http: Http) -> None:
-    """The answer names all that has to be mended."""
+    """If one event of an array is wrong, none is sent, and the answer names every wrong field."""
     status, answer, _ = http.ask("POST", "/events/purchases", [PURCHASE, {**PURCHASE, "quantity": 0, "price": "x"}])
     assert status == 400
     assert set(fields(answer)) == {"[1].quantity", "[1].price"}
@@ -183,7 +183,7 @@ def test_one_bad_event_and_nothing_is_sent(sender: Sender, http: Http) -> None:
     ],
 )
 def test_a_body_that_is_no_event_is_refused(sender: Sender, body: bytes, status: int, http: Http) -> None:
-    """With a reason, in the shape of all errors."""
+    """A body that is no JSON, no event, or too long, gets 400 or 413 with an `error`."""
     found, answer, _ = http.ask("POST", "/events/purchases", data=body, headers={"Content-Type": "application/json"})
     assert found == status
     assert answer["error"]
@@ -193,14 +193,14 @@ def test_a_body_that_is_no_event_is_refused(sender: Sender, body: bytes, status:
     "kind", ["text/plain", "application/x-www-form-urlencoded", "application/json; charset=latin-1"]
 )
 def test_another_content_type_is_refused(sender: Sender, kind: str, http: Http) -> None:
-    """A page of another origin can send a form without being asked, but no JSON."""
+    """A page of another origin can send a form without a preflight, but no JSON. Other types get 415."""
     status, answer, _ = http.ask("POST", "/events/purchases", data=json.dumps(PURCHASE), headers={"Content-Type": kind})
     assert (status, sender.got) == (415, [])
     assert "application/json" in answer["error"]
 
 
 def test_a_body_without_a_length_is_counted_as_it_comes(sender: Sender, http: Http) -> None:
-    """Chunked, and packed: 100 bytes of gzip can be a megabyte."""
+    """A chunked or compressed body gets 413 at the limit: 100 bytes of gzip can be a megabyte."""
 
     async def chunks() -> AsyncIterator[bytes]:
         for _ in range(20):
@@ -213,7 +213,7 @@ def test_a_body_without_a_length_is_counted_as_it_comes(sender: Sender, http: Ht
 
 
 def test_kafka_away_or_slow_is_said_so(sender: Sender, monkeypatch: pytest.MonkeyPatch, http: Http) -> None:
-    """503, and when to come again; never longer than the limit."""
+    """While Kafka does not acknowledge, the client gets 503 with `Retry-After`, within the time limit."""
     sender.failure = Unavailable("Kafka", "does not answer")
     status, answer, headers = http.ask("POST", "/events/purchases", PURCHASE)
     assert (status, answer, headers["Retry-After"]) == (503, {"error": "Kafka: does not answer"}, "1")
@@ -224,7 +224,7 @@ def test_kafka_away_or_slow_is_said_so(sender: Sender, monkeypatch: pytest.Monke
 
 
 def test_a_stopping_worker_lets_nobody_wait(sender: Sender, monkeypatch: pytest.MonkeyPatch, http: Http) -> None:
-    """Neither for Kafka nor for a client that sends its body slowly: its connection is closed."""
+    """Requests that wait for Kafka get 503, and a client that sends its body slowly is disconnected."""
     monkeypatch.setattr(web, "_GRACE_SECONDS", 0.05)
     sender.slow = True
 
@@ -252,13 +252,13 @@ def test_a_stopping_worker_lets_nobody_wait(sender: Sender, monkeypatch: pytest.
 
 
 def put_all(by_hand: ByHand, kind: str, *documents: Document) -> None:
-    """Another program stores them."""
+    """Store documents as another program would."""
     for document in documents:
         by_hand.put(kind, document)
 
 
 def test_products_come_in_pages(shown: ObservedStore, http: Http, by_hand: ByHand) -> None:
-    """By id; the last page says so. Times are in ISO 8601, UTC."""
+    """Products are sorted by id, times are ISO 8601 in UTC, and `next` is null on the last page."""
     put_all(
         by_hand, "products", *({"_id": name, "name": name.upper(), "price": 1, "updated_at": NOON} for name in "cab")
     )
@@ -276,7 +276,7 @@ def test_products_come_in_pages(shown: ObservedStore, http: Http, by_hand: ByHan
 
 
 def test_a_customer_is_found_by_any_id(shown: ObservedStore, http: Http, by_hand: ByHand) -> None:
-    """Whatever is in it: it is a value, never an operator or a path."""
+    """An id with slashes, quotes or `$` is a value, never an operator or a path."""
     names = ['{"$gt": ""}', "a/b", "../x", "Żółć 100%", "$where", "\0"]
     put_all(by_hand, "customers", *({"_id": name, "first_name": name, "registered_at": NOON} for name in names))
     for name in names:
@@ -287,7 +287,7 @@ def test_a_customer_is_found_by_any_id(shown: ObservedStore, http: Http, by_hand
 
 
 def test_purchases_are_paged_without_a_gap(shown: ObservedStore, http: Http, by_hand: ByHand) -> None:
-    """Oldest first, of one time by id; `next` leads on until it is null."""
+    """Purchases come oldest first, and by id if of one time. `next` leads to each exactly once."""
     put_all(by_hand, "purchases", purchase("z"), purchase("a:1"), purchase("b"),
             purchase("m", purchased_at=NOON - MINUTE), purchase("late", purchased_at=NOON + 5 * MINUTE))  # fmt: skip
     path, seen = "/customers/anna/purchases/?limit=2", []
@@ -308,7 +308,7 @@ def test_purchases_are_paged_without_a_gap(shown: ObservedStore, http: Http, by_
 
 
 def test_who_registered_or_bought_is_known(shown: ObservedStore, http: Http, by_hand: ByHand) -> None:
-    """One can do either without the other."""
+    """A customer may have registered without buying, or bought without registering. Others get 404."""
     put_all(by_hand, "customers", {"_id": "bob", "registered_at": NOON})
     put_all(by_hand, "purchases", purchase("b"))
     assert http.ask("GET", "/customers/bob/purchases")[1] == {"customer_id": "bob", "purchases": [], "next": None}
@@ -333,7 +333,7 @@ def test_who_registered_or_bought_is_known(shown: ObservedStore, http: Http, by_
     + [(f"after={one}", "after") for one in ("", "5", ":b", "1:", "x:b", "1.5:b", "1" * 16 + ":b", "1:" + "b" * 129)],
 )
 def test_a_wrong_query_is_named(shown: ObservedStore, query: str, field: str, http: Http) -> None:
-    """400 with the parameter."""
+    """A wrong `limit` or `after` gets 400 with the parameter's name."""
     status, answer, _ = http.ask("GET", f"/customers/anna/purchases?{query}")
     assert (status, list(fields(answer))) == (400, [field])
 
@@ -342,14 +342,14 @@ def test_a_wrong_query_is_named(shown: ObservedStore, query: str, field: str, ht
 def test_a_cursor_beyond_all_times_is_one_of_the_ends(
     shown: ObservedStore, after: str, http: Http, by_hand: ByHand
 ) -> None:
-    """No fault of the worker."""
+    """A cursor outside of Python's range of times gives all purchases or none, not 500."""
     put_all(by_hand, "purchases", purchase("b"))
     _, answer, _ = http.ask("GET", f"/customers/anna/purchases?after={after}")
     assert len(answer["purchases"]) == (0 if after[0] == "9" else 1)
 
 
 def test_mongodb_away_or_slow_is_said_so(shown: ObservedStore, monkeypatch: pytest.MonkeyPatch, http: Http) -> None:
-    """503, and when to come again."""
+    """While MongoDB does not answer, the client gets 503 with `Retry-After`, within the time limit."""
     for path in ("/products/", "/customers/anna/", "/customers/anna/purchases/"):
         shown.away(1)
         status, answer, headers = http.ask("GET", path)
@@ -366,7 +366,7 @@ def test_mongodb_away_or_slow_is_said_so(shown: ObservedStore, monkeypatch: pyte
 def test_a_strange_document_of_another_program_is_shown_all_the_same(
     shown: ObservedStore, http: Http, by_hand: ByHand
 ) -> None:
-    """As far as JSON can."""
+    """A BSON type that JSON does not have is shown as text."""
     put_all(by_hand, "products", {"_id": "a", "name": Regex("x", "i"), "price": None, "other": 1})
     assert http.ask("GET", "/products/")[1]["products"] == [{"product_id": "a", "name": "Regex('x', 2)", "price": None}]
 
@@ -375,7 +375,7 @@ def test_a_strange_document_of_another_program_is_shown_all_the_same(
 
 
 def test_unknown_paths_and_methods_are_answered_in_the_one_shape(http: Http) -> None:
-    """Also where aiohttp answers, not a view."""
+    """The 404 and 405 that aiohttp makes itself have the shape of all errors."""
     status, answer, _ = http.ask("GET", "/nothing/here")
     assert (status, answer) == (404, {"error": "404 Not Found: /nothing/here"})
     status, answer, headers = http.ask("DELETE", "/events/purchases")
@@ -385,7 +385,7 @@ def test_unknown_paths_and_methods_are_answered_in_the_one_shape(http: Http) -> 
 
 
 def test_a_fault_is_told_without_its_details(shown: ObservedStore, monkeypatch: pytest.MonkeyPatch, http: Http) -> None:
-    """They are in the log."""
+    """The text of an exception may be secret, so a 500 does not have it."""
 
     async def broken(*arguments: Any) -> None:
         raise RuntimeError("secret")
@@ -397,7 +397,7 @@ def test_a_fault_is_told_without_its_details(shown: ObservedStore, monkeypatch: 
 
 
 def test_the_document_comes_from_the_records_and_the_limits(monkeypatch: pytest.MonkeyPatch, http: Http) -> None:
-    """What may be left out isn't required; who needs a token is told."""
+    """`/openapi.json` says which fields are required, and which operations need a token."""
     _, answer, _ = http.ask("GET", "/openapi.json")
     schemas = answer["components"]["schemas"]
     assert answer["openapi"] == "3.1.0"
@@ -414,7 +414,7 @@ def test_the_document_comes_from_the_records_and_the_limits(monkeypatch: pytest.
 
 
 def test_the_examples_are_accepted(sender: Sender, http: Http) -> None:
-    """Who presses the button of the page for the first time sees a success."""
+    """The example that `/docs/` offers to send is accepted with 202."""
     for path, methods in openapi.document()["paths"].items():
         if "post" in methods:
             example = methods["post"]["requestBody"]["content"]["application/json"]["example"]
@@ -422,7 +422,7 @@ def test_the_examples_are_accepted(sender: Sender, http: Http) -> None:
 
 
 def test_the_page_needs_nothing_from_elsewhere(http: Http) -> None:
-    """Its policy forbids other sources and scripts within the page, and it has none."""
+    """`/docs/` loads only the worker's own files, and its policy forbids others."""
 
     async def body(client: Client) -> None:
         for path, kind in (
@@ -443,7 +443,7 @@ def test_the_page_needs_nothing_from_elsewhere(http: Http) -> None:
 
 
 def test_files_are_compressed_once_and_sent_once(monkeypatch: pytest.MonkeyPatch, http: Http) -> None:
-    """A browser that has a file gets 304. Everything else is never kept."""
+    """A file is compressed at its first request. A browser that has it gets 304. Other answers are not cached."""
     packs: list[int] = []
     compress = web.gzip.compress
     monkeypatch.setattr(web.gzip, "compress", lambda body: packs.append(len(body)) or compress(body))

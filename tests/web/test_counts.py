@@ -1,4 +1,4 @@
-"""The views: sums of this worker, one customer's counts from whoever has them."""
+"""The views of the counts: a worker's sums, one customer from any worker, a partition's customers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ME, NEAR, FAR = URL("http://127.0.0.1:6066"), URL("http://127.0.0.1:6067"), URL(
 
 
 class Peers:
-    """Other workers: what each answers to the question for one customer."""
+    """The other workers' answers about one customer, by port."""
 
     def __init__(self) -> None:
         self.answers: dict[int, tuple[int, dict[str, Any]]] = {}
@@ -44,7 +44,7 @@ class Peers:
 
 
 class Worker:
-    """The worker that is asked."""
+    """The worker that gets the request."""
 
     def __init__(self) -> None:
         self.rows: dict[int, dict[bytes, bytes]] = {0: {}, 2: {}}
@@ -110,7 +110,7 @@ def one(customer_id: str, query: str = "") -> tuple[int, Any]:
 
 
 def test_the_sums_are_those_of_the_partitions_that_are_ours(worker: Worker) -> None:
-    """However many customers there are, one row a partition is read."""
+    """The sums come from one totals row for each partition, however many customers there are."""
     worker.sell(0, (0, "anna", 2, 600), (1, "bob", 1, 100))
     worker.sell(2, (0, "eve", 1, 5))
     expected = {"partitions": [0, 2], "customers": 3, "purchases": 3, "items": 4, "spent": 705}
@@ -118,26 +118,25 @@ def test_the_sums_are_those_of_the_partitions_that_are_ours(worker: Worker) -> N
 
 
 def test_a_worker_without_purchases_has_sums_of_zero(worker: Worker) -> None:
-    """Not an error."""
     assert sums() == (200, {"partitions": [0, 2], "customers": 0, "purchases": 0, "items": 0, "spent": 0})
 
 
-def test_while_partitions_change_hands_nothing_is_said(worker: Worker) -> None:
-    """A number that is too small would be believed."""
+def test_during_a_rebalance_counts_are_refused(worker: Worker) -> None:
+    """A sum over a table that is still recovering would be too small, and be believed. The answer is 503."""
     worker.serving = False
     assert sums() == one("anna") == (503, {"error": "the counts are being recovered"})
     assert worker.peers.asked == []
 
 
-def test_a_customer_of_ours_is_answered_without_asking(worker: Worker) -> None:
-    """In whichever of our partitions they are: producers differ in how they choose one."""
+def test_a_customer_of_an_owned_partition_needs_no_request(worker: Worker) -> None:
+    """All owned partitions are searched: producers choose partitions by different hashes."""
     worker.sell(2, (0, "anna", 2, 600))
     assert one("anna") == (200, {"customer_id": "anna", "purchases": 1, "items": 2, "spent": 600})
     assert worker.peers.asked == []
 
 
 def test_the_worker_that_the_router_names_is_asked_first(worker: Worker) -> None:
-    """Then the others, for a customer who is elsewhere."""
+    """The others are asked next, because a producer with another hash uses another partition."""
     anna = {"customer_id": "anna", "purchases": 7, "items": 9, "spent": 11}
     worker.peers.answers = {6067: (200, anna), 6068: (404, {})}
     assert one("anna") == (200, anna)
@@ -146,26 +145,26 @@ def test_the_worker_that_the_router_names_is_asked_first(worker: Worker) -> None
 
 
 def test_who_never_bought_is_not_found(worker: Worker) -> None:
-    """When all have been asked."""
+    """The answer is 404 only after all other workers were asked."""
     worker.peers.answers = {6067: (404, {}), 6068: (404, {})}
     assert one("nobody")[0] == 404
     assert len(worker.peers.asked) == 2
 
 
 def test_a_worker_that_is_asked_by_another_asks_nobody(worker: Worker) -> None:
-    """Else two would ask each other for ever."""
+    """`?local` keeps two workers from asking each other for ever."""
     assert one("nobody", "local")[0] == 404
     assert worker.peers.asked == []
 
 
 def test_a_peer_that_can_not_say_is_no_answer(worker: Worker) -> None:
-    """503, not 404: the customer may be there."""
+    """A worker that answers 503 may have the customer, so the answer is 503, not 404."""
     worker.peers.answers = {6067: (404, {}), 6068: (503, {})}
     assert one("anna")[0] == 503
 
 
 def test_a_peer_is_shown_the_read_token(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It lets nobody in without it, not even another worker."""
+    """With `web.read_token`, workers refuse each other's requests without it."""
     monkeypatch.setattr(peers, "config", Config(web=Web(read_token="t0ken")))  # noqa: S106
     worker.peers.answers[6067] = 404, {}
     worker.peers.answers[6068] = 404, {}
@@ -176,7 +175,7 @@ def test_a_peer_is_shown_the_read_token(worker: Worker, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("error", [aiohttp.ClientConnectionError("refused"), asyncio.TimeoutError()])
 def test_a_peer_that_does_not_answer_is_no_answer(worker: Worker, error: Exception) -> None:
-    """It may have the customer."""
+    """A worker that can't be reached may have the customer, so the answer is 503 and names it."""
 
     def fails(url: URL, timeout: Any, headers: Any) -> Any:
         raise error
@@ -188,7 +187,7 @@ def test_a_peer_that_does_not_answer_is_no_answer(worker: Worker, error: Excepti
 
 
 def test_before_the_router_knows_the_table_all_are_asked(worker: Worker) -> None:
-    """In an order that stays."""
+    """A new worker's router has no entry for the table yet. The other workers are asked in a fixed order."""
 
     def unknown(table: str, key: str) -> URL:
         raise KeyError(table)
@@ -200,14 +199,14 @@ def test_before_the_router_knows_the_table_all_are_asked(worker: Worker) -> None
 
 
 def test_a_customer_of_two_of_our_partitions_is_one_customer(worker: Worker) -> None:
-    """Producers differ in how they choose a partition."""
+    """Producers with different hashes put a customer into two partitions. The counts are added up."""
     worker.sell(0, (0, "anna", 2, 600))
     worker.sell(2, (3, "anna", 1, 100))
     assert one("anna") == (200, {"customer_id": "anna", "purchases": 2, "items": 3, "spent": 700})
 
 
 def test_who_is_not_found_is_named(worker: Worker) -> None:
-    """With a reason, as JSON like the rest."""
+    """The 404 of a customer has a reason and the customer's id, as JSON."""
     assert one("nobody", "local") == (
         404,
         {"error": "this customer never bought anything", "customer_id": "nobody"},
@@ -215,7 +214,7 @@ def test_who_is_not_found_is_named(worker: Worker) -> None:
 
 
 def test_when_the_router_names_us_the_others_are_still_asked(worker: Worker) -> None:
-    """A producer of another hash put the customer elsewhere."""
+    """A producer with another hash put the customer into another worker's partition."""
     worker.first = ME
     anna = {"customer_id": "anna", "purchases": 1, "items": 1, "spent": 1}
     worker.peers.answers = {6067: (404, {}), 6068: (200, anna)}
@@ -223,8 +222,8 @@ def test_when_the_router_names_us_the_others_are_still_asked(worker: Worker) -> 
     assert [url.port for url in worker.peers.asked] == [6067, 6068]
 
 
-def test_a_worker_alone_asks_nobody(worker: Worker) -> None:
-    """Itself least of all."""
+def test_the_only_worker_asks_nobody(worker: Worker) -> None:
+    """The only worker answers 404 without a request to itself."""
     worker.router.tables_metadata = lambda: {ME: {}}
     worker.first = ME
     assert one("nobody")[0] == 404
@@ -233,7 +232,7 @@ def test_a_worker_alone_asks_nobody(worker: Worker) -> None:
 
 @pytest.mark.parametrize("name", ["Żółć", "a b", "a%2Fb", "a?b", "a#b"])
 def test_a_peer_is_asked_for_the_very_same_customer(worker: Worker, name: str) -> None:
-    """Whatever letters are in the id."""
+    """Letters, spaces and reserved characters of an id reach the other worker unchanged."""
     worker.peers.answers = {6067: (404, {}), 6068: (404, {})}
     one(name)
     assert {url.parts for url in worker.peers.asked} == {("/", "counts", name, "")}
@@ -241,7 +240,7 @@ def test_a_peer_is_asked_for_the_very_same_customer(worker: Worker, name: str) -
 
 
 def test_a_worker_that_owns_nothing_says_so(worker: Worker) -> None:
-    """There may be more workers than partitions."""
+    """With more workers than partitions, a worker without any answers sums of 0."""
     worker.rows = {}
     status, body = sums()
     assert (status, body["partitions"], body["purchases"]) == (200, [], 0)
@@ -254,7 +253,7 @@ def page(partition: str, **query: str) -> tuple[int, Any]:
 
 
 def test_the_customers_of_a_partition_come_in_pages_by_id(worker: Worker) -> None:
-    """With the partition's sums; the last page has no next one, also when it is full."""
+    """Every page has the partition's totals. The last page has no `next`, also when it is full."""
     worker.sell(2, *((offset, name, 2, 600) for offset, name in enumerate(["eve", "anna", "żółć", "bob"])))
     status, first = page("2", limit="2")
     assert (status, first["partition"], first["next"]) == (200, 2, "bob")
@@ -266,14 +265,13 @@ def test_the_customers_of_a_partition_come_in_pages_by_id(worker: Worker) -> Non
 
 
 def test_an_empty_partition_has_an_empty_page(worker: Worker) -> None:
-    """And sums of zero."""
     status, found = page("0")
     assert (status, found["customers"], found["next"], found["totals"]["purchases"]) == (200, [], None, 0)
 
 
 @pytest.mark.parametrize("limit", ["0", "-1", "10001", "x", "", "1.5", "１", "9" * 5000])
 def test_a_bad_limit_is_said_with_its_name(worker: Worker, limit: str) -> None:
-    """Before anything is read."""
+    """A wrong `limit` gets 400 before any row is read."""
     status, found = page("0", limit=limit)
     problem = {"field": "limit", "message": "must be a whole number from 1 to 10000"}
     assert (status, found) == (400, {"error": "The query is wrong.", "fields": [problem]})
@@ -282,19 +280,19 @@ def test_a_bad_limit_is_said_with_its_name(worker: Worker, limit: str) -> None:
 
 @pytest.mark.parametrize("partition", ["1", "7", "x", "-1", "", "²"])
 def test_a_partition_that_is_not_ours_is_not_found(worker: Worker, partition: str) -> None:
-    """Another worker may have it."""
+    """A partition of another worker, and a text that is no partition, get 404."""
     status, found = page(partition)
     assert (status, found["partition"]) == (404, partition)
 
 
-def test_while_partitions_change_hands_no_page_is_given(worker: Worker) -> None:
-    """It would be of a table that is not whole."""
+def test_during_a_rebalance_pages_are_refused(worker: Worker) -> None:
+    """A page of a table that is still recovering would miss customers. The answer is 503."""
     worker.serving = False
     assert page("0")[0] == 503
 
 
 def test_a_long_page_lets_others_have_their_turn(worker: Worker) -> None:
-    """It is read in slices; a partition that goes meanwhile is not read on."""
+    """A page is read in slices between other coroutines. If the partition is revoked meanwhile, the answer is 404."""
     worker.sell(0, *((offset, f"c{offset:05}", 1, 1) for offset in range(9_999)))
 
     async def both(leave: bool) -> tuple[int, Any, int]:
@@ -322,7 +320,7 @@ def test_a_long_page_lets_others_have_their_turn(worker: Worker) -> None:
 
 
 def test_what_was_counted_before_the_tables_were_rebuilt_is_in_no_page(worker: Worker) -> None:
-    """It stands in RocksDB still; the page after it comes all the same."""
+    """Rows of before a `replay` are still in RocksDB. A page skips them, and `next` leads to the rows after them."""
     worker.sell(0, *((offset, name, 1, 1) for offset, name in enumerate(["a", "b", "c"])))
     worker.rows[0][TOTALS_KEY] = new_era_totals(0, 5)
     worker.sell(0, (2, "c", 7, 70))

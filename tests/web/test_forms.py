@@ -1,4 +1,4 @@
-"""What a client sends: every problem is named, and what passes is what the agents accept."""
+"""The check of events that a client sends: every problem is named, and what passes is accepted by the agents."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def value(sent: Any) -> Any:
 
 
 def test_a_whole_event_is_passed_on_with_its_key() -> None:
-    """The id goes back to the client; the key is the customer's, as the contract says."""
+    """The client gets the purchase's id back. The Kafka key is the customer's id, as the contract says."""
     checked = FORM.check(WHOLE)
     assert checked.problems == []
     ((key, found),) = checked.records
@@ -54,24 +54,24 @@ def test_a_whole_event_is_passed_on_with_its_key() -> None:
 
 
 def test_what_may_be_left_out_is_made() -> None:
-    """The purchase's id and the time; a missing price stays missing: the one in force counts."""
+    """The worker adds `purchase_id` and `purchased_at`. It adds no `price`: the agents find the price in force."""
     sent = {"customer_id": "anna", "product_id": "mleko", "quantity": 2}
     assert value(sent) == {**sent, "purchase_id": "made", "purchased_at": "2026-05-01T12:00:00Z"}
 
 
 def test_only_known_fields_are_passed_on() -> None:
-    """A newer client can talk to an older worker, and nobody can put other fields into the shop's topics."""
+    """A newer client can talk to an older worker, and no client can add fields to the events in Kafka."""
     assert value({**WHOLE, "note": "x", "$set": {"a": 1}}) == WHOLE
     assert value({**WHOLE, "price": None}) == {name: one for name, one in WHOLE.items() if name != "price"}
 
 
 def test_a_whole_number_may_be_written_with_a_point() -> None:
-    """As JSON Schema has it; it goes to Kafka as an integer."""
+    """JSON Schema counts 2.0 as an integer. Kafka gets 2."""
     assert FORM.check({**WHOLE, "quantity": 2.0}).records == FORM.check(WHOLE).records
 
 
 def test_every_problem_of_every_event_is_named() -> None:
-    """By the field, in an array with the number of the event: one answer is enough to mend all."""
+    """One answer names every wrong field of every event, so that the client can mend all at once."""
     assert problems([WHOLE, {"quantity": 0, "price": "4", "purchased_at": "soon"}, 7]) == {
         "[1].customer_id": "is missing",
         "[1].product_id": "is missing",
@@ -106,7 +106,7 @@ def test_every_problem_of_every_event_is_named() -> None:
     ],
 )
 def test_a_wrong_value_is_named_by_its_field(field: str, wrong: Any) -> None:
-    """And nothing else is."""
+    """The answer names the wrong field, and no other."""
     assert list(problems({**WHOLE, field: wrong})) == [field]
 
 
@@ -114,12 +114,12 @@ def test_a_wrong_value_is_named_by_its_field(field: str, wrong: Any) -> None:
     "time", ["2026-05-01T14:00:00+02:00", "2026-05-01T12:00Z", "2026-05-01 12:00:00z", "2026-05-01T12:00:00.000+00:00"]
 )
 def test_times_are_read_as_those_in_kafka_and_passed_on_in_utc(time: str) -> None:
-    """ISO 8601 as Python reads it, always with an offset."""
+    """Every ISO 8601 time with an offset is accepted. Kafka gets it in UTC."""
     assert value({**WHOLE, "purchased_at": time})["purchased_at"] == "2026-05-01T12:00:00Z"
 
 
 def test_an_event_that_the_agents_find_too_large_is_refused() -> None:
-    """It would be a dead letter."""
+    """A product larger than `max_bytes` would become a dead letter, so the client gets a problem instead."""
     form = Form(Product, id_field="product_id", key_field="product_id", made={"updated_at": lambda: NOON}, max_bytes=99)
     sent = {"product_id": "p", "name": "x" * 99, "type": "t", "price": 1}
     ((problem,), records) = (checked := form.check([sent])).problems, checked.records
@@ -139,7 +139,7 @@ _EVENTS = st.fixed_dictionaries({}, optional={name: st.just(one) | _VALUES for n
 
 @given(st.lists(_EVENTS | _VALUES, max_size=4) | _EVENTS)
 def test_what_passes_is_never_a_dead_letter_and_what_does_not_is_named(sent: Any) -> None:
-    """Whatever is sent: each event is either accepted by the agents' own check, or has a problem."""
+    """For any JSON, each event is either accepted by the agents' decoder, or has a problem with a message."""
     checked = FORM.check(msgspec.json.decode(msgspec.json.encode(sent)))
     for key, found in checked.records:
         try:

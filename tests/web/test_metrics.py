@@ -1,4 +1,4 @@
-"""Metrics: what is counted, and that the rules, the dashboard and the documents speak of what is there."""
+"""The metrics: what is counted, and that alerts, dashboard and documents use only metrics that exist."""
 
 from __future__ import annotations
 
@@ -35,19 +35,20 @@ RULES = yaml.safe_load((DEPLOY / "prometheus/alerts.yml").read_text(encoding="ut
 ALERTS = [rule for group in RULES["groups"] for rule in group["rules"]]
 DASHBOARD = json.loads((DEPLOY / "grafana/dashboards/shopflow.json").read_text(encoding="utf-8"))
 OPERATIONS = (ROOT / "docs/OPERATIONS.md").read_text(encoding="utf-8")
-#: Units that a metric's name may end with, by Prometheus' conventions, and what is a number of something or yes or no.
+#: Units that a metric's name may end with, by Prometheus' conventions.
 UNITS = ("_seconds", "_bytes", "_records", "_offset", "_partitions")
+#: Ends of names of metrics that are 1 or 0.
 FLAGS = ("_ready", "_live", "_serving", "_away", "_stopped")
 
 
 def worker_metrics() -> Metrics:
-    """Those of the application, with all that is read when Prometheus asks."""
+    """The worker's metrics, including those that are read at each request of Prometheus."""
     discover()
     return importlib.import_module("shopflow.bootstrap").parts.metrics  # type: ignore[no-any-return]
 
 
 def families() -> dict[str, Any]:
-    """Name, as Prometheus stores it -> the metric."""
+    """Metrics by the name under which Prometheus stores them."""
     found = {}
     for family in worker_metrics().registry.collect():
         name = f"{family.name}_total" if family.type == "counter" else family.name
@@ -57,7 +58,7 @@ def families() -> dict[str, Any]:
 
 
 FAMILIES = families()
-#: Also the parts of a histogram.
+#: All names in a query: also those of the parts of a histogram.
 SERIES = set(FAMILIES) | {
     f"{name}_{part}"
     for name, family in FAMILIES.items()
@@ -71,7 +72,7 @@ def value(metrics: Metrics, name: str, **labels: str) -> float | None:
 
 
 class Batch:
-    """As many records as are wanted."""
+    """A batch of this many records."""
 
     def __init__(self, records: int = 3) -> None:
         self.records = [None] * records
@@ -83,7 +84,7 @@ class Batch:
 
 @pytest.mark.parametrize("name", sorted(name for name in FAMILIES if name.startswith("shopflow_")))
 def test_names_follow_the_conventions(name: str) -> None:
-    """A prefix, a base unit at the end, `_total` for what only grows, and a meaning in a sentence."""
+    """Names have the prefix, a base unit at the end or `_total`; every metric has a sentence that explains it."""
     family = FAMILIES[name]
     assert re.fullmatch(r"shopflow_[a-z_]+", name)
     if family.type == "counter":
@@ -94,7 +95,7 @@ def test_names_follow_the_conventions(name: str) -> None:
 
 
 def test_nothing_foreign_is_in_the_registry() -> None:
-    """It is not prometheus_client's own, which belongs to everybody in the process."""
+    """prometheus_client's default registry would also have the metrics of any library in the process."""
     assert all(name.startswith(("shopflow_", "process_", "python_")) for name in FAMILIES)
 
 
@@ -106,7 +107,7 @@ def test_the_text_is_what_prometheus_reads() -> None:
 
 
 def test_the_documented_table_is_the_registry() -> None:
-    """Name, type, labels and meaning of each; this says what to write when it fails."""
+    """docs/OPERATIONS.md has the name, type and meaning of each metric. The failure shows what to write there."""
     rows = [
         f"| `{name}` | {family.type} | {family.documentation} |"
         for name, family in sorted(FAMILIES.items())
@@ -133,7 +134,7 @@ def test_a_batch_is_counted_when_it_is_done() -> None:
     ("error", "failures"), [(PartitionLost("gone"), None), (Unavailable("Kafka", "away"), None), (KeyError("x"), 1)]
 )
 def test_a_batch_that_is_not_done_is_not_counted(error: Exception, failures: int | None) -> None:
-    """Only a fault of the program is a failure; the error goes on to whom it concerns."""
+    """Only an error of the program counts as a failure. The error goes on to the caller."""
     metrics = Metrics()
 
     with pytest.raises(type(error)), metrics.batch(Batch()):  # type: ignore[arg-type]
@@ -144,7 +145,7 @@ def test_a_batch_that_is_not_done_is_not_counted(error: Exception, failures: int
 
 
 class Answers(MongoStore):
-    """Refuses, and meets duplicates, without a server."""
+    """A store without a server, which refuses some documents and finds a duplicate."""
 
     async def _insert_and_compare(self, documents: Any) -> Inserted:
         return Inserted(frozenset({0}), {1: "why"})
@@ -156,7 +157,7 @@ class Answers(MongoStore):
 
 
 class Away(MongoStore):
-    """Takes nothing."""
+    """A store whose server does not answer."""
 
     async def _upsert(self, name: str, documents: Any) -> dict[int, str]:
         raise Unavailable("MongoDB", "away")
@@ -194,7 +195,7 @@ def test_documents_are_counted_by_what_became_of_them() -> None:
 
 
 def test_a_write_that_fails_is_not_counted() -> None:
-    """It is made again."""
+    """A failed write is tried again, and counted when it succeeds."""
     metrics, store = Metrics(), Away("shop")
     store.on_write = metrics.wrote
     with pytest.raises(Unavailable):
@@ -207,7 +208,7 @@ def test_the_writes_of_a_worker_are_counted() -> None:
 
 
 def test_rebalances_are_timed() -> None:
-    """One that is overtaken by the next has no return."""
+    """A rebalance that is followed by another before its recovery counts as a rebalance, not as a recovery."""
     metrics = Metrics()
     sensor = Rebalances(metrics)
     state = sensor.on_rebalance_start(None)
@@ -219,7 +220,7 @@ def test_rebalances_are_timed() -> None:
 
 
 def test_a_strange_method_makes_no_new_series() -> None:
-    """What a client sends is never a label as it is."""
+    """A client can send any method, so an unknown one is counted as `other`."""
     metrics = Metrics()
     metrics.answered("/", "BREW", 405, 0.1)
     assert value(metrics, "shopflow_http_requests_total", view="/", method="other", status="405") == 1
@@ -227,7 +228,7 @@ def test_a_strange_method_makes_no_new_series() -> None:
 
 @pytest.fixture
 def watched() -> tuple[Metrics, SimpleNamespace]:
-    """Metrics that read a worker which owns two partitions, and what they read it from."""
+    """Metrics of a worker that owns two of three partitions, and the fake that they read."""
     purchases, products = "shop.purchases", "shop.products"
 
     async def all_have_records(places: Any) -> set[Any]:
@@ -253,7 +254,7 @@ def watched() -> tuple[Metrics, SimpleNamespace]:
 
 
 def test_only_what_is_owned_is_told_of(watched: tuple[Metrics, SimpleNamespace]) -> None:
-    """Else the same lag would be there once for each worker, and be added up."""
+    """If every worker reported every partition, the sum over workers would count its lag several times."""
     metrics, _ = watched
     for number, waiting in ((0, 10), (1, None), (2, 8)):
         place = {"topic": "shop.purchases", "partition": str(number)}
@@ -291,19 +292,19 @@ _WORDS = {"histogram_quantile"}
 
 
 def names(expression: str) -> set[str]:
-    """The metrics that an expression speaks of."""
+    """The names of the metrics in an expression."""
     bare = re.sub(r"\{[^}]*\}|\b(?:by|without) \([^)]*\)", "", expression)
     return set(_NAME.findall(bare)) - _WORDS
 
 
 def targets() -> list[tuple[str, str]]:
-    """Title and expression of each line of the dashboard."""
+    """Title and expression of each query of the dashboard."""
     return [(panel["title"], target["expr"]) for panel in DASHBOARD["panels"] for target in panel["targets"]]
 
 
 @pytest.mark.parametrize("rule", ALERTS, ids=[rule["alert"] for rule in ALERTS])
 def test_an_alert_speaks_of_what_is_there(rule: dict[str, Any]) -> None:
-    """It says how urgent it is and what it means, and the operator's document what to do."""
+    """An alert uses metrics and labels that exist, has a severity and a description, and stands in OPERATIONS.md."""
     assert names(rule["expr"]) <= SERIES
     assert names(rule["expr"]) or "up{" in rule["expr"]
     assert rule["labels"]["severity"] in {"warning", "critical"}
@@ -325,13 +326,13 @@ def test_a_panel_shows_what_is_there(title: str, expression: str) -> None:
 
 
 def test_every_alert_is_tried() -> None:
-    """`alerts.test.yml` says when it comes."""
+    """`alerts.test.yml` tests when each alert fires."""
     tried = (DEPLOY / "prometheus/alerts.test.yml").read_text(encoding="utf-8")
     assert [rule["alert"] for rule in ALERTS if rule["alert"] not in tried] == []
 
 
 def test_the_names_in_an_expression_are_found() -> None:
-    """Functions, labels and the values of labels are none."""
+    """Functions, labels and label values are not taken for metrics."""
     assert names('sum by (le_x, topic) (rate(shopflow_a_b_bucket{job="not_this"}[5m])) / shopflow_c_d offset 5m') == {
         "shopflow_a_b_bucket",
         "shopflow_c_d",
@@ -339,7 +340,7 @@ def test_the_names_in_an_expression_are_found() -> None:
 
 
 def test_the_dashboard_has_room_for_its_panels() -> None:
-    """None lies on another, each has its own number, and all ask the data source that is provisioned."""
+    """Panels don't overlap, have different ids, and query the provisioned data source."""
     (source,) = yaml.safe_load((DEPLOY / "grafana/provisioning/datasources/prometheus.yml").read_text())["datasources"]
     taken: set[tuple[int, int]] = set()
     for panel in DASHBOARD["panels"]:
@@ -382,7 +383,7 @@ def test_prometheus_finds_the_workers_and_the_rules_where_compose_puts_them() ->
     ids=lambda arguments: "-".join(arguments[:2]),
 )
 def test_promtool_accepts_it(arguments: list[str]) -> None:
-    """Prometheus' own checks: expressions, settings, the conventions of names; when each alert comes, and when not."""
+    """Prometheus' own checks: expressions, settings, conventions of names, and when each alert fires."""
     done = subprocess.run(
         ["promtool", *arguments],
         cwd=DEPLOY / "prometheus",
@@ -396,7 +397,7 @@ def test_promtool_accepts_it(arguments: list[str]) -> None:
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool, which comes with Prometheus")
 @pytest.mark.parametrize(("title", "expression"), targets())
 def test_promtool_reads_each_line_of_the_dashboard(title: str, expression: str, tmp_path: Path) -> None:
-    """As rules, since promtool checks those."""
+    """promtool checks only rules, so each query is written as a rule."""
     rules = {"groups": [{"name": "dashboard", "rules": [{"record": "x", "expr": expression}]}]}
     (tmp_path / "rules.yml").write_text(yaml.safe_dump(rules))
     command = ["promtool", "check", "rules", str(tmp_path / "rules.yml")]

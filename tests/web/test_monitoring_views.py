@@ -1,4 +1,4 @@
-"""The probes' answers, and that every request is counted as what it was answered with."""
+"""The answers of the health probes, and the count of HTTP requests by status."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def request(view: str | None, method: str = "GET") -> Any:
 
 
 def answered(view: str, status: int) -> float:
-    """How many requests were counted."""
+    """The number of counted requests of the view with this status."""
     labels = {"view": view, "method": "GET", "status": str(status)}
     return parts.metrics.registry.get_sample_value("shopflow_http_requests_total", labels) or 0.0
 
@@ -41,7 +41,7 @@ def answered(view: str, status: int) -> float:
     ],
 )
 def test_a_request_is_counted_with_its_status(outcome: Any, status: int) -> None:
-    """Also when it is an exception that says it; which goes on to whom it concerns."""
+    """A view may return its answer or raise it. A fault counts as 500, a client that left as 499; the error goes on."""
 
     async def handler(_: Any) -> Any:
         if isinstance(outcome, BaseException):
@@ -59,7 +59,7 @@ def test_a_request_is_counted_with_its_status(outcome: Any, status: int) -> None
 
 
 def test_a_path_that_nobody_serves_is_no_label() -> None:
-    """Else whoever asks for many paths makes as many series."""
+    """A client that asks for many unknown paths must not create a Prometheus series for each."""
 
     async def handler(_: Any) -> Any:
         raise web.HTTPNotFound
@@ -73,10 +73,10 @@ def test_a_path_that_nobody_serves_is_no_label() -> None:
 @pytest.mark.parametrize(("path", "name"), [("/health/live", "live"), ("/health/ready", "ready")])
 @pytest.mark.parametrize("slash", ["", "/"])
 @pytest.mark.parametrize("method", ["get", "head"])
-def test_a_probe_is_told_in_one_shape(
+def test_both_probes_answer_in_one_shape(
     path: str, name: str, slash: str, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With and without a slash at the end, also when only the head is asked for."""
+    """Both probes answer GET and HEAD, with and without a slash at the end: 200, or 503 with reasons."""
     reasons: list[str] = []
 
     class Told:
@@ -99,7 +99,7 @@ def test_a_probe_is_told_in_one_shape(
 
 
 def test_before_the_first_assignment_nothing_is_owned() -> None:
-    """Nor does the consumer's thread turn: a worker that starts is asked already."""
+    """Probes and `/metrics` may come while the worker starts, when its consumer's thread does not run yet."""
     fresh = App("fresh", broker="kafka://127.0.0.1:1", store="memory://")
     assert fresh.owned == []
     with pytest.raises(RuntimeError):

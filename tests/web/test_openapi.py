@@ -1,4 +1,4 @@
-"""The OpenAPI document is a file: it says what the Records, the limits and the views are."""
+"""`openapi.json` is a file: it agrees with the Records, the limits and the views."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ RECORDS = {
     "customers": (Customer, "RegisteredCustomer"),
     "purchases": (Purchase, "StoredPurchase"),
 }
-#: Pages for people, what Faust brings, and what only Prometheus and other workers ask for.
+#: Pages for people, Faust's own views, and what only Prometheus and other workers request.
 NOT_DESCRIBED = re.compile(r"/|/page/.*|/docs.*|/openapi\.json|/metrics|/board|/table.*|/router.*|/static.*")
 
 
 def bare(schema: Any) -> Any:
-    """Without descriptions."""
+    """A schema without its descriptions."""
     return {name: one for name, one in schema.items() if name != "description"}
 
 
@@ -50,7 +50,7 @@ def parameters(path: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", RECORDS)
 def test_an_event_is_described_as_its_record(kind: str) -> None:
-    """Every field with its limits; what the worker makes itself may be left out, and says so."""
+    """Every field has the Record's limits. A field that the worker can fill in is optional, as its description says."""
     record, form = fields(RECORDS[kind][0]), FORMS[kind]
     event = SCHEMAS[f"{RECORDS[kind][0].__name__}Event"]
     assert {name: bare(one) for name, one in event["properties"].items()} == record["properties"]
@@ -62,7 +62,7 @@ def test_an_event_is_described_as_its_record(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", RECORDS)
 def test_a_document_is_described_as_its_record(kind: str) -> None:
-    """Another program may have written it with less: nothing is required."""
+    """No field is required: another program may have written the document without it."""
     record, name = RECORDS[kind]
     stored, expected = SCHEMAS[name], dict(fields(record)["properties"])
     found = {name: bare(one) for name, one in stored["properties"].items()}
@@ -74,7 +74,7 @@ def test_a_document_is_described_as_its_record(kind: str) -> None:
 
 
 def test_the_limits_are_those_of_the_code() -> None:
-    """And of the default configuration."""
+    """The document has the limits of the code and of the default configuration."""
     most = Web().max_events
     assert SCHEMAS["Limit"] == {"type": "integer", "minimum": 1, "maximum": most, "default": 100}
     rows = {"type": "integer", "minimum": 1, "default": 1_000}
@@ -87,12 +87,13 @@ def test_the_limits_are_those_of_the_code() -> None:
 
 
 def test_the_file_is_for_the_default_configuration() -> None:
-    """Who reads it sees what a worker answers, but for the version."""
+    """The file is what a worker with default settings serves, except for the version."""
     written = msgspec.json.decode((openapi.STATIC / "openapi.json").read_bytes())
     assert {**DOCUMENT, "info": {**DOCUMENT["info"], "version": "0"}} == written
 
 
 def test_every_limit_that_is_configured_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The served document has the worker's own limits."""
     monkeypatch.setattr(openapi, "config", Config(web=Web(max_events=7, max_body_bytes=2_048)))
     found = openapi.document()
     assert found["components"]["schemas"]["Limit"] == {"type": "integer", "minimum": 1, "maximum": 7, "default": 7}
@@ -101,7 +102,7 @@ def test_every_limit_that_is_configured_is_told(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_probes_need_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything else does, when one is configured."""
+    """With tokens configured, every operation but the probes needs one, and can answer 401."""
     monkeypatch.setattr(openapi, "config", Config(web=Web(read_token="r" * 20, write_token="w" * 20)))
     for path, operations in openapi.document()["paths"].items():
         for operation in operations.values():
@@ -111,7 +112,7 @@ def test_the_probes_need_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_path_is_a_view_and_every_view_is_a_path() -> None:
-    """With the methods that it has; pages for people are not described."""
+    """Every described path exists with its methods, and every view is described, except pages for people."""
     discover()
     there = {re.sub(r":[^}]*\}", "}", path): view for path, view in app.web.views.items()}  # type: ignore[attr-defined]
     for path, operations in DOCUMENT["paths"].items():
@@ -122,7 +123,7 @@ def test_every_path_is_a_view_and_every_view_is_a_path() -> None:
 
 
 def test_every_answer_has_an_example_that_is_one() -> None:
-    """The page shows them."""
+    """`/docs/` shows the examples, so each must match its schema."""
     for path, operations in DOCUMENT["paths"].items():
         for operation in operations.values():
             for status, answer in operation["responses"].items():
@@ -133,16 +134,16 @@ def test_every_answer_has_an_example_that_is_one() -> None:
 
 
 def test_every_number_of_an_answer_has_a_least_value() -> None:
-    """But for offsets: -1 is before the first record."""
+    """Counts and sums are never negative; only offsets may be -1, before the first record."""
     for name in ("Sums", "Count", "Sale"):
         for field, schema in SCHEMAS[name]["properties"].items():
             assert schema["type"] != "integer" or schema["minimum"] == 0, (name, field)
 
 
 def test_every_reference_leads_somewhere() -> None:
-    """And nothing is described that nothing leads to."""
+    """Every `$ref` has a target, and every component is used."""
     text = msgspec.json.encode(DOCUMENT).decode()
     used = set(re.findall(r'"#/components/(\w+/\w+)"', text))
     there = {f"{kind}/{name}" for kind, named in DOCUMENT["components"].items() for name in named}
     assert used <= there
-    assert there - used == {"responses/Unauthorized"}  # of a worker with a token
+    assert there - used == {"responses/Unauthorized"}  # is used by a worker with tokens

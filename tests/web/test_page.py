@@ -1,4 +1,4 @@
-"""The page's views, without servers."""
+"""The views of the page, without servers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HOSTILE = "</script><img src=x onerror=alert(1)>\"'&"
 
 
 class Visitor:
-    """Somebody who looks at the page, and what the workers answer about a customer's counts."""
+    """Requests the page; has the workers' answer about a customer's counts."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -53,7 +53,7 @@ class Visitor:
         return answer
 
     def problems(self, customer: str) -> list[str]:
-        """What the page says of a customer."""
+        """The problems that the page shows of a customer."""
         return re.findall('<p class="problem">(.*?)</p>', self.index(customer)[0])
 
 
@@ -62,7 +62,7 @@ WEB = SimpleNamespace(html=lambda body, headers: (body, headers))
 
 @pytest.fixture
 def visitor(monkeypatch: pytest.MonkeyPatch, store: ObservedStore, by_hand: ByHand, run: Run) -> Visitor:
-    """Sees a shop that is well, with a voucher and a product."""
+    """A visitor of a shop that is well, and has a voucher and a product with hostile names."""
     made = Visitor(run)
     sale = Sale(AT, "b", HOSTILE, HOSTILE, 1, 5)
     sold = {"product_id": HOSTILE, "units": 1, "revenue": 5}
@@ -88,7 +88,7 @@ def visitor(monkeypatch: pytest.MonkeyPatch, store: ObservedStore, by_hand: ByHa
 
 
 def test_names_are_escaped_wherever_they_stand(visitor: Visitor) -> None:
-    """In cells, links, headings, and in the field that was filled in."""
+    """Markup in names and ids is escaped in cells, links, headings and form fields."""
     visitor.answer = {"purchases": 1, "items": 1, "spent": 5}
     html, _ = visitor.index(HOSTILE, product=HOSTILE)
     assert "<img" not in html
@@ -98,7 +98,7 @@ def test_names_are_escaped_wherever_they_stand(visitor: Visitor) -> None:
 
 
 def test_a_product_is_shown_with_its_prices(visitor: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the page and in what its script fetches: the table is there without the extra; the chart is not."""
+    """The page and its JSON have the table of prices. The chart is there only with Bokeh."""
     for drawn in (True, False):
         monkeypatch.setattr(charts, "available", lambda drawn=drawn: drawn)
         html, _ = visitor.index(product=HOSTILE)
@@ -113,7 +113,7 @@ def test_a_product_is_shown_with_its_prices(visitor: Visitor, monkeypatch: pytes
 
 
 def test_a_products_chart_fetches_that_products_columns(visitor: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever its id is."""
+    """The id in the chart's URL is percent-encoded."""
     asked: list[tuple[str, bool]] = []
     monkeypatch.setattr(charts, "available", lambda: True)
     monkeypatch.setattr(charts, "product", lambda url, dark: asked.append((url, dark)) or {})
@@ -125,7 +125,7 @@ def test_a_products_chart_fetches_that_products_columns(visitor: Visitor, monkey
 def test_the_policy_lets_only_the_workers_scripts_run(
     drawn: bool, visitor: Visitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bokeh's styles are let in only where there are charts."""
+    """No script or style is inline. Inline styles are allowed only with charts, for Bokeh."""
     monkeypatch.setattr(charts, "available", lambda: drawn)
     html, headers = visitor.index()
     assert "script-src 'self';" in headers["Content-Security-Policy"]
@@ -141,7 +141,7 @@ def test_the_page_and_the_interfaces_page_link_to_each_other(visitor: Visitor) -
 
 
 def test_no_customer_is_looked_for_unless_one_is_named(visitor: Visitor) -> None:
-    """Spaces around an id are somebody's copying."""
+    """An empty id starts no search. Spaces around a copied id are ignored."""
     visitor.index()
     visitor.index("  ")
     assert visitor.asked == []
@@ -152,7 +152,7 @@ def test_no_customer_is_looked_for_unless_one_is_named(visitor: Visitor) -> None
 def test_what_is_not_known_of_a_customer_is_said(
     visitor: Visitor, monkeypatch: pytest.MonkeyPatch, store: ObservedStore
 ) -> None:
-    """The counts and MongoDB each by itself; the page comes anyway."""
+    """The page comes also while the counts or MongoDB don't answer, and says what is unknown."""
     assert visitor.problems("nobody") == ["There is no customer with this id."]
     assert visitor.problems("x" * 129) == ["A customer&#39;s id has at most 128 characters."]
     visitor.answer = Refusal(503, "the counts are being recovered")
@@ -167,14 +167,14 @@ def test_what_is_not_known_of_a_customer_is_said(
 
 @pytest.mark.parametrize("name", ["page.py", "../page.py", "page.html", "", "bokeh.js", "page.js/"])
 def test_only_the_pages_own_files_are_served(name: str) -> None:
-    """Whatever a path says."""
+    """A path with another file's name, or one that leaves the directory, gets 404."""
     with pytest.raises(Refusal) as refused:
         asyncio.run(page.static.get(WEB, None, name))
     assert refused.value.status == 404
 
 
-def test_without_the_extra_there_are_no_charts_to_fetch(visitor: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Said in the shape of all errors."""
+def test_without_bokeh_there_are_no_charts_to_fetch(visitor: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without Bokeh, the chart's URLs answer with an error in the shape of all errors."""
     monkeypatch.setattr(charts, "available", lambda: False)
     with pytest.raises(Refusal, match="`page`"):
         visitor.fetched(page.chart)

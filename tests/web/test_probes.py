@@ -1,4 +1,4 @@
-"""Health: what makes a worker dead or not ready, and above all what does not."""
+"""Health: what makes a worker dead or not ready, and what must not."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def has_records(places: Mapping[tuple[str, int], Span]) -> set[tuple[str, 
 
 
 class Case:
-    """A worker's health, and the application, the store and the limit that it looks at; all is well at first."""
+    """A worker's health, with a fake application, store and limit. At first all is well."""
 
     def __init__(self) -> None:
         self.serving = self.joined = self.sure = True
@@ -58,7 +58,7 @@ class Case:
             raise self.error
 
     def look(self, times: int = 1, *, done: int = 5, end: int = 9) -> None:
-        """So many looks at Kafka, one after the other."""
+        """Take the offsets of Kafka this many times."""
 
         async def looking() -> None:
             for _ in range(times):
@@ -70,7 +70,7 @@ class Case:
         return asyncio.run(self.health.ready())
 
 
-#: More looks than a stuck actor gets.
+#: So many looks without progress that an actor counts as stuck.
 MANY = round(module.STUCK_SECONDS / lag_module.LOOK_SECONDS) + 5
 
 
@@ -81,7 +81,7 @@ def test_a_well_worker_is_live_and_ready() -> None:
 
 
 def test_who_owns_no_partition_is_ready() -> None:
-    """There are more workers than partitions."""
+    """A worker beyond the number of partitions waits as a spare."""
     case = Case()
     case.owned = []
     case.look(MANY)
@@ -97,7 +97,7 @@ def test_a_stuck_actor_is_found_by_what_waits() -> None:
 
 
 def no_progress_but(change: Callable[[Case], None]) -> Case:
-    """Events wait for long, nothing is done, and there is a reason."""
+    """A case in which events wait for long and none is processed, with a change that explains it."""
     case = Case()
     change(case)
     case.look(MANY)
@@ -121,13 +121,13 @@ def set_to(name: str, value: Any) -> Callable[[Case], None]:
     ],
     ids=["mongodb", "recovery", "session", "not ours", "stopped", "mongodb refuses", "kafka"],
 )
-def test_waiting_with_a_reason_is_living(change: Callable[[Case], None]) -> None:
-    """A restart would not bring the server back, nor make the recovery any shorter."""
+def test_a_worker_that_waits_with_a_reason_is_live(change: Callable[[Case], None]) -> None:
+    """A worker that waits for a server, a recovery or a rebalance stays live: a restart would not help."""
     assert no_progress_but(change).health.live() == []
 
 
 def test_what_is_tried_again_is_not_stuck() -> None:
-    """A batch that the program can't handle is no reason for a restart: the next worker can't either."""
+    """A batch that always fails is no reason for a restart: it would fail in the next worker too."""
     case = Case()
     for _ in range(MANY):
         case.look()
@@ -143,7 +143,7 @@ def test_slow_progress_is_progress() -> None:
 
 
 def test_after_an_outage_the_patience_begins_anew() -> None:
-    """Else all that waited would make the worker look stuck at once."""
+    """Events that waited during a recovery don't count as stuck right after it."""
     case = Case()
     case.look(MANY - 6)
     case.serving = False
@@ -173,7 +173,7 @@ def test_after_an_outage_the_patience_begins_anew() -> None:
     ],
 )
 def test_why_it_is_not_ready(change: Callable[[Case], None], reason: str) -> None:
-    """One reason each, and nothing of the server's own words: they may hold an address or a name."""
+    """Each fault gives one reason, without a server's own words, which may hold an address or a password."""
     case = Case()
     change(case)
     assert case.ready() == [reason]
@@ -181,7 +181,7 @@ def test_why_it_is_not_ready(change: Callable[[Case], None], reason: str) -> Non
 
 
 def test_a_trouble_that_stops_nothing_leaves_the_worker_ready() -> None:
-    """It does its share of the work. The page, the log and the metrics tell of the trouble."""
+    """The worker does its share of the work. The page, the log and the metrics show the trouble."""
     case = Case()
     case.troubles.begin("deleted", "sold[0]", "3 events were deleted unread", stops=False)
     assert case.ready() == []
@@ -198,13 +198,13 @@ def test_a_thread_that_does_not_turn_is_stuck() -> None:
         assert not pulse.stuck
         pulse.turn(asked.append)
     assert pulse.stuck
-    assert len(asked) == 1  # it is not asked again and again: that would pile up
+    assert len(asked) == 1  # one callback waits, not one for each turn
     asked.pop()()
     assert not pulse.stuck
 
 
 def test_a_thread_that_has_not_begun_is_not_stuck() -> None:
-    """A worker's start may take long."""
+    """A worker may take long to start."""
     pulse = Pulse()
     for _ in range(3 * STUCK_TURNS):
         pulse.turn(lambda callback: None)
@@ -212,7 +212,7 @@ def test_a_thread_that_has_not_begun_is_not_stuck() -> None:
 
 
 def test_a_thread_that_has_ended_is_not_stuck() -> None:
-    """The worker stops."""
+    """The consumer's event loop is closed when the worker stops."""
 
     def ended(callback: Callable[[], None]) -> None:
         raise RuntimeError("Event loop is closed")
@@ -254,7 +254,7 @@ class Pinged(Case):
 
 
 def test_a_ping_is_not_waited_for_and_not_sent_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A frozen server never answers: it gets one ping at a time, and the probe its answer in time."""
+    """A frozen MongoDB gets one ping at a time, and the probe answers in time without it."""
     monkeypatch.setattr(module, "PING_SECONDS", 0.01)
     monkeypatch.setattr(module, "_PING_COUNTS_SECONDS", 0.0)
 
@@ -278,7 +278,7 @@ def test_a_ping_is_not_waited_for_and_not_sent_twice(monkeypatch: pytest.MonkeyP
 
 
 def test_a_ping_without_an_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its connection may be dead, and the server long back on another."""
+    """A ping on a dead connection ends, so that the next one can find that MongoDB is back."""
     monkeypatch.setattr(module, "_PING_COUNTS_SECONDS", 0.0)
     monkeypatch.setattr(cached, "MOST_SECONDS", 0.01)
 
@@ -298,7 +298,7 @@ def test_a_ping_without_an_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_an_answer_counts_for_a_while() -> None:
-    """Whoever asks often does not have the server asked as often."""
+    """Frequent probes don't send a ping each."""
 
     async def scenario() -> None:
         sent = []
@@ -314,7 +314,7 @@ def test_an_answer_counts_for_a_while() -> None:
 
 
 def test_a_ping_ends_an_outage_that_nobody_works_on() -> None:
-    """The batches that saw it begin went to another worker: without work nobody else would see it end."""
+    """The batch that saw the outage went to another worker. Without events, only a ping can end it."""
     case = Case()
     case.mongodb.failed(AWAY, "batch")
     case.mongodb.gave_up("batch")
@@ -326,7 +326,7 @@ def test_a_ping_ends_an_outage_that_nobody_works_on() -> None:
 
 
 def test_the_end_of_a_transaction_is_no_lag() -> None:
-    """It takes an offset that is never committed; it is looked into once, when nothing moves."""
+    """A transaction's marker takes an offset that is never committed. A partition that rests is checked for it once."""
     looked_into = []
 
     async def empty(places: Mapping[tuple[str, int], Span]) -> set[tuple[str, int]]:
@@ -347,7 +347,7 @@ def test_the_end_of_a_transaction_is_no_lag() -> None:
 
 
 def test_the_lag_outlives_a_kafka_that_goes_and_comes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was known stays known, with its age; each time it is connected anew. A fault in it ends nothing."""
+    """During an outage the last lag stays, with its age. A new connection is made after an outage or a fault."""
     monkeypatch.setattr(lag_module, "LOOK_SECONDS", 0.0)
     errors: list[Exception | None] = [None, AWAY, ValueError("a fault"), None]
     seen: list[bool | None] = []

@@ -1,4 +1,4 @@
-"""A product that is looked at: asked for now and then, whoever looks, and never for long."""
+"""A product on the page: MongoDB is asked seldom, however many look, and the page never waits for long."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def milk(monkeypatch: pytest.MonkeyPatch, store: ObservedStore, run: Run) -> Obs
 
 
 async def shown(product_id: str) -> Product:
-    """One that is looked at."""
+    """The product's texts on the page."""
     found = await product.shown(product_id)
     assert found is not None
     return found
 
 
 def test_all_who_look_share_one_answer(milk: ObservedStore, run: Run) -> None:
-    """The table and the chart, too."""
+    """The table and the chart of all visitors need one request to MongoDB."""
 
     async def look() -> None:
         found = await asyncio.gather(*(shown("milk") for _ in range(9)))
@@ -54,7 +54,7 @@ def test_all_who_look_share_one_answer(milk: ObservedStore, run: Run) -> None:
 
 
 def test_a_stock_is_shown_as_it_is_left(milk: ObservedStore, by_hand: ByHand, run: Run) -> None:
-    """Of a product that carries one."""
+    """The page shows how much of the stock is left. A product whose stock is not tracked has no such line."""
 
     async def look() -> None:
         assert "In stock" not in (await shown("milk")).facts
@@ -68,14 +68,14 @@ def test_a_stock_is_shown_as_it_is_left(milk: ObservedStore, by_hand: ByHand, ru
 
 
 def test_only_the_last_prices_are_shown(milk: ObservedStore, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
-    """However many there were."""
+    """A long price history does not make the page long."""
     monkeypatch.setattr(product, "_PRICES", 1)
     found = run(shown("milk"))
     assert [row[2].text for row in found.prices] == ["3,00 zł"]
 
 
 def test_what_is_not_known_is_said(milk: ObservedStore, run: Run) -> None:
-    """Nothing is looked for where nothing is asked for, and no id that can't be one."""
+    """An unknown id, a too long id and an outage of MongoDB each give a sentence. No id needs no request."""
 
     async def look() -> None:
         assert await product.shown("") is None
@@ -92,7 +92,7 @@ def test_what_is_not_known_is_said(milk: ObservedStore, run: Run) -> None:
 def test_a_slow_mongodb_holds_the_page_up_for_a_moment(
     milk: ObservedStore, monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> None:
-    """It is said that nothing is known yet."""
+    """The page comes after a short wait, and says that the prices are unknown."""
     monkeypatch.setattr(product, "_PATIENCE_SECONDS", 0.01)
 
     async def never(product_ids: object) -> object:
@@ -104,7 +104,7 @@ def test_a_slow_mongodb_holds_the_page_up_for_a_moment(
 
 
 def test_few_products_are_remembered(milk: ObservedStore, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ids come from outside; those that were looked at last stay."""
+    """Ids come from outside, so the cache is bounded. The products that were looked at last stay in it."""
     monkeypatch.setattr(product, "_SECONDS", 3600.0)  # else a slow machine asks for the same product again
 
     async def look() -> None:

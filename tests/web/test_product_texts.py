@@ -1,4 +1,4 @@
-"""What the page shows of a product, as texts and as the columns of its chart."""
+"""The texts of a product on the page, and the columns of its chart."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ HOSTILE = "<img src=x>\x1b[2J"
 
 
 def picture(*prices: Period, sold: tuple[Sold, ...] = (), bucket: str = "hour", **fields: Any) -> Picture:
-    """Of a product, for the two hours after noon."""
+    """Milk with these prices, and its sales in the two hours after noon."""
     return Picture(Prices("milk", **{"name": "Milk", **fields}, prices=prices),
                    SalesOverTime(NOON, NOON + 2 * HOUR, bucket, sold))  # fmt: skip
 
 
 def at(ms: float) -> datetime:
-    """A time of the axis: that of a clock on the wall."""
+    """The time at a position of the chart's axis, which has local time."""
     return datetime.fromtimestamp(ms / 1_000, timezone.utc).replace(tzinfo=None).astimezone()
 
 
 def test_each_price_with_what_was_sold_at_it() -> None:
-    """Newest first; how much that is in an hour, as the times are not equally long."""
+    """The newest price is first. Units an hour make periods of different lengths comparable."""
     found = product("milk", picture(
         Period(None, NOON, 300, 2, 600), Period(NOON, NOON + HOUR, 300, 5, 1_500),
         Period(NOON + HOUR, NOON + 1.5 * HOUR, None), Period(NOON + 1.5 * HOUR, None, 250, 600, 150_000),
@@ -50,14 +50,14 @@ def test_each_price_with_what_was_sold_at_it() -> None:
 
 
 def test_what_is_left_of_a_stock() -> None:
-    """Of a product that carries one."""
+    """The page shows what is left of a stock. A product whose stock is not tracked has no such line."""
     found = replace(picture(Period(NOON, None, 300)), stock=(1_234, 2_000))
     assert product("milk", found, []).facts["In stock"] == "1\N{NO-BREAK SPACE}234 of 2\N{NO-BREAK SPACE}000"
     assert "In stock" not in product("milk", picture(Period(NOON, None, 300)), []).facts
 
 
 def test_a_price_of_the_future_is_not_the_one_of_now() -> None:
-    """Nor is anything sold at it; a product that is deleted has none."""
+    """A price that begins later is listed without sales. A deleted product is not for sale."""
     found = product("milk", picture(Period(NOON, NOON + 9 * HOUR, 300), Period(NOON + 9 * HOUR, None, 1)), [])
     assert found.facts["Price now"] == "3,00 zł"
     assert found.prices[0][-1].text == "-"
@@ -66,7 +66,7 @@ def test_a_price_of_the_future_is_not_the_one_of_now() -> None:
 
 
 def test_names_and_ids_are_only_texts() -> None:
-    """Without what a browser or a terminal would obey, and cut."""
+    """Escape sequences in names and ids are shown, and long names are cut."""
     found = product(HOSTILE, picture(name=HOSTILE * 9), [HOSTILE])
     assert found.product_id == found.problems[0] == visible(HOSTILE)
     assert found.name == visible(HOSTILE * 9, 60)
@@ -75,7 +75,7 @@ def test_names_and_ids_are_only_texts() -> None:
 
 
 def test_steps_and_bars_are_equally_many() -> None:
-    """One source has them; no bar is there twice, or it would be darker. A step goes up or down to the next."""
+    """Bokeh needs columns of one length. The last line is repeated; missing bars have no width, so none is darker."""
     bars = tuple(Sold(NOON + number * HOUR, number + 1, 1) for number in range(2))
     found = columns(picture(Period(None, NOON + HOUR, 300), Period(NOON + HOUR, None, 250), sold=bars))
     assert [at(each) for each in found.x0] == [NOON, NOON + HOUR, NOON + HOUR]
@@ -87,7 +87,7 @@ def test_steps_and_bars_are_equally_many() -> None:
 
 
 def test_while_it_was_not_for_sale_there_is_no_line() -> None:
-    """And none from the price before to the one after."""
+    """A product that was deleted for a time has a gap in its line of prices."""
     found = columns(picture(
         Period(NOON, NOON + HOUR / 2, 300), Period(NOON + HOUR / 2, NOON + HOUR, None), Period(NOON + HOUR, None, 300),
     ))  # fmt: skip
@@ -100,7 +100,7 @@ def test_while_it_was_not_for_sale_there_is_no_line() -> None:
     [(), (Period(None, None, None),), (Period(NOON + 9 * HOUR, None, 5),), (Period(NOON - 9 * HOUR, NOON, 5),)],
 )
 def test_a_chart_without_anything_has_columns(prices: tuple[Period, ...]) -> None:
-    """Those outside of its time are left out."""
+    """Without a price in its span, a chart has a line of no length. Without a product, it has empty columns."""
     found = columns(picture(*prices))
     assert (found.y0, found.y1, found.units) == ([0.0], [0.0], [0])
     assert columns(None) == Columns()

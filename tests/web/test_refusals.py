@@ -1,4 +1,4 @@
-"""Every refusal has the one shape, whoever refuses: aiohttp's parser, its router, Faust's views, or ours.
+"""Every refusal has one shape, whether aiohttp's parser, its router, Faust's views or ours refuse.
 
 The requests are bytes on a socket: a client library would not send most of them.
 """
@@ -40,7 +40,7 @@ class Answer(NamedTuple):
 
 
 async def echo(request: web.Request) -> web.Response:
-    """A view that reads JSON."""
+    """A view that reads a JSON body."""
     return web.json_response({"read": await read_json(request, 10_000)})
 
 
@@ -78,7 +78,7 @@ def posted(body: bytes, headers: bytes = b"") -> bytes:
 
 
 def coded(encoding: bytes, body: bytes) -> bytes:
-    """A request whose body is said to be encoded."""
+    """A request with this `Content-Encoding`."""
     return posted(body, b"Content-Encoding: " + encoding + b"\r\n")
 
 
@@ -133,7 +133,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_every_refusal_has_the_one_shape(name: str, caplog: pytest.LogCaptureFixture) -> None:
-    """With the headers of all answers, and no traceback in the log."""
+    """A refusal has the security headers of all answers, does not repeat the request, and logs no traceback."""
     request, status = REFUSED[name]
     answer = send(request)
     body = json.loads(answer.body)
@@ -147,7 +147,7 @@ def test_every_refusal_has_the_one_shape(name: str, caplog: pytest.LogCaptureFix
 
 
 def test_a_query_names_the_wrong_field() -> None:
-    """As events do."""
+    """A wrong query gets `fields`, like a wrong event."""
     for query, field in ((b"by=week", "by"), (b"limit=0", "limit"), (b"by=day&since=x", "since")):
         problems = json.loads(send(got(b"/sales/?" + query)).body)["fields"]
         assert [problem["field"] for problem in problems] == [field]
@@ -164,13 +164,13 @@ def test_a_query_names_the_wrong_field() -> None:
     ],
 )
 def test_a_compressed_body_is_read(encoding: bytes, pack: Callable[[bytes], bytes]) -> None:
-    """Deflate also without its header, as some clients send it."""
+    """gzip and deflate are accepted, also deflate without the zlib header, as some clients send it."""
     answer = send(coded(encoding, pack(EVENT)))
     assert (answer.status, json.loads(answer.body)) == (200, {"read": {"a": 1}})
 
 
 def test_a_fault_outside_of_the_views_has_the_shape_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """aiohttp would answer with plain text."""
+    """A fault in a middleware is answered as JSON, not as aiohttp's plain text, and is in the log."""
 
     @web.middleware
     async def broken(request: web.Request, handler: Callable[[Any], Awaitable[Any]]) -> web.StreamResponse:

@@ -1,4 +1,4 @@
-"""What the page shows, as texts."""
+"""The texts and tables that the page shows."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ HOSTILE = "<img src=x>\x1b[2J\u202e"
 
 
 def texts(name: str, now: object = WELL) -> list[list[str]]:
-    """A table's cells."""
+    """The texts of a table's cells."""
     return [[cell.text for cell in row] for row in render.shown(now).tables[name]]  # type: ignore[arg-type]
 
 
 def test_the_charts_end_with_the_last_whole_second() -> None:
-    """The one that has just begun would always look like a slump. Money is that of sixty seconds."""
+    """The current second is left out: it would always look like a slump. Money is the sum of sixty seconds."""
     now = 1_000.7
     board = Snapshot({1_000: (9, 9), 999: (3, 250), 960: (1, 100), 641: (1, 50), 640: (9, 9), 700: (2, 1_000)})
     found = render.series(board, now)
     assert (found.ago[0], found.ago[-1]) == (-299, 0)
     assert (found.purchases[-1], found.money[-1]) == (3, 3.5)
-    assert found.money[0] == 10.5  # second 700, and what came in the minute before the chart begins
+    assert found.money[0] == 10.5  # of second 700, and of the minute before the chart
     assert len(found.ago) == len(found.purchases) == len(found.money) == 300
     assert render.series(Snapshot({}, [], []), now).money == [0.0] * 300
 
 
 def test_a_shop_that_is_well() -> None:
-    """In the words of the headline, and in numbers of all workers."""
+    """The headline says that all is well, and the numbers are summed over all workers."""
     board = Snapshot({int(AT) - 1: (20, 4_500), int(AT) - 70: (1, 1)})
     workers = [WorkerState("http://h:1", report(0, 1))]
     workers[0].report.totals.update(purchases=1_234_567, spent=100)  # type: ignore[union-attr]
@@ -54,8 +54,8 @@ def test_a_shop_that_is_well() -> None:
     }
 
 
-def test_a_shop_that_is_not() -> None:
-    """Said at each place where it matters."""
+def test_a_shop_with_faults() -> None:
+    """Each fault is shown in the headline, in its service and in its partition."""
     workers = [state(1, 0, mongodb_away=3.0), WorkerState("http://h:2", None)]
     now = replace(WELL, workers=workers, kafka=None, spans={"sold": {0: Span(0, 1, 4)}})
     found = render.shown(now)
@@ -69,8 +69,8 @@ def test_a_shop_that_is_not() -> None:
     assert texts("partitions", replace(now, workers=[state(1, 0, 1, serving=False)]))[0][2] == "recovering"
 
 
-def test_names_come_from_mongodb_and_are_only_texts() -> None:
-    """Without what a terminal or a browser would obey, and cut; an id where there is no name."""
+def test_names_are_shown_as_plain_text() -> None:
+    """Names are cut, and their control characters are made visible. An unknown name is replaced by its id."""
     sale = Sale(AT, "b", HOSTILE, "p", 2, 798)
     board = Snapshot({}, [sale] * 30, [Bestseller("p", 2, 798), Bestseller("q" * 100, 1, 1)])
     now = replace(WELL, board=board, products={"p": HOSTILE})
@@ -81,8 +81,8 @@ def test_names_come_from_mongodb_and_are_only_texts() -> None:
     assert rows[0][1].href == "/?customer=%3Cimg%20src%3Dx%3E%1B%5B2J%E2%80%AE#customer"
 
 
-def test_what_sold_and_who_was_given_what() -> None:
-    """With names where they are known, and links; also to a customer's vouchers."""
+def test_bestsellers_and_vouchers() -> None:
+    """Bestsellers and vouchers show names where they are known, and link to the product and the customer."""
     at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
     given = {"customer_id": "c", "rule": "r", "amount": 500, "text": HOSTILE, "issued_at": at, "valid_until": at}
     sold = [{"product_id": "p", "units": 1_234, "revenue": 5}, {"product_id": HOSTILE, "units": 1, "revenue": 5}]
@@ -104,8 +104,8 @@ def test_what_sold_and_who_was_given_what() -> None:
     assert [cell.text for cell in known.vouchers[0]] == [rows["vouchers"][0][0].text, *(cell.text for cell in rest)]
 
 
-def test_whose_stock_has_fallen() -> None:
-    """When that was told, and what was left then: less than nothing when more was sold."""
+def test_alerts_of_low_stock() -> None:
+    """An alert shows its time, the product, what was left and the stock. What was left may be below 0."""
     at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
     told = [{"product_id": name, "left": left, "stock": 1_000, "at": at} for name, left in (("p", 3), (HOSTILE, -2))]
     now = replace(WELL, learned=Learned(alerts=told), products={"p": "Milk"})
@@ -116,13 +116,13 @@ def test_whose_stock_has_fallen() -> None:
 
 
 def test_dead_letters_have_their_reasons() -> None:
-    """And the id that the command takes."""
+    """A dead letter is shown with its reason, its origin, and the id that `dead-letters show` takes."""
     ((_, reason, place, number),) = texts("letters", replace(WELL, letters=[letter("not JSON: \x07", 1)], dead=1))
     assert (reason, place, number) == ("not JSON: \\x07", "sold:0:1", "0:1")
 
 
-def test_the_minutes_are_for_those_who_do_not_see_the_charts() -> None:
-    """The present one and nine before it."""
+def test_a_table_has_the_numbers_of_the_charts() -> None:
+    """A table has the charts' numbers of the last ten minutes, for screen readers."""
     minute = int(AT) // 60
     rows = texts("minutes", replace(WELL, board=Snapshot({minute * 60 - 1: (2, 300), minute * 60 - 60: (1, 5)})))
     assert len(rows) == 10
@@ -131,7 +131,7 @@ def test_the_minutes_are_for_those_who_do_not_see_the_charts() -> None:
 
 
 def test_a_customer() -> None:
-    """As far as known."""
+    """A known customer has a name, facts and purchases. An unknown one has the id and the problems."""
     at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
     bought = {"purchased_at": at, "product_id": "p", "product_name": None, "quantity": 2, "price": 5, "value": 10}
     known = {"first_name": "Anna", "last_name": "Nowak", "address": "a", "city": None, "registered_at": at}
@@ -143,8 +143,8 @@ def test_a_customer() -> None:
     assert (nobody.customer_id, nobody.name, nobody.facts, nobody.problems) == (visible(HOSTILE), "", {}, ["why"])
 
 
-def test_documents_of_other_programs_are_shown_as_they_are() -> None:
-    """The page must not fail for one of them."""
+def test_documents_without_fields_are_shown() -> None:
+    """A document without any field gives dashes; the page must not fail."""
     shown = render.customer("anna", None, {"_id": "anna"}, [{"_id": "p"}], [], vouchers=[{"_id": "v"}])
     assert shown.facts == {"Address": "", "Registered": "-"}
     assert [cell.text for cell in shown.purchases[0]] == ["-"] * 5

@@ -1,4 +1,4 @@
-"""An answer that many want is asked for once, in bounded time."""
+"""Cached answers: many visitors make one request, and nobody waits long for it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.web.test_warnings import report
 
 
 class Server:
-    """Counts what it is asked, and answers when it is let."""
+    """Counts its requests, and answers while `free` is set."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -46,7 +46,7 @@ class Server:
 
 
 def test_many_who_ask_at_once_are_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And none while the answer is fresh."""
+    """Fifty visitors at once cause one request; a fresh answer causes none."""
 
     async def run() -> None:
         server = Server()
@@ -62,7 +62,7 @@ def test_many_who_ask_at_once_are_one_request(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_server_that_is_slow_holds_nobody_up() -> None:
-    """The answer before counts meanwhile, and no second request is sent."""
+    """The previous answer is returned meanwhile, and no second request is sent."""
 
     async def run() -> None:
         server = Server()
@@ -78,8 +78,8 @@ def test_a_server_that_is_slow_holds_nobody_up() -> None:
     asyncio.run(run())
 
 
-def test_who_takes_long_has_a_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So many times as long as the answer took, and never less than all answers are cached."""
+def test_a_slow_server_gets_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a slow request there is a pause of `rest` times its duration, so that the page never overloads a server."""
 
     async def run() -> None:
         server = Server()
@@ -103,7 +103,7 @@ def test_who_takes_long_has_a_rest(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_sold_the_vouchers_and_the_alerts_come_from_mongodb(
     monkeypatch: pytest.MonkeyPatch, store: ObservedStore, run: Run
 ) -> None:
-    """Ever, and of the day that began at 0:00 UTC; bounded."""
+    """The page gets a bounded number of each; "today" begins at 0:00 UTC."""
     day = datetime.now(timezone.utc).replace(hour=0, minute=0, second=0, microsecond=0)
     sales = [
         PartitionSales(period, start, f"p{number}", 1, number, 3 * number, (0, number))
@@ -122,7 +122,7 @@ def test_what_sold_the_vouchers_and_the_alerts_come_from_mongodb(
 
 
 def test_why_there_is_no_answer_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    """None before it was ever asked; empty when it is there again. The answer before stays."""
+    """`failure` is None before the first request, then the reason, and empty after a success. The last answer stays."""
     monkeypatch.setattr(cached_module, "MOST_SECONDS", 0.01)
 
     async def run() -> None:
@@ -152,10 +152,10 @@ def test_why_there_is_no_answer_is_known(monkeypatch: pytest.MonkeyPatch) -> Non
         (200, b"{}", None),
     ],
 )
-def test_whatever_another_worker_answers(
+def test_a_worker_whose_answer_can_not_be_read_has_no_report(
     status: int, body: bytes, found: Report | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may be of another version, or be no worker at all."""
+    """An error or a body that can't be decoded counts as no report: the worker may be of another version."""
 
     async def ask(*_: object, **__: object) -> tuple[int, bytes]:
         return status, body
@@ -166,7 +166,7 @@ def test_whatever_another_worker_answers(
 
 
 def test_a_pause_ends_a_trend() -> None:
-    """Nothing is measured while nobody looks at the page; what was before tells nothing of the time between."""
+    """The lag is measured only while somebody looks at the page. Measurements of before a pause are dropped."""
     early = [snapshot.Waiting(float(at), 5, 0) for at in range(0, 20, 2)]
     late = [snapshot.Waiting(float(at), 5, 0) for at in range(500, 510, 2)]
     assert snapshot._recent([*early, *late]) == late
@@ -174,7 +174,7 @@ def test_a_pause_ends_a_trend() -> None:
 
 
 def test_the_end_of_a_transaction_is_no_event_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Dead letters are put back by transactions. It is looked once where a partition stands still."""
+    """The marker of a transaction takes an offset. Spans are checked for markers once, when nothing moves."""
     topic, other = list(topics.KEYS)[:2]
     looked: list[list[tuple[str, int]]] = []
 

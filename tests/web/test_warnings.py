@@ -1,4 +1,4 @@
-"""What is said in words of a shop that is not well."""
+"""The warnings of the page: which state of the shop gives which sentence, and which gives none."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ STUCK = Trouble("open-transaction", "sold[0]", "An open transaction holds 3 even
 
 
 def report(*partitions: int, **fields: Any) -> Report:
-    """What a worker with these partitions says."""
+    """The report of a worker that owns these partitions of `sold`."""
     sums = dict.fromkeys(("customers", "purchases", "items", "spent"), 0)
     given = {"serving": True, "assigned": {"sold": list(partitions)}, "totals": sums, "board": Snapshot()}
     return Report(**{**given, **fields})
 
 
 def state(port: int, *partitions: int, **fields: Any) -> WorkerState:
-    """A worker that answers."""
+    """A worker that answers, and owns these partitions of `sold`."""
     return WorkerState(f"http://h:{port}", report(*partitions, **fields))
 
 
 def letter(reason: str, ago: float) -> Letter:
-    """A dead letter."""
+    """A dead letter that is `ago` seconds old."""
     time = datetime.fromtimestamp(AT - ago, timezone.utc)
     return Letter(Id(0, 1), time, "sold", 0, 1, reason, None, None, [])
 
@@ -49,17 +49,17 @@ WELL = ShopState(
 
 
 def said(**changes: Any) -> list[str]:
-    """The warnings about a shop that is well but for these."""
+    """The texts of the warnings about `WELL` with these changes."""
     return [warning.text for warning in warnings(replace(WELL, **changes))]
 
 
 def waiting(*pairs: tuple[int, int]) -> list[Waiting]:
-    """So many waiting and done, each ten seconds after the one before."""
+    """The trend: (lag, events processed) in each pair, ten seconds apart."""
     return [Waiting(AT + 10 * number, events, done) for number, (events, done) in enumerate(pairs)]
 
 
 def test_nothing_is_said_of_a_shop_that_is_well() -> None:
-    """Nor of what is not known yet."""
+    """A value that is still unknown (None) gives no warning either."""
     assert said() == []
     assert said(kafka=None, mongodb=None, spans=None) == []
     assert WELL.waiting == 2
@@ -67,7 +67,7 @@ def test_nothing_is_said_of_a_shop_that_is_well() -> None:
 
 
 def test_what_an_open_transaction_holds_up_waits() -> None:
-    """No worker can read it yet. The transaction itself is a trouble, once it is open for long."""
+    """Records behind an open transaction count as lag. There is no warning of them: the transaction is a trouble."""
     now = replace(WELL, spans={"sold": {0: Span(0, 5, 5, held=22), 1: Span(0, 7, 9, held=1)}})
     assert (now.waiting, warnings(now)) == (25, [])
 
@@ -118,32 +118,32 @@ def test_what_an_open_transaction_holds_up_waits() -> None:
     ],
 )
 def test_what_is_wrong_is_said(changes: dict[str, Any], expected: str) -> None:
-    """Each in a sentence that says what it means."""
+    """Each fault gives exactly one warning, which says what it means for the shop."""
     assert said(**changes) == [expected]
 
 
 @pytest.mark.parametrize(
     "trend",
     [
-        waiting((900, 10), (900, 10)),  # too short a time to tell
-        waiting((0, 10), (9, 10), (9, 10), (9, 10)),  # it has come just now
-        waiting((5_000, 10), (4_000, 1_010), (3_000, 2_010), (2_000, 3_010)),  # it is being worked off
-        waiting((10, 10), (20, 20), (300, 30), (400, 40)),  # a few
-        waiting((500, 10), (500, 10), (500, 10), (0, 510)),  # done
+        waiting((900, 10), (900, 10)),  # ten seconds are too short to judge
+        waiting((0, 10), (9, 10), (9, 10), (9, 10)),  # the lag began 20 s ago
+        waiting((5_000, 10), (4_000, 1_010), (3_000, 2_010), (2_000, 3_010)),  # the lag falls
+        waiting((10, 10), (20, 20), (300, 30), (400, 40)),  # the lag grows, and is small
+        waiting((500, 10), (500, 10), (500, 10), (0, 510)),  # the lag is 0 now
         [],
     ],
 )
-def test_what_moves_is_not_complained_about(trend: list[Waiting]) -> None:
-    """Events wait all the time; that alone is no fault."""
+def test_a_normal_lag_gives_no_warning(trend: list[Waiting]) -> None:
+    """A busy shop always has some lag. A lag that moves, falls, or is new or small gives no warning."""
     assert said(trend=trend) == []
 
 
 def test_the_worst_comes_first() -> None:
-    """The page has the colour of the first."""
+    """The page takes its colour from the first warning."""
     found = warnings(replace(WELL, workers=[state(1, 0, 1, serving=False)], mongodb="gone"))
     assert [warning.level for warning in found] == ["bad", "warn"]
 
 
 def test_a_reason_from_outside_is_cut() -> None:
-    """A dead letter's reason may be as long as a header."""
+    """A dead letter's reason can be kilobytes long. The warning quotes only its beginning."""
     assert len(said(letters=[letter("x" * 5_000, 1)], dead=1)[0]) < 300
