@@ -13,7 +13,7 @@ from shopflow.commands import base
 
 @pytest.fixture
 def _interruptible() -> Iterator[None]:
-    """Python's own handler of SIGINT: who runs the tests in the background has it ignored."""
+    """Python's own handler of SIGINT. A shell ignores the signal for tests that run in the background."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -21,7 +21,7 @@ def _interruptible() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_interruptible")
 def test_one_ctrl_c_is_enough_also_when_a_cancellation_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """pymongo loses one now and then, through `asyncio.wait_for`. The demo went on selling."""
+    """pymongo sometimes swallows a cancellation. The command is cancelled again until it ends."""
     monkeypatch.setattr(base, "_CANCEL_AGAIN_SECONDS", 0.01)
     lost = 0
 
@@ -42,7 +42,7 @@ def test_one_ctrl_c_is_enough_also_when_a_cancellation_is_lost(monkeypatch: pyte
 
 @pytest.mark.usefixtures("_interruptible")
 def test_what_a_command_raises_or_returns_is_passed_on() -> None:
-    """Also when it is interrupted and fails while it cleans up: the interruption is what the user is told."""
+    """If a command is interrupted and fails in its cleanup, the user is told of the interruption."""
 
     async def failing(interrupted: bool) -> int:
         if interrupted:

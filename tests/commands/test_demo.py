@@ -1,4 +1,4 @@
-"""The demo's prices: they move while it is open."""
+"""The demo's prices: some change while it is open."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shopflow.errors import Unavailable
 
 @pytest.mark.parametrize("wanted", [True, False])
 def test_some_prices_change_while_it_is_open(wanted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is sold afterwards costs what was offered; with `--exit` nothing moves that `verify` looks at."""
+    """Purchases cost the offered price. With `--exit` no price changes, because `verify` compares at the end."""
     monkeypatch.setattr(demo, "_NEW_PRICES_SECONDS", 0.0)
     offered: list[dict[str, Any]] = []
     enough = asyncio.Event()

@@ -1,4 +1,4 @@
-"""Faust's own commands, and its program: right uses, and wrong ones that end in one line. No server runs."""
+"""Faust's own commands and program: right uses, and wrong ones that end in one line. No server runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PLAIN = (sys.executable, "-m", "faust")
 
 
 def run(folder: Path, program: Sequence[str], *arguments: str, **variables: str) -> Outcome:
-    """Run a command in this folder."""
+    """Run a command in this folder, with these environment variables."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SHOPFLOW_")}
     done = subprocess.run(
         [*program, *arguments],
@@ -35,7 +35,7 @@ def run(folder: Path, program: Sequence[str], *arguments: str, **variables: str)
 
 
 def test_a_command_imports_nothing_that_only_a_worker_or_another_command_needs(tmp_path: Path) -> None:
-    """So it starts fast: Faust would import every module of the package."""
+    """Commands start fast, because `-A shopflow` does not import every module of the package."""
     code = (
         "import sys; from shopflow.__main__ import main; sys.argv[:] = ['shopflow', '--help']\n"
         "try: main()\n"
@@ -53,7 +53,7 @@ def test_a_command_imports_nothing_that_only_a_worker_or_another_command_needs(t
 
 
 def test_agents_tables_and_models_are_all_listed(tmp_path: Path) -> None:
-    """Though they are imported only now."""
+    """`agents` and `tables` import what they list."""
     agents = run(tmp_path, (*FAUST, "--json"), "agents").json()
     assert {agent["name"] for agent in agents} == {"@agents.customers", "@agents.products", "@agents.purchases"}
     assert all(agent["help"] for agent in agents)
@@ -62,7 +62,7 @@ def test_agents_tables_and_models_are_all_listed(tmp_path: Path) -> None:
 
 
 def test_every_model_that_is_listed_is_shown(tmp_path: Path) -> None:
-    """By the name in the list, in full, and without its module."""
+    """`model` takes the name of the list, the full name, and the name without its module."""
     listed = [model["name"] for model in run(tmp_path, (*FAUST, "--json"), "models").json()]
     assert {"models.Product", "models.Customer", "models.Purchase"} <= set(listed)
     for name in ("models.Product", "Product", "shopflow.models.Product"):
@@ -98,7 +98,7 @@ def test_every_model_that_is_listed_is_shown(tmp_path: Path) -> None:
     ids=str,
 )
 def test_a_wrong_use_is_one_line(tmp_path: Path, arguments: list[str], status: int, message: str) -> None:
-    """Without a traceback. Click puts two lines about the usage before its own errors."""
+    """A wrong argument ends without a traceback. Click puts two lines of usage before its own errors."""
     done = run(tmp_path, MODULE, *arguments)
     assert (done.status, done.stdout) == (status, "")
     assert message in done.errors[-1]
@@ -127,14 +127,14 @@ def test_a_wrong_option_of_faust_is_one_line(
 
 @pytest.mark.parametrize("program", [FAUST, MODULE, CONSOLE, (*PLAIN, "-A", "shopflow.app:app")])
 def test_a_bad_configuration_is_one_line(tmp_path: Path, program: Sequence[str]) -> None:
-    """However the application is named."""
+    """A wrong setting ends without a traceback, with every way to start the program."""
     done = run(tmp_path, program, "tables", SHOPFLOW_WEB_PRT="1")
     message = "Error: SHOPFLOW_WEB_PRT: no such setting; did you mean SHOPFLOW_WEB_PORT?\n"
     assert (done.status, done.stdout, done.stderr) == (2, "", message)
 
 
 def test_an_error_of_the_code_keeps_its_traceback(tmp_path: Path) -> None:
-    """Only what the user named wrong is one line."""
+    """A fault in an imported module is shown in full. Only errors of use are one line."""
     (tmp_path / "mine.py").write_text("import shopflow, does_not_exist\n", encoding="utf-8")
     (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['pymongo.errors'] = None\n", encoding="utf-8")
     done = run(tmp_path, FAUST, "tables", PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
@@ -143,13 +143,13 @@ def test_an_error_of_the_code_keeps_its_traceback(tmp_path: Path) -> None:
 
 
 def test_the_version_is_shopflows(tmp_path: Path) -> None:
-    """`faust --version` ends before it has looked at -A."""
+    """`--version` shows shopflow's version, not Faust's."""
     for program in (MODULE, CONSOLE):
         assert run(tmp_path, program, "--version").stdout.startswith("shopflow 0.")
 
 
 def test_the_help_of_worker_names_the_configured_address(tmp_path: Path) -> None:
-    """Not Faust's defaults."""
+    """`worker --help` shows the configured port and address instead of Faust's defaults."""
     port = str(free_port())
     text = run(tmp_path, FAUST, "worker", "--help", SHOPFLOW_WEB_PORT=port, SHOPFLOW_WEB_BIND="0.0.0.0").stdout  # noqa: S104
     assert f"[configured: {port}]" in " ".join(text.split())
@@ -157,7 +157,7 @@ def test_the_help_of_worker_names_the_configured_address(tmp_path: Path) -> None
 
 
 def test_the_completion_completes(tmp_path: Path) -> None:
-    """In the shell that the environment names, a command of ours."""
+    """`completion` prints a script for the shell in `SHELL`, and the script completes shopflow's commands."""
     script = run(tmp_path, CONSOLE, "completion").stdout
     assert "_SHOPFLOW_COMPLETE=bash_complete" in script
     typed = {"_SHOPFLOW_COMPLETE": "bash_complete", "COMP_WORDS": "shopflow list-p", "COMP_CWORD": "1"}
@@ -168,7 +168,7 @@ def test_the_completion_completes(tmp_path: Path) -> None:
 
 
 def test_clean_versions_deletes_old_tables_only(tmp_path: Path) -> None:
-    """In the folder of this worker."""
+    """`clean-versions` keeps the present tables of the worker with the configured port."""
     port = str(free_port())
     old, new = (tmp_path / "data" / f"worker-{port}" / name / "tables" for name in ("v0", "v1"))
     for folder in (old, new):
@@ -179,7 +179,7 @@ def test_clean_versions_deletes_old_tables_only(tmp_path: Path) -> None:
 
 
 def test_send_without_kafka_is_one_line(tmp_path: Path) -> None:
-    """A configured Kafka that is away."""
+    """`send` to a Kafka that is away ends without a traceback."""
     done = run(tmp_path, FAUST, "send", "shop.purchases", "x", SHOPFLOW_BROKER=f"kafka://127.0.0.1:{free_port()}")
     assert (done.status, len(done.errors)) == (1, 1)
     assert done.stderr.startswith("Error: Kafka: ")
@@ -194,7 +194,7 @@ def test_send_without_kafka_is_one_line(tmp_path: Path) -> None:
     ],
 )
 def test_send_refuses_what_is_no_event(text: str) -> None:
-    """Faust itself does not know a limit of 0."""
+    """`send` checks the contract's limits, which Faust's Records don't know."""
     with pytest.raises(Refused, match="is no Product"):
         commands._message("--value-type", "Product", text, "json")
 

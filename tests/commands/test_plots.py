@@ -1,4 +1,4 @@
-"""Plots: where one is drawn, and that it shows what it is given."""
+"""Plots: where one is drawn, and what it shows."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_plot_needs_a_terminal_that_can_show_it(monkeypatch: pytest.MonkeyPatc
 
 
 def test_no_color_means_no_color() -> None:
-    """https://no-color.org: when it is set and not empty."""
+    """The variable `NO_COLOR` counts if it is not empty, as https://no-color.org says."""
     assert paper(Terminal(), {"NO_COLOR": "1"}) == Paper(100, False)
     assert paper(Terminal(), {"NO_COLOR": ""}) == Paper(100, True)
 
@@ -62,7 +62,7 @@ def ink(lines: list[str], columns: slice) -> int:
 
 
 def test_prices_are_steps_with_a_gap_where_it_was_not_for_sale() -> None:
-    """The higher price stands higher; the ticks are the prices."""
+    """A higher price is drawn higher, and the axis is labelled with the prices."""
     start, third, half = NOON, NOON + 3 * DAY, NOON + 5 * DAY
     price, _ = drawn([(start, third, 299), (third, half, None), (half, NOON + 10 * DAY, 419)], [])
     assert "4,19┤" in price[0]
@@ -74,7 +74,7 @@ def test_prices_are_steps_with_a_gap_where_it_was_not_for_sale() -> None:
 
 
 def test_units_are_bars_over_the_same_time() -> None:
-    """The axis begins in the same column, whatever the labels are; days without sales are low."""
+    """Both axes begin in the same column, however long their labels are. Days without sales have no bar."""
     price, units = drawn([(NOON, NOON + 10 * DAY, 100_000)], [(NOON + 5 * DAY, NOON + 6 * DAY, 7)])
     assert price[0].index("┤") == units[0].index("┤")
     assert price[-2].index("└") == units[-2].index("└")
@@ -84,7 +84,7 @@ def test_units_are_bars_over_the_same_time() -> None:
 
 
 def test_times_are_shown_with_the_fields_that_differ() -> None:
-    """Hours, days or years."""
+    """The labels show the day and hour, the date, or the year, depending on the span."""
     for days, form in ((1, "05-01 "), (10, "05-0"), (900, "2027-")):
         price, units = drawn([(NOON, NOON + days * DAY, 1)], [], days)
         assert form in price[-1]
@@ -92,7 +92,7 @@ def test_times_are_shown_with_the_fields_that_differ() -> None:
 
 
 def test_there_is_a_plot_whatever_there_is_to_draw() -> None:
-    """No price, nothing sold, a price of nothing, a very large one; as high as any other."""
+    """Missing, zero and very large values give a plot of the same height."""
     heights = {
         tuple(map(len, drawn(prices, units)))
         for prices in ([], [(NOON, NOON + DAY, None)], [(NOON, NOON + DAY, 0)], [(NOON, NOON + DAY, 10**15)])
@@ -102,7 +102,7 @@ def test_there_is_a_plot_whatever_there_is_to_draw() -> None:
 
 
 def test_ten_thousand_prices_and_days_are_drawn_in_a_moment() -> None:
-    """No more points than can be seen: the last price and the highest day of each."""
+    """Of the values that fall on one point, the last price and the largest number of units are drawn."""
     days = 10_000
     prices: list[Step] = [(NOON + n * DAY, NOON + (n + 1) * DAY, n) for n in range(days)]
     units: list[Bar] = [(NOON + n * DAY, NOON + (n + 1) * DAY, 99 if n == 7_777 else 1) for n in range(days)]
@@ -113,7 +113,7 @@ def test_ten_thousand_prices_and_days_are_drawn_in_a_moment() -> None:
 
 
 def test_colors_are_asked_for() -> None:
-    """And are the only escape sequences."""
+    """Escape sequences are written only if colors are wanted."""
     lines = list(price_and_units(Paper(80, True), NOON, NOON + DAY, [(NOON, NOON + DAY, 5)], [], bucket="hour"))
     assert any("\x1b[38;5;" in line for line in lines)
     assert lines[0] == "Price, zł"

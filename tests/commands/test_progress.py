@@ -1,4 +1,4 @@
-"""Progress: a bar for people, lines for logs, nothing when quiet."""
+"""Progress: a bar on a terminal, lines in a log, nothing with `--quiet`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Terminal(io.StringIO):
 
 
 def test_elsewhere_than_on_a_terminal_there_are_lines_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A log must not fill with bars."""
+    """A log gets a plain line every few seconds, not a bar."""
     clock = iter(range(0, 1000, 2))
     monkeypatch.setattr(progress, "monotonic", lambda: next(clock))
     stream = io.StringIO()
@@ -33,7 +33,7 @@ def test_elsewhere_than_on_a_terminal_there_are_lines_now_and_then(monkeypatch: 
 
 
 def test_on_a_terminal_there_is_a_bar() -> None:
-    """With what is done and what there is."""
+    """The bar has the name of the work, the number done and the total."""
     stream = Terminal()
     with progress_bar("purchases", 10, stream=stream) as advance:
         advance(10)
@@ -42,7 +42,7 @@ def test_on_a_terminal_there_is_a_bar() -> None:
 
 
 def test_quiet_is_quiet() -> None:
-    """As Faust's --quiet."""
+    """Faust's `--quiet` hides the bar."""
     stream = Terminal()
     with progress_bar("purchases", 10, quiet=True, stream=stream) as advance:
         advance(10)
@@ -50,7 +50,7 @@ def test_quiet_is_quiet() -> None:
 
 
 def test_short_work_says_nothing_elsewhere_than_on_a_terminal() -> None:
-    """A script's log has no line that nobody needs."""
+    """Work that ends within seconds writes no line to a log."""
     stream = io.StringIO()
     with progress_bar("purchases", 10, stream=stream) as advance:
         advance(4)
@@ -59,7 +59,7 @@ def test_short_work_says_nothing_elsewhere_than_on_a_terminal() -> None:
 
 
 def test_quiet_is_quiet_in_a_log_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However long it takes."""
+    """With `--quiet`, long work writes no line to a log either."""
     clock = iter(range(0, 1000, 10))
     monkeypatch.setattr(progress, "monotonic", lambda: next(clock))
     stream = io.StringIO()
@@ -69,7 +69,7 @@ def test_quiet_is_quiet_in_a_log_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_progress_goes_to_stderr(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """What a command prints can be piped."""
+    """The command's own output on stdout can be piped."""
     clock = iter(range(0, 1000, 10))
     monkeypatch.setattr(progress, "monotonic", lambda: next(clock))
     with progress_bar("purchases", 10) as advance:
@@ -79,7 +79,7 @@ def test_progress_goes_to_stderr(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
 @pytest.mark.parametrize("stream", [Terminal(), io.StringIO()])
 def test_an_error_in_the_work_is_not_hidden(stream: io.StringIO) -> None:
-    """The bar ends, the error goes on."""
+    """An error ends the progress and is raised."""
 
     def work() -> None:
         with progress_bar("purchases", 10, stream=stream) as advance:
@@ -91,7 +91,7 @@ def test_an_error_in_the_work_is_not_hidden(stream: io.StringIO) -> None:
 
 
 def test_the_progress_does_not_print_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command says it itself, in its last line."""
+    """The command's own last line has the total, so the progress doesn't repeat it."""
     clock = iter(range(0, 1000, 10))
     monkeypatch.setattr(progress, "monotonic", lambda: next(clock))
     stream = io.StringIO()

@@ -1,4 +1,4 @@
-"""Example events: accepted by our own agents, the same with a seed, and quick to make."""
+"""Example events: the agents accept them, a seed repeats them, and they are made fast."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class TestCustomers:
         assert list(customers(50, 7, NOW)) == list(customers(50, 7, NOW))
 
     def test_the_same_customers_come_in_another_process_too(self) -> None:
-        """Sets and the order of their elements must not show through."""
+        """The random order of Python's sets must not change the customers of a seed."""
         samples._pools.cache_clear()
         first = list(customers(20, 7, NOW))
         random.seed(3)
@@ -108,7 +108,7 @@ class TestCustomers:
         assert list(customers(0, None, NOW)) == []
 
     def test_faker_is_not_asked_for_each_customer(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """It would hold up a hundred thousand of them: it is asked for pools, once."""
+        """Faker is slow, so it fills pools once, from which all customers are made."""
         calls: Counter[str] = Counter()
         real = faker.Faker.__getattr__
 
@@ -166,7 +166,7 @@ class TestPurchases:
 
 
 def test_ids_are_random_uuids() -> None:
-    """Of version 4, put together by hand: the same as the library makes of the same bits."""
+    """The fast code makes the same UUID of version 4 as Python's library."""
     rng = random.Random(1)
     for bits in (0, (1 << 128) - 1, *(rng.getrandbits(128) for _ in range(500))):
         assert samples._as_id(bits) == UUID(int=bits, version=4).hex

@@ -1,4 +1,4 @@
-"""Seeding: paced, acknowledged, or straight into MongoDB."""
+"""Seeding: at a rate, until Kafka has acknowledged, or straight into MongoDB."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.stores import ObservedStore
 
 
 class Clock:
-    """Time that passes only when somebody sleeps."""
+    """A clock that moves only during a sleep."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -35,7 +35,7 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """A clock of the test's own."""
+    """A fake clock for `seeding`."""
     made = Clock()
     monkeypatch.setattr(seeding, "monotonic", made.monotonic)
     monkeypatch.setattr(seeding.asyncio, "sleep", made.sleep)
@@ -43,7 +43,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def numbered(count: int) -> list[dict[str, Any]]:
-    """Events."""
+    """Events with numbered ids."""
     return [{"customer_id": f"c{number}", "n": number} for number in range(count)]
 
 
@@ -55,13 +55,13 @@ def test_a_rate_is_kept_on_average(clock: Clock) -> None:
 
 @pytest.mark.parametrize(("count", "rate", "expected"), [(3, 0, 3), (0, 0, 0), (None, 0, 7), (100, 0, 7)])
 def test_a_count_is_kept_and_no_rate_is_no_wait(clock: Clock, count: int | None, rate: float, expected: int) -> None:
-    """0: as fast as it goes."""
+    """A rate of 0 means without pauses. No count means all events."""
     assert len(asyncio.run(everything(seeding.paced(numbered(7), count, rate)))) == expected
     assert clock.now == 100
 
 
 class Producer:
-    """Acknowledges the first so many sends when they are awaited, then fails."""
+    """Acknowledges this many sends, then fails."""
 
     def __init__(self, good: int) -> None:
         self.good = good
@@ -78,7 +78,7 @@ class Producer:
 
 
 def produce(monkeypatch: pytest.MonkeyPatch, producer: Producer, count: int) -> tuple[int | str, list[int]]:
-    """Send so many events; returns how many were acknowledged, or the error, and the calls of `progress`."""
+    """Send events; returns how many were acknowledged, or the error, and the calls of `progress`."""
     progress: list[int] = []
 
     @asynccontextmanager
@@ -95,7 +95,7 @@ def produce(monkeypatch: pytest.MonkeyPatch, producer: Producer, count: int) -> 
 
 
 def test_events_are_keyed_and_all_acknowledged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it says was sent is in Kafka."""
+    """The reported number of events is the number that Kafka has acknowledged."""
     producer = Producer(10_000)
     total, progress = produce(monkeypatch, producer, 5000)
     assert total == sum(progress) == len(producer.sent) == 5000
@@ -103,14 +103,14 @@ def test_events_are_keyed_and_all_acknowledged(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_when_kafka_goes_it_says_how_many_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that one can send the rest."""
+    """The error has the number of acknowledged events, so that the user can send the rest."""
     error, progress = produce(monkeypatch, Producer(1), 5000)
     assert error == "Kafka: KafkaConnectionError: gone; 1 events were acknowledged"
     assert sum(progress) == 1
 
 
 def test_documents_are_those_of_the_contract() -> None:
-    """With the source that says that Kafka never saw them."""
+    """A direct write stores the same document as an event would, with the source `direct`."""
     event = {**events.purchase("p"), "purchased_at": NOON}
     assert seeding.document(event, "purchase_id") == purchase("p", DIRECT)
     assert seeding.document({"customer_id": "c", "city": None}, "customer_id")["_id"] == "c"
@@ -118,7 +118,7 @@ def test_documents_are_those_of_the_contract() -> None:
 
 
 def test_direct_writing_goes_in_batches() -> None:
-    """One request a thousand documents, none left behind."""
+    """Each request has up to a thousand documents, and none is left out."""
     written: list[int] = []
     progress: list[int] = []
 
@@ -132,7 +132,7 @@ def test_direct_writing_goes_in_batches() -> None:
 
 
 def test_what_is_paced_is_written_before_each_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not minutes later: it is to be seen, and Ctrl-C must not lose it."""
+    """With a rate, each document is stored before the next pause, so that it is visible and Ctrl-C doesn't lose it."""
     done: list[str] = []
 
     async def write(documents: Sequence[Any]) -> dict[int, str]:
@@ -152,7 +152,7 @@ def test_what_is_paced_is_written_before_each_pause(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_document_that_mongodb_refuses_ends_it() -> None:
-    """By its id, with the reason: nothing says that it is there."""
+    """The error has the refused document's id and the reason."""
 
     async def write(documents: Sequence[Any]) -> dict[int, str]:
         return {1: "Document failed validation"}
@@ -163,7 +163,7 @@ def test_a_document_that_mongodb_refuses_ends_it() -> None:
 
 
 class SlowProducer(Producer):
-    """Acknowledges nothing until its last event was sent."""
+    """Answers no send before the last event was sent."""
 
     def __init__(self, good: int, count: int) -> None:
         super().__init__(good)
@@ -187,21 +187,21 @@ class SlowProducer(Producer):
 
 
 def test_what_was_acknowledged_before_kafka_went_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some of those that were under way together got through."""
+    """If some sends of a group fail, the acknowledged ones still count."""
     error, progress = produce(monkeypatch, SlowProducer(2, 5), 5)
     assert error == "Kafka: KafkaConnectionError: gone; 2 events were acknowledged"
     assert sum(progress) == 2
 
 
 def test_a_kafka_outage_is_one_line(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """Not in one more for each event that was under way, which asyncio writes when nobody looked at its failure."""
+    """asyncio would log a line for each send whose failure nobody looked at."""
     produce(monkeypatch, SlowProducer(0, 5), 5)
     gc.collect()
     assert [record.getMessage() for record in caplog.records] == []
 
 
 def test_progress_is_updated_while_events_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With `--rate 2` nobody would see anything until the end."""
+    """With `--rate 2`, the user sees each event when it is acknowledged, not all at the end."""
     producer = Producer(10_000)
     done: list[int] = []
     events = seeding.paced(numbered(50), None, 0)
@@ -216,14 +216,14 @@ def test_progress_is_updated_while_events_are_sent(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_failure_is_seen_while_events_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not when all have been sent into the void."""
+    """The command ends at the first failures, not after all events were sent in vain."""
     producer = Producer(1)
     produce(monkeypatch, producer, 500)
     assert len(producer.sent) < 10
 
 
 class BusyProducer(Producer):
-    """Acknowledges what is under way when nothing else happens; knows how many those were at most."""
+    """Acknowledges the open sends when the loop is idle; `most` is the largest number of open sends."""
 
     def __init__(self) -> None:
         super().__init__(0)
@@ -245,7 +245,7 @@ class BusyProducer(Producer):
 
 
 def test_only_so_many_events_are_under_way_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A million events must not be in memory."""
+    """The number of open sends is bounded, so that a million events don't fill the memory."""
     producer = BusyProducer()
     total, progress = produce(monkeypatch, producer, 7000)
     assert total == sum(progress) == 7000
@@ -253,7 +253,7 @@ def test_only_so_many_events_are_under_way_at_once(monkeypatch: pytest.MonkeyPat
 
 
 def test_when_the_sending_itself_fails_it_says_how_many_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that were acknowledged before it."""
+    """The error has the number of events that were acknowledged before."""
 
     class Refusing(Producer):
         async def send(self, topic: str, value: bytes, key: bytes) -> Awaitable[Any]:
@@ -267,7 +267,7 @@ def test_when_the_sending_itself_fails_it_says_how_many_are_there(monkeypatch: p
 
 
 def test_who_can_buy_what_comes_from_mongodb(store: ObservedStore, run: Run) -> None:
-    """So many customers as asked for, and each product with its price."""
+    """The buyers are the first so many customers; the products come with their prices."""
 
     async def ask() -> tuple[list[str], dict[str, int]]:
         assert await seeding.known(store, 5) == ([], {})
@@ -279,7 +279,7 @@ def test_who_can_buy_what_comes_from_mongodb(store: ObservedStore, run: Run) -> 
 
 
 def test_pauses_are_not_too_short_to_be_kept(clock: Clock) -> None:
-    """At 1,000 a second the clock is asked for 20 ms at a time, not for one."""
+    """At 1,000 a second, events come in groups with pauses of 20 ms: a pause of 1 ms would take longer."""
 
     async def take() -> list[float]:
         return [clock.now async for _ in seeding.paced(numbered(200), None, 1000)]

@@ -1,4 +1,4 @@
-"""What the listing commands print."""
+"""The output of the commands that list and show."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ANNA = customer("anna", source=DIRECT, last_name="Żółć")
     ("grosze", "said"), [(0, "0,00 zł"), (5, "0,05 zł"), (1234, "12,34 zł"), (10**12, "10000000000,00 zł")]
 )
 def test_money_is_written_as_in_poland(grosze: int, said: str) -> None:
-    """And never goes through a float."""
+    """Grosze are written as zł without going through a float."""
     assert money(grosze) == said
 
 
@@ -45,14 +45,14 @@ def lines(*customers: dict[str, Any], as_json: bool) -> list[str]:
 
 
 def test_products_have_name_price_and_type() -> None:
-    """A line each."""
+    """A product is one line. Without products there is a line that says so."""
     (line,) = listing.products([MILK], as_json=False)
     assert line.split() == ["Mleko", "Łaciate", "3,89", "zł", "mleko", "(milk)"]
     assert list(listing.products([], as_json=False)) == ["Products: none yet."]
 
 
 def test_products_as_json_have_the_contracts_fields() -> None:
-    """The id under its own name."""
+    """The id's field is `product_id`, not MongoDB's `_id`."""
     (line,) = listing.products([MILK], as_json=True)
     (product,) = json.loads(line)
     assert product["product_id"] == "milk"
@@ -61,7 +61,7 @@ def test_products_as_json_have_the_contracts_fields() -> None:
 
 
 def test_a_customer_has_what_they_bought() -> None:
-    """Product, quantity, price, value, time."""
+    """A purchase is a line with quantity, product, price and value. The last line has the sums."""
     first, second, third = lines({**ANNA, "purchases": [BOUGHT]}, as_json=False)
     assert first == "Anna Żółć, ul. Długa 1, 00-001 Łódź  (anna)"
     assert second.endswith("3 x Mleko Łaciate, 3,89 zł each = 11,67 zł")
@@ -69,13 +69,13 @@ def test_a_customer_has_what_they_bought() -> None:
 
 
 def test_a_product_without_a_name_is_called_by_its_id() -> None:
-    """It may have been deleted since."""
+    """A product that was deleted since has no name."""
     _, line, _ = lines({**ANNA, "purchases": [{**BOUGHT, "product_name": None}]}, as_json=False)
     assert "3 x milk," in line
 
 
 def test_customers_as_json_are_one_array() -> None:
-    """A customer a line, so that it can be streamed."""
+    """The array has one customer a line, so that it can be streamed. Without customers it is empty."""
     found = lines({**ANNA, "purchases": [BOUGHT]}, {**ANNA, "_id": "bob", "purchases": []}, as_json=True)
     anna, bob = json.loads("\n".join(found))
     assert (anna["customer_id"], bob["customer_id"]) == ("anna", "bob")
@@ -87,7 +87,7 @@ def test_customers_as_json_are_one_array() -> None:
 
 
 def test_the_json_of_a_customer_has_the_contracts_fields_and_no_other() -> None:
-    """Those of the events, the source, and what was bought."""
+    """The fields are those of the events, `source`, and the customer's purchases."""
     (anna,) = json.loads("\n".join(lines({**ANNA, "purchases": [BOUGHT]}, as_json=True)))
     assert set(anna) == {*(set(ANNA) - {"_id"}), "customer_id", "purchases"}
     (bought,) = anna["purchases"]
@@ -97,25 +97,25 @@ def test_the_json_of_a_customer_has_the_contracts_fields_and_no_other() -> None:
 
 
 def test_polish_letters_are_written_as_they_are() -> None:
-    """In JSON too: people read it."""
+    """Letters in JSON are not escaped, because people read it too."""
     (text,) = listing.products([MILK], as_json=True)
     assert "Mleko Łaciate" in text
     assert "Żółć" in "".join(lines({**ANNA, "purchases": []}, as_json=True))
 
 
 def test_prices_are_in_one_column() -> None:
-    """However long the names are, and whatever letters are in them."""
+    """Long names and Polish letters don't move the prices."""
     documents = [MILK, {**MILK, "name": "Śmietana kremówka z Łowicza", "price": 129900}, {**MILK, "name": "Ser"}]
     assert len({line.index(" zł") for line in listing.products(documents, as_json=False)}) == 1
 
 
 def test_a_customer_who_bought_nothing_has_a_line_that_says_so() -> None:
-    """Rather than sums of nothing."""
+    """Such a customer has "nothing bought yet" instead of sums of 0."""
     assert [line.strip() for line in lines({**ANNA, "purchases": []}, as_json=False)][1:] == ["nothing bought yet"]
 
 
 def test_the_customers_are_a_stream() -> None:
-    """A million of them must not be in memory: a line is out before the next customer is read."""
+    """A line is printed before the next customer is read, so that a million of them fit into memory."""
     read: list[str] = []
 
     async def stream() -> AsyncIterator[dict[str, Any]]:
@@ -140,7 +140,7 @@ REPORT = Report(
 
 
 def test_a_report_says_what_holds_and_what_does_not() -> None:
-    """All numbers in the first line, a line a check, then the verdict."""
+    """`verify` prints the numbers, a line for each check, and the verdict."""
     assert list(listing.report(REPORT, as_json=False)) == [
         "Purchases: 5 in Kafka, 3 in MongoDB, 2 in the tables (1 sent twice, 2 not accepted). Dead letters: 7.",
         "ok  lag: 0 events wait in Kafka",
@@ -150,7 +150,7 @@ def test_a_report_says_what_holds_and_what_does_not() -> None:
 
 
 def test_a_report_as_json_has_all_of_it() -> None:
-    """For scripts."""
+    """Scripts get every part of the report."""
     (line,) = listing.report(REPORT, as_json=True)
     found = json.loads(line)
     assert set(found) == {"status", "kafka", "mongodb", "tables", "workers", "deep", "checks"}
@@ -158,7 +158,7 @@ def test_a_report_as_json_has_all_of_it() -> None:
 
 
 def test_a_check_that_could_not_be_made_is_marked() -> None:
-    """It is neither good nor wrong."""
+    """An unknown result is neither good nor wrong: `??` in text, null in JSON."""
     report = Report(status=2, checks=[Check("workers", None, "1 can't be asked: ...")])
     assert list(listing.report(report, as_json=False))[1:] == ["??  workers: 1 can't be asked: ...", "Could not check."]
     (line,) = listing.report(report, as_json=True)
@@ -166,7 +166,7 @@ def test_a_check_that_could_not_be_made_is_marked() -> None:
 
 
 def test_a_report_of_status_2_says_so() -> None:
-    """Also one that never came to look at anything."""
+    """A verification that found nothing out says "Could not check.", also without any check."""
     assert list(listing.report(Report(), as_json=False))[-1] == "Could not check."
 
 
@@ -178,7 +178,7 @@ FAILURE = Failure("1:2", "shop.purchases", 1, 17, f"unknown product: {EVIL}", "2
 
 
 def letter(offset: int = 5, **fields: Any) -> Letter:
-    """One that says all it can."""
+    """A dead letter with all its fields."""
     said = {
         "id": Id(1, offset),
         "time": NOON,
@@ -208,7 +208,7 @@ def dead(*found: Letter, limit: int | None = None, as_json: bool = False) -> lis
 
 
 def test_a_dead_letter_is_a_line() -> None:
-    """Its id, time, origin, key, reason; how often it failed; whether it is back."""
+    """The line has id, time, origin, key and reason, and whether it failed before or was retried."""
     line, other, summary = dead(letter(), letter(6, retries=2))
     local = NOON.astimezone().strftime("%Y-%m-%d %H:%M:%S")
     back = SECOND.astimezone().strftime("%Y-%m-%d %H:%M:%S")
@@ -219,7 +219,7 @@ def test_a_dead_letter_is_a_line() -> None:
 
 
 def test_dead_letters_are_summed_up_by_reason() -> None:
-    """The commonest first, without what exactly was found; all of them, also those that a limit leaves out."""
+    """The kinds of reasons are counted, the most frequent first, over all dead letters, also those beyond the limit."""
     found = [letter(number, reason=f"{label}: {number}") for number, label in enumerate("aabaabc")]
     *lines, summary = dead(*found, limit=2)
     assert [line.partition(" ")[0] for line in lines] == ["1:5", "1:6"]
@@ -232,13 +232,13 @@ def test_dead_letters_are_summed_up_by_reason() -> None:
 
 @pytest.mark.parametrize("limit", [None, 0, 3])
 def test_no_dead_letters(limit: int | None) -> None:
-    """A line, or an empty array."""
+    """Without dead letters there is one line, or an empty array."""
     assert dead(limit=limit) == ["Dead letters: none."]
     assert dead(limit=limit, as_json=True) == ["[]"]
 
 
 def test_dead_letters_as_json_are_an_array() -> None:
-    """With all that the list knows; bytes that are no text in Base64."""
+    """The array has every field of the list. Bytes that are no text are in Base64."""
     found = json.loads("".join(dead(letter(history=(FAILURE,), retries=1), letter(6, key=b"\xff"), as_json=True)))
     assert [one["id"] for one in found] == ["1:5", "1:6"]
     assert [one["key"] for one in found] == ["anna", {"base64": "/w=="}]
@@ -250,14 +250,14 @@ def test_dead_letters_as_json_are_an_array() -> None:
 
 
 def record(offset: int, key: bytes | None, value: bytes | None, at: datetime = NOON) -> Any:
-    """As aiokafka gives it."""
+    """A record as aiokafka returns it."""
     return SimpleNamespace(
         partition=1, offset=offset, timestamp=int(at.timestamp() * 1000), key=key, value=value, headers=()
     )
 
 
 def test_a_record_is_a_line() -> None:
-    """Its partition and offset, its time, its key and what stands in it; no line breaks, whoever wrote it."""
+    """The line has partition and offset, time, key and value. Line breaks and control characters are escaped."""
     found = [record(5, b"anna", b'{"a":\n1}'), record(6, None, None), record(7, b"\xff", b"\x1b[2J")]
     local = NOON.astimezone().strftime("%Y-%m-%d %H:%M:%S")
     assert list(listing.records(found, as_json=False)) == [
@@ -267,7 +267,7 @@ def test_a_record_is_a_line() -> None:
 
 
 def test_records_as_json_are_an_array() -> None:
-    """JSON stays JSON; bytes that are no text are in Base64."""
+    """A value in JSON stays JSON, a text is a string, and other bytes are in Base64."""
     found = [
         record(5, b"anna", b'{"a":1}'),
         record(6, None, None),
@@ -281,7 +281,7 @@ def test_records_as_json_are_an_array() -> None:
 
 
 def test_one_dead_letter_with_all_that_is_known_of_it() -> None:
-    """For people a line each; as JSON one object."""
+    """`dead-letters show` prints a line for each field, or one JSON object."""
     mark = (SECOND, Mark("1:5", "shop.purchases", 1, 77))
     one = letter(value=b"\xff\x00", history=(replace(FAILURE, reason="why"),), retries=1)
     shown = list(listing.dead_letter(one, mark, as_json=False))
@@ -305,7 +305,7 @@ def test_one_dead_letter_with_all_that_is_known_of_it() -> None:
 
 
 def test_nothing_of_a_dead_letter_moves_a_terminal() -> None:
-    """Anybody may have written it: no control character, no change of direction, no line break gets out."""
+    """Anybody may have written the record, so control characters, direction marks and line breaks are escaped."""
     evil = EVIL.encode()
     one = letter(
         topic=EVIL,
@@ -328,14 +328,14 @@ def test_nothing_of_a_dead_letter_moves_a_terminal() -> None:
 
 
 def test_a_long_reason_is_cut_in_a_list_and_whole_when_shown() -> None:
-    """So is a key: a line stays one that can be read."""
+    """The list also cuts long keys, so that a line stays readable."""
     one = letter(reason="r" * 10_000, key=b"k" * 10_000)
     assert all(len(line) < 700 for line in dead(one))
     assert f"reason:   {'r' * 10_000}" in list(listing.dead_letter(one, None, as_json=False))
 
 
 def test_the_result_of_a_retry_is_printed() -> None:
-    """How many went, how many had gone, how many could not."""
+    """The line counts the retried ones, those that had been retried before, and the refused ones."""
     assert listing.retried(Outcome(2, 3)) == "2 retried, 3 had been retried before."
     refused = Outcome(0, 0, [(Id(0, 1), "why")])
     assert listing.retried(refused) == "0 retried, 0 had been retried before, 1 could not be retried."
@@ -354,7 +354,7 @@ PRICES = Prices(
 
 
 def test_prices_over_time_are_a_line_each() -> None:
-    """With the time since when, until when, and what was sold."""
+    """The line has the beginning and end of a price, and the units and revenue at that price."""
     times = [(NOON + number * HOUR).astimezone().strftime("%Y-%m-%d %H:%M:%S") for number in range(3)]
     assert list(listing.price_history(PRICES, as_json=False)) == [
         "Mleko Łaciate  (milk)",
@@ -367,7 +367,7 @@ def test_prices_over_time_are_a_line_each() -> None:
 
 
 def test_prices_over_time_as_json() -> None:
-    """One object with the fields that are documented."""
+    """The object has the documented fields."""
     (line,) = listing.price_history(PRICES, as_json=True)
     said = json.loads(line)
     assert list(said) == ["product_id", "name", "prices"]
@@ -380,14 +380,14 @@ def test_prices_over_time_as_json() -> None:
 
 
 def test_what_a_terminal_would_obey_is_shown_in_the_prices() -> None:
-    """A product's name and id may be anything."""
+    """A product's name and id may hold escape sequences."""
     for as_json in (False, True):
         lines = list(listing.price_history(Prices("\x1b[2J", "\x07", ()), as_json=as_json))
         assert all(line.isprintable() for line in lines)
 
 
 def test_the_plot_is_of_what_was_in_force_within_its_time() -> None:
-    """A price of the future is listed, not drawn."""
+    """A price that begins after the plot's end is not drawn."""
     later = Period(NOON + 99 * HOUR, None, 99_999)
     found = Prices("milk", "Milk", (*PRICES.prices[:-1], Period(NOON + 2 * HOUR, NOON + 99 * HOUR, 419), later))
     sold = SalesOverTime(NOON, NOON + 3 * HOUR, "hour", (Sold(NOON, 1234, 480_026),))
@@ -399,7 +399,7 @@ def test_the_plot_is_of_what_was_in_force_within_its_time() -> None:
 
 @pytest.mark.parametrize("year", [1, 9999])
 def test_a_time_at_the_end_of_the_calendar_is_shown(year: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the local time would be out of range it is UTC's."""
+    """A time that has no local time is shown in UTC."""
     at = datetime(year, 1, 1, tzinfo=timezone.utc) if year == 1 else datetime(year, 12, 31, 23, 59, tzinfo=timezone.utc)
     for zone in ("Etc/GMT+12", "Etc/GMT-14"):
         monkeypatch.setenv("TZ", zone)
@@ -418,7 +418,7 @@ def listed(*vouchers: dict[str, Any], as_json: bool = False) -> list[str]:
 
 
 def test_a_voucher_is_a_line() -> None:
-    """Who has it, by which rule, what it is good for and until when."""
+    """The line has the customer, the rule, what the voucher is worth and its last day."""
     two = listed(
         voucher("v", worth={"product_type": "masło", "percent": 20}),
         voucher("w", customer="b\n", worth={"text": "a \x1b[2J", "amount": 1_050}),
@@ -431,7 +431,7 @@ def test_a_voucher_is_a_line() -> None:
 
 
 def test_vouchers_as_json_are_an_array() -> None:
-    """With `voucher_id`, as in the event."""
+    """The id's field is `voucher_id`, as in the event."""
     assert json.loads("".join(listed(as_json=True))) == []
     (first, second) = json.loads("".join(listed(voucher("v"), voucher("w", worth={"amount": 7}), as_json=True)))
     assert (first["voucher_id"], first["percent"], second["amount"]) == ("v", 5, 7)
@@ -439,7 +439,7 @@ def test_vouchers_as_json_are_an_array() -> None:
 
 
 def test_the_result_of_a_trial_is_printed() -> None:
-    """How many, for how many, when, out of how much."""
+    """The line has the number of vouchers and customers, the time span, and the number of events that were read."""
     trial = Trial("bread", of_registrations=False, looked_at=7)
     assert listing.tried(trial, as_json=False) == (
         "bread: 0 vouchers for 0 customers; 7 purchases were read, no voucher was given."
@@ -454,7 +454,7 @@ def test_the_result_of_a_trial_is_printed() -> None:
 
 
 def test_a_product_with_a_stock_shows_what_is_left() -> None:
-    """Beside what was sold, if that was asked for; a product without a stock says nothing of it."""
+    """`left` is shown if it is known. A product whose stock is not tracked has no such text."""
     stocked = {**MILK, "stock": 300, "stock_limit": 30}
     lines = list(listing.products([stocked, {**MILK, "_id": "other"}], left={"milk": 12}, as_json=False))
     assert [line.partition("  12 left of 300")[1] != "" for line in lines] == [True, False]
@@ -474,7 +474,7 @@ JSON_SHOWN = r"x\u001b]0;pwn\u0007\u009b\n"
 
 
 def test_no_listing_sends_commands_to_a_terminal() -> None:
-    """Neither a name nor an id nor what `verify` names; in JSON they are escaped."""
+    """Escape sequences in names, ids and checks are made visible; in JSON they are escaped."""
     product = {**MILK, "_id": HOSTILE, "name": HOSTILE, "type": HOSTILE}
     bought = {**BOUGHT, "product_name": HOSTILE}
     customer = {**ANNA, "_id": HOSTILE, "first_name": HOSTILE, "address": HOSTILE, "purchases": [bought]}
@@ -494,7 +494,7 @@ def test_no_listing_sends_commands_to_a_terminal() -> None:
 
 
 def test_documents_of_other_programs_are_listed_as_they_are() -> None:
-    """Fields that are missing are `-`; a price that was written as a double is a price."""
+    """A missing field is `-`, and a price that was stored as a double is a price."""
     (line,) = listing.products([{"_id": "milk", "price": 449.0}], as_json=False)
     assert line.split() == ["milk", "4,49", "zł", "-", "(milk)"]
     (line,) = listing.products([{"_id": "milk", "name": 5, "price": "cheap", "type": ["a"]}], as_json=False)

@@ -1,4 +1,4 @@
-"""What the log of a worker leaves out."""
+"""Lines that are left out of a worker's log."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shopflow.commands.worker import KafkaNoise, is_news
 
 @pytest.mark.parametrize("verbose", [False, True])
 def test_aiokafkas_lines_become_a_suspicion(verbose: bool) -> None:
-    """It says several a second while Kafka is away; with -l debug they are all there."""
+    """aiokafka logs several lines a second while Kafka is away. They become one suspicion; `-l debug` logs them all."""
     noise = KafkaNoise(verbose=verbose)
     text = "Unable connect to node with id 1"
     line = logging.LogRecord("aiokafka.conn", logging.ERROR, "", 0, text, (), None)
@@ -23,7 +23,7 @@ def test_aiokafkas_lines_become_a_suspicion(verbose: bool) -> None:
 
 
 def test_cancelled_actors_are_no_news() -> None:
-    """Each rebalance cancels those that have a batch in hand; Faust writes a traceback for each."""
+    """Faust logs a traceback for each actor that a rebalance cancels. Only other crashes stay in the log."""
     lines = [
         logging.LogRecord("faust.agents.actor", logging.ERROR, "", 0, "Crashed reason=%r", (reason,), None)
         for reason in (asyncio.CancelledError(), ValueError("a fault"))
