@@ -1,4 +1,4 @@
-"""Bad records: each becomes a dead letter with its bytes, origin and reason; what is around it is stored."""
+"""Bad records: each becomes a dead letter with its bytes, origin and reason; its neighbours are stored."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ class Bad(NamedTuple):
 
 
 def _of(kind: str, **fields: Any) -> bytes:
-    """An event under the id `bad`, with these fields changed; `...` leaves one out."""
+    """An event with the id `bad` and these fields changed; the value `...` leaves a field out."""
     event = {"products": product("bad"), "customers": customer("bad"), "purchases": purchase("bad")}[kind]
     return encoded({name: value for name, value in {**event, **fields}.items() if value is not ...})
 
 
-#: What an event must have.
+#: The required fields of each event.
 FIELDS = {
     "products": ("product_id", "name", "type", "price", "updated_at"),
     "customers": ("customer_id", "first_name", "last_name", "address", "registered_at"),
     "purchases": ("purchase_id", "customer_id", "product_id", "quantity", "purchased_at"),
 }
-#: Headers of a bad record: its own stay, one that lies about the origin does not.
+#: Headers of a bad record: one of its own, which the dead letter keeps, and a wrong origin, which it does not.
 HEADERS = (("trace", b"\xff\x00"), ("__connect.errors.offset", b"77"))
 
 BAD = [
@@ -84,7 +84,7 @@ BAD = [
     Bad("purchases", _of("purchases", purchased_at="9999-12-31T23:59:59-14:00"), "purchased_at"),
     Bad("purchases", _of("purchases"), "wrong key", b"\xff\xfe"),
     Bad("purchases", _of("purchases"), "wrong key", b"BAD"),
-    Bad("purchases", _of("purchases"), "wrong key", None),  # Kafka itself refuses these where topics are compacted
+    Bad("purchases", _of("purchases"), "wrong key", None),  # a compacted topic refuses it
     Bad("purchases", None, "no value"),
     Bad("purchases", None, "no value", None),
 ]
@@ -92,7 +92,7 @@ BAD = [
 
 @pytest.fixture(scope="module")
 def shop(open_shop: OpenShop) -> Iterator[Shop]:
-    """A shop with a worker, to which good and bad records are sent in turn, one partition a topic."""
+    """A shop with a worker, to which good and bad records are sent in turn, in one partition of each topic."""
     with open_shop() as shop:
         shop.start_worker(program=MODULE).ready()
         yield shop
@@ -100,7 +100,7 @@ def shop(open_shop: OpenShop) -> Iterator[Shop]:
 
 @pytest.fixture(scope="module")
 def sent(shop: Shop) -> dict[Bad, Origin]:
-    """Where each bad record is; before and after each stands a good one."""
+    """The origin of each bad record. A good record is before and after each."""
     origins: dict[Bad, Origin] = {}
     for kind in ("products", "customers", "purchases"):
         bad = [one for one in BAD if one.kind == kind]
@@ -121,7 +121,7 @@ def _good(kind: str, number: int) -> Record:
 
 @pytest.fixture(scope="module")
 def letters(shop: Shop, sent: dict[Bad, Origin]) -> dict[tuple[str, int, int], list[Any]]:
-    """The dead letters by topic, partition and offset of the record that each was."""
+    """The dead letters by their origin: topic, partition and offset."""
     found: dict[tuple[str, int, int], list[Any]] = {}
     for letter in shop.read("dead-letters"):
         headers = dict(letter.headers)
@@ -134,7 +134,7 @@ def letters(shop: Shop, sent: dict[Bad, Origin]) -> dict[tuple[str, int, int], l
 def test_a_bad_record_is_a_dead_letter_once_as_it_came(
     bad: Bad, sent: dict[Bad, Origin], letters: dict[tuple[str, int, int], list[Any]]
 ) -> None:
-    """Key, value and headers byte by byte, in the partition of its own number, with the field or fault named."""
+    """A dead letter has the record's key, value, headers and partition unchanged, and a reason that names the field."""
     origin = sent[bad]
     (letter,) = letters[tuple(origin)]  # type: ignore[index]
     headers = dict(letter.headers)
@@ -149,19 +149,19 @@ def test_a_bad_record_is_a_dead_letter_once_as_it_came(
 
 
 def test_nothing_else_is_a_dead_letter(letters: dict[tuple[str, int, int], list[Any]]) -> None:
-    """Neither a good record nor a bad one twice."""
+    """No good record is a dead letter, and no bad record is one twice."""
     assert sum(map(len, letters.values())) == len(BAD)
 
 
 @pytest.mark.parametrize("kind", ["products", "customers", "purchases"])
 def test_what_is_around_bad_records_is_stored(shop: Shop, sent: dict[Bad, Origin], kind: str) -> None:
-    """Every good one, and none of the bad ones."""
+    """Every good record is stored, and no bad one."""
     expected = {f"good-{number}" for number in range(sum(bad.kind == kind for bad in BAD) + 1)}
     assert {document["_id"] for document in shop.db[kind].find({}, {"_id": 1})} == expected
 
 
 def test_the_shop_agrees_after_all_that(shop: Shop, sent: dict[Bad, Origin]) -> None:
-    """The bad purchases are accounted for, and the worker goes on."""
+    """`verify` counts the rejected purchases as explained, and the worker goes on."""
     assert shop.agrees()["tables"]["rejected"] == sum(bad.kind == "purchases" for bad in BAD)
     after = purchase()
     shop.sell(after)

@@ -1,4 +1,4 @@
-"""The commands as a user types them: what they do, what they print, and how they refuse."""
+"""The commands as a user types them: what they do, what they print, and what they refuse."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def shop(open_shop: OpenShop) -> Iterator[Shop]:
 
 @pytest.fixture(scope="module")
 def worker(shop: Shop) -> Worker:
-    """Its worker, with its tables where Faust's own option says."""
+    """The shop's worker, whose tables are where Faust's `--datadir` says."""
     return shop.start_worker(program=(*FAUST, "--datadir", str(shop.folder / "elsewhere"))).ready()
 
 
@@ -47,7 +47,7 @@ def seeded(shop: Shop, worker: Worker) -> Shop:
 
 
 def test_the_seeds_are_stored_and_counted(seeded: Shop, worker: Worker) -> None:
-    """13 products, so many customers, so many purchases with the prices of the products."""
+    """There are 13 products, and as many customers and purchases as asked for, at the products' prices."""
     counts = {kind: seeded.db[kind].count_documents({}) for kind in ("products", "customers", "purchases")}
     assert counts == {"products": 13, "customers": 7, "purchases": 30}
     becomes(lambda: worker.counts()["purchases"], 30)
@@ -57,7 +57,7 @@ def test_the_seeds_are_stored_and_counted(seeded: Shop, worker: Worker) -> None:
 
 
 def test_fausts_own_options_keep_working(seeded: Shop, worker: Worker) -> None:
-    """`--datadir`, `-l info` and `--web-port`, as `start_worker` gives them; `--json` before the command."""
+    """`--datadir`, `-l info` and `--web-port` work for the worker, and `--json` before a command."""
     assert list((seeded.folder / "elsewhere").rglob("purchase_counts-*.db"))
     assert list(seeded.data.glob("worker-*")) == []
     assert "[INFO]" in worker.output
@@ -66,13 +66,13 @@ def test_fausts_own_options_keep_working(seeded: Shop, worker: Worker) -> None:
 
 
 def test_an_output_that_can_not_take_polish_letters_is_no_error(seeded: Shop) -> None:
-    """A pipe in an old locale: something stands for the letters, and the list is whole."""
+    """In an old locale other characters replace the letters, and the list is complete."""
     done = seeded.run("list-products", program=("env", "PYTHONUTF8=0", "PYTHONIOENCODING=ascii", *FAUST))
     assert (done.status, len(done.stdout.splitlines()), done.stderr) == (0, 13, "")
 
 
 def test_the_same_seed_gives_the_same_customers(seeded: Shop) -> None:
-    """So that one can try again what one saw."""
+    """A user can repeat with `--seed` what they saw."""
     before = seeded.db.customers.distinct("_id")
     assert seeded.run("seed-customers", "--count", "7", "--seed", "1").status == 0
     seeded.drain()
@@ -80,7 +80,7 @@ def test_the_same_seed_gives_the_same_customers(seeded: Shop) -> None:
 
 
 def test_products_seeded_again_are_the_same_with_new_prices(seeded: Shop) -> None:
-    """As in a shop whose prices change; what was bought keeps its price."""
+    """Purchases keep the price at which they were made."""
     before = {product["_id"]: product for product in seeded.db.products.find()}
     bought = {one["_id"]: one["price"] for one in seeded.db.purchases.find()}
     assert seeded.run("seed-products").status == 0
@@ -93,7 +93,7 @@ def test_products_seeded_again_are_the_same_with_new_prices(seeded: Shop) -> Non
 
 
 def test_products_are_listed(seeded: Shop) -> None:
-    """For people, a line each with the price in zł; as JSON with the contract's fields."""
+    """Text has a line for each product with the price in zł; JSON has the contract's fields."""
     for_people, as_json = seeded.run_all([["list-products"], ["list-products", "--json"]])
     assert for_people.status == 0
     assert len(for_people.stdout.splitlines()) == 13
@@ -106,7 +106,7 @@ def test_products_are_listed(seeded: Shop) -> None:
 
 
 def test_customers_are_listed_with_what_they_bought(seeded: Shop) -> None:
-    """For people, with their Polish letters; as JSON with the contract's fields."""
+    """Text has Polish letters; JSON has the contract's fields of customers and purchases."""
     for_people, as_json, limited = seeded.run_all(
         [["list-customers"], ["list-customers", "--json"], ["list-customers", "--limit", "2", "--json"]]
     )
@@ -128,7 +128,7 @@ def test_customers_are_listed_with_what_they_bought(seeded: Shop) -> None:
 
 
 def test_the_newest_records_of_a_topic(seeded: Shop) -> None:
-    """Whatever partitions they are in; the newest last. A compacted topic, and one that is empty, too."""
+    """`tail` shows the newest records over all partitions, the newest last, also of compacted and empty topics."""
     for_people, as_json, activity, empty, wrong = seeded.run_all(
         [
             ["tail", "purchases", "--limit", "4"],
@@ -155,7 +155,7 @@ def test_the_newest_records_of_a_topic(seeded: Shop) -> None:
 
 
 def test_listings_of_an_empty_shop(open_shop: OpenShop) -> None:
-    """No customers is not an error."""
+    """A listing without entries succeeds."""
     with open_shop() as shop:
         as_json, for_people = shop.run_all([["list-customers", "--json"], ["list-products"]])
         assert as_json.json() == []
@@ -164,7 +164,7 @@ def test_listings_of_an_empty_shop(open_shop: OpenShop) -> None:
 
 @pytest.mark.slow
 def test_direct_purchases_are_not_counted_and_verify_knows(seeded: Shop, worker: Worker) -> None:
-    """They never were in Kafka, so the tables can't know them; that is no disagreement."""
+    """Purchases of `--direct` never were in Kafka. `verify` does not take them for a difference."""
     seeded.drain()
     before, ends = worker.counts(), seeded.ends()
     try:
@@ -179,7 +179,7 @@ def test_direct_purchases_are_not_counted_and_verify_knows(seeded: Shop, worker:
 
 @pytest.mark.slow
 def test_direct_seeds_go_past_kafka_and_the_tables(open_shop: OpenShop) -> None:
-    """As the model's database tools did."""
+    """`--direct` writes only to MongoDB, and no record is in any topic."""
     with open_shop() as shop:
         for command in (
             ["seed-products"],
@@ -200,7 +200,7 @@ def test_direct_seeds_go_past_kafka_and_the_tables(open_shop: OpenShop) -> None:
 
 @pytest.mark.slow
 def test_verify_finds_what_was_changed_by_hand(seeded: Shop, worker: Worker) -> None:
-    """A document deleted, a value changed, a purchase added: status 1, and the customers named."""
+    """A deleted, a changed and an added purchase each give status 1 and the customer's name."""
     assert set(seeded.agrees()) == {"status", "kafka", "mongodb", "tables", "workers", "deep", "checks"}
     purchases = seeded.db.purchases
     deleted, changed = (purchases.find_one({"customer_id": name}) for name in purchases.distinct("customer_id")[:2])
@@ -219,7 +219,7 @@ def test_verify_finds_what_was_changed_by_hand(seeded: Shop, worker: Worker) -> 
 
 @pytest.mark.parametrize("setting", ["broker", "mongodb_uri"])
 def test_verify_can_not_tell_without_servers(seeded: Shop, setting: str) -> None:
-    """Status 2, not a false alarm."""
+    """If a server is away, `verify` ends with status 2, which is no difference."""
     nowhere = {
         "broker": f"kafka://127.0.0.1:{free_port()}",
         "mongodb_uri": f"mongodb://127.0.0.1:{free_port()}/?serverSelectionTimeoutMS=500",
@@ -240,7 +240,7 @@ def test_verify_can_not_tell_without_servers(seeded: Shop, setting: str) -> None
     ],
 )
 def test_a_wrong_option_is_named(seeded: Shop, command: Sequence[str], named: str) -> None:
-    """On stderr, with status 2, and nothing is done."""
+    """A wrong option ends with status 2 and its name on stderr."""
     done = seeded.run(*command)
     assert done.status == 2
     assert named in done.errors[-1]
@@ -249,7 +249,7 @@ def test_a_wrong_option_is_named(seeded: Shop, command: Sequence[str], named: st
 
 @pytest.mark.parametrize("program", [FAUST, MODULE])
 def test_a_bad_setting_is_named_in_one_line(seeded: Shop, program: Sequence[str]) -> None:
-    """Whichever way the program is started."""
+    """A wrong setting ends with status 2 and its name, however the program is started."""
     done = seeded.run("list-products", program=program, topics_partitions="many")
     assert (done.status, len(done.errors)) == (2, 1)
     assert "topics.partitions" in done.errors[0]
@@ -265,14 +265,14 @@ def test_a_bad_setting_is_named_in_one_line(seeded: Shop, program: Sequence[str]
     ],
 )
 def test_a_bad_variable_is_named_in_one_line(seeded: Shop, setting: str, value: str, named: str) -> None:
-    """Unknown, out of range, of the wrong form."""
+    """A variable that is unknown, out of range or malformed ends the command with its name."""
     done = seeded.run("list-products", **{setting: value})
     assert (done.status, len(done.errors)) == (2, 1)
     assert named in done.errors[0]
 
 
 def test_a_wrong_type_in_the_configuration_file_is_named(seeded: Shop) -> None:
-    """In the default file, `config.yaml` of the working directory, as well."""
+    """`config.yaml` in the working directory is read and checked without being named."""
     path = seeded.folder / "config.yaml"
     path.write_text("web:\n  port: many\n")
     try:
@@ -284,7 +284,7 @@ def test_a_wrong_type_in_the_configuration_file_is_named(seeded: Shop) -> None:
 
 
 def test_a_bad_configuration_file_is_named(seeded: Shop, tmp_path: Path) -> None:
-    """With the field."""
+    """The error has the file and the unknown field."""
     path = tmp_path / "shop.yaml"
     path.write_text("topics:\n  partitons: 4\n")
     done = seeded.run("list-products", config=path)
@@ -294,7 +294,7 @@ def test_a_bad_configuration_file_is_named(seeded: Shop, tmp_path: Path) -> None
 
 
 def test_commands_without_servers_say_what_to_start(open_embedded_shop: OpenShop) -> None:
-    """Embedded servers are configured, and none run."""
+    """If the embedded servers are configured and don't run, the error names the command that starts them."""
     with open_embedded_shop() as shop:
         for done in shop.run_all([["seed-products"], ["list-products"], ["seed-purchases"], ["send", "x", "y"]]):
             assert (done.status, len(done.errors)) == (2, 1), done
@@ -303,7 +303,7 @@ def test_commands_without_servers_say_what_to_start(open_embedded_shop: OpenShop
 
 @pytest.mark.parametrize("setting", ["broker", "mongodb_uri"])
 def test_a_server_that_is_away_is_named_in_one_line(seeded: Shop, setting: str) -> None:
-    """By every command that needs it; nothing hangs."""
+    """Every command that needs the server ends with one line, and none hangs."""
     nowhere = {
         "broker": f"kafka://127.0.0.1:{free_port()}",
         "mongodb_uri": f"mongodb://127.0.0.1:{free_port()}/?serverSelectionTimeoutMS=500",
@@ -320,7 +320,7 @@ def test_a_server_that_is_away_is_named_in_one_line(seeded: Shop, setting: str) 
 
 
 def test_a_password_is_never_shown(seeded: Shop) -> None:
-    """Not in the errors of a server that is away, of one that refuses it, or of an address that can't be read."""
+    """No error has the password of `mongodb.uri`: of a server that is away or refuses it, or of a malformed URI."""
     for uri in (
         seeded.servers.mongodb.replace("//", "//shop:geheim@"),  # type: ignore[union-attr]
         f"mongodb://shop:geheim@127.0.0.1:{free_port()}/?serverSelectionTimeoutMS=500",
@@ -335,7 +335,7 @@ def test_a_password_is_never_shown(seeded: Shop) -> None:
 
 
 def test_purchases_need_customers_and_products(open_shop: OpenShop) -> None:
-    """It says what to run first."""
+    """The error of `seed-purchases` names the command to run first."""
     with open_shop() as shop:
         done = shop.run("seed-purchases")
         assert (done.status, len(done.errors)) == (2, 1)
@@ -343,7 +343,7 @@ def test_purchases_need_customers_and_products(open_shop: OpenShop) -> None:
 
 
 def test_a_worker_whose_port_is_taken_says_so(shop: Shop, worker: Worker) -> None:
-    """Before it joins the group."""
+    """The worker ends with one line before it joins the consumer group."""
     done = shop.run("worker", "--web-port", str(worker.port))
     assert done.status == 2
     assert len(done.errors) == 1
@@ -352,7 +352,7 @@ def test_a_worker_whose_port_is_taken_says_so(shop: Shop, worker: Worker) -> Non
 
 
 def test_what_is_in_mongodb_is_exported(seeded: Shop) -> None:
-    """In each format the same documents, in the order of their ids; a file is announced, stdout holds nothing else."""
+    """Each format has the same documents, by id. A file is announced; an export to stdout has nothing else."""
     stored = list(seeded.db.purchases.find().sort("_id", 1))
     lines, table, parquet = seeded.run_all(
         [
@@ -384,14 +384,14 @@ def test_what_is_in_mongodb_is_exported(seeded: Shop) -> None:
     ],
 )
 def test_an_export_that_can_not_be_is_refused(seeded: Shop, arguments: list[str], said: str) -> None:
-    """In one line, with nothing on stdout."""
+    """A wrong kind, format or file ends with one line, and stdout is empty."""
     done = seeded.run("export", *arguments)
     assert (done.status, done.stdout) == (2, "")
     assert said in done.errors[-1]
 
 
 def test_an_export_without_mongodb_is_one_line(seeded: Shop) -> None:
-    """And no file."""
+    """The failed export leaves no file, also no partial one."""
     done = seeded.run("export", "products", "--output", "none", mongodb_uri=f"mongodb://127.0.0.1:{free_port()}")
     assert (done.status, len(done.errors)) == (1, 1), done
     assert not (seeded.folder / "none").exists()

@@ -1,4 +1,4 @@
-"""The contract as another program sees it: plain Kafka records in, documents and counts out."""
+"""The contract as another program sees it: it sends Kafka records, and finds documents and counts."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def reason(letter: Any) -> str:
 
 
 def test_a_purchase_of_any_kafka_client_is_stored_with_the_contracts_fields(shop: Shop, worker: Worker) -> None:
-    """Exactly these fields and types, the time in UTC, the source where the record is."""
+    """The document has exactly these fields and types, the time in UTC, and the record's partition and offset."""
     event = purchase(product_id="mleko", quantity=3, price=415, purchased_at="2024-05-06T07:08:09.123+02:00")
     (origin,) = shop.sell(event)
     document = until(lambda: shop.stored(event), "it is stored")
@@ -74,7 +74,7 @@ def test_a_purchase_of_any_kafka_client_is_stored_with_the_contracts_fields(shop
 
 
 def test_products_and_customers_are_stored_with_the_contracts_fields(shop: Shop, worker: Worker) -> None:
-    """A customer without a city has one that is null."""
+    """A customer who was sent without a city is stored with `city: null`."""
     offered, registered = product(price=0, updated_at="2024-01-01T00:30:00+01:00"), customer(city="Łódź")
     without_city = customer()
     (offer,) = shop.offer(offered)
@@ -100,7 +100,7 @@ def test_products_and_customers_are_stored_with_the_contracts_fields(shop: Shop,
 
 
 def test_purchases_have_the_indexes_of_the_contract(shop: Shop, worker: Worker) -> None:
-    """Without them a listing looks through every purchase."""
+    """Without the indexes, a listing of one customer or product would read every purchase."""
     shop.sell(purchase())
     wanted = [{"customer_id": 1, "purchased_at": 1}, {"product_id": 1, "purchased_at": 1}]
     indexes = until(shop.db.purchases.index_information, "there are indexes")
@@ -109,7 +109,7 @@ def test_purchases_have_the_indexes_of_the_contract(shop: Shop, worker: Worker) 
 
 
 def test_a_purchase_is_counted_in_every_view(shop: Shop, worker: Worker) -> None:
-    """`/counts/{id}/`, the sums of `/counts/`, and Faust's own `/table/` and `/router/`."""
+    """The counts are in `/counts/{id}/`, in the sums of `/counts/`, and in Faust's own `/table/` and `/router/`."""
     shop.drain()
     before = worker.counts()
     first = purchase(quantity=2, price=100)
@@ -132,7 +132,7 @@ def test_a_purchase_is_counted_in_every_view(shop: Shop, worker: Worker) -> None
 
 
 def test_who_never_bought_is_not_found(shop: Shop, worker: Worker) -> None:
-    """Also a customer who is registered."""
+    """A customer without purchases gets 404, registered or not."""
     registered = customer()
     shop.register(registered)
     shop.drain()
@@ -143,7 +143,7 @@ def test_who_never_bought_is_not_found(shop: Shop, worker: Worker) -> None:
 
 @pytest.mark.parametrize("name", ODD_IDS)
 def test_odd_but_legal_ids_work_everywhere(shop: Shop, worker: Worker, name: str) -> None:
-    """As a customer's, a product's and a purchase's id, in MongoDB and in the views."""
+    """Any text can be the id of a customer, a product and a purchase, in MongoDB and in the views."""
     shop.offer(product(name, price=7))
     until(lambda: shop.db.products.find_one({"_id": name}), "the product is stored")
     event = {**purchase(name, purchase_id=name, product_id=name, quantity=1)}
@@ -157,7 +157,7 @@ def test_odd_but_legal_ids_work_everywhere(shop: Shop, worker: Worker, name: str
 
 
 def test_a_purchase_keeps_its_price_when_the_products_price_changes(shop: Shop, worker: Worker) -> None:
-    """Money that was paid is a fact."""
+    """A later price event does not change what a customer has paid."""
     old = product(price=100, updated_at="2024-01-01T00:00:00Z")
     event = {**purchase(product_id=old["product_id"], quantity=2, purchased_at="2024-06-01T00:00:00Z")}
     del event["price"]
@@ -174,7 +174,7 @@ def test_a_purchase_keeps_its_price_when_the_products_price_changes(shop: Shop, 
 
 
 def test_a_purchase_without_a_price_gets_the_one_in_force_when_it_was_made(shop: Shop, worker: Worker) -> None:
-    """Whatever the order in which the prices came; before the first one the first."""
+    """The price at `purchased_at` counts, in whatever order the prices came. Before the first one, the first counts."""
     offered = product()
     name = offered["product_id"]
     prices = [(300, "2024-03-01T00:00:00Z"), (100, "2024-01-01T00:00:00Z"), (200, "2024-02-01T00:00:00+01:00")]
@@ -192,7 +192,7 @@ def test_a_purchase_without_a_price_gets_the_one_in_force_when_it_was_made(shop:
     events = [purchase(product_id=name, purchased_at=at) for at in times]
     for event in events:
         event.pop("price")
-    events[0]["price"] = None  # the same as none
+    events[0]["price"] = None  # counts as missing
     shop.sell(*events)
     shop.drain()
     found = {event["purchased_at"]: (shop.stored(event) or {}).get("price") for event in events}
@@ -201,7 +201,7 @@ def test_a_purchase_without_a_price_gets_the_one_in_force_when_it_was_made(shop:
 
 
 def test_a_purchase_of_a_product_that_comes_a_little_later_waits_for_it(shop: Shop, worker: Worker) -> None:
-    """Two topics have no common order."""
+    """Kafka keeps no order between topics, so a purchase may arrive before its product."""
     offered = product(price=55)
     event = purchase(product_id=offered["product_id"], quantity=2)
     del event["price"]
@@ -214,7 +214,7 @@ def test_a_purchase_of_a_product_that_comes_a_little_later_waits_for_it(shop: Sh
 
 
 def test_a_purchase_of_an_unknown_product_becomes_a_dead_letter(shop: Shop, worker: Worker) -> None:
-    """After the configured wait; what comes behind it is stored."""
+    """The worker waits for the product for the configured time, and then stores the purchases after it."""
     unknown = purchase(product_id="never-offered")
     del unknown["price"]
     behind = purchase(unknown["customer_id"])
@@ -230,7 +230,7 @@ def test_a_purchase_of_an_unknown_product_becomes_a_dead_letter(shop: Shop, work
 
 
 def test_a_purchase_of_a_customer_who_is_not_registered_is_stored(shop: Shop, worker: Worker) -> None:
-    """The registration may still be on its way, and does not change it."""
+    """The registration may come later, and does not change the purchase."""
     event = purchase()
     shop.sell(event)
     document = until(lambda: shop.stored(event), "it is stored")
@@ -240,7 +240,7 @@ def test_a_purchase_of_a_customer_who_is_not_registered_is_stored(shop: Shop, wo
 
 
 def test_an_older_event_never_overwrites_a_newer_one(shop: Shop, worker: Worker) -> None:
-    """In one batch and in two, of products and customers."""
+    """The newer time wins for products and customers, within one batch and across two."""
     new = product(name="nowe", updated_at="2024-06-02T00:00:00Z")
     old = {**new, "name": "stare", "updated_at": "2024-06-01T00:00:00Z"}
     late = customer(last_name="Nowak", registered_at="2024-06-02T00:00:00Z")
@@ -256,7 +256,7 @@ def test_an_older_event_never_overwrites_a_newer_one(shop: Shop, worker: Worker)
 
 
 def test_a_tombstone_deletes_the_document(shop: Shop, worker: Worker) -> None:
-    """And what is offered or registered after it is there again; the purchases of a deleted customer stay."""
+    """A later event stores the document again. The purchases of a deleted customer stay."""
     gone, back, left = product(), product(), customer()
     event = purchase(left["customer_id"])
     shop.offer(gone, back)
@@ -276,7 +276,7 @@ def test_a_tombstone_deletes_the_document(shop: Shop, worker: Worker) -> None:
 
 
 def test_a_purchase_sent_twice_is_stored_and_counted_once(shop: Shop, worker: Worker) -> None:
-    """In one batch and in two; the first one stays."""
+    """The first of two purchases with one id stays, within one batch and across two."""
     event = purchase(quantity=1, price=10)
     (first, _) = shop.sell(event, {**event, "quantity": 5})
     shop.drain()
@@ -291,7 +291,7 @@ def test_a_purchase_sent_twice_is_stored_and_counted_once(shop: Shop, worker: Wo
 
 
 def test_fields_that_are_not_named_are_ignored(shop: Shop, worker: Worker) -> None:
-    """So that a newer producer can talk to an older worker."""
+    """A newer producer can send fields to an older worker, and can't overwrite `source`, `value` or `_id`."""
     extra = {"coupon": {"code": "X", "levels": [1, 2.5, None]}, "value": 1, "source": "spoofed", "_id": "spoofed"}
     offered, registered, event = product(**extra), customer(**extra), purchase(**extra)
     shop.offer(offered)
@@ -309,7 +309,7 @@ def test_fields_that_are_not_named_are_ignored(shop: Shop, worker: Worker) -> No
 
 
 def test_topics_are_created_as_the_contract_says(shop: Shop, worker: Worker) -> None:
-    """Partitions, clean-up policy, retention; the changelog has as many partitions as the purchases."""
+    """Topics and changelogs have the contract's partitions, cleanup policy and retention."""
     found = {
         name: (partitions, configs["cleanup.policy"], configs["retention.ms"])
         for name, (partitions, configs) in shop.describe_topics().items()
@@ -328,13 +328,13 @@ def test_topics_are_created_as_the_contract_says(shop: Shop, worker: Worker) -> 
 
 
 def test_the_shop_agrees_after_all_that(shop: Shop, worker: Worker) -> None:
-    """Whatever the tests above sent, each purchase has its source."""
+    """After everything that the tests above sent, `verify` finds no difference."""
     shop.drain()
     shop.agrees()
 
 
 def test_purchases_compressed_by_any_codec_are_read(open_shop: OpenShop) -> None:
-    """Kafka clients choose one; a worker that can't read it would end at each start."""
+    """Kafka clients choose the codec. A worker that can't read it would end at each start."""
     offered, registered, bought = product(), customer(), purchase()
     with open_shop() as shop:
         for kind, codec in (("products", "zstd"), ("customers", "lz4"), ("purchases", "snappy")):
@@ -354,7 +354,7 @@ def test_purchases_compressed_by_any_codec_are_read(open_shop: OpenShop) -> None
 
 @pytest.fixture(scope="module")
 def transactions(open_shop: OpenShop) -> Iterator[tuple[Shop, Worker]]:
-    """A shop with a worker: of three transactions with 10 purchases of `anna` each, the second was aborted."""
+    """A shop with a worker, after three transactions of 10 purchases of `anna`; the second was aborted."""
     with open_shop() as shop:
         worker = shop.start_worker().ready()
         for number, commit in enumerate((True, False, True)):
@@ -365,7 +365,7 @@ def transactions(open_shop: OpenShop) -> Iterator[tuple[Shop, Worker]]:
 
 
 def test_of_a_transaction_only_what_was_committed_is_stored(transactions: tuple[Shop, Worker]) -> None:
-    """What was aborted was never sold."""
+    """Purchases of an aborted transaction are neither stored nor counted."""
     shop, worker = transactions
     wanted = {f"{number}-{each}" for number in (0, 2) for each in range(10)}
     assert set(shop.db.purchases.distinct("_id")) == wanted
@@ -373,14 +373,14 @@ def test_of_a_transaction_only_what_was_committed_is_stored(transactions: tuple[
 
 
 def test_verify_agrees_when_producers_use_transactions(transactions: tuple[Shop, Worker]) -> None:
-    """The ends of transactions take offsets, also the last one of the log; they are no purchases, and do not wait."""
+    """The markers of transactions take offsets, also the last one. They count neither as purchases nor as lag."""
     shop, _ = transactions
     until(lambda: shop.run("verify").status == 0, "Kafka, MongoDB and the tables agree", 15)
 
 
 @pytest.mark.parametrize("kind", ["purchases", "products"])
 def test_a_topic_with_another_number_of_partitions_is_refused(open_shop: OpenShop, kind: str) -> None:
-    """A customer's counts depend on it: one line, with both numbers."""
+    """Counts depend on the number of partitions, so the worker ends with one line that has both numbers."""
     with open_shop() as shop:
         shop.create_topic(kind, 3)
         outcome = shop.run("worker")

@@ -1,4 +1,4 @@
-"""Dead letters seen, retried and held up: by the commands a user types, on real servers."""
+"""Dead letters on real servers: listed, shown and retried, and a topic that stops when there are too many."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ REASON = "unknown product"
 
 @pytest.fixture(scope="module")
 def shop(open_shop: OpenShop) -> Iterator[Shop]:
-    """A shop whose purchases hardly wait for their products."""
+    """A shop in which purchases wait only 0.1 s for their products."""
     with open_shop(batching_product_wait_seconds=0.1) as shop:
         yield shop
 
@@ -45,7 +45,7 @@ def worker(shop: Shop) -> Worker:
 
 
 def unpriced(product_id: str, **fields: Any) -> Json:
-    """A purchase that needs its product."""
+    """A purchase without a price, which needs its product."""
     return {name: value for name, value in purchase(product_id=product_id, **fields).items() if name != "price"}
 
 
@@ -56,26 +56,26 @@ def listed(shop: Shop, *options: str) -> list[Json]:
 
 
 def of(shop: Shop, event: Json) -> list[Json]:
-    """The dead letters of this customer."""
+    """The dead letters of this purchase's customer."""
     return [letter for letter in listed(shop) if letter["key"] == event["customer_id"]]
 
 
 def failed(shop: Shop, event: Json, times: int = 1) -> Json:
-    """Its newest dead letter, once it is one for so many times."""
+    """The customer's newest dead letter, once there are this many."""
     found = until(lambda: letters if len(letters := of(shop, event)) == times else None, f"{times} dead letter(s)")
     return found[-1]
 
 
 def retry(shop: Shop, *arguments: str, **settings: Any) -> str:
-    """What `dead-letters retry` says, once it has succeeded."""
+    """The output of a successful `dead-letters retry`."""
     done = shop.run("dead-letters", "retry", *arguments, **settings)
-    progress = [line for line in done.errors if line.startswith("dead letters: ")]  # when it takes long
+    progress = [line for line in done.errors if line.startswith("dead letters: ")]  # written if the command takes long
     assert (done.status, done.errors) == (0, progress), done
     return done.stdout
 
 
 def dead_letter(event: Json, origin: Origin, *, reason: str = f"{REASON}: x", partition: int | None = None) -> Record:
-    """A dead letter as a worker would have written it."""
+    """A dead letter as a worker writes it."""
     headers = {
         "topic": origin.topic.encode(),
         "partition": str(origin.partition).encode(),
@@ -91,7 +91,7 @@ def dead_letter(event: Json, origin: Origin, *, reason: str = f"{REASON}: x", pa
 
 
 def test_a_shop_without_dead_letters_says_so(open_shop: OpenShop) -> None:
-    """Neither with topics nor without is that an error, and listing makes none."""
+    """Neither an empty topic nor a missing one is an error, and listing creates no topic."""
     with open_shop() as shop:
         for_people, as_json, shown = shop.run_all(
             [["dead-letters"], ["dead-letters", "list", "--json"], ["dead-letters", "show", "0:0"]]
@@ -105,7 +105,7 @@ def test_a_shop_without_dead_letters_says_so(open_shop: OpenShop) -> None:
 
 
 def test_a_purchase_is_retried_when_its_product_is_offered(shop: Shop, worker: Worker) -> None:
-    """Stored and counted once; retrying it again changes nothing; its headers and history are shown."""
+    """The retried purchase is stored and counted once. A second retry changes nothing."""
     offered, event = product(), unpriced("")
     event["product_id"] = offered["product_id"]
     (origin,) = shop.send(
@@ -138,7 +138,7 @@ def test_a_purchase_is_retried_when_its_product_is_offered(shop: Shop, worker: W
 
 @pytest.mark.slow
 def test_what_fails_again_is_a_new_dead_letter_with_its_history(shop: Shop, worker: Worker) -> None:
-    """Each of them can be retried."""
+    """A retried record that fails again has its earlier failures, and can be retried again."""
     event = unpriced("never-offered")
     (origin,) = shop.sell(event)
     first = failed(shop, event)
@@ -164,7 +164,7 @@ def test_what_fails_again_is_a_new_dead_letter_with_its_history(shop: Shop, work
 
 @pytest.mark.slow
 def test_a_reason_chooses_and_a_limit_shows_the_newest(shop: Shop, worker: Worker) -> None:
-    """The others stay where they are."""
+    """`--reason` lists and retries only the dead letters whose reason has the text; `--limit` lists the newest."""
     bad = [purchase(f"zero-{number}", quantity=0) for number in range(3)]
     for event in bad:
         shop.sell(event)
@@ -185,7 +185,7 @@ def test_a_reason_chooses_and_a_limit_shows_the_newest(shop: Shop, worker: Worke
 
 
 def test_dead_letters_of_other_topics_are_refused_and_the_others_retried(open_shop: OpenShop) -> None:
-    """With its id and the reason; nothing of it reaches a terminal as it is; status 1."""
+    """Each refused dead letter is named on stderr without control characters, and the status is 1."""
     with open_shop() as shop:
         shop.run("seed-products")
         good = purchase()
@@ -245,7 +245,7 @@ WRONG = [
 
 
 def test_a_wrong_use_is_named(shop: Shop, worker: Worker) -> None:
-    """On stderr, with status 2, and nothing is retried."""
+    """A wrong argument ends with status 2 and its name, and nothing is retried."""
     before = len(shop.read("retries"))
     outcomes = shop.run_all([["dead-letters", *arguments] for arguments, _ in WRONG])
     for done, (arguments, named) in zip(outcomes, WRONG, strict=True):
@@ -256,7 +256,7 @@ def test_a_wrong_use_is_named(shop: Shop, worker: Worker) -> None:
 
 
 def many(shop: Shop, number: int) -> list[Json]:
-    """So many dead letters of good purchases, in the topic as workers would have left them."""
+    """This many dead letters of good purchases, as workers write them."""
     shop.run("seed-products")  # makes the topics
     events = [purchase(f"c-{index % 50}") for index in range(number)]
     topic = shop.topic("purchases")
@@ -265,7 +265,7 @@ def many(shop: Shop, number: int) -> list[Json]:
 
 
 def check_each_once(shop: Shop, events: list[Json]) -> None:
-    """Workers find each of them once: none is missing, none counts as sent twice."""
+    """Each purchase is counted once: none is missing, and none counts as sent twice."""
     shop.start_worker().ready()
     until(lambda: shop.run("verify").status == 0, "all are processed", 90)
     tables = shop.agrees()["tables"]
@@ -274,11 +274,11 @@ def check_each_once(shop: Shop, events: list[Json]) -> None:
 
 @pytest.mark.slow
 def test_a_retry_that_is_killed_in_the_middle_is_finished_by_the_next(open_shop: OpenShop) -> None:
-    """Each dead letter is retried exactly once, also those of the transaction that the kill cut off."""
+    """Each dead letter is retried exactly once, also those of the transaction that the kill aborted."""
     with open_shop() as shop:
         events = many(shop, 20_000)
         process = shop.spawn("dead-letters", "retry", "--all")
-        # More than one transaction's: what is read here may not be committed yet.
+        # More than one transaction has: the records that are read here may not be committed yet.
         print("killed after", enough := random.randint(500, 3_000))
         until(lambda: len(shop.read("retries")) > enough, "some are retried")
         process.kill()
@@ -291,7 +291,7 @@ def test_a_retry_that_is_killed_in_the_middle_is_finished_by_the_next(open_shop:
 
 @pytest.mark.slow
 def test_two_retries_at_a_time_retry_nothing_twice(open_shop: OpenShop) -> None:
-    """The later one takes over; the earlier one says so, if it was not done."""
+    """The later run takes over; the earlier one, if it was not done, ends with a line that says so."""
     with open_shop() as shop:
         events = many(shop, 4_000)
         both = [shop.spawn("dead-letters", "retry", "--all") for _ in range(2)]
@@ -307,9 +307,9 @@ def test_two_retries_at_a_time_retry_nothing_twice(open_shop: OpenShop) -> None:
 
 
 def test_when_too_much_fails_the_worker_stops_taking_the_topic(open_shop: OpenShop) -> None:
-    """It says so once and moves nothing to the dead letters, nor past them; other topics go on.
+    """The worker logs it once, sends none of the bad records to the dead letters, and goes on with other topics.
 
-    With `max_share` 1 a worker dead-letters them, and all is accounted for.
+    With `max_share` 1 it sends them to the dead letters, and goes on.
     """
     with open_shop(dead_letters_window=100) as shop:
         shop.run("seed-products")
@@ -339,7 +339,7 @@ def test_when_too_much_fails_the_worker_stops_taking_the_topic(open_shop: OpenSh
 
 @pytest.mark.slow
 def test_headers_that_lie_about_a_history_do_no_harm(open_shop: OpenShop) -> None:
-    """Whatever another program wrote there: it is not shown, and replaced when the record goes back."""
+    """Another program wrote wrong retry headers. They are not shown, and a retry replaces them."""
     with open_shop() as shop:
         shop.run("seed-products")
         event = purchase()

@@ -1,4 +1,4 @@
-"""The first minute: the demo, and that nothing of it stays behind."""
+"""`demo`: what it shows and verifies, and that no process or lock is left."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ DEMO = ("demo", "--customers", "20", "--purchases", "500", "--rate", "0", "--exi
 
 @pytest.mark.slow
 def test_the_demo_verifies_what_it_did_and_goes_on_the_next_time(open_embedded_shop: OpenShop) -> None:
-    """500 purchases in Kafka, MongoDB and the tables; 1,000 after the second time. Nothing is left running or locked.
+    """Two demos in one folder make 500, then 1,000 purchases. No process or lock is left.
 
-    Without `--exit` it stays open, says where to look, and ends with status 0 on Ctrl-C. Killed, it leaves as little.
+    Without `--exit` the demo stays open, prints its address, and ends with status 0 on Ctrl-C. A kill leaves nothing.
     """
     with open_embedded_shop() as shop:
         for total in (500, 1000):
@@ -47,7 +47,7 @@ def test_the_demo_verifies_what_it_did_and_goes_on_the_next_time(open_embedded_s
 
 @pytest.mark.slow
 def test_the_demo_takes_servers_that_run_already(open_shop: OpenShop) -> None:
-    """Those of the configuration, started elsewhere; they run on after it."""
+    """The demo uses the configured servers, which run on after it."""
     with open_shop() as shop:
         done = shop.run(*DEMO, seconds=120)
         assert done.status == 0, done
@@ -57,17 +57,17 @@ def test_the_demo_takes_servers_that_run_already(open_shop: OpenShop) -> None:
 
 
 def test_an_interrupted_demo_that_was_to_verify_does_not_claim_success(open_shop: OpenShop) -> None:
-    """Status 0 of `--exit` says that everything agrees; a script goes by it."""
+    """A script takes status 0 of `--exit` for "everything agrees", so an interrupted demo ends with 130."""
     with open_shop() as shop:
         demo = shop.spawn("demo", "--customers", "20", "--purchases", "5000", "--rate", "20", "--exit")
-        until(lambda: "have registered" in demo.output, "it sells", 120)
+        until(lambda: "have registered" in demo.output, "purchases begin", 120)
         assert demo.stop(signal.SIGINT) == 128 + signal.SIGINT, demo.output
         assert "Traceback" not in demo.output
         assert shop.leftovers() == []
 
 
 def opened(shop: Shop) -> Process:
-    """A demo without `--exit` that has sold what it was to sell."""
+    """A demo without `--exit` that has sold its purchases."""
     demo = shop.spawn("demo", "--purchases", "200", "--rate", "0")
     until(lambda: "Ctrl-C closes it." in demo.output, "the shop is open", 120)
     return demo

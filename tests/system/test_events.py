@@ -1,4 +1,4 @@
-"""Events over HTTP and what is read back, on real servers; the interface as its description says; a load with kills."""
+"""The HTTP interface on real servers: events and answers, the OpenAPI description, and a load with kills."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def chosen_seed() -> int:
 
 
 def post(worker: Worker, kind: str, sent: Any) -> tuple[int, Json, str | None]:
-    """Status, answer and Retry-After."""
+    """Status, answer and Retry-After of a POST of events."""
     connection = http.client.HTTPConnection("127.0.0.1", worker.port, timeout=30)
     try:
         body = json.dumps(sent, ensure_ascii=False).encode()
@@ -52,19 +52,19 @@ def post(worker: Worker, kind: str, sent: Any) -> tuple[int, Json, str | None]:
 
 @pytest.fixture(scope="module")
 def shop(open_shop: OpenShop) -> Iterator[Shop]:
-    """One shop for all tests that break nothing."""
+    """One shop for the tests that leave it in order."""
     with open_shop() as opened:
         yield opened
 
 
 @pytest.fixture(scope="module")
 def worker(shop: Shop) -> Worker:
-    """Its worker."""
+    """The shop's worker."""
     return shop.start_worker().ready()
 
 
 def test_what_is_sent_again_is_stored_once_and_can_be_read(shop: Shop, worker: Worker) -> None:
-    """From the request to MongoDB and the counts, in the partition that other producers use, and back as JSON."""
+    """Events sent again are stored and counted once. They are in the partition that other producers choose."""
     milk, anna = product(price=250), customer("żaneta {1}/2")
     bought = [purchase(anna["customer_id"], product_id=milk["product_id"], price=250) for _ in range(3)]
     assert post(worker, "products", milk)[:2] == (202, {"ids": [milk["product_id"]]})
@@ -99,7 +99,7 @@ def test_what_is_sent_again_is_stored_once_and_can_be_read(shop: Shop, worker: W
 
 
 def test_what_is_wrong_is_named_and_nothing_of_it_is_stored(shop: Shop, worker: Worker) -> None:
-    """Every problem in one answer; the good neighbour waits for its sender to mend the rest."""
+    """One answer names every problem. The good event of the array is not sent."""
     good = purchase()
     status, answer, _ = post(worker, "purchases", [good, purchase(quantity=0, price="1", purchased_at="soon")])
     assert status == 400
@@ -109,7 +109,7 @@ def test_what_is_wrong_is_named_and_nothing_of_it_is_stored(shop: Shop, worker: 
 
 
 def examine(operation: Any, mode: GenerationMode, chosen: int, tried: Counter[str]) -> None:
-    """Make some requests of one operation, and check the answers."""
+    """Make requests of one operation, and check the answers against the description."""
 
     @seed(chosen)
     @settings(
@@ -123,7 +123,7 @@ def examine(operation: Any, mode: GenerationMode, chosen: int, tried: Counter[st
     def check(case: Any) -> None:
         response = case.call()
         tried[f"{operation.label} {response.status_code}"] += 1
-        # What a schema can't say: the limit of the product of two fields, that a time must be one in UTC too, and that
+        # No schema can say the limit of the product of two fields, that a time must be in range in UTC too, and that
         # `since` goes with some values of `by` only.
         beyond = any(words in response.text for words in ("quantity times price", "out of range", '"field":"since"'))
         case.validate_response(response, excluded_checks=[positive_data_acceptance] if beyond else [])
@@ -132,7 +132,7 @@ def examine(operation: Any, mode: GenerationMode, chosen: int, tried: Counter[st
 
 
 def test_the_interface_is_what_its_description_says(shop: Shop, worker: Worker) -> None:
-    """schemathesis makes requests, right and wrong ones, from /openapi.json, and checks every answer against it."""
+    """schemathesis makes right and wrong requests from /openapi.json, and checks every answer against it."""
     chosen = chosen_seed()
     schema = schemathesis.openapi.from_url(f"http://127.0.0.1:{worker.port}/openapi.json")
     tried: Counter[str] = Counter()
@@ -140,27 +140,27 @@ def test_the_interface_is_what_its_description_says(shop: Shop, worker: Worker) 
         operation = found.ok()
         for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
             if mode is GenerationMode.NEGATIVE and operation.label.startswith(("GET /counts/", "GET /health/")):
-                continue  # any text is an id, and nothing can be asked wrongly
+                continue  # any text is an id, so there is no wrong request
             examine(operation, mode, chosen, tried)
     print(dict(tried))
     labels = {key.rpartition(" ")[0] for key in tried}
     assert len(labels) == sum(len(methods) for methods in schema.raw_schema["paths"].values())
     assert all(f"POST /events/{kind} {status}" in tried for kind in ("purchases", "products") for status in (202, 400))
     shop.drain()
-    # What was confirmed was accepted, but for purchases of what nobody offers.
+    # No accepted event is a dead letter, except purchases of products that nobody offers.
     reasons = [dict(one.headers)["__connect.errors.exception.message"] for one in shop.read("dead-letters")]
     assert [reason for reason in reasons if not reason.startswith(b"unknown product")] == []
 
 
 def test_a_slow_sender_does_not_hold_up_the_stop(open_shop: OpenShop) -> None:
-    """A client that never finishes its request is left."""
+    """The worker stops although a client never finishes its request."""
     with open_shop() as shop:
         worker = shop.start_worker().ready()
         with socket.create_connection(("127.0.0.1", worker.port)) as slow:
             head = "POST /events/purchases HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
             slow.sendall(f"{head}Content-Length: 100\r\n\r\n[".encode())
             sent = purchase()
-            assert post(worker, "purchases", sent)[0] == 202  # the server is at it
+            assert post(worker, "purchases", sent)[0] == 202  # the server has seen the slow request too
             began = time.monotonic()
             assert worker.stop(SIGTERM) == 0
             assert time.monotonic() - began < 10, worker.output[-3_000:]
@@ -170,7 +170,7 @@ def test_a_slow_sender_does_not_hold_up_the_stop(open_shop: OpenShop) -> None:
 
 
 def test_while_kafka_is_away_senders_are_asked_to_come_again(open_embedded_shop: OpenShop) -> None:
-    """Frozen before the first event and later on; what was answered with 503 is sent again, and is there once."""
+    """An event that got 503 while Kafka was frozen is sent again, and is stored and counted once."""
     with open_embedded_shop(batching_session_timeout_seconds=30) as shop:
         worker = shop.start_worker().ready()
         kafka = shop.server_pid("kafka")
@@ -235,7 +235,7 @@ class Load:
 
 @pytest.mark.slow
 def test_every_confirmed_purchase_is_there_once_while_workers_are_killed(open_shop: OpenShop) -> None:
-    """200 a second for two workers, one of which is always being killed; SHOPFLOW_TEST_HTTP_SECONDS=60 for a minute."""
+    """Clients send 200 purchases a second while workers are killed. SHOPFLOW_TEST_HTTP_SECONDS=60 makes it a minute."""
     choice = random.Random(chosen_seed())
     with open_shop() as shop:
         workers = [shop.start_worker(), shop.start_worker()]

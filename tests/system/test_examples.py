@@ -1,4 +1,4 @@
-"""The examples, on real servers: what they promise their readers holds when they are killed."""
+"""The examples on real servers: they keep their promises when they are killed."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ def shop(open_shop: OpenShop) -> Iterator[Shop]:
 
 
 def start(shop: Shop) -> Process:
-    """An alarm of this shop, in its folder."""
+    """Start the alarm of this shop, in its folder."""
     return shop.spawn("worker", "-l", "info", program=ALARM)
 
 
 def said(process: Process) -> list[tuple[str, str]]:
-    """Purchase and customer of each alarm, in its order."""
+    """Purchase and customer of each alarm that the process logged, in order."""
     return [(name, customer) for name, _, customer in SAID.findall(process.output)]
 
 
 def test_the_basket_alarm_sees_every_purchase_though_it_is_killed(shop: Shop) -> None:
-    """At least once, a customer's in their order; small purchases and what is no purchase say nothing."""
+    """Each large purchase is logged at least once, and in order for each customer. Small and bad ones are not."""
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     chosen = random.Random(seed)
@@ -58,7 +58,7 @@ def test_the_basket_alarm_sees_every_purchase_though_it_is_killed(shop: Shop) ->
         for first in range(0, PURCHASES, 100):
             shop.sell(*sold[first : first + 100])
             shop.send("purchases", Record(b"c-0", b"no purchase"))
-            time.sleep(0.05)  # the pace of the events: some come while it runs, some while it is dead
+            time.sleep(0.05)  # some events come while the alarm runs, some while it is dead
 
     def seen() -> set[str]:
         assert alarms[-1].status is None, alarms[-1].output[-3000:]
@@ -69,18 +69,18 @@ def test_the_basket_alarm_sees_every_purchase_though_it_is_killed(shop: Shop) ->
         for _ in range(KILLS):
             alarms.append(start(shop))
             enough = min(len(seen()) + chosen.randint(1, len(wanted) // 5), len(wanted))
-            until(lambda enough=enough: len(seen()) >= enough, "it says something", 60)
+            until(lambda enough=enough: len(seen()) >= enough, "some large purchases are logged", 60)
             alarms[-1].kill()
         alarms.append(start(shop))
         selling.result()
-    until(lambda: seen() >= wanted, "every large purchase was said", 60)
+    until(lambda: seen() >= wanted, "every large purchase is logged", 60)
     assert seen() == wanted
     assert any("skipped: not JSON" in alarm.output for alarm in alarms)
     assert_in_order(alarms, sold)
 
 
 def assert_in_order(alarms: list[Process], sold: list[dict[str, Any]]) -> None:
-    """What one process says of a customer for the first time comes in the order of the topic."""
+    """Each process logs a customer's purchases in the order of the topic; repeats don't count."""
     index = {one["purchase_id"]: number for number, one in enumerate(sold)}
     for alarm in alarms:
         of_customer: dict[str, list[int]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""A worker and a database, killed in the middle of their work. The whole of it: tests/faults, `make test-faults`."""
+"""A worker and a MongoDB, killed in the middle of their work. `make test-faults` runs many more such tests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIZE = 6_000
 
 @pytest.mark.slow
 def test_a_killed_worker_and_a_killed_mongodb_lose_nothing(open_shop: OpenShop) -> None:
-    """Stored once, counted once, every bad record a dead letter; also rebuilt from the changelog alone."""
+    """Each purchase is stored and counted once, each bad record is a dead letter. The changelog has the same counts."""
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}")
     with opened_crew(open_shop, random.Random(seed), SIZE) as crew:

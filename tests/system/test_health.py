@@ -1,4 +1,4 @@
-"""Probes and metrics of a worker whose servers are frozen and killed: what is said, how soon, and that it is over."""
+"""Probes and metrics of a worker whose servers are frozen and killed: what they say, how soon, and the end of it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.shop import Record, Shop, Worker, becomes, free_port, purchas
 
 pytestmark = pytest.mark.servers
 
-#: A probe is answered within this, whatever is away.
+#: A probe is answered within this time, whichever server is away.
 _ANSWER_SECONDS = 4.0
 _BACK_SECONDS = 90.0
 
@@ -33,7 +33,7 @@ class Own:
 
 @pytest.fixture(scope="module")
 def own(open_shop: OpenShop) -> Iterator[Own]:
-    """All tests here use it in turn: each leaves it well."""
+    """One shop for the tests of this module, in their order. Each leaves it in order, except the one that stops it."""
     kafka, mongodb = free_port(), free_port()
     with open_shop(
         kafka=f"127.0.0.1:{kafka}",
@@ -45,11 +45,11 @@ def own(open_shop: OpenShop) -> Iterator[Own]:
 
 
 def probe(worker: Worker, name: str) -> tuple[int, list[str]]:
-    """Status and reasons; an answer that takes long is a failure."""
+    """Status and reasons of a probe. An answer that takes long is a failure."""
     began = time.monotonic()
     status, answer = worker.get(f"/health/{name}")
     assert time.monotonic() - began < _ANSWER_SECONDS
-    if status == 0:  # it starts
+    if status == 0:  # the worker is still starting
         return status, [answer]
     if status == 200:
         assert answer == {"status": name}
@@ -59,7 +59,7 @@ def probe(worker: Worker, name: str) -> tuple[int, list[str]]:
 
 
 def scraped(worker: Worker) -> dict[str, Any]:
-    """Metric -> labels -> value."""
+    """The worker's metrics: name -> labels -> value."""
     status, text = worker.get("/metrics")
     assert status == 200
     found: dict[str, Any] = {}
@@ -70,18 +70,18 @@ def scraped(worker: Worker) -> dict[str, Any]:
 
 
 def lag(worker: Worker) -> float:
-    """Of all partitions that it owns."""
+    """The sum over all partitions that the worker owns."""
     return sum(scraped(worker).get("shopflow_consumer_lag_records", {}).values())
 
 
 def committed(worker: Worker, topic: str) -> dict[int, float]:
-    """Of each partition of the topic of which anything is."""
+    """The committed offset of each partition of the topic, without those at 0."""
     found = scraped(worker)["shopflow_committed_offset"].items()
     return {int(dict(labels)["partition"]): at for labels, at in found if dict(labels)["topic"] == topic and at}
 
 
 def is_well(own: Own) -> None:
-    """The worker is ready, has nothing left to do, and says so."""
+    """The worker is ready, and its metrics show no lag."""
     becomes(lambda: probe(own.worker, "ready"), (200, []), _BACK_SECONDS)
     own.shop.drain(_BACK_SECONDS)
     becomes(lambda: lag(own.worker), 0)
@@ -89,14 +89,14 @@ def is_well(own: Own) -> None:
 
 @contextmanager
 def always_live(worker: Worker) -> Iterator[None]:
-    """It says so before and after."""
+    """The worker is live before and after the block."""
     assert probe(worker, "live") == (200, [])
     yield
     assert probe(worker, "live") == (200, [])
 
 
 def not_ready(worker: Worker, *reasons: str) -> None:
-    """It says that it is not, for one of these reasons; and that it lives."""
+    """The worker becomes not ready for one of these reasons, and is live meanwhile."""
 
     def said() -> bool:
         assert probe(worker, "live") == (200, [])
@@ -106,7 +106,7 @@ def not_ready(worker: Worker, *reasons: str) -> None:
 
 
 def test_a_well_worker_is_live_and_ready(own: Own) -> None:
-    """With and without a slash at the end, also when only the head is asked for."""
+    """Probes and metrics answer GET and HEAD, with and without a slash at the end."""
     is_well(own)
     for path in ("/health/live", "/health/live/", "/health/ready", "/health/ready/", "/metrics", "/metrics/"):
         assert own.worker.get(path)[0] == 200
@@ -118,7 +118,7 @@ def test_a_well_worker_is_live_and_ready(own: Own) -> None:
 
 
 def test_what_was_done_is_counted(own: Own) -> None:
-    """By collection and outcome, and the dead letters by their reason."""
+    """The metrics count documents by collection and outcome, dead letters by reason, and requests by status."""
     is_well(own)
     event = purchase()
     own.shop.sell(event, event, purchase())
@@ -146,7 +146,7 @@ def test_what_was_done_is_counted(own: Own) -> None:
 
 @pytest.mark.slow
 def test_a_frozen_mongodb(own: Own) -> None:
-    """The worker lives and is not ready; what waits is seen, though nothing is fetched; then all goes on."""
+    """The worker is live and not ready, and the lag grows in its metrics. Afterwards it goes on."""
     is_well(own)
     with always_live(own.worker), own.servers["mongodb"].frozen():
         own.shop.sell(*(purchase() for _ in range(50)))
@@ -160,7 +160,7 @@ def test_a_frozen_mongodb(own: Own) -> None:
 
 @pytest.mark.slow
 def test_a_killed_mongodb(own: Own) -> None:
-    """As when it is frozen; the retries are counted."""
+    """The worker is live and not ready, and the outage and its retries are in the metrics. Afterwards it goes on."""
     is_well(own)
     with always_live(own.worker):
         own.servers["mongodb"].kill()
@@ -187,7 +187,7 @@ _KAFKA = (
 
 @pytest.mark.slow
 def test_a_frozen_kafka(own: Own) -> None:
-    """The worker lives and is not ready; the age of what it says of the lag grows."""
+    """The worker is live and not ready, and the age of the lag grows in its metrics. Afterwards it goes on."""
     is_well(own)
     with always_live(own.worker), own.servers["kafka"].frozen():
         not_ready(own.worker, *_KAFKA)
@@ -196,7 +196,7 @@ def test_a_frozen_kafka(own: Own) -> None:
 
 
 def test_a_killed_kafka(own: Own) -> None:
-    """As when it is frozen."""
+    """The worker is live and not ready. Afterwards it goes on."""
     is_well(own)
     with always_live(own.worker):
         own.servers["kafka"].kill()
@@ -208,7 +208,7 @@ def test_a_killed_kafka(own: Own) -> None:
 
 
 def test_a_probed_worker_stops_in_an_outage(own: Own) -> None:
-    """What waits for the answer to a ping does not hold it up, and nothing is left open. The last test of this shop."""
+    """A ping without an answer does not hold up the stop, and leaves no task open. This is the shop's last test."""
     is_well(own)
     with own.servers["mongodb"].frozen():
         not_ready(own.worker, "MongoDB does not answer")
@@ -219,7 +219,7 @@ def test_a_probed_worker_stops_in_an_outage(own: Own) -> None:
 
 @pytest.mark.slow
 def test_a_worker_without_a_partition_is_ready(open_shop: OpenShop) -> None:
-    """There are more workers than partitions: it stands by."""
+    """A worker beyond the number of partitions waits as a spare."""
     with open_shop(topics_partitions=1) as shop:
         workers = [shop.start_worker().ready(1)]
         workers.append(shop.start_worker())
@@ -231,7 +231,7 @@ def test_a_worker_without_a_partition_is_ready(open_shop: OpenShop) -> None:
 
 
 def test_a_transactions_end_is_no_lag(open_shop: OpenShop) -> None:
-    """It takes an offset that nobody commits: the lag is 0 all the same."""
+    """The marker at a transaction's end takes an offset that nobody commits. The worker's lag is 0 all the same."""
     with open_shop() as shop:
         worker = shop.start_worker().ready()
         shop.sell_in_transaction(purchase(), purchase(), commit=True)

@@ -1,4 +1,4 @@
-"""Workers that stop, start and share: events wait for them, and each answers for all."""
+"""Workers that stop, start and share partitions: events wait for them, and each answers for all."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def shop(open_shop: OpenShop) -> Iterator[Shop]:
 
 
 def test_events_wait_while_no_worker_runs_and_appear_afterwards(shop: Shop) -> None:
-    """Stopped in order, started again: it goes on where it stopped, and does nothing twice."""
+    """A worker that was stopped continues where it stopped, and stores and counts nothing twice."""
     worker = shop.start_worker().ready()
     shop.sell(*(purchase("anna") for _ in range(10)))
     shop.drain()
@@ -36,7 +36,7 @@ def test_events_wait_while_no_worker_runs_and_appear_afterwards(shop: Shop) -> N
 
 
 def test_two_workers_share_the_partitions_and_answer_for_each_other(shop: Shop) -> None:
-    """Each customer's counts from either; the sums of both are the whole."""
+    """Either worker answers for every customer. The sums of both together are those of all customers."""
     first = shop.start_worker().ready()
     customers = [f"c{number}" for number in range(40)]
     shop.sell(*(purchase(name, quantity=3) for name in customers))
@@ -59,14 +59,14 @@ def test_two_workers_share_the_partitions_and_answer_for_each_other(shop: Shop) 
 
 @pytest.mark.slow
 def test_a_worker_that_lost_its_tables_recovers_them_from_kafka(shop: Shop) -> None:
-    """An empty data directory: another machine. What arrived meanwhile is not missed at the end of the recovery."""
+    """A worker with an empty data directory reads the changelog, and then the purchases that arrived meanwhile."""
     bought = [purchase(f"c{number}", quantity=2) for number in range(50)]
     worker = shop.start_worker().ready()
     shop.sell(*bought)
     shop.drain()
     assert worker.stop() == 0
     shop.sell(*({**event, "purchase_id": f"again-{event['customer_id']}"} for event in bought))
-    other = shop.start_worker().ready()  # another port, so another folder
+    other = shop.start_worker().ready()  # another port has another data directory
     assert other.counts()["customers"] == 50
     refused = shop.run("reset", web_port=other.port)
     assert refused.status == 2

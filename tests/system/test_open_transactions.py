@@ -1,4 +1,4 @@
-"""A producer leaves a transaction open: what waits behind it is told of, with its reason, and is handled afterwards."""
+"""A producer leaves a transaction open: records behind it wait, are reported with the reason, and are stored later."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.servers, pytest.mark.slow]
 
 
 def producer(shop: Shop, stack: ExitStack, name: str, seconds: float = 300.0) -> Transactional:
-    """A producer of the shop's Kafka, whose transactional id has the shop's name in front."""
+    """A producer with an open transaction; its transactional id begins with the shop's name."""
     assert shop.servers
     made = stack.enter_context(transactional(shop.servers.kafka, f"{shop.name}-{name}", seconds))
     made.begin()
@@ -26,7 +26,7 @@ def producer(shop: Shop, stack: ExitStack, name: str, seconds: float = 300.0) ->
 
 
 def reasons(worker: Worker) -> list[str]:
-    """Why the worker is not ready."""
+    """Why the worker is not ready; empty if it is ready."""
     status, answer = worker.get("/health/ready")
     assert status in {200, 503}, answer
     return answer["reasons"] if status == 503 else []
@@ -43,9 +43,10 @@ def page(worker: Worker) -> Json:
 
 
 def test_each_open_transaction_is_told_of_and_nothing_behind_it_is_lost(open_shop: OpenShop) -> None:
-    """Before the first record, in the middle, on a compacted topic, and where only the workers write.
+    """Open transactions on four partitions are reported until they end.
 
-    One is committed, one is aborted, one is aborted by Kafka when its time is over.
+    They are at a partition's start, in its middle, in a compacted topic, and in a topic that only workers write. One is
+    committed, two are aborted, and one is aborted by Kafka when its time is over.
     """
     with open_shop() as shop, ExitStack() as stack:
         worker = shop.start_worker().ready()
@@ -66,7 +67,7 @@ def test_each_open_transaction_is_told_of_and_nothing_behind_it_is_lost(open_sho
         shop.send("products", Record(b"milk", encoded(milk), 2))
         began = time.monotonic()
 
-        until(lambda: len(reasons(worker)) == 3, "the worker says what holds it up", 60)
+        until(lambda: len(reasons(worker)) == 3, "the worker reports the transactions", 60)
         assert time.monotonic() - began > PATIENCE_SECONDS / 2
         said = "\n".join(reasons(worker))
         assert f"11 offsets of {purchases}[0] are held up since " in said
@@ -112,7 +113,7 @@ def test_each_open_transaction_is_told_of_and_nothing_behind_it_is_lost(open_sho
 
 
 def test_a_producer_that_commits_each_second_raises_no_alarm(open_shop: OpenShop) -> None:
-    """For longer than the patience there is always an open transaction, and each time another one."""
+    """Some transaction is open for longer than the patience, but each time another one."""
     with open_shop() as shop, ExitStack() as stack:
         worker = shop.start_worker().ready()
         until(lambda: not reasons(worker), "the worker is ready")

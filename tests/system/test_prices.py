@@ -1,4 +1,4 @@
-"""Prices over time: the same after late and repeated events and a replay, and as `price-history` shows them."""
+"""Price history: the same after late and repeated events and a replay, and as `price-history` shows it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.shop import FAUST, Json, Record, Shop, product, purchase
 
 pytestmark = pytest.mark.servers
 
-#: When bread got which price in January 2025: the day, and grosze.
+#: The prices of bread: the day in January 2025, and grosze.
 CHANGES = ((2, 500), (5, 700), (9, 650), (12, 900))
 
 
@@ -33,7 +33,7 @@ def day(number: int, hour: int = 0) -> str:
 
 
 def bread(number: int, price: int) -> Json:
-    """Bread's price from that day on."""
+    """A product event: this price of bread from this day on."""
     return product("bread", price=price, updated_at=day(number))
 
 
@@ -44,7 +44,7 @@ def unpriced(name: str, number: int, product_id: str = "bread", quantity: int = 
 
 
 def right(number: int) -> int:
-    """Bread's price at noon of that day."""
+    """The price of bread at noon of that day."""
     return next((price for since, price in reversed(CHANGES) if since <= number), CHANGES[0][1])
 
 
@@ -54,12 +54,12 @@ def bought(shop: Shop) -> dict[str, int]:
 
 
 def history(shop: Shop, *arguments: str) -> Any:
-    """What `price-history --json` says of bread."""
+    """What `price-history --json` prints of bread."""
     return shop.run("price-history", "bread", "--json", *arguments).json()
 
 
 def shown(units: dict[int, int]) -> list[Json]:
-    """The prices as JSON, with so many units sold from that day on."""
+    """The prices of `CHANGES` as JSON; `units` has the units sold at the price that began on a day."""
     times = [day(number) for number, _ in CHANGES]
     return [
         {"since": since, "until": until, "price": price, "units": units[number], "revenue": units[number] * price}
@@ -69,7 +69,7 @@ def shown(units: dict[int, int]) -> list[Json]:
 
 @pytest.mark.slow
 def test_late_and_repeated_product_events_leave_the_right_prices_also_after_a_replay(shop: Shop) -> None:
-    """In a random order and some twice; purchases without a price get the one of their day; MongoDB may be lost."""
+    """Product events come in any order, some twice. Purchases get the price of their day, also if MongoDB was lost."""
     seed = random.randrange(1_000_000)
     print("seed", seed)
     some = random.Random(seed)
@@ -84,7 +84,7 @@ def test_late_and_repeated_product_events_leave_the_right_prices_also_after_a_re
     assert prices == {name: right(int(name.partition("-")[2])) for name in prices}
     assert len(prices) == len(days)
 
-    shop.offer(*some.choices(events, k=5))  # again, long after the purchases
+    shop.offer(*some.choices(events, k=5))  # repeated events, after the purchases
     shop.drain()
     units = {since: 3 * sum(right(at) == price for at in range(2, 20)) for since, price in CHANGES}
     assert history(shop) == {"product_id": "bread", "name": "Mleko", "prices": shown(units)}
@@ -103,7 +103,7 @@ def test_late_and_repeated_product_events_leave_the_right_prices_also_after_a_re
 
 @pytest.mark.slow
 def test_a_price_that_comes_too_late_changes_the_history_not_what_was_paid(shop: Shop) -> None:
-    """What was decided stays, also in a replay; purchases that come later get the late price."""
+    """A decided price stays, also in a replay. Purchases that come later get the late price."""
     worker = shop.start_worker().ready()
     shop.offer(bread(2, 500), bread(9, 650))
     shop.drain()
@@ -129,7 +129,7 @@ def test_a_price_that_comes_too_late_changes_the_history_not_what_was_paid(shop:
 
 
 def test_a_deleted_product_keeps_its_prices_and_is_not_for_sale(shop: Shop) -> None:
-    """Until it is offered again; nobody gets a price meanwhile."""
+    """After the deletion there is a period without a price, until the product is offered again."""
     worker = shop.start_worker().ready()
     shop.offer(bread(2, 500))
     shop.send("products", Record(b"bread", None))
@@ -151,7 +151,7 @@ def test_a_deleted_product_keeps_its_prices_and_is_not_for_sale(shop: Shop) -> N
 
 @pytest.fixture(scope="module")
 def seeded(open_shop: OpenShop) -> Iterator[Shop]:
-    """A shop with products, customers and purchases, written directly."""
+    """A shop with products, customers and purchases, all written with `--direct`."""
     with open_shop() as shop:
         for arguments in (["seed-products"], ["seed-customers"], ["seed-purchases", "--count", "60", "--rate", "0"]):
             assert shop.run(*arguments, "--direct").status == 0
@@ -159,7 +159,7 @@ def seeded(open_shop: OpenShop) -> Iterator[Shop]:
 
 
 def on_a_terminal(shop: Shop, *arguments: str, columns: int = 100, **environment: str) -> list[str]:
-    """What a command shows on a terminal."""
+    """The lines that a command writes to a terminal."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [*FAUST, *arguments],
@@ -185,12 +185,12 @@ def on_a_terminal(shop: Shop, *arguments: str, columns: int = 100, **environment
 def _read(terminal: int) -> bytes:
     try:
         return os.read(terminal, 65_536)
-    except OSError:  # Linux's way to say that the other end is closed
+    except OSError:  # Linux: the other end is closed
         return b""
 
 
 def test_a_terminal_shows_a_plot_and_other_outputs_plain_lines(seeded: Shop) -> None:
-    """Price above units; without colors if NO_COLOR is set; a narrow terminal gets what a pipe gets."""
+    """The plot has colors unless NO_COLOR is set. A narrow terminal gets the lines that a pipe gets."""
     plain = seeded.run("price-history", "chleb-zytni").stdout.splitlines()
     assert plain[0] == "Chleb żytni 500 g  (chleb-zytni)"
     assert len(plain) == 3
@@ -208,7 +208,7 @@ def test_a_terminal_shows_a_plot_and_other_outputs_plain_lines(seeded: Shop) -> 
 
 
 def test_an_error_is_one_line(seeded: Shop) -> None:
-    """An unknown product and a time that is none: status 2, the argument or option is named."""
+    """An unknown product and a wrong time end with status 2 and name the argument."""
     unknown, timeless, nothing = seeded.run_all(
         [["price-history", "no-such"], ["price-history", "chleb-zytni", "--since", "soon"], ["price-history"]]
     )
@@ -221,7 +221,7 @@ def test_an_error_is_one_line(seeded: Shop) -> None:
 
 
 def test_since_takes_what_people_write(seeded: Shop) -> None:
-    """A day, a time with or without an offset."""
+    """`--since` takes a day, and a time with or without an offset."""
     times = ["2020-01-01", "2020-01-01T12:00", "2020-01-01T12:00:00Z", "2020-01-01 12:00:00+02:00", "2090-01-01"]
     for done in seeded.run_all([["price-history", "chleb-zytni", "--json", "--since", time] for time in times]):
         assert len(done.json()["prices"]) == 1

@@ -1,4 +1,4 @@
-"""Vouchers through kills, redelivery and replay: each exactly once, in MongoDB and in the topic, and the right ones."""
+"""Vouchers through kills, redelivery and a replay: each is right, and once in MongoDB and in the topic."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ START = datetime(2024, 3, 1, 9, 30, tzinfo=timezone.utc)
 
 @pytest.fixture
 def shop(open_shop: OpenShop) -> Iterator[Shop]:
-    """A shop with promotions, and small batches: a worker can be killed at many points."""
+    """A shop with promotions. Its batches are small, so that kills hit many points of the work."""
     with open_shop(promotions=json.dumps(RULES), batching_max_records=40) as shop:
         yield shop
 
@@ -52,13 +52,13 @@ def history(count: int) -> list[Json]:
 
 
 def registrations() -> list[Json]:
-    """Some from the city, some of them twice."""
+    """Registrations of 40 customers, two thirds of them in Łódź; 12 are sent twice."""
     cities = {f"c{number}": ("Łódź", "łódź ", "Gdynia")[number % 3] for number in range(40)}
     return [customer(name, city=city) for name, city in [*cities.items(), *list(cities.items())[:12]]]
 
 
 def earned(events: list[Json], customers: list[Json]) -> list[str]:
-    """The ids of the vouchers, by the oracle; each once."""
+    """The ids of the vouchers that the oracle expects, each once."""
     rules = msgspec.convert(RULES, tuple[Rule, ...])
     log = [Bought.of(event) for event in events]
     welcome = {f"welcome:{one['customer_id']}:registration" for one in customers if one["city"] != "Gdynia"}
@@ -66,17 +66,17 @@ def earned(events: list[Json], customers: list[Json]) -> list[str]:
 
 
 def stored(shop: Shop) -> list[str]:
-    """The ids in MongoDB."""
+    """The ids of the vouchers in MongoDB."""
     return sorted(one["_id"] for one in shop.db.vouchers.find({}, {"_id": 1}))
 
 
 def published(shop: Shop) -> list[str]:
-    """The ids in the topic, as often as they are there."""
+    """The voucher ids in the topic; a voucher that was published twice is there twice."""
     return sorted(json.loads(record.value)["voucher_id"] for record in shop.read("vouchers"))
 
 
 def open_with_products(shop: Shop) -> Any:
-    """A worker that knows the products."""
+    """Start a worker that has stored the products."""
     worker = shop.start_worker().ready()
     shop.offer(*(product(name, type=kind) for name, kind in TYPES.items()))
     shop.drain()
@@ -85,7 +85,7 @@ def open_with_products(shop: Shop) -> Any:
 
 @pytest.mark.slow
 def test_each_voucher_is_given_once_whatever_dies(shop: Shop) -> None:
-    """Killed four times in the middle of the purchases; the last worker finishes."""
+    """Workers are killed four times while purchases arrive, and come back with or without their tables."""
     worker = open_with_products(shop)
     events, customers = history(4_000), registrations()
     wanted = earned(events, customers)
@@ -98,7 +98,7 @@ def test_each_voucher_is_given_once_whatever_dies(shop: Shop) -> None:
         until(lambda seen=seen: shop.db.vouchers.estimated_document_count() > seen, "it gives vouchers", poll=0.01)  # type: ignore[misc]
         time.sleep(random.random() / 2)  # anywhere in the work
         worker.kill()
-        # The same tables, or none: then all comes from the changelog.
+        # The same port has its tables; a new one recovers them from the changelog.
         worker = shop.start_worker(port=worker.port if number % 2 else None).ready()
     shop.register(*customers[half:])
     shop.drain()
@@ -110,7 +110,7 @@ def test_each_voucher_is_given_once_whatever_dies(shop: Shop) -> None:
 
 @pytest.mark.slow
 def test_redelivery_and_replay_give_the_same_and_publish_nothing_twice(shop: Shop) -> None:
-    """All of the past once more: with the tables, without, and without MongoDB, while products are of other types."""
+    """A replay, with or without the tables and MongoDB, restores the same vouchers and publishes none again."""
     worker = open_with_products(shop)
     events, customers = history(1_000), registrations()
     wanted = earned(events, customers)
@@ -136,7 +136,7 @@ def test_redelivery_and_replay_give_the_same_and_publish_nothing_twice(shop: Sho
     assert (stored(shop), published(shop)) == (wanted, wanted)
     assert list(shop.db.vouchers.find().sort("_id", 1)) == documents
     assert worker.stop() == 0
-    # The windows are those of one look through the log: what is bought now is judged by them.
+    # After the replays the windows are as if each purchase had been read once: new purchases get the right vouchers.
     worker = shop.start_worker(port=worker.port).ready()
     more = [
         purchase(f"c{n}", purchase_id=f"more-{n}", price=900, purchased_at="2024-06-29T10:00:00Z") for n in range(40)
@@ -149,7 +149,7 @@ def test_redelivery_and_replay_give_the_same_and_publish_nothing_twice(shop: Sho
 
 
 def test_vouchers_are_listed_and_rules_are_tried(shop: Shop, tmp_path: Any) -> None:
-    """A rule that is tried, in use or not, gives as many as it gave."""
+    """`try-promotion` finds as many vouchers as a rule gave, and publishes none."""
     worker = open_with_products(shop)
     events, customers = history(500), registrations()
     shop.register(*customers)
@@ -180,7 +180,7 @@ def test_vouchers_are_listed_and_rules_are_tried(shop: Shop, tmp_path: Any) -> N
 
 
 def test_without_rules_there_is_no_window_and_no_voucher(open_shop: OpenShop) -> None:
-    """Promotions cost nothing while there are none; and a wrong rule is refused before the worker starts."""
+    """Without rules no window and no voucher is written. A wrong rule is refused before the worker starts."""
     with open_shop() as shop:
         worker = shop.start_worker().ready()
         shop.sell(*history(100))

@@ -1,4 +1,4 @@
-"""MongoDB dropped, the tables lost, or both: everything is there again after a replay, as it was."""
+"""`replay` after MongoDB, the tables or both are lost: all documents and counts are as before."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def unpriced(customer_id: str, **fields: Any) -> Json:
 
 
 def trade(shop: Shop) -> None:
-    """A past with everything in it that a replay could get wrong."""
+    """Send a history with every kind of event that a replay could get wrong."""
     shop.offer(product("bread", price=500), product("gone", price=100))
     shop.register(customer("anna"), customer("bob"))
     shop.drain()
@@ -49,7 +49,7 @@ def trade(shop: Shop) -> None:
     shop.sell(purchase("bob", purchase_id="own", price=7), purchase("bob", purchase_id="own", price=9))
     shop.send("purchases", Record(b"bob", b"{"))
     shop.drain()
-    # Priced otherwise from here on, also for the time before; and one that was unknown is offered.
+    # A new price of bread, which also counts for earlier purchases that come later; and a product that was unknown.
     shop.offer(product("bread", price=900, updated_at="2024-05-01T00:00:00Z"), product("not-yet", price=300))
     shop.send("products", Record(b"gone", None))
     shop.drain()
@@ -59,27 +59,27 @@ def trade(shop: Shop) -> None:
 
 
 def documents(shop: Shop) -> dict[str, list[Json]]:
-    """All of MongoDB."""
+    """All documents of MongoDB."""
     return {name: sorted(shop.db[name].find(), key=lambda one: one["_id"]) for name in COLLECTIONS}
 
 
 def letters(shop: Shop) -> int:
-    """How many dead letters there are."""
+    """The number of dead letters."""
     return len(shop.read("dead-letters"))
 
 
 def counts(worker: Worker) -> Json:
-    """The sums, once the worker can say them."""
+    """The sums, once the worker serves them."""
     return until(worker.counts, "the worker says its counts")
 
 
 def drop_mongodb(shop: Shop) -> None:
-    """As a hand would."""
+    """Drop the database."""
     shop.db.client.drop_database(shop.name)
 
 
 def lose_tables(shop: Shop) -> None:
-    """The workers' folders and the changelog, both."""
+    """Delete the workers' folders and the changelog."""
     for folder in shop.data.glob("worker-*"):
         shutil.rmtree(folder)
 
@@ -113,7 +113,7 @@ def buying(shop: Shop) -> Iterator[None]:
 
 
 def test_what_is_there_is_not_changed_by_a_replay(shop: Shop) -> None:
-    """Also the prices that were decided, the deletions and the dead letters; running workers do it."""
+    """The running workers do the replay. Decided prices, deletions and dead letters stay as they are."""
     worker = shop.start_worker().ready()
     trade(shop)
     before, sums, dead = documents(shop), counts(worker), letters(shop)
@@ -130,7 +130,7 @@ def test_what_is_there_is_not_changed_by_a_replay(shop: Shop) -> None:
 
 @pytest.mark.slow
 def test_a_dropped_mongodb_is_filled_again_while_new_purchases_arrive(shop: Shop) -> None:
-    """By the workers that run; each purchase keeps its own price."""
+    """The running workers fill it, and each purchase keeps its own price."""
     worker = shop.start_worker().ready()
     trade(shop)
     before, dead = documents(shop), letters(shop)
@@ -150,7 +150,7 @@ def test_a_dropped_mongodb_is_filled_again_while_new_purchases_arrive(shop: Shop
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [False, True], ids=["goes on", "killed"])
 def test_a_worker_that_joins_between_the_steps_of_a_replay_starts_again_by_itself(shop: Shop, killed: bool) -> None:
-    """The counts have begun anew, a rebalance comes, and only then are the offsets set; or the replay is killed."""
+    """A rebalance comes between the new era and the reset of the offsets, or the replay is killed there."""
     worker = shop.start_worker().ready()
     trade(shop)
     bootstrap, names = Bootstrap(shop.servers.kafka if shop.servers else ""), ("products", "customers", "purchases")
@@ -185,7 +185,7 @@ def test_a_worker_that_joins_between_the_steps_of_a_replay_starts_again_by_itsel
 @pytest.mark.slow
 @pytest.mark.parametrize("mongodb_too", [False, True])
 def test_lost_tables_are_counted_again(shop: Shop, mongodb_too: bool) -> None:
-    """No worker runs: one is started for it; the next one has the tables."""
+    """Without a running worker, `replay` starts one. The next worker has the tables."""
     port = int(shop.environment["SHOPFLOW_WEB_PORT"])
     worker = shop.start_worker(port=port).ready()
     trade(shop)
@@ -207,7 +207,7 @@ def test_lost_tables_are_counted_again(shop: Shop, mongodb_too: bool) -> None:
 
 @pytest.mark.slow
 def test_documents_and_counts_that_were_changed_by_hand_are_restored(shop: Shop) -> None:
-    """A changed price and a count that a record in the changelog changed."""
+    """A changed price, a deleted purchase and a count that was changed in the changelog are as before."""
     worker = shop.start_worker().ready()
     trade(shop)
     before, sums = documents(shop), counts(worker)
@@ -227,7 +227,7 @@ def test_documents_and_counts_that_were_changed_by_hand_are_restored(shop: Shop)
 
 @pytest.mark.slow
 def test_a_topic_that_lost_records_is_not_counted_again(shop: Shop) -> None:
-    """Retention has removed the start of the purchases: refused; MongoDB alone can be filled."""
+    """Retention removed the first purchases, so only `--keep-tables` is possible, which fills MongoDB."""
     worker = shop.start_worker().ready()
     trade(shop)
     sums = counts(worker)

