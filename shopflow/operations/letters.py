@@ -6,7 +6,7 @@ import re
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import msgspec
@@ -17,6 +17,7 @@ from shopflow.kafka.security import Bootstrap
 from shopflow.kafka.topics import count_partitions
 from shopflow.shop.dead_letters import PREFIX, origin_of
 from shopflow.shop.layout import Layout
+from shopflow.shop.times import time_of_milliseconds
 
 #: The headers of a retried record: how often it was retried, and its last failures as JSON.
 RETRY = "shopflow.retry."
@@ -122,7 +123,7 @@ class Letter:
 
 def time_of(record: Any) -> datetime:
     """The record's timestamp, cut to the years 1970 to 9999."""
-    return datetime.fromtimestamp(min(max(record.timestamp or 0, 0), _LAST_MS) / 1000, timezone.utc)
+    return time_of_milliseconds(min(max(record.timestamp or 0, 0), _LAST_MS))
 
 
 def _history(value: bytes | None) -> tuple[Failure, ...]:

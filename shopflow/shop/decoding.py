@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -19,13 +20,16 @@ from shopflow.models import MAX_ID_LENGTH, MAX_VALUE, Purchase
 from shopflow.store.types import Deletion
 
 from .documents import source_of
-from .times import read_time
+from .times import read_time, time_of_milliseconds
 
 log = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=faust.Record)
 
 encode = msgspec.json.Encoder().encode
+
+#: Finds a value with a fraction of more than six digits, which msgspec rounds. The digits may be written as escapes.
+_rounds = re.compile(rb"[.][0-9]{7}|\\u00[23]").search
 
 
 def struct_of(record: type[R]) -> type[R]:
@@ -95,6 +99,8 @@ class Decoder(Generic[R]):
             raise Rejected("too large", f"{len(value)} bytes, {self._max_bytes} are accepted")
         try:
             event = self._decode(value)
+            if _rounds(value):
+                event = self._decode_leniently(value)
         except msgspec.ValidationError as error:
             event = self._decode_leniently(value, error)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -124,12 +130,14 @@ class Decoder(Generic[R]):
         except OverflowError as error:
             raise Rejected("invalid event", f"{field} is out of range: {time.isoformat()}") from error
 
-    def _decode_leniently(self, value: bytes, error: msgspec.ValidationError) -> R:
-        """Decode again, with times in any ISO 8601 form that Python reads, such as times without seconds."""
+    def _decode_leniently(self, value: bytes, error: msgspec.ValidationError | None = None) -> R:
+        """Decode again, with times as `read_time` reads them. Give the error if there was one: it names the field."""
         try:
             loose = self._decode_loosely(value)
         except msgspec.ValidationError as other:  # a field other than a time is wrong
-            raise Rejected("invalid event", _plain(error if _field_of(other) in self._times else other)) from other
+            raise Rejected(
+                "invalid event", _plain(error if error and _field_of(other) in self._times else other)
+            ) from other
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as other:
             raise Rejected("not JSON", str(other)) from other
         fields = msgspec.structs.asdict(loose)
@@ -137,8 +145,8 @@ class Decoder(Generic[R]):
             for name in self._times:
                 fields[name] = read_time(fields[name])
             return msgspec.convert(fields, self._struct)
-        except (msgspec.ValidationError, ValueError):
-            raise Rejected("invalid event", _plain(error)) from error
+        except (msgspec.ValidationError, ValueError) as other:
+            raise Rejected("invalid event", _plain(error) if error else str(other)) from other
 
 
 def check_id(key: bytes | None) -> str:
@@ -210,7 +218,7 @@ def split(records: Iterable[Any], decode: Decoder[R], *, tombstones: bool) -> De
 
 def _deletion(record: Any) -> Deletion:
     try:
-        at = datetime.fromtimestamp(max(record.timestamp or 0, 0) / 1000, timezone.utc)
-    except (ValueError, OverflowError, OSError) as error:  # the type depends on the operating system
+        at = time_of_milliseconds(max(record.timestamp or 0, 0))
+    except OverflowError as error:
         raise Rejected("invalid event", f"the record's timestamp {record.timestamp} is not a time: {error}") from error
     return Deletion(check_id(record.key), at, source_of(record))

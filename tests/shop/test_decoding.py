@@ -11,12 +11,14 @@ from typing import Any, get_args, get_origin, get_type_hints
 import faust
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shopflow.errors import Rejected
 from shopflow.models import MAX_ID_LENGTH, MAX_QUANTITY, MAX_VALUE, Customer, Product, Purchase, PurchaseCount
-from shopflow.shop.decoding import Decoder, check_value, encode, struct_of
+from shopflow.shop.decoding import Decoder, check_value, encode, split, struct_of
+from shopflow.shop.times import read_time
+from shopflow.web.api.forms import Form
 from tests.support.fakes import FakeRecord
 
 UTC = timezone.utc
@@ -167,6 +169,37 @@ class TestGood:
         assert offset is not None
         fixed = time.replace(tzinfo=timezone(offset))
         assert bought(purchased_at=fixed.isoformat()).purchased_at == fixed
+
+    @given(
+        st.datetimes(datetime(2, 1, 1), datetime(9998, 12, 31)).map(lambda time: time.replace(microsecond=0)),
+        st.from_regex(r"[0-9]{1,18}", fullmatch=True, alphabet=st.characters(codec="ascii")),
+        st.sampled_from(["Z", "+02:00", "-11:30"]),
+    )
+    @example(datetime(2026, 3, 1, 23, 59, 59), "9999999", "Z")
+    def test_a_fraction_is_cut_however_it_is_written(self, time: datetime, digits: str, offset: str) -> None:
+        """A point and a comma, RFC 3339 and ISO 8601, plain digits and escapes: one time, in the topic and in a form.
+
+        Rounded, the last moment of a day would be in the next one.
+        """
+        expected = read_time(time.isoformat() + offset) + timedelta(microseconds=int(f"{digits[:6]:0<6}"))
+        texts = [f"{time.isoformat()}{mark}{digits}{offset}" for mark in ".,"]
+        texts += [texts[0].replace("T", " "), texts[0].replace("T", "t")]
+        assert {bought(purchased_at=text).purchased_at for text in texts} == {expected}
+        escaped = "".join(f"\\u{ord(letter):04x}" for letter in texts[0])
+        assert purchase(b"c", raw(purchased_at=f'"{escaped}"')).purchased_at == expected
+        form = Form(
+            Purchase, id_field="purchase_id", key_field="customer_id", made={}, max_bytes=MAX_BYTES
+        )  # of the web server
+        for text in texts:
+            ((key, value),) = form.check({**PURCHASE, "purchased_at": text}).records
+            assert purchase(key, value).purchased_at == expected
+
+    @given(st.integers(0, 253_402_300_799_999))
+    def test_a_deletion_has_the_time_of_its_record_to_the_millisecond(self, milliseconds: int) -> None:
+        """Milliseconds as a float of seconds would be rounded in later centuries."""
+        deleted = split([FakeRecord(b"m", None, timestamp=milliseconds)], product, tombstones=True).deletions[0]
+        assert (deleted.at - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1) == milliseconds
+        assert deleted.at.microsecond % 1000 == 0
 
     @given(
         quantity=st.integers(1, MAX_QUANTITY),

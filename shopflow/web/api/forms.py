@@ -103,12 +103,9 @@ class Form:
     def _time(sent: Any, kind: Any) -> Any:
         """A time in UTC; anything else is returned as it is."""
         try:
-            time = msgspec.convert(sent, kind)
-        except msgspec.ValidationError:
-            try:
-                time = msgspec.convert(read_time(sent), kind) if isinstance(sent, str) else sent
-            except ValueError:  # msgspec names the error
-                return sent
+            time = msgspec.convert(read_time(sent), kind) if isinstance(sent, str) else sent
+        except ValueError:  # msgspec names the error
+            return sent
         try:
             return time.astimezone(timezone.utc) if isinstance(time, datetime) else time
         except OverflowError:

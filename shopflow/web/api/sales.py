@@ -14,6 +14,7 @@ from faust_batches import TOTALS_KEY, position_of
 from shopflow.app import config
 from shopflow.shop.counts import decode_count
 from shopflow.shop.sales import PERIODS, key_of, start_of
+from shopflow.shop.times import read_time
 from shopflow.tables import product_sales
 from shopflow.web import peers
 from shopflow.web.access import Refusal
@@ -76,7 +77,7 @@ def _since(by: str, text: str | None) -> datetime | None:
     else:
         try:
             # A "+" in a query is a space.
-            time = datetime.fromisoformat(text.replace(" ", "+").replace("Z", "+00:00"))
+            time = read_time(text.replace(" ", "+"))
             time = time.replace(tzinfo=time.tzinfo or timezone.utc).astimezone(timezone.utc)
         except (ValueError, OverflowError) as error:
             example = "2026-05-01 or 2026-05-01T12:00Z"
