@@ -18,6 +18,15 @@ from .settings import Config
 
 PREFIX = "SHOPFLOW_"
 
+#: By YAML's tag: the forms of a number, and its type.
+_NUMBERS: dict[str, tuple[re.Pattern[str], type[float]]] = {
+    "tag:yaml.org,2002:int": (re.compile(r"-?(0|[1-9][0-9]*)\Z"), int),
+    "tag:yaml.org,2002:float": (
+        re.compile(r"-?(0|[1-9][0-9]*)(?=[.eE])(\.[0-9]+)?([eE][-+]?[0-9]+)?\Z|-?\.inf\Z|\.nan\Z"),
+        float,
+    ),
+}
+
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*?)`(?: - at `(\$(?:\.\w+|\[\d+\])*)`)?", re.DOTALL)
 #: Variables that Kubernetes sets in every container for services called "shopflow" or "shopflow-mongodb".
 _KUBERNETES = re.compile(r"SHOPFLOW_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
@@ -50,7 +59,21 @@ def _variable(path: Sequence[str]) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a field that is given twice; YAML would take the last one."""
+    """Refuses a field that is given twice; YAML would take the last one.
+
+    Numbers are decimal, as in JSON and in the environment. To YAML 1.1 `010` is 8, `1:30` is 90 and `1_000` is 1000.
+    Here these are texts, which a setting that is a number refuses.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML declares it
+        first: [(tag, form) for tag, form in found if tag not in _NUMBERS]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_number(self, node: yaml.ScalarNode) -> Any:
+        form, kind = _NUMBERS[node.tag]
+        text = str(self.construct_scalar(node))
+        return kind(text.replace(".inf", "inf").replace(".nan", "nan")) if form.match(text) else text
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -60,6 +83,11 @@ class _Loader(yaml.SafeLoader):
                     raise yaml.MarkedYAMLError(problem=f"{key.value} is given twice", problem_mark=key.start_mark)
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+for _tag, (_form, _) in _NUMBERS.items():
+    _Loader.add_implicit_resolver(_tag, _form, list("-.0123456789"))
+    _Loader.add_constructor(_tag, _Loader.construct_number)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -106,7 +134,7 @@ def _overridden(values: dict[str, Any], environ: Mapping[str, str]) -> dict[str,
             scalar = isinstance(kind, type) and get_origin(kind) is None  # in 3.10, tuple[str, ...] is a type
             value = msgspec.convert(text, kind, strict=False) if scalar else msgspec.json.decode(text)
         except msgspec.ValidationError as error:
-            raise Refused(f"{variable} ({'.'.join(path)}): {_lower(str(error))}") from error
+            raise Refused(f"{variable} ({'.'.join(path)}): {_plain(str(error))}") from error
         except (msgspec.DecodeError, RecursionError) as error:
             raise Refused(f"{variable} ({'.'.join(path)}): not JSON: {error}") from error
         values = _with(values, path, value)
@@ -133,7 +161,7 @@ def _convert(values: dict[str, Any], file: str | None) -> Config:
         path, message = _fault(str(error))
         field = ".".join(path) + _rule_named(values, path)
         where = f"{file}: {field}" if file else f"{_variable(path)} ({field})"
-        raise Refused(f"{where}: {_lower(message)}") from error
+        raise Refused(f"{where}: {_plain(message)}") from error
 
 
 def _rule_named(values: dict[str, Any], path: list[str]) -> str:
@@ -176,5 +204,8 @@ def _visible(name: str) -> str:
     return name if name.strip() and name.isprintable() and ":" not in name else repr(name)
 
 
-def _lower(message: str) -> str:
-    return message[:1].lower() + message[1:]
+def _plain(message: str) -> str:
+    decimal = (
+        "; a number is decimal, like 1500 or 2.5" if re.match("Expected `(int|float)`, got `str`", message) else ""
+    )
+    return message[:1].lower() + message[1:] + decimal
