@@ -9,6 +9,7 @@ import sys
 from functools import cache
 
 from aiohttp import web_server
+from faust.transport.drivers.aiokafka import Transport, server_list
 
 from faust_batches import App
 
@@ -106,4 +107,4 @@ def kafka_at(addresses: Addresses) -> Bootstrap:
 
 def connected_kafka() -> Bootstrap:
     """Kafka's address and security settings, after `connect` or `connect_kafka`."""
-    return Bootstrap(";".join(f"{url.host}:{url.port}" for url in app.conf.broker), _security())
+    return Bootstrap(";".join(server_list(app.conf.broker, Transport.default_port)), _security())

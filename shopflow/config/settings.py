@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from ipaddress import AddressValueError, IPv6Address
 from pathlib import Path
 
 import msgspec
@@ -13,13 +14,22 @@ from .promotions import Rule
 EMBEDDED = "embedded"
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,180}")
-_BROKER = re.compile(r"(?:kafka://)?[^\s/;:@]+:(\d{1,5})")
+_BROKER = re.compile(r"(?:kafka://)?(?:[^\s/;:@\[\]]+|\[([0-9A-Fa-f:.]+)\]):([0-9]{1,5})")
 _MONGODB = re.compile(r"mongodb(\+srv)?://[^\s/?]\S*")
 
 
 def _is_broker(value: str) -> bool:
-    addresses = [_BROKER.fullmatch(address) for address in value.split(";")]
-    return value.startswith("kafka://") and all(found and 1 <= int(found[1]) <= 65535 for found in addresses)
+    return value.startswith("kafka://") and all(map(_is_address, value.split(";")))
+
+
+def _is_address(text: str) -> bool:
+    found = _BROKER.fullmatch(text)
+    if found is None or not 1 <= int(found[2]) <= 65535:
+        return False
+    try:
+        return found[1] is None or bool(IPv6Address(found[1]))
+    except AddressValueError:
+        return False
 
 
 class Kafka(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -235,7 +245,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """The application's name, also of the consumer group, and the prefix of the changelog topics' names."""
 
     broker: str = EMBEDDED
-    """`embedded`, or `kafka://host:port`, several separated by `;`."""
+    """`embedded`, or `kafka://host:port`, several separated by `;`. An IPv6 address is written `[::1]`."""
 
     kafka: Kafka = Kafka()
     mongodb: MongoDB = MongoDB()

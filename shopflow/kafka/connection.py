@@ -81,7 +81,8 @@ async def explained(bootstrap: Bootstrap) -> Exception:
                 )
             except (KafkaError, OSError, asyncio.TimeoutError) as error:
                 if refusal := _refusal(error, bootstrap.security):
-                    return Refused(f"{refusal[0]}: Kafka at {host}:{port} {refusal[1]}")
+                    at = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+                    return Refused(f"{refusal[0]}: Kafka at {at} {refusal[1]}")
             else:
                 connection.close()
     hint = ""

@@ -59,7 +59,7 @@ class Bootstrap:
     """Kafka's addresses and security settings: everything that a client needs."""
 
     servers: str
-    """`host:port`, several separated by `;`."""
+    """`host:port`, several separated by `;`. An IPv6 address is in brackets, as in a URL."""
 
     security: Security = field(default_factory=Security)
 

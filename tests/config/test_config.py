@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from shopflow.config.loading import load, variables
 from shopflow.config.promotions import EXAMPLES, Rule
-from shopflow.config.settings import Config, MongoDB
+from shopflow.config.settings import Batching, Config, MongoDB
 from shopflow.errors import Refused
 
 ROOT = Path(__file__).parents[2]
@@ -205,6 +205,11 @@ BAD_VALUES = [
     ("broker", "kafka://a:9092;", "must be 'embedded' or kafka://host:port"),
     ("broker", "kafka://a:99999", "must be 'embedded' or kafka://host:port"),
     ("broker", "kafka://a:0", "must be 'embedded' or kafka://host:port"),
+    ("broker", "kafka://::1:9092", "must be 'embedded' or kafka://host:port"),
+    ("broker", "kafka://[::1]", "must be 'embedded' or kafka://host:port"),
+    ("broker", "kafka://[::g]:9092", "must be 'embedded' or kafka://host:port"),
+    ("broker", "kafka://[1:2]:9092", "must be 'embedded' or kafka://host:port"),
+    ("broker", "kafka://[]:9092", "must be 'embedded' or kafka://host:port"),
     ("broker", "http://a:9092", "must be 'embedded' or kafka://host:port"),
     ("kafka.security_protocol", "tls", "must be plaintext, ssl, sasl_plaintext or sasl_ssl"),
     ("kafka.sasl_mechanism", "GSSAPI", "must be PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"),
@@ -300,7 +305,30 @@ def test_every_field_but_the_free_ones_has_a_bad_value_here() -> None:
     assert {field for field, _, _ in BAD_VALUES} == {".".join(path) for path in variables().values()} - free
 
 
-@pytest.mark.parametrize("text", ["many", "1.5", " 8", "1_0", "", "true", "null"])
+@pytest.mark.parametrize(
+    "text", ["06066", "0x10", "0o17", "017", "0b11", "1_000", "1:30", "1:30.5", "+8", "!!int 010", "!!float 1:30"]
+)
+@pytest.mark.parametrize("field", ["web.port", "batching.product_wait_seconds"])
+def test_a_number_is_decimal_or_refused_with_its_field(field: str, text: str, read: Read) -> None:
+    """To YAML 1.1 `06066` is 3126 and `1:30` is 90; who wrote it meant neither."""
+    section, name = field.split(".")
+    number = "int" if name == "port" else "float"
+    must = f"expected `{number}`, got `str`; a number is decimal, like 1500 or 2.5"
+    assert refusal(read, f"{section}:\n  {name}: {text}") == f"config.yaml: {field}: {must}"
+
+
+@pytest.mark.parametrize(("text", "number"), [("0", 0), ("7", 7), ("2.5", 2.5), ("1e1", 10), ("1.5E+2", 150)])
+def test_a_decimal_number_is_the_same_in_the_file_and_in_the_environment(text: str, number: float, read: Read) -> None:
+    wanted = Config(batching=Batching(product_wait_seconds=number))
+    assert read(f"batching: {{product_wait_seconds: {text}}}") == wanted
+    assert read("", SHOPFLOW_BATCHING_PRODUCT_WAIT_SECONDS=text) == wanted
+
+
+def test_a_text_of_digits_is_a_text_as_it_stands(read: Read) -> None:
+    assert read("mongodb: {database: 0123}\napp_id: 0x10") == Config(mongodb=MongoDB(database="0123"), app_id="0x10")
+
+
+@pytest.mark.parametrize("text", ["many", "1.5", " 8", "1_0", "010", "0x10", "1:30", "", "true", "null"])
 def test_a_variable_that_is_not_a_number_is_refused(text: str, read: Read) -> None:
     message = refusal(read, SHOPFLOW_TOPICS_PARTITIONS=text)
     assert message.startswith("SHOPFLOW_TOPICS_PARTITIONS (topics.partitions): expected `int`")
@@ -465,6 +493,26 @@ def test_servers_elsewhere_are_accepted(read: Read) -> None:
     assert (config.broker, config.mongodb.uri) == ("kafka://one:9092;kafka://two:9092;three:9093", uri)
     assert not config.embeds_kafka
     assert not config.embeds_mongodb
+
+
+@pytest.mark.parametrize("broker", ["kafka://[::1]:9092", "kafka://[2001:db8::7]:9092;[fd00::7]:9093;kafka://b:1"])
+def test_a_broker_may_have_an_ipv6_address(broker: str, read: Read) -> None:
+    """In every place that reads it: the setting, the clients of commands, Faust's consumer and producer."""
+    config = read(SHOPFLOW_BROKER=broker)
+    environ = {**os.environ, "SHOPFLOW_BROKER": config.broker}
+    code = """
+from faust.transport.drivers.aiokafka import server_list
+from aiokafka.conn import collect_hosts
+from shopflow.app import app, config, connect_kafka, connected_kafka, kafka_at
+from shopflow.servers.servers import locate
+connect_kafka(locate(config, mongodb=False))
+found = kafka_at(locate(config, mongodb=False)).hosts, connected_kafka().hosts, server_list(app.conf.broker_consumer, 0)
+for hosts in found:
+    print(*(f"{host} {port}" for host, port, _ in collect_hosts(hosts, randomize=False)), sep=";")
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
+    addresses = [part.removeprefix("kafka://").rpartition(":") for part in broker.split(";")]
+    assert set(done.stdout.splitlines()) == {";".join(f"{host.strip('[]')} {port}" for host, _, port in addresses)}
 
 
 def test_the_data_folder_is_absolute(read: Read, tmp_path: Path) -> None:
