@@ -1,4 +1,4 @@
-"""A headless Chromium, pages in it that complain, and pictures of them where they are wanted."""
+"""A headless Chromium, its pages with their errors, and pictures of them if they are wanted."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from tests.support.shop import Worker
 
 _PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
-#: A folder where pictures of the pages are kept.
+#: The variable that names a folder for pictures of the pages.
 _PICTURES = "SHOPFLOW_TEST_PICTURES"
 
 
 class Tab:
-    """A page of a worker, and what went wrong in it.
+    """A page of a worker in the browser, and its errors.
 
     Attributes:
-        page: Playwright's.
-        errors: What the browser's console said, and what scripts raised.
-        foreign: Addresses that were asked for and are not the worker's.
+        page: Playwright's page.
+        errors: Errors and warnings of the console, and exceptions of scripts.
+        foreign: URLs that the page requested from others than the worker.
     """
 
     def __init__(self, page: Page, worker: Worker) -> None:
@@ -41,7 +41,7 @@ class Tab:
             self.foreign.append(request.url)
 
     def open(self, path: str = "/") -> Page:
-        """Go there."""
+        """Open this path of the worker."""
         self.page.goto(self.origin + path)
         return self.page
 
@@ -53,15 +53,15 @@ class Tab:
         return rows
 
     def number(self, name: str) -> str:
-        """One of the numbers."""
+        """One of the page's numbers."""
         return self.page.locator(f'[data-number="{name}"]').inner_text()
 
     def sentences(self) -> str:
-        """What it says is wrong."""
+        """The text of the warnings, or that all is well."""
         return self.page.locator("#condition").inner_text()
 
     def column(self, name: str, source: str = "sales") -> list[float]:
-        """What a chart shows: a column of Bokeh's data source; empty while there are no charts."""
+        """A column of a chart's data in Bokeh; empty while there are no charts."""
         found: list[float] = self.page.evaluate(
             "([name, source]) => [...((globalThis.Bokeh?.documents ?? [])"
             ".map(each => each.get_model_by_name(source)).find(each => each)?.data[name] ?? [])]",
@@ -70,12 +70,12 @@ class Tab:
         return found
 
     def width(self) -> int:
-        """How wide what is on the page is; more than the window's means scrolling sideways."""
+        """The width of the content in pixels. If it is more than the window's, the page scrolls sideways."""
         found: int = self.page.evaluate("document.documentElement.scrollWidth")
         return found
 
     def keep(self, name: str, *, whole: bool = True) -> None:
-        """Keep a picture, if somebody wants one."""
+        """Keep a picture, if the variable names a folder."""
         if folder := os.environ.get(_PICTURES):
             Path(folder).mkdir(parents=True, exist_ok=True)
             self.page.screenshot(path=Path(folder) / f"{name}.png", full_page=whole)
@@ -86,7 +86,7 @@ OpenTab = Callable[..., Tab]
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Browser]:
-    """The machine's own."""
+    """The Chromium that is installed on the machine."""
     found = next(filter(None, map(shutil.which, _PROGRAMS)), None)
     if found is None:
         pytest.fail(f"none of {', '.join(_PROGRAMS)} is installed; on Debian and Ubuntu: apt-get install chromium")

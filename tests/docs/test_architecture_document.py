@@ -1,4 +1,4 @@
-"""docs/ARCHITECTURE.md says what the code says: the steps of the guarantee, the files, the imports, the settings."""
+"""docs/ARCHITECTURE.md agrees with the code: the steps of the guarantee, the files, the imports, the settings."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from tests.docs.test_architecture import RULES
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs/ARCHITECTURE.md").read_text(encoding="utf-8")
 
-#: Settings that say who and where the application is: each shop has others.
+#: Settings that differ between shops: names and addresses.
 OWN = {
     *("broker", "store", "origin", "autodiscover", "datadir", "topic_partitions", "topic_replication_factor"),
     *("web_bind", "web_port", "web_host", "web_application_options"),
 }
-#: What batch agents have in place of a setting of Faust's.
+#: Names of ours, and the setting of Faust that each replaces.
 INSTEAD = {"WAITING_BATCHES": "stream_buffer_maxsize", "batch_commit_interval": "broker_commit_interval"}
 
 
@@ -44,7 +44,7 @@ def rows(heading: str) -> list[list[str]]:
 
 
 def quoted(text: str) -> list[str]:
-    """What stands in backticks."""
+    """The texts in backticks."""
     return re.findall(r"`([^`]+)`", text)
 
 
@@ -58,7 +58,7 @@ def steps(text: str) -> dict[str, str]:
 
 
 def test_the_steps_are_those_of_the_code() -> None:
-    """As the docstring says them; the numbers stand again in the body."""
+    """The document has the steps of the docstring of `Purchases.handle`, and the body has their numbers."""
     in_code = steps(inspect.getdoc(Purchases.handle) or "")
     assert list(in_code) == ["1", "2", "3", "4", "5"]
     assert steps("\n".join(re.findall(r"^\d\. .*$", section("The path of one purchase"), re.MULTILINE))) == in_code
@@ -67,7 +67,7 @@ def test_the_steps_are_those_of_the_code() -> None:
 
 
 def test_every_file_on_the_path_is_there() -> None:
-    """Those that stand in a line's right half are in the folder of the file before them."""
+    """A file that is named without its folder is in the folder of the file before it."""
     drawing = re.findall(r"[\w/]+\.py", section("The path of one purchase"))
     missing = [
         name for name in drawing if not any((ROOT / at / name).is_file() for at in ("", "shopflow", "shopflow/shop"))
@@ -81,7 +81,7 @@ def test_every_file_on_the_path_is_there() -> None:
 
 @pytest.mark.parametrize(("room", "files"), [(quoted(row[0])[0], row[1]) for row in rows("The rooms")])
 def test_the_files_of_a_room_are_all_named_and_are_there(room: str, files: str) -> None:
-    """A room is a folder, or a module at the top of shopflow."""
+    """The table names exactly the files that a room has. A room is a folder, or a module at the top of shopflow."""
     path = ROOT / room
     if path.suffix:
         assert path.is_file()
@@ -92,7 +92,7 @@ def test_the_files_of_a_room_are_all_named_and_are_there(room: str, files: str) 
 
 
 def test_the_rooms_may_import_what_the_rules_say() -> None:
-    """Each room and module at the top has its row, but for `__main__` and the parts of `web` that are lower than it."""
+    """The table has the same rooms and imports as the rules, except for rooms inside of a room."""
 
     def in_full(name: str) -> str:
         return name if name == "faust_batches" else f"shopflow.{name.replace('/', '.')}"
@@ -110,7 +110,7 @@ def test_the_rooms_may_import_what_the_rules_say() -> None:
 
 
 def given() -> Iterator[str]:
-    """The settings that shopflow's application gives to Faust: the heart's, and those of its call."""
+    """The settings that shopflow gives to Faust: those of the heart, and those in the call of `App`."""
     yield from heart.SETTINGS
     for node in ast.walk(ast.parse((ROOT / "shopflow/app.py").read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "App":
@@ -118,12 +118,12 @@ def given() -> Iterator[str]:
 
 
 def shown(value: Any) -> str:
-    """A value as it stands in the document; of a class its name."""
+    """A value as the document shows it; a class is shown as its name."""
     return value.__name__ if isinstance(value, type) else repr(value)
 
 
 def test_the_settings_are_those_that_differ_from_fausts_defaults() -> None:
-    """None is missing, and each has the values, Faust's and ours, that the document says."""
+    """The table has every setting that differs from Faust's default, with both values."""
     faust = Settings("another")
     ours = {"WAITING_BATCHES": WAITING_BATCHES, "batch_commit_interval": app.batch_commit_interval}
     expected = {}

