@@ -86,7 +86,7 @@ def test_the_example_of_promotions_is_what_the_demo_uses() -> None:
 
 
 def test_each_variable_is_beside_its_own_field() -> None:
-    """A variable beside another field would mislead."""
+    """In config.yaml, a variable beside another field would mislead."""
     for line in (ROOT / "config.yaml").read_text(encoding="utf-8").splitlines():
         if "# SHOPFLOW_" in line and not line.lstrip().startswith("#"):
             field, variable = line.split(":")[0].strip(), line.rpartition("#")[2].strip()
@@ -350,7 +350,7 @@ def test_a_text_that_looks_like_something_else_stays_a_text(read: Read) -> None:
     ],
 )
 def test_an_unknown_variable_is_refused_with_the_one_that_was_meant(variable: str, meant: str, read: Read) -> None:
-    """Or with all, if none is like it."""
+    """The error proposes the most similar variable, or lists all if none is similar."""
     assert refusal(read, **{variable: "x"}).startswith(f"{variable}: no such setting; {meant}")
 
 
@@ -381,7 +381,7 @@ def test_variables_of_others_are_left_alone(read: Read) -> None:
 
 
 def test_the_test_suites_own_variables_are_left_alone(read: Read) -> None:
-    """`SHOPFLOW_TEST_BROKER` names servers for the tests; every worker that they start inherits it."""
+    """`SHOPFLOW_TEST_BROKER` names servers for the tests, and every worker of a test inherits it."""
     assert read(SHOPFLOW_TEST_BROKER="kafka://x:1", SHOPFLOW_TEST_MONGODB_URI="mongodb://x") == Config()
 
 
@@ -417,7 +417,7 @@ def test_kubernetes_variables_of_services_named_like_shopflow_are_left_alone(rea
     ],
 )
 def test_no_refusal_shows_a_secret_of_the_file(text: str, read: Read) -> None:
-    """Neither in the message nor in a traceback that somebody may log."""
+    """A secret is neither in the message nor in the traceback, which may be logged."""
     with pytest.raises(Refused) as caught:
         read(text)
     assert SECRET not in "".join(traceback.format_exception(caught.value))
@@ -469,7 +469,7 @@ GIFT = {"text": "butter", "percent": 5}
     ],
 )
 def test_a_wrong_rule_is_refused_with_its_name_and_field(change: dict[str, Any], message: str, read: Read) -> None:
-    """In the file and in the environment; never at the first purchase."""
+    """A rule in the file or the environment is checked at the start, not at the first purchase."""
     rules = [{**SHARE, "voucher": GIFT, **change}]
     field, _, must = message.partition(": ")
     assert refusal(read, SHOPFLOW_PROMOTIONS=json.dumps(rules)).startswith(f"SHOPFLOW_PROMOTIONS ({field}): {must}")
@@ -558,7 +558,7 @@ def test_the_longest_session_timeout_is_accepted_by_faust() -> None:
 
 
 def test_published_announcements_are_kept_with_any_retention_of_purchases() -> None:
-    """Vouchers and alerts are looked up in their topics: those deleted there would be published again."""
+    """Vouchers and alerts that their topics no longer have would be published again."""
     environ = {**os.environ, "SHOPFLOW_TOPICS_RETENTION_HOURS": "1"}
     code = "from shopflow.topics import SPECS; print(*sorted(s.name for s in SPECS if s.retention_ms == 3600000))"
     done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)

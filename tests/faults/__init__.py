@@ -1,1 +1,1 @@
-"""The shop under faults: workers and servers killed, frozen, starved, in the middle of 100,000 purchases."""
+"""The shop under faults: workers and servers are killed or frozen, disks are filled, amid 100,000 purchases."""

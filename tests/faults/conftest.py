@@ -1,4 +1,4 @@
-"""A seed for the run, a random generator for each test, and what was done in each, told at the end."""
+"""A seed for the run, a random generator for each test, and a summary of the faults of each test."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ _TOLD = "faults"
 
 
 def pytest_configure() -> None:
-    """One seed for all processes of the run."""
+    """Choose one seed for all processes of the run."""
     os.environ.setdefault(_SEED, str(random.SystemRandom().randrange(2**32)))
 
 
 def pytest_report_header() -> str:
-    """Say the seed at once: a run that hangs has one, too."""
+    """Show the seed at the start, so that it is known if the run hangs."""
     return f"seed: {os.environ[_SEED]}"
 
 
 @pytest.fixture
 def rng(request: pytest.FixtureRequest) -> random.Random:
-    """The test's own: another test, more or less, changes nothing in it."""
+    """A generator of the test's own, so that other tests don't change its course."""
     return random.Random(f"{os.environ[_SEED]} {request.node.name}")
 
 
 @pytest.fixture
 def told() -> list[Crew]:
-    """What these say was done is shown at the end, also of a test that fails."""
+    """The crews whose faults are in the summary, also if the test fails."""
     return []
 
 
@@ -41,7 +41,7 @@ def told() -> list[Crew]:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Beside a failure: what was done, how to do it again, and what the workers said."""
+    """Show beside a failure the faults, and the command that repeats the test."""
     crews: list[Crew] = getattr(item, "funcargs", {}).get("told", [])
     if call.when == "call":
         item.user_properties += [(_TOLD, crew.told()) for crew in crews]
@@ -53,7 +53,7 @@ def pytest_runtest_makereport(
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """What was killed, and how often."""
+    """Show the faults of each test, and how often each came."""
     terminalreporter.section(f"faults, seed {os.environ[_SEED]}")
     for outcome in ("passed", "failed"):
         for report in terminalreporter.stats.get(outcome, []):

@@ -1,4 +1,4 @@
-"""What is at work in a fault test, and what is done to it: every fault is counted, and told at the end."""
+"""The workers and servers of a fault test, and the faults, which are counted for the summary."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _KILLS_IN_RECOVERY = 6
 
 
 class Server:
-    """A shop's own Kafka or MongoDB, on a port of its own, so that it can come back there.
+    """A Kafka or MongoDB of the shop's own, with a fixed port, so that it comes back at its address.
 
     Arguments:
         kind: `kafka` or `mongodb`.
@@ -43,7 +43,7 @@ class Server:
         self.restart()
 
     def restart(self) -> None:
-        """Start it, with the data that it had."""
+        """Start the server, with the data that it had."""
         field = {"kafka": "broker", "mongodb": "mongodb_uri"}[self.kind]
         self.process: Process = self._shop.spawn("servers", **{field: "embedded"})
         until(self._runs, f"{self.kind} runs", START_SECONDS)
@@ -54,14 +54,14 @@ class Server:
         return runs
 
     def kill(self) -> None:
-        """SIGKILL; the command that started it says so and ends."""
+        """Kill the server with SIGKILL. The command that started it reports it and ends."""
         os.kill(self._shop.server_pid(self.kind), signal.SIGKILL)
         assert self.process.wait() == 1
         assert "has died, killed by SIGKILL" in self.process.output
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """SIGSTOP for as long as the body runs."""
+        """Freeze the server (SIGSTOP) while the body runs."""
         pid = self._shop.server_pid(self.kind)
         os.kill(pid, signal.SIGSTOP)
         try:
@@ -71,12 +71,12 @@ class Server:
 
 
 class Crew:
-    """The workers of a shop, its servers as far as they are its own, and a sale that goes on meanwhile.
+    """The workers of a shop, the servers of its own, and the sale.
 
     Arguments:
-        rng: Draws who is hit, and when.
+        rng: Chooses which worker is hit, and when.
         kafka, mongodb: The shop's own servers.
-        proxy: What stands before MongoDB.
+        proxy: The proxy between the workers and MongoDB.
     """
 
     def __init__(
@@ -100,37 +100,37 @@ class Crew:
         self.peak_mb = 0
 
     def told(self) -> str:
-        """What was done, and the most memory that a worker had."""
+        """The faults with their counts, and the most memory that a worker had."""
         faults = ", ".join(f"{what} {times} x" for what, times in self.done.items())
         return f"{len(self.sale.places)} records; {faults or 'no fault'}; workers at most {self.peak_mb} MB"
 
     # -- purchases
 
     def sell(self, count: int | None = None) -> None:
-        """Send the next purchases of the sale; all that are left, unless told."""
+        """Send the next `count` records of the sale, or all that are left."""
         self.sale.sell(self.shop, count)
 
     def stored(self) -> int:
-        """Purchases in MongoDB."""
+        """The number of purchases in MongoDB."""
         count: int = self.shop.db.purchases.estimated_document_count()
         return count
 
     def busy(self, count: int = 0) -> None:
-        """Send the next purchases, and return when the workers are in the middle of it."""
+        """Send the next records, and return when the workers store purchases."""
         before = self.stored()
         self.sell(count)
-        until(lambda: self.stored() > before, "purchases are being stored", 120)
+        until(lambda: self.stored() > before, "purchases are stored", 120)
 
     # -- workers
 
     def start(self, like: Worker | None = None) -> Worker:
-        """Start a worker; with the tables of an earlier one, or none."""
+        """Start a worker, with the tables of `like` or without any."""
         worker = self.shop.start_worker(port=like.port if like else None)
         self.workers.append(worker)
         return worker
 
     def start_on_small_disk(self, megabytes: int) -> tuple[Worker, Path]:
-        """Start a worker whose tables are on a disk of their own, in this folder."""
+        """Start a worker whose tables are on a small disk; returns the worker and its folder."""
         port = free_port()
         folder = self.shop.data / f"worker-{port}"
         worker = self.shop.start_worker(port=port, program=on_small_disk(folder, megabytes))
@@ -139,44 +139,44 @@ class Crew:
 
     @contextmanager
     def disk_full(self, worker: Worker, folder: Path) -> Iterator[None]:
-        """No byte is left on its disk while the body runs."""
+        """Fill the worker's disk to the last byte while the body runs."""
         self.done["filled a worker's disk"] += 1
         with filled(worker, folder):
             yield
 
     def start_two(self) -> tuple[Worker, Worker]:
-        """Start two at the same time."""
+        """Start two workers at the same time."""
         return self.start(), self.start()
 
     def any_worker(self) -> Worker:
-        """One of them."""
+        """A random worker."""
         return self.rng.choice(self.workers)
 
     def kill(self, worker: Worker, when: str = "in mid-batch") -> None:
-        """SIGKILL."""
+        """Kill the worker with SIGKILL."""
         self._gone(worker, f"killed a worker {when}")
         worker.kill()
 
     def stop(self, worker: Worker) -> None:
-        """SIGTERM; it must end well, whatever is away meanwhile. One that has just been started may simply end."""
+        """Stop the worker with SIGTERM. It must end with status 0, also in an outage, unless it has just started."""
         good = {0} if "Starting..." in worker.output else {0, -signal.SIGTERM}
         self._gone(worker, "stopped a worker")
         status = worker.stop(seconds=60)
         assert status in good, f"a stopped worker ends with status {status}: {worker.log.name}"
 
     def lose_data(self, worker: Worker) -> None:
-        """Kill it, and delete its data directory."""
+        """Kill the worker, and delete its data directory."""
         self._gone(worker, "deleted a worker's data")
         worker.kill()
         shutil.rmtree(self.data_of(worker))
 
     def data_of(self, worker: Worker) -> Path:
-        """Where its tables are."""
+        """The folder of the worker's tables."""
         return self.shop.data / f"worker-{worker.port}"
 
     @contextmanager
     def frozen(self, worker: Worker) -> Iterator[None]:
-        """SIGSTOP for as long as the body runs."""
+        """Freeze the worker (SIGSTOP) while the body runs."""
         self.done["froze a worker"] += 1
         worker.send(signal.SIGSTOP)
         try:
@@ -185,7 +185,7 @@ class Crew:
             worker.send(signal.SIGCONT)
 
     def kill_in_rebalance(self) -> None:
-        """A worker joins; a random moment after the others begin to hand over, one of them all is killed."""
+        """A worker joins; up to a second after partitions begin to move, one of the workers is killed."""
         self.share()
         before = list(self.workers)
         self.start()
@@ -194,7 +194,7 @@ class Crew:
         self.kill(self.any_worker(), "in a rebalance")
 
     def kill_in_recovery(self) -> None:
-        """A worker joins on an empty directory and is killed while it reads the changelog; it may take some tries."""
+        """A worker with an empty directory joins, and is killed while it reads the changelog, after some tries."""
         for _ in range(_KILLS_IN_RECOVERY):
             worker = self.start()
             until(lambda: _RECOVERING in worker.output, "its recovery begins", START_SECONDS, poll=0.005)  # noqa: B023
@@ -213,14 +213,14 @@ class Crew:
         self.done[what] += 1
 
     def note_memory(self, worker: Worker) -> int:
-        """The most memory (MB) that it had so far."""
+        """The most memory that the worker had so far, in MB."""
         found = re.search(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{worker.pid}/status").read_text(), re.MULTILINE)
         peak = int(found[1]) // 1024 if found else 0  # a worker that has ended has none
         self.peak_mb = max(self.peak_mb, peak)
         return peak
 
     def replace_failed_starts(self) -> None:
-        """Start those again that ended because Kafka went while they were starting, as a service manager would."""
+        """Start workers again that ended because Kafka was away while they started, as a service manager would."""
         for worker in [each for each in self.workers if each.status is not None and not self._began(each)]:
             self._gone(worker, "started a worker again that had not begun", alive=False)
             self.start(worker)
@@ -233,7 +233,7 @@ class Crew:
 
     @contextmanager
     def killed(self, server: Server | None) -> Iterator[None]:
-        """SIGKILL to Kafka or MongoDB; it is started again after the body."""
+        """Kill Kafka or MongoDB with SIGKILL, and start it again after the body."""
         assert server
         self.done[f"killed {server.kind}"] += 1
         server.kill()
@@ -242,7 +242,7 @@ class Crew:
 
     @contextmanager
     def silent(self, server: Server | None) -> Iterator[None]:
-        """Kafka or MongoDB is frozen (SIGSTOP) while the body runs."""
+        """Freeze Kafka or MongoDB (SIGSTOP) while the body runs."""
         assert server
         self.done[f"froze {server.kind}"] += 1
         with server.frozen():
@@ -250,7 +250,7 @@ class Crew:
 
     @contextmanager
     def refusing(self) -> Iterator[None]:
-        """While the body runs MongoDB answers writes with an error that says nothing about the documents."""
+        """MongoDB answers writes with an error that does not depend on the documents while the body runs."""
         assert self.proxy
         code, before = self.rng.choice(sorted(REFUSALS)), self.proxy.refused
         self.proxy.refuse(code)
@@ -261,7 +261,7 @@ class Crew:
 
     @contextmanager
     def losing_answers(self) -> Iterator[None]:
-        """While the body runs MongoDB does what it is asked, and its answers to writes are lost."""
+        """MongoDB does the writes, and its answers are lost, while the body runs."""
         assert self.proxy
         before = self.proxy.lost
         self.proxy.lose_answers()
@@ -273,25 +273,25 @@ class Crew:
     # -- the end
 
     def wait(self, seconds: float) -> None:
-        """Let a fault last."""
+        """Let a fault last for this time."""
         time.sleep(seconds)
 
     def check_outages(self, server: str, most: int) -> None:
-        """Each worker said once that the server is away, and once that it is back, each time."""
+        """Each worker logged each outage of the server once at its beginning and once at its end."""
         for worker in self.workers:
             away, back = (worker.output.count(f"{server} is {what}") for what in ("away", "back"))
             assert away == back <= most, f"{worker.log.name}: {away} times away, {back} times back"
 
     def share(self) -> None:
-        """Return when each worker has partitions, and each partition a worker."""
+        """Wait until each worker has partitions, and each partition has a worker."""
         until(lambda: shared(self.workers, PARTITIONS), "the workers share the partitions", 90)
 
     def takes_over(self, worker: Worker) -> None:
-        """Return when this worker has all partitions."""
+        """Wait until this worker has all partitions."""
         until(lambda: len(worker.partitions()) == PARTITIONS, "it has all partitions", 90)
 
     def check(self) -> None:
-        """All is as the sale says: on the workers, and on one that has only the changelog."""
+        """Documents and counts are those of the sale, on the workers and on a new one that has only the changelog."""
         self.sell()
         oracle.check(self.shop, self.workers, self.sale)
         for worker in list(self.workers):
@@ -313,15 +313,15 @@ def opened_crew(
     proxied: bool = False,
     **settings: Any,
 ) -> Iterator[Crew]:
-    """A shop with its topics and products, a sale, and nobody at work yet.
+    """A shop with its topics, its products and a sale, without a worker.
 
-    Its MongoDB is always its own: one that others fill or empty meanwhile does not answer for a minute.
+    MongoDB is always the shop's own: the load of other tests could make a shared one silent for a minute.
 
     Arguments:
         size: Records of the sale.
-        own_kafka: Is its Kafka to be its own too, so that it can be killed?
-        proxied: Is something to stand before MongoDB?
-        settings: Of the shop.
+        own_kafka: Kafka is the shop's own too, so that it can be killed.
+        proxied: The workers reach MongoDB through a proxy.
+        settings: Settings of the shop.
     """
     own = ("kafka", "mongodb") if own_kafka else ("mongodb",)
     ports = {kind: free_port() for kind in own}

@@ -1,4 +1,4 @@
-"""A worker on a disk of its own that can be filled: a tmpfs in a mount namespace, which ends with the worker."""
+"""A worker with a disk of its own that can be filled: a tmpfs in a mount namespace, which ends with the worker."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _BLOCK = b"\0" * (64 << 10)
 
 
 def on_small_disk(folder: Path, megabytes: int) -> Sequence[str]:
-    """What runs a command with this folder on a disk of its own. Skips the test where that isn't allowed.
+    """The program that runs a worker with this folder on a small disk. Skips the test where that is not allowed.
 
-    Root may mount; others may in a user namespace of their own, if the system lets them have one.
+    Root may mount. Other users may in a user namespace of their own, if the system allows one.
     """
     unshare = shutil.which("unshare")
     if unshare is None:
@@ -38,7 +38,7 @@ def on_small_disk(folder: Path, megabytes: int) -> Sequence[str]:
 
 @contextmanager
 def filled(worker: Worker, folder: Path) -> Iterator[None]:
-    """No byte is left on this worker's disk while the body runs."""
+    """Fill the worker's disk to the last byte while the body runs."""
     filler = Path(f"/proc/{worker.pid}/root{folder}") / "filler"  # as the worker sees it
     with filler.open("wb", buffering=0) as file:
         try:

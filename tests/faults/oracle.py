@@ -1,4 +1,4 @@
-"""A random sale, and what must be true of the shop after it, whatever happened to workers and servers meanwhile."""
+"""A random sale, and the checks of the shop after it, whatever happened to workers and servers."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from tests.support.vouchers import Bought, expected
 
 __all__ = ["PARTITIONS", "PROMOTIONS", "Sale", "check", "check_rebuilt", "drained", "offer", "send"]
 
-#: So many that a third worker takes some from two.
+#: Enough for a third worker to take some from two.
 PARTITIONS = 6
 CUSTOMERS = 1_000
 PRODUCTS = 8
 BAD_SHARE, REPEATED_SHARE, UNPRICED_SHARE = 0.01, 0.04, 0.1
-#: A repeated purchase is one of the last so many.
+#: A repeated purchase is one of this many last ones.
 REPEATED_WITHIN = 2_000
 FIRST_DAY = datetime(2024, 3, 1, tzinfo=timezone.utc)
 DAYS = 30
-#: The shop is open so long each day: every hour of every product is a row of its own in MongoDB.
+#: Seconds that the shop is open each day. Few hours make few rows of sales: one for each hour and product.
 OPEN_SECONDS = 2 * 3_600
 #: The rules of the workers: many vouchers for some customers, few for others.
 PROMOTIONS: list[Json] = [
@@ -43,18 +43,18 @@ PROMOTIONS: list[Json] = [
     {"name": "spent", "kind": "spent", "amount": 100_000, "days": 10, "voucher": {"text": "any", "percent": 5}},
     {"name": "nth", "kind": "nth", "n": 5, "voucher": {"text": "any", "amount": 100}},
 ]  # fmt: skip
-#: Seconds in which everything must be done once nothing is broken any more.
+#: Seconds in which all events must be processed after the last fault.
 DRAIN_SECONDS = 180.0
 _BATCH_BYTES = 256 << 10
 _NAMED = 5
 
 
 class Sale:
-    """Purchases of 1,000 customers: some sent twice, some without a price, bad records between them.
+    """Purchases of 1,000 customers: some sent twice, some without a price, and bad records between them.
 
     Arguments:
-        rng: All of it is drawn from this.
-        size: How many records.
+        rng: The source of all random choices.
+        size: The number of records.
         plain: Only purchases with a price, each sent once.
     """
 
@@ -62,12 +62,12 @@ class Sale:
         self._rng = rng
         self.prices = {f"product-{number}": self._history() for number in range(PRODUCTS)}
         self.records: list[Record] = []
-        #: What must be stored: by purchase id, with the price that counts.
+        #: The purchases that must be stored, by id, with the right price.
         self.events: dict[str, Json] = {}
         self.repeated = 0
         #: Numbers of the bad records.
         self.bad: list[int] = []
-        #: Where the records are that were sent so far.
+        #: The origin of each record that was sent.
         self.places: list[Origin] = []
         sent: list[Json] = []
         for number in range(size):
@@ -86,17 +86,17 @@ class Sale:
 
     @property
     def waiting(self) -> int:
-        """Records that were not sent yet."""
+        """The number of records that were not sent yet."""
         return len(self.records) - len(self.places)
 
     def sell(self, shop: Shop, count: int | None = None) -> None:
-        """Send the next ones; all that are left, unless told."""
+        """Send the next `count` records, or all that are left."""
         start = len(self.places)
         end = len(self.records) if count is None else start + count
         self.places += send(shop, "purchases", self.records[start:end])
 
     def bad_places(self) -> list[Origin]:
-        """Where the bad records are."""
+        """The origins of the bad records."""
         return [self.places[number] for number in self.bad]
 
     def counts(self) -> dict[str, tuple[int, int, int]]:
@@ -109,12 +109,12 @@ class Sale:
         return sums
 
     def _moment(self) -> datetime:
-        """Some time at which the shop was open."""
+        """A random time at which the shop is open."""
         rng = self._rng
         return FIRST_DAY + timedelta(days=rng.randrange(DAYS), seconds=rng.randrange(OPEN_SECONDS))
 
     def _history(self) -> list[tuple[datetime, int]]:
-        """When a product got which price."""
+        """The prices of a product, each with the time of its beginning."""
         times = sorted(self._moment() for _ in range(4))
         return [(time, self._rng.randrange(1, 5_000)) for time in times]
 
@@ -130,13 +130,13 @@ class Sale:
         return event if rng.random() < UNPRICED_SHARE and not priced else {**event, "price": rng.randrange(5_000)}
 
     def _price_of(self, event: Json) -> int:
-        """Its own, else the one in force when it was made; before the first one, the first."""
+        """The purchase's own price, else the one in force at its time. Before the first price, the first one counts."""
         history, at = self.prices[event["product_id"]], datetime.fromisoformat(event["purchased_at"])
         in_force = [price for since, price in history if since <= at]
         return int(event.get("price", in_force[-1] if in_force else history[0][1]))
 
     def _repeated(self, sent: Sequence[Json]) -> Record:
-        """The same purchase again, some with another quantity: the one that came first counts."""
+        """A purchase that was sent before, some with another quantity. The first one counts."""
         event = self._rng.choice(sent[-REPEATED_WITHIN:])
         return _record(event if self._rng.random() < 0.5 else {**event, "quantity": 9, "price": 1})
 
@@ -164,7 +164,7 @@ def _record(event: Json) -> Record:
 
 
 def send(shop: Shop, kind: str, records: Iterable[Record]) -> list[Origin]:
-    """Send records to where Java's partitioner would, in whole batches; where they are, in the same order."""
+    """Send records to the partitions that Java's partitioner chooses; returns their origins, in the same order."""
     return asyncio.run(_send(shop, shop.topic(kind), records))
 
 
@@ -172,7 +172,7 @@ async def _send(shop: Shop, topic: str, records: Iterable[Record]) -> list[Origi
     assert shop.servers
     partitions, choose = list(range(PARTITIONS)), DefaultPartitioner()
     open_batches: dict[int, Any] = {}
-    sent: list[tuple[int, int, int]] = []  # partition, number of the batch, place in it
+    sent: list[tuple[int, int, int]] = []  # partition, number of the batch, index in it
     numbers: Counter[int] = Counter()
     under_way: dict[tuple[int, int], Any] = {}
     async with AIOKafkaProducer(
@@ -187,7 +187,7 @@ async def _send(shop: Shop, topic: str, records: Iterable[Record]) -> list[Origi
 
         for record in records:
             partition = choose(record.key, partitions, partitions) if record.partition is None else record.partition
-            for _ in range(2):  # the second time into a new one
+            for _ in range(2):  # the second time into a new batch
                 if partition not in open_batches:
                     open_batches[partition] = producer.create_batch()
                 batch = open_batches[partition]
@@ -202,7 +202,7 @@ async def _send(shop: Shop, topic: str, records: Iterable[Record]) -> list[Origi
 
 
 def offer(shop: Shop, sale: Sale) -> None:
-    """Put the sale's products into MongoDB, each with all its prices: purchases without a price ask for them."""
+    """Put the sale's products into MongoDB, each with all its prices, which purchases without a price need."""
     documents = [
         {
             "_id": name,
@@ -233,20 +233,20 @@ def offer(shop: Shop, sale: Sale) -> None:
 
 
 def drained(shop: Shop, workers: Sequence[Worker], seconds: float = DRAIN_SECONDS) -> None:
-    """Wait until every event is processed. Fails at once when a worker has ended."""
+    """Wait until every event is processed. Fails at once if a worker has ended."""
 
     def done() -> bool:
         assert [worker.status for worker in workers] == [None] * len(workers), "a worker has ended"
         try:
             return shop.lag() == 0
-        except KafkaError:  # the group's coordinator is not there yet: a new Kafka, or one that was killed
+        except KafkaError:  # Kafka has no coordinator for the group yet
             return False
 
     until(done, "all purchases are processed", seconds)
 
 
 def check(shop: Shop, workers: Sequence[Worker], sale: Sale) -> None:
-    """Every purchase once in MongoDB and in the counts, every bad record once in the dead letters."""
+    """Every purchase is in MongoDB and in the counts once, and every bad record in the dead letters once."""
     assert sale.waiting == 0
     drained(shop, workers)
     check_documents(shop, sale)
@@ -265,7 +265,7 @@ def check(shop: Shop, workers: Sequence[Worker], sale: Sale) -> None:
 
 
 def check_rebuilt(shop: Shop, sale: Sale) -> Worker:
-    """A new worker on an empty data directory, alone, has the same counts from the changelog. Returns it, running."""
+    """A new worker with an empty data directory has the same counts, from the changelog. Returns the running worker."""
     worker = shop.start_worker()
     worker.ready(PARTITIONS, seconds=120)
     check_views(worker, sale)
@@ -275,7 +275,7 @@ def check_rebuilt(shop: Shop, sale: Sale) -> Worker:
 
 
 def check_documents(shop: Shop, sale: Sale) -> None:
-    """Each purchase is stored once, as it was made, with its right price."""
+    """Each purchase is stored once, unchanged, with its right price."""
     fields = ("customer_id", "product_id", "quantity", "price")
     projection = dict.fromkeys((*fields, "value", "source"), 1)
     found, places = {}, Counter[Any]()
@@ -290,7 +290,7 @@ def check_documents(shop: Shop, sale: Sale) -> None:
 
 
 def check_dead_letters(shop: Shop, sale: Sale) -> None:
-    """Each bad record is there once: its place stands in the headers."""
+    """Each bad record is a dead letter once; the headers have its origin."""
     found: Counter[Origin] = Counter()
     for letter in shop.read("dead-letters"):
         headers = dict(letter.headers)
@@ -300,7 +300,7 @@ def check_dead_letters(shop: Shop, sale: Sale) -> None:
 
 
 def check_vouchers(shop: Shop, sale: Sale) -> None:
-    """Each voucher that was earned is in MongoDB, and in the topic once."""
+    """Each voucher that was earned is in MongoDB once, and in the topic once."""
     log = [Bought.of(event) for event in sale.events.values()]
     wanted = Counter(expected(msgspec.convert(PROMOTIONS, tuple[Rule, ...]), {}, log))
     _same("vouchers in MongoDB", Counter(one["_id"] for one in shop.db.vouchers.find({}, {"_id": 1})), wanted)
@@ -309,7 +309,7 @@ def check_vouchers(shop: Shop, sale: Sale) -> None:
 
 
 def check_sales(worker: Worker, sale: Sale) -> None:
-    """This worker tells the right sales of every product, ever and by day, over all workers."""
+    """The worker's `/sales/` has the right sales of every product, in total and by day, over all workers."""
     for query, digits in (("by=total", 0), ("by=day&since=1970-01-01&limit=10000", 10)):
         wanted: dict[tuple[str, str], list[int]] = {}
         for event in sale.events.values():
@@ -320,7 +320,7 @@ def check_sales(worker: Worker, sale: Sale) -> None:
 
         def asked(query: str = query, digits: int = digits) -> dict[tuple[str, str], list[int]] | None:
             status, answer = worker.get(f"/sales/?{query}")
-            if status == 503:  # partitions change hands
+            if status == 503:  # a rebalance
                 return None
             assert (status, answer.get("more")) == (200, False), answer
             return {
@@ -335,7 +335,7 @@ def check_sales(worker: Worker, sale: Sale) -> None:
 
 
 def check_activity(shop: Shop, sale: Sale) -> None:
-    """The last record of each customer in `customer-activity` has the counts, and in a partition they never go back."""
+    """The last record of each customer in `customer-activity` has the customer's counts."""
     last: dict[str, tuple[int, ...]] = {}
     for record in shop.read("customer-activity"):
         value = json.loads(record.value)
@@ -347,7 +347,7 @@ _SUMS = ("customers", "purchases", "items", "spent")
 
 
 def check_sums(found: Mapping[str, Any], sale: Sale) -> None:
-    """`/counts/` says what the purchases add up to."""
+    """The sums are those of the purchases."""
     counts = sale.counts().values()
     purchases, items, spent = (sum(each) for each in zip(*counts, strict=True))
     wanted = dict(zip(_SUMS, (len(counts), purchases, items, spent), strict=True))
@@ -355,14 +355,14 @@ def check_sums(found: Mapping[str, Any], sale: Sale) -> None:
 
 
 def check_views(worker: Worker, sale: Sale) -> None:
-    """This worker tells the right counts of every customer, its own and the others'."""
+    """The worker answers with the right counts of every customer, also those of other workers' partitions."""
     wanted = sale.counts()
     found = _ask(worker, wanted)
     _same(f"customers on worker {worker.port}", found, wanted)
 
 
 def _ask(worker: Worker, names: Iterable[str], seconds: float = 60.0) -> dict[str, Any]:
-    """Each customer's counts, over one connection. While partitions change hands, a view says 503: ask again."""
+    """Each customer's counts, over one connection. A request that gets 503, in a rebalance, is repeated."""
     deadline, found = time.monotonic() + seconds, {}
     connection = http.client.HTTPConnection("127.0.0.1", worker.port, timeout=30)
     try:
@@ -386,7 +386,7 @@ def _ask(worker: Worker, names: Iterable[str], seconds: float = 60.0) -> dict[st
 
 
 def _same(what: str, found: Mapping[Any, Any], wanted: Mapping[Any, Any]) -> None:
-    """Fails with how many differ and the first of them: of 100,000, pytest would show nothing useful."""
+    """Fails with the number of differences and the first of them: pytest's own message is useless for 100,000."""
     missing = [key for key in wanted if key not in found]
     extra = [key for key in found if key not in wanted]
     other = [key for key in wanted if key in found and found[key] != wanted[key]]

@@ -1,4 +1,4 @@
-"""A random order of all faults, the same one for the same seed."""
+"""A random order of all faults; a seed repeats it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ WORKERS = 2
 
 
 class _Schedule:
-    """What may happen next. Each action leaves two workers at work, and every server whole."""
+    """The possible actions. After each one, every server runs."""
 
     def __init__(self, crew: Crew) -> None:
         self.crew = crew
         self.rng = crew.rng
 
     def kinds(self) -> list[Callable[[], None]]:
-        """All actions that this crew allows."""
+        """All actions that are possible for this crew."""
         kinds = [self.kill, self.stop, self.freeze, self.lose_data, self.rebalance, self.recovery, self.guest]
         if self.crew.proxy:
             kinds += [self.refuse_writes, self.lose_answers]
@@ -63,12 +63,12 @@ class _Schedule:
         self.crew.kill_in_recovery()
 
     def guest(self) -> None:
-        """A third one joins and leaves, one way or the other."""
+        """A third worker joins, and is stopped or killed."""
         guest = self.crew.start()
         self.pause(2, 6)
         self.rng.choice([self.crew.stop, self.crew.kill])(guest)
 
-    # -- servers; sometimes a worker is hit meanwhile
+    # -- servers; in some outages a worker is killed or stopped too
 
     def refuse_writes(self) -> None:
         self.during(self.crew.refusing())
@@ -98,14 +98,14 @@ class _Schedule:
                 self.pause(*OUTAGE_SECONDS)
 
     def pause(self, least: float, most: float) -> None:
-        """A random moment."""
+        """Wait for a random time."""
         time.sleep(self.rng.uniform(least, most))
 
 
 def run(crew: Crew, actions: int) -> None:
-    """Start two workers into a backlog, then do this many random actions; each kind once before any comes again.
+    """Start two workers with a backlog, then do this many random actions; every kind comes once before any comes again.
 
-    Purchases arrive before each action, so that it falls into the middle of work. What is left is for the end.
+    Records are sent before each action, so that the workers are busy. `Crew.check` sends the rest.
     """
     schedule = _Schedule(crew)
     kinds = schedule.kinds()

@@ -1,8 +1,8 @@
-"""Each fault by itself, in the middle of 100,000 purchases: nothing is lost, nothing stored or counted twice.
+"""Each fault by itself, in the middle of 100,000 purchases: nothing is lost, nothing is stored or counted twice.
 
 At the end of each test (`Crew.check`): every purchase is in MongoDB once, with its right price; every customer's
-counts are what the purchases say, on the workers and on a new one that has only the changelog; every bad record is in
-the dead letters once; every voucher that was earned is in MongoDB and in the topic once.
+counts are the sums of the purchases, on the workers and on a new one that has only the changelog; every bad record is
+in the dead letters once; every voucher that was earned is in MongoDB and in the topic once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.servers
 SIZE = int(os.environ.get("SHOPFLOW_TEST_FAULTS_PURCHASES", "100000"))
 MIXED_ACTIONS = 16
 MILLION = 1_000_000
-#: Of one worker, at most.
+#: The most memory of a worker.
 MOST_MEGABYTES = 400
 
 OpenCrew = Callable[..., AbstractContextManager[Crew]]
@@ -34,7 +34,7 @@ OpenCrew = Callable[..., AbstractContextManager[Crew]]
 
 @pytest.fixture
 def open_crew(open_shop: OpenShop, rng: random.Random, told: list[Crew]) -> OpenCrew:
-    """Opens a crew (see `crew.opened`) that is told of at the end."""
+    """Opens a crew (`opened_crew`) whose faults are in the summary."""
 
     @contextmanager
     def opened(size: int = SIZE, **arguments: Any) -> Iterator[Crew]:
@@ -47,20 +47,20 @@ def open_crew(open_shop: OpenShop, rng: random.Random, told: list[Crew]) -> Open
 
 @pytest.fixture
 def crew(open_crew: OpenCrew) -> Iterator[Crew]:
-    """On the session's servers."""
+    """A crew whose Kafka is shared with other tests."""
     with open_crew() as crew:
         yield crew
 
 
 def test_two_workers_start_together_into_a_backlog(crew: Crew) -> None:
-    """Their first join moves partitions that were just handed out; unfinished batches must come again."""
+    """The second join revokes partitions that were just assigned. Their unfinished batches must come again."""
     crew.sell()
     crew.start_two()
     crew.check()
 
 
 def test_a_worker_killed_in_mid_batch_loses_nothing(crew: Crew) -> None:
-    """Either of two, one after the other; each comes back with its tables."""
+    """Each of two workers is killed while it stores purchases, and comes back with its tables."""
     crew.sell(SIZE // 2)
     for worker in crew.start_two():
         crew.busy(SIZE // 5)
@@ -70,7 +70,7 @@ def test_a_worker_killed_in_mid_batch_loses_nothing(crew: Crew) -> None:
 
 
 def test_a_worker_killed_in_a_rebalance_loses_nothing(crew: Crew) -> None:
-    """While partitions change hands: the one that gives them, or the one that takes them."""
+    """The killed worker may be one that loses partitions or the one that gets them."""
     crew.start_two()
     for _ in range(3):
         crew.share()
@@ -80,8 +80,8 @@ def test_a_worker_killed_in_a_rebalance_loses_nothing(crew: Crew) -> None:
 
 
 def test_a_worker_killed_in_its_recovery_loses_nothing(open_crew: OpenCrew) -> None:
-    """It has read a part of the changelog into its tables; its partitions go to others, and back to it."""
-    with open_crew(batching_max_records=200) as crew:  # the smaller the batches, the longer the changelog
+    """The killed worker has recovered a part of its tables. Its partitions go to others and come back."""
+    with open_crew(batching_max_records=200) as crew:  # small batches make a long changelog
         crew.sell(SIZE * 3 // 4)
         first, second = crew.start_two()
         oracle.drained(crew.shop, crew.workers)
@@ -97,7 +97,7 @@ def test_a_worker_killed_in_its_recovery_loses_nothing(open_crew: OpenCrew) -> N
 
 
 def test_a_worker_that_is_stopped_loses_nothing(crew: Crew) -> None:
-    """SIGTERM in mid-batch, first to each, then to both."""
+    """SIGTERM comes while purchases are stored, first to each worker, then to both."""
     crew.sell(SIZE // 2)
     for worker in crew.start_two():
         crew.busy(SIZE // 8)
@@ -111,7 +111,7 @@ def test_a_worker_that_is_stopped_loses_nothing(crew: Crew) -> None:
 
 
 def test_a_worker_that_is_frozen_past_its_session_and_wakes_up_changes_nothing(crew: Crew) -> None:
-    """Another did its work meanwhile; what it still has under way must not count."""
+    """Another worker took over the partitions. What the woken one still writes must not count."""
     workers = crew.start_two()
     for sleeper, other in (workers, workers[::-1]):
         crew.share()
@@ -123,7 +123,7 @@ def test_a_worker_that_is_frozen_past_its_session_and_wakes_up_changes_nothing(c
 
 
 def test_a_third_worker_joins_and_leaves(crew: Crew) -> None:
-    """Once it stops, once it is killed; partitions go to it in mid-batch, and come back."""
+    """A third worker gets partitions while purchases are stored, and is stopped, then killed."""
     crew.sell(SIZE // 4)
     crew.start_two()
     for leave in (crew.stop, crew.kill):
@@ -136,7 +136,7 @@ def test_a_third_worker_joins_and_leaves(crew: Crew) -> None:
 
 
 def test_a_worker_without_its_data_directory_recovers(crew: Crew) -> None:
-    """Its tables come from the changelog."""
+    """A worker that lost its disk recovers its tables from the changelog."""
     crew.sell(SIZE // 2)
     for worker in crew.start_two():
         crew.busy(SIZE // 5)
@@ -146,7 +146,7 @@ def test_a_worker_without_its_data_directory_recovers(crew: Crew) -> None:
 
 
 def test_a_full_disk_is_waited_for(crew: Crew) -> None:
-    """RocksDB can't write the counts. Nothing behind them is committed; once there is room again, the work goes on."""
+    """RocksDB can't write the counts, so nothing after them is committed. With room on the disk the worker goes on."""
     small, folder = crew.start_on_small_disk(48)
     crew.start()
     crew.share()
@@ -161,7 +161,7 @@ def test_a_full_disk_is_waited_for(crew: Crew) -> None:
 
 
 def test_mongodb_killed_is_waited_for(open_crew: OpenCrew) -> None:
-    """What it acknowledged is in its journal; what it did not is written again. The log has one line each time."""
+    """Acknowledged writes are in MongoDB's journal, others are tried again. Each outage is two lines in the log."""
     with open_crew() as crew:
         crew.start_two()
         crew.busy(SIZE // 3)
@@ -171,14 +171,14 @@ def test_mongodb_killed_is_waited_for(open_crew: OpenCrew) -> None:
         with crew.killed(crew.mongodb):
             worker = crew.any_worker()
             crew.kill(worker)
-            crew.start(worker)  # without MongoDB from the start
+            crew.start(worker)  # it starts while MongoDB is away
             crew.wait(8)
         crew.check()
         crew.check_outages("MongoDB", 2)
 
 
 def test_mongodb_frozen_for_half_a_minute_is_waited_for(open_crew: OpenCrew) -> None:
-    """It answers nothing and closes nothing."""
+    """A frozen MongoDB keeps its connections open and answers nothing. The worker waits, and goes on."""
     with open_crew() as crew:
         crew.start_two()
         crew.busy(SIZE // 2)
@@ -190,7 +190,7 @@ def test_mongodb_frozen_for_half_a_minute_is_waited_for(open_crew: OpenCrew) -> 
 
 
 def test_mongodb_that_refuses_writes_is_waited_for(open_crew: OpenCrew) -> None:
-    """No rights, no primary, no disk: none of it makes a dead letter. Its answers are lost: nothing comes twice."""
+    """Missing rights, no primary and no disk make no dead letter. Writes whose answers are lost are stored once."""
     with open_crew(proxied=True) as crew:
         crew.start_two()
         for fault in (crew.refusing, crew.refusing, crew.losing_answers):
@@ -202,7 +202,7 @@ def test_mongodb_that_refuses_writes_is_waited_for(open_crew: OpenCrew) -> None:
 
 
 def test_kafka_killed_is_waited_for(open_crew: OpenCrew) -> None:
-    """It comes back on its port, with its data; the workers go on."""
+    """Kafka comes back at its address with its data, and the same workers go on."""
     with open_crew(own_kafka=True) as crew:
         crew.start_two()
         for seconds in (0.0, 8.0):
@@ -214,7 +214,7 @@ def test_kafka_killed_is_waited_for(open_crew: OpenCrew) -> None:
 
 
 def test_kafka_frozen_is_waited_for(open_crew: OpenCrew) -> None:
-    """For longer than the workers' sessions."""
+    """Kafka is frozen for less and for more than the session timeout, and the workers go on."""
     with open_crew(own_kafka=True) as crew:
         crew.start_two()
         for seconds in (3.0, 12.0):
@@ -225,7 +225,7 @@ def test_kafka_frozen_is_waited_for(open_crew: OpenCrew) -> None:
 
 
 def test_a_million_purchases_waiting_for_mongodb_take_no_memory(open_crew: OpenCrew) -> None:
-    """They wait in Kafka, not in the worker. The outage is one line in the log, however long it is."""
+    """Records wait in Kafka, not in the worker's memory. The outage is one line in the log, however long it lasts."""
     with open_crew(proxied=True, size=0, promotions="[]") as crew:
         worker = crew.start().ready(oracle.PARTITIONS)
         said = len(worker.output.splitlines())
@@ -248,7 +248,7 @@ def test_a_million_purchases_waiting_for_mongodb_take_no_memory(open_crew: OpenC
 
 
 def small_purchase(number: int) -> Record:
-    """One of a million."""
+    """A small record of a purchase; each number has another one."""
     name = f"customer-{number % oracle.CUSTOMERS}"
     value = (
         f'{{"purchase_id":"small-{number}","customer_id":"{name}","product_id":"product-0","quantity":1,"price":100,'
@@ -258,7 +258,7 @@ def small_purchase(number: int) -> Record:
 
 
 def test_mixed(open_crew: OpenCrew) -> None:
-    """All of it in a random order, sometimes two at once."""
+    """All faults come in a random order, some of them two at a time."""
     with open_crew(own_kafka=True, proxied=True) as crew:
         schedule.run(crew, MIXED_ACTIONS)
         crew.check()

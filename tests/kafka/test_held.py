@@ -1,4 +1,4 @@
-"""Open transactions: which partitions they hold up, whose they are, and how that is said."""
+"""Open transactions: which partitions they hold up, which producer has them, and the text of the trouble."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ORDERS = Producer(7, "orders", "Ongoing", began=1_700_000_000.0, ends=1_700_000_
 
 
 class Clock:
-    """The time, by `held`'s two clocks."""
+    """A fake for the two clocks of `held`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
@@ -66,7 +66,7 @@ def test_a_transaction_is_told_of_after_the_patience(clock: Clock) -> None:
 
 
 def test_short_transactions_one_after_the_other_are_normal_work(clock: Clock) -> None:
-    """One is open at each look, and each time another one."""
+    """At each look another transaction is open, and the end moves. That is no trouble."""
     held_up = HeldUp(by_orders)
     for end in range(5, 105, 5):
         assert look(held_up, Span(0, 5, end, held=2)) == []
@@ -75,7 +75,7 @@ def test_short_transactions_one_after_the_other_are_normal_work(clock: Clock) ->
 
 
 def test_the_brokers_clock_makes_no_transaction_old(clock: Clock) -> None:
-    """`ORDERS` began years ago by its coordinator's clock."""
+    """By the coordinator's clock `ORDERS` began years ago. Only the time that the worker has seen counts."""
     held_up = HeldUp(by_orders)
     assert look(held_up, Span(0, 5, 5, held=3)) == []
 
@@ -97,7 +97,7 @@ def test_what_is_known_is_said(producer: Producer, told: str) -> None:
 
 
 def test_the_troubles_are_those_of_our_partitions(clock: Clock) -> None:
-    """A record topic stops no work. What is over is over, also by the loss of the partition."""
+    """A trouble ends with the transaction, or when the partition is revoked. Only topics of events stop work."""
     troubles, ours = Troubles(), {PLACE, ("shop.purchase-prices", 2)}
     spans = {
         PLACE: Span(0, 5, 5, held=22),
@@ -132,7 +132,7 @@ def topic(servers: Addresses) -> str:
 
 
 def known(servers: Addresses, topic: str) -> tuple[dict[int, Span], Mapping[int, Producer]]:
-    """The spans and the producers of the topic's partitions."""
+    """The spans and the producers of the topic's partitions, by number."""
     bootstrap = Bootstrap(servers.kafka)
     spans = asyncio.run(offsets.spans(bootstrap, "nobody", [topic]))[topic]
     found = asyncio.run(producers.producers(bootstrap, [(topic, number) for number in spans]))
@@ -145,7 +145,7 @@ def numbers(span: Span) -> tuple[int, int, int]:
 
 @pytest.mark.servers
 def test_kafka_names_the_two_ends_and_the_oldest_producer(servers: Addresses, topic: str) -> None:
-    """Of two open transactions in a partition the first holds it up; a plain record behind them waits, too."""
+    """The first of two open transactions holds the partition up, and a plain record after them waits too."""
     first, second = f"{topic}-first", f"{topic}-second"
     with transactional(servers.kafka, first) as one, transactional(servers.kafka, second, 60) as two:
         one.begin()
@@ -163,7 +163,7 @@ def test_kafka_names_the_two_ends_and_the_oldest_producer(servers: Addresses, to
         assert found[1].ends == pytest.approx((found[1].began or 0) + 60)
         one.commit()
         spans, found = known(servers, topic)
-        assert numbers(spans[0]) == (0, 2, 4)  # one's records are read; two's first one, and one's end marker, are not
+        assert numbers(spans[0]) == (0, 2, 4)  # `one`'s records can be read; `two`'s and `one`'s marker can't
         assert found[0].transactional_id == second
         two.abort()
         spans, found = known(servers, topic)
@@ -172,7 +172,7 @@ def test_kafka_names_the_two_ends_and_the_oldest_producer(servers: Addresses, to
 
 
 def test_a_kafka_that_is_away_names_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So does an older one, whose client says that it has no such request."""
+    """An older Kafka, whose client has no such request, names no producer either."""
     found: Any = asyncio.run(producers.producers(Bootstrap("127.0.0.1:1"), [PLACE]))
     assert found == {}
 

@@ -1,4 +1,4 @@
-"""What a command does not print beside its one line about an error."""
+"""Log lines that a command leaves out, beside its one line about an error."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from shopflow.kafka import connection
 def test_the_error_of_a_connection_that_was_given_up_is_no_news(
     error: Exception, printed: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The broker's refusal comes once more when aiokafka's connection is collected, with a traceback."""
+    """asyncio would log the refusal again, with a traceback, when aiokafka's connection is collected."""
 
     async def lost() -> None:
         asyncio.get_running_loop().create_future().set_exception(error)

@@ -74,7 +74,7 @@ LOGIN = {"security_protocol": "sasl_plaintext", "username": "shop", "password": 
 def test_settings_that_do_not_go_together_are_refused_with_the_fields_name(
     settings: dict[str, Any], message: str
 ) -> None:
-    """A password that is set and not used, or a login without TLS that seemed to have it, would be a surprise."""
+    """An unused password, or a login that seemed to use TLS and does not, must not go unnoticed."""
     with pytest.raises(Refused) as caught:
         credentials.check(config(**settings))
     assert str(caught.value).startswith(message)
@@ -105,7 +105,7 @@ def test_a_login_without_tls() -> None:
 
 @pytest.mark.parametrize("protocol", ["ssl", "sasl_ssl", "sasl_plaintext"])
 def test_faust_shows_the_same_as_our_own_clients(protocol: str, authority: Authority) -> None:
-    """The worker's consumer and producer are Faust's. A login over TLS must have its TLS."""
+    """Faust's consumer and producer log in as shopflow's own clients do, and use TLS where these do."""
     tls = {"ca_file": authority.file} if protocol.endswith("ssl") else {}
     login = {"username": "shop", "password": SECRET} if protocol.startswith("sasl") else {}
     security = credentials.load(config(security_protocol=protocol, **tls, **login))
@@ -140,7 +140,7 @@ def test_the_key_may_be_in_the_certificates_file(authority: Authority, tmp_path:
 
 
 def test_a_bad_file_is_refused_with_the_fields_name(authority: Authority, tmp_path: Path) -> None:
-    """In one line, whatever OpenSSL says; it never asks for a password at the terminal."""
+    """The error is one line, and OpenSSL never asks for a password at the terminal."""
     certificate, key = authority.issue("two.example")
     _, other = authority.issue("three.example")
     _, locked = authority.issue("four.example", password=SECRET)
@@ -172,7 +172,7 @@ def test_a_bad_file_is_refused_with_the_fields_name(authority: Authority, tmp_pa
 
 
 def test_no_repr_has_a_secret() -> None:
-    """A configuration may end up in a log, a traceback, a failed assertion."""
+    """A configuration may get into a log, a traceback or a failed assertion."""
     held = Config(
         broker="kafka://kafka.example:9093",
         kafka=Kafka(**LOGIN, key_password=SECRET),
@@ -189,10 +189,10 @@ def test_no_repr_has_a_secret() -> None:
         security.faust,
     ):
         assert SECRET not in f"{thing} {thing!r}"
-        assert SECRET.encode() in pickle.dumps(thing) or thing is security.faust  # the test looks at what does hold it
+        assert SECRET.encode() in pickle.dumps(thing) or thing is security.faust  # the object does hold the secret
 
 
-# -- what a broker says to who may not get in
+# -- the errors of a broker that refuses a client
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_no_repr_has_a_secret() -> None:
 def test_a_broker_that_refuses_clients_is_distinguished_from_one_that_is_away(
     error: Exception, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Waiting would not help; a real broker's answers are in tests/system/test_security.py."""
+    """A refusal is an error of use: waiting would not help. tests/system/test_security.py has a real broker."""
 
     async def refuse(*args: Any, **options: Any) -> None:
         raise error
@@ -220,7 +220,7 @@ def test_a_broker_that_refuses_clients_is_distinguished_from_one_that_is_away(
 
 
 def test_a_broker_that_is_away_stays_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cut connection is no refused login: it is retried."""
+    """A cut connection is no refused login, so the command may be tried again."""
 
     async def away(*args: Any, **options: Any) -> None:
         raise KafkaConnectionError
@@ -244,7 +244,7 @@ def test_a_broker_that_accepts_connections_and_does_not_answer_may_want_another_
 
 
 def test_the_log_of_requests_has_no_logins(caplog: pytest.LogCaptureFixture) -> None:
-    """aiokafka writes every request at level debug, and the password is in one of them."""
+    """aiokafka logs every request at level debug, and a login request has the password."""
 
     class SaslAuthenticateRequest_v0:  # noqa: N801 - aiokafka's
         def __repr__(self) -> str:
@@ -260,13 +260,13 @@ def test_the_log_of_requests_has_no_logins(caplog: pytest.LogCaptureFixture) -> 
 
 
 def test_the_application_gets_the_credentials() -> None:
-    """`broker_credentials` is what Faust's consumer and producer are made with."""
+    """Faust makes its consumer and producer with `broker_credentials`."""
     assert isinstance(Security("SASL_PLAINTEXT", "PLAIN", "shop", SECRET).faust, faust.SASLCredentials)
 
 
 @pytest.mark.parametrize("program", ["faust", "shopflow"])
 def test_settings_that_do_not_go_together_end_every_command_with_one_line(program: str, tmp_path: Path) -> None:
-    """At start, also of a command that would not need Kafka."""
+    """The settings are checked at the start, also by a command that does not need Kafka."""
     names = ["faust", "-A", "shopflow"] if program == "faust" else ["shopflow"]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("SHOPFLOW_")}
     environment |= {"PYTHONPATH": str(ROOT), "SHOPFLOW_KAFKA_PASSWORD": SECRET}
@@ -284,7 +284,7 @@ def test_settings_that_do_not_go_together_end_every_command_with_one_line(progra
 
 
 def test_the_web_server_of_the_application_is_guarded() -> None:
-    """Before the first view; nothing that is not in the middlewares is asked."""
+    """Tokens and limits hold only if the guard is among the application's middlewares."""
     server = app.web.web_app  # type: ignore[attr-defined]
     assert any(getattr(each, "__func__", None) is Guard.middleware for each in server.middlewares)
     assert server._client_max_size == config_of_app.web.max_body_bytes

@@ -1,4 +1,4 @@
-"""The producer for HTTP: started at the first event, shared, replaced after a failure, and always stopped."""
+"""The producer for HTTP: it starts at the first event, is shared, replaced after a fatal error, and always stopped."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ RECORDS = [(b"k", b"1"), (b"k", b"2")]
 
 
 class Kafka:
-    """Producers of it, one after the other."""
+    """Fake producers, one after the other."""
 
     def __init__(self) -> None:
         self.log: list[tuple[str, bytes | None, bytes]] = []
         self.started = self.stopped = 0
         self.away = False
         self.failure: Exception | None = None
-        self.gate: asyncio.Event | None = None  # set: answers; None: at once
+        self.gate: asyncio.Event | None = None  # acknowledgements wait until it is set; None: they don't wait
         self.hangs_at_start = False
 
     @asynccontextmanager
@@ -51,7 +51,7 @@ class Kafka:
 
 
 def run(body: Callable[[Kafka, Sender], Coroutine[Any, Any, None]]) -> Kafka:
-    """Run the test's body, close the sender, and see that every producer was stopped and no task is left."""
+    """Run the test's body and close the sender; every producer was stopped, and no task is left."""
     kafka = Kafka()
 
     async def whole() -> None:
@@ -67,7 +67,7 @@ def run(body: Callable[[Kafka, Sender], Coroutine[Any, Any, None]]) -> Kafka:
 
 
 def test_all_is_sent_in_order_by_one_producer() -> None:
-    """Requests at the same time share it; nothing is started before the first."""
+    """Simultaneous requests share one producer, which starts with the first of them."""
 
     async def body(kafka: Kafka, sender: Sender) -> None:
         assert kafka.started == 0
@@ -81,7 +81,7 @@ def test_all_is_sent_in_order_by_one_producer() -> None:
 
 
 def test_kafka_that_is_away_is_tried_again_by_the_next() -> None:
-    """A request that fails meanwhile gets an error."""
+    """A request gets an error while Kafka is away; the next one starts a new producer."""
 
     async def body(kafka: Kafka, sender: Sender) -> None:
         kafka.away = True
@@ -95,7 +95,7 @@ def test_kafka_that_is_away_is_tried_again_by_the_next() -> None:
 
 
 def test_a_producer_that_failed_for_good_is_replaced_one_that_was_slow_is_not() -> None:
-    """After a lost sequence number, for instance, aiokafka's producer refuses everything for ever."""
+    """After a fatal error, like a lost sequence number, aiokafka's producer refuses everything."""
 
     async def body(kafka: Kafka, sender: Sender) -> None:
         kafka.failure = KafkaTimeoutError()
@@ -130,7 +130,7 @@ def test_a_cancelled_send_leaves_nothing_behind() -> None:
 
 
 def test_closing_does_not_wait_for_a_producer_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The worker has to stop; nothing is sent afterwards."""
+    """A worker stops although its producer hangs at the start. Requests get an error."""
     monkeypatch.setattr("shopflow.kafka.sender._CLOSE_SECONDS", 0.05)
 
     async def body(kafka: Kafka, sender: Sender) -> None:

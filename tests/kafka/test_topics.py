@@ -1,4 +1,4 @@
-"""Topics: creating, checking and reading them, lag, offsets and transactions."""
+"""Topics: how they are created, checked and read; lag, offsets, transactions and the group."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.support.fakes import FakeRecord, FakeTopics
 
 
 def test_compacted_topics_keep_the_last_of_each_key_and_others_their_time() -> None:
-    """Set explicitly: a broker's defaults delete purchases after a week."""
+    """Cleanup policy and retention are set explicitly: a broker's default would delete purchases after a week."""
     compacted = TopicSpec("p", 4, 1, compacted=True).configs
     assert (compacted["cleanup.policy"], "retention.ms" in compacted) == ("compact", False)
     kept = TopicSpec("p", 4, 1, retention_ms=-1).configs
@@ -41,7 +41,7 @@ def test_compacted_topics_keep_the_last_of_each_key_and_others_their_time() -> N
 
 
 def test_the_shops_topics_are_those_of_the_contract() -> None:
-    """Names, clean-up, partitions; dead letters hold a largest record with its headers."""
+    """Dead letters may be larger than purchases, because they have headers besides the largest record."""
     specs = {spec.name: spec for spec in topics.SPECS}
     assert {name: spec.compacted for name, spec in specs.items()} == {
         "shop.products": True,
@@ -63,7 +63,7 @@ def test_the_shops_topics_are_those_of_the_contract() -> None:
 
 @pytest.mark.parametrize("found", [1, 3, 8])
 def test_another_number_of_partitions_is_refused_with_both_numbers(found: int) -> None:
-    """A customer's purchases would be in two partitions."""
+    """With another number of partitions, a customer's purchases would be in two of them."""
     with pytest.raises(Refused) as refused:
         kafka_topics._check_partitions(TopicSpec("shop.purchases", 4, 1), found)
     message = str(refused.value)
@@ -73,12 +73,12 @@ def test_another_number_of_partitions_is_refused_with_both_numbers(found: int) -
 
 @pytest.mark.parametrize("found", [None, 4])
 def test_a_missing_topic_and_one_that_fits_are_fine(found: int | None) -> None:
-    """One is made, the other is used."""
+    """A missing topic is created, and one with the right number of partitions is used."""
     kafka_topics._check_partitions(TopicSpec("shop.purchases", 4, 1), found)
 
 
 def test_a_kafka_that_does_not_answer_is_refused_after_a_while() -> None:
-    """With its address, after one line that says what is waited for."""
+    """A line says what the command waits for. The error names the address."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # bound, not listening: nobody else takes it
         address = f"127.0.0.1:{unused.getsockname()[1]}"
@@ -101,20 +101,20 @@ class Admin:
 
 
 def test_a_new_broker_without_a_coordinator_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It creates the offsets topic only at the first request."""
+    """A new broker creates its offsets topic at the first request, and has no coordinator until then."""
     monkeypatch.setattr(groups, "CHECK_SECONDS", 0)
     admin = Admin(GroupCoordinatorNotAvailableError(), GroupCoordinatorNotAvailableError())
     assert asyncio.run(groups.coordinated(admin.list_consumer_group_offsets, "shopflow")) == {}
 
 
 def test_an_error_that_is_not_retriable_is_raised_at_once() -> None:
-    """No rights, for instance."""
+    """Missing rights, for instance, are not waited for."""
     with pytest.raises(GroupAuthorizationFailedError):
         asyncio.run(groups.coordinated(Admin(GroupAuthorizationFailedError()).list_consumer_group_offsets, "shopflow"))
 
 
 class Client:
-    """An admin client and a consumer of one topic with two partitions, as far as they are asked."""
+    """A fake for the admin client and for the consumer of one topic with two partitions."""
 
     def __init__(self, **topics: int) -> None:
         self.topics = topics
@@ -145,7 +145,7 @@ class Client:
         return dict.fromkeys(places, 30)
 
     async def list_consumer_group_offsets(self, group: str) -> dict[TopicPartition, Any]:
-        places = [(0, 25), (1, 4)]  # the second one's records were deleted since
+        places = [(0, 25), (1, 4)]  # the second one's committed records were deleted since
         return {TopicPartition("purchases", number): SimpleNamespace(offset=offset) for number, offset in places}
 
     def assign(self, places: list[TopicPartition]) -> None:
@@ -158,7 +158,7 @@ class Client:
         return self.place
 
     async def getmany(self, *places: TopicPartition, timeout_ms: int) -> dict[TopicPartition, list[Any]]:
-        self.place += 8  # the last run goes on behind the end that was there at first
+        self.place += 8  # the last run goes past the end at the start of the read
         if self.only_markers:
             return {}
         return {places[0]: [SimpleNamespace(offset=self.place - 8)]}
@@ -166,7 +166,7 @@ class Client:
 
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch) -> Client:
-    """Instead of aiokafka's."""
+    """A fake client in place of aiokafka's."""
     made = Client(purchases=2)
 
     @asynccontextmanager
@@ -179,14 +179,14 @@ def client(monkeypatch: pytest.MonkeyPatch) -> Client:
 
 
 def test_only_missing_topics_are_made(client: Client) -> None:
-    """Those that are there stay as they are."""
+    """Existing topics stay as they are."""
     specs = [TopicSpec("purchases", 2, 1), TopicSpec("products", 2, 1)]
     asyncio.run(kafka_topics.ensure_topics("kafka:1", specs))
     assert client.made == ["products"]
 
 
 def test_nothing_is_made_beside_a_topic_of_another_shape(client: Client) -> None:
-    """Else a wrong setting would leave topics behind."""
+    """A wrong setting must not leave new topics behind."""
     specs = [TopicSpec("products", 4, 1), TopicSpec("purchases", 4, 1)]
     with pytest.raises(Refused):
         asyncio.run(kafka_topics.ensure_topics("kafka:1", specs))
@@ -194,20 +194,20 @@ def test_nothing_is_made_beside_a_topic_of_another_shape(client: Client) -> None
 
 
 def test_the_lag_counts_records_that_are_not_committed(client: Client) -> None:
-    """Deleted records and topics that do not exist do not count."""
+    """Deleted records and missing topics don't count as lag."""
     lags = asyncio.run(offsets.lags("kafka:1", "shop", ["purchases", "unknown"]))
     assert lags == {"purchases": offsets.Lag(records=40, waiting=5 + 20)}
 
 
 def test_the_end_of_a_transaction_does_not_wait(client: Client) -> None:
-    """It takes an offset but is no record. If it is the last one, no consumer commits past it."""
+    """A transaction's marker takes an offset and is no record. Consumers don't commit past a marker at the end."""
     client.only_markers = True
     lags = asyncio.run(offsets.lags("kafka:1", "shop", ["purchases"]))
     assert lags == {"purchases": offsets.Lag(records=40, waiting=0)}
 
 
 def test_partitions_without_a_record_to_read_are_found(client: Client) -> None:
-    """The end of a transaction is no record."""
+    """A span that has only markers of transactions is empty."""
     places = {("purchases", 0): offsets.Span(10, 25, 30), ("purchases", 1): offsets.Span(10, 10, 30)}
     assert asyncio.run(offsets.empty("kafka:1", places)) == set()
     client.only_markers = True
@@ -215,7 +215,7 @@ def test_partitions_without_a_record_to_read_are_found(client: Client) -> None:
 
 
 def test_a_client_that_is_not_waited_for_is_closed() -> None:
-    """Kafka is frozen and the page gives up: no connection stays open."""
+    """If Kafka is frozen and the page gives up, no connection stays open."""
     stopped = []
 
     class Slow:
@@ -235,13 +235,13 @@ def test_a_client_that_is_not_waited_for_is_closed() -> None:
 
 
 def test_a_group_that_never_committed_has_all_before_it(client: Client) -> None:
-    """All that is there."""
+    """Without a committed offset, every record of the topic is lag."""
     client.topics = {"products": 1}
     assert asyncio.run(offsets.lags("kafka:1", "shop", ["products"])) == {"products": offsets.Lag(20, 20)}
 
 
 def test_any_error_of_kafka_in_between_is_one_that_goes_away() -> None:
-    """The commands say it in one line; nobody sees a traceback."""
+    """An error of Kafka during a command becomes `Unavailable`: one line, no traceback."""
 
     class Away:
         async def start(self) -> None:
@@ -262,7 +262,7 @@ def test_any_error_of_kafka_in_between_is_one_that_goes_away() -> None:
 
 
 def test_a_coordinator_that_never_comes_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a while; not an endless wait."""
+    """The command gives up after a while."""
     monkeypatch.setattr(groups, "CHECK_SECONDS", 0)
     monkeypatch.setattr(groups, "_COORDINATOR_SECONDS", 0.05)
     admin = Admin(*(GroupCoordinatorNotAvailableError() for _ in range(100_000)))
@@ -273,12 +273,12 @@ def test_a_coordinator_that_never_comes_is_an_error(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize(("bootstrap", "servers"), [("a:1", ["a:1"]), ("a:1;b:2", ["a:1", "b:2"]), ("a:1;", ["a:1"])])
 def test_several_brokers_are_separated_by_semicolons(bootstrap: str, servers: list[str]) -> None:
-    """As Faust writes them."""
+    """Several brokers are written as Faust writes them."""
     assert Bootstrap(bootstrap).hosts == servers
 
 
 class Creating(Client):
-    """Answers the making of a topic with an error, in the answer or raised."""
+    """A client that can't create a topic: the error is in the answer, or raised."""
 
     def __init__(self, code: int = 0, message: str | None = None, raised: Exception | None = None) -> None:
         super().__init__()
@@ -292,7 +292,7 @@ class Creating(Client):
 
 
 def made_by(monkeypatch: pytest.MonkeyPatch, client: Client) -> None:
-    """Make a topic with this client."""
+    """Create a topic with this client."""
 
     @asynccontextmanager
     async def started(bootstrap: str, **options: Any) -> AsyncIterator[Client]:
@@ -308,7 +308,7 @@ def made_by(monkeypatch: pytest.MonkeyPatch, client: Client) -> None:
     ids=["told", "raised"],
 )
 def test_another_worker_may_be_quicker(monkeypatch: pytest.MonkeyPatch, client: Client) -> None:
-    """Two that start together both find the topic missing."""
+    """Two workers that start together both find a topic missing, and one of them creates it first."""
     made_by(monkeypatch, client)
     assert client.made == ["shop.products"]
 
@@ -326,7 +326,7 @@ def test_another_worker_may_be_quicker(monkeypatch: pytest.MonkeyPatch, client: 
     ids=["with a message", "without", "raised"],
 )
 def test_a_topic_that_can_not_be_made_is_refused(monkeypatch: pytest.MonkeyPatch, client: Client, reason: str) -> None:
-    """With its name and Kafka's reason."""
+    """The error has the topic's name and Kafka's reason."""
     with pytest.raises(Refused) as refused:
         made_by(monkeypatch, client)
     assert str(refused.value).startswith("topic shop.products can't be created: ")
@@ -334,7 +334,7 @@ def test_a_topic_that_can_not_be_made_is_refused(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_new_topic_is_waited_for_until_it_has_leaders(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else the first event that is sent to it meets an error."""
+    """An event that is sent before a partition has a leader would fail."""
 
     class Slow(Client):
         looks = 0
@@ -352,7 +352,7 @@ def test_a_new_topic_is_waited_for_until_it_has_leaders(monkeypatch: pytest.Monk
 
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> FakeTopics:
-    """A topic of three partitions: records of these offsets and times."""
+    """A topic of three partitions whose records have these offsets and times."""
     partitions = [[(0, 10), (1, 50), (2, 40), (5, 70)], [], [(7, 5), (8, 45), (9, 60)]]
     records = [
         [FakeRecord(None, b"v", offset, number, "t", timestamp=time) for offset, time in places]
@@ -362,7 +362,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> FakeTopics:
 
 
 def read(*partitions: int, **bounds: int) -> list[list[int]]:
-    """The offsets of the runs of these partitions."""
+    """The runs of these partitions, as lists of offsets."""
 
     found: list[list[int]] = []
 
@@ -389,7 +389,7 @@ def test_a_partition_is_read_in_runs_from_the_given_offset(log: FakeTopics) -> N
 
 
 def test_no_record_is_read_at_or_behind_the_end(log: FakeTopics) -> None:
-    """The end is the given one, or that at the start of the read: else the read would go on while others write."""
+    """The end is given, or the one at the start of the read: otherwise the read goes on while others write."""
     assert read(0, end=5) == [[0, 1], [2]]
     assert read(0, end=3) == read(0, end=4) == [[0, 1], [2]]
     assert read(0, start=2, end=3) == [[2]]
@@ -400,7 +400,7 @@ def test_no_record_is_read_at_or_behind_the_end(log: FakeTopics) -> None:
 
 
 def test_the_next_run_is_fetched_when_the_last_one_was_handled(log: FakeTopics) -> None:
-    """Few records are in memory at once."""
+    """Only one run is in memory at a time."""
 
     async def run() -> list[tuple[int, int]]:
         partition = TopicPartition("t", 0)
@@ -415,7 +415,7 @@ def test_the_next_run_is_fetched_when_the_last_one_was_handled(log: FakeTopics) 
 
 
 def test_records_since_a_time_have_values_only_if_they_are_wanted(log: FakeTopics) -> None:
-    """Dead letters are large, and the headers say which they are."""
+    """The search for a dead letter needs only the headers, and values are large."""
     for values, expected in ((False, None), (True, b"v")):
         found = asyncio.run(reading.read_since("kafka:1", "t", 0, 45, values=values))
         assert [(record.offset, record.value) for record in found] == [(n, expected) for n in (1, 2, 5)]
@@ -431,36 +431,36 @@ def by_time(topic: str = "t") -> list[tuple[int, int]]:
 
 
 def test_a_topic_is_read_by_time_and_each_partition_in_its_order(log: FakeTopics) -> None:
-    """Whatever time its records say they have; holes and empty partitions are no end."""
+    """A record with a wrong time stays in its partition's order. Gaps and empty partitions don't end the read."""
     assert by_time() == [(2, 7), (0, 0), (2, 8), (0, 1), (0, 2), (2, 9), (0, 5)]
     assert by_time("unknown") == []
 
 
 def test_records_that_arrive_during_a_read_are_not_read(log: FakeTopics) -> None:
-    """Else a retry would put back records for ever that fail again."""
+    """A retry would otherwise retry records that fail again, for ever."""
     log.ends = {("t", 0): 2, ("t", 2): 8}
     assert by_time() == [(2, 7), (0, 0), (0, 1)]
 
 
 def test_the_tail_of_a_topic_is_read_and_no_more(log: FakeTopics) -> None:
-    """So many offsets of each partition: a topic of millions is not read for the last few."""
+    """Only the last offsets of each partition are read, so that a large topic takes no longer than a small one."""
     for most, expected in ((1, [(0, 5), (2, 9)]), (2, [(0, 5), (2, 8), (2, 9)]), (50, None)):
         found = asyncio.run(reading.tail("kafka:1", "t", most))
         places = [(record.partition, record.offset) for record in found]
         assert places == (expected or [(0, 0), (0, 1), (0, 2), (0, 5), (2, 7), (2, 8), (2, 9)])
     log.ends = {("t", 0): 1, ("t", 2): 8}
-    assert len(asyncio.run(reading.tail("kafka:1", "t", 50))) == 2  # what came while it was read is not
+    assert len(asyncio.run(reading.tail("kafka:1", "t", 50))) == 2  # later records are not read
     assert asyncio.run(reading.tail("kafka:1", "unknown", 50)) == []
 
 
 def test_only_topics_that_exist_have_partitions(client: Client) -> None:
-    """A new shop has none."""
+    """A new shop has no topics; the count is 0."""
     count = kafka_topics.count_partitions
     assert [asyncio.run(count("kafka:1", topic)) for topic in ("purchases", "unknown")] == [2, 0]
 
 
 class Producing:
-    """A transactional producer, as far as it is used."""
+    """A fake for a transactional producer."""
 
     def __init__(self, seconds: float = 0) -> None:
         self.did: list[Any] = []
@@ -484,7 +484,7 @@ class Producing:
 
 
 def test_a_transaction_is_committed_when_its_body_ends_well() -> None:
-    """Also with a record that has neither key nor value, which aiokafka does not send otherwise."""
+    """A record with neither key nor value, which aiokafka's `send` refuses, is sent as a batch."""
     client = Producing()
 
     async def use() -> None:
@@ -502,7 +502,7 @@ def test_a_transaction_is_committed_when_its_body_ends_well() -> None:
 
 
 def test_a_commit_that_takes_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """aiokafka would retry for ever while Kafka is away, and the command would hang."""
+    """aiokafka retries for ever while Kafka is away, and the command would hang."""
     monkeypatch.setattr(transactions, "_COMMIT_SECONDS", 0.01)
 
     async def use() -> None:
@@ -514,7 +514,7 @@ def test_a_commit_that_takes_too_long_is_an_error(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_kafka_that_is_away_takes_no_transactions() -> None:
-    """One line, and no client is left open."""
+    """The error is `Unavailable`, and no client is left open."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # bound, not listening: nobody else takes it
 
@@ -533,7 +533,7 @@ def test_spans_have_the_first_committed_and_end_offsets(client: Client) -> None:
 
 
 class Described(Client):
-    """Describes the group with these answers, one after the other."""
+    """A client that describes the group with these answers, one after the other."""
 
     def __init__(self, *answers: tuple[Any, ...]) -> None:
         super().__init__()
@@ -545,7 +545,7 @@ class Described(Client):
 
 
 def described(monkeypatch: pytest.MonkeyPatch, *answers: tuple[Any, ...]) -> groups.Group:
-    """The group as these answers say."""
+    """The group that follows from these answers."""
     client = Described(*answers)
 
     @asynccontextmanager
@@ -558,7 +558,7 @@ def described(monkeypatch: pytest.MonkeyPatch, *answers: tuple[Any, ...]) -> gro
 
 
 def test_a_group_is_described_with_its_members_assignments(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the version of the answer: later ones have more fields."""
+    """Later versions of Kafka's answer have more fields, which don't matter."""
     members = [("id2", "faust-b", "/10.0.0.2", b"m", b"two"), ("id1", "faust-a", "/10.0.0.1", b"m", b"one", "more")]
     group = described(monkeypatch, (0, "shop", "Stable", "consumer", "faust", members, -1))
     given = (("faust-a at /10.0.0.1", b"one"), ("faust-b at /10.0.0.2", b"two"))
@@ -566,7 +566,7 @@ def test_a_group_is_described_with_its_members_assignments(monkeypatch: pytest.M
 
 
 def test_a_group_is_asked_for_again_until_it_has_a_coordinator(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error is in the answer; another one is raised."""
+    """The error of a missing coordinator is in the answer. Another error is raised."""
     dead = (0, "shop", "Dead", "", "", [])
     loading = (GroupCoordinatorNotAvailableError.errno, "shop", "", "", "", [])
     assert described(monkeypatch, loading, loading, dead) == groups.Group("Dead", ())
