@@ -6,10 +6,11 @@ BIN := $(VENV)/bin
 DEMO_ARGS ?=
 TEST_ARGS ?=
 FAULTS_ARGS ?=
+NETWORK_ARGS ?=
 BROWSER_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: demo test test-slow test-all test-browser test-faults bench bench-recovery bench-latency bench-seeding bench-scaling bench-faults lint install clean
+.PHONY: demo test test-slow test-all test-browser test-faults test-network bench bench-recovery bench-latency bench-seeding bench-scaling bench-faults lint install clean
 
 demo: $(VENV)/installed
 	$(BIN)/faust -A shopflow demo $(DEMO_ARGS)
@@ -23,7 +24,7 @@ test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n 4 --dist loadfile -m slow $(TEST_ARGS)
 
 # All of it, as CI does.
-test-all: lint test test-slow test-browser test-faults
+test-all: lint test test-slow test-browser test-faults test-network
 
 # The page in a real browser, Debian's chromium. SHOPFLOW_TEST_PICTURES=FOLDER keeps pictures of it.
 test-browser: $(VENV)/installed-browser
@@ -35,6 +36,11 @@ test-faults: $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/faults -n 2 --dist worksteal $(FAULTS_ARGS)
 	SHOPFLOW_TEST_KAFKA_VERSION=3.9.1 SHOPFLOW_TEST_FAULTS_PURCHASES=30000 \
 		$(BIN)/python -m pytest tests/faults -k 'mixed or frozen_past' $(FAULTS_ARGS)
+
+# The network between Kafka, MongoDB and two workers breaks, and brokers of a Kafka of three go. SHOPFLOW_TEST_SEED=N too.
+# The first needs iproute2, nftables, and root or `unshare --user --map-root-user make test-network`.
+test-network: $(VENV)/installed-dev
+	$(BIN)/python -m pytest tests/network -n 2 --dist worksteal $(NETWORK_ARGS)
 
 # From Kafka to MongoDB, beside others that do it; docs/PERFORMANCE.md. BENCH_ARGS="--rounds 1 --loads 1000 --only loop".
 bench: $(VENV)/installed-bench

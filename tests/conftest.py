@@ -132,7 +132,7 @@ def open_shop(servers: Addresses, tmp_path_factory: pytest.TempPathFactory) -> O
 
     @contextmanager
     def opened(**settings: Any) -> Iterator[Shop]:
-        yield from _opened(Shop(servers, tmp_path_factory.mktemp("shop"), **settings))
+        yield from opened_shop(Shop(servers, tmp_path_factory.mktemp("shop"), **settings))
 
     return opened
 
@@ -145,12 +145,12 @@ def open_embedded_shop(tmp_path_factory: pytest.TempPathFactory) -> OpenShop:
 
     @contextmanager
     def opened(**settings: Any) -> Iterator[Shop]:
-        yield from _opened(Shop(None, tmp_path_factory.mktemp("shop"), **settings))
+        yield from opened_shop(Shop(None, tmp_path_factory.mktemp("shop"), **settings))
 
     return opened
 
 
-def _opened(shop: Shop) -> Iterator[Shop]:
+def opened_shop(shop: Shop) -> Iterator[Shop]:
     _open.append(shop)
     try:
         yield shop

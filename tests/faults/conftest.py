@@ -47,7 +47,8 @@ def pytest_runtest_makereport(
         item.user_properties += [(_TOLD, crew.told()) for crew in crews]
     report = yield
     if report.failed:
-        again = f"{_SEED}={os.environ[_SEED]} make test-faults FAULTS_ARGS='-k {item.name}'"
+        suite = item.path.parent.name
+        again = f"{_SEED}={os.environ[_SEED]} make test-{suite} {suite.upper()}_ARGS='-k {item.name}'"
         report.sections.append(("again", "\n".join([again, *(crew.told() for crew in crews)])))
     return report
 

@@ -364,7 +364,7 @@ def check_views(worker: Worker, sale: Sale) -> None:
 def _ask(worker: Worker, names: Iterable[str], seconds: float = 60.0) -> dict[str, Any]:
     """Each customer's counts, over one connection. A request that gets 503, in a rebalance, is repeated."""
     deadline, found = time.monotonic() + seconds, {}
-    connection = http.client.HTTPConnection("127.0.0.1", worker.port, timeout=30)
+    connection = http.client.HTTPConnection(worker.host, worker.port, timeout=30)
     try:
         for name in names:
             while True:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 from .crew import Crew
@@ -102,13 +102,16 @@ class _Schedule:
         time.sleep(self.rng.uniform(least, most))
 
 
-def run(crew: Crew, actions: int) -> None:
+def run(crew: Crew, actions: int, kinds: Sequence[Callable[[], None]] = ()) -> None:
     """Start two workers with a backlog, then do this many random actions; every kind comes once before any comes again.
 
     Records are sent before each action, so that the workers are busy. `Crew.check` sends the rest.
+
+    Arguments:
+        kinds: The actions; without any, all that this crew allows.
     """
     schedule = _Schedule(crew)
-    kinds = schedule.kinds()
+    kinds = kinds or schedule.kinds()
     order: list[Callable[[], None]] = []
     while len(order) < actions:
         order += crew.rng.sample(kinds, len(kinds))

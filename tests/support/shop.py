@@ -232,14 +232,15 @@ class Worker(Process):
     """A worker of a shop."""
 
     def __init__(
-        self, command: Sequence[str], environment: Mapping[str, str], folder: Path, log: Path, port: int
+        self, command: Sequence[str], environment: Mapping[str, str], folder: Path, log: Path, *, port: int, host: str
     ) -> None:
         super().__init__([*command, "--web-port", str(port)], environment, folder, log)
         self.port = port
+        self.host = host
 
     def get(self, path: str) -> tuple[int, Any]:
         """Status and answer of a web view; 0 and the error if it does not answer."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=10)
         try:
             connection.request("GET", path)
             response = connection.getresponse()
@@ -355,14 +356,17 @@ class Shop:
         self._processes.append(process)
         return process
 
-    def start_worker(self, *, port: int | None = None, program: Sequence[str] = FAUST, **settings: Any) -> Worker:
-        """Start a worker. One with the port of an earlier one also has its tables."""
+    def start_worker(
+        self, *, port: int | None = None, program: Sequence[str] = FAUST, host: str = "127.0.0.1", **settings: Any
+    ) -> Worker:
+        """Start a worker, which answers at `host`. One with the port of an earlier one also has its tables."""
         worker = Worker(
             [*program, "worker", "-l", "info"],
             {**self.environment, **_variables(settings)},
             self.folder,
             self._next_log("worker"),
-            port or free_port(),
+            port=port or free_port(),
+            host=host,
         )
         self._processes.append(worker)
         return worker

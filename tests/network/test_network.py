@@ -1,0 +1,164 @@
+"""The network breaks, or brokers of a Kafka with three copies go, amid 20,000 purchases: nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from shopflow.servers.servers import Addresses
+from tests.conftest import opened_shop
+from tests.faults import oracle, schedule
+from tests.faults.crew import Crew
+from tests.faults.oracle import PARTITIONS, Sale
+from tests.support.shop import FAUST, Shop, Worker, free_port
+
+from .hosts import DROP, LOSE, RESET, Host, network
+from .servers import Address, Broker, start_kafka, start_mongodb, wait_for_brokers
+
+pytestmark = pytest.mark.servers
+
+SIZE = 20_000
+#: The workers' session timeout is 6 s: some lose their partitions, some don't.
+FAULT_SECONDS = (2.0, 14.0)
+NETWORK_ACTIONS = 8
+BROKER_ACTIONS = 5
+
+
+class NetworkCrew(Crew):
+    """A crew whose workers are on hosts of their own, if it has any."""
+
+    hosts: Sequence[Host] = ()
+
+    def start(self, like: Worker | None = None) -> Worker:
+        """Start a worker, on the first host that has none."""
+        if not self.hosts:
+            return super().start(like)
+        host = next(host for host in self.hosts if host.address not in {worker.host for worker in self.workers})
+        worker = self.shop.start_worker(
+            host=host.address,
+            program=host.inside(FAUST),
+            port=like.port if like else None,
+            web_bind="0.0.0.0",  # noqa: S104 - nobody else is on this network
+            web_host=host.address,
+        )
+        self.workers.append(worker)
+        return worker
+
+
+@contextmanager
+def opened_crew(
+    folder: Path, rng: random.Random, kafka: Sequence[Address], mongodb: Address, **settings: object
+) -> Iterator[NetworkCrew]:
+    """A shop whose servers will be at these addresses, and nobody at work yet."""
+    addresses = Addresses(
+        ";".join(f"{host}:{port}" for host, port in kafka), "mongodb://{}:{}/?directConnection=true".format(*mongodb)
+    )
+    shop = Shop(
+        addresses,
+        folder,
+        kafka=addresses.kafka,
+        mongodb=addresses.mongodb,
+        topics_partitions=PARTITIONS,
+        batching_max_records=rng.choice([200, 1000, 4000]),
+        promotions=json.dumps(oracle.PROMOTIONS),
+        **settings,
+    )
+    with contextmanager(opened_shop)(shop):
+        yield NetworkCrew(shop, Sale(rng, SIZE), rng)
+
+
+def prepare(crew: Crew) -> None:
+    """Make the topics, and put the sale's products into MongoDB."""
+    done = crew.shop.run("seed-products")
+    assert done.status == 0, done.stderr
+    oracle.offer(crew.shop, crew.sale)
+
+
+def test_a_network_that_breaks(rng: random.Random, told: list[Crew], tmp_path: Path) -> None:
+    """Between Kafka, MongoDB and two workers packets are lost, one way or both, or connections are reset."""
+    with network("kafka", "mongodb", "worker-a", "worker-b") as (kafka, mongodb, *workers):
+        at_kafka, at_mongodb = (kafka.address, free_port()), (mongodb.address, free_port())
+        with opened_crew(tmp_path, rng, [at_kafka], at_mongodb) as crew:
+            told.append(crew)
+            crew.hosts = workers
+            start_kafka(crew.shop, [at_kafka], kafka.inside)
+            start_mongodb(crew.shop, at_mongodb, mongodb.inside)
+            prepare(crew)
+            schedule.run(crew, NETWORK_ACTIONS, _breaks(crew, kafka, mongodb))
+            crew.check()
+
+
+def _breaks(crew: NetworkCrew, kafka: Host, mongodb: Host) -> list[Callable[[], None]]:
+    """What may happen to the network."""
+
+    def action(
+        what: str, fault: Callable[[Host], AbstractContextManager[None]], most: float = 1.0
+    ) -> Callable[[], None]:
+        def happens() -> None:
+            host = crew.rng.choice(crew.hosts)
+            crew.done[what] += 1
+            with fault(host):
+                time.sleep(most * crew.rng.uniform(*FAULT_SECONDS))
+
+        return happens
+
+    return [
+        action("unplugged a worker", lambda host: host.unplugged()),
+        action("unplugged Kafka", lambda _: kafka.unplugged()),
+        action("unplugged MongoDB", lambda _: mongodb.unplugged()),
+        action("cut a worker from Kafka", lambda host: host.filtered(kafka, DROP)),
+        action("lost Kafka's packets to a worker", lambda host: host.filtered(kafka, DROP, "in")),
+        action("cut a worker from MongoDB", lambda host: host.filtered(mongodb, DROP)),
+        action("lost a fifth of all packets to and from Kafka", lambda host: host.filtered(kafka, LOSE)),
+        action("reset a worker's connections to Kafka", lambda host: host.filtered(kafka, RESET), 0.3),
+    ]
+
+
+def test_three_brokers_of_which_some_go(rng: random.Random, told: list[Crew], tmp_path: Path) -> None:
+    """Each partition has three copies, of which two must have a record. With two brokers away Kafka takes none."""
+    addresses = [("127.0.0.1", free_port()) for _ in range(3)]
+    at_mongodb = ("127.0.0.1", free_port())
+    with opened_crew(tmp_path, rng, addresses, at_mongodb, topics_replication=3) as crew:
+        told.append(crew)
+        brokers = start_kafka(crew.shop, addresses)
+        start_mongodb(crew.shop, at_mongodb)
+        prepare(crew)
+        schedule.run(crew, BROKER_ACTIONS, _losses(crew, brokers))
+        wait_for_brokers(brokers)
+        crew.check()
+
+
+def _losses(crew: Crew, brokers: Sequence[Broker]) -> list[Callable[[], None]]:
+    """What may happen to brokers."""
+
+    def gone(what: str, go: Callable[[Broker], None], count: int = 1) -> None:
+        crew.done[what] += 1
+        chosen = crew.rng.sample(brokers, count)
+        for broker in chosen:
+            go(broker)
+        time.sleep(crew.rng.uniform(*FAULT_SECONDS) / 2)
+        for broker in chosen:
+            broker.start()
+        if count > 1:  # else no record could be sent for as long as the next one is away
+            wait_for_brokers(brokers)
+
+    def freeze(count: int = 1) -> None:
+        crew.done[f"froze {count} of three brokers"] += 1
+        with ExitStack() as stack:
+            for broker in crew.rng.sample(brokers, count):
+                stack.enter_context(broker.frozen())
+            time.sleep(crew.rng.uniform(*FAULT_SECONDS))
+
+    return [
+        lambda: gone("killed a broker", Broker.kill),
+        lambda: gone("stopped a broker", Broker.stop),
+        lambda: gone("killed two brokers at once", Broker.kill, 2),
+        freeze,
+        lambda: freeze(2),
+    ]
