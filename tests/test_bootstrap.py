@@ -1,4 +1,4 @@
-"""A worker's parts are put together by one call, with whatever is given to it."""
+"""A worker's parts are made by one call, from what it is given."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.fakes import FakeStore
 
 
 def test_parts_work_with_another_store_and_other_tables() -> None:
-    """A purchase is stored and counted in the fakes, and published by the application that was given."""
+    """A purchase is stored and counted in the fakes, and published by the application that the call got."""
     app, store, counts, sales = App("test", broker="kafka://127.0.0.1:1"), FakeStore(), FakeTable(), FakeTable()
     published: list[str] = []
 

@@ -1,4 +1,4 @@
-"""Errors: each says how to react, and reads well where it ends up."""
+"""Errors: each type says how the caller must react, and its text reads well where it is shown."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shopflow.errors import PartitionLost, Refused, Rejected, Unavailable
 
 
 def test_no_error_is_caught_where_another_reaction_is_meant() -> None:
-    """Each reaction is its own branch of the tree: a retry must never swallow a refusal."""
+    """Each reaction has its own branch of types, so that a retry never catches a refusal."""
     reactions = (Refused, Unavailable, Rejected, PartitionLost)
     for one in reactions:
         assert not any(issubclass(one, other) for other in reactions if other is not one)
@@ -33,7 +33,7 @@ def test_a_refusal_in_a_command_is_one_line_on_stderr_and_status_2(capsys: pytes
 
 @pytest.mark.parametrize("command", [["faust", "-A", "shopflow", "agents"], ["-m", "shopflow", "worker"]])
 def test_a_bad_configuration_is_one_line_on_stderr_and_status_2(command: list[str], tmp_path: Path) -> None:
-    """In Faust's own commands too, which import the application."""
+    """Faust's own commands import the application, and end in the same way as shopflow's."""
     program = ["-m", *command] if command[0] == "faust" else command
     environ = {**os.environ, "SHOPFLOW_APP_ID": "not a name"}
     done = subprocess.run(
@@ -63,7 +63,7 @@ def test_a_partition_lost_says_which() -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, which Linux has")
 def test_a_full_disk_under_stdout_is_one_line(tmp_path: Path) -> None:
-    """Not a traceback."""
+    """A command whose output can't be written ends without a traceback."""
     environ = {**os.environ, "SHOPFLOW_DATA_DIR": str(tmp_path)}
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(

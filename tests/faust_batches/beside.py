@@ -1,4 +1,4 @@
-"""An application with a batch agent, and beside it what Faust has by itself: an agent, tables, a timer, a view."""
+"""An application with a batch agent, and with Faust's own agent, tables, timer and view beside it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ app = App(
     broker=os.environ.get("KAFKA", "kafka://localhost"),
     store="rocksdb://?driver=rocksdict",
     topic_partitions=4,
-    producer_linger=0.05,  # else Faust sends each changelog record of its own tables alone
+    producer_linger=0.05,  # without it, Faust sends each changelog record of its own tables alone
 )
 
 
 class Seen(faust.Record, serializer="json"):
-    """How often a key was seen."""
+    """The number of records of a key."""
 
     seen: int = 0
     era: int = 0
@@ -36,7 +36,7 @@ ticks = 0
 
 @app.batch_agent(f"{NAME}-batched")
 async def batched(batch: Batch) -> None:
-    """Count records."""
+    """Count records, a batch at a time."""
     get, rows = seen.reader(batch.tp.partition), dict[bytes, dict[str, int]]()
     for record in batch.records:
         row = rows.setdefault(record.key, json.loads(get(record.key) or b'{"seen": 0, "offset": -1}'))
@@ -55,14 +55,14 @@ async def ordinary(stream: Any) -> None:
 
 @app.timer(0.2)  # type: ignore[untyped-decorator]
 async def tick() -> None:
-    """Run beside it all."""
+    """Count the calls of the timer."""
     global ticks  # noqa: PLW0603 - the view shows it
     ticks += 1
 
 
 @app.page("/sums/")
 async def sums(web: Any, request: Any) -> Any:
-    """What this worker's tables have."""
+    """The sums of this worker's tables."""
     return web.json(
         {
             "batched": sum(row.seen for row in seen.values()),

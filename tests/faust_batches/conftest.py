@@ -1,4 +1,4 @@
-"""The servers, and the processes of an application. Both come from the shop's tests: they are no part of the heart."""
+"""Servers and processes for these tests. They come from the shop's tests: they are no part of the heart."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .running import Kafka, Loop
 __all__ = ["until"]
 
 ROOT = Path(__file__).parents[2]
-#: Starts a worker of an application, by its module; gives the process and its web port.
+#: Starts a worker of an application, by its module; returns the process and its web port.
 Spawn = Callable[..., tuple[Process, int]]
 
 
@@ -29,7 +29,7 @@ def kafka(servers: Any) -> Kafka:
 
 @pytest.fixture(scope="module")
 def loop() -> Iterator[Loop]:
-    """An event loop in a thread of its own, which goes on between two tests."""
+    """An event loop in a thread of its own, which also runs between the tests of a module."""
     with Loop() as loop:
         yield loop
 

@@ -1,4 +1,4 @@
-"""What tests of a real application in this process need: its topics, and an event loop in a thread."""
+"""Topics and an event loop for tests that run a real application in their process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 T = TypeVar("T")
 
-#: The shortest session that Kafka allows: partitions of a worker that was killed soon go to others.
+#: The shortest session timeout that Kafka allows, so that a killed worker's partitions soon go to others.
 SESSION = {"broker_session_timeout": 6.0, "broker_heartbeat_interval": 0.6}
 SECONDS = 60.0
 
@@ -32,7 +32,7 @@ class Loop:
         self._loop.close()
 
     def run(self, work: Coroutine[Any, Any, T], seconds: float = SECONDS) -> T:
-        """Run it to its end, all on the same loop."""
+        """Run a coroutine to its end. All run on the same loop."""
         return asyncio.run_coroutine_threadsafe(asyncio.wait_for(work, seconds), self._loop).result()
 
 
@@ -44,7 +44,7 @@ class Kafka:
 
     @property
     def url(self) -> str:
-        """As Faust wants it."""
+        """The address as Faust writes it."""
         return ";".join(f"kafka://{server}" for server in self.address.split(";"))
 
     def create(self, topic: str, partitions: int) -> None:
@@ -57,7 +57,7 @@ class Kafka:
         asyncio.run(create())
 
     def delete(self, prefix: str) -> None:
-        """Delete the topics whose names begin so."""
+        """Delete the topics whose names begin with this prefix."""
 
         async def delete() -> None:
             async with self._admin() as admin:

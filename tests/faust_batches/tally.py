@@ -11,14 +11,14 @@ import msgspec
 from faust_batches import TOTALS_KEY
 from faust_batches.rocks import Row
 
-#: A record as far as the table cares: offset, key and amount.
+#: The parts of a record that the table needs: offset, key and amount.
 Counted = tuple[int, str, int]
 
 SUMS = ("seen", "amount")
 
 
 class Tally(faust.Record):
-    """What is known of a key."""
+    """The row of a key."""
 
     seen: int = 0
     amount: int = 0
@@ -36,7 +36,7 @@ def decoded(value: bytes | None) -> dict[str, Any]:
 def counted(get: Callable[[bytes], bytes | None], records: Iterable[Counted], *, end: int) -> list[Row]:
     """The rows of a batch that ends before the offset `end`, the totals last.
 
-    A crash can leave rows ahead of the totals, or behind them. So each is judged by its own offset.
+    A crash can leave rows ahead of the totals, or behind them. So a row's own offset decides whether a record counts.
     """
     totals = {"rows": 0, "seen": 0, "amount": 0, "era": 0, "offset": -1, **decoded(get(TOTALS_KEY))}
     settled, rows = totals["offset"], dict[str, dict[str, Any]]()

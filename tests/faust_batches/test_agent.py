@@ -1,4 +1,4 @@
-"""The body of a batch agent: a batch is tried until it is finished, or lost."""
+"""The body of a batch agent: a batch is tried until it is finished or lost."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ log = logging.getLogger("tests.agent")
 
 
 def handed(start: int) -> Any:
-    """A batch, as far as an agent cares."""
+    """A fake batch with what an agent uses."""
     return SimpleNamespace(start=start, tp=RECORDS, freeze=lambda: None)
 
 
 class Failing:
-    """A handler that raises these, one a call."""
+    """A handler that raises one of these errors at each call."""
 
     def __init__(self, *errors: Exception) -> None:
         self.errors = list(errors)
@@ -98,7 +98,7 @@ def test_a_rebalance_may_restart_all_actors_at_once() -> None:
 
 
 def test_an_agent_drops_a_lost_batch() -> None:
-    """The partition's owner reads it again."""
+    """A lost batch is not tried again: the partition's owner reads it again."""
     handle = Failing(PartitionLost("gone"))
     asyncio.run(each_batch(Stream(handed(1)), handle, lambda batch: nullcontext()))
     assert handle.handled == [1]
@@ -124,7 +124,7 @@ def test_a_batch_is_handled_in_its_turn(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_batch_agent_is_an_agent_of_its_topic(tmp_path: Path) -> None:
-    """It has its own name and one actor per partition. It does not create its topic."""
+    """A batch agent has its function's name and one actor per partition, and does not create its topic."""
     app = App("test", broker="kafka://127.0.0.1:1", datadir=str(tmp_path))
     handled: list[Any] = []
 

@@ -13,12 +13,12 @@ import pytest
 import faust_batches
 
 TESTS = Path(__file__).parent
-#: `conftest.py` starts the servers, which are no part of the heart: it may import what starts them.
+#: All but `conftest.py`, which imports the code that starts the servers.
 FILES = sorted(path for path in TESTS.glob("*.py") if path.name != "conftest.py")
 
 
 def imported(path: Path) -> Iterator[str]:
-    """The modules that a file imports, wherever in it."""
+    """The modules that a file imports, anywhere in it."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
             yield f"{'.' * node.level}{node.module or ''}"
@@ -28,12 +28,12 @@ def imported(path: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_test_of_the_heart_uses_nothing_of_the_shop(path: Path) -> None:
-    """Neither the application built on it nor the fakes of that."""
+    """The tests import neither shopflow nor the shop's fakes."""
     assert {name for name in imported(path) if name.startswith(("shopflow", "tests", ".."))} == set()
 
 
 def test_the_heart_loads_nothing_but_faust(tmp_path: Path) -> None:
-    """Imported in an empty folder: no application, no database, no web page."""
+    """An import of `faust_batches` loads no shop, no database driver and no web page."""
     code = (
         "import sys, faust_batches, faust_batches.testing; "
         "print(*sorted({name.partition('.')[0] for name in sys.modules}))"

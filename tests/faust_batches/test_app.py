@@ -1,4 +1,4 @@
-"""The application: what it publishes, what can be set late, and what it changes of Faust's defaults."""
+"""The application: what it publishes, which settings can change late, and which defaults differ from Faust's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from faust_batches.app import SETTINGS
 
 
 class Builder:
-    """aiokafka's BatchBuilder for two records of at most 100 bytes."""
+    """A fake of aiokafka's BatchBuilder with room for two records of at most 100 bytes."""
 
     def __init__(self) -> None:
         self.rows: list[tuple[bytes, bytes]] = []
@@ -34,7 +34,7 @@ class Builder:
 
 
 class Producer:
-    """A producer that acknowledges."""
+    """A fake producer whose records are all acknowledged."""
 
     def __init__(self) -> None:
         self.sent: list[list[tuple[bytes, bytes]]] = []
@@ -59,7 +59,7 @@ def app(tmp_path: Path) -> App:
 
 
 def test_publish_fills_batches_and_returns_the_last_offset(app: App) -> None:
-    """Few requests instead of one a record."""
+    """Many rows take few requests."""
     producer = Producer()
     app.producer = SimpleNamespace(_producer=producer)  # type: ignore[assignment]
     rows = [(b"k%d" % number, b"v") for number in range(5)]
@@ -68,7 +68,7 @@ def test_publish_fills_batches_and_returns_the_last_offset(app: App) -> None:
 
 
 def test_publish_refuses_a_record_larger_than_a_batch(app: App) -> None:
-    """It must not send empty batches for ever."""
+    """A record that fits into no batch would make it send empty batches for ever."""
     app.producer = SimpleNamespace(_producer=Producer())  # type: ignore[assignment]
     with pytest.raises(ValueError, match="larger than a Kafka batch"):
         asyncio.run(app.publish("topic", 0, [(b"k", b"v" * 101)]))
@@ -85,7 +85,7 @@ def test_the_servers_addresses_can_be_set_after_import(app: App) -> None:
 
 
 class FailingProducer(Producer):
-    """Has sent all, when each of them fails."""
+    """A fake producer whose batches all fail on their way."""
 
     async def send_batch(self, batch: Builder, topic: str, *, partition: int) -> Awaitable[Any]:
         delivery = asyncio.get_running_loop().create_future()
@@ -104,7 +104,7 @@ def test_a_publish_that_fails_is_one_error(app: App, caplog: pytest.LogCaptureFi
 
 
 def test_one_record_is_sent_with_its_headers(app: App) -> None:
-    """Also one with neither key nor value: a dead letter is as it came."""
+    """A record with neither key nor value is sent too: a dead letter has the bytes of its record."""
     sent: list[Any] = []
 
     class One:
@@ -130,7 +130,7 @@ def test_one_record_is_sent_with_its_headers(app: App) -> None:
 
 
 def test_the_settings_that_batches_need_are_the_defaults(tmp_path: Path) -> None:
-    """An application's own settings override them."""
+    """An application's own settings override these defaults."""
     app = App("test", broker="kafka://127.0.0.1:1", datadir=str(tmp_path), broker_max_poll_records=7)
     wanted = {**SETTINGS, "broker_max_poll_records": 7}
     assert {name: getattr(app.conf, name) for name in wanted} == wanted

@@ -17,7 +17,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 pytestmark = pytest.mark.servers
 
 PARTITIONS, SECONDS = 4, 10
-#: Events a second to each topic. A free core takes a thousand; these leave room for the tests beside this one.
+#: Events a second to each topic. A free core takes a thousand; other tests run at the same time.
 RATE = 300
 
 
@@ -32,7 +32,7 @@ async def create(kafka: str, *topics: str) -> None:
 
 
 async def send(kafka: str, *topics: str, seconds: float, rate: int) -> int:
-    """So many events a second to each topic; returns how many."""
+    """Send this many events a second to each topic; returns how many each has got."""
     producer = AIOKafkaProducer(bootstrap_servers=kafka, linger_ms=5)
     await producer.start()
     sent, began = 0, monotonic()
@@ -50,7 +50,7 @@ async def send(kafka: str, *topics: str, seconds: float, rate: int) -> int:
 
 
 async def committed(kafka: str, group: str, topic: str) -> int:
-    """How many of the topic's records the group has committed."""
+    """The number of the topic's records that the group has committed."""
     client = AIOKafkaConsumer(bootstrap_servers=kafka, group_id=group, enable_auto_commit=False)
     await client.start()
     try:
@@ -76,7 +76,7 @@ def sums(*ports: int) -> dict[str, int]:
 def test_all_that_faust_has_works_beside_batches_and_commits_in_its_own_time(
     servers: Any, spawn: Callable[..., Any], until: Callable[..., Any]
 ) -> None:
-    """Hundreds of ordinary events a second, a second worker, and a restart."""
+    """Faust's own agent counts hundreds of events a second, with one worker and two, and its offsets are committed."""
     name, kafka = f"beside-{uuid.uuid4().hex[:8]}", servers.kafka
     batched, ordinary = f"{name}-batched", f"{name}-ordinary"
     asyncio.run(create(kafka, batched, ordinary))
@@ -90,7 +90,7 @@ def test_all_that_faust_has_works_beside_batches_and_commits_in_its_own_time(
     until(lambda: "Worker ready" in one.output, "the worker is ready", 60)
 
     def have(total: int, *ports: int) -> bool:
-        """Each record counted: once in a batch; at least once by Faust's own agent, after a rebalance."""
+        """Batches count each record once. Faust's own agent counts each at least once: a rebalance repeats some."""
         found = sums(*ports)
         print(found)  # the last ones are shown beside a failure
         return bool(found) and found["batched"] == total and min(found["ordinary"], found["windowed"]) >= total

@@ -1,4 +1,4 @@
-"""The consumer: runs that don't fit are fetched again, and only an unbroken chain is committed."""
+"""The consumer: runs that don't follow are fetched again, and only an unbroken chain is committed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ log = logging.getLogger("tests.consumer")
 
 
 class Reader:
-    """A table that takes in changelog runs."""
+    """A fake table, which keeps the changelog runs that it gets."""
 
     def __init__(self) -> None:
         self.runs: list[tuple[int, list[int]]] = []
@@ -55,9 +55,9 @@ class Reader:
 
 
 class Consumer(BatchConsumer):
-    """The consumer without Kafka: `fetched` is what comes next, `seeks` where it went back to."""
+    """A consumer without Kafka. `fetched` is the next fetch, and `seeks` has its seeks."""
 
-    def __init__(self, app: Any) -> None:  # the real one wants a transport
+    def __init__(self, app: Any) -> None:  # the real one needs a transport
         self.app = app
         self._chains, self._cursors, self._epochs, self._locks = {}, {}, {}, {}
         self._acked: dict[TP, list[int]] = defaultdict(list)
@@ -78,7 +78,7 @@ class Consumer(BatchConsumer):
         self.perform_seeks = 0
 
     def begin(self, tp: TP, offset: int) -> None:
-        """As after `perform_seek`."""
+        """Set the state after a seek to this offset."""
         self._chains[tp], self._cursors[tp] = Chain(offset, self._epochs.setdefault(tp, 0)), Cursor(offset)
 
     should_stop = False  # type: ignore[assignment]
@@ -95,7 +95,7 @@ class Consumer(BatchConsumer):
 
 @pytest.fixture
 def reader() -> Reader:
-    """Of the changelog."""
+    """The table of the changelog."""
     return Reader()
 
 
@@ -114,7 +114,7 @@ def consumer(reader: Reader) -> Consumer:
 
 
 def messages(consumer: Consumer, fetched: Mapping[TP, list[Any]]) -> list[Any]:
-    """What the consumer makes of this fetch."""
+    """The messages that the consumer makes of a fetch."""
     consumer.fetched = dict(fetched)
 
     async def collect() -> list[Any]:
@@ -124,7 +124,7 @@ def messages(consumer: Consumer, fetched: Mapping[TP, list[Any]]) -> list[Any]:
 
 
 def batches(consumer: Consumer, *runs: tuple[int, int]) -> list[Batch]:
-    """The batches that these runs become, each fetched by itself."""
+    """The batches that the consumer makes of these runs, each in a fetch of its own."""
     found = []
     for start, end in runs:
         for message in messages(consumer, {RECORDS: run_of(start, end)}):
@@ -134,7 +134,7 @@ def batches(consumer: Consumer, *runs: tuple[int, int]) -> list[Batch]:
 
 
 def test_a_run_becomes_one_batch_that_knows_where_it_starts(consumer: Consumer) -> None:
-    """The offset of the event is that of its last record."""
+    """The batch's event has the offset of its last record."""
     consumer.begin(RECORDS, 5)
     (message,) = messages(consumer, {RECORDS: run_of(5, 9)})
     assert (message.value.start, message.value.end, message.offset) == (5, 9, 8)
@@ -142,7 +142,7 @@ def test_a_run_becomes_one_batch_that_knows_where_it_starts(consumer: Consumer) 
 
 
 def test_a_batch_begins_where_the_last_one_ended_also_behind_a_hole(consumer: Consumer) -> None:
-    """Else the chain would break at every hole."""
+    """A batch covers the gap before it; otherwise the chain would break at every gap."""
     consumer.begin(RECORDS, 5)
     assert batches(consumer, (7, 9)) == []
     assert consumer.seeks == [(RECORDS, 5)]
@@ -151,7 +151,7 @@ def test_a_batch_begins_where_the_last_one_ended_also_behind_a_hole(consumer: Co
 
 
 def test_runs_are_appended_to_a_batch_that_waits_for_its_actor(consumer: Consumer) -> None:
-    """All of them are one write, which keeps waiting short."""
+    """Runs that arrive during a write become one batch, so that a slow write makes no queue."""
     consumer.begin(RECORDS, 5)
     (message,) = messages(consumer, {RECORDS: run_of(5, 9)})
     assert messages(consumer, {RECORDS: run_of(9, 10)}) == []
@@ -191,13 +191,13 @@ def test_kafka_holds_an_empty_fetch_only_while_nothing_comes(consumer: Consumer)
 
 
 def test_a_run_without_a_known_start_is_dropped(consumer: Consumer) -> None:
-    """It was fetched before the seek to the committed offset, which fetches it again."""
+    """A run from before the first seek has no known start. The seek fetches it again."""
     assert batches(consumer, (0, 3)) == []
     assert consumer.seeks == []
 
 
 def test_runs_fetched_in_a_rebalance_are_dropped(consumer: Consumer) -> None:
-    """Another worker may have continued from there."""
+    """Another worker may already have continued from the committed offset."""
     consumer.begin(RECORDS, 0)
     consumer.flow_active = False
     assert messages(consumer, {RECORDS: run_of(0, 3)}) == []
@@ -225,7 +225,7 @@ def test_runs_after_a_change_of_generation_are_dropped(consumer: Consumer) -> No
 def test_a_changelog_run_goes_whole_to_its_table_and_its_last_record_to_faust(
     consumer: Consumer, reader: Reader
 ) -> None:
-    """Faust's recovery counts offsets; it need not see each record."""
+    """Faust's recovery counts offsets, and does not need each record."""
     consumer._cursors[CHANGELOG] = Cursor(0)
     (message,) = messages(consumer, {CHANGELOG: run_of(0, 4, CHANGELOG)})
     assert reader.runs == [(0, [0, 1, 2, 3])]
@@ -242,7 +242,7 @@ def test_a_changelog_run_from_before_a_seek_is_dropped(consumer: Consumer, reade
 
 
 def test_other_topics_come_record_by_record(consumer: Consumer) -> None:
-    """An application may have plain agents beside these."""
+    """An application may have Faust's own agents beside batch agents."""
     plain = TP("plain", 0)
     assert [message.offset for message in messages(consumer, {plain: run_of(3, 6, plain)})] == [3, 4, 5]
 
@@ -258,7 +258,7 @@ def take_turn(batch: Batch, body: Callable[[], None] = lambda: None) -> None:
 
 
 def test_turns_in_order_move_the_committed_offset(consumer: Consumer) -> None:
-    """The end of the chain, and nothing else, is offered for the commit."""
+    """Faust may commit the end of the chain, and nothing else."""
     consumer.begin(RECORDS, 0)
     consumer._acked[RECORDS], consumer._acked_index[RECORDS] = [99], {99}
     first, second = batches(consumer, (0, 3), (3, 7))
@@ -270,7 +270,7 @@ def test_turns_in_order_move_the_committed_offset(consumer: Consumer) -> None:
 
 
 class Committing(Consumer):
-    """A consumer whose commits a Kafka answers as `confirms` says; `asked` is what it was asked for."""
+    """A consumer whose commits succeed if `confirms`; `asked` has the commits."""
 
     in_transaction = False
 
@@ -296,18 +296,18 @@ class Committing(Consumer):
         return self.confirms
 
     def try_commit(self) -> None:
-        """What Faust does from time to time."""
+        """Commit as Faust does at intervals."""
         asyncio.run(self._commit_tps(list(self._filter_tps_with_pending_acks()), start_new_transaction=True))
 
 
 @pytest.fixture
 def committing(consumer: Consumer) -> Committing:
-    """With a Kafka that takes commits."""
+    """A consumer whose commits succeed at first."""
     return Committing(consumer.app)
 
 
 def test_a_confirmed_offset_is_not_committed_again(committing: Committing) -> None:
-    """Neither the offset at the start nor the one just committed."""
+    """Neither the offset of the first seek nor a confirmed one is committed again."""
     committing.begin(RECORDS, 5)
     committing.try_commit()
     assert committing.asked == []
@@ -318,7 +318,7 @@ def test_a_confirmed_offset_is_not_committed_again(committing: Committing) -> No
 
 
 def test_a_commit_that_kafka_refused_is_made_again(committing: Committing) -> None:
-    """Faust records it as done, and would wait for the partition's next record."""
+    """Faust takes the refused commit for done, and would not repeat it before the partition's next record."""
     committing.begin(RECORDS, 5)
     take_turn(batches(committing, (5, 9))[0])
     committing.confirms = False
@@ -341,7 +341,7 @@ def test_a_replay_commits_offsets_below_those_that_were_committed_before(committ
 
 
 def test_a_commit_that_was_under_way_in_a_rebalance_is_not_the_new_chains(committing: Committing) -> None:
-    """Else the new chain would not be committed at the old chain's end."""
+    """A confirmation of the old chain must not keep the new chain from being committed at the same offset."""
     committing.begin(RECORDS, 0)
     take_turn(batches(committing, (0, 9))[0])
     answer = committing._commit
@@ -412,7 +412,7 @@ def test_nothing_is_fetched_again_in_a_rebalance_or_for_finished_batches(consume
 
 
 def test_a_batch_that_was_done_already_is_left(consumer: Consumer) -> None:
-    """Nothing is fetched again for it."""
+    """A batch that was finished before is dropped without a seek."""
     consumer.begin(RECORDS, 0)
     (batch,) = batches(consumer, (0, 3))
     take_turn(batch)
@@ -437,7 +437,7 @@ def test_a_batch_of_which_a_part_was_done_is_fetched_again_from_there(consumer: 
 
 
 def test_an_error_in_a_turn_leaves_the_batch_unfinished(consumer: Consumer) -> None:
-    """It is still the next one."""
+    """After an error the batch is still the next one of its partition."""
     consumer.begin(RECORDS, 0)
     (batch,) = batches(consumer, (0, 3))
 
@@ -453,7 +453,7 @@ def test_an_error_in_a_turn_leaves_the_batch_unfinished(consumer: Consumer) -> N
 
 @pytest.mark.parametrize("change", ["flow", "generation", "forgotten"])
 def test_a_lost_partition_is_neither_touched_nor_committed(consumer: Consumer, change: str) -> None:
-    """Another worker may have its database by now."""
+    """Another worker may already own the partition and write its table."""
     consumer.begin(RECORDS, 0)
     (batch,) = batches(consumer, (0, 3))
     if change == "flow":
@@ -470,7 +470,7 @@ def test_a_lost_partition_is_neither_touched_nor_committed(consumer: Consumer, c
 
 
 def test_a_partition_lost_during_a_turn_is_not_finished(consumer: Consumer) -> None:
-    """Its successor does the batch again."""
+    """The partition's next owner handles the batch again."""
     consumer.begin(RECORDS, 0)
     (batch,) = batches(consumer, (0, 3))
     with pytest.raises(PartitionLost):
@@ -497,7 +497,7 @@ def test_two_actors_of_one_partition_take_turns(consumer: Consumer) -> None:
 
 
 def test_faust_does_not_fill_gaps_of_batched_topics(consumer: Consumer) -> None:
-    """It takes records that it dropped itself for a gap."""
+    """Faust takes records that it dropped itself for a gap, and would commit past them."""
     asyncio.run(consumer._add_gap(RECORDS, 0, 100))
 
 
@@ -581,7 +581,7 @@ def test_a_partition_that_went_while_it_was_to_be_fetched_again_is_forgotten(con
 
 
 class Client:
-    """aiokafka's consumer of two partitions, as far as a seek sees it. `seeks`: where to, and in which thread."""
+    """A fake of aiokafka's consumer of two partitions. `seeks` has partition, offset and thread of each seek."""
 
     def __init__(self) -> None:
         self.assigned = {RECORDS, CHANGELOG}
@@ -597,7 +597,7 @@ class Client:
 
 
 def thread_of(client: Client, loop: asyncio.AbstractEventLoop) -> CommittedThread:
-    """A consumer's thread with this client, whose event loop is this one."""
+    """A consumer's thread with this client, and with this event loop as its own."""
     thread = CommittedThread.__new__(CommittedThread)
     thread._consumer, thread.thread_loop = client, loop  # type: ignore[assignment]
     return thread
@@ -609,7 +609,7 @@ def test_a_seek_happens_in_the_consumers_own_thread() -> None:
     with Loop() as loop:
         thread = thread_of(client, loop._loop)
         thread.seek(RECORDS, 7)
-        loop.run(asyncio.sleep(0))  # what was scheduled before has run then
+        loop.run(asyncio.sleep(0))  # the seek, scheduled before, has run
         assert client.seeks == [(RECORDS, 7, loop._thread.ident)]
         client.assigned = {CHANGELOG}
         with pytest.raises(IllegalStateError):
@@ -632,7 +632,7 @@ def test_a_seek_to_a_partition_that_is_revoked_meanwhile_does_nothing() -> None:
 
 
 def test_topics_that_come_record_by_record_are_committed_as_faust_does(consumer: Consumer) -> None:
-    """The chain is for those in batches only."""
+    """Only topics with batch agents are committed by the chain."""
     plain = TP("plain", 0)
     consumer.begin(RECORDS, 5)
     consumer._acked[plain], consumer._acked_index[plain] = [3, 4, 6], {3, 4, 6}
@@ -647,7 +647,7 @@ def test_topics_that_come_record_by_record_are_committed_as_faust_does(consumer:
 
 
 class Seeking(Consumer):
-    """With the real seeks, over a Faust consumer that does nothing."""
+    """A consumer with the real `perform_seek`, over a Faust consumer that does nothing."""
 
     perform_seek = BatchConsumer.perform_seek  # type: ignore[assignment]
 
@@ -761,7 +761,7 @@ def test_batches_between_two_overlapping_seeks_are_void(seeking: Seeking) -> Non
 
 
 def test_a_recovery_begins_where_it_seeks(seeking: Seeking, reader: Reader) -> None:
-    """Not where the last one ended."""
+    """A recovery does not continue where the last one ended: changelog records before its seek are dropped."""
     seeking._cursors[CHANGELOG] = Cursor(50)
     asyncio.run(seeking.seek_wait({CHANGELOG: 4}))
     assert messages(seeking, {CHANGELOG: run_of(50, 52, CHANGELOG)}) == []
@@ -770,7 +770,7 @@ def test_a_recovery_begins_where_it_seeks(seeking: Seeking, reader: Reader) -> N
 
 
 def test_a_revoked_partition_has_nothing_to_commit(seeking: Seeking) -> None:
-    """Another worker may be further by now."""
+    """Another worker may already have committed a later offset."""
     asyncio.run(seeking.perform_seek())
     (batch,) = batches(seeking, (7, 9))
     asyncio.run(seeking.on_partitions_revoked({RECORDS}))

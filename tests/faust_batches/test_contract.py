@@ -1,6 +1,6 @@
-"""The guarantees for a handler, tested on the fakes of `faust_batches.testing` and in a real application.
+"""The guarantees for a handler hold for the fakes of `faust_batches.testing` and in a real application.
 
-The real one has its records from a Kafka and its table in RocksDB. Each test has a partition of its own.
+The real application gets its records from Kafka, and its table is in RocksDB. Each test has a partition of its own.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ PARTITIONS = 24
 
 
 class Side(ABC):
-    """A partition with its batches and its table. One batch is in hand at a time."""
+    """A partition with its batches and its table. A test has one batch at a time."""
 
     table: Any
     partition: int
 
     @abstractmethod
     async def batch(self, *records: Row) -> Any:
-        """The batch that these new records become, behind what came before."""
+        """The batch of these new records, which follow the earlier ones."""
 
     @abstractmethod
     async def skip(self, *records: Row) -> Any:
-        """The same, and the batch that was in hand was not finished."""
+        """The batch of these new records, while the current one is not finished."""
 
     @abstractmethod
     async def again(self, *more: Row) -> Any:
-        """The batch in hand comes again, and these new records behind it; the one that was in hand no longer counts."""
+        """The batch that comes when the current one is lost: its records again, and these new ones after them."""
 
     @abstractmethod
     async def changelog(self) -> list[Row]:
-        """What was published of the table's rows."""
+        """The rows that were published to the table's changelog."""
 
 
 class Fake(Side):
-    """The stand-ins."""
+    """The fakes of `faust_batches.testing`."""
 
     def __init__(self) -> None:
         self.table = FakeTable()
@@ -94,14 +94,14 @@ class Application:
         self.unused = iter(range(PARTITIONS))
 
     async def hand_over(self, batch: Any) -> None:
-        """Let a test have the batch."""
+        """Give the batch to a test."""
         done = self.done[batch.tp.partition] = asyncio.Event()
         await self.inbox[batch.tp.partition].put(batch)
         await done.wait()
 
 
 class Real(Side):
-    """A partition of it."""
+    """A partition of the real application."""
 
     def __init__(self, application: Application) -> None:
         self.application = application
@@ -123,7 +123,7 @@ class Real(Side):
     async def again(self, *more: Row) -> Any:
         early = await self.skip(*more)
         with pytest.raises(PartitionLost):
-            early.require_next()  # so what is missing before it is fetched again
+            early.require_next()  # so the consumer seeks back to the unfinished batch
         self.application.done[self.partition].set()
         return await self.application.inbox[self.partition].get()
 
@@ -139,7 +139,7 @@ class Real(Side):
 
 @pytest.fixture(scope="module")
 def application(kafka: Kafka, loop: Loop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Application]:
-    """Started once for all tests."""
+    """A running application for all tests of the module."""
     topic, folder = f"contract-{uuid.uuid4().hex[:12]}", str(tmp_path_factory.mktemp("contract"))
     kafka.create(topic, PARTITIONS)
 
@@ -157,12 +157,12 @@ def application(kafka: Kafka, loop: Loop, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(params=["fake", pytest.param("kafka", marks=pytest.mark.servers)])
 def side(request: pytest.FixtureRequest) -> Side:
-    """The stand-ins, then a partition of a real application."""
+    """A fake partition, then a partition of the real application."""
     return Fake() if request.param == "fake" else Real(request.getfixturevalue("application"))
 
 
 def contract(test: Callable[[Any], Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Run the test in the loop in which the application runs."""
+    """Run the test in the event loop of the application."""
 
     def run(side: Side, loop: Loop) -> None:
         loop.run(test(side))
@@ -176,7 +176,7 @@ def contract(test: Callable[[Any], Coroutine[Any, Any, None]]) -> Callable[..., 
 
 @contract
 async def test_a_batch_is_a_run_of_records_of_one_partition(side: Side) -> None:
-    """In their order, from `start` up to, not including, `end`; the next one starts there."""
+    """A batch has its records in order, from `start` up to, not including, `end`, where the next batch starts."""
     first = await side.batch((b"a", b"1"), (b"b", b"2"))
     assert [(record.key, record.value) for record in first.records] == [(b"a", b"1"), (b"b", b"2")]
     assert (first.tp.partition, first.start, first.end) == (side.partition, 0, 2)
@@ -191,7 +191,7 @@ async def test_a_batch_is_a_run_of_records_of_one_partition(side: Side) -> None:
 
 @contract
 async def test_a_batch_out_of_turn_is_refused(side: Side) -> None:
-    """Its predecessor is not finished. The batch may do nothing, and both are read again."""
+    """A batch whose predecessor is not finished gets no turn; both are read again."""
     await side.batch((b"a", b"1"))
     early = await side.skip((b"a", b"2"))
     early.check_owned()
@@ -206,7 +206,7 @@ async def test_a_batch_out_of_turn_is_refused(side: Side) -> None:
 
 @contract
 async def test_an_error_in_its_turn_leaves_a_batch_unfinished(side: Side) -> None:
-    """It is still the next one, and may be tried again."""
+    """After an error the batch is still the next one, and may be tried again."""
     batch = await side.batch((b"a", b"1"))
     for _ in range(2):
         with pytest.raises(ValueError, match="a fault"):
@@ -218,7 +218,7 @@ async def test_an_error_in_its_turn_leaves_a_batch_unfinished(side: Side) -> Non
 
 @contract
 async def test_a_finished_batch_has_no_second_turn(side: Side) -> None:
-    """The chain is past it."""
+    """The chain's end is past a finished batch, so it must not write again."""
     batch = await side.batch((b"a", b"1"))
     async with batch.turn():
         pass
@@ -231,7 +231,7 @@ async def test_a_finished_batch_has_no_second_turn(side: Side) -> None:
 
 @contract
 async def test_a_lost_batch_can_do_nothing_any_more(side: Side) -> None:
-    """Every method raises; the partition's owner reads the batch again."""
+    """Every method of a lost batch raises; the partition's owner reads it again."""
     lost = await side.batch((b"a", b"1"))
     again = await side.again((b"b", b"2"))
     assert (lost.owned, again.owned) == (False, True)
@@ -256,7 +256,7 @@ async def test_a_lost_batch_can_do_nothing_any_more(side: Side) -> None:
 
 @contract
 async def test_a_batch_that_is_lost_in_its_turn_is_not_finished(side: Side) -> None:
-    """Its successor is the next in the chain."""
+    """The batch that replaces the lost one starts at the same offset, and is the next in the chain."""
     batch = await side.batch((b"a", b"1"))
 
     async def lose() -> None:
@@ -276,7 +276,7 @@ async def test_a_batch_that_is_lost_in_its_turn_is_not_finished(side: Side) -> N
 
 @contract
 async def test_kafka_is_asked_until_it_answers(side: Side) -> None:
-    """Kafka's errors are retried; others are raised at once."""
+    """`with_kafka` retries Kafka's errors, and raises others at once."""
     batch = await side.batch((b"a", b"1"))
     outcomes: list[Any] = [
         KafkaConnectionError("away"),
@@ -299,7 +299,7 @@ async def test_kafka_is_asked_until_it_answers(side: Side) -> None:
 
 @contract
 async def test_kafka_is_asked_no_more_when_the_batch_is_lost(side: Side) -> None:
-    """However long it does not answer."""
+    """`with_kafka` ends when the batch is lost, although Kafka never answers."""
     batch = await side.batch((b"a", b"1"))
     asked = asyncio.Event()
 
@@ -340,7 +340,7 @@ async def test_a_written_row_can_be_read_and_is_in_the_changelog(side: Side) -> 
 
 @contract
 async def test_a_scan_pages_in_the_order_of_the_keys_without_the_totals(side: Side) -> None:
-    """Nor with a key that is no text."""
+    """A scan leaves out the totals and keys that are no UTF-8."""
     batch = await side.batch((b"a", b"1"))
     names = ["a", "a b", "b/c", "zażółć", "\U0001f95b"]
     rows = [(name.encode(), msgspec.json.encode({"n": n, "offset": 0})) for n, name in enumerate(names)]
@@ -359,7 +359,7 @@ async def test_a_scan_pages_in_the_order_of_the_keys_without_the_totals(side: Si
 
 @contract
 async def test_a_batch_that_comes_again_counts_nothing_twice(side: Side) -> None:
-    """It was written but not finished when it was lost. It is read again with the records after it."""
+    """A batch wrote its rows and was lost before its end. Its records come again, with new ones."""
     first = await side.batch((b"a", b"1"), (b"b", b"20"), (b"a", b"300"))
 
     async def dies() -> None:
@@ -382,14 +382,14 @@ async def test_a_batch_that_comes_again_counts_nothing_twice(side: Side) -> None
 
 
 def tallied(side: Side, batch: Any) -> list[Row]:
-    """The rows of a batch of amounts."""
+    """The rows that a batch of amounts makes."""
     records = [(record.offset, record.key.decode(), int(record.value)) for record in batch.records]
     return counted(side.table.reader(side.partition), records, end=batch.end)
 
 
 @contract
 async def test_a_partition_that_is_dropped_is_empty_and_its_changelog_stays(side: Side) -> None:
-    """The next recovery reads it again."""
+    """After `drop` the rows can still be recovered from the changelog."""
     batch, row = await side.batch((b"a", b"1")), (b"a", b'{"offset":0}')
     async with batch.turn():
         await side.table.write(batch, [row])

@@ -1,4 +1,4 @@
-"""An application that is not the shop, examples/page_views.py, on real servers: kills in a backlog and a rebalance."""
+"""examples/page_views.py, an application that is not the shop, on real servers, with kills."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.servers
 TOPIC, PARTITIONS = "page-views", 4
 CHANGELOG = "page-views-views-changelog"
 BATCH = 2_500
-#: What Faust logs at each rebalance.
+#: A part of the line that Faust logs at each rebalance.
 REBALANCED = "generation id"
 
 
@@ -37,7 +37,7 @@ async def create(kafka: str) -> None:
 
 
 async def send(kafka: str, pages: list[str]) -> None:
-    """A view of each of these pages."""
+    """Send a view of each of these pages."""
     producer = AIOKafkaProducer(bootstrap_servers=kafka, linger_ms=20)
     await producer.start()
     try:
@@ -47,7 +47,7 @@ async def send(kafka: str, pages: list[str]) -> None:
 
 
 async def changelog(kafka: str) -> dict[str, int]:
-    """Each page's value in the changelog: of two records the one with the larger offset."""
+    """The number of views of each page in the changelog; the record with the largest offset counts."""
     client = AIOKafkaConsumer(bootstrap_servers=kafka, enable_auto_commit=False)
     await client.start()
     found: dict[str, tuple[int, int]] = {}
@@ -68,7 +68,7 @@ async def changelog(kafka: str) -> dict[str, int]:
 
 
 def shown(port: int, page: str) -> int:
-    """The view's number; -1 while it does not answer."""
+    """The number that the page's view shows; -1 while it does not answer."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/views/{page}/", timeout=5) as answer:
             return int(json.load(answer)["views"])

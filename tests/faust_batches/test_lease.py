@@ -1,4 +1,4 @@
-"""How long partitions are certainly ours."""
+"""The lease: for how long the worker certainly owns its partitions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def test_a_lease_is_valid_for_its_timeout_counted_from_the_heartbeat_that_was_se
     clock[0] = 125.0
     assert not lease.valid
     lease.renew(120.0)
-    lease.renew(110.0)  # an answer that came late
+    lease.renew(110.0)  # an earlier heartbeat's answer, which comes late
     assert lease.valid
 
 
@@ -24,7 +24,7 @@ def test_nothing_is_sent_between_the_loss_of_partitions_and_the_next_assignment(
     lease = Lease(30.0, lambda: 100.0)
     lease.renew(100.0)
     lease.pause()
-    lease.renew(100.0)  # a heartbeat in the middle of a rebalance
+    lease.renew(100.0)  # a heartbeat during the rebalance
     assert not lease.valid
     lease.resume()
     assert lease.valid

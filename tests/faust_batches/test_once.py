@@ -1,4 +1,4 @@
-"""Records derived from other records are sent once."""
+"""`SendOnce`: a record derived from another record is sent once, although that one may come again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PARTITION = ("records", 0)
 
 
 class Topic:
-    """Numbers that were sent, and the times of the lookups."""
+    """A fake topic of numbers, and the times from which it was searched."""
 
     def __init__(self) -> None:
         self.numbers: list[int] = []

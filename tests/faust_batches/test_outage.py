@@ -15,7 +15,7 @@ AWAY = Unavailable("MongoDB", "no answer")
 
 
 class Server:
-    """Answers after so many failures."""
+    """Fails this many times, then answers."""
 
     def __init__(self, failures: int) -> None:
         self.failures = failures
@@ -29,7 +29,7 @@ class Server:
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """How long was waited each time, without waiting."""
+    """The pauses between attempts, which take no time here."""
     waited: list[float] = []
 
     async def sleep(seconds: float) -> None:
@@ -46,7 +46,7 @@ def test_the_pause_grows_to_its_limit(pauses: list[float]) -> None:
 
 
 def test_one_line_when_it_goes_and_one_when_it_is_back(pauses: list[float], caplog: pytest.LogCaptureFixture) -> None:
-    """For all who talk to it together."""
+    """An outage has one line at its beginning and one at its end, however many attempts fail."""
     outage = Outage("MongoDB")
     with caplog.at_level(logging.INFO):
         for _ in range(2):
@@ -60,7 +60,7 @@ def test_one_line_when_it_goes_and_one_when_it_is_back(pauses: list[float], capl
 
 
 def test_the_check_ends_it(pauses: list[float]) -> None:
-    """Before the next attempt, not after it."""
+    """The check is made before each attempt, and its error ends the retries."""
     server = Server(100)
 
     def check() -> None:
@@ -73,7 +73,7 @@ def test_the_check_ends_it(pauses: list[float]) -> None:
 
 
 def test_other_errors_are_not_retried(pauses: list[float]) -> None:
-    """They are faults, not outages."""
+    """An error that is no outage is a fault of the program."""
 
     async def fails() -> None:
         raise ValueError("fault")
@@ -84,7 +84,7 @@ def test_other_errors_are_not_retried(pauses: list[float]) -> None:
 
 
 def test_an_outage_is_logged_once_with_many_callers(caplog: pytest.LogCaptureFixture) -> None:
-    """The event loop and the thread that watches, at the same moment."""
+    """Several threads may record the outage at the same moment."""
     outage = Outage("Kafka")
     for what in (lambda: outage.failed(Unavailable("Kafka", "away"), 1), lambda: outage.succeeded(1)):
         threads = [threading.Thread(target=what) for _ in range(20)]
@@ -98,7 +98,7 @@ def test_an_outage_is_logged_once_with_many_callers(caplog: pytest.LogCaptureFix
 def test_a_server_that_refuses_to_write_and_still_answers_is_away_until_it_writes(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A full disk: others' reads succeed meanwhile."""
+    """With a full disk, reads succeed while writes fail. Only the writers' successes end the outage."""
     outage = Outage("MongoDB")
     with caplog.at_level(logging.WARNING):
         for _ in range(5):
@@ -113,7 +113,7 @@ def test_a_server_that_refuses_to_write_and_still_answers_is_away_until_it_write
 
 
 def test_a_caller_that_lost_its_partition_does_not_prolong_the_outage(pauses: list[float]) -> None:
-    """It will never record a success."""
+    """A caller that gave up will never record a success, so another caller's success ends the outage."""
     outage, server, answers = Outage("MongoDB"), Server(9), [None, None]
 
     def check() -> None:
@@ -141,7 +141,7 @@ def test_no_attempt_is_made_for_a_lost_partition(pauses: list[float]) -> None:
 
 
 def test_the_next_outage_begins_with_a_short_pause(pauses: list[float]) -> None:
-    """The length of the last one says nothing about it."""
+    """A long outage does not lengthen the pauses of the next one."""
     outage = Outage("MongoDB")
     for failures in (7, 2):
         asyncio.run(retrying(outage, lambda: None, Server(failures).ask))

@@ -33,7 +33,7 @@ class Connection:
 
 
 def test_a_producer_that_slept_sends_nothing_without_a_lease() -> None:
-    """Its partitions may belong to other workers. Nor does aiokafka resend anything by itself."""
+    """Its partitions may belong to other workers. A failed request is not sent again by aiokafka either."""
     clock = [100.0]
     lease = Lease(30.0, lambda: clock[0])
     lease.renew(100.0)
@@ -76,7 +76,7 @@ def test_an_answer_after_which_it_would_be_sent_again_is_an_error() -> None:
 
 
 async def sent(outcome: Any, seconds: float = 0) -> Awaitable[Any]:
-    """A record that is on its way: acknowledged with this, or failed, after some time."""
+    """A record that is acknowledged with this outcome, or fails with it, after some time."""
 
     async def delivered() -> Any:
         await asyncio.sleep(seconds)
@@ -88,17 +88,17 @@ async def sent(outcome: Any, seconds: float = 0) -> Awaitable[Any]:
 
 
 async def refused(error: Exception) -> Awaitable[Any]:
-    """A record that is not sent at all."""
+    """A record that can't be sent."""
     raise error
 
 
 def test_all_are_acknowledged_in_their_order() -> None:
-    """Whichever comes first."""
+    """The results are in the order of the records, whichever is acknowledged first."""
     assert asyncio.run(acknowledged(sent(number, 0.01 / (1 + number)) for number in range(3))) == [0, 1, 2]
 
 
 def test_the_first_failure_is_raised_after_all_have_ended() -> None:
-    """One that failed on its way counts before the one that could not be sent: it was sent earlier."""
+    """The failure of the earliest record is raised, also if a later record failed first."""
     late = MessageSizeTooLargeError("late")
     with pytest.raises(MessageSizeTooLargeError, match="late"):
         asyncio.run(acknowledged([sent(1), sent(late, 0.01), sent(NotLeaderForPartitionError("early"))]))
@@ -109,7 +109,7 @@ def test_the_first_failure_is_raised_after_all_have_ended() -> None:
 
 
 def test_failures_that_nobody_waits_for_are_not_complained_about() -> None:
-    """Their sender was cancelled."""
+    """If the sender is cancelled, asyncio logs no line for the failures of its records."""
     complaints: list[Any] = []
 
     async def run() -> None:

@@ -1,4 +1,4 @@
-"""The recovery of the tables goes on after a silence of Kafka, and ends with the worker."""
+"""The recovery of tables starts again after a silence of Kafka, and ends with the worker."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def recovery() -> PatientRecovery:
 
 
 def test_a_step_that_ran_out_of_time_begins_the_recovery_again(caplog: pytest.LogCaptureFixture) -> None:
-    """Faust would take it for the end of the worker, and never recover again."""
+    """Faust would take the timeout for the end of the worker, and never recover again."""
 
     async def step() -> None:
         ours = recovery()
@@ -35,7 +35,7 @@ def test_a_step_that_ran_out_of_time_begins_the_recovery_again(caplog: pytest.Lo
 
 
 def test_a_step_that_is_done_goes_on() -> None:
-    """And one after which there was another rebalance begins again, as ever."""
+    """A step during which a rebalance came starts the recovery again, as in Faust."""
 
     async def steps() -> None:
         ours = recovery()
@@ -50,7 +50,7 @@ def test_a_step_that_is_done_goes_on() -> None:
 
 @pytest.mark.parametrize("end", ["_stopped", "_crashed"])
 def test_the_end_of_the_worker_is_the_end(end: str) -> None:
-    """It was asked to stop, or it crashed."""
+    """A recovery ends when the worker is stopped or has crashed."""
 
     async def step() -> None:
         ours = recovery()

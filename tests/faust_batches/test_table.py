@@ -26,12 +26,12 @@ CHANGELOG = TP(TOPIC, 0)
 
 
 def rows_after(*seen: Counted, end: int, get: Callable[[bytes], bytes | None] = lambda key: None) -> dict[bytes, bytes]:
-    """The rows of a batch."""
+    """The rows that a batch of these records makes."""
     return dict(counted(get, seen, end=end))
 
 
 def records(rows: dict[bytes, bytes], start: int = 0) -> list[FakeRecord]:
-    """Rows as they stand in the changelog."""
+    """The changelog records of these rows."""
     return [FakeRecord(key, value, start + n, 0, TOPIC) for n, (key, value) in enumerate(rows.items())]
 
 
@@ -39,7 +39,7 @@ class Bench:
     """A table of a Faust application that is never started."""
 
     def __init__(self, folder: Path) -> None:
-        self.whole: list[FakeRecord] = []  # what the changelog holds from its start
+        self.whole: list[FakeRecord] = []  # the whole changelog
         self.reads = 0
         self.published: list[tuple[bytes, bytes]] = []
         self.app = App("test", broker="kafka://127.0.0.1:1", store="rocksdb://?driver=rocksdict", datadir=str(folder))
@@ -63,11 +63,11 @@ class Bench:
             take(partition, self.whole)
 
     def recovered(self) -> None:
-        """Faust says that the changelog has been read."""
+        """Call the table as Faust does after it has read the changelog."""
         asyncio.run(self.table.on_recovery_completed({CHANGELOG}, set()))
 
     def count(self, key: str) -> tuple[int, int] | None:
-        """How often it was seen, and the offset of the last time."""
+        """How often the key was seen, and the offset of the last time."""
         row = decoded(self.table.reader(0)(key.encode()))
         return (row["seen"], row["offset"]) if row else None
 
@@ -79,7 +79,7 @@ def bench(tmp_path: Path) -> Bench:
 
 
 def test_a_written_row_can_be_read(bench: Bench) -> None:
-    """By the agent and by Faust's own view of the table, in which the totals are no row."""
+    """The agent and Faust's own view of the table see the row. The totals are no row of the view."""
     bench.table._rocks.write(0, rows_after((0, "anna", 600), end=1).items())
     assert bench.count("anna") == (1, 0)
     assert bench.table["anna"].amount == 600
@@ -91,7 +91,7 @@ def test_a_written_row_can_be_read(bench: Bench) -> None:
 
 
 def test_rows_come_by_key_a_part_at_a_time(bench: Bench) -> None:
-    """Neither the totals nor Faust's own key are among them, nor a key that is no text."""
+    """A scan leaves out the totals, Faust's own key, and keys that are no UTF-8."""
     names = ["a", "a b", "b/c", "zażółć", "日本", "\U0001f95b"]
     rows = rows_after(*((offset, name, 1) for offset, name in enumerate(names)), end=9)
     bench.table._rocks.write(0, [*rows.items(), (b"\xff\xfe", rows[b"a"])])
@@ -120,7 +120,7 @@ class Full:
 def test_a_full_disk_is_logged_once_and_waited_for(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """In the work and in a recovery, for all tables once: what can't be written can be tried again."""
+    """All tables share the trouble of a full disk, in normal work and in a recovery. Writes are tried again."""
     rows = rows_after((0, "anna", 1), end=1)
     other = bench.another("other", value=None)
     with monkeypatch.context() as patch:
@@ -165,7 +165,7 @@ def test_a_value_followed_by_an_older_record_is_published_again(bench: Bench) ->
 
 
 def test_marked_keys_survive_a_restart(bench: Bench, tmp_path: Path) -> None:
-    """The worker was killed before it published the right value again. No recovery reads that record a second time."""
+    """A worker was killed before it published the right value. The next one publishes it, from the marked key."""
     old = rows_after((0, "anna", 1), end=1)
     new = rows_after((1, "anna", 1), end=2, get=old.get)
     bench.table.recover(0, records(old) + records(new, start=2) + records(old, start=4))
@@ -182,7 +182,7 @@ def test_marked_keys_survive_a_restart(bench: Bench, tmp_path: Path) -> None:
 
 
 def test_a_record_that_is_no_row_is_ignored_and_logged(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    """It must not stop the recovery, nor go unnoticed."""
+    """Such a record must neither stop the recovery nor go unnoticed."""
     good = records(rows_after((0, "anna", 1), end=1), start=2)
     with caplog.at_level(logging.ERROR):
         bench.table.recover(0, [
@@ -196,7 +196,7 @@ def test_a_record_that_is_no_row_is_ignored_and_logged(bench: Bench, caplog: pyt
 
 @pytest.mark.parametrize("key", ["__faust\0offset__", "\x00", "ż" * 128])
 def test_any_text_may_be_a_key(bench: Bench, key: str) -> None:
-    """Also one that Faust uses as a key of its own."""
+    """A key may be equal to the one that Faust uses for its own offset."""
     bench.table._rocks.write(0, rows_after((0, key, 1), end=1).items())
     bench.table._acknowledged(0, 77, 78)
     assert bench.count(key) == (1, 0)
@@ -204,7 +204,7 @@ def test_any_text_may_be_a_key(bench: Bench, key: str) -> None:
 
 
 def test_a_table_that_adds_up_is_left_alone(bench: Bench) -> None:
-    """The check costs one look through the partition, and only after something was recovered."""
+    """A recovered partition whose rows agree with its totals is not read again."""
     bench.table.recover(0, records(rows_after((0, "anna", 1), (1, "bob", 1), end=2)))
     bench.recovered()
     assert bench.reads == 0
@@ -234,7 +234,7 @@ def test_a_changelog_that_lacks_rows_is_logged(bench: Bench, caplog: pytest.LogC
 
 
 def test_a_table_that_a_crash_left_ahead_of_its_totals_is_audited_later(bench: Bench) -> None:
-    """The audit follows the repeated batch."""
+    """Rows of an unfinished batch may be ahead of the totals. The audit is made after the batch has come again."""
     first = rows_after((0, "anna", 1), end=1)
     second = rows_after((1, "anna", 1), (2, "bob", 1), end=3, get=first.get)
     cut_off = {key: value for key, value in second.items() if key != TOTALS_KEY}
@@ -255,21 +255,21 @@ def test_a_table_that_a_crash_left_ahead_of_its_totals_is_audited_later(bench: B
     [(None, None), (b'{"era":1}', None), (b'{"era":1,"settled":-1}', 0), (b'{"era":1,"offset":9,"settled":4}', 5)],
 )
 def test_a_table_knows_the_next_offset_of_its_source(bench: Bench, totals: bytes | None, expected: int | None) -> None:
-    """It follows the last batch in the totals. Totals without that field have none: the committed offset counts."""
+    """The totals have the end of the last batch. Without it, the committed offset counts."""
     if totals is not None:
         bench.table._rocks.write(0, [(TOTALS_KEY, totals)])
     assert bench.table.next_offset(0) == expected
 
 
 def test_a_forgotten_partition_is_empty(bench: Bench) -> None:
-    """And its folder can be opened anew at once."""
+    """A dropped partition has no rows, and can be opened again at once."""
     bench.table._rocks.write(0, rows_after((0, "anna", 1), end=1).items())
     bench.table.drop(0)
     assert bench.count("anna") is None
 
 
 def test_a_table_without_sums_is_not_audited(tmp_path: Path) -> None:
-    """It is written, recovered and read like any; Faust sees JSON, also while it reads the changelog."""
+    """Such a table is written, recovered and read like others. Faust sees its values as JSON."""
     other = Bench(tmp_path)
     table = other.another("windows", value=None)
     rows = {b"anna": b'{"era":1,"offset":7,"days":{"3":[1,{}]}}'}
@@ -286,7 +286,7 @@ def test_a_table_without_sums_is_not_audited(tmp_path: Path) -> None:
 
 
 class TestAudit:
-    """The sums over rows against the totals."""
+    """The comparison of the rows' sums with the totals."""
 
     @staticmethod
     def of(rows: dict[bytes, bytes]) -> Audit:
@@ -296,11 +296,11 @@ class TestAudit:
         return audit
 
     def test_an_empty_partition_agrees(self) -> None:
-        """There are neither rows nor totals."""
+        """A partition with neither rows nor totals is complete."""
         assert self.of({}).agrees
 
     def test_too_few_never_pass_also_when_others_are_ahead(self) -> None:
-        """Every row that the totals count must exist."""
+        """Every row that the totals count must exist, also if other rows are ahead of the totals."""
         rows = rows_after((0, "anna", 1), (1, "bob", 1), (2, "eve", 1), end=3)
         ahead = rows_after((3, "anna", 1), end=4, get=rows.get)
         rows[b"anna"] = ahead[b"anna"]
@@ -310,32 +310,32 @@ class TestAudit:
         assert not self.of(rows).agrees
 
     def test_rows_without_totals_are_ahead(self) -> None:
-        """The first batch was cut off."""
+        """A crash in the first batch leaves rows without totals."""
         rows = rows_after((0, "anna", 1), end=1)
         del rows[TOTALS_KEY]
         assert self.of(rows).ahead
 
 
 def test_faust_applies_nothing_by_itself(bench: Bench) -> None:
-    """`recover` has done it; Faust's way would put an older value over a newer one."""
+    """`recover` has already applied the record. Faust would put an older value over a newer one."""
     event = SimpleNamespace(message=SimpleNamespace(tp=CHANGELOG, offset=5, key=b"anna", value=b"{}", partition=0))
     bench.table.apply_changelog_batch([event])
     assert bench.count("anna") is None
 
 
 def shorten(rows: dict[bytes, bytes], missing: bytes) -> dict[bytes, bytes]:
-    """The rows without this key's."""
+    """These rows without the one of this key."""
     return {key: value for key, value in rows.items() if key != missing}
 
 
 async def do(table: Table, seen: list[Counted], end: int) -> None:
-    """What the agent does with a batch in its turn."""
+    """Write and audit a batch, as an agent does in its turn."""
     table._rocks.write(0, counted(table.reader(0), seen, end=end))
     await table._audit_late(0)
 
 
 def goes_on(table: Table, seen: list[Counted], end: int) -> bool:
-    """Does a batch succeed, tried again a few times as the agent does?"""
+    """True if a batch succeeds within a few tries."""
     for _ in range(3):
         try:
             asyncio.run(do(table, seen, end))
@@ -346,7 +346,7 @@ def goes_on(table: Table, seen: list[Counted], end: int) -> bool:
 
 
 def test_a_changelog_that_is_short_itself_does_not_stop_its_partition(bench: Bench) -> None:
-    """It is logged. Retrying the batch for ever would not help, and no later batch would be stored."""
+    """A missing row is logged. An error would be retried for ever, and no later batch would be stored."""
     rows = rows_after((0, "anna", 1), (1, "bob", 1), end=2)
     bench.whole = records(shorten(rows, b"bob"))
     bench.table.recover(0, bench.whole)
@@ -355,7 +355,7 @@ def test_a_changelog_that_is_short_itself_does_not_stop_its_partition(bench: Ben
 
 
 def test_totals_that_arrived_without_their_rows_do_not_stop_the_partition(bench: Bench) -> None:
-    """A crash left them ahead. The batch is read again with another end, and its second half completes the rows."""
+    """A crash left the totals ahead of the rows. The batch comes again in two parts, which complete the rows."""
     batch = [(0, "anna", 1), (1, "bob", 1)]
     bench.whole = [FakeRecord(TOTALS_KEY, rows_after(*batch, end=2)[TOTALS_KEY], 0, 0, TOPIC)]
     bench.table.recover(0, bench.whole)
@@ -385,7 +385,7 @@ def test_kafka_away_while_a_short_table_is_read_again_does_not_leave_it_empty(
 
 
 def test_a_batch_that_holds_a_getter_does_not_keep_a_forgotten_partition_locked(bench: Bench) -> None:
-    """It may wait for a server for hours, while the partition is recovered anew."""
+    """A batch may wait for a server for hours, while its old partition is recovered again."""
     rows = rows_after((0, "anna", 1), end=1)
     bench.table._rocks.write(0, rows.items())
     get = bench.table.reader(0)
@@ -396,7 +396,7 @@ def test_a_batch_that_holds_a_getter_does_not_keep_a_forgotten_partition_locked(
 
 
 class Shared(Bench):
-    """One of several workers, each with a folder of its own, and the changelog that they share."""
+    """One of several workers, each with its own folder. They share the changelog."""
 
     def __init__(self, folder: Path, changelog: list[FakeRecord]) -> None:
         super().__init__(folder)
@@ -410,14 +410,14 @@ class Shared(Bench):
         return len(self.changelog) - 1
 
     async def start(self) -> None:
-        """Recover, as Faust does: from the record after the persisted offset on."""
+        """Recover as Faust does: from the record after the persisted offset."""
         persisted = self.table.persisted_offset(CHANGELOG)
         if run := self.changelog[0 if persisted is None else persisted + 1 :]:
             self.table.recover(0, run)
         await self.table.on_recovery_completed({CHANGELOG}, set())
 
     async def see(self, *offsets: int) -> None:
-        """A batch of records at these offsets, each of a key of its own."""
+        """Handle a batch of records at these offsets, each with a key of its own."""
         batch: Any = FakeBatch([FakeRecord(f"k{n}".encode(), b"1", n) for n in offsets])
         async with batch.turn():
             seen = [(n, f"k{n}", 1) for n in offsets]
@@ -425,7 +425,7 @@ class Shared(Bench):
 
 
 def test_a_worker_that_slept_through_its_loss_recovers_what_its_successor_counted(tmp_path: Path) -> None:
-    """Its rows follow the successor's in the changelog, and RocksDB lacks the successor's rows."""
+    """The sleeper's rows come after the successor's in the changelog, and its RocksDB has none of the successor's."""
     changelog: list[FakeRecord] = []
     sleeper, successor = (Shared(tmp_path / name, changelog) for name in ("sleeper", "successor"))
 
@@ -437,7 +437,7 @@ def test_a_worker_that_slept_through_its_loss_recovers_what_its_successor_counte
     async def story() -> None:
         await sleeper.start()
         sleeper.meanwhile = successor_goes_on
-        await sleeper.see(0)  # frozen while its rows are under way; it does not know yet that it lost the partition
+        await sleeper.see(0)  # frozen while it publishes, and unaware of the loss
         sleeper.meanwhile = None
         await sleeper.start()  # it gets the partition back
 
@@ -469,7 +469,7 @@ def test_a_damaged_database_is_dropped_and_recovered(
 def test_a_table_that_is_shared_out_otherwise_than_its_source_ends_the_worker(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its changelog has another number of partitions: a record would be counted in another worker's table."""
+    """If the changelog has another number of partitions, another worker's table would count a record."""
     bench.table.source = "views"
     monkeypatch.setattr(App, "owned", [TP("views", 0), TP("views", 1), TP("others", 7)])
     with pytest.raises(ImproperlyConfigured, match="must have as many partitions as views"):

@@ -1,4 +1,4 @@
-"""What a worker tells of its troubles: the log once, everybody else for as long as they last."""
+"""Troubles: one log line at the beginning and one at the end; the page, health and metrics see them meanwhile."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from faust_batches import Troubles
 
 
 def test_a_trouble_is_logged_once_and_when_it_is_over(caplog: pytest.LogCaptureFixture) -> None:
-    """A check that finds the same each minute must not fill the log."""
+    """A check that finds the same trouble each minute must not fill the log."""
     troubles = Troubles()
     for events in (1, 2, 3):
         troubles.begin("open-transaction", "sold[0]", f"{events} events wait", stops=True)
@@ -26,7 +26,7 @@ def test_a_trouble_is_logged_once_and_when_it_is_over(caplog: pytest.LogCaptureF
 
 
 def test_a_check_ends_what_it_no_longer_finds_and_nothing_else() -> None:
-    """Another check's troubles have another kind. What goes on keeps the time of its beginning."""
+    """Troubles of other kinds belong to other checks. A trouble that lasts keeps the time of its beginning."""
     troubles = Troubles()
     troubles.begin("deleted", "sold[0]", "3 events were deleted unread", stops=False, since=5.0)
     troubles.begin("topic", "sold", "sold is compacted", stops=False)
