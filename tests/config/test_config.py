@@ -188,7 +188,7 @@ def test_a_bad_file_is_refused_with_the_fields_name(text: str | bytes, message: 
 
 
 class Quoted(list[str]):
-    """A list that a variable holds as JSON."""
+    """A list whose text, as in a variable, is JSON."""
 
     def __str__(self) -> str:
         return json.dumps(list(self))

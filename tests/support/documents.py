@@ -1,4 +1,4 @@
-"""Documents as MongoDB has them, and the times that tests share. `events` has the same as events."""
+"""Documents as MongoDB has them, and times for all tests. `events` builds the same as events."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def voucher(
     worth: Document | None = None,
     **fields: Any,
 ) -> Document:
-    """A voucher; `worth`: what it is for, by default 5% off butter."""
+    """A voucher; `worth` is what it gives, by default 5% off butter."""
     base = {"rule": "bread", "customer_id": customer, **(worth or {"text": "butter", "percent": 5})}
     return {"_id": name, **base, "issued_at": at, "valid_until": at + DAY, "source": source or kafka(0), **fields}
 

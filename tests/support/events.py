@@ -1,6 +1,6 @@
 """The documents of `documents` as events: as a producer sends them, as records, and decoded.
 
-`shop` has events with ids of their own, for shops on real servers.
+`shop` builds events with unique ids, for shops on real servers.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _event(key: str, document: Document, fields: Event) -> Event:
 
 
 def record(event: Event | bytes, offset: int = 0, kind: str = "purchases", **fields: Any) -> FakeRecord:
-    """The record of an event, or of other bytes, under the key that it should have; `fields`: those of the record."""
+    """The record of an event under its right key, or of other bytes; `fields` are those of the record."""
     key = event.get(_KEYS[kind], "anna") if isinstance(event, dict) else "anna"
     value = json.dumps(event).encode() if isinstance(event, dict) else event
     return FakeRecord(**{"key": key.encode(), "value": value, "offset": offset, "topic": f"shop.{kind}", **fields})

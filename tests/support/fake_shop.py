@@ -24,7 +24,7 @@ from .fakes import FakeOutlet, FakeRecord, FakeStore
 
 
 def _late(target: Any, name: str) -> Any:
-    """A method that is looked up when it is called: a test may have replaced it."""
+    """A method that is looked up at each call, because a test may have replaced it."""
 
     async def call(*arguments: Any) -> Any:
         return await getattr(target, name)(*arguments)
@@ -36,9 +36,9 @@ class FakeWorker:
     """The handlers of a worker's three topics over fakes.
 
     Arguments:
-        price_log: The values of the log of prices.
-        max_event_bytes: A larger record is a dead letter.
-        followers, sold: As those of `Purchases`.
+        price_log: The records of the price log.
+        max_event_bytes: A larger record is rejected.
+        followers, sold: As for `Purchases`.
         registered: Called with the accepted registrations of a batch.
     """
 
@@ -95,19 +95,19 @@ class FakeWorker:
         return [record for record in self.price_records if record.partition == partition]
 
     def rebalance(self) -> None:
-        """What others did meanwhile is not known."""
+        """Forget what was known of topics, as after a rebalance."""
         self.price_log.forget()
         self.dead_letters.forget()
 
 
 class FakeShop:
-    """A worker, and what outlives it: the store, the counts, the dead letters and the log of prices.
+    """A worker, and the things that outlive it: store, counts, dead letters and price log.
 
     Attributes:
-        events: The steps of all of them, in their order.
+        events: The steps of all of these, in their order.
 
     Arguments:
-        options: Those of `FakeWorker`.
+        options: As for `FakeWorker`.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -120,7 +120,7 @@ class FakeShop:
         self.restart(**options)
 
     def restart(self, **options: Any) -> None:
-        """Another worker begins."""
+        """Replace the worker by a new one."""
         self.worker = FakeWorker(
             self.store,
             self.counts,
@@ -131,7 +131,7 @@ class FakeShop:
         )
 
     def batch(self, *sent: Any, start: int = 0, kind: str = "purchases", **fields: Any) -> FakeBatch:
-        """A batch of events, of values that are no events, and of records; `fields`: those of the records."""
+        """A batch of events, of other values, and of records; `fields` are those of the records."""
         records = [
             one if isinstance(one, FakeRecord) else events.record(one, start + number, kind, **fields)
             for number, one in enumerate(sent)
@@ -143,7 +143,7 @@ class FakeShop:
         asyncio.run(getattr(self.worker, kind)(batch))
 
     def count(self, customer_id: str = "anna") -> tuple[int, int, int]:
-        """How many purchases and items were counted, and what was spent."""
+        """A customer's counted purchases and items, and the sum spent."""
         value = self.counts.rows.get(0, {}).get(customer_id.encode())
         count = decode_count(value) if value else None
         return (count.purchases, count.items, count.spent) if count else (0, 0, 0)
@@ -153,5 +153,5 @@ class FakeShop:
         return decode_totals(self.counts.rows[0][TOTALS_KEY])
 
     def reasons(self) -> list[str]:
-        """Why each dead letter is one."""
+        """The reason of each dead letter."""
         return [dict(headers)["__connect.errors.exception.message"].decode() for *_, headers in self.outlet.got]

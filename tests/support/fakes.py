@@ -1,4 +1,4 @@
-"""Fakes of what is around shopflow: MongoDB as a batch uses it, and topics of Kafka."""
+"""Fakes of MongoDB, as far as a batch uses it, and of Kafka's topics."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def layout(partitions: int) -> Layout:
 
 
 class FakeStore(Interrupted):
-    """What a batch asks of `MongoStore`, in memory, by the same rules. What goes in and what comes out are copies.
+    """The requests of a batch to `MongoStore`, in memory, by the same rules. Documents are copied in both directions.
 
-    Sums, pages and sales are asked of MongoDB (the fixture `store`). tests/contract compares the two.
+    Tests of sums, pages and sales use a real MongoDB (the fixture `store`). tests/contract compares the two.
     """
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class FakeStore(Interrupted):
         }
         self.parts: dict[str, dict[int, PartitionSales]] = {}
         self.positions: dict[int, tuple[int, int]] = {}
-        #: Why a purchase, product or customer is refused; None: it is not.
+        #: Returns why a document is refused; None: it is stored.
         self.refuses: Callable[[Document], str | None] = lambda document: None
 
     async def prepare(self) -> None:
@@ -183,7 +183,7 @@ class FakeStore(Interrupted):
 
 
 def _as_stored(document: Document) -> Document:
-    """A copy with the times as MongoDB keeps them."""
+    """A copy with its times as MongoDB stores them."""
     return {
         name: milliseconds(value) if isinstance(value, datetime) else deepcopy(value)
         for name, value in document.items()
@@ -195,7 +195,7 @@ def _others(documents: Sequence[Document], refused: Collection[int]) -> list[int
 
 
 def _is_behind(stored: Document, source: Document) -> bool:
-    """Did the stored one come later in the same partition?"""
+    """True if the stored record is a later one of the same partition."""
     if "offset" not in source or "offset" not in stored:
         return False
     same = (stored["topic"], stored["partition"]) == (source["topic"], source["partition"])
@@ -204,21 +204,21 @@ def _is_behind(stored: Document, source: Document) -> bool:
 
 @dataclass(frozen=True)
 class FakeRecord(testing.FakeRecord):
-    """A record of the purchases, unless it says otherwise."""
+    """A record, by default of the purchases."""
 
     topic: str = "shop.purchases"
 
 
 class FakeKafka:
-    """Kafka as `letters.Retry` sees it: what was committed, and who is the only one that may commit."""
+    """Kafka as `letters.Retry` uses it: the committed records, and the only producer that may commit."""
 
     def __init__(self) -> None:
         self.committed: list[tuple[str, int, bytes | None, bytes | None, list[tuple[str, bytes]]]] = []
-        #: Raises for what it does not take.
+        #: Raises for a record that Kafka refuses.
         self.check: Callable[[str, bytes | None, bytes | None], None] = lambda topic, key, value: None
         self.started = 0
         self.commits = 0
-        #: Called before a commit with its number, from 1 on.
+        #: Called before each commit with its number; the first is 1.
         self.before_commit: Callable[[int], None] = lambda number: None
 
     @asynccontextmanager
@@ -228,7 +228,7 @@ class FakeKafka:
 
 
 class FakeTransactions:
-    """A transactional producer of it; a later one fences it."""
+    """A transactional producer of `FakeKafka`; a later one fences it."""
 
     def __init__(self, kafka: FakeKafka, epoch: int) -> None:
         self._kafka = kafka
@@ -263,7 +263,7 @@ class FakeTransactions:
 
 
 class FakeOutlet:
-    """A topic of dead letters in memory: keeps the records, and fails a given number of times."""
+    """A topic of dead letters in memory, which fails this many times first."""
 
     def __init__(self, events: list[str] | None = None) -> None:
         self.got: list[tuple[str, bytes | None, bytes | None, int, list[tuple[str, bytes]]]] = []
@@ -295,9 +295,9 @@ class FakeTopics:
         self, monkeypatch: pytest.MonkeyPatch, partitions: Callable[[str], Sequence[Sequence[FakeRecord]]]
     ) -> None:
         self.partitions = partitions
-        #: Where a partition ends for who asks now; what is behind it arrives later.
+        #: The end offset of a partition at the start of a read; later records arrive during it.
         self.ends: dict[tuple[str, int], int] = {}
-        #: Bootstrap, topic and number of each partition that was read.
+        #: Bootstrap, topic and partition of each read.
         self.read: list[tuple[Any, str, int]] = []
         monkeypatch.setattr(connection, "admin", self._admin)
         monkeypatch.setattr(connection, "consumer", self._consumer)
@@ -319,7 +319,7 @@ class FakeTopics:
 
 
 class FakeConsumer:
-    """A consumer of `FakeTopics` that gives two records at a time."""
+    """A consumer of `FakeTopics` that returns two records at a time."""
 
     def __init__(self, topics: FakeTopics, bootstrap: Any, *, values: bool) -> None:
         self._topics, self._bootstrap, self._values = topics, bootstrap, values

@@ -1,4 +1,4 @@
-"""From lists to asynchronous iterators and back."""
+"""Asynchronous iterators from lists, and lists from them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ T = TypeVar("T")
 
 
 async def each(items: Iterable[T]) -> AsyncGenerator[T, None]:
-    """One after the other."""
+    """An iterator over the items."""
     for item in items:
         yield item
 
 
 async def everything(items: AsyncIterator[T]) -> list[T]:
-    """All that an iterator yields."""
+    """All items of an iterator."""
     return [item async for item in items]

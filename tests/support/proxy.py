@@ -1,4 +1,4 @@
-"""A proxy between a worker and MongoDB: passes everything, or refuses writes, loses answers, or goes silent."""
+"""A proxy between a worker and MongoDB that passes everything, refuses writes, loses answers, or is silent."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _HEADER = struct.Struct("<iiii")  # length, request id, response to, operation
 _MORE_TO_COME = 2
 _WRITES = {"insert", "update", "delete", "findAndModify"}
 
-#: What a server says to a write that it can't take, and that is nobody's fault but its own.
+#: Errors of a server that can't write now, whatever the documents are: code -> name.
 REFUSALS = {
     13: "Unauthorized",
     10107: "NotWritablePrimary",
@@ -29,10 +29,10 @@ REFUSALS = {
 
 
 class Proxy:
-    """A TCP proxy that speaks as much of MongoDB's protocol (OP_MSG) as it takes to answer a write itself.
+    """A TCP proxy that knows enough of MongoDB's protocol (OP_MSG) to answer a write itself.
 
     Arguments:
-        uri: Of one server without TLS.
+        uri: The URI of one server without TLS.
     """
 
     def __init__(self, uri: str) -> None:
@@ -42,10 +42,10 @@ class Proxy:
         self._refusal: int | None = None
         self._loses_answers = False
         self._closed = False
-        #: Cleared while it is silent.
+        #: Cleared while the proxy is silent.
         self._flows = threading.Event()
         self._flows.set()
-        #: Writes that were refused, answers that were lost.
+        #: The number of refused writes, and of lost answers.
         self.refused = self.lost = 0
         self._links: set[_Link] = set()
         self._lock = threading.Lock()
@@ -55,7 +55,7 @@ class Proxy:
 
     @property
     def uri(self) -> str:
-        """The server's, through this proxy."""
+        """The URI of the server by way of this proxy."""
         host, port = self._target
         named = f"{host}:{port}" if f"{host}:{port}" in self._uri else host
         return self._uri.replace(named, f"127.0.0.1:{self.port}", 1)
@@ -65,27 +65,27 @@ class Proxy:
         self._refusal = code
 
     def lose_answers(self) -> None:
-        """Pass everything on, but cut the connection instead of giving the answer to a write."""
+        """Pass everything on, but cut the connection when the answer to a write comes."""
         self._loses_answers = True
 
     def freeze(self) -> None:
-        """Pass nothing on, close nothing."""
+        """Pass nothing on, and keep all connections open."""
         self._flows.clear()
 
     def cut(self) -> None:
-        """Cut the connections that are there; new ones are taken."""
+        """Cut all present connections. New ones are accepted."""
         with self._lock:
             links = list(self._links)
         for link in links:
             link.close()
 
     def heal(self) -> None:
-        """Pass everything again."""
+        """Pass everything on again."""
         self._refusal, self._loses_answers = None, False
         self._flows.set()
 
     def close(self) -> None:
-        """Cut everything, take nothing more."""
+        """Cut all connections, and accept no new ones."""
         self._closed = True
         self.heal()
         with contextlib.suppress(OSError):
@@ -153,7 +153,7 @@ class Proxy:
 
 
 class _Link:
-    """One client's connection and the proxy's own to the server."""
+    """A client's connection, and the proxy's connection to the server for it."""
 
     def __init__(self, client: socket.socket, server: socket.socket) -> None:
         self.client = client
@@ -198,13 +198,13 @@ def _exactly(link: socket.socket, size: int) -> bytes:
 
 
 def _write_command(message: bytes) -> _Write | None:
-    """What is written, if this is a write."""
+    """The command, if the message is a write."""
     length, request_id, _, operation = _HEADER.unpack_from(message)
     if operation != _OP_MSG:
         return None
     (flags,) = struct.unpack_from("<I", message, _HEADER.size)
     name, documents, at = "", 0, _HEADER.size + 4
-    end = length - 4 if flags & 1 else length  # a checksum
+    end = length - 4 if flags & 1 else length  # flag 1: a checksum follows
     while at < end:
         kind, (size,) = message[at], struct.unpack_from("<i", message, at + 1)
         if kind == 0:
@@ -216,7 +216,7 @@ def _write_command(message: bytes) -> _Write | None:
 
 
 def _documents(message: bytes, at: int, end: int) -> int:
-    """How many documents are in a sequence."""
+    """The number of documents in a sequence."""
     count, at = 0, message.index(b"\0", at + 4) + 1
     while at < end:
         at += struct.unpack_from("<i", message, at)[0]
@@ -225,7 +225,7 @@ def _documents(message: bytes, at: int, end: int) -> int:
 
 
 def _refusal(write: _Write, code: int) -> bytes:
-    """As a mongod says it: of the whole command, or with a full disk of each document."""
+    """A mongod's answer with this error. A full disk is an error of each document, others are of the whole command."""
     error = {"code": code, "errmsg": f"refused by the test: {REFUSALS[code]}"}
     if REFUSALS[code] == "OutOfDiskSpace":
         answer = {

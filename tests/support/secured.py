@@ -1,4 +1,4 @@
-"""A Kafka and a MongoDB that let nobody in who does not show who they are: real servers, with TLS, users and rights."""
+"""A Kafka and a MongoDB that demand a login: real servers with TLS, users and rights."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from tests.support.shop import Process, free_port, until
 __all__ = ["PASSWORD", "USER", "Secured", "started"]
 
 USER = "shop"
-#: With what a URI, a shell, a properties file and JAAS would take for their own; looked for in all that is written.
+#: With characters that are special in a URI, a shell, a properties file and JAAS. No output may have it.
 PASSWORD = "pa55/w@rd:ł-never-shown"  # noqa: S105
 GUEST = "guest"
 KEY_PASSWORD = "l0cked-never-shown"  # noqa: S105
 MONGODB_PASSWORD = "m0ngo/p@ss:never-shown"  # noqa: S105
-#: What a shop of this name may do with Kafka is said in docs/SECURITY.md; these are the same rights.
+#: The names in the rights below, which are those of docs/SECURITY.md.
 APP_ID = "secured"
 DATABASE = "secured"
 
 _TOPIC, _GROUP, _TRANSACTIONS = 2, 3, 5
 _LITERAL, _PREFIXED = 3, 4
 _READ, _WRITE, _CREATE, _DESCRIBE, _ALLOW = 3, 4, 5, 8, 3
-#: Of docs/SECURITY.md: resource, its name, how the name is meant, what is allowed.
+#: The rights of docs/SECURITY.md: kind of resource, name, kind of pattern, operations.
 RIGHTS = (
     (_TOPIC, f"{APP_ID}.", _PREFIXED, (_READ, _WRITE, _CREATE, _DESCRIBE)),
     (_TOPIC, f"{APP_ID}-", _PREFIXED, (_READ, _WRITE, _CREATE, _DESCRIBE)),
@@ -76,7 +76,7 @@ _SCRAM = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
 
 @dataclass
 class Secured:
-    """Both servers, and what it takes to get in."""
+    """Both servers, and the settings for a login."""
 
     folder: Path
     authority: Authority
@@ -85,15 +85,15 @@ class Secured:
 
     @property
     def observer(self) -> str:
-        """Where the test itself may look into Kafka without a login: no client of shopflow uses it."""
+        """The address of Kafka's listener without a login. Only the tests themselves use it."""
         return f"127.0.0.1:{self.ports['internal']}"
 
     def broker(self, listener: str) -> str:
-        """For `SHOPFLOW_BROKER`."""
+        """The value of `SHOPFLOW_BROKER` for this listener."""
         return f"kafka://localhost:{self.ports[listener]}"
 
     def login(self, mechanism: str = "PLAIN", listener: str = "sasl_ssl", **others: Any) -> dict[str, Any]:
-        """Settings that get in by user and password."""
+        """The settings of a login by user and password."""
         settings = {
             "broker": self.broker(listener),
             "kafka_security_protocol": listener,
@@ -104,7 +104,7 @@ class Secured:
         return settings | ({"kafka_ca_file": self.authority.file} if listener == "sasl_ssl" else {}) | others
 
     def certified(self, **others: Any) -> dict[str, Any]:
-        """Settings that get in by a certificate, whose key is locked."""
+        """The settings of a login by certificate, whose key is encrypted."""
         certificate, key = self.authority.issue("shop.example", common_name=USER, password=KEY_PASSWORD)
         return {
             "broker": self.broker("ssl"),
@@ -117,7 +117,7 @@ class Secured:
         }
 
     def mongodb(self, password: str = MONGODB_PASSWORD, ca_file: Path | None = None) -> str:
-        """A URI with a user, a password and TLS."""
+        """A URI with user, password and TLS."""
         return (
             f"mongodb://{USER}:{quote(password, safe='')}@localhost:{self.mongodb_port}/?authSource=admin"
             f"&directConnection=true&tls=true&tlsCAFile={quote(str(ca_file or self.authority.file), safe='')}"
@@ -126,7 +126,7 @@ class Secured:
 
 @contextlib.contextmanager
 def started(folder: Path) -> Iterator[Secured]:
-    """Run both servers."""
+    """Both servers, which run until the end of the block."""
     listeners = ("internal", "sasl_ssl", "ssl", "sasl_plaintext", "controller")
     secured = Secured(folder, Authority(folder, "ours"), {name: free_port() for name in listeners})
     with _kafka(secured), _mongodb(secured):
@@ -168,7 +168,7 @@ def _kafka(secured: Secured) -> Iterator[None]:
 
 
 def _escaped(text: str) -> str:
-    """For a Java properties file."""
+    """The text as a value in a Java properties file."""
     return text.encode("ascii", "backslashreplace").decode().replace("\\x", "\\u00")
 
 

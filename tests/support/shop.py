@@ -1,4 +1,4 @@
-"""A shop of its own for each test: names that no other run has, real processes, raw Kafka records, the database."""
+"""A shop of its own for each test: unique names, real processes, raw Kafka records, and its database."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ ROOT = Path(__file__).parents[2]
 #: The three ways to call a command.
 FAUST = (sys.executable, "-m", "faust", "-A", "shopflow")
 MODULE = (sys.executable, "-m", "shopflow")
-CONSOLE = (sys.executable, "-c", "from shopflow.__main__ import main; main()")  # what pip's script does
+CONSOLE = (sys.executable, "-c", "from shopflow.__main__ import main; main()")  # the script that pip installs
 
-#: Before a command: should the tests be killed, the kernel kills it too (where it can), and no worker runs on for ever.
+#: Comes before a command. On Linux the kernel kills the command if the tests are killed, so that no worker is left.
 _ENDS_WITH_US = (
     [
         *(sys.executable, "-IS", "-c"),
@@ -79,7 +79,7 @@ Json = dict[str, Any]
 
 
 def until(condition: Callable[[], T], what: str, seconds: float = SECONDS, poll: float = _POLL_SECONDS) -> T:
-    """Poll until the condition is true; returns what it returned."""
+    """Poll until the condition is true; returns its result. `what` is the failure's text."""
     deadline = time.monotonic() + seconds
     while not (answer := condition()):
         assert time.monotonic() < deadline, f"not within {seconds:g} seconds: {what}"
@@ -88,7 +88,7 @@ def until(condition: Callable[[], T], what: str, seconds: float = SECONDS, poll:
 
 
 def becomes(get: Callable[[], T], wanted: T, seconds: float = SECONDS) -> None:
-    """Poll until `get()` equals `wanted`; shows the difference when it does not get there."""
+    """Poll until `get()` equals `wanted`. A failure shows the difference."""
     deadline = time.monotonic() + seconds
     while (found := get()) != wanted and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
@@ -96,7 +96,7 @@ def becomes(get: Callable[[], T], wanted: T, seconds: float = SECONDS) -> None:
 
 
 def free_port() -> int:
-    """A port nobody listens on, outside the range that outgoing connections take theirs from."""
+    """A free port outside of the range that the system gives to outgoing connections."""
     while True:
         port = random.SystemRandom().randrange(20_000, 32_000)
         with socket.socket() as probe, contextlib.suppress(OSError):
@@ -108,13 +108,13 @@ def free_port() -> int:
 
 
 def product(product_id: str | None = None, **fields: Any) -> Json:
-    """A product, with an id of its own."""
+    """A product event; without an id it gets a unique one."""
     event = {"name": "Mleko", "type": "nabiał", "price": 399, "updated_at": "2024-01-01T08:00:00+01:00"}
     return {"product_id": product_id or f"p-{uuid.uuid4()}", **event, **fields}
 
 
 def customer(customer_id: str | None = None, **fields: Any) -> Json:
-    """A customer, with an id of their own."""
+    """A customer event; without an id it gets a unique one."""
     event = {
         "first_name": "Zażółć",
         "last_name": "Gęślą-Jaźń",
@@ -125,14 +125,14 @@ def customer(customer_id: str | None = None, **fields: Any) -> Json:
 
 
 def purchase(customer_id: str | None = None, **fields: Any) -> Json:
-    """A purchase with a price, with ids of its own."""
+    """A purchase event with a price; without ids it gets unique ones."""
     event = {"product_id": "mleko", "quantity": 2, "price": 399, "purchased_at": "2024-05-06T07:08:09.123+02:00"}
     ids = {"purchase_id": f"b-{uuid.uuid4()}", "customer_id": customer_id or f"c-{uuid.uuid4()}"}
     return {**ids, **event, **fields}
 
 
 def encoded(event: Mapping[str, Any]) -> bytes:
-    """As JSON."""
+    """The event as JSON."""
     return json.dumps(event, ensure_ascii=False).encode()
 
 
@@ -158,14 +158,14 @@ class Origin(NamedTuple):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended."""
+    """The exit status and the output of a command."""
 
     status: int
     stdout: str
     stderr: str
 
     def json(self) -> Any:
-        """What it printed."""
+        """The JSON on stdout. The command must have succeeded."""
         assert self.status == 0, f"status {self.status}\n{self.stdout}{self.stderr}"
         return json.loads(self.stdout)
 
@@ -176,7 +176,7 @@ class Outcome:
 
 
 class Process:
-    """A child process, its output in a file."""
+    """A child process whose output goes to a file."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], folder: Path, log: Path) -> None:
         self.log = log
@@ -193,21 +193,21 @@ class Process:
 
     @property
     def output(self) -> str:
-        """What it printed so far."""
+        """The output so far."""
         return self.log.read_text(encoding="utf-8", errors="replace")
 
     @property
     def status(self) -> int | None:
-        """Its exit status; None while it runs."""
+        """The exit status; None while the process runs."""
         return self._process.poll()
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The process id."""
         return self._process.pid
 
     def wait(self, seconds: float = SECONDS) -> int:
-        """Its exit status, once it has ended by itself."""
+        """Wait for the end; returns the exit status."""
         try:
             return self._process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -218,12 +218,12 @@ class Process:
         self._process.send_signal(number)
 
     def stop(self, number: int = SIGTERM, seconds: float = SECONDS) -> int:
-        """Ask it to stop; its exit status."""
+        """Send SIGTERM or another signal, and wait for the end; returns the exit status."""
         self.send(number)
         return self.wait(seconds)
 
     def kill(self) -> None:
-        """SIGKILL; nothing when it has ended."""
+        """Send SIGKILL. Does nothing if the process has ended."""
         self._process.kill()
         self._process.wait()
 
@@ -239,7 +239,7 @@ class Worker(Process):
         self.host = host
 
     def get(self, path: str) -> tuple[int, Any]:
-        """Status and answer of a web view; 0 and the error if it does not answer."""
+        """Status and answer of a path; 0 and the error if the worker does not answer."""
         connection = http.client.HTTPConnection(self.host, self.port, timeout=10)
         try:
             connection.request("GET", path)
@@ -255,7 +255,7 @@ class Worker(Process):
             return response.status, text
 
     def counts(self) -> Json:
-        """`/counts/`; empty while it can't say."""
+        """The answer of `/counts/`; empty if the status is not 200."""
         status, answer = self.get("/counts/")
         return answer if status == 200 else {}
 
@@ -264,12 +264,12 @@ class Worker(Process):
         return self.get(f"/counts/{quote(customer_id, safe='')}/")
 
     def partitions(self) -> list[int]:
-        """Those that it owns now, as far as it says."""
+        """The partitions that the worker owns; empty if it does not answer."""
         found: list[int] = self.counts().get("partitions", [])
         return found
 
     def ready(self, partitions: int = PARTITIONS, seconds: float = 60.0) -> Worker:
-        """Wait until it owns so many partitions and their counts are recovered."""
+        """Wait until the worker owns this many partitions and has recovered their counts."""
 
         def is_ready() -> bool:
             assert self.status is None, f"the worker ended with status {self.status}:\n{self.output[-_LOG_TAIL:]}"
@@ -280,7 +280,7 @@ class Worker(Process):
 
 
 def shared(workers: Iterable[Worker], partitions: int = PARTITIONS) -> bool:
-    """Does each of them own partitions, and each partition have one owner?"""
+    """True if each worker owns partitions, and each partition has one owner."""
     owned = [worker.partitions() for worker in workers]
     return all(owned) and sorted(number for each in owned for number in each) == list(range(partitions))
 
@@ -289,14 +289,14 @@ def shared(workers: Iterable[Worker], partitions: int = PARTITIONS) -> bool:
 
 
 class Shop:
-    """A shop that shares nothing with any other but the servers.
+    """A shop that shares nothing but the servers with others.
 
     Arguments:
-        servers: Where Kafka and MongoDB are; None: embedded ones, which the commands start.
-        folder: The working directory of its processes; empty.
-        kafka: Another Kafka (`host:port`), which need not outlive the test.
-        mongodb: Another MongoDB, which need not outlive the test.
-        settings: Variables over those that the tests need, in lower case and without `SHOPFLOW_`.
+        servers: The addresses of Kafka and MongoDB. None: embedded ones, which the commands start.
+        folder: An empty working directory for its processes.
+        kafka: Another Kafka (`host:port`), which may end before the test.
+        mongodb: Another MongoDB, which may end before the test.
+        settings: Further variables, in lower case and without `SHOPFLOW_`.
     """
 
     def __init__(
@@ -326,7 +326,7 @@ class Shop:
         seconds: float = 60.0,
         **settings: Any,
     ) -> Outcome:
-        """Run a command to its end; `settings` as those of the shop."""
+        """Run a command to its end. `settings` are further variables, as for the shop."""
         done = subprocess.run(
             [*program, *arguments],
             env={**self.environment, **_variables(settings)},
@@ -340,12 +340,12 @@ class Shop:
         return Outcome(done.returncode, done.stdout, done.stderr)
 
     def run_all(self, commands: Iterable[Sequence[str]], **settings: Any) -> list[Outcome]:
-        """Run commands that do not disturb each other, some at a time."""
+        """Run independent commands, some at a time."""
         with ThreadPoolExecutor(3) as pool:
             return list(pool.map(lambda arguments: self.run(*arguments, **settings), commands))
 
     def agrees(self) -> Json:
-        """`verify` says that Kafka, MongoDB and the tables agree; its report."""
+        """Run `verify`, which must find no difference; returns its report."""
         report: Json = self.run("verify", "--json").json()
         return report
 
@@ -359,7 +359,7 @@ class Shop:
     def start_worker(
         self, *, port: int | None = None, program: Sequence[str] = FAUST, host: str = "127.0.0.1", **settings: Any
     ) -> Worker:
-        """Start a worker, which answers at `host`. One with the port of an earlier one also has its tables."""
+        """Start a worker, which answers at `host`. With an earlier worker's port it has that worker's tables."""
         worker = Worker(
             [*program, "worker", "-l", "info"],
             {**self.environment, **_variables(settings)},
@@ -372,12 +372,12 @@ class Shop:
         return worker
 
     def logs(self) -> Iterator[tuple[str, str]]:
-        """Name and end of each process's output."""
+        """The name and the last output of each process."""
         for process in self._processes:
             yield process.log.name, process.output[-_LOG_TAIL:]
 
     def leftovers(self) -> list[int]:
-        """Ids of the processes that belong to this shop and still run, whoever started them."""
+        """The ids of all running processes of this shop, whoever started them."""
         mark = f"SHOPFLOW_APP_ID={self.name}".encode()
         return [pid for pid in _all_pids() if mark in _read(f"/proc/{pid}/environ").split(b"\0")]
 
@@ -387,7 +387,7 @@ class Shop:
         return pid
 
     def locked(self) -> list[str]:
-        """Names of the locks in the data directory that somebody holds."""
+        """The names of the locks in the data directory that a process holds."""
         held = []
         for path in self.data.glob("*.lock"):
             with path.open() as lock:
@@ -398,9 +398,9 @@ class Shop:
         return held
 
     def close(self) -> None:
-        """End what is left, and remove what it wrote to the servers. Fails if an unknown process is left."""
+        """End all processes, and delete the shop's data from the servers. Fails if an unknown process is left."""
         if not self._lasting_mongodb and self._mongodb:
-            self._mongodb.close()  # before its server ends, for which it would wait
+            self._mongodb.close()  # later it would wait for its server, which ends now
         for process in self._processes:
             process.kill()
         try:
@@ -422,26 +422,26 @@ class Shop:
 
     @property
     def db(self) -> Any:
-        """The shop's database (a synchronous `pymongo` one), times in UTC."""
+        """The shop's database as a synchronous pymongo one. Times are in UTC."""
         if self._mongodb is None:
             assert self.servers
             self._mongodb = pymongo.MongoClient(self.servers.mongodb, tz_aware=True)
         return self._mongodb[self.name]
 
     def stored(self, event: Mapping[str, Any]) -> Json | None:
-        """The document of this purchase."""
+        """The document of a purchase; None if there is none."""
         found: Json | None = self.db.purchases.find_one({"_id": event["purchase_id"]})
         return found
 
     # -- Kafka
 
     def topic(self, kind: str) -> str:
-        """The whole name of a topic."""
+        """The full name of a topic."""
         return f"{self.name}.{kind}"
 
     @property
     def changelog(self) -> str:
-        """The table's changelog topic."""
+        """The changelog topic of the counts."""
         return f"{self.name}-purchase_counts-changelog"
 
     def offer(self, *events: Json) -> list[Origin]:
@@ -457,11 +457,11 @@ class Shop:
         return self.send("purchases", *(Record(event["customer_id"].encode(), encoded(event)) for event in events))
 
     def send(self, kind: str, *records: Record) -> list[Origin]:
-        """Send records with a plain producer; where they are, in the same order."""
+        """Send records with a plain producer; returns their origins, in the same order."""
         return _run(self._send(self.topic(kind), records))
 
     def send_to(self, topic: str, *records: Record) -> list[Origin]:
-        """Send records to a topic by its whole name."""
+        """Send records to a topic by its full name."""
         return _run(self._send(topic, records))
 
     def read(self, kind: str) -> list[Any]:
@@ -473,12 +473,12 @@ class Shop:
         _run(self._sell_in_transaction(events, commit))
 
     def create_topic(self, kind: str, partitions: int, **configs: str) -> None:
-        """As somebody else would have created it; `_` stands for the `.` in the names of configurations."""
+        """Create a topic as another program would. In names of configs, `_` stands for `.`."""
         wanted = {name.replace("_", "."): value for name, value in configs.items()}
         _run(self._create_topic(self.topic(kind), partitions, wanted))
 
     def ends(self) -> dict[str, int]:
-        """How many records each topic that exists ever had."""
+        """The sum of the end offsets of each existing topic of the shop."""
         ends, _ = _run(self._offsets())
         sums: dict[str, int] = {}
         for tp, end in ends.items():
@@ -486,7 +486,7 @@ class Shop:
         return sums
 
     def lag(self) -> int:
-        """Events that the group has not committed yet."""
+        """The number of events that the group has not committed."""
         ends, committed = _run(self._offsets())
         return sum(
             end - max(committed.get(tp, 0), 0)
@@ -495,7 +495,7 @@ class Shop:
         )
 
     def committed(self, kind: str) -> dict[int, int]:
-        """The offset that the group has committed, by partition of a topic."""
+        """The committed offset of each partition of a topic."""
         _, committed = _run(self._offsets())
         return {tp.partition: offset for tp, offset in committed.items() if tp.topic == self.topic(kind)}
 
@@ -504,7 +504,7 @@ class Shop:
         until(lambda: self.lag() == 0, "all events are processed", seconds)
 
     def describe_topics(self) -> dict[str, tuple[int, dict[str, str]]]:
-        """Partitions and configuration of each topic of the shop."""
+        """The number of partitions and the configs of each topic of the shop."""
         return _run(self._describe_topics())
 
     async def _send(self, topic: str, records: Sequence[Record]) -> list[Origin]:
@@ -518,7 +518,7 @@ class Shop:
     async def _send_one(producer: AIOKafkaProducer, topic: str, each: Record) -> Any:
         if each.key is not None or each.value is not None:
             return await producer.send(topic, each.value, each.key, each.partition, headers=list(each.headers))
-        batch = producer.create_batch()  # aiokafka's `send` refuses what Kafka takes: neither a key nor a value
+        batch = producer.create_batch()  # aiokafka's `send` refuses a record with neither key nor value
         batch.append(key=None, value=None, timestamp=None, headers=list(each.headers))
         return await producer.send_batch(batch, topic, partition=each.partition)
 
@@ -595,7 +595,7 @@ class Shop:
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
-    """Run it to its end in a thread: in the main one a loop may run already, as Playwright's does."""
+    """Run a coroutine in a thread: the main thread may already have a running loop, as Playwright's."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(asyncio.run, work).result()
 
@@ -612,7 +612,7 @@ def _environment(name: str, servers: Addresses | None, settings: Mapping[str, An
         "topics_prefix": f"{name}.",
         "mongodb_database": name,
         "web_port": free_port(),
-        "batching_session_timeout_seconds": 6,  # the least that Kafka allows: a rebalance after a kill is quick
+        "batching_session_timeout_seconds": 6,  # Kafka's minimum, for a quick rebalance after a kill
         "batching_commit_interval_seconds": 0.2,
         **addresses,
         **settings,
@@ -631,5 +631,5 @@ def _all_pids() -> list[int]:
 def _read(path: str) -> bytes:
     try:
         return Path(path).read_bytes()
-    except OSError:  # it ended meanwhile, or is another user's
+    except OSError:  # the process has ended, or is another user's
         return b""

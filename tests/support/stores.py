@@ -1,4 +1,4 @@
-"""Stores whose requests are observed, and which are away when a test says so."""
+"""Stores that record their requests, and are away for some of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shopflow.store.types import Document
 
 
 class Interrupted:
-    """A store that notes its calls and can be away.
+    """A store that records its requests and can be away.
 
     Attributes:
         calls: The names of the requests that were answered.
@@ -25,7 +25,7 @@ class Interrupted:
         self._away = 0
 
     def away(self, calls: int) -> None:
-        """Raise `Unavailable` at the next so many requests."""
+        """Raise `Unavailable` for this many requests."""
         self._away = calls
 
     def _called(self, name: str) -> None:
@@ -36,7 +36,7 @@ class Interrupted:
 
 
 class ObservedStore(Interrupted):
-    """A `MongoStore` with these requests."""
+    """A real `MongoStore` whose requests are recorded."""
 
     def __init__(self, store: MongoStore) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class ObservedStore(Interrupted):
 
 
 class ByHand:
-    """What another program does in a database that shopflow writes."""
+    """Changes by another program in the shop's database."""
 
     def __init__(self, database: Database[Document]) -> None:
         self._database = database
@@ -69,20 +69,20 @@ class ByHand:
         return found
 
     def put(self, collection: str, document: Document) -> None:
-        """Insert it, or replace the one with its `_id`."""
+        """Insert the document, or replace the one with its `_id`."""
         self._database[collection].replace_one({"_id": document["_id"]}, document, upsert=True)
 
     def change(self, collection: str, name: str, /, **fields: Any) -> None:
-        """Set these fields of a document that is there."""
+        """Set these fields of an existing document."""
         assert self._database[collection].update_one({"_id": name}, {"$set": fields}).matched_count
 
     def remove(self, collection: str, name: str) -> Document:
-        """Delete a document that is there; returns it."""
+        """Delete an existing document; returns it."""
         removed: Document | None = self._database[collection].find_one_and_delete({"_id": name})
         assert removed is not None
         return removed
 
     def clear(self, *collections: str) -> None:
-        """Delete all documents of these."""
+        """Delete all documents of these collections."""
         for collection in collections:
             self._database[collection].delete_many({})

@@ -1,4 +1,4 @@
-"""The benchmarks' watch over an event loop: what it doesn't see, nobody would miss."""
+"""The benchmarks' watch over an event loop reports every pause."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.watching import Collection, Seen, Wake, Watch, held, read
 
 
 def test_a_loop_that_is_held_is_noticed(tmp_path: Path) -> None:
-    """80 ms of sleep that is not asyncio's, and a collection, also after the way through the file."""
+    """A blocking sleep of 80 ms and a garbage collection are found, also after the report went through a file."""
 
     async def watched() -> Watch:
         watch = Watch()
@@ -39,7 +39,7 @@ def test_a_loop_that_is_held_is_noticed(tmp_path: Path) -> None:
 
 
 def test_only_what_was_seen_in_the_time_asked_for_counts() -> None:
-    """Starting takes long, and is no business of the load's."""
+    """The start of a worker takes long, and must not count as a pause under load."""
     wakes = [Wake(at=0.5, late=9.0, cpu=9.0), *(Wake(at=1 + n / 100, late=n / 1000, cpu=0.001) for n in range(101))]
     collections = [Collection(at=0.5, seconds=3.0, generation=2), Collection(at=1.5, seconds=0.004, generation=0)]
     found = held(Seen(wakes, collections), 1.0, 3.0)
@@ -50,13 +50,13 @@ def test_only_what_was_seen_in_the_time_asked_for_counts() -> None:
 
 
 def test_garbage_collections_in_the_longest_pause_are_reported() -> None:
-    """Held by a collection, or by the program: what to do about it differs."""
+    """A pause by a garbage collection needs another remedy than one by the program."""
     wakes = [Wake(at=1.0, late=0.001, cpu=0.0), Wake(at=2.0, late=0.1, cpu=0.03)]
     collections = [Collection(at, seconds=0.02, generation=0) for at in (1.5, 1.92, 1.97, 2.5)]
     assert held(Seen(wakes, collections), 0.0, 3.0).longest_collecting == pytest.approx(40)
 
 
 def test_a_loop_that_nobody_watched_is_not_called_free() -> None:
-    """The worker must have written what it saw."""
+    """Without measurements the report raises instead of showing no pause."""
     with pytest.raises(ValueError, match="in 0 moments"):
         held(Seen(), 0.0, 1.0)

@@ -1,4 +1,4 @@
-"""A transactional producer that is told each step: its transaction stays open for as long as a test wants."""
+"""A transactional producer whose transaction stays open until the test ends it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Transactional:
-    """Its steps, from any thread."""
+    """A transactional producer, whose methods any thread may call."""
 
     def __init__(self, kafka: str, transactional_id: str, timeout_seconds: float) -> None:
         self._loop = asyncio.new_event_loop()
@@ -23,11 +23,11 @@ class Transactional:
         self._producer = self._run(self._started(kafka, transactional_id, timeout_seconds))
 
     def begin(self) -> None:
-        """Begin a transaction. Kafka notices with the first record."""
+        """Begin a transaction. Kafka learns of it with its first record."""
         self._run(self._producer.begin_transaction())
 
     def send(self, topic: str, partition: int, *values: bytes, key: bytes | None = None) -> list[int]:
-        """Send records in the transaction; their offsets."""
+        """Send records in the transaction; returns their offsets."""
 
         async def all_sent() -> list[int]:
             return [(await self._producer.send_and_wait(topic, value, key, partition)).offset for value in values]
@@ -41,7 +41,7 @@ class Transactional:
         self._run(self._producer.abort_transaction())
 
     def leave(self) -> None:
-        """End the producer as it is: an open transaction stays open."""
+        """Close the producer. An open transaction stays open."""
         if self._loop.is_running():
             self._run(self._producer.stop())
             self._loop.call_soon_threadsafe(self._loop.stop)
@@ -64,7 +64,7 @@ class Transactional:
 
 @contextmanager
 def transactional(kafka: str, transactional_id: str, timeout_seconds: float = 300.0) -> Iterator[Transactional]:
-    """A producer; what it has not ended at the end of the block is left open."""
+    """A producer, which is closed after the block. An open transaction stays open."""
     producer = Transactional(kafka, transactional_id, timeout_seconds)
     try:
         yield producer

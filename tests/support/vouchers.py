@@ -1,4 +1,4 @@
-"""Which vouchers a log of purchases earns, said again and simply: by looking through all of it at each purchase."""
+"""The vouchers that a log of purchases earns, found in another and simple way: each purchase reads all earlier ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Bought(NamedTuple):
 
     @classmethod
     def of(cls, event: Mapping[str, Any]) -> Bought:
-        """As the event says it, with its price."""
+        """The purchase of an event with a price."""
         at = datetime.fromisoformat(event["purchased_at"])
         return cls(event["customer_id"], at, event["quantity"] * event["price"], event["product_id"])
 
