@@ -24,7 +24,7 @@ from mode.utils.queues import FlowControlEvent
 
 from .chain import Chain, Cursor
 from .errors import PartitionLost, Unavailable
-from .lease import Lease
+from .membership import CommittedThread
 from .outage import retrying_kafka
 
 if TYPE_CHECKING:
@@ -35,9 +35,6 @@ T = TypeVar("T")
 #: Pause before a changelog run that could not be written to the table is fetched again.
 RETRY_SECONDS = 1.0
 _LEASE_CHECK_SECONDS = 0.05
-#: How long Kafka may hold an empty fetch: after a fetch with records, and after one without. A partition whose records
-#: were just taken is in no fetch under way, so its next record may wait this long. Faust always uses 1500.
-FETCH_WAIT_MS, IDLE_FETCH_WAIT_MS = 10, 500
 #: For this long, a batch that waits for its actor is extended by the runs that follow it.
 _GATHER_SECONDS = 1.0
 
@@ -124,55 +121,6 @@ class Batch:
             self._consumer.require_next(self)
             yield
             self._consumer.finish(self)
-
-
-class CommittedThread(driver.AIOKafkaConsumerThread):
-    """Faust's consumer thread, which reads committed records only and renews the lease by its heartbeats."""
-
-    def _create_worker_consumer(self, transport: Any) -> Any:
-        consumer = super()._create_worker_consumer(transport)
-        consumer._isolation_level = "read_committed"  # Faust sets it for its own transactions only
-        return consumer
-
-    def seek(self, partition: TP, offset: int) -> None:
-        """Seek soon, in this thread: aiokafka's fetcher is not thread-safe, and the callers are in the application's.
-
-        Raises:
-            IllegalStateError: The partition is not assigned any more, or the thread has ended.
-        """
-        consumer = self._ensure_consumer()
-        if partition not in consumer.assignment():
-            raise IllegalStateError(f"{partition} is not assigned")
-        try:
-            self.thread_loop.call_soon_threadsafe(self._seek_if_assigned, consumer, partition, offset)
-        except RuntimeError as error:  # its loop is closed
-            raise IllegalStateError("the consumer's thread has ended") from error
-
-    def _seek_if_assigned(self, consumer: Any, partition: TP, offset: int) -> None:
-        if partition in consumer.assignment():  # else it was revoked meanwhile, and its chain is dropped
-            consumer.seek(partition, offset)
-
-    def set_fetch_wait(self, busy: bool) -> None:
-        """Let Kafka hold an empty fetch for `FETCH_WAIT_MS` if busy, else for `IDLE_FETCH_WAIT_MS`."""
-        fetcher: Any = self._ensure_consumer()._fetcher
-        fetcher._fetch_max_wait_ms = FETCH_WAIT_MS if busy else IDLE_FETCH_WAIT_MS
-
-    async def on_start(self) -> None:
-        await super().on_start()
-        coordinator: Any = self._ensure_consumer()._coordinator
-        coordinator._do_heartbeat = self._renewing_lease(coordinator._do_heartbeat)
-
-    def _renewing_lease(self, heartbeat: Callable[[], Awaitable[bool]]) -> Callable[[], Awaitable[bool]]:
-        lease: Lease = self.consumer.app.lease  # type: ignore[attr-defined]
-
-        async def renewing() -> bool:
-            sent = lease.clock()
-            answered = await heartbeat()
-            if answered:
-                lease.renew(sent)
-            return answered
-
-        return renewing
 
 
 class BatchConsumer(driver.Consumer):
@@ -438,6 +386,14 @@ class BatchConsumer(driver.Consumer):
             for tp, chain in chains.items():
                 chain.committed = offsets[tp]
         return committed
+
+    def verify_event_path(self, now: float, tp: TP) -> None:
+        """Leave out our topics: a batch that waits for a server is no stream that stopped, and is told as an outage.
+
+        Faust would log ten lines for each partition, several times a second. Chains take the place of what it checks.
+        """
+        if tp.topic not in self.app.batched_topics and tp.topic not in self.app.readers:
+            super().verify_event_path(now, tp)
 
     async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
         if tp.topic not in self.app.batched_topics:
