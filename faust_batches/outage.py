@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from aiokafka.errors import KafkaError
 
 from .errors import Unavailable
+from .producer import Undecided
 
 if TYPE_CHECKING:
     from .consumer import Batch
@@ -20,6 +21,8 @@ log = logging.getLogger(__name__)
 
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 2.0
+#: Pause before a batch of records is sent again that a broker did not acknowledge for a passing reason.
+UNDECIDED_PAUSE_SECONDS = 0.5
 #: Pause of `repeated` after an error.
 ERROR_PAUSE_SECONDS = 1.0
 
@@ -118,10 +121,18 @@ async def retrying_kafka(outage: Outage, batch: Batch, attempt: Callable[[], Awa
         PartitionLost: The batch is no longer ours.
     """
 
+    async def twice() -> T:
+        try:
+            return await attempt()
+        except Undecided:  # a leader moves, or a connection broke: that alone is no outage
+            await asyncio.sleep(UNDECIDED_PAUSE_SECONDS)
+            await batch.wait_for_lease()
+            return await attempt()
+
     async def translated() -> T:
         await batch.wait_for_lease()
         try:
-            return await attempt()
+            return await twice()
         except KafkaError as error:
             await batch.wait_for_lease()  # raises if the lease expired and the partition was lost: that is no outage
             raise Unavailable(outage.service, error) from error

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import logging
 import os
-import re
 import signal
 import sys
 import threading
@@ -18,6 +16,7 @@ from typing import Any, NoReturn
 import click
 from faust.cli.worker import worker as faust_worker
 
+from faust_batches.noise import Noise
 from shopflow import topics
 from shopflow.app import app, config, connect, connected_kafka, discover
 from shopflow.errors import Refused, Unavailable
@@ -38,10 +37,6 @@ _WATCH_SECONDS = 0.5
 #: The thresholds of Python's garbage collector, by generation.
 _GC_THRESHOLD = (100_000, 20, 100)
 _PROBE_SECONDS = 2.0
-#: The logger of Faust's actors.
-_ACTORS = "faust.agents.actor"
-#: Matches the log lines of aiokafka when it can't reach Kafka.
-_TROUBLE = re.compile("connect|heartbeat|timed? ?out", re.IGNORECASE)
 
 
 class worker(faust_worker):  # noqa: N801 - the class's name is the command's
@@ -64,6 +59,8 @@ class worker(faust_worker):  # noqa: N801 - the class's name is the command's
     def _serve(self, *args: Any, **kwargs: Any) -> int:
         """Check, start missing servers, run, stop the started servers. Returns the exit status."""
         discover()
+        from shopflow.bootstrap import parts  # it takes long; not for each command
+
         options = {**self.kwargs, **kwargs}
         port = options.get("web_port") or app.conf.web_port
         if options.get("with_web"):
@@ -76,7 +73,7 @@ class worker(faust_worker):  # noqa: N801 - the class's name is the command's
             connect(servers.start())
             run(_prepare(self.say))
             _collect_garbage_rarely()
-            with _Watch(servers, verbose=self.loglevel.lower() == "debug") as watch:
+            with _Watch(servers, lambda: parts.lags.answers, verbose=self.loglevel.lower() == "debug") as watch:
                 try:
                     super().__call__(*args, **kwargs)
                 except SystemExit as end:
@@ -96,52 +93,27 @@ async def _prepare(say: Callable[[str], None]) -> None:
     await ensure_topics(connected_kafka(), topics.SPECS)
 
 
-class KafkaNoise(logging.Filter):
-    """Hides aiokafka's log lines, several a second while Kafka is away. Keeps the last one about the connection."""
-
-    def __init__(self, *, verbose: bool) -> None:
-        super().__init__()
-        self._verbose = verbose
-        self._suspicion: str | None = None
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Keep a connection error as a suspicion. Log lines pass only with `-l debug`."""
-        if record.levelno >= logging.WARNING and _TROUBLE.search(message := record.getMessage()):
-            self._suspicion = message
-        return self._verbose
-
-    def suspicion(self) -> str | None:
-        """The last connection error since the last call; None if there was none."""
-        last, self._suspicion = self._suspicion, None
-        return last
-
-
-def is_news(record: logging.LogRecord) -> bool:
-    """False for the tracebacks that Faust logs when it cancels actors in a rebalance."""
-    return not any(isinstance(argument, asyncio.CancelledError) for argument in record.args or ())
-
-
 class _Watch:
     """A thread that watches a running worker from outside its event loop.
 
     It ends the worker if a server that was started for it dies, or if the worker does not stop in time. It logs when
     Kafka goes away and comes back.
+
+    Arguments:
+        answers: Returns False if Kafka did not answer the last request for the lag.
     """
 
-    def __init__(self, servers: Servers, *, verbose: bool) -> None:
+    def __init__(self, servers: Servers, answers: Callable[[], bool | None], *, verbose: bool) -> None:
         self.failed = False
+        self._answers = answers
         self._servers = servers
         self._over = threading.Event()
         self._stopping_since: float | None = None
-        self._noise = KafkaNoise(verbose=verbose)
+        self._noise = Noise(verbose=verbose)
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
     def __enter__(self) -> _Watch:
-        for name, logger in logging.Logger.manager.loggerDict.items():
-            # A logger's filter does not apply to its children.
-            if name.split(".")[0] == "aiokafka" and isinstance(logger, logging.Logger):
-                logger.addFilter(self._noise)
-        logging.getLogger(_ACTORS).addFilter(is_news)
+        self._noise.install()
         self._thread.start()
         return self
 
@@ -164,7 +136,7 @@ class _Watch:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def _check_kafka(self) -> None:
-        suspicion = self._noise.suspicion()
+        suspicion = self._noise.suspicion() or ("no answer" if self._answers() is False else None)
         if suspicion is None and app.kafka_outage.seconds is None:
             return
         if _kafka_answers():  # a lost connection does not mean that Kafka is away

@@ -23,6 +23,7 @@ from aiokafka.errors import (
     UnsupportedSaslMechanismError,
 )
 
+from faust_batches.noise import Noise
 from shopflow.errors import Refused, Unavailable
 
 from .security import Bootstrap, Security
@@ -38,15 +39,9 @@ _EXPLAIN_MILLISECONDS = 5_000
 
 
 def quiet() -> None:
-    """Silence aiokafka's log: important errors are raised, and it logs the same line several times a second."""
+    """Silence the client library in a command: all errors are raised."""
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
-    logging.getLogger("asyncio").addFilter(_is_news)
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    """False for the error of a connection that aiokafka has given up: what came of it is raised."""
-    error = record.exc_info[1] if record.exc_info else None
-    return not (isinstance(error, (OSError, KafkaError)) and "never retrieved" in record.getMessage())
+    logging.getLogger("asyncio").addFilter(Noise())
 
 
 @asynccontextmanager

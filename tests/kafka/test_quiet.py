@@ -26,11 +26,11 @@ def test_the_error_of_a_connection_that_was_given_up_is_no_news(
         gc.collect()
 
     logger = logging.getLogger("asyncio")
-    level = logging.getLogger("aiokafka").level
+    filters, level = logger.filters[:], logging.getLogger("aiokafka").level
     try:
         connection.quiet()
         asyncio.run(lost())
     finally:
-        logger.removeFilter(connection._is_news)
+        logger.filters = filters
         logging.getLogger("aiokafka").setLevel(level)
     assert any("never retrieved" in record.getMessage() for record in caplog.records) == printed

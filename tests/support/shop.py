@@ -357,11 +357,17 @@ class Shop:
         return process
 
     def start_worker(
-        self, *, port: int | None = None, program: Sequence[str] = FAUST, host: str = "127.0.0.1", **settings: Any
+        self,
+        *,
+        port: int | None = None,
+        program: Sequence[str] = FAUST,
+        host: str = "127.0.0.1",
+        level: str = "info",
+        **settings: Any,
     ) -> Worker:
         """Start a worker, which answers at `host`. With an earlier worker's port it has that worker's tables."""
         worker = Worker(
-            [*program, "worker", "-l", "info"],
+            [*program, "worker", "-l", level],
             {**self.environment, **_variables(settings)},
             self.folder,
             self._next_log("worker"),

@@ -1,0 +1,104 @@
+"""What the log of a worker says of an outage: one line when it begins, one when it is over, however long it lasts."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from tests.conftest import OpenShop
+from tests.support.shop import Shop, Worker, free_port, purchase, until
+
+from .crew import Server
+
+pytestmark = pytest.mark.servers
+
+#: Faust takes a stream for stuck after so long without an event; 300 by default. So an hour is over in some seconds.
+FAUSTS_PATIENCE_SECONDS = 1
+_OUTAGE_SECONDS = 8.0
+_BACK_SECONDS = 90.0
+
+
+class Own:
+    """A shop with a Kafka and a MongoDB of its own."""
+
+    def __init__(self, shop: Shop) -> None:
+        self.shop = shop
+        self.servers = {kind: Server(shop, kind) for kind in ("kafka", "mongodb")}
+        for variable in ("STREAM_PROCESSING_TIMEOUT", "BROKER_COMMIT_LIVELOCK_SOFT_TIMEOUT"):
+            shop.environment[variable] = str(FAUSTS_PATIENCE_SECONDS)
+
+
+@pytest.fixture(scope="module")
+def own(open_shop: OpenShop) -> Iterator[Own]:
+    """All tests here use it in turn; each has a worker of its own."""
+    kafka, mongodb = free_port(), free_port()
+    with open_shop(
+        kafka=f"127.0.0.1:{kafka}",
+        mongodb=f"mongodb://127.0.0.1:{mongodb}/?directConnection=true",
+        embedded_kafka_port=kafka,
+        embedded_mongodb_port=mongodb,
+    ) as shop:
+        yield Own(shop)
+
+
+@pytest.fixture
+def worker(own: Own) -> Iterator[Worker]:
+    """It has stored a purchase, and said nothing."""
+    started = own.shop.start_worker(level="warn").ready()
+    own.shop.sell(purchase())
+    own.shop.drain(_BACK_SECONDS)
+    yield started
+    started.kill()
+
+
+def told(worker: Worker, before: int) -> list[str]:
+    """What it wrote since then, but for the times; and what a signal prints."""
+    lines = [line for line in worker.output[before:].splitlines() if "-INT-" not in line and "\x1b" not in line]
+    return [line.rpartition("] ")[2] for line in lines]
+
+
+@pytest.mark.parametrize("kinds", [("mongodb",), ("kafka", "mongodb")], ids="-".join)
+def test_a_long_outage_is_two_lines(own: Own, worker: Worker, kinds: tuple[str, ...]) -> None:
+    """Of each server, though two hundred events wait and Faust takes each of their streams for stuck.
+
+    A worker that is stopped in an outage says no more than that.
+    """
+    names = [{"kafka": "Kafka", "mongodb": "MongoDB"}[kind] for kind in kinds]
+    away, back = [f"{name} is away; " for name in names], [f"{name} is back after " for name in names]
+    before = len(worker.output)
+
+    def says(*beginnings: str) -> bool:
+        """Are these all of its lines, in any order?"""
+        lines = told(worker, before)
+        assert len(lines) <= len(beginnings), f"{len(lines)} lines: {lines[:20]}"
+        return all(any(line.startswith(beginning) for line in lines) for beginning in beginnings)
+
+    def outage(stack: ExitStack) -> None:
+        own.shop.sell(*(purchase() for _ in range(200)))
+        for kind in kinds:
+            stack.enter_context(own.servers[kind].frozen())
+
+    with ExitStack() as stack:
+        outage(stack)
+        until(lambda: says(*away), "the outage is told", 60)
+        deadline = time.monotonic() + _OUTAGE_SECONDS
+        while time.monotonic() < deadline:  # more than one batch of each partition waits, so some is not even fetched
+            assert says(*away)
+            if "kafka" not in kinds:
+                own.shop.sell(*(purchase() for _ in range(20)))
+            time.sleep(0.5)
+    until(lambda: says(*away, *back), "the end of the outage is told", 60)
+    own.shop.drain(_BACK_SECONDS)
+    assert says(*away, *back)
+    before = len(worker.output)
+    with ExitStack() as stack:
+        outage(stack)
+        until(lambda: says(*away), "the next outage is told", 60)
+        worker.send(signal.SIGINT)
+        status = worker.wait(60)
+        unstopped = "not stopped within 5 s; ended. The next worker gets unfinished batches again."
+        assert (status, says(*away)) == (0, True) if status == 0 else says(*away, f"Error: {unstopped}")
