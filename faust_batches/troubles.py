@@ -57,14 +57,14 @@ class Troubles:
             log.log(logging.ERROR if stops else logging.WARNING, "%s", text)
 
     def end(self, kind: str, subject: str) -> None:
-        """Record that a trouble is over, and log it. Nothing if there is none."""
+        """Record that a trouble is over, and log it. Does nothing if there is none."""
         with self._lock:
             over = self._found.pop((kind, subject), None)
         if over is not None:
             log.warning("It is over after %.0f s: %s", time.time() - over.since, over.text)
 
     def end_others(self, kind: str, found: Collection[str]) -> None:
-        """Record that the troubles of this kind are over, but for those with the subjects that a check found now."""
+        """End the troubles of this kind, except those of the subjects that a check has just found."""
         for trouble in self.present:
             if trouble.kind == kind and trouble.subject not in found:
                 self.end(kind, trouble.subject)

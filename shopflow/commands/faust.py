@@ -179,7 +179,7 @@ class send(_Discovering, faust_send):  # noqa: N801
             if isinstance(error.__cause__, MessageSizeTooLargeError):
                 raise Refused("VALUE: is larger than the topic takes") from error
             if isinstance(error.__cause__, UnknownError) and key is None:
-                raise Refused(f"--key: is missing, which {topic} does not take if it is compacted") from error
+                raise Refused(f"--key: is missing; if {topic} is compacted, each of its records needs one") from error
             raise
 
 
@@ -191,7 +191,7 @@ def _topic_of(entity: str) -> str:
     """
     if not entity.startswith("@"):
         if not _TOPIC.fullmatch(entity):
-            raise Refused(f"ENTITY: {entity!r} is no name of a topic, nor @ and that of an agent")
+            raise Refused(f"ENTITY: {entity!r} is no name of a topic; the name of an agent begins with @")
         return entity
     known = {f"@{name.rpartition('.')[2]}": agent for name, agent in app.agents.items()}
     known |= {f"@{name.removeprefix('shopflow.')}": agent for name, agent in app.agents.items()}

@@ -120,7 +120,7 @@ async def _each(
     lines: Callable[[Document], Iterable[str]],
     what: str,
 ) -> AsyncIterator[str]:
-    """With `public`, a JSON array of its results. Otherwise the lines of each document, or one that there is none."""
+    """With `public`, a JSON array of its results. Otherwise the lines of each document, or a line if there is none."""
     array, found = _Array(), False
     async for document in documents:
         found = True

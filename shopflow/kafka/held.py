@@ -1,4 +1,4 @@
-"""What holds up the readers of committed records: the open transaction of a producer, whose, and since when.
+"""Open transactions that hold up readers of committed records: of which producer, and since when.
 
 Kafka gives such readers no record at or after the last stable offset, which is where the oldest open transaction of the
 partition begins.
@@ -66,8 +66,8 @@ Describe = Callable[[Collection[Partition]], Awaitable[Mapping[Partition, Produc
 class HeldUp:
     """Finds the partitions that the same transaction has held up for `PATIENCE_SECONDS`.
 
-    That is measured from look to look, so the brokers' clocks don't matter. As long as the last stable offset stays the
-    same and records are behind it, the same transaction is open.
+    The time is measured from look to look, so the brokers' clocks don't matter. As long as the last stable offset stays
+    the same and records are behind it, the same transaction is open.
 
     Arguments:
         describe: Returns the producers whose transactions are the oldest in these partitions.

@@ -40,7 +40,7 @@ class Announcements:
     """Vouchers or alerts: converts documents to events and back.
 
     Attributes:
-        collection: Of the documents.
+        collection: The collection of the documents.
 
     Arguments:
         shape: The fields that every event has, its id first. A time here is a time in the document.
@@ -73,7 +73,7 @@ class Published:
     """The announcements that a topic has. If one was published twice, the first event counts.
 
     Attributes:
-        ids: Of all announcements read so far.
+        ids: The ids of all announcements read so far.
         repeats: How many events repeated one of these ids.
     """
 

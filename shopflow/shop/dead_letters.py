@@ -46,7 +46,7 @@ class DeadLetters:
     """Publishes records that can't be accepted, each once.
 
     Arguments:
-        topic: Of the dead letters. A record of partition N goes to partition N modulo `partitions`.
+        topic: The topic of the dead letters. A record of partition N goes to partition N modulo `partitions`.
         partitions: How many partitions that topic has.
         send: `App.send_record`.
         read_since: Reads a partition's records since a time. Without it, a redelivery publishes dead letters again.

@@ -107,7 +107,7 @@ class Limit:
             log.error(
                 "%s is stopped: %d of the last %d records can't be accepted, more than dead_letters.max_share allows "
                 "(%g of %d); most often: %s. Nothing more of this topic is committed or dead-lettered. Remove the "
-                "cause and restart the worker; or restart it with dead_letters.max_share 1 to let them go.",
+                "cause and restart the worker; or restart it with dead_letters.max_share 1 to dead-letter them.",
                 *(tp.topic, share.failures, share.records, self._max_share, self._window, share.reason),
             )
         while True:

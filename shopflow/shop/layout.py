@@ -11,7 +11,7 @@ class Layout:
 
     Arguments:
         retries: The topic of the marks, one for each retried dead letter.
-        changelog, sales_changelog: Of the tables `purchase_counts` and `product_sales`.
+        changelog, sales_changelog: The changelogs of the tables `purchase_counts` and `product_sales`.
         partitions: How many each of the topics has.
     """
 

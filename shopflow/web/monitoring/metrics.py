@@ -59,11 +59,13 @@ class Metrics:
             "shopflow_batch_records", "Records of a batch that was finished.", "topic", buckets=_RECORDS
         )
         self.batch_seconds = histogram(
-            "shopflow_batch_duration_seconds", "A batch from its beginning to its end: stored and counted.", "topic"
+            "shopflow_batch_duration_seconds",
+            "Time from the start of a batch until it is finished: stored and counted.",
+            "topic",
         )
         self.batch_failures = counter(
             "shopflow_batch_failures",
-            "Tries of a batch that an error of the program ended; it is tried again.",
+            "Attempts to handle a batch that failed by an error of the program; each is repeated.",
             "topic",
         )
         self.write_seconds = histogram(
@@ -71,15 +73,15 @@ class Metrics:
         )
         self.documents = counter(
             "shopflow_documents",
-            "Documents made of events, by what became of them; a batch that comes again is counted again.",
+            "Documents of events, by outcome; a redelivered batch is counted again.",
             *("collection", "outcome"),
         )
         self.dead_letters = counter(
-            "shopflow_dead_letters", "Records that could not be accepted, by their topic and why.", "topic", "reason"
+            "shopflow_dead_letters", "Rejected records, by topic and reason.", "topic", "reason"
         )
         self.rebalance_seconds = histogram(
             "shopflow_rebalance_duration_seconds",
-            "From when partitions begin to change hands until the work goes on.",
+            "Time from the revocation of partitions until the work goes on.",
             buckets=_LONG_SECONDS,
         )
         self.recovery_seconds = histogram(
@@ -88,7 +90,7 @@ class Metrics:
             buckets=_LONG_SECONDS,
         )
         self.loop_delay_seconds = histogram(
-            "shopflow_event_loop_delay_seconds", "How late the event loop is for what is due, looked at every second."
+            "shopflow_event_loop_delay_seconds", "How late the event loop runs what is due, measured every second."
         )
         self.http_seconds = histogram(
             "shopflow_http_request_duration_seconds", "HTTP requests, until the answer begins.", "view"
@@ -182,16 +184,16 @@ class _Reading(Collector):
             "shopflow_consumer_lag_records", "Records of an owned partition that are not committed yet.", labels=labels
         )
         committed = GaugeMetricFamily(
-            "shopflow_committed_offset", "What the group has committed in an owned partition.", labels=labels
+            "shopflow_committed_offset", "The group's committed offset in an owned partition.", labels=labels
         )
         end = GaugeMetricFamily(
             "shopflow_end_offset",
-            "Where an owned partition ends for readers of committed records: the last stable offset.",
+            "The last stable offset of an owned partition: readers of committed records stop there.",
             labels=labels,
         )
         high = GaugeMetricFamily(
             "shopflow_high_watermark_offset",
-            "Where an owned partition ends; more than the end offset while a transaction is open.",
+            "The high watermark of an owned partition; more than the end offset while a transaction is open.",
             labels=labels,
         )
         assigned = Counts(dict.fromkeys(self._app.batched_topics, 0))
@@ -207,7 +209,7 @@ class _Reading(Collector):
         for topic, count in sorted(assigned.items()):
             owned.add_metric([topic], count)
         age = GaugeMetricFamily(
-            "shopflow_offsets_age_seconds", "How old the lag and the offsets are; they are asked every few seconds."
+            "shopflow_offsets_age_seconds", "The age of the lag and the offsets, which are read every few seconds."
         )
         if lags.age is not None:
             age.add_metric([], lags.age)
@@ -238,12 +240,12 @@ class _Reading(Collector):
         )
         stopped = GaugeMetricFamily(
             "shopflow_topic_stopped",
-            "1 when a topic is held up since too many of its records can't be accepted.",
+            "1 when a topic is stopped because too many of its records were rejected.",
             labels=["topic"],
         )
         trouble = GaugeMetricFamily(
             "shopflow_trouble_seconds",
-            "How long something has been wrong that a person must know or mend; absent when nothing is.",
+            "How long a trouble has lasted; absent without one.",
             labels=["kind", "subject", "stops"],
         )
         for found in self._app.troubles.present:
@@ -269,8 +271,8 @@ class _Reading(Collector):
             CounterMetricFamily(
                 "shopflow_faust_assignments_failed", "Assignments that failed.", monitor.assignments_failed
             ),
-            _mean("shopflow_faust_event_seconds", "Faust's last events, on average.", monitor.events_runtime),
-            _mean("shopflow_faust_commit_seconds", "Faust's last commits, on average.", monitor.commit_latency),
+            _mean("shopflow_faust_event_seconds", "The average time of Faust's last events.", monitor.events_runtime),
+            _mean("shopflow_faust_commit_seconds", "The average time of Faust's last commits.", monitor.commit_latency),
         )
 
 
