@@ -42,13 +42,14 @@ _GATHER_SECONDS = 1.0
 class Batch:
     """A run of records of one partition: all records from offset `start` up to, not including, `end`."""
 
-    __slots__ = ("_consumer", "_gathers_until", "end", "epoch", "generation", "records", "start", "tp")
+    __slots__ = ("_consumer", "_gathers_until", "end", "epoch", "generation", "records", "removed", "start", "tp")
 
     def __init__(self, consumer: BatchConsumer, records: list[Any], tp: TP, start: int, epoch: int) -> None:
         self._consumer = consumer
         self.records = records  #: aiokafka's `ConsumerRecord`s, in order: `key`, `value`, `offset`, `timestamp` (ms)
         self.tp = tp
         self.start = start
+        self.removed = 0  #: so many offsets from `start` on Kafka removed before they were read
         self.end: int = records[-1].offset + 1
         self.generation = consumer.app.consumer_generation_id
         self.epoch = epoch
@@ -57,6 +58,7 @@ class Batch:
     def gather(self, batch: Batch, limit: int) -> bool:
         """Append the following batch while this one waits for its actor, up to `limit` records. True if appended."""
         fits = len(self.records) + len(batch.records) <= limit and time.monotonic() < self._gathers_until
+        fits = fits and not batch.removed
         mine, its = (self.end, self.epoch, self.generation), (batch.start, batch.epoch, batch.generation)
         if not fits or mine != its:
             return False
@@ -265,8 +267,8 @@ class BatchConsumer(driver.Consumer):
         if cursor is None:
             return  # fetched before the first seek, which fetches it again
         start = cursor.next
-        if not cursor.admits(run[0].offset):
-            self._fetch_again(tp, start)
+        removed = await self._admitted(tp, cursor, run[0].offset)
+        if removed is None:
             return
         if reader is not None:
             try:
@@ -280,10 +282,37 @@ class BatchConsumer(driver.Consumer):
             yield self._to_message(tp, run[-1])
             return
         batch = Batch(self, run, tp, start, self._epochs.setdefault(tp, 0))
+        batch.removed = removed
         gathering = self._gathering.get(tp)
         if gathering is None or not gathering.gather(batch, self.app.conf.broker_max_poll_records):
             self._gathering[tp] = batch
             yield self._batch_message(batch)
+
+    async def _admitted(self, tp: TP, cursor: Cursor, first: int) -> int | None:
+        """The number of offsets before this run that Kafka has removed unread; None: the run may not pass.
+
+        Other gaps before a run are the ends of transactions, or records that compaction replaced by newer ones.
+        """
+        start = cursor.next
+        if not cursor.admits(first):
+            self._fetch_again(tp, start)
+            return None
+        if first == start or tp.topic not in self.app.batched_topics:
+            return 0
+        try:
+            (earliest,) = (await self.earliest_offsets(tp)).values()
+        except KafkaError:
+            self._fetch_again(tp, start)
+            return None
+        if self._cursors.get(tp) is not cursor:  # a seek meanwhile
+            return None
+        removed: int = min(earliest, first) - start
+        if removed > 0:
+            self.log.error(
+                "%s[%d]: Kafka removed the records at offsets %d to %d before a worker read them; they are lost",
+                tp.topic, tp.partition, start, start + removed - 1,
+            )  # fmt: skip
+        return max(0, removed)
 
     def freeze(self, batch: Batch) -> None:
         """Add no more records to this batch."""

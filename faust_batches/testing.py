@@ -44,6 +44,7 @@ class FakeBatch:
     lost: bool = False
     early: bool = False
     finished: bool = False
+    removed: int = 0
     kafka_outage: Outage = field(default_factory=lambda: Outage("Kafka"))
 
     @property

@@ -95,6 +95,8 @@ class PartitionTotals(faust.Record, serializer="json"):
     """The sums over one partition of the purchases, up to and including `offset`.
 
     Every record of the topic counts in `purchases`, `duplicates` (a purchase that was sent again) or `rejected`.
+    Two kinds of records do not: those before `first`, the offset at which counting began, and those that Kafka removed
+    before a worker read them; `unread` is the number of their offsets.
     `settled` is the last offset of the batch that these totals were written with. It is before `offset` while a batch
     is redelivered in smaller ones: the totals are then ahead of the customers' rows in the changelog.
     """
@@ -105,6 +107,8 @@ class PartitionTotals(faust.Record, serializer="json"):
     spent: int = 0  # grosze
     duplicates: int = 0
     rejected: int = 0
+    first: int = 0
+    unread: int = 0
     offset: int = -1
     settled: int = -1
     era: int = 0

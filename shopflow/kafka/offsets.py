@@ -36,12 +36,12 @@ class Lag:
 
     records: int  #: from the topic's start to its end
     waiting: int  #: from the committed offset to the end; a partition with no record in between counts 0
-    held: Mapping[int, Span] = field(default_factory=dict, compare=False)  #: the partitions with an open transaction
+    spans: Mapping[int, Span] = field(default_factory=dict, compare=False)  #: by partition
 
     @property
     def all_waiting(self) -> int:
         """The lag with the offsets that an open transaction holds up."""
-        return self.waiting + sum(span.held for span in self.held.values())
+        return self.waiting + sum(span.held for span in self.spans.values())
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ async def lags(bootstrap: Bootstrap, group: str, topics: Iterable[str]) -> dict[
         topic: Lag(
             records=sum(span.end - span.start for span in partitions.values()),
             waiting=sum(span.end - span.done for number, span in partitions.items() if (topic, number) in waiting),
-            held={number: span for number, span in partitions.items() if span.held},
+            spans=partitions,
         )
         for topic, partitions in found.items()
     }

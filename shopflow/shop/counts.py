@@ -86,23 +86,25 @@ def advance(
     get: Callable[[bytes], bytes | None],
     accepted: Iterable[Counted],
     *,
+    start: int = 0,
     end: int,
+    removed: int = 0,
     duplicates: Iterable[int] = (),
     rejected: Iterable[int] = (),
 ) -> Changes[PurchaseCount]:
-    """Compute the counts after the partition's next batch, which ends before offset `end`.
+    """Compute the counts after the partition's next batch: the records from `start` up to, not including, `end`.
 
     Customers and totals are each compared by their own offset, because a crash can leave one ahead of the other.
 
     Arguments:
         get: Reads a value of the partition.
         accepted: The stored purchases without duplicates, by offset.
-        end: The offset after the batch's last record.
+        removed: So many offsets at the batch's start were removed by Kafka before they were read.
         duplicates: Offsets of purchases that their producer had sent before.
         rejected: Offsets of records that went to the dead letters.
     """
     known = get(TOTALS_KEY)
-    totals = decode_totals(known) if known else Totals()
+    totals = decode_totals(known) if known else Totals(first=start)
     counts: dict[str, PurchaseCount] = {}
     seen = totals.offset
     customers_new = purchases_new = items_new = spent_new = 0
@@ -132,6 +134,7 @@ def advance(
     totals.spent += spent_new
     totals.duplicates += sum(offset > seen for offset in duplicates)
     totals.rejected += sum(offset > seen for offset in rejected)
+    totals.unread += max(0, start + removed - max(start, seen + 1))
     totals.offset = max(seen, end - 1)
     totals.settled = end - 1
     return Changes(counts, totals)

@@ -107,7 +107,10 @@ class Purchases:
             rejected = [record.offset for record, _ in decoded.rejected]
             batch.check_owned()  # another worker may own the table by now
             get = self.counts.reader(batch.tp.partition)
-            changes = advance(get, purchases, end=batch.end, duplicates=repeated, rejected=rejected)
+            changes = advance(
+                get, purchases,
+                start=batch.start, end=batch.end, removed=batch.removed, duplicates=repeated, rejected=rejected,
+            )  # fmt: skip
             await self.counts.write(batch, changes.rows())  # 3, 4
             for follow in self.followers:
                 await follow(batch, CountedBatch(fresh, repeated, rejected, changes))  # 5

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from aiokafka.errors import IllegalStateError, KafkaConnectionError
+from aiokafka.errors import IllegalStateError, KafkaConnectionError, KafkaError
 from faust.types import TP
 from intervaltree import IntervalTree
 from mode.utils.queues import ThrowableQueue
@@ -77,6 +77,13 @@ class Consumer(BatchConsumer):
             seek=lambda tp, offset: self.seeks.append((tp, offset)), set_fetch_wait=self.busy.append
         )
         self.perform_seeks = 0
+        #: The first offset that Kafka still has; an error if it does not answer.
+        self.earliest: int | KafkaError = 0
+
+    async def earliest_offsets(self, *partitions: TP) -> Mapping[TP, int]:
+        if isinstance(self.earliest, KafkaError):
+            raise self.earliest
+        return dict.fromkeys(partitions, self.earliest)
 
     def begin(self, tp: TP, offset: int) -> None:
         """Set the state after a seek to this offset."""
@@ -149,6 +156,41 @@ def test_a_batch_begins_where_the_last_one_ended_also_behind_a_hole(consumer: Co
     assert consumer.seeks == [(RECORDS, 5)]
     (batch,) = batches(consumer, (7, 9))
     assert (batch.start, batch.end) == (5, 9)
+
+
+@pytest.mark.parametrize(("earliest", "removed"), [(0, 0), (5, 0), (6, 1), (7, 2), (8, 2)])
+def test_a_batch_knows_what_kafka_removed_before_it_was_read(
+    consumer: Consumer, earliest: int, removed: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Offsets 5 and 6 are missing: ends of transactions, unless the log begins behind them."""
+    consumer.begin(RECORDS, 5)
+    consumer.earliest = earliest
+    assert batches(consumer, (7, 9)) == []
+    (batch,) = batches(consumer, (7, 9))
+    assert (batch.start, batch.end, batch.removed) == (5, 9, removed)
+    told = f"Kafka removed the records at offsets 5 to {4 + removed} before a worker read them; they are lost"
+    assert (told in caplog.text) == bool(removed)
+
+
+def test_a_gap_is_asked_about_until_kafka_answers(consumer: Consumer) -> None:
+    """Nothing is taken for removed or for kept while Kafka does not say."""
+    consumer.begin(RECORDS, 5)
+    consumer.earliest = KafkaError()
+    assert [batches(consumer, (7, 9)) for _ in range(2)] == [[], []]
+    consumer.earliest = 7
+    assert batches(consumer, (7, 9)) == []
+    (batch,) = batches(consumer, (7, 9))
+    assert batch.removed == 2
+
+
+def test_a_batch_behind_removed_records_is_not_appended_to_another(consumer: Consumer) -> None:
+    """Its start is the only place that says what was removed."""
+    consumer.begin(RECORDS, 5)
+    assert len(messages(consumer, {RECORDS: run_of(5, 9)})) == 1
+    consumer.earliest = 11
+    assert messages(consumer, {RECORDS: run_of(11, 12)}) == []
+    (later,) = messages(consumer, {RECORDS: run_of(11, 12)})
+    assert (later.value.start, later.value.removed) == (9, 2)
 
 
 def test_runs_are_appended_to_a_batch_that_waits_for_its_actor(consumer: Consumer) -> None:

@@ -12,8 +12,8 @@ import pytest
 from faust_batches import Outage
 from shopflow.commands import lines as listing
 from shopflow.errors import Unavailable
-from shopflow.kafka import held
-from shopflow.kafka.offsets import Lag, Span
+from shopflow.kafka import held, offsets
+from shopflow.kafka.offsets import Span
 from shopflow.operations.verify import sales as sales_check
 from shopflow.operations.verify import totals as verification
 from shopflow.operations.verify.report import Check, FirstTen, Report
@@ -32,6 +32,13 @@ from tests.support.fakes import FakeRecord, FakeTopics, layout, numbered
 from tests.support.stores import ByHand, ObservedStore
 
 LAYOUT = layout(1)
+
+
+def Lag(records: int, waiting: int, spans: dict[int, Span] | None = None) -> offsets.Lag:  # noqa: N802
+    """A topic of one partition."""
+    return offsets.Lag(records, waiting, spans or {0: Span(0, records - waiting, records)})
+
+
 NOTHING = Lag(0, 0)
 
 
@@ -39,7 +46,7 @@ class Kafka:
     """What `verify` reads of Kafka."""
 
     def __init__(self) -> None:
-        self.lags_seen: Iterator[dict[str, Lag]] | None = None
+        self.lags_seen: Iterator[dict[str, offsets.Lag]] | None = None
         self.lag = dict.fromkeys(("products", "customers", "purchases", "dead-letters"), NOTHING)
         self.changelog: list[FakeRecord] = []
         self.sales: list[FakeRecord] = []
@@ -48,7 +55,7 @@ class Kafka:
         self.markers = 0
         self.held = 0  # offsets of the changelog behind an open transaction
 
-    async def lags(self, bootstrap: str, group: str, topics: Any) -> dict[str, Lag]:
+    async def lags(self, bootstrap: str, group: str, topics: Any) -> dict[str, offsets.Lag]:
         return next(self.lags_seen) if self.lags_seen else dict(self.lag)
 
     def partitions(self, topic: str) -> list[list[FakeRecord]]:
@@ -393,7 +400,7 @@ def test_what_waits_for_good_is_given_up_soon(shop: VerifiedShop) -> None:
     shop.sell("anna")
     looks = 0
 
-    def stuck() -> Iterator[dict[str, Lag]]:
+    def stuck() -> Iterator[dict[str, offsets.Lag]]:
         nonlocal looks
         while True:
             looks += 1

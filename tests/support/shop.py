@@ -24,7 +24,7 @@ from urllib.parse import quote
 
 import pymongo
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from shopflow.servers.servers import Addresses
@@ -478,6 +478,10 @@ class Shop:
         """Send purchases with a transactional producer, and commit or abort."""
         _run(self._sell_in_transaction(events, commit))
 
+    def remove(self, kind: str, partition: int, before: int) -> None:
+        """Remove the records before this offset, as retention does."""
+        _run(self._remove(TopicPartition(self.topic(kind), partition), before))
+
     def create_topic(self, kind: str, partitions: int, **configs: str) -> None:
         """Create a topic as another program would. In names of configs, `_` stands for `.`."""
         wanted = {name.replace("_", "."): value for name, value in configs.items()}
@@ -512,6 +516,10 @@ class Shop:
     def describe_topics(self) -> dict[str, tuple[int, dict[str, str]]]:
         """The number of partitions and the configs of each topic of the shop."""
         return _run(self._describe_topics())
+
+    async def _remove(self, tp: TopicPartition, before: int) -> None:
+        async with self._admin() as admin:
+            await admin.delete_records({tp: RecordsToDelete(before)})
 
     async def _send(self, topic: str, records: Sequence[Record]) -> list[Origin]:
         async with AIOKafkaProducer(

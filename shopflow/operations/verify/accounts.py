@@ -1,0 +1,128 @@
+"""Compares the records of the purchases with the counts, also if Kafka has removed records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from shopflow.kafka import reading
+from shopflow.kafka.offsets import Span
+from shopflow.kafka.security import Bootstrap
+from shopflow.models import PartitionTotals
+
+from .report import Check, FirstTen
+from .tables import Tables
+
+
+@dataclass(frozen=True)
+class Account:
+    """A partition of the purchases: its records in Kafka, and how many its totals count.
+
+    Arguments:
+        before: Records from before the offset at which counting began.
+        counted: Records from there up to the totals' offset.
+        after: Records behind the totals' offset.
+    """
+
+    span: Span
+    totals: PartitionTotals
+    before: int
+    counted: int
+    after: int
+
+    @property
+    def records(self) -> int:
+        return self.before + self.counted + self.after
+
+    @property
+    def accounted(self) -> int:
+        return self.totals.purchases + self.totals.duplicates + self.totals.rejected
+
+    @property
+    def removed(self) -> int:
+        """How many of the counted offsets Kafka has removed."""
+        return max(0, min(self.span.start, self.totals.offset + 1) - self.totals.first)
+
+    @property
+    def unread(self) -> int:
+        """How many offsets Kafka removed before a worker read them; of a partition that was never counted none."""
+        waiting = self.span.start - (self.totals.offset + 1)
+        return self.totals.unread + (max(0, waiting) if self.totals.offset >= 0 else 0)
+
+    @property
+    def removed_records(self) -> int:
+        """How many records must have been before the first one that Kafka still has, if all were counted."""
+        return self.accounted - self.counted
+
+    @property
+    def untold(self) -> int:
+        """Removed offsets that were no counted record: ends of transactions, or records that nobody counted."""
+        return self.removed - self.totals.unread - self.removed_records
+
+
+async def compare_accounts(
+    bootstrap: Bootstrap, topic: str, spans: Mapping[int, Span], tables: Tables
+) -> tuple[int, Check]:
+    """Check that each record is counted, repeated or rejected. Returns the number of records in Kafka and the check.
+
+    Of records that Kafka has removed only the counts are left. Those that were removed after they were counted are
+    old; those removed before that are lost. The totals have the number of these.
+
+    Raises:
+        Unavailable: Kafka does not answer.
+    """
+    found = {number: await _account(bootstrap, topic, number, span, tables) for number, span in sorted(spans.items())}
+    sent = sum(account.records for account in found.values())
+    return sent, _check(found, sent, tables.sums())
+
+
+async def _account(bootstrap: Bootstrap, topic: str, partition: int, span: Span, tables: Tables) -> Account:
+    totals = tables.totals(partition)
+    accounted = totals.purchases + totals.duplicates + totals.rejected
+    if accounted == span.end - totals.first and span.start <= span.end and totals.offset + 1 == span.end:
+        first = max(0, min(span.end, totals.first) - span.start)  # each offset is a counted record
+        return Account(span, totals, first, span.end - span.start - first, 0)
+    before = counted = after = 0  # some offsets may be no records, so count the records
+    async with reading.runs(bootstrap, topic, partition, values=False) as runs:
+        async for run in runs:
+            for record in run:
+                before += record.offset < totals.first
+                after += record.offset > totals.offset
+            counted += len(run)
+    return Account(span, totals, before, counted - before - after, after)
+
+
+def _check(found: Mapping[int, Account], sent: int, sums: Mapping[str, int]) -> Check:
+    name = "purchases in Kafka and tables"
+    accounted = sum(account.accounted for account in found.values())
+    parts = f"{sums['purchases']} counted + {sums['duplicates']} repeated + {sums['rejected']} rejected"
+    if not any(account.removed or account.unread for account in found.values()):
+        return Check(name, sent == accounted, f"{sent} sent = {parts}")
+    wrong, begins = FirstTen(), FirstTen()
+    for number, account in found.items():
+        if fault := _fault(account):
+            wrong.add(f"partition {number}: {fault}")
+        if account.removed:
+            begins.add(f"{account.span.start} of partition {number}")
+    if wrong.count:
+        return Check(name, False, f"{wrong.differ()}. {sent} in Kafka, {parts}")
+    detail = f"{accounted} = {parts}; {sent} of them are in Kafka, from offset {begins.listed(', ')} on"
+    if untold := sum(account.untold for account in found.values()):
+        detail += (
+            f". Before that, {untold} removed offsets were ends of transactions, or records that nobody counted: "
+            "that can't be told any more"
+        )
+    return Check(name, True, detail)
+
+
+def _fault(account: Account) -> str:
+    """What is certainly wrong; empty if nothing is."""
+    if account.unread:
+        return f"Kafka removed {account.unread} offsets before a worker read them"
+    if account.before or account.after:
+        return f"{account.before + account.after} events in Kafka are not counted"
+    if account.untold < 0:
+        return f"{-account.untold} more are counted than were sent"
+    if account.removed_records < 0:
+        return f"{-account.removed_records} events in Kafka are not counted"
+    return ""

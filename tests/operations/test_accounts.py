@@ -1,0 +1,93 @@
+"""The check of `verify` that compares records with counts: age, loss, and what can't be told apart any more."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shopflow.kafka.offsets import Span
+from shopflow.operations.verify.accounts import compare_accounts
+from shopflow.operations.verify.report import Check
+from shopflow.operations.verify.tables import Tables
+from shopflow.shop.counts import advance
+from tests.support.fakes import FakeRecord, FakeTopics
+
+#: What is at an offset: a purchase, one that was sent before, one that was rejected, or the end of a transaction.
+COUNTED, REPEATED, REJECTED, NONE = "counted", "repeated", "rejected", "none"
+
+
+def checked(
+    monkeypatch: pytest.MonkeyPatch, log: list[str], *, start: int = 0, counted_to: int | None = None, unread: int = 0
+) -> tuple[int, Check]:
+    """Check a partition.
+
+    Arguments:
+        log: What is at each offset.
+        start: The first offset that Kafka still has.
+        counted_to: The end of the last batch.
+        unread: So many offsets at the start of the last batch were removed before they were read.
+    """
+    end = len(log) if counted_to is None else counted_to
+    at = {kind: [offset for offset in range(unread, end) if log[offset] == kind] for kind in log}
+    rows = advance(
+        {}.get,
+        [(offset, "anna", 1, 1) for offset in at.get(COUNTED, ())],
+        end=end,
+        removed=unread,
+        duplicates=at.get(REPEATED, ()),
+        rejected=at.get(REJECTED, ()),
+    ).rows()
+    tables = Tables(1)
+    if end:
+        tables.take(0, [FakeRecord(*row) for row in rows])
+    records = [FakeRecord(b"anna", b"", offset) for offset in range(start, len(log)) if log[offset] != NONE]
+    FakeTopics(monkeypatch, lambda topic: [records])
+    bootstrap: Any = "kafka:1"
+    spans = {0: Span(start, end, len(log))}
+    return asyncio.run(compare_accounts(bootstrap, "purchases", spans, tables))
+
+
+@given(log=st.lists(st.sampled_from([COUNTED, REPEATED, REJECTED, NONE]), min_size=1, max_size=12), data=st.data())
+def test_what_is_only_old_agrees_and_what_is_missing_does_not(log: list[str], data: st.DataObject) -> None:
+    """For every log, from every offset on."""
+    start = data.draw(st.integers(0, len(log)))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        sent, check = checked(monkeypatch, log, start=start)
+        assert check.good, check.detail
+        assert sent == sum(kind != NONE for kind in log[start:])
+        assert ("nobody counted" in check.detail) == (NONE in log[:start])
+        if start:
+            assert f"from offset {start} of partition 0 on" in check.detail
+        _, check = checked(monkeypatch, [*log, COUNTED], start=start, counted_to=len(log))
+        assert not check.good, check.detail
+        lost = data.draw(st.integers(1, len(log)))
+        _, check = checked(monkeypatch, log, start=max(start, lost), unread=lost)
+        assert not check.good, check.detail
+        assert f"partition 0: Kafka removed {lost} offsets before a worker read them" in check.detail
+
+
+def test_what_was_removed_while_no_worker_runs_is_told_before_one_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The counts end before the first record that Kafka still has."""
+    _, check = checked(monkeypatch, [COUNTED] * 9, start=7, counted_to=4)
+    assert (check.good, "Kafka removed 3 offsets before a worker read them" in check.detail) == (False, True)
+
+
+def test_a_log_that_began_before_the_shop_is_no_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No worker has counted anything yet."""
+    _, check = checked(monkeypatch, [COUNTED] * 9, start=9, counted_to=0)
+    assert check.good, check.detail
+
+
+def test_counts_without_records_are_found_behind_removed_ones_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More was counted than can have been sent."""
+    tables = Tables(1)
+    rows = advance({}.get, [(offset, "anna", 1, 1) for offset in range(9)], end=5).rows()
+    tables.take(0, [FakeRecord(*row) for row in rows])
+    FakeTopics(monkeypatch, lambda topic: [[FakeRecord(b"anna", b"", offset) for offset in range(3, 5)]])
+    bootstrap: Any = "kafka:1"
+    _, check = asyncio.run(compare_accounts(bootstrap, "purchases", {0: Span(3, 5, 5)}, tables))
+    assert (check.good, "4 more are counted than were sent" in check.detail) == (False, True)

@@ -1,0 +1,77 @@
+"""`verify` on a shop whose old purchases Kafka has removed: it tells age from loss."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from tests.conftest import OpenShop
+from tests.support.shop import Outcome, Shop, Worker, purchase, until
+
+pytestmark = pytest.mark.servers
+
+CHECK = "purchases in Kafka and tables"
+
+
+@pytest.fixture(scope="module")
+def shop(open_shop: OpenShop) -> Iterator[Shop]:
+    """A shop whose purchases are kept for a day."""
+    with open_shop(topics_retention_hours=24) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def worker(shop: Shop) -> Worker:
+    """Has counted ten purchases of one customer, three of them in a transaction."""
+    worker = shop.start_worker().ready()
+    shop.sell(*(purchase("anna") for _ in range(7)))
+    shop.sell_in_transaction(*(purchase("anna") for _ in range(3)), commit=True)
+    until(lambda: worker.count("anna")[1].get("purchases") == 10, "all are counted")
+    return worker
+
+
+def said(outcome: Outcome) -> str:
+    """What the check of the purchases says."""
+    (line,) = [line for line in outcome.stdout.splitlines() if CHECK in line]
+    return line
+
+
+def test_purchases_that_are_old_are_no_loss(shop: Shop, worker: Worker) -> None:
+    """`verify` agrees, says from where on it can judge, and still finds what is missing in MongoDB."""
+    (partition,) = {record.partition for record in shop.read("purchases")}
+    shop.remove("purchases", partition, 5)
+    outcome = shop.run("verify", "--deep")
+    assert outcome.status == 0, outcome
+    assert said(outcome) == (
+        f"ok  {CHECK}: 10 = 10 counted + 0 repeated + 0 rejected; "
+        f"5 of them are in Kafka, from offset 5 of partition {partition} on"
+    )
+    document = shop.db.purchases.find_one_and_delete({"source.offset": 2})
+    try:
+        assert shop.run("verify").status == 1
+    finally:
+        shop.db.purchases.insert_one(document)
+
+
+def test_purchases_that_were_removed_unread_are_a_loss(shop: Shop, worker: Worker) -> None:
+    """Before the next worker reads the log, and after it has counted the rest; the worker says so once."""
+    worker.stop()
+    end = shop.read("purchases")[-1].offset + 1
+    sent = shop.sell(*(purchase("anna") for _ in range(5)))
+    shop.remove("purchases", sent[0].partition, sent[3].offset)
+    lost = sent[3].offset - end  # the end of the transaction is among these offsets
+    outcome = shop.run("verify")
+    assert outcome.status == 1
+    assert f"Kafka removed {lost} offsets before a worker read them" in said(outcome)
+    again = shop.start_worker().ready()
+    until(lambda: again.count("anna")[1].get("purchases") == 12, "the two that are left are counted")
+    shop.drain()
+    outcome = shop.run("verify")
+    assert outcome.status == 1
+    assert re.search(
+        rf"NOT {CHECK}: 1 differ: partition \d: Kafka removed {lost} offsets before a worker", outcome.stdout
+    )
+    assert [line for line in outcome.stdout.splitlines() if line.startswith("NOT")] == [said(outcome)]
+    assert again.output.count("before a worker read them; they are lost") == 1
