@@ -1,1 +1,1 @@
-"""Measurements that are no tests."""
+"""Measurements of speed and reliability. They are no tests."""

@@ -1,6 +1,6 @@
-"""Sends ready-made events as one would with aiokafka alone: `python -m benchmarks.bare_producer customers|purchases N`.
+"""Sends ready-made events with aiokafka alone: `python -m benchmarks.bare_producer customers|purchases N`.
 
-Its last line is JSON: how long making the events took, and how long sending them, by its own clock.
+Its last line is JSON: the seconds for making and for sending the events, by its own clock.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ BUYERS = 1_000
 
 
 class Sent(msgspec.Struct):
-    """What it reports."""
+    """The report of a run."""
 
     faker_seconds: float
-    """Importing Faker and drawing the names and addresses that customers are put together from."""
+    """For the import of Faker, and drawing the names and addresses of which customers are made."""
 
     making_seconds: float
-    """Making the events and encoding them."""
+    """For making and encoding the events."""
 
     sending_seconds: float
-    """From the first `send` until the last acknowledgement; connecting comes before."""
+    """From the first `send` to the last acknowledgement, without the time for connecting."""
 
     sending_cpu_seconds: float
 
 
 def now() -> datetime:
-    """In UTC."""
+    """The present time in UTC."""
     return datetime.now(timezone.utc)
 
 
 def events(what: str, count: int) -> Iterator[dict[str, Any]]:
-    """The same that shopflow sends."""
-    from shopflow.commands import samples  # noqa: PLC0415 - imports Faker, whose time is taken
+    """The events that shopflow's seeding commands send."""
+    from shopflow.commands import samples  # noqa: PLC0415 - imports Faker, whose time is measured
 
     if what == "customers":
         return samples.customers(count, None, now())
@@ -69,7 +69,7 @@ async def send(topic: str, rows: Sequence[tuple[bytes, bytes]]) -> tuple[float, 
 
 
 def main() -> None:
-    """Make, send, report."""
+    """Make the events, send them, print the report."""
     what, count = sys.argv[1], int(sys.argv[2])
     began = time.monotonic()
     list(events("customers", 1))
@@ -77,7 +77,7 @@ def main() -> None:
     encode = msgspec.json.Encoder().encode
     rows = [(each["customer_id"].encode(), encode(each)) for each in events(what, count)]
     made = time.monotonic()
-    gc.freeze()  # what was made is none of the sending's business
+    gc.freeze()  # so that the collector does not visit the events while they are sent
     seconds, cpu = asyncio.run(send(f"{PREFIX}{what}", rows))
     print(msgspec.json.encode(Sent(drawn - began, made - drawn, seconds, cpu)).decode(), flush=True)
 

@@ -1,6 +1,6 @@
-"""shopflow's worker with nothing that follows the counts: no sales, no customer activity. For measurements only.
+"""shopflow's worker without the steps after the counts: no sales, no customer activity. For measurements only.
 
-Beside the worker as it is, it shows what these cost.
+The difference to a complete worker is the cost of these steps.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-# By its name in full: `shopflow.app` is the application, not the module.
+# Imported by name: the attribute `shopflow.app` is the application, not the module.
 composition: Any = importlib.import_module("shopflow.app")
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The MongoDB Kafka Connector in Apache Kafka Connect, standalone, four tasks: each purchase replaces its document.
 
-It counts nothing and computes no `value`. Both are fetched from Maven Central, once.
+It keeps no counts and computes no `value`. Connector and Connect are fetched once from Maven Central.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ JARS = (
     "org.mongodb:mongodb-driver-sync:4.7.2",
     "org.slf4j:slf4j-simple:1.7.36",
 )
-#: As Kafka's own script has it.
+#: The options of Kafka's own script.
 JAVA_OPTIONS = ("-Xms256m", "-Xmx2g", "-Dorg.slf4j.simpleLogger.defaultLogLevel=info")
 
 WORKER = f"""\
@@ -64,7 +64,7 @@ transforms.source.offset.field=offset
 
 
 def jars() -> list[str]:
-    """Where they are."""
+    """The paths of the jars. Missing ones are fetched."""
     settings = GlobalSettings.load()
     resolver = PythonResolver()
     remotes = {"central": MAVEN_CENTRAL_URL, **settings.repositories}
@@ -75,7 +75,7 @@ def jars() -> list[str]:
 
 
 def main() -> None:
-    """Become Kafka Connect."""
+    """Replace this process by Kafka Connect."""
     classpath = os.pathsep.join(jars())
     Path("worker.properties").write_text(WORKER.format(port=sys.argv[1]), encoding="utf-8")
     Path("connector.properties").write_text(CONNECTOR, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Counts alone: shopflow's worker with a store that keeps nothing. For measurements only."""
+"""Counts alone: shopflow's worker with a store that discards every document. For measurements only."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 from shopflow.store import MongoStore
 from shopflow.store.types import Document, Inserted, PartitionSales
 
-# By its name in full: `shopflow.app` is the application, not the module.
+# Imported by name: the attribute `shopflow.app` is the application, not the module.
 composition: Any = importlib.import_module("shopflow.app")
 
 
 class Nowhere(MongoStore):
-    """Accepts every purchase."""
+    """A store that accepts every purchase and keeps none."""
 
     def connect(self, uri: str) -> None: ...
 
@@ -33,7 +33,7 @@ class Nowhere(MongoStore):
     async def reached_sales(self, partition: int, position: tuple[int, int]) -> None: ...
 
 
-composition.store = Nowhere("nowhere")  # before the parts are put together
+composition.store = Nowhere("nowhere")  # before `bootstrap` makes the parts
 
 if __name__ == "__main__":
     composition.app.main()

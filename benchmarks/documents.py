@@ -1,4 +1,4 @@
-"""What the contenders that are written here put into MongoDB: the same documents as shopflow."""
+"""The documents of the contenders that are written here, which are those of shopflow."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ __all__ = ["document"]
 
 
 def document(purchase: Any, place: Any) -> dict[str, Any]:
-    """A purchase as it stands in MongoDB.
+    """The document of a purchase.
 
     Arguments:
         purchase: The decoded event.
-        place: What it came with: `topic`, `partition`, `offset`.
+        place: Has the record's `topic`, `partition` and `offset`.
     """
     return {
         "_id": purchase.purchase_id,

@@ -1,7 +1,7 @@
 """shopflow and a textbook Faust application under the same faults: `python -m benchmarks.faults [--seed N] ...`
 
-Two workers, a plain stream of purchases (each once, each with a price), and a random schedule, the same one for both:
-workers are killed, stopped and frozen, MongoDB is killed. Afterwards every purchase should be stored, and counted once.
+Both have two workers, the same plain purchases (each sent once, with a price) and the same random schedule: workers are
+killed, stopped and frozen, and MongoDB is killed. Afterwards every purchase should be stored once and counted once.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from tests.faults.crew import Server
 from tests.faults.oracle import PARTITIONS, Sale, send
 from tests.support.shop import FAUST, Shop, Worker, free_port, until
 
-#: Purchases are sent so many at a time, so often.
+#: Purchases sent at a time, and the seconds between two such sends.
 CHUNK, CHUNK_SECONDS = 250, 0.5
 FIRST_FAULT_SECONDS, REST_SECONDS = 8.0, 6.0
-#: No progress for so long: it is done, or never will be.
+#: After this time without progress nothing more is expected.
 STILL_SECONDS = 30.0
-#: Each application has one of its own.
+#: Not used: each application has a MongoDB of its own.
 _UNUSED = MongoDB(uri="mongodb://127.0.0.1:1")
 ACTIONS = ("kill", "kill", "stop", "freeze", "mongodb")
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One step of the schedule: `wait` seconds, then `what` to one of two workers, for `seconds`."""
+    """One step of the schedule: a pause of `wait` seconds, then the fault `what`, which lasts `seconds`."""
 
     wait: float
     what: str
@@ -51,7 +51,7 @@ class Fault:
 
 @dataclass
 class Result:
-    """What was wrong afterwards."""
+    """The differences between what was sent and what an application has."""
 
     application: str
     sent: int
@@ -64,7 +64,7 @@ class Result:
 
 
 def schedule(rng: random.Random, steps: int) -> list[Fault]:
-    """Random faults; each kind comes once before any comes again."""
+    """Random faults. Every kind comes once before any comes again."""
     kinds: list[str] = []
     while len(kinds) < steps:
         kinds += rng.sample(ACTIONS, len(ACTIONS))
@@ -72,7 +72,7 @@ def schedule(rng: random.Random, steps: int) -> list[Fault]:
 
 
 class Workers:
-    """Two workers of one application, brought back when they end, as a service manager would."""
+    """Two workers of one application. One that ends is started again, as by a service manager."""
 
     def __init__(self, shop: Shop, program: Callable[[int], Sequence[str]]) -> None:
         self._shop = shop
@@ -84,26 +84,26 @@ class Workers:
         return self._shop.start_worker(port=port, program=self._program(port))
 
     def kill(self, number: int) -> None:
-        """SIGKILL; a new one with the same tables."""
+        """Kill a worker with SIGKILL, and start it again with the same tables."""
         self.running[number].kill()
         self.running[number] = self._start(self._ports[number])
 
     def stop(self, number: int) -> None:
-        """SIGTERM, SIGKILL if that takes a minute; a new one with the same tables."""
+        """Stop a worker with SIGTERM, after a minute with SIGKILL, and start it again with the same tables."""
         try:
             self.running[number].stop(seconds=60)
         finally:
             self.kill(number)
 
     def mend(self) -> None:
-        """Start again what has ended."""
+        """Start the workers again that have ended."""
         for number, worker in enumerate(self.running):
             if worker.status is not None:
                 self.kill(number)
 
 
 def commit(fault: Fault, workers: Workers, mongodb: Server) -> None:
-    """Do it."""
+    """Wait, cause the fault, and end it."""
     time.sleep(fault.wait)
     if fault.what == "kill":
         workers.kill(fault.victim)
@@ -121,7 +121,7 @@ def commit(fault: Fault, workers: Workers, mongodb: Server) -> None:
 
 
 def run(application: str, kafka: str, arguments: argparse.Namespace) -> Result:
-    """One application, from an empty shop to the end of the schedule."""
+    """Run one application, from an empty shop to the end of the schedule."""
     rng = random.Random(arguments.seed)
     sale = Sale(rng, arguments.purchases, plain=True)
     faults = schedule(rng, arguments.faults)
@@ -141,7 +141,7 @@ def run(application: str, kafka: str, arguments: argparse.Namespace) -> Result:
 
 
 def flowing(shop: Shop, sale: Sale) -> None:
-    """Send all purchases, not faster than they would come."""
+    """Send all purchases at a steady rate."""
     for start in range(0, len(sale.records), CHUNK):
         began = time.monotonic()
         send(shop, "purchases", sale.records[start : start + CHUNK])
@@ -167,7 +167,7 @@ def settle(shop: Shop, workers: Workers) -> None:
 
 
 def judge(application: str, shop: Shop, workers: Workers, sale: Sale, seconds: float) -> Result:
-    """Hold MongoDB and the counts against what was sent."""
+    """Compare MongoDB and the counts with what was sent."""
     stored = [document["_id"] for document in shop.db.purchases.find({}, {"_id": 1})]
     wanted = {name: purchases for name, (purchases, _, _) in sale.counts().items()}
     counted = {name: counts_of(workers, name) for name in wanted}
@@ -185,7 +185,7 @@ def judge(application: str, shop: Shop, workers: Workers, sale: Sale, seconds: f
 
 
 def counts_of(workers: Workers, customer_id: str) -> int:
-    """What the application says of this customer; asks until it answers."""
+    """The number of a customer's purchases that the application has counted. Asks until it answers."""
 
     def ask() -> list[int]:
         connection = http.client.HTTPConnection("127.0.0.1", workers.running[0].port, timeout=10)
@@ -206,7 +206,7 @@ def counts_of(workers: Workers, customer_id: str) -> int:
 
 @contextmanager
 def opened_shop(kafka: str) -> Any:
-    """Topics and a MongoDB of its own."""
+    """A shop with topics and a MongoDB of its own."""
     port = free_port()
     uri = f"mongodb://127.0.0.1:{port}/?directConnection=true"
     with tempfile.TemporaryDirectory() as folder:
@@ -214,7 +214,7 @@ def opened_shop(kafka: str) -> Any:
         shop = Shop(Addresses(kafka, ""), Path(folder), mongodb=uri, **settings)
         try:
             mongodb = Server(shop, "mongodb")
-            assert shop.run("seed-products").status == 0  # makes the topics
+            assert shop.run("seed-products").status == 0  # creates the topics
             yield shop, mongodb
         finally:
             shop.close()
@@ -225,7 +225,7 @@ def _textbook(shop: Shop) -> Callable[[int], Sequence[str]]:
     return lambda port: (*faust, "--datadir", str(shop.folder / f"textbook-{port}"))
 
 
-#: What starts a worker of the application at a port.
+#: By application: shop -> web port -> the program that starts a worker.
 PROGRAMS: dict[str, Callable[[Shop], Callable[[int], Sequence[str]]]] = {
     "shopflow": lambda _shop: lambda _port: FAUST,
     "textbook": _textbook,
@@ -233,7 +233,7 @@ PROGRAMS: dict[str, Callable[[Shop], Callable[[int], Sequence[str]]]] = {
 
 
 def main() -> None:
-    """Run both, print a table."""
+    """Run the applications, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
     parser.add_argument("--purchases", type=int, default=20_000)

@@ -1,11 +1,11 @@
 """How long a purchase takes: `python -m benchmarks.latency [--rate N] [--seconds N] ...`
 
-Purchases come at a steady rate. Of some of them, each another customer's, it is measured how long it takes from Kafka's
-acknowledgement until the document is in MongoDB, and until `/counts/` tells of the customer. shopflow, and the loop,
-which has no such view. What is asked for often enough to know delays everything a little, for both alike.
+Purchases come at a steady rate. For some of them, each of another customer, the time is measured from Kafka's
+acknowledgement until the document is in MongoDB, or until `/counts/` has the customer. Contenders are shopflow and the
+loop, which has no such view. The frequent queries delay everything a little, for both alike.
 
-In shopflow's event loop a task wakes up every 5 ms meanwhile, and sees how long the loop was held: how much too late it
-woke up. With `--backlog N` the same while so many purchases that wait are worked off at full speed.
+In shopflow's event loop a task wakes up every 5 ms, and measures how late it is: for so long the loop was held. With
+`--backlog N` the same is measured while the worker processes N waiting purchases at full speed.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from benchmarks.watching import Held, held, read
 LOOP = CONTENDERS[0]
 SHOPFLOW = replace(CONTENDERS[1], command=(*module("watched_shopflow"), *WORKER))
 LOAD = Load("latency", customers=1_000)
-#: Of so many purchases one is followed to MongoDB, and another one to the view.
+#: Of this many purchases, one is followed to MongoDB and another one to the view.
 FOLLOWED = 50
-#: Purchases before the first that is followed: everything is warm then.
+#: Seconds of purchases before the first that is followed, so that everything is warm.
 WARM_SECONDS = 5.0
 POLL_SECONDS = 0.002
 LONGEST_SECONDS = 30.0
@@ -42,14 +42,14 @@ LONGEST_SECONDS = 30.0
 
 @dataclass
 class Followed:
-    """Seconds from the acknowledgement."""
+    """Seconds from Kafka's acknowledgement to the document, and to the view."""
 
     documents: list[float] = field(default_factory=list)
     counts: list[float] = field(default_factory=list)
 
 
 async def seen(is_there: Callable[[], Awaitable[bool]], found: list[float]) -> None:
-    """Ask until it is there; note how long that took."""
+    """Ask until the answer is yes, and add the seconds that it took to `found`."""
     began = time.monotonic()
     while not await is_there():
         assert time.monotonic() < began + LONGEST_SECONDS, "never came"
@@ -58,7 +58,7 @@ async def seen(is_there: Callable[[], Awaitable[bool]], found: list[float]) -> N
 
 
 class Buying:
-    """Purchases at a steady rate, and what is seen of them."""
+    """Sends purchases at a steady rate, and follows some of them."""
 
     def __init__(self, rig: Rig, name: str, url: str | None) -> None:
         self.followed = Followed()
@@ -69,7 +69,7 @@ class Buying:
         self._topic = f"{name}.purchases"
 
     async def buy(self, rate: float, seconds: float) -> tuple[float, float]:
-        """For so long; returns when the first was followed and when the last was seen (`time.monotonic`)."""
+        """Send for `seconds` after the warm-up. Returns when (`time.monotonic`) the followed ones began and ended."""
         producer = AIOKafkaProducer(bootstrap_servers=self._kafka, acks="all")
         tasks: list[asyncio.Task[None]] = []
         async with producer, aiohttp.ClientSession() as web:
@@ -106,7 +106,7 @@ class Buying:
 
 
 async def measure(rig: Rig, contender: Contender, rate: float, seconds: float) -> Held | None:
-    """Start it, buy, print what was seen; returns how long shopflow's loop was held."""
+    """Measure a contender and print its latencies. Returns how long shopflow's loop was held."""
     name = rig.new_name(contender.name)
     await rig.create_topic(f"{name}.purchases")
     process = await started(rig, contender, name, f"{name}.")
@@ -124,7 +124,7 @@ async def measure(rig: Rig, contender: Contender, rate: float, seconds: float) -
 
 
 async def started(rig: Rig, contender: Contender, name: str, prefix: str) -> Process:
-    """Start it, and wait until it takes purchases."""
+    """Start a contender, and wait until it consumes."""
     rig.create_indexes(name)
     process = rig.start(contender, name, prefix)
     await until(lambda: process.said(contender.started), process, 60, 0.02)
@@ -132,7 +132,7 @@ async def started(rig: Rig, contender: Contender, name: str, prefix: str) -> Pro
 
 
 async def at_full_speed(rig: Rig, purchases: int) -> Held:
-    """How long shopflow's loop is held while it works off so many purchases."""
+    """How long shopflow's loop is held while it processes this many waiting purchases."""
     backlog = await rig.backlog(LOAD, purchases)
     name = rig.new_name(SHOPFLOW.name)
     process = await started(rig, SHOPFLOW, name, backlog.prefix)
@@ -146,7 +146,7 @@ async def at_full_speed(rig: Rig, purchases: int) -> Held:
 
 
 def show_loops(loops: Mapping[str, Sequence[Held]]) -> None:
-    """As Markdown, a line for each round."""
+    """Print how long the loop was held, as Markdown, a line for each round."""
     print(
         "\n| shopflow's event loop | woke up | late: p50 ms | p99 ms | longest ms | its CPU | its collections ", end=""
     )
@@ -162,7 +162,7 @@ def show_loops(loops: Mapping[str, Sequence[Held]]) -> None:
 
 
 async def run(rig: Rig, arguments: argparse.Namespace) -> None:
-    """Both, in turn."""
+    """Measure both contenders in turn, then the backlog."""
     print("| | followed | p50 ms | p99 ms | longest ms |")
     print("|---|---:|---:|---:|---:|")
     steady, busy = f"{arguments.rate:,.0f} a second", f"{arguments.backlog:,} at full speed"
@@ -178,7 +178,7 @@ async def run(rig: Rig, arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Run, print."""
+    """Start the servers, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rate", type=float, default=1_000.0, help="purchases a second")
     parser.add_argument("--seconds", type=float, default=60.0)

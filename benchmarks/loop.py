@@ -1,7 +1,7 @@
-"""The hand-written loop: as fast as we could write it, and all that it promises is in these lines.
+"""The hand-written loop: as fast as we could write it, with no promises but those that these lines keep.
 
-The same documents, indexes and write concern as shopflow's; counts in a dict. A purchase that comes twice is counted
-once. After a crash the counts are gone. A record that is no purchase ends it, and so does MongoDB when it is away.
+It has shopflow's documents, indexes and write concern; its counts are in a dict. A purchase that comes twice is counted
+once. A crash loses the counts. A record that is no purchase ends it, and so does an outage of MongoDB.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from benchmarks.documents import document
 from benchmarks.settings import APP_ID, BROKER, DATABASE, MONGODB, STARTED, TOPIC
 
 MOST_RECORDS = 4_000
-#: Writes under way at once: the next run is decoded while MongoDB is busy with these.
+#: Writes that MongoDB may have at once, while the next run is decoded.
 MOST_WRITES = 4
 DUPLICATE_KEY = 11000
 
@@ -39,12 +39,12 @@ class Purchase(msgspec.Struct, gc=False):
 
 decode = msgspec.json.Decoder(Purchase).decode
 
-#: Of each customer: purchases, items, spent.
+#: Customer -> purchases, items, spent.
 counts: dict[str, list[int]] = {}
 
 
 async def store(collection: Any, run: list[Any]) -> None:
-    """Write a run of one partition, then count it."""
+    """Insert a run of one partition, then count it."""
     documents = [document(decode(record.value), record) for record in run]
     repeated: set[int] = set()
     try:
@@ -62,8 +62,8 @@ async def store(collection: Any, run: list[Any]) -> None:
 
 
 async def main() -> None:
-    """Take purchases until the process is ended."""
-    # A batch has some 10,000 objects, and no cycles: looking for garbage in it costs a third of the time.
+    """Consume purchases until the process is ended."""
+    # A batch has some 10,000 objects without cycles. Frequent collections would take a third of the time.
     gc.set_threshold(100_000, 20, 100)
     client: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(MONGODB)
     collection = client[DATABASE].get_collection("purchases", write_concern=WriteConcern("majority", j=True))
@@ -77,7 +77,7 @@ async def main() -> None:
             runs = await consumer.getmany(timeout_ms=100, max_records=MOST_RECORDS)
             for place, run in runs.items():
                 writes.append((place, run[-1].offset + 1, asyncio.create_task(store(collection, run))))
-            # In their order, so that a commit never passes a purchase that isn't stored.
+            # Awaited in order, so that a commit never passes a purchase that isn't stored.
             stored = {}
             while writes and (len(writes) >= MOST_WRITES or not runs):
                 place, end, write = writes.popleft()

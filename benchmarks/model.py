@@ -1,7 +1,7 @@
-"""The consumer of the proof of concept that shopflow began as: a purchase at a time, into its customer's document.
+"""The consumer of shopflow's proof of concept: it adds each purchase to its customer's document, one at a time.
 
-For each purchase it finds the customer, finds the product, deletes the customer and inserts them again, with one
-purchase more. Here with a stable group and a commit for each fetch; it had neither.
+For each purchase it finds the customer and the product, deletes the customer, and inserts them with one purchase more.
+Unlike the original, it has a stable consumer group, and commits after each fetch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CUSTOMERS, PRODUCTS = 1_000, 13
 
 
 def prepare(database: Any) -> None:
-    """Those whom the purchases are of, and what they buy."""
+    """Insert the customers and products of the purchases."""
     customers = [{"customer_id": f"customer-{number}", "purchases": []} for number in range(CUSTOMERS)]
     database.customers.insert_many(customers)
     database.customers.create_index("customer_id")
@@ -29,7 +29,7 @@ def prepare(database: Any) -> None:
 
 
 def add(database: Any, purchase: dict[str, Any]) -> None:
-    """One more."""
+    """Add a purchase to its customer's document."""
     customer = database.customers.find_one({"customer_id": purchase["customer_id"]})
     product = database.products.find_one({"product_id": purchase["product_id"]})
     bought = {"name": product["name"], "quantity": purchase["quantity"], "price": purchase["price"]}
@@ -40,7 +40,7 @@ def add(database: Any, purchase: dict[str, Any]) -> None:
 
 
 async def main() -> None:
-    """Take purchases until the process is ended."""
+    """Consume purchases until the process is ended."""
     database = MongoClient[dict[str, Any]](MONGODB)[DATABASE]
     prepare(database)
     consumer = AIOKafkaConsumer(

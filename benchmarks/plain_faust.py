@@ -1,4 +1,4 @@
-"""Plain Faust by somebody who wants it fast: `take`, one insert for many purchases, a table for the counts."""
+"""Plain Faust, made fast: `take`, one insert for many purchases, and a table for the counts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ app = faust.App(
     broker=f"kafka://{BROKER}",
     store="rocksdb://?driver=rocksdict",
     topic_partitions=4,
-    # All that may wait at once, or `take` waits for records that Faust doesn't let in.
+    # The most events that wait. With fewer, `take` would wait for records that Faust holds back.
     stream_buffer_maxsize=16_384,
     producer_linger=0.05,
     web_host="127.0.0.1",
@@ -39,7 +39,7 @@ class Purchase(faust.Record, serializer="json", coerce=True):
 
 
 class Count(faust.Record, serializer="json"):
-    """What a customer bought so far."""
+    """The counts of a customer."""
 
     purchases: int = 0
     items: int = 0
@@ -53,13 +53,13 @@ _client: list[AsyncMongoClient[dict[str, Any]]] = []
 
 @app.task  # type: ignore[untyped-decorator]
 async def connect() -> None:
-    """In the event loop that the worker runs in."""
+    """Create the client in the worker's event loop."""
     _client.append(AsyncMongoClient(MONGODB))
 
 
 @app.agent(purchases_topic)
 async def store(purchases: Any) -> None:
-    """Many at once into MongoDB. One that is there already changes nothing."""
+    """Insert many purchases at once. A purchase that is stored already changes nothing."""
     async for events in purchases.take_events(MOST_RECORDS, within=1.0):
         try:
             documents = [document(event.value, event.message) for event in events]
@@ -69,10 +69,10 @@ async def store(purchases: Any) -> None:
                 raise
 
 
-# An agent of its own: a table can't be written from a batch, which has no current event. It counts repeated ones twice.
+# A second agent, because a table can't be written from a batch: that has no current event. It counts repeats twice.
 @app.agent(purchases_topic)
 async def count(purchases: Any) -> None:
-    """One at a time into the table."""
+    """Count purchases one at a time."""
     async for purchase in purchases:
         counted = purchase_counts[purchase.customer_id]
         counted.purchases += 1

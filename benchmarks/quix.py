@@ -1,4 +1,4 @@
-"""Quix Streams with its MongoDBSink, and a stateful count: the same documents, indexes and write concern."""
+"""Quix Streams with its MongoDBSink and a stateful count: shopflow's documents, indexes and write concern."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from quixstreams.sinks.community.mongodb import MongoDBSink
 
 from benchmarks.settings import APP_ID, BROKER, DATA_DIR, DATABASE, MONGODB, TOPIC
 
-#: As often as shopflow commits; 5 s is the default.
+#: About as often as shopflow commits. Quix Streams' default is 5 s.
 COMMIT_SECONDS = 1.0
 
 
 def count(purchase: dict[str, Any], state: State[str, Any]) -> None:
-    """Purchases, items, spent of the customer who is the record's key."""
+    """Update the purchases, items and spent of the customer, who is the record's key."""
     purchases, items, spent = state.get("count", (0, 0, 0))
     quantity = purchase["quantity"]
     state.set("count", (purchases + 1, items + quantity, spent + quantity * purchase["price"]))
 
 
 def document(purchase: Any) -> Any:
-    """As it stands in MongoDB; the sink has added where it came from."""
+    """The document of a purchase. The sink has added the record's topic, partition and offset."""
     return {
         "_id": purchase["purchase_id"],
         "customer_id": purchase["customer_id"],
@@ -42,7 +42,7 @@ def document(purchase: Any) -> Any:
 
 
 def sink() -> MongoDBSink:
-    """One replacement for each purchase, by its id."""
+    """A sink that replaces the document of each purchase, by its id."""
     uri = parse_uri(MONGODB)
     ((host, port),) = uri["nodelist"]
     return MongoDBSink(
@@ -59,7 +59,7 @@ def sink() -> MongoDBSink:
 
 
 def main(*, stored: bool = True) -> None:
-    """Take purchases until SIGTERM."""
+    """Consume purchases until SIGTERM."""
     application = Application(
         broker_address=BROKER,
         consumer_group=APP_ID,

@@ -1,7 +1,7 @@
-"""How fast a worker gets its tables back: `python -m benchmarks.recovery [--customers N] [--faust-customers N] ...`
+"""How fast a worker recovers its tables: `python -m benchmarks.recovery [--customers N] [--faust-customers N] ...`
 
-A changelog with a count for each customer, and a worker with an empty data directory: from its start until it is ready.
-Then once more, with the directory that it kept. shopflow, and plain Faust's own recovery.
+The changelog has a count for each customer. The time is from the start of a worker until it is ready: first with an
+empty data directory, then with the directory that it kept. Contenders are shopflow and plain Faust.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from pathlib import Path
 from benchmarks.rig import Contender, Load, Process, Rig, module, opened, until
 from benchmarks.throughput import COUNTERS, FAUST, FAUST_STARTED, WORKER
 
-# The port changes, the directory doesn't.
+# The directory of the tables is fixed: by default it depends on the port, which changes.
 SHOPFLOW = replace(COUNTERS[0], command=(*module("counts_shopflow"), "--datadir", "tables", *WORKER))
 PLAIN_FAUST = Contender("plain-faust", (*FAUST, "-A", "benchmarks.plain_faust", *WORKER), started=FAUST_STARTED)
-#: Each purchase is another customer's.
+#: Each purchase has another customer.
 LOAD = Load("each-another", customers=0)
 
 
 async def ready(rig: Rig, contender: Contender, name: str, prefix: str) -> tuple[Process, float]:
-    """Start it, wait until its tables are recovered; how many seconds that took."""
+    """Start a worker, and wait until its tables are recovered. Returns it, and the seconds that this took."""
     began = time.monotonic()
     process = rig.start(contender, name, prefix)
     await until(lambda: process.said(contender.started), process, 900, 0.05)
@@ -36,13 +36,13 @@ async def ready(rig: Rig, contender: Contender, name: str, prefix: str) -> tuple
 
 
 def recovered(port: int) -> int:
-    """How many customers this worker says that it has."""
+    """The number of customers in the tables of the worker at this port."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/counts/") as answer:
         return int(json.load(answer)["customers"])
 
 
 async def twice(rig: Rig, contender: Contender, name: str, prefix: str, customers: int) -> None:
-    """With an empty directory, then with the one that it kept."""
+    """Measure with an empty directory, then with the one that the worker kept."""
     for what in ("an empty directory", "the directory it kept"):
         process, seconds = await ready(rig, contender, name, prefix)
         peak = process.peak_mb()
@@ -54,7 +54,7 @@ async def twice(rig: Rig, contender: Contender, name: str, prefix: str, customer
 
 
 async def shopflow(rig: Rig, customers: int) -> None:
-    """Its changelog is made by itself."""
+    """Measure shopflow, on a changelog that it writes itself."""
     backlog = await rig.backlog(LOAD, customers)
     name = rig.new_name("shopflow")
     process = rig.start(SHOPFLOW, name, backlog.prefix)
@@ -65,7 +65,7 @@ async def shopflow(rig: Rig, customers: int) -> None:
 
 
 async def plain_faust(rig: Rig, customers: int) -> None:
-    """Its changelog is written as it would write it, which would take hours."""
+    """Measure plain Faust. Its changelog is produced here, because Faust would take hours to write it."""
     name = rig.new_name("plain-faust")
     await rig.create_topic(f"{name}.purchases")
     changelog = f"{name}-purchase_counts-changelog"
@@ -82,7 +82,7 @@ async def plain_faust(rig: Rig, customers: int) -> None:
 
 
 async def run(rig: Rig, arguments: argparse.Namespace) -> None:
-    """Both."""
+    """Measure both, and print a table."""
     print("| | customers | seconds until ready | customers a second | peak MB |")
     print("|---|---:|---:|---:|---:|")
     await shopflow(rig, arguments.customers)
@@ -90,7 +90,7 @@ async def run(rig: Rig, arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Run, print."""
+    """Start the servers, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--customers", type=int, default=1_000_000)
     parser.add_argument("--faust-customers", type=int, default=200_000, help="fewer: the rates are compared")

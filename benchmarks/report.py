@@ -1,4 +1,4 @@
-"""What was measured, as a table, a file and a plot: `python -m benchmarks.report FILE` shows a file again."""
+"""Results as a table, a file and a plot: `python -m benchmarks.report FILE` shows the results in a file again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.rig import Measured
 
 __all__ = ["Summary", "machine", "plot", "print_table", "read", "summaries", "write"]
 
-#: Ratios are to the first of these that ran.
+#: Ratios are to the first of these contenders that took part.
 _MEASURES = ("loop", "quix", "shopflow")
 _PACKAGES = ("shopflow", "faust-streaming", "aiokafka", "pymongo", "msgspec", "rocksdict", "quixstreams")
 
@@ -34,7 +34,7 @@ class Summary:
     slowest: float
     fastest: float
     ratio: float
-    """Of the rate to that of the loop, round by round; where it doesn't take part, to that of Quix Streams."""
+    """Of the rate to the loop's, round by round; without the loop, to that of Quix Streams."""
 
     cpu_us: float
     server_cpu_us: float
@@ -43,7 +43,7 @@ class Summary:
 
 
 def summaries(found: Iterable[Measured]) -> list[Summary]:
-    """One for each load and contender, in the order in which they ran."""
+    """A summary for each load and contender, in the order in which they ran."""
     groups: dict[tuple[str, str], list[Measured]] = {}
     for each in found:
         groups.setdefault((each.load, each.contender), []).append(each)
@@ -74,11 +74,11 @@ def _ratio(speeds: Sequence[float], against: Sequence[float]) -> float:
     """The median of the rounds' ratios: the machine may be faster in one round than in another."""
     if len(speeds) == len(against):
         return median(one / other for one, other in zip(speeds, against, strict=True))
-    return median(speeds) / median(against)  # a run failed
+    return median(speeds) / median(against)  # a run has failed, so rounds can't be paired
 
 
 def print_table(found: Iterable[Measured]) -> None:
-    """As Markdown, a table for each load."""
+    """Print a table in Markdown for each load."""
     load = None
     for each in summaries(found):
         if each.load != load:
@@ -93,7 +93,7 @@ def print_table(found: Iterable[Measured]) -> None:
 
 
 def write(found: Sequence[Measured], path: Path) -> None:
-    """The figures as JSON."""
+    """Write all results to a JSON file."""
     document = {
         "machine": machine(),
         "summaries": [asdict(each) for each in summaries(found)],
@@ -103,11 +103,11 @@ def write(found: Sequence[Measured], path: Path) -> None:
 
 
 def plot(found: Sequence[Measured], path: Path) -> None:
-    """Rates and CPU as bars, a row for each load."""
+    """Draw rates and CPU as bars, a row for each load."""
     import matplotlib as mpl  # noqa: PLC0415 - slow to import, and not needed to measure
 
     mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "shopflow"  # the same figures make the same file
+    mpl.rcParams["svg.hashsalt"] = "shopflow"  # the same figures give the same file
     from matplotlib import pyplot as plt  # noqa: PLC0415
 
     loads: dict[str, list[Summary]] = {}
@@ -136,7 +136,7 @@ def plot(found: Sequence[Measured], path: Path) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """What it was measured on, and with."""
+    """The machine and the versions of the measurement."""
     return {
         "processor": _processor(),
         "processors": os.cpu_count(),
@@ -157,12 +157,12 @@ def _has(package: str) -> bool:
 
 
 def read(path: Path) -> list[Measured]:
-    """What `write` wrote."""
+    """Read the runs from a file that `write` has written."""
     return [Measured(**each) for each in json.loads(path.read_text(encoding="utf-8"))["runs"]]
 
 
 def main() -> None:
-    """The table of a file, and its plot beside it."""
+    """Print the table of a file, and write its plot beside it."""
     path = Path(sys.argv[1])
     print_table(read(path))
     plot(read(path), path.with_suffix(".svg"))

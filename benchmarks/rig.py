@@ -1,4 +1,4 @@
-"""What every benchmark needs: servers, topics with a backlog, contenders as processes, measured from outside."""
+"""Shared by all benchmarks: servers, topics with a backlog, and contenders as processes, measured from outside."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ __all__ = [
 ROOT = Path(__file__).parents[1]
 PARTITIONS = 4
 PRODUCTS = 13
-#: Those of shopflow; each contender finds them made.
+#: The indexes of shopflow. They are created before any contender starts.
 INDEXES = ([("customer_id", 1), ("purchased_at", 1)], [("product_id", 1), ("purchased_at", 1)])
-#: The same for all: what is stored stays.
+#: The write concern of all contenders: a stored document survives a crash.
 WRITE_CONCERN = {"w": "majority", "journal": "true"}
 FAST_MONGODB = "secantusd-rs"
 _BATCH_BYTES = 256 << 10
@@ -76,20 +76,20 @@ _CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True)
 class Load:
-    """What the backlog consists of."""
+    """The kind of purchases in a backlog."""
 
     name: str
     customers: int
-    """So many of them, drawn by chance; 0: each purchase is another one's."""
+    """The number of customers, drawn at random for each purchase. 0: each purchase has a new one."""
 
     repeated: float = 0.0
-    """This share of the records repeats one of the last 2,000 purchases."""
+    """The share of records that repeat one of the last 2,000 purchases."""
 
     partitions: int = PARTITIONS
-    """Of the topic that they wait in."""
+    """The number of partitions of the backlog's topic."""
 
     scattered: bool = False
-    """True: each was made at any time of 30 days. Else they were made one after the other, five a second."""
+    """True: the purchases' times are random within 30 days. False: five purchases a second, in order."""
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,10 @@ class Backlog:
     prefix: str
     records: int
     purchases: int
-    """Different ones."""
+    """The number of different purchases."""
 
     ends: dict[int, int]
-    """Of each partition the offset after the last record."""
+    """Partition -> the offset after its last record."""
 
     last: list[str]
     """The last purchase of each partition."""
@@ -113,10 +113,10 @@ class Contender:
     """A program that empties a topic of purchases.
 
     Arguments:
-        command: What starts it; `{port}` is a free port.
-        started: A line of its output that says that it takes purchases from now on.
-        share: Of the purchases of a load; the slow ones get fewer.
-        collection: The collection that must have as many documents as there are purchases; None: it writes none.
+        command: The command that starts it; `{port}` is a free port.
+        started: Matches the line of its output after which it consumes.
+        share: The share of a load's purchases that it gets: less than 1 for a slow one.
+        collection: The collection that must have a document for each purchase; None: it writes none.
         group: The consumer group; `{name}` is the application's name.
     """
 
@@ -131,7 +131,7 @@ class Contender:
 
 @dataclass(frozen=True, kw_only=True)
 class Timed:
-    """So many records, and what they took."""
+    """A number of records, and the time that they took."""
 
     records: int
     seconds: float
@@ -155,7 +155,7 @@ class Measured(Timed):
     contender: str
     load: str
     stored_seconds: float
-    """The same, until the last document is stored; the commit may follow later."""
+    """From the start of consumption until the last document is stored; the commit may come later."""
 
     peak_mb: float
     start_seconds: float
@@ -165,11 +165,11 @@ class Measured(Timed):
 
 
 class FailedError(Exception):
-    """A contender didn't do it."""
+    """A contender ended, took too long, or did not do its work."""
 
 
 class Process:
-    """A child process, its output in a file. Measured by /proc."""
+    """A child process whose output goes to a file. It is measured by /proc."""
 
     def __init__(self, command: Sequence[str], folder: Path, log: Path, environment: Mapping[str, str]) -> None:
         self.log = log
@@ -185,7 +185,7 @@ class Process:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The process id."""
         return self._process.pid
 
     def check(self) -> None:
@@ -196,11 +196,11 @@ class Process:
             raise FailedError(f"ended with status {status}:\n{self.tail()}")
 
     def said(self, pattern: str) -> bool:
-        """Is there a line like this in its output?"""
+        """True if a line of the output matches."""
         return re.search(pattern, self.log.read_text(encoding="utf-8", errors="replace"), re.MULTILINE) is not None
 
     def tail(self) -> str:
-        """The end of its output."""
+        """The end of the output."""
         return self.log.read_text(encoding="utf-8", errors="replace")[-3_000:]
 
     def cpu_seconds(self) -> float:
@@ -208,7 +208,7 @@ class Process:
         return cpu_seconds(self.pid)
 
     async def ended(self, seconds: float) -> None:
-        """Wait until it ends by itself.
+        """Wait until the process ends by itself.
 
         Raises:
             FailedError: It ended with another status than 0, or it took too long.
@@ -221,13 +221,13 @@ class Process:
             raise FailedError(f"ended with status {status}:\n{self.tail()}")
 
     def peak_mb(self) -> float:
-        """The most memory that it ever had, in MB."""
+        """The most memory that the process ever had, in MB."""
         status = Path(f"/proc/{self.pid}/status").read_text(encoding="ascii", errors="replace")
         found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
         return int(found[1]) * 1024 / 1e6 if found else 0.0
 
     def stop(self) -> None:
-        """SIGTERM, later SIGKILL."""
+        """Send SIGTERM, and after some time SIGKILL."""
         self._process.send_signal(signal.SIGTERM)
         try:
             self._process.wait(_STOP_SECONDS)
@@ -237,7 +237,7 @@ class Process:
 
 
 class Together:
-    """Several processes that do one thing, as if they were one."""
+    """Several processes that are measured as one."""
 
     def __init__(self, processes: Sequence[Process]) -> None:
         self._processes = processes
@@ -250,23 +250,23 @@ class Together:
             process.check()
 
     def said(self, pattern: str) -> bool:
-        """Is there a line like this in the output of each?"""
+        """True if a line of each output matches."""
         return all(process.said(pattern) for process in self._processes)
 
     def tail(self) -> str:
-        """The ends of their output."""
+        """The ends of all outputs."""
         return "\n".join(process.tail() for process in self._processes)
 
     def cpu_seconds(self) -> float:
-        """Seconds of CPU of all of them so far."""
+        """Seconds of CPU of all processes so far."""
         return sum(process.cpu_seconds() for process in self._processes)
 
     def peak_mb(self) -> float:
-        """The sum of the most memory that each ever had, in MB."""
+        """The sum of the most memory that each process ever had, in MB."""
         return sum(process.peak_mb() for process in self._processes)
 
     def stop(self) -> None:
-        """One after the other."""
+        """Stop the processes, one after the other."""
         for process in self._processes:
             process.stop()
 
@@ -283,10 +283,10 @@ async def until(
     seconds: float,
     poll: float = _POLL_SECONDS,
 ) -> None:
-    """Poll until it is true.
+    """Poll until the condition is true.
 
     Raises:
-        FailedError: The process ended before, or it took too long.
+        FailedError: The process has ended, or it took too long.
     """
     deadline = time.monotonic() + seconds
     while not (await answer if isinstance(answer := condition(), Awaitable) else answer):
@@ -305,19 +305,19 @@ class Run:
     backlog: Backlog
     process: Process | Together
     name: str
-    """Of the application: its consumer group and its database."""
+    """The application's name, which is also its consumer group and its database."""
 
     seconds: float = 900.0
-    """It may take so long."""
+    """The time limit."""
 
 
 class Rig:
-    """The servers, and what is done with them.
+    """The servers, and the operations of a benchmark on them.
 
     Arguments:
         kafka: `host:port`.
         mongodb: A URI.
-        server_pids: The processes of the servers, as far as they are on this machine.
+        server_pids: The servers' processes that run on this machine.
     """
 
     def __init__(self, kafka: str, mongodb: str, server_pids: Sequence[int], folder: Path) -> None:
@@ -329,11 +329,11 @@ class Rig:
         self._backlogs: dict[tuple[str, int], Backlog] = {}
         self._runs = 0
         self.processes: list[Process] = []
-        #: Of the program that was started last.
+        #: The port of the program that was started last.
         self.port = 0
 
     async def backlog(self, load: Load, records: int) -> Backlog:
-        """So many records of this load, in a topic of their own; made once."""
+        """A topic with this many records of a load. It is made once."""
         key = load.name, records
         if key not in self._backlogs:
             self._backlogs[key] = await self._fill(load, records)
@@ -345,7 +345,7 @@ class Rig:
             return await self.fill(producer, load, records, prefix)
 
     async def fill(self, producer: Any, load: Load, records: int, prefix: str) -> Backlog:
-        """Make the topic of purchases, and produce so many records of this load into it."""
+        """Create the topic of purchases, and produce this many records of a load into it."""
         await self.create_topic(f"{prefix}purchases", load.partitions)
         last: dict[int, str] = {}
         purchases = 0
@@ -375,18 +375,18 @@ class Rig:
             await client.close()
 
     async def produce(self, topic: str, rows: Iterable[tuple[bytes, bytes]]) -> None:
-        """Fill an empty topic of 4 partitions with keys and values, in whole batches."""
+        """Produce keys and values into an empty topic of 4 partitions, in whole batches."""
         async with self.producer() as producer:
             await fill(producer, topic, rows, PARTITIONS)
 
     async def create_topic(self, name: str, partitions: int = PARTITIONS, **configs: str) -> None:
-        """`_` stands for the `.` in the names of configurations."""
+        """Create a topic. In names of configs, `_` stands for `.`."""
         wanted = {key.replace("_", "."): value for key, value in configs.items()}
         async with self.admin() as admin:
             await admin.create_topics([NewTopic(name, partitions, 1, topic_configs=wanted)])
 
     def environment(self, name: str, prefix: str, folder: Path, partitions: int = PARTITIONS) -> dict[str, str]:
-        """What tells a contender where everything is."""
+        """The environment variables with the addresses and names for a contender."""
         return {
             "SHOPFLOW_APP_ID": name,
             "SHOPFLOW_BROKER": f"kafka://{self.kafka}",
@@ -398,10 +398,10 @@ class Rig:
         }
 
     async def measure(self, contender: Contender, load: Load, records: int, seconds: float = 900.0) -> Measured:
-        """Let the contender empty the backlog, and check that it did.
+        """Let a contender empty the backlog, and check that it did.
 
         Raises:
-            FailedError: It didn't, within so many seconds.
+            FailedError: It did not within this time.
         """
         backlog = await self.backlog(load, max(PARTITIONS, int(records * contender.share)))
         name = self.new_name(contender.name)
@@ -418,21 +418,21 @@ class Rig:
             await self.forget(name)
 
     def new_name(self, what: str) -> str:
-        """For an application that has nothing in Kafka and MongoDB yet."""
+        """A name for an application that has nothing in Kafka and MongoDB yet."""
         self._runs += 1
         return f"run{self._runs}-{what}"
 
     def create_indexes(self, name: str) -> None:
-        """Those of shopflow, in the database of this application."""
+        """Create shopflow's indexes in the database of this application."""
         for fields in INDEXES:
             self.client[name].purchases.create_index(fields)
 
     async def rest(self) -> None:
-        """Let the servers end what the last run left them to do."""
+        """Wait until the servers have finished the work of the last run."""
         await asyncio.sleep(_REST_SECONDS)
 
     def start(self, contender: Contender, name: str, prefix: str, partitions: int = PARTITIONS) -> Process:
-        """Start it as the application of this name; with the folder that it had, if it ran before."""
+        """Start a contender under this name. If it ran before, it gets the same folder."""
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
         self.port = any_port()
@@ -443,10 +443,10 @@ class Rig:
         return process
 
     async def observe(self, run: Run, start_seconds: float = 0.0) -> Measured:
-        """From now on, until everything is stored and committed.
+        """Measure from now on until everything is stored and committed.
 
         Raises:
-            FailedError: It wasn't within the time of the run, or there are too few documents or too many.
+            FailedError: It took too long, or there are too few or too many documents.
         """
         began, cpu, servers = time.monotonic(), run.process.cpu_seconds(), self._servers_cpu()
         await self._stored(run)
@@ -475,7 +475,7 @@ class Rig:
         return sum(cpu_seconds(pid) for pid in self._server_pids)
 
     async def _stored(self, run: Run) -> None:
-        """Wait until the last purchase of each partition is there. Only these few are asked for: it disturbs nobody."""
+        """Wait until the last purchase of each partition is stored. A query for so few documents disturbs nobody."""
         if not run.contender.collection:
             return
         collection, last = self.client[run.name][run.contender.collection], run.backlog.last
@@ -485,17 +485,17 @@ class Rig:
     async def committed(
         self, group: str, backlog: Backlog, process: Process | Together, seconds: float = 900.0
     ) -> None:
-        """Wait until the group has committed all of it.
+        """Wait until the group has committed the whole backlog.
 
         Raises:
-            FailedError: The process ended before, or it took too long.
+            FailedError: The process has ended, or it took too long.
         """
         topic = f"{backlog.prefix}purchases"
 
         async def is_done() -> bool:
             try:
                 committed = await admin.list_consumer_group_offsets(group)
-            except GroupCoordinatorNotAvailableError:  # nobody has committed anything yet
+            except GroupCoordinatorNotAvailableError:  # the group has not committed anything yet
                 return False
             done = {place.partition: found.offset for place, found in committed.items() if place.topic == topic}
             return all(done.get(partition, 0) >= end for partition, end in backlog.ends.items())
@@ -504,7 +504,7 @@ class Rig:
             await until(is_done, process, seconds)
 
     async def forget(self, name: str) -> None:
-        """Remove what a run left: its folder, and what it has in the servers."""
+        """Delete the folder, the topics and the database of a run."""
         shutil.rmtree(self.folder / name)
         self.client.drop_database(name)
         async with self.admin() as admin:
@@ -518,7 +518,7 @@ async def fill(producer: Any, topic: str, rows: Iterable[tuple[bytes, bytes]], p
     ends = dict.fromkeys(range(partitions), 0)
     for key, value in rows:
         partition = partition_of(key, partitions)
-        for _ in range(2):  # the second time into a new one
+        for _ in range(2):  # the second time into a new batch
             if partition not in batches:
                 batches[partition] = producer.create_batch()
             if batches[partition].append(key=key, value=value, timestamp=None) is not None:
@@ -531,7 +531,7 @@ async def fill(producer: Any, topic: str, rows: Iterable[tuple[bytes, bytes]], p
 
 
 def partition_of(key: bytes, partitions: int = PARTITIONS) -> int:
-    """Where Java's producer puts it."""
+    """The partition that Java's producer chooses."""
     numbers = list(range(partitions))
     partition: int = _choose(key, numbers, numbers)
     return partition
@@ -551,7 +551,7 @@ def _at(seconds: float) -> str:
 
 
 def sale(load: Load, records: int) -> Iterator[Sold]:
-    """The same records each time."""
+    """The records of a load: the same ones at each call."""
     rng = random.Random(load.name)
     scattered = [_at(rng.randrange(_SECONDS)) for _ in range(10_000)] if load.scattered else []
     recent: deque[Sold] = deque(maxlen=2_000)
@@ -575,9 +575,9 @@ def sale(load: Load, records: int) -> Iterator[Sold]:
 
 @contextmanager
 def opened(mongodb: str | None, folder: Path) -> Iterator[Rig]:
-    """Kafka and MongoDB: the one of the URI, else the fast one if it is installed, else the embedded one."""
+    """Kafka and MongoDB. MongoDB is the one of the URI, else the fast one if it is installed, else the embedded one."""
     quiet()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that everything is stopped
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that all servers are stopped
     with contextlib.ExitStack() as stack:
         pids: list[int] = []
         uri = mongodb or EMBEDDED
@@ -609,5 +609,5 @@ def _with_options(uri: str, options: Mapping[str, str]) -> str:
 
 
 def module(name: str) -> tuple[str, ...]:
-    """What runs a module of these benchmarks."""
+    """The command that runs a module of the benchmarks."""
     return (sys.executable, "-m", f"benchmarks.{name}")

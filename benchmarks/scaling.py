@@ -1,11 +1,11 @@
-"""What more workers bring, and what more partitions cost: `python -m benchmarks.scaling [--purchases N] ...`
+"""The effect of more workers, and of more partitions: `python -m benchmarks.scaling [--purchases N] ...`
 
-One, two and three workers on a topic of 4 partitions, and one worker on topics of 4, 16 and 64. So that all workers are
-there when the work begins, the purchases wait in a transaction of Kafka's: they are in the topic, and nobody sees them
-until it is committed, which is when the group is complete and the clock starts.
+One, two and three workers on a topic of 4 partitions, and one worker on topics of 4, 16 and 64. The purchases are in an
+open transaction while the workers start, so that no worker sees them. When the group is complete, the transaction is
+committed, and the clock starts.
 
-The first run on new servers isn't counted: with one worker or with three, it came out a fourth faster than what
-followed. Every second round goes backwards.
+The first run on new servers does not count: it was a fourth faster than the others, with any number of workers. Every
+second round is in reverse order.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ TRANSACTION_SECONDS = 600
 
 
 def named(count: int, what: str) -> str:
-    """As the tables say it."""
+    """A number and a noun, as in the tables."""
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 async def measure(rig: Rig, workers: int, partitions: int, purchases: int) -> Measured:
-    """Let so many workers empty a topic.
+    """Let this many workers empty a topic.
 
     Raises:
-        FailedError: They didn't.
+        FailedError: They did not.
     """
     contender = replace(SHOPFLOW, name=named(workers, "worker"))
     load = Load(named(partitions, "partition"), CUSTOMERS, partitions=partitions)
@@ -73,10 +73,10 @@ async def measure(rig: Rig, workers: int, partitions: int, purchases: int) -> Me
 
 
 async def complete(rig: Rig, group: str, together: Together, workers: int) -> None:
-    """Wait until all are ready, and all are members of the group.
+    """Wait until all workers are ready and members of the group.
 
     Raises:
-        FailedError: One ended, or it took too long.
+        FailedError: A worker has ended, or it took too long.
     """
 
     async def is_complete() -> bool:
@@ -89,7 +89,7 @@ async def complete(rig: Rig, group: str, together: Together, workers: int) -> No
 
 
 def show(found: Sequence[Measured]) -> None:
-    """As Markdown; the first is the measure of the rates."""
+    """Print a table in Markdown. Rates are compared with the first row's."""
     print(
         "\n| | purchases | a second (slowest to fastest round) | ratio | CPU us each | servers' | "
         "processors busy | servers' |"
@@ -107,7 +107,7 @@ def show(found: Sequence[Measured]) -> None:
 
 
 async def run(rig: Rig, arguments: argparse.Namespace) -> list[Measured]:
-    """All rounds."""
+    """Measure all rounds."""
     found: list[Measured] = []
     wanted = [(workers, PARTITIONS) for workers in arguments.workers]
     wanted += [(1, partitions) for partitions in arguments.partitions if (1, partitions) not in wanted]
@@ -126,7 +126,7 @@ async def run(rig: Rig, arguments: argparse.Namespace) -> list[Measured]:
 
 
 def main() -> None:
-    """Run, print."""
+    """Start the servers, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--purchases", type=int, default=300_000)

@@ -1,10 +1,10 @@
 """How fast example events get into Kafka, beside a bare producer: `python -m benchmarks.seeding [--purchases N] ...`
 
-`shopflow seed-purchases --rate 0` and `shopflow seed-customers`, and a program that sends as many ready-made events
-with aiokafka alone. They take turns, on the same Kafka and the same topics; after each the topic must have grown by as
-many records as were sent. The bare producer tells by its own clock how long the sending took. shopflow's time is that
-of the whole command, less that of the same command with `--count 1`, which is run before: Python's start, the
-connections, the check of the topics and, for purchases, reading who can buy what.
+`shopflow seed-purchases --rate 0` and `shopflow seed-customers` are compared with a program that sends as many
+ready-made events with aiokafka alone. They run in turn, on the same Kafka and the same topics. After each run the topic
+must have as many records more as were sent. The bare producer measures the sending by its own clock. shopflow's time is
+that of the whole command minus that of the same command with `--count 1`: Python's start, the connections, the check of
+the topics and, for purchases, the reading of customers and products.
 """
 
 from __future__ import annotations
@@ -36,45 +36,45 @@ class Seeding(Timed):
     """One round of one program."""
 
     start_seconds: float
-    """What was subtracted; for the bare producer making the events."""
+    """The subtracted time; for the bare producer, the time for making the events."""
 
 
 class Bench:
     """One application and its topics, to which both programs send.
 
     Arguments:
-        name: Of the application.
+        name: The application's name.
     """
 
     def __init__(self, rig: Rig, name: str) -> None:
         self._rig = rig
         self._name = name
-        #: What the bare producer said, each time.
+        #: The reports of the bare producer.
         self.said: list[Sent] = []
 
     async def _run(self, *command: str) -> tuple[float, float, str]:
-        """Run it to its end; returns seconds, seconds of CPU, and the end of its output."""
+        """Run a command to its end. Returns seconds, seconds of CPU, and the end of its output."""
         began, cpu = time.monotonic(), _cpu_of_children()
         process = self._rig.start(Contender(command[-1], command), self._name, f"{self._name}.")
         await process.ended(LONGEST_SECONDS)
         return time.monotonic() - began, _cpu_of_children() - cpu, process.tail()
 
     async def prepare(self) -> None:
-        """Topics, products, and customers who buy."""
+        """Create topics, products and customers."""
         await self._run(*SHOPFLOW, "seed-products", "--direct")
         await self._run(*SHOPFLOW, "seed-customers", "--direct", "--count", str(BUYERS))
         for what in ("customers", "purchases"):
             await self._run(*SHOPFLOW, *_seed(what, 1))
 
     async def shopflow(self, what: str, count: int) -> Seeding:
-        """Its command, twice."""
+        """Run shopflow's command for one event, then for all."""
         start, start_cpu, _ = await self._run(*SHOPFLOW, *_seed(what, 1))
         async with _Grown(self._rig.kafka, f"{self._name}.{what}", count):
             seconds, cpu, _ = await self._run(*SHOPFLOW, *_seed(what, count))
         return Seeding(records=count, seconds=seconds - start, cpu_seconds=cpu - start_cpu, start_seconds=start)
 
     async def bare(self, what: str, count: int) -> Seeding:
-        """aiokafka alone."""
+        """Run the bare producer."""
         async with _Grown(self._rig.kafka, f"{self._name}.{what}", count):
             _, _, said = await self._run(*module("bare_producer"), what, str(count))
         sent = msgspec.json.decode(said.splitlines()[-1], type=Sent)
@@ -88,7 +88,7 @@ class Bench:
 
 
 class _Grown:
-    """Check that a topic gets so many records longer."""
+    """Check that a topic gets this many records more."""
 
     def __init__(self, bootstrap: str, topic: str, count: int) -> None:
         self._bootstrap = Bootstrap(bootstrap)
@@ -115,13 +115,13 @@ def _seed(what: str, count: int) -> Sequence[str]:
 
 
 def _cpu_of_children() -> float:
-    """Of those that have ended: here one after the other."""
+    """Seconds of CPU of all child processes that have ended. They run one after the other."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
 
 def show(what: str, rows: dict[str, list[Seeding]]) -> None:
-    """A table; the bare producer is its measure."""
+    """Print a table. Rates are compared with the bare producer's."""
     print(f"\n### {what}\n")
     print("| | records | seconds | a second (slowest to fastest round) | ratio | CPU us each | start s |")
     print("|---|---:|---:|---:|---:|---:|---:|")
@@ -142,7 +142,7 @@ def _median(rounds: Sequence[Seeding], figure: Callable[[Seeding], float]) -> fl
 
 
 async def run(rig: Rig, arguments: argparse.Namespace) -> None:
-    """Purchases, then customers."""
+    """Measure purchases, then customers."""
     bench = Bench(rig, rig.new_name("seeding"))
     await bench.prepare()
     for what, count in (("purchases", arguments.purchases), ("customers", arguments.customers)):
@@ -163,7 +163,7 @@ async def run(rig: Rig, arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Run, print."""
+    """Start the servers, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--purchases", type=int, default=300_000)

@@ -1,4 +1,4 @@
-"""What the driver tells a contender: shopflow's own variables, so that one environment serves them all."""
+"""The settings of a contender, from shopflow's own variables, so that all contenders get the same environment."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ PREFIX = os.environ.get("SHOPFLOW_TOPICS_PREFIX", "shop.")
 TOPIC = f"{PREFIX}purchases"
 DATA_DIR = os.environ.get("SHOPFLOW_DATA_DIR", "./data")
 
-#: A contender that we wrote prints this when it is about to fetch its first purchase.
+#: The contenders that are written here print this line before they fetch the first purchase.
 STARTED = "CONSUMING"

@@ -1,6 +1,6 @@
-"""The same job as the Faust documentation teaches it, to hold shopflow against: `benchmarks/faults.py` runs it.
+"""The same job as the Faust documentation teaches it, for a comparison by `benchmarks/faults.py`.
 
-One agent, one event at a time, a table, an upsert, acknowledgements as Faust makes them. It reads shopflow's topics.
+It has one agent for one event at a time, a table, an upsert, and Faust's acknowledgements. It reads shopflow's topics.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ _client: list[AsyncMongoClient[dict[str, Any]]] = []
 
 @app.task  # type: ignore[untyped-decorator]
 async def connect() -> None:
-    """In the event loop that the worker runs in."""
+    """Create the client in the worker's event loop."""
     _client.append(AsyncMongoClient(os.environ.get("SHOPFLOW_MONGODB_URI", "mongodb://127.0.0.1:27117")))
 
 
 @app.agent(purchases_topic)
 async def store(purchases: Any) -> None:
-    """Write each purchase to MongoDB and count it."""
+    """Upsert each purchase in MongoDB, and count it."""
     async for purchase in purchases:
         documents = _client[0][os.environ.get("SHOPFLOW_MONGODB_DATABASE", "textbook")].purchases
         await documents.update_one({"_id": purchase.purchase_id}, {"$set": purchase.asdict()}, upsert=True)
@@ -59,5 +59,5 @@ async def store(purchases: Any) -> None:
 @app.page("/counts/{customer_id}/")
 @app.table_route(table=purchase_counts, match_info="customer_id")
 async def count(web: Any, _request: Any, customer_id: str) -> Any:
-    """How often this customer bought something."""
+    """The number of a customer's purchases."""
     return web.json({"customer_id": customer_id, "purchases": purchase_counts[customer_id]})

@@ -1,8 +1,8 @@
 """How fast purchases get from Kafka to MongoDB, and at what cost: `python -m benchmarks.throughput [--rounds N] ...`
 
-The purchases wait in a topic of 4 partitions. Each contender is a process of its own; they take turns, on the same
-servers, every second round backwards. The first run on new servers isn't counted: it comes out faster than the next.
-Measured from the start of consumption until the last purchase is stored and its offset is committed.
+The purchases wait in a topic of 4 partitions. Each contender is a process of its own. They run in turn on the same
+servers, every second round in reverse order. The first run on new servers does not count, because it is faster than the
+others. The time is from the start of consumption until the last purchase is stored and its offset is committed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from benchmarks.report import plot, print_table, write
 from benchmarks.rig import Contender, FailedError, Load, Measured, Rig, module, opened
 from shopflow.config.promotions import EXAMPLES
 
-#: Faust's workers say this when the tables are recovered and the purchases are taken.
+#: Faust's workers print this when the tables are recovered and they begin to consume.
 FAUST_STARTED = r"Worker ready"
 CONNECT_STARTED = r"finished initialization and start"
 QUIX_STARTED = r"application started and is now processing"
@@ -39,14 +39,14 @@ CONTENDERS = (
     Contender("plain-faust", (*FAUST, "-A", "benchmarks.plain_faust", *WORKER), started=FAUST_STARTED, share=0.04),
     Contender("textbook", (*FAUST, "-A", "benchmarks.textbook", *WORKER), started=FAUST_STARTED, share=0.02),
 )
-#: It knows 1,000 customers, and adds the same purchase twice.
+#: The model has 1,000 customers, and adds a repeated purchase twice.
 MODEL = Contender("model", module("model"), share=0.005, collection=None)
 COUNTERS = (
     Contender("shopflow", (*module("counts_shopflow"), *WORKER), started=FAUST_STARTED, collection=None),
     Contender("quix", module("counts_quix"), started=QUIX_STARTED, share=0.5, collection=None),
 )
 
-#: What the sales and the customer activity cost: the worker as it is, and without what follows the counts.
+#: For the cost of sales and customer activity: a complete worker, and one without these steps.
 FOLLOWED = (
     Contender("bare", (*module("bare_shopflow"), *WORKER), started=FAUST_STARTED),
     Contender("shopflow", (sys.executable, "-m", "shopflow", *WORKER), started=FAUST_STARTED),
@@ -54,7 +54,7 @@ FOLLOWED = (
 
 
 def _rules() -> Iterator[dict[str, Any]]:
-    """One of each kind. That about a share names products: the benchmark's have no types."""
+    """One rule of each kind. The one about a share names products, because the benchmark's products have no types."""
     for rule in EXAMPLES:
         if "product_types" in rule:
             other = {name: value for name, value in rule.items() if name != "product_types"}
@@ -63,7 +63,7 @@ def _rules() -> Iterator[dict[str, Any]]:
             yield rule
 
 
-#: What promotions cost: the worker without rules, and with some.
+#: For the cost of promotions: a worker without rules, and one with some.
 PROMOTED = (
     FOLLOWED[1],
     replace(FOLLOWED[1], name="promotions", environment={"SHOPFLOW_PROMOTIONS": json.dumps(list(_rules()))}),
@@ -84,7 +84,7 @@ LOADS: dict[str, tuple[Load, Sequence[Contender]]] = {
 
 
 async def run(rig: Rig, arguments: argparse.Namespace) -> list[Measured]:
-    """All rounds."""
+    """Measure all rounds."""
     found: list[Measured] = []
     for name in arguments.loads:
         load, all_contenders = LOADS[name]
@@ -100,7 +100,7 @@ async def run(rig: Rig, arguments: argparse.Namespace) -> list[Measured]:
 
 
 async def measure(rig: Rig, contender: Contender, load: Load, purchases: int, what: str) -> Measured | None:
-    """One run; says what came out. None if it failed."""
+    """Measure one run, and print the result. None if it failed."""
     print(f"{load.name}, {what}: {contender.name} ", end="", flush=True)
     try:
         measured = await rig.measure(contender, load, purchases)
@@ -116,7 +116,7 @@ async def measure(rig: Rig, contender: Contender, load: Load, purchases: int, wh
 
 
 def main() -> None:
-    """Run, print, write."""
+    """Start the servers, measure, print, write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--purchases", type=int, default=1_000_000, help="records of the backlog; slow ones get fewer")

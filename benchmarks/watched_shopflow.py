@@ -1,6 +1,6 @@
-"""shopflow's worker as it is, and a task in its event loop that sees how long the loop is held. For measurements only.
+"""shopflow's worker with a task that measures how long its event loop is held. For measurements only.
 
-What it saw is in the file SEEN, in the working directory, when the worker has stopped.
+When the worker has stopped, the measurements are in the file SEEN in the working directory.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from typing import Any
 
 from benchmarks.watching import Watch
 
-# By its name in full: `shopflow.app` is the application, not the module.
+# Imported by name: the attribute `shopflow.app` is the application, not the module.
 composition: Any = importlib.import_module("shopflow.app")
 
 SEEN = "loop.json"
 
 
 async def watch() -> None:
-    """Until the worker stops."""
+    """Measure until the worker stops."""
     watching = Watch()
     try:
         await watching.run()

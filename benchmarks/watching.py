@@ -1,4 +1,4 @@
-"""How long an event loop is held, seen from a task in it."""
+"""Measures how long an event loop is held, by a task in it that is late then."""
 
 from __future__ import annotations
 
@@ -14,49 +14,49 @@ import msgspec
 
 __all__ = ["Collection", "Held", "Seen", "Wake", "Watch", "held", "read"]
 
-#: Between two looks. Who holds the loop is noticed by what goes beyond: up to so much less than it was.
+#: Seconds between two wakes. Of the time that the loop is held, up to this much goes unnoticed.
 SLEEP_SECONDS = 0.005
 
 
 class Wake(msgspec.Struct, gc=False, array_like=True):
-    """The task woke up."""
+    """One time that the task woke up."""
 
     at: float
-    """When (`time.monotonic`, the same in all processes)."""
+    """The time (`time.monotonic`, the same in all processes)."""
 
     late: float
-    """So many seconds after it wanted to."""
+    """How much too late it was, in seconds."""
 
     cpu: float
-    """Seconds of CPU that the loop's thread used since it fell asleep. Much less than `late`: it had no processor."""
+    """Seconds of CPU of the loop's thread since the task fell asleep. Much less than `late`: it got no processor."""
 
 
 class Collection(msgspec.Struct, gc=False, array_like=True):
-    """Python's garbage collector ran, in whatever thread; no other runs Python meanwhile."""
+    """One run of Python's garbage collector, in any thread. No other thread runs Python meanwhile."""
 
     at: float
-    """When it ended."""
+    """The time of its end."""
 
     seconds: float
     generation: int
 
 
 class Seen(msgspec.Struct):
-    """Everything that was seen."""
+    """All measurements."""
 
     wakes: list[Wake] = []
     collections: list[Collection] = []
 
 
 class Watch:
-    """Watches the loop that it runs in, and the process's garbage collector."""
+    """Measures the event loop that it runs in, and the process's garbage collector."""
 
     def __init__(self) -> None:
         self.seen = Seen()
         self._collecting_since = 0.0
 
     async def run(self) -> None:
-        """Until it is cancelled."""
+        """Measure until the task is cancelled."""
         loop = asyncio.get_running_loop()
         gc.callbacks.append(self._collecting)
         try:
@@ -76,38 +76,38 @@ class Watch:
             self.seen.collections.append(Collection(now, now - self._collecting_since, info["generation"]))
 
     def write(self, path: Path) -> None:
-        """What was seen, as JSON."""
+        """Write the measurements to a JSON file."""
         path.write_bytes(msgspec.json.encode(self.seen))
 
 
 def read(path: Path) -> Seen:
-    """What `Watch.write` wrote."""
+    """Read a file that `Watch.write` has written."""
     return msgspec.json.decode(path.read_bytes(), type=Seen)
 
 
 @dataclass(frozen=True)
 class Held:
-    """How late the task woke up in some time. In ms."""
+    """How late the task woke up within some time, in ms."""
 
     wakes: int
     p50: float
     p99: float
     longest: float
     longest_cpu: float
-    """What the loop's thread used of a processor in the longest."""
+    """The CPU time of the loop's thread in the longest delay."""
 
     longest_collecting: float
-    """How long the garbage collector ran in the longest."""
+    """How long the garbage collector ran in the longest delay."""
 
     collections: int
     longest_collection: float
 
 
 def held(seen: Seen, since: float, until: float) -> Held:
-    """What was seen between these times (`time.monotonic`).
+    """The delays between these times (`time.monotonic`).
 
     Raises:
-        ValueError: Next to nothing.
+        ValueError: There are fewer than two measurements.
     """
     wakes = [wake for wake in seen.wakes if since <= wake.at < until]
     if len(wakes) < 2:
