@@ -1,4 +1,4 @@
-"""What a batch asks of the store: each test runs on the fake and on a real MongoDB-protocol server."""
+"""The requests of a batch to the store: each test runs on the fake and on a real MongoDB-protocol server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a batch writes to the store and reads from it: the fake and MongoDB do the same."""
+"""The writes and reads of a batch: the fake store and MongoDB give the same results."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.fakes import FakeStore
 
 
 def prices(stored: Stored) -> list[int]:
-    """What the products cost, by their ids."""
+    """The prices of the products, by id."""
     return [one["price"] for one in stored("products").values()]
 
 
@@ -279,7 +279,7 @@ def test_histories_of_more_products_than_are_asked_for_at_once(store: MongoStore
     assert {name: known.at(NOON) for name, known in history.items()} == {f"x{number}": number for number in range(210)}
 
 
-#: What a partition says of a product, in its order: minutes after noon and a price; None: it is deleted then.
+#: The events of a product in each partition, in order: minutes after noon, and a price; None: a deletion.
 said = st.lists(st.tuples(st.integers(0, 4), st.none() | st.integers(0, 9)), min_size=1, max_size=8)
 
 

@@ -1,4 +1,4 @@
-"""The check of `verify` that compares records with counts: age, loss, and what can't be told apart any more."""
+"""The check of `verify` that compares records with counts: old records, lost ones, and what can't be decided."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shopflow.operations.verify.tables import Tables
 from shopflow.shop.counts import advance
 from tests.support.fakes import FakeRecord, FakeTopics
 
-#: What is at an offset: a purchase, one that was sent before, one that was rejected, or the end of a transaction.
+#: The kinds of records: a purchase, a repeated one, a rejected one, and the marker of a transaction.
 COUNTED, REPEATED, REJECTED, NONE = "counted", "repeated", "rejected", "none"
 
 
@@ -26,10 +26,10 @@ def checked(
     """Check a partition.
 
     Arguments:
-        log: What is at each offset.
+        log: The kind of the record at each offset.
         start: The first offset that Kafka still has.
         counted_to: The end of the last batch.
-        unread: So many offsets at the start of the last batch were removed before they were read.
+        unread: The number of offsets at the start that Kafka removed before a worker read them.
     """
     end = len(log) if counted_to is None else counted_to
     at = {kind: [offset for offset in range(unread, end) if log[offset] == kind] for kind in log}
@@ -53,7 +53,7 @@ def checked(
 
 @given(log=st.lists(st.sampled_from([COUNTED, REPEATED, REJECTED, NONE]), min_size=1, max_size=12), data=st.data())
 def test_what_is_only_old_agrees_and_what_is_missing_does_not(log: list[str], data: st.DataObject) -> None:
-    """For every log, from every offset on."""
+    """For any log, records that were removed after they were counted are no difference. Uncounted and lost ones are."""
     start = data.draw(st.integers(0, len(log)))
     with pytest.MonkeyPatch.context() as monkeypatch:
         sent, check = checked(monkeypatch, log, start=start)
@@ -71,19 +71,19 @@ def test_what_is_only_old_agrees_and_what_is_missing_does_not(log: list[str], da
 
 
 def test_what_was_removed_while_no_worker_runs_is_told_before_one_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The counts end before the first record that Kafka still has."""
+    """A difference is reported if the counts end before the first record that Kafka still has."""
     _, check = checked(monkeypatch, [COUNTED] * 9, start=7, counted_to=4)
     assert (check.good, "Kafka removed 3 offsets before a worker read them" in check.detail) == (False, True)
 
 
 def test_a_log_that_began_before_the_shop_is_no_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No worker has counted anything yet."""
+    """Records that were removed before any worker counted are no difference."""
     _, check = checked(monkeypatch, [COUNTED] * 9, start=9, counted_to=0)
     assert check.good, check.detail
 
 
 def test_counts_without_records_are_found_behind_removed_ones_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """More was counted than can have been sent."""
+    """Counts that are larger than the number of offsets are a difference, also if old records were removed."""
     tables = Tables(1)
     rows = advance({}.get, [(offset, "anna", 1, 1) for offset in range(9)], end=5).rows()
     tables.take(0, [FakeRecord(*row) for row in rows])

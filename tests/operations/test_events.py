@@ -30,7 +30,7 @@ ENDS = "2026-05-01T12:0{}:00Z"
 
 
 class DeepShop:
-    """Topics with records, and what a worker makes of them in MongoDB and in the dead letters."""
+    """Topics with records, and the documents and dead letters that a worker makes of them."""
 
     def __init__(self, store: ObservedStore, by_hand: ByHand, run: Run) -> None:
         self.store, self.by_hand, self.run = store, by_hand, run
@@ -51,7 +51,7 @@ class DeepShop:
     # -- what happened
 
     def send(self, kind: str, name: str | None, value: Any = "", partition: int = 0, **fields: Any) -> FakeRecord:
-        """A record: an event with these fields, or this value under this key."""
+        """Send a record: an event with these fields, or this value under this key."""
         records = self.topics[kind][partition]
         key = fields.get("customer_id", "anna") if kind == "purchases" and value == "" else name
         if value == "":
@@ -63,7 +63,7 @@ class DeepShop:
         return record
 
     def work(self) -> None:
-        """A worker takes in all that was sent."""
+        """Handle all records that were sent, as a worker does."""
         for kind, partitions in self.topics.items():
             for records in partitions.values():
                 if records and kind in KINDS:
@@ -106,20 +106,20 @@ class DeepShop:
     # -- what it says
 
     def checks(self) -> dict[str, Check]:
-        """What is found, by the collection."""
+        """The checks of `verify --deep`, by collection."""
         self.report = Report(status=0)
         self.run(verify_deep("kafka:1", self.store, LAYOUT, self.report, self.bar))  # type: ignore[arg-type]
         return {check.name.removeprefix("each of "): check for check in self.report.checks}
 
     def wrong(self, kind: str) -> str:
-        """What is said of this collection, which is the only one that is not in order."""
+        """The difference in this collection. All others must be good."""
         checks = self.checks()
         assert {name for name, check in checks.items() if check.good is not True} == {kind}, checks
         assert self.report.status == 1
         return checks[kind].detail
 
     def good(self) -> dict[str, dict[str, int]]:
-        """All is in order: the numbers, without zeros."""
+        """The numbers of a shop without differences, without zeros."""
         checks = self.checks()
         assert [check for check in checks.values() if check.good is not True] == []
         assert self.report.status == 0
@@ -148,7 +148,7 @@ def shop(monkeypatch: pytest.MonkeyPatch, store: ObservedStore, by_hand: ByHand,
 
 @pytest.fixture
 def busy(shop: DeepShop) -> DeepShop:
-    """A shop with some of everything, in which all is in order."""
+    """A shop without differences that has every kind of record."""
     shop.send("products", "milk")
     shop.send("products", "sugar", partition=1)
     shop.send("customers", "anna", city="Łódź")
@@ -229,7 +229,7 @@ def test_the_price_given_to_a_purchase_without_one_is_known(busy: DeepShop) -> N
 
 
 def test_a_purchase_sent_twice_is_no_difference(busy: DeepShop) -> None:
-    """Nor is a purchase that `--direct` stored before it was sent."""
+    """A repeated purchase is no difference, nor is one that `--direct` stored before it was sent."""
     busy.send("purchases", "p1", quantity=2)
     busy.send("purchases", "p1", quantity=2, partition=1)
     busy.by_hand.put("purchases", purchase("d", DIRECT))
@@ -239,7 +239,7 @@ def test_a_purchase_sent_twice_is_no_difference(busy: DeepShop) -> None:
 
 
 def test_a_bad_record_must_be_in_the_dead_letters(busy: DeepShop) -> None:
-    """It can't be decoded, has an unknown product, is too large, or has no value."""
+    """A record that can't be decoded, has an unknown product, is too large or has no value must be a dead letter."""
     busy.send("purchases", "anna", b"no JSON")
     busy.send("purchases", "u", product_id="?", price=None, partition=1)
     busy.send("purchases", "large", note="x" * 1_000)
@@ -458,7 +458,7 @@ def test_what_moves_while_it_is_compared_is_looked_at_again(busy: DeepShop) -> N
 
 
 def test_a_topic_that_always_changes_can_not_be_checked(busy: DeepShop) -> None:
-    """Status 2, unless a purchase is wrong: stored purchases don't change."""
+    """The status is 2, unless a purchase is wrong: stored purchases don't change."""
     busy.by_hand.remove("products", "milk")
     busy.before_spans = lambda: (busy.send("products", "more", b"?"), None)[1]
     checks = busy.checks()

@@ -34,7 +34,7 @@ NASTY = ["", "ł,ą", '"', "a\nb", "a\rb", "\r\n", " x ", "=1+1", "\u2028", "\0"
 
 
 def made(kind: str, collection: str, *pages: list[Document]) -> bytes:
-    """What an export of these pages writes."""
+    """The bytes of an export of these pages."""
     sink = io.BytesIO()
 
     target = writer(kind, collection, sink)
@@ -165,7 +165,7 @@ def test_an_export_goes_on_where_it_was_when_mongodb_is_back(
     monkeypatch.setattr(connection, "PAGE_SIZE", 2)
     names, said, found = [f"p{number}" for number in range(9)], [], []
     run(store.insert_purchases([purchase(name) for name in names]))
-    breaks = iter([True, True, False])  # after these pages; each time for two calls
+    breaks = iter([True, True, False])  # MongoDB goes away after these pages, for two calls each
     pages = store.pages
 
     async def breaking(*arguments: Any) -> AsyncIterator[list[Document]]:
@@ -292,7 +292,7 @@ def test_an_output_that_can_not_be_written_is_refused(tmp_path: Path, where: str
 
 
 class Full(io.RawIOBase):
-    """A disk with room for so many bytes, which takes little at once."""
+    """A disk with room for this many bytes, which takes only a part of a write."""
 
     def __init__(self, room: int) -> None:
         self.got = b""
@@ -308,7 +308,7 @@ class Full(io.RawIOBase):
 
 @pytest.fixture(params=exporting.FORMATS)
 def kind(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each format."""
+    """Each format in turn."""
     if request.param == "parquet":
         pytest.importorskip("pyarrow")
     return request.param
@@ -399,7 +399,7 @@ def test_an_export_of_many_takes_no_more_memory_than_one_of_few(kind: str, monke
 
 
 def peak(kind: str, count: int) -> int:
-    """The most bytes that were in use while so many pages of 500 were written."""
+    """The most bytes in use while this many pages of 500 documents were written."""
     most = 0
 
     async def pages() -> AsyncIterator[list[Document]]:

@@ -43,7 +43,7 @@ def dead(
 
 
 def letter(offset: int = 0, partition: int = 0, **fields: Any) -> Letter:
-    """The same, read."""
+    """A dead letter, as it is read."""
     return Letter.of(dead(offset, partition, **fields))
 
 
@@ -93,7 +93,7 @@ def test_what_is_no_id_is_refused(text: str) -> None:
 
 
 def test_an_id_is_read_as_it_is_shown() -> None:
-    """Up to the largest offset."""
+    """Ids up to the largest offset are parsed."""
     for one in (Id(0, 0), Id(9999, 2**63 - 1)):
         assert Id.parse(str(one)) == one
 
@@ -133,7 +133,7 @@ def test_a_history_grows_with_each_failure_and_stays_bounded() -> None:
 
 
 class Desk:
-    """A shop's dead letters, and who puts them back."""
+    """A shop's dead letters, and the runs that retry them."""
 
     def __init__(self) -> None:
         self.kafka = FakeKafka()
@@ -146,24 +146,24 @@ class Desk:
         return dict.fromkeys(marked, 0)
 
     def retry(self, found: Iterable[Letter]) -> Outcome:
-        """Put these back."""
+        """Retry these dead letters."""
         return asyncio.run(Retry(self.kafka.connect, self.marks, SHOP).run(each(found)))
 
     def back(self) -> list[tuple[str, int, bytes | None]]:
-        """Topic, partition and value of what is back."""
+        """Topic, partition and value of the retried records."""
         return [
             (topic, number, value) for topic, number, _, value, _ in self.kafka.committed if topic != "shop.retries"
         ]
 
 
 def several(count: int) -> list[Letter]:
-    """Dead letters, each with a value of its own."""
+    """Dead letters with different values."""
     return [letter(number // 4, number % 4, value=str(number).encode()) for number in range(count)]
 
 
 @pytest.fixture
 def desk(monkeypatch: pytest.MonkeyPatch) -> Desk:
-    """Five of them are a transaction."""
+    """A desk with five dead letters in a transaction."""
     monkeypatch.setattr(retry, "_AT_ONCE", 5)
     return Desk()
 
@@ -336,7 +336,7 @@ def test_each_is_retried_once_whatever_fails(desk: Desk) -> None:
 
 
 def disturb(fake: FakeKafka, chance: random.Random) -> None:
-    """Now and then: Kafka is away at a commit, or another producer starts before it."""
+    """At random, Kafka is away at a commit, or another producer starts before it."""
 
     def before_commit(_: int) -> None:
         what = chance.random()
@@ -352,7 +352,7 @@ def disturb(fake: FakeKafka, chance: random.Random) -> None:
 
 
 def in_kafka(monkeypatch: pytest.MonkeyPatch, **topics: Sequence[FakeRecord]) -> None:
-    """Have these records in topics of four partitions."""
+    """Topics of four partitions with these records."""
     found = {f"shop.{name.replace('_', '-')}": records for name, records in topics.items()}
 
     def partitions(topic: str) -> list[list[FakeRecord]]:
@@ -363,7 +363,7 @@ def in_kafka(monkeypatch: pytest.MonkeyPatch, **topics: Sequence[FakeRecord]) ->
 
 
 def collected(found: AsyncGenerator[Letter, None]) -> list[Letter]:
-    """All of them."""
+    """All dead letters of an iterator."""
 
     async def collect() -> list[Letter]:
         return [one async for one in found]

@@ -35,7 +35,7 @@ LAYOUT = layout(1)
 
 
 def Lag(records: int, waiting: int, spans: dict[int, Span] | None = None) -> offsets.Lag:  # noqa: N802
-    """A topic of one partition."""
+    """The offsets of a topic with one partition."""
     return offsets.Lag(records, waiting, spans or {0: Span(0, records - waiting, records)})
 
 
@@ -43,7 +43,7 @@ NOTHING = Lag(0, 0)
 
 
 class Kafka:
-    """What `verify` reads of Kafka."""
+    """A fake of the parts of Kafka that `verify` reads."""
 
     def __init__(self) -> None:
         self.lags_seen: Iterator[dict[str, offsets.Lag]] | None = None
@@ -77,7 +77,7 @@ class Kafka:
 
 
 class VerifiedShop:
-    """Kafka, MongoDB and the tables, as `verify` finds them."""
+    """Kafka, MongoDB and the tables, as `verify` reads them."""
 
     def __init__(self, store: ObservedStore, by_hand: ByHand, run: Run) -> None:
         self.store, self.by_hand, self.run = store, by_hand, run
@@ -131,7 +131,7 @@ class VerifiedShop:
 
 @pytest.fixture
 def shop(monkeypatch: pytest.MonkeyPatch, store: ObservedStore, by_hand: ByHand, run: Run) -> VerifiedShop:
-    """A shop whose verification does not wait."""
+    """A shop whose verification waits for nothing."""
     made = VerifiedShop(store, by_hand, run)
     monkeypatch.setattr(verification.offsets, "lags", made.kafka.lags)
     FakeTopics(monkeypatch, made.kafka.partitions)
@@ -146,14 +146,14 @@ def shop(monkeypatch: pytest.MonkeyPatch, store: ObservedStore, by_hand: ByHand,
 
 
 def named(text: str) -> FirstTen:
-    """A single difference."""
+    """The only difference."""
     found = FirstTen()
     found.add(text)
     return found
 
 
 def details(report: Report) -> dict[str, str]:
-    """What each check says."""
+    """The detail of each check."""
     return {check.name: check.detail for check in report.checks}
 
 
@@ -226,7 +226,7 @@ def test_what_an_open_transaction_holds_up_is_told_with_the_reason(
         shop.kafka.held = 7
     else:
         shop.kafka.lag[topic] = Lag(1, 0, {0: Span(0, 1, 1, held=7)})
-    report = shop.verify()  # it may be committed soon
+    report = shop.verify()  # the transaction may be committed soon
     (lag,) = [check for check in report.checks if check.name == "lag"]
     assert (report.status, lag.good) == (2, None)
     monkeypatch.setattr(held, "PATIENCE_SECONDS", 0)
@@ -605,7 +605,7 @@ def test_a_partition_without_purchases_is_not_waited_for(shop: VerifiedShop) -> 
 
 
 def publish(shop: VerifiedShop, name: str, **stored: Any) -> Document:
-    """A published voucher that is stored with these fields changed."""
+    """Publish a voucher, and store it with these fields changed."""
     published = shop.kafka.published["vouchers"]
     made = voucher(name, kafka(len(published), topic="purchases"))
     published.append(FakeRecord(b"anna", VOUCHERS.event(made)))

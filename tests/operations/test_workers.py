@@ -29,7 +29,7 @@ OTHER = "http://127.0.0.1:6067"
 
 
 def assignment(url: str, *partitions: int, standbys: tuple[int, ...] = ()) -> bytes:
-    """What Faust's leader gives to a worker, made by Faust."""
+    """The assignment of a worker, made by Faust as its leader makes it."""
     metadata = ClientMetadata(
         assignment=ClientAssignment(actives={"log": list(partitions), "shop": [9]}, standbys={"log": list(standbys)}),
         url=url,
@@ -42,7 +42,7 @@ def assignment(url: str, *partitions: int, standbys: tuple[int, ...] = ()) -> by
 
 
 def seen(monkeypatch: pytest.MonkeyPatch, group: Group) -> Live:
-    """Who is live when Kafka says this of the group."""
+    """The live workers of a group that Kafka describes so."""
 
     async def group_of(bootstrap: str, name: str) -> Group:
         assert (bootstrap, name) == ("kafka:1", "shop")
@@ -97,7 +97,7 @@ def test_a_member_that_is_no_worker_of_ours_is_named(monkeypatch: pytest.MonkeyP
 
 
 class Http:
-    """The workers' web servers: what each has, in pages of two."""
+    """A fake of the workers' web servers, with pages of two customers."""
 
     def __init__(self) -> None:
         self.rows: dict[tuple[str, int], dict[bytes, bytes]] = {}
@@ -148,7 +148,7 @@ class Http:
 
 
 class Changelog:
-    """The counts as Kafka has them."""
+    """The counts in Kafka's changelog."""
 
     def __init__(self, rows: dict[int, dict[bytes, bytes]]) -> None:
         self.rows = rows
@@ -163,13 +163,13 @@ class Changelog:
 
 
 def rows_of(*customers: str, items: int = 2) -> dict[bytes, bytes]:
-    """The rows of a partition where each bought once."""
+    """The rows of a partition in which each customer bought once."""
     bought = [(offset, name, items, 600) for offset, name in enumerate(customers)]
     return dict(advance(lambda key: None, bought, end=len(customers)).rows())
 
 
 def compared(http: Http, changelog: dict[int, dict[bytes, bytes]], *live_ones: Worker) -> Compared:
-    """Compare with these workers."""
+    """The comparison with these workers."""
 
     @asynccontextmanager
     async def session() -> Any:
@@ -179,7 +179,7 @@ def compared(http: Http, changelog: dict[int, dict[bytes, bytes]], *live_ones: W
 
 
 def troubles_of(http: Http, *urls: str) -> tuple[bool | None, str]:
-    """The check of these workers."""
+    """The check of these workers' troubles."""
 
     @asynccontextmanager
     async def session() -> Any:

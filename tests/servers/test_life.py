@@ -56,7 +56,7 @@ class Starter:
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
 
     def said(self) -> dict[str, Any]:
-        """What it started; waits for it."""
+        """The lines that the process prints when its servers are up; waits for them."""
         assert self.process.stdout is not None
         said: dict[str, Any] = json.loads(self.process.stdout.readline())
         return said

@@ -39,7 +39,7 @@ def taken() -> Iterator[int]:
 
 @pytest.fixture
 def silent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No server may be launched."""
+    """Fails the test if a server is launched."""
     monkeypatch.setattr(Server, "launch", lambda *_: pytest.fail("launched a server"))
 
 

@@ -74,7 +74,7 @@ def test_while_kafka_is_away_it_is_tried_again(followers: Followers) -> None:
 
 
 def test_a_batch_without_customers_publishes_nothing(followers: Followers) -> None:
-    """All records of the batch were bad."""
+    """A batch of bad records has no customers, and publishes nothing."""
     followers.follow(followers.activity)
     assert followers.published == []
 

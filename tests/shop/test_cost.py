@@ -20,26 +20,26 @@ SIZE = 1_000
 
 
 class Takes(FakeStore):
-    """A MongoDB that takes everything and costs nothing."""
+    """A MongoDB that accepts everything and costs nothing."""
 
     async def insert_purchases(self, documents: Sequence[Any]) -> Inserted:
         return Inserted()
 
 
 def processing() -> FakeWorker:
-    """A worker whose edges cost nothing."""
+    """The handler of a worker whose MongoDB and Kafka cost nothing."""
     return FakeWorker(Takes(), FakeTable())
 
 
 def batch(customers: int) -> FakeBatch:
-    """Purchases of so many customers, in turn."""
+    """Purchases of this many customers, in turn."""
     return FakeBatch(
         [record(purchase(f"p{number}", f"customer-{number % customers}"), number) for number in range(SIZE)]
     )
 
 
 def calls(work: Callable[[], object]) -> Counter[str]:
-    """How often which functions are called, Python's own and those written in C."""
+    """How often each function is called: Python's own, and those written in C."""
     counted: Counter[str] = Counter()
 
     def count(frame: Any, event: str, argument: Any) -> None:

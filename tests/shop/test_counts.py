@@ -28,7 +28,7 @@ def audited(rows: Rows) -> Audit:
 
 
 def test_a_purchase_at_or_below_the_offset_is_not_counted_again() -> None:
-    """A redelivered purchase is at or below the row's offset."""
+    """A redelivered purchase has an offset at or below that of the customer's row."""
     rows: Rows = {}
     batch = [(0, "anna", 2, 600), (3, "anna", 1, 100)]
     for _ in range(2):
@@ -160,7 +160,7 @@ def test_counts_and_totals_of_a_batch_agree() -> None:
 
 
 class Step(IntEnum):
-    """How far a worker gets with a batch."""
+    """How far a worker gets with a batch before it fails."""
 
     STORING = 0  #: some of the documents are stored
     STORED = 1
@@ -173,7 +173,7 @@ class Step(IntEnum):
 
 @dataclass
 class Sent:
-    """A record of the log. `purchase` is None: a bad one."""
+    """A record of the log; `purchase` is None for a bad one."""
 
     purchase: str | None
     customer: str = ""
@@ -182,54 +182,54 @@ class Sent:
 
 @dataclass
 class Directory:
-    """What a worker keeps of a partition on its disk."""
+    """The table of a partition on a worker's disk."""
 
     rows: Rows = field(default_factory=dict)
-    persisted: int = -1  #: the last record of the changelog that is in it
+    persisted: int = -1  #: the offset of the last changelog record that is in it
 
     def recover(self, changelog: list[tuple[bytes, bytes]]) -> None:
-        """Take in what is new in the changelog; of two values of a key the one with the larger position."""
+        """Apply the changelog records after `persisted`. Of two values of a key the larger position stays."""
         for key, value in changelog[self.persisted + 1 :]:
             if key not in self.rows or position_of(value) >= position_of(self.rows[key]):
                 self.rows[key] = value
         self.persisted = max(self.persisted, len(changelog) - 1)
 
     def acknowledged(self, last: int, rows: int) -> None:
-        """As `CountTable.acknowledged`: only what follows what was taken in needs no recovery."""
+        """Like `Table._acknowledged`: `persisted` moves only if these rows follow it in the changelog."""
         if last - rows == self.persisted:
             self.persisted = last
 
 
 @dataclass
 class Partition:
-    """A partition of the purchases, its changelog, and what two workers keep of it."""
+    """A partition of the purchases, its changelog, and its tables in two workers' directories."""
 
     records: list[Sent] = field(default_factory=list)
     committed: int = 0
     changelog: list[tuple[bytes, bytes]] = field(default_factory=list)
     directories: list[Directory] = field(default_factory=lambda: [Directory(), Directory()])
     owner: int = 0
-    #: Rows that workers sent and Kafka has not yet taken; it may take them at any time, also after a successor's.
+    #: Rows that Kafka has not written yet. It may write them at any time, also after those of a successor.
     late: list[tuple[Directory, list[tuple[bytes, bytes]]]] = field(default_factory=list)
 
     @property
     def mine(self) -> Directory:
-        """The owner's."""
+        """The owner's directory."""
         return self.directories[self.owner]
 
     def recover(self) -> None:
-        """The owner starts, or gets the partition."""
+        """Recover the owner's table, as at its start or its assignment."""
         self.mine.recover(self.changelog)
 
     def replay(self) -> None:
-        """All workers lose the partition; its owner counts anew from the start."""
+        """Begin a new era, and let the owner count from the start of the topic."""
         eras = [position_of(value).era for key, value in self.changelog if key == TOTALS_KEY]
         self.changelog.append((TOTALS_KEY, new_era_totals(max(eras, default=0), now=0)))
         self.committed = 0
         self.recover()
 
     def arrive_late(self) -> None:
-        """Kafka takes what a worker had under way; the worker believes that the partition is still its own."""
+        """Kafka writes late rows of a worker, which still believes that it owns the partition."""
         directory, rows = self.late.pop(0)
         self.changelog += rows
         directory.acknowledged(len(self.changelog) - 1, len(rows))
@@ -243,7 +243,7 @@ class System:
     stored: dict[str, tuple[int, int]] = field(default_factory=dict)  # purchase -> its `source`: partition and offset
 
     def store(self, number: int, start: int, end: int) -> tuple[list[Counted], list[int], list[int]]:
-        """Insert the documents; those whose id is another's are true duplicates."""
+        """Insert the documents. A purchase whose id another record has is a duplicate."""
         accepted, duplicates, rejected = [], [], []
         for offset in range(start, end):
             record = self.partitions[number].records[offset]
@@ -256,13 +256,13 @@ class System:
         return accepted, duplicates, rejected
 
     def store_some(self, number: int, start: int, end: int, which: int) -> None:
-        """Killed in between: inserts are not in the order of the log."""
+        """Insert some of the documents, in any order, as a worker that is killed meanwhile."""
         for offset in range(start, end):
             if which >> (offset - start) & 1:
                 self.store(number, offset, offset + 1)
 
     def work(self, number: int, size: int, until: Step, arrived: list[bool], late: list[bool]) -> None:
-        """Do a batch from the committed offset on, as the owner, up to a step."""
+        """Handle a batch from the committed offset on as the owner, up to a step."""
         log = self.partitions[number]
         start, end = log.committed, min(log.committed + size, len(log.records))
         if start == end:
@@ -290,7 +290,7 @@ class System:
             log.committed = end
 
     def catch_up(self, size: int) -> None:
-        """Do all that is left."""
+        """Handle all records that are left."""
         for number, log in enumerate(self.partitions):
             while log.committed < len(log.records):
                 self.work(number, size, Step.COMMITTED, [], [])
@@ -302,9 +302,10 @@ IN_ORDER = st.integers(0, 6).map(lambda count: [n < count for n in range(6)])
 
 
 class Guarantee(RuleBasedStateMachine):
-    """Batches of any size, crashes between any two steps, tables lost, workers that wake up late.
+    """Batches of any size, crashes between any two steps, lost tables, and workers that wake up late.
 
-    The model counts unique ids. Whatever happened: once all is done, every count and every sum must be as it says.
+    The model counts unique ids. After any events, once all records are handled, every count and every sum must be the
+    model's.
     """
 
     def __init__(self) -> None:
@@ -313,17 +314,17 @@ class Guarantee(RuleBasedStateMachine):
 
     @rule(partition=PARTITIONS, number=st.integers(0, 9), customer=st.integers(0, 2), items=st.integers(1, 5))
     def send(self, partition: int, number: int, customer: int, items: int) -> None:
-        """A purchase; often one that was sent before: here or to the other partition, by this customer or another."""
+        """Send a purchase. Often its id was sent before, to this partition or the other, by this or other customers."""
         self.system.partitions[partition].records.append(Sent(f"p{number}", f"{partition}-{customer}", items))
 
     @rule(partition=PARTITIONS)
     def send_a_bad_one(self, partition: int) -> None:
-        """It will be rejected."""
+        """Send a record that will be rejected."""
         self.system.partitions[partition].records.append(Sent(None))
 
     @rule(partition=PARTITIONS, size=st.integers(1, 5))
     def work(self, partition: int, size: int) -> None:
-        """A batch that goes well."""
+        """Handle a batch completely."""
         self.system.work(partition, size, Step.COMMITTED, [], [])
 
     @rule(
@@ -334,7 +335,7 @@ class Guarantee(RuleBasedStateMachine):
         late=st.just([True] * 6) | FLAGS,
     )
     def work_and_fail(self, partition: int, size: int, until: Step, arrived: list[bool], late: list[bool]) -> None:
-        """A batch that is cut off: by a kill, by the loss of the partition, or by a frozen machine.
+        """Handle a part of a batch: the worker is killed or frozen, or loses the partition.
 
         Without a recovery afterwards, the same worker gets the batch again, with other limits.
         """
@@ -342,33 +343,33 @@ class Guarantee(RuleBasedStateMachine):
 
     @rule(partition=PARTITIONS)
     def restart(self, partition: int) -> None:
-        """The worker was killed; its directory is there."""
+        """Start the killed worker again, with its directory."""
         self.system.partitions[partition].recover()
 
     @rule(partition=PARTITIONS)
     def lose_the_directory(self, partition: int) -> None:
-        """The owner starts from nothing but the changelog."""
+        """Start the owner with an empty directory."""
         log = self.system.partitions[partition]
         log.directories[log.owner] = Directory()
         log.recover()
 
     @rule(partition=PARTITIONS)
     def move(self, partition: int) -> None:
-        """The other worker gets the partition; perhaps it had it before, and its directory is behind."""
+        """Give the partition to the other worker, whose directory may be from an earlier time."""
         log = self.system.partitions[partition]
         log.owner = 1 - log.owner
         log.recover()
 
     @rule(partition=PARTITIONS)
     def wake_up_late(self, partition: int) -> None:
-        """What a worker had under way arrives, perhaps behind its successor's."""
+        """Late rows of a worker arrive, perhaps after those of its successor."""
         log = self.system.partitions[partition]
         if log.late:
             log.arrive_late()
 
     @rule(drop=st.booleans())
     def replay(self, drop: bool) -> None:
-        """The counts are rebuilt from the purchases, perhaps because MongoDB was dropped."""
+        """Replay all purchases, perhaps into an empty MongoDB."""
         if drop:
             self.system.stored.clear()
         for log in self.system.partitions:
@@ -376,7 +377,7 @@ class Guarantee(RuleBasedStateMachine):
 
     @invariant()
     def every_way_on_ends_with_the_right_counts(self) -> None:
-        """The same worker goes on, or is restarted, or the other one, or one that has the changelog alone."""
+        """The counts are right in the end, with the same worker, a restarted or another one, or an empty directory."""
         for way in ("on", "restart", "move", "rebuild"):
             system = deepcopy(self.system)
             for log in system.partitions:

@@ -50,7 +50,7 @@ def test_key_and_value_are_as_they_came(key: bytes | None, value: bytes | None) 
 
 
 class Log:
-    """The dead letters of the workers before us."""
+    """The topic with the dead letters of earlier workers."""
 
     def __init__(self, *records: FakeRecord) -> None:
         self.records = [FakeRecord(None, None, 0, 0, "dead", headers=tuple(headers_of(r, WHY, "x"))) for r in records]
@@ -62,7 +62,7 @@ class Log:
 
 
 def put(letters: DeadLetters, *records: FakeRecord) -> None:
-    """Put these there."""
+    """Reject these records."""
     asyncio.run(letters.put([(record, WHY) for record in records]))
 
 
@@ -152,7 +152,7 @@ def test_a_dead_letter_that_is_one_again_says_where_it_was_last() -> None:
 
 
 def test_nothing_is_sent_for_nothing() -> None:
-    """Without bad records the topic is not read either."""
+    """Without bad records nothing is sent, and the topic is not read."""
     log, outlet = Log(), FakeOutlet()
     asyncio.run(DeadLetters("dead", 4, "shopflow", outlet.send, log.read_since).put([]))
     assert (outlet.got, log.asked) == ([], [])

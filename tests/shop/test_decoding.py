@@ -55,7 +55,7 @@ FIELD_IDS = [f"{next(iter(event))}-{field}" for _, _, event, field in FIELDS]
 
 
 def raw(**texts: str) -> bytes:
-    """A purchase with these fields as they stand here, not as a JSON encoder would write them."""
+    """A purchase with these fields as raw JSON text, in forms that no encoder would write."""
     fields = {name: json.dumps(value) for name, value in PURCHASE.items()} | texts
     return ("{" + ",".join(f'"{name}":{text}' for name, text in fields.items()) + "}").encode("utf-8", "surrogatepass")
 
@@ -528,7 +528,7 @@ class TestOneSchema:
 
 
 def taken_apart(hint: Any) -> tuple[set[Any], dict[str, Any]]:
-    """The types in a struct's hint, and its limits."""
+    """The types in the hint of a struct's field, and its limits."""
     kinds: set[Any] = set()
     limits: dict[str, Any] = {}
     pending = [hint]

@@ -17,7 +17,7 @@ from tests.support.fakes import FakeRecord
 
 
 def add(share: FailureShare, good: str, *, partition: int = 0, start: int = 0) -> bool:
-    """Add a batch, a letter a record: `.` is good, any other is the reason why it is bad. Was the limit passed?"""
+    """Add a batch, a letter a record: `.` is good, others are reasons of bad ones. True if the limit was passed."""
     records = [FakeRecord(None, None, start + number, partition) for number in range(len(good))]
     share.add(partition, records, [(start + number, letter) for number, letter in enumerate(good) if letter != "."])
     return share.passed
@@ -88,7 +88,7 @@ def test_missing_offsets_are_not_counted() -> None:
 
 
 def test_it_knows_how_many_and_why() -> None:
-    """It knows the number of records, the number that failed, and the most common reason when the limit was passed."""
+    """When the limit is passed, the number of records, the number of failures and the most common reason are known."""
     share = FailureShare(0.5, 100)
     add(share, "." * 10 + "aab" * 30)
     assert (share.failures, share.records, share.reason) == (90, 100, "a")
@@ -115,7 +115,7 @@ def test_it_says_which_topics_are_stopped() -> None:
 
 
 def hold(limit: Limit, good: str, *, topic: str = "shop.purchases", start: int = 0, looks: int = 3) -> int:
-    """Offer a batch; how often it was asked whether the batch is still ours. It is lost at look number `looks`."""
+    """Offer a batch, which is lost at check number `looks`. Returns the number of checks."""
     asked = 0
 
     def check() -> None:
@@ -140,7 +140,7 @@ def said(caplog: pytest.LogCaptureFixture) -> Iterable[str]:
 
 
 def test_a_batch_is_held_until_it_is_lost(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """Only the loss of its partition ends the waiting. It is logged once. Other topics go on."""
+    """Only the loss of its partition ends the hold, which is logged once. Other topics go on."""
     monkeypatch.setattr(limits, "_CHECK_SECONDS", 0)
     limit = Limit(0.5, 10)
     assert hold(limit, "xxxxx") == 0

@@ -27,7 +27,7 @@ class Milk:
     run: Run
 
     def costs(self, *prices: tuple[int | None, datetime], bought: tuple[tuple[datetime, int], ...] = ()) -> Milk:
-        """Nothing but these prices (None: it was deleted) and these purchases, each of so many pieces for 1 zł."""
+        """Store these prices (None: deleted) and these purchases, each of this many pieces at 1 zł, and no others."""
         for name in ("products", "prices", "purchases"):
             self.database[name].delete_many({})
         for offset, (price, at) in enumerate(prices):
@@ -43,17 +43,17 @@ class Milk:
         return self
 
     def put(self, document: Document) -> None:
-        """Another program writes the product."""
+        """Store the product as another program does."""
         self.database.products.insert_one(document)
 
     def found(self, since: datetime | None = None) -> Prices:
-        """What is known of its prices."""
+        """The product's price history."""
         prices = self.run(read(self.store, "milk", since))
         assert prices is not None
         return prices
 
     def sold(self, now: datetime, since: datetime | None = None, *, by_the_minute: bool = False) -> SalesOverTime:
-        """What is shown below the prices."""
+        """The sales that are shown below the prices."""
         prices = self.found(since).prices
         return self.run(sales_over_time(self.store, "milk", prices, now, since, by_the_minute=by_the_minute))
 

@@ -28,17 +28,17 @@ class Topic:
         return [FakeRecord(None, value) for value in self.values.get(partition, [])]
 
     def log(self) -> PriceLog:
-        """As a worker that starts has it."""
+        """The price log of a worker that has just started."""
         return PriceLog("shop.purchase-prices", self.send, self.read_since)
 
 
 def prices(log: PriceLog, start: int, end: int, partition: int = 0) -> dict[int, int]:
-    """Those of a batch."""
+    """The prices of a batch."""
     return asyncio.run(log.prices(partition, FakeRecord(b"anna", b"", start, partition, timestamp=TIME), end))
 
 
 def put(log: PriceLog, given: dict[int, int], partition: int = 0) -> None:
-    """Decide."""
+    """Publish decided prices."""
     asyncio.run(log.put(partition, given))
 
 
@@ -89,7 +89,7 @@ def test_what_is_done_is_not_kept() -> None:
 
 
 def test_what_is_not_ours_in_the_topic_is_passed_over() -> None:
-    """Any program may write to the topic."""
+    """Any program may write to the topic, so unknown records are skipped."""
     topic = Topic()
     topic.values[0] = [b"{", b'{"prices": []}', b'{"prices": [[1, "x"]]}', b'{"prices": [[1, 10]]}']
     assert prices(topic.log(), 0, 5) == {1: 10}

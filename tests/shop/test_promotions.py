@@ -23,7 +23,7 @@ GIFT = {"text": "butter", "percent": 5}
 
 
 def rule(kind: str, **fields: Any) -> Rule:
-    """A rule of this kind, named as it."""
+    """A rule of this kind, named after it."""
     return msgspec.convert({"name": kind, "kind": kind, "voucher": GIFT, **fields}, Rule)
 
 
@@ -35,7 +35,7 @@ ALL = (SHARE, SPENT, NTH)
 
 
 def buy(rules: Rules, window: Window, *purchases: tuple[float, int, str], start: int = 0) -> list[str]:
-    """Buy at these days; the ids of the vouchers."""
+    """Buy on these days; returns the ids of the vouchers."""
     found: list[Earned] = []
     for offset, (day, spent, product) in enumerate(purchases, start):
         bought = Bought(offset, START + day * DAY, spent, product, TYPES.get(product))
@@ -170,7 +170,7 @@ class Table:
         self.rows: dict[str, bytes] = {}
 
     def take(self, log: Sequence[oracle.Bought], start: int = 0) -> list[str]:
-        """Take in this part of the log; the ids of the vouchers."""
+        """Apply this part of the log; returns the ids of the vouchers."""
         found = []
         for offset, bought in enumerate(log, start):
             known = self.rows.get(bought.customer_id)

@@ -28,19 +28,19 @@ from tests.support.events import customer, product, purchase, record, unpriced
 from tests.support.fake_shop import FakeShop
 from tests.support.fakes import FakeRecord
 
-#: In milliseconds, as Kafka's records have it.
+#: A record's timestamp, in milliseconds.
 ONE_PM = int((NOON + HOUR).timestamp() * 1000)
 
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who waits for MongoDB or Kafka does not pause."""
+    """Waiting for MongoDB or Kafka takes no time."""
     monkeypatch.setattr(outages, "FIRST_PAUSE_SECONDS", 0)
 
 
 @pytest.fixture
 def shop() -> FakeShop:
-    """A shop without products that waits for none."""
+    """A shop without products, in which no purchase waits for one."""
     return FakeShop()
 
 
@@ -214,7 +214,7 @@ def test_a_partition_that_was_lost_while_dead_letters_were_sent_is_not_counted(s
     """Another worker may own the table by then."""
 
     class Lost(FakeBatch):
-        """As soon as there is a dead letter."""
+        """A batch that is lost as soon as there is a dead letter."""
 
         def check_owned(self) -> None:
             self.lost = "dead letter" in self.events
@@ -274,7 +274,7 @@ def test_more_unknown_products_than_are_remembered_do_not_wait_for_ever(
 def test_unknown_products_that_are_remembered_take_bounded_memory(
     shop: FakeShop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Old ones are forgotten."""
+    """The oldest of too many unknown products are forgotten."""
     monkeypatch.setattr(module, "_MAX_UNKNOWN_PRODUCTS", 3)
     for number in range(20):
         shop.handle(shop.batch(unpriced(f"p{number}", product_id=f"made-up-{number}"), start=number))
@@ -282,7 +282,7 @@ def test_unknown_products_that_are_remembered_take_bounded_memory(
 
 
 class LostAfter(FakeBatch):
-    """A batch that is lost as soon as this step was done."""
+    """A batch that is lost as soon as this step is done."""
 
     step = ""
 
@@ -403,7 +403,7 @@ def test_mongodb_may_go_at_any_step(
 
 
 class LostAtCheck(FakeBatch):
-    """A batch that is lost when it is looked at for the so-manieth time."""
+    """A batch that is lost at its fourth check."""
 
     checks = 4
 

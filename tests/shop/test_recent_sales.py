@@ -26,13 +26,13 @@ def event(number: int, product: str = "milk", quantity: int = 1, price: int | No
 
 @pytest.fixture
 def clock() -> Clock:
-    """Of the board."""
+    """The clock of the board."""
     return Clock()
 
 
 @pytest.fixture
 def board(clock: Clock) -> Board:
-    """An empty one."""
+    """An empty board."""
     return Board(clock)
 
 

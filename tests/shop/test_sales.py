@@ -19,7 +19,7 @@ from tests.support.documents import DAY, HOUR, MINUTE, NOON
 from tests.support.events import accepted
 from tests.support.fakes import FakeRecord
 
-#: In the middle of an hour.
+#: A time in the middle of an hour.
 HALF_PAST = NOON + 30 * MINUTE
 
 Fresh = list[tuple[Any, Any]]
@@ -38,18 +38,18 @@ purchases = st.lists(
 
 
 def numbered(events: list[Purchase]) -> Fresh:
-    """Each with a record at its offset."""
+    """Each purchase with a record at its offset."""
     return [(FakeRecord(None, None, offset), event) for offset, event in enumerate(events)]
 
 
 def enter(rows: dict[bytes, bytes], fresh: Fresh, end: int, only: set[bytes] | None = None) -> None:
-    """Take in a batch; `only`: a crash lets just these rows through."""
+    """Handle a batch; with `only`, a crash lets just these rows into the changelog."""
     made = advance(rows.get, fresh, end=end).rows()
     rows.update((key, value) for key, value in made if only is None or key in only)
 
 
 def whole(events: list[Purchase]) -> dict[bytes, bytes]:
-    """All of them in one batch."""
+    """Handle all purchases in one batch."""
     rows: dict[bytes, bytes] = {}
     enter(rows, numbered(events), len(events))
     return rows

@@ -44,7 +44,7 @@ class Mirrored:
         self.mirror = Mirror(self.table, self.store, lambda: self.owned, self.outage)
 
     def sell(self, units: int, *, noted: bool = True) -> None:
-        """A purchase of milk; `noted`: the mirror is notified of it."""
+        """Sell milk; `noted` tells the mirror of it."""
         self.events.append(accepted(quantity=units))
         before = dict(self.table.rows)
         enter(self.table.rows, numbered(self.events)[-1:], len(self.events))
@@ -123,7 +123,7 @@ def test_what_could_not_be_written_is_written_when_mongodb_is_back(
 
 
 def test_a_partition_that_goes_while_mongodb_is_away_is_left(mirrored: Mirrored) -> None:
-    """The waiting ends. The partition's next owner writes its sales."""
+    """The mirror stops waiting for MongoDB. The partition's next owner writes its sales."""
     mirrored.sell(2, noted=False)
     owned = iter([[0], [0], [0]])
     mirrored.mirror = Mirror(mirrored.table, mirrored.store, lambda: next(owned, []), mirrored.outage)

@@ -26,7 +26,7 @@ from tests.support.documents import DIRECT, HOUR, MINUTE, NOON, kafka, product, 
 from tests.support.fakes import FakeRecord
 from tests.support.stores import ObservedStore
 
-#: When the product is stocked: in the middle of an hour.
+#: The time of the stocking: in the middle of an hour.
 HALF_PAST = NOON + 30 * MINUTE
 TOPIC = "shop.products"
 
@@ -39,24 +39,24 @@ class Stockroom:
         self.empty()
 
     def empty(self) -> None:
-        """Nothing was ever offered, sold or published."""
+        """Remove everything that was offered, sold or published."""
         for name in ("products", "purchases", "sales", "alerts"):
             self.database[name].delete_many({})
         self.store.away(0)
         self.published: list[tuple[int, Document]] = []
         self.owned = [0, 1]
         self.lease_valid = True
-        #: For the next sends: nothing is sent, or it is sent but not acknowledged.
+        #: Faults of the next sends: nothing is sent, or it is sent and not acknowledged.
         self.faults: list[str] = []
         self.before_send: Callable[[], None] = lambda: None
         self.bought = 0
-        #: Purchases that are written before anybody looks.
+        #: Purchases whose sales are not written yet.
         self.unwritten: list[Document] = []
         self.units: dict[datetime, int] = {}
         self.start()
 
     def start(self) -> None:
-        """A new worker: nothing is remembered."""
+        """Start a new worker, which has nothing in its caches."""
         self.log = AlertLog("shop.alerts", TOPIC, self._publish, self._read)
         self.watch = Watch(
             self.store,  # type: ignore[arg-type]
@@ -91,7 +91,7 @@ class Stockroom:
         name: str = "milk",
         source: Document | None = None,
     ) -> Document:
-        """A stocking of the product; None: it carries no stock."""
+        """Stock the product. None: an event without a stock."""
         given = {"stock": units, "stock_limit": limit}
         fields = {field: value for field, value in given.items() if value is not None}
         made = product(1, at, source or kafka(0, 1, TOPIC), name, **fields)
@@ -99,7 +99,7 @@ class Stockroom:
         return made
 
     def sell(self, units: int, at: datetime = HALF_PAST, source: Document | None = None) -> None:
-        """A purchase, whose sales are not there yet."""
+        """Store a purchase, without its sales."""
         self.bought += 1
         source = source or kafka(self.bought)
         self.unwritten.append(purchase(f"p{self.bought}", source, quantity=units, value=units, purchased_at=at))
@@ -108,7 +108,7 @@ class Stockroom:
             self.units[hour] = self.units.get(hour, 0) + units
 
     def mirror(self, most: int | None = None) -> None:
-        """The sales are there, or only the first so many rows: the total is the last, as `Mirror` writes it."""
+        """Write the sales, or only the first so many rows. The total is the last row, as `Mirror` writes it."""
         rows = [
             PartitionSales("hour", hour, "milk", 1, units, 1, (0, self.bought)) for hour, units in self.units.items()
         ]
@@ -126,24 +126,24 @@ class Stockroom:
             self.unwritten = []
 
     def check(self) -> None:
-        """A round; what fails is left to a later one."""
+        """Run a round of checks. A failure is left to a later round."""
         self._write()
         self.run(self.watch.check_products())
 
     def left(self) -> dict[str, int]:
-        """What is left."""
+        """What is left of each product."""
         self._write()
         return self.run(left_of(self.store, list(self.database.products.find())))  # type: ignore[arg-type]
 
     @property
     def ids(self) -> list[str]:
-        """Of the alerts in the topic."""
+        """The ids of the alerts in the topic."""
         return [event["alert_id"] for _, event in self.published]
 
 
 @pytest.fixture
 def shop(store: ObservedStore, database: Database[Document], run: Run) -> Stockroom:
-    """A shop that sold nothing."""
+    """A shop that has sold nothing."""
     return Stockroom(store, database, run)
 
 
@@ -278,7 +278,7 @@ def test_more_products_than_a_round_takes_are_looked_at_in_turns(
 
 
 class Story(Stockroom):
-    """A shop to which things happen; it knows what is left from what was bought alone."""
+    """A stockroom with random events; it computes from the purchases alone what is left."""
 
     def empty(self) -> None:
         super().empty()
@@ -293,8 +293,8 @@ class Story(Stockroom):
         return int(self.product["stock"]) - sum(units for units, at in self.purchases if at >= since)
 
     def happens(self, name: str, *values: int) -> None:
-        """Do the named step."""
-        with suppress(Unavailable, PartitionLost):  # half done
+        """Let the named event happen."""
+        with suppress(Unavailable, PartitionLost):  # an event may fail halfway
             if name == "sell":
                 self.purchases.append((values[0], HALF_PAST + values[1] * MINUTE))
                 self.sell(*self.purchases[-1])
@@ -335,7 +335,7 @@ STEPS = st.lists(
 
 @pytest.fixture
 def story(store: ObservedStore, database: Database[Document], run: Run) -> Story:
-    """A shop for several stories, one after the other."""
+    """A stockroom for several stories, one after the other."""
     return Story(store, database, run)
 
 

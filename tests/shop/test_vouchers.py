@@ -47,7 +47,7 @@ RULES = (
 
 
 class DiedError(Exception):
-    """Ends the worker, at whatever it was."""
+    """Ends the worker in the middle of its work."""
 
 
 class VoucherShop(FakeShop):
@@ -65,7 +65,7 @@ class VoucherShop(FakeShop):
             self.store.collections["products"][name] = product(100, name=name, type=kind)
 
     def restart(self, **options: Any) -> None:
-        """Another worker begins."""
+        """Replace the worker by a new one."""
         self.log = VoucherLog("shop.vouchers", self.publish_vouchers, self.read_since)
         mongodb: Any = Patient(self.store, Outage("MongoDB"))  # type: ignore[type-var]
         promotions = Promotions(Rules(self.rules), mongodb, self.log, self.windows)  # type: ignore[arg-type]
@@ -93,15 +93,15 @@ class VoucherShop(FakeShop):
             raise DiedError(where)
 
     def take(self, *sent: dict[str, Any], start: int = 0, kind: str = "purchases") -> None:
-        """Process a batch of these events."""
+        """Handle a batch of these events."""
         self.handle(self.batch(*sent, start=start, kind=kind, timestamp=SENT), kind)
 
     def stored(self) -> list[str]:
-        """The ids in MongoDB."""
+        """The ids of the vouchers in MongoDB."""
         return sorted(self.store.collections["vouchers"])
 
     def published(self) -> list[str]:
-        """The ids in the topic."""
+        """The ids of the vouchers in the topic."""
         return sorted(json.loads(record.value or b"")["voucher_id"] for record in self.topic)
 
 
@@ -113,7 +113,7 @@ def bought(number: int, product: str = "rye", customer: str = "anna", day: int =
 
 @pytest.fixture
 def shop(monkeypatch: pytest.MonkeyPatch) -> VoucherShop:
-    """A shop that does not wait."""
+    """A shop in which nothing waits."""
     monkeypatch.setattr(outages, "FIRST_PAUSE_SECONDS", 0)
     return VoucherShop()
 
@@ -303,7 +303,7 @@ def test_a_customer_who_registers_again_is_not_welcomed_again(shop: VoucherShop)
 
 
 async def no_records(topic: str, partition: int, since: int) -> list[Any]:
-    """Nothing that recent."""
+    """Reads no records."""
     return []
 
 
@@ -332,7 +332,7 @@ def test_the_types_of_products_are_not_asked_for_at_each_batch(shop: VoucherShop
 
 
 def test_the_number_of_vouchers_is_logged(shop: VoucherShop, caplog: pytest.LogCaptureFixture) -> None:
-    """One line for each rule of a batch."""
+    """The log has one line for each rule of a batch."""
     with caplog.at_level(logging.INFO, "shopflow.shop.promotions.vouchers"):
         shop.take(bought(1), bought(2))
     assert sorted(caplog.messages) == ["1 voucher(s) of rule bread", "1 voucher(s) of rule second"]
