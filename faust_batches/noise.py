@@ -1,7 +1,7 @@
-"""What Faust and aiokafka log that is no news: normal work, and what a trouble or an outage tells once.
+"""Log lines of Faust and aiokafka that are no news: normal work, and what a trouble or an outage reports once.
 
-A line is judged by what it says, its template, never by who says it. A line that is not known here passes, but the same
-line only once in ten minutes: several times a second it would hide the others.
+A line is judged by its template, never by its logger. An unknown line passes, but the same line only once in ten
+minutes: several times a second it would hide the others.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ REPEAT_SECONDS = 600.0
 #: The most lines that are remembered.
 _REMEMBERED = 1_000
 
-#: A rebalance, a stop, or a timer that waited for Kafka.
+#: Lines of a rebalance, of a stop, or of a timer that waited for Kafka.
 NORMAL = {
     "Fetcher is ignoring cancel or slow :(",
     "Heartbeat failed for group %s because it is rebalancing",
@@ -27,12 +27,12 @@ NORMAL = {
     "Heartbeat failed: local member_id was not recognized; resetting and re-joining group",
     "OffsetCommit failed for group %s due to group error (%s), will rejoin",
     "Recovery rebalancing again",
-    "Thread keepalive is not responding...",  # told by /health/live when it lasts
+    "Thread keepalive is not responding...",  # /health/live reports it if it lasts
     "Timer %s is overlapping (interval=%r runtime=%r)",
     "Topic %s is not available during auto-create initialization",
     "wait_empty: Waiting for tasks %r",
 }
-#: A connection is lost, or a request had no answer. If Kafka does not answer a probe either, the outage is told.
+#: Lines of lost connections and failed requests. If Kafka does not answer a probe either, an outage begins.
 SUSPICIOUS = {
     'Unable connect to "%s:%s": %s',
     'Unable to request metadata from "%s:%s": %s',
@@ -98,7 +98,7 @@ class Noise(logging.Filter):
         if record.levelno < logging.WARNING:
             return record.name.startswith("aiokafka")
         error = record.exc_info[1] if record.exc_info else None
-        if record.name == "asyncio":  # what came of a connection that aiokafka gave up is raised where it was used
+        if record.name == "asyncio":  # the error of a connection that aiokafka gave up is raised to its user
             return isinstance(error, (OSError, KafkaError)) and "never retrieved" in record.getMessage()
         # Faust cancels the actors in a rebalance, and all that waits when the worker stops.
         return any(isinstance(one, asyncio.CancelledError) for one in (error, *(record.args or ())))

@@ -1,4 +1,4 @@
-"""What the log of a worker says of an outage: one line when it begins, one when it is over, however long it lasts."""
+"""The log of a worker in an outage: one line at its beginning and one at its end, however long it lasts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .crew import Server
 
 pytestmark = pytest.mark.servers
 
-#: Faust takes a stream for stuck after so long without an event; 300 by default. So an hour is over in some seconds.
+#: Seconds without an event after which Faust takes a stream for stuck; 300 by default. So seconds stand for an hour.
 FAUSTS_PATIENCE_SECONDS = 1
 _OUTAGE_SECONDS = 8.0
 _BACK_SECONDS = 90.0
@@ -34,7 +34,7 @@ class Own:
 
 @pytest.fixture(scope="module")
 def own(open_shop: OpenShop) -> Iterator[Own]:
-    """All tests here use it in turn; each has a worker of its own."""
+    """One shop for all tests of the module. Each test has a worker of its own."""
     kafka, mongodb = free_port(), free_port()
     with open_shop(
         kafka=f"127.0.0.1:{kafka}",
@@ -47,7 +47,7 @@ def own(open_shop: OpenShop) -> Iterator[Own]:
 
 @pytest.fixture
 def worker(own: Own) -> Iterator[Worker]:
-    """It has stored a purchase, and said nothing."""
+    """A worker that has stored a purchase and has logged nothing."""
     started = own.shop.start_worker(level="warn").ready()
     own.shop.sell(purchase())
     own.shop.drain(_BACK_SECONDS)
@@ -56,23 +56,23 @@ def worker(own: Own) -> Iterator[Worker]:
 
 
 def told(worker: Worker, before: int) -> list[str]:
-    """What it wrote since then, but for the times; and what a signal prints."""
+    """The lines that the worker wrote since `before`, without times, and without what a signal prints."""
     lines = [line for line in worker.output[before:].splitlines() if "-INT-" not in line and "\x1b" not in line]
     return [line.rpartition("] ")[2] for line in lines]
 
 
 @pytest.mark.parametrize("kinds", [("mongodb",), ("kafka", "mongodb")], ids="-".join)
 def test_a_long_outage_is_two_lines(own: Own, worker: Worker, kinds: tuple[str, ...]) -> None:
-    """Of each server, though two hundred events wait and Faust takes each of their streams for stuck.
+    """Each server has two lines, though two hundred events wait and Faust takes each of their streams for stuck.
 
-    A worker that is stopped in an outage says no more than that.
+    A worker that is stopped in an outage logs no more than that.
     """
     names = [{"kafka": "Kafka", "mongodb": "MongoDB"}[kind] for kind in kinds]
     away, back = [f"{name} is away; " for name in names], [f"{name} is back after " for name in names]
     before = len(worker.output)
 
     def says(*beginnings: str) -> bool:
-        """Are these all of its lines, in any order?"""
+        """True if the worker's lines are these, in any order."""
         lines = told(worker, before)
         assert len(lines) <= len(beginnings), f"{len(lines)} lines: {lines[:20]}"
         return all(any(line.startswith(beginning) for line in lines) for beginning in beginnings)
@@ -86,7 +86,7 @@ def test_a_long_outage_is_two_lines(own: Own, worker: Worker, kinds: tuple[str, 
         outage(stack)
         until(lambda: says(*away), "the outage is told", 60)
         deadline = time.monotonic() + _OUTAGE_SECONDS
-        while time.monotonic() < deadline:  # more than one batch of each partition waits, so some is not even fetched
+        while time.monotonic() < deadline:  # more waits in each partition than a batch, so some records are not fetched
             assert says(*away)
             if "kafka" not in kinds:
                 own.shop.sell(*(purchase() for _ in range(20)))

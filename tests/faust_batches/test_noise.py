@@ -1,4 +1,4 @@
-"""Which lines of Faust and aiokafka are news."""
+"""The filter of Faust's and aiokafka's log lines: which lines pass."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def line(
 
 @pytest.mark.parametrize("verbose", [False, True])
 def test_a_lost_connection_becomes_a_suspicion(verbose: bool) -> None:
-    """It comes several times a second while Kafka is away; with -l debug they are all there."""
+    """While Kafka is away, the line comes several times a second. It is kept as a suspicion; `-l debug` logs it too."""
     found = Noise(verbose=verbose)
     assert [found.filter(line(_CONNECT, 1, "refused")) for _ in range(50)] == [verbose] * 50
     assert found.suspicion() == "Unable connect to node with id 1: refused"
@@ -35,7 +35,7 @@ def test_a_lost_connection_becomes_a_suspicion(verbose: bool) -> None:
 
 
 def test_what_is_not_known_is_news_but_not_each_second() -> None:
-    """Whoever says it. What differs is another line."""
+    """An unknown line passes, whichever logger has it. The same text again passes only ten minutes later."""
     now = 0.0
     found = Noise(clock=lambda: now)
     for name in ("aiokafka.consumer.fetcher", "faust.app.base", "mode.threads"):
@@ -60,12 +60,12 @@ def test_what_is_not_known_is_news_but_not_each_second() -> None:
     ],
 )
 def test_a_line_is_judged_by_what_it_says(record: logging.LogRecord, passes: bool) -> None:
-    """Normal work, actors that a rebalance cancels, and a lost connection that was given up are no news."""
+    """Lines of normal work, of cancelled actors and of lost connections that were given up don't pass."""
     assert Noise().filter(record) == passes
 
 
 def test_each_template_is_one_of_the_libraries() -> None:
-    """A template that a new version words otherwise would pass, or hide what it no longer means."""
+    """If a new version words a line differently, the filter must follow."""
     sources = " ".join(
         " ".join(path.read_text(encoding="utf-8").split()).replace('" "', "")
         for library in (aiokafka, faust, mode)

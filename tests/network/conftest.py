@@ -1,4 +1,4 @@
-"""The seed, and what is told at the end, are those of the fault tests."""
+"""The seed and the summary of the fault tests, for the tests of the network."""
 
 from __future__ import annotations
 

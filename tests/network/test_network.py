@@ -1,4 +1,4 @@
-"""The network breaks, or brokers of a Kafka with three copies go, amid 20,000 purchases: nothing is lost."""
+"""The network breaks, or brokers of a Kafka with three copies go away, amid 20,000 purchases: nothing is lost."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ BROKER_ACTIONS = 5
 
 
 class NetworkCrew(Crew):
-    """A crew whose workers are on hosts of their own, if it has any."""
+    """A crew whose workers are on hosts of their own, unless it has no hosts."""
 
     hosts: Sequence[Host] = ()
 
     def start(self, like: Worker | None = None) -> Worker:
-        """Start a worker, on the first host that has none."""
+        """Start a worker on the first host that has none."""
         if not self.hosts:
             return super().start(like)
         host = next(host for host in self.hosts if host.address not in {worker.host for worker in self.workers})
@@ -55,7 +55,7 @@ class NetworkCrew(Crew):
 def opened_crew(
     folder: Path, rng: random.Random, kafka: Sequence[Address], mongodb: Address, **settings: object
 ) -> Iterator[NetworkCrew]:
-    """A shop whose servers will be at these addresses, and nobody at work yet."""
+    """A shop for servers at these addresses, with a sale and without a worker."""
     addresses = Addresses(
         ";".join(f"{host}:{port}" for host, port in kafka), "mongodb://{}:{}/?directConnection=true".format(*mongodb)
     )
@@ -74,14 +74,14 @@ def opened_crew(
 
 
 def prepare(crew: Crew) -> None:
-    """Make the topics, and put the sale's products into MongoDB."""
+    """Create the topics, and put the sale's products into MongoDB."""
     done = crew.shop.run("seed-products")
     assert done.status == 0, done.stderr
     oracle.offer(crew.shop, crew.sale)
 
 
 def test_a_network_that_breaks(rng: random.Random, told: list[Crew], tmp_path: Path) -> None:
-    """Between Kafka, MongoDB and two workers packets are lost, one way or both, or connections are reset."""
+    """Packets between Kafka, MongoDB and two workers are lost, in one direction or both, or connections are reset."""
     with network("kafka", "mongodb", "worker-a", "worker-b") as (kafka, mongodb, *workers):
         at_kafka, at_mongodb = (kafka.address, free_port()), (mongodb.address, free_port())
         with opened_crew(tmp_path, rng, [at_kafka], at_mongodb) as crew:
@@ -95,7 +95,7 @@ def test_a_network_that_breaks(rng: random.Random, told: list[Crew], tmp_path: P
 
 
 def _breaks(crew: NetworkCrew, kafka: Host, mongodb: Host) -> list[Callable[[], None]]:
-    """What may happen to the network."""
+    """The faults of the network."""
 
     def action(
         what: str, fault: Callable[[Host], AbstractContextManager[None]], most: float = 1.0
@@ -120,8 +120,8 @@ def _breaks(crew: NetworkCrew, kafka: Host, mongodb: Host) -> list[Callable[[], 
     ]
 
 
-def test_three_brokers_of_which_some_go(rng: random.Random, told: list[Crew], tmp_path: Path) -> None:
-    """Each partition has three copies, of which two must have a record. With two brokers away Kafka takes none."""
+def test_a_kafka_of_three_brokers_loses_some(rng: random.Random, told: list[Crew], tmp_path: Path) -> None:
+    """Each partition has three copies, and a write needs two. With two brokers away Kafka accepts no record."""
     addresses = [("127.0.0.1", free_port()) for _ in range(3)]
     at_mongodb = ("127.0.0.1", free_port())
     with opened_crew(tmp_path, rng, addresses, at_mongodb, topics_replication=3) as crew:
@@ -135,7 +135,7 @@ def test_three_brokers_of_which_some_go(rng: random.Random, told: list[Crew], tm
 
 
 def _losses(crew: Crew, brokers: Sequence[Broker]) -> list[Callable[[], None]]:
-    """What may happen to brokers."""
+    """The faults of brokers."""
 
     def gone(what: str, go: Callable[[Broker], None], count: int = 1) -> None:
         crew.done[what] += 1
@@ -145,7 +145,7 @@ def _losses(crew: Crew, brokers: Sequence[Broker]) -> list[Callable[[], None]]:
         time.sleep(crew.rng.uniform(*FAULT_SECONDS) / 2)
         for broker in chosen:
             broker.start()
-        if count > 1:  # else no record could be sent for as long as the next one is away
+        if count > 1:  # otherwise no record could be sent while the next one is away
             wait_for_brokers(brokers)
 
     def freeze(count: int = 1) -> None:

@@ -1,4 +1,4 @@
-"""`verify` on a shop whose old purchases Kafka has removed: it tells age from loss."""
+"""`verify` on a shop whose old purchases Kafka has removed: it distinguishes old purchases from lost ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def shop(open_shop: OpenShop) -> Iterator[Shop]:
 
 @pytest.fixture(scope="module")
 def worker(shop: Shop) -> Worker:
-    """Has counted ten purchases of one customer, three of them in a transaction."""
+    """A worker that has counted ten purchases of one customer, three of them in a transaction."""
     worker = shop.start_worker().ready()
     shop.sell(*(purchase("anna") for _ in range(7)))
     shop.sell_in_transaction(*(purchase("anna") for _ in range(3)), commit=True)
@@ -33,13 +33,13 @@ def worker(shop: Shop) -> Worker:
 
 
 def said(outcome: Outcome) -> str:
-    """What the check of the purchases says."""
+    """The detail of the check of the purchases."""
     (line,) = [line for line in outcome.stdout.splitlines() if CHECK in line]
     return line
 
 
 def test_purchases_that_are_old_are_no_loss(shop: Shop, worker: Worker) -> None:
-    """`verify` agrees, says from where on it can judge, and still finds what is missing in MongoDB."""
+    """`verify` agrees, says from which offset on it can judge, and still finds purchases that MongoDB lacks."""
     (partition,) = {record.partition for record in shop.read("purchases")}
     shop.remove("purchases", partition, 5)
     outcome = shop.run("verify", "--deep")
@@ -56,12 +56,12 @@ def test_purchases_that_are_old_are_no_loss(shop: Shop, worker: Worker) -> None:
 
 
 def test_purchases_that_were_removed_unread_are_a_loss(shop: Shop, worker: Worker) -> None:
-    """Before the next worker reads the log, and after it has counted the rest; the worker says so once."""
+    """`verify` reports them before the next worker starts and afterwards. The worker logs them once."""
     worker.stop()
     end = shop.read("purchases")[-1].offset + 1
     sent = shop.sell(*(purchase("anna") for _ in range(5)))
     shop.remove("purchases", sent[0].partition, sent[3].offset)
-    lost = sent[3].offset - end  # the end of the transaction is among these offsets
+    lost = sent[3].offset - end  # the marker of the transaction is among these offsets
     outcome = shop.run("verify")
     assert outcome.status == 1
     assert f"Kafka removed {lost} offsets before a worker read them" in said(outcome)

@@ -16,12 +16,12 @@ from .tables import Tables
 
 @dataclass(frozen=True)
 class Account:
-    """A partition of the purchases: its records in Kafka, and how many its totals count.
+    """A partition of the purchases: its records in Kafka, and the number that its totals count.
 
     Arguments:
-        before: Records from before the offset at which counting began.
-        counted: Records from there up to the totals' offset.
-        after: Records behind the totals' offset.
+        before: The number of records before the offset at which counting began.
+        counted: The number of records from there up to the totals' offset.
+        after: The number of records after the totals' offset.
     """
 
     span: Span
@@ -45,7 +45,7 @@ class Account:
 
     @property
     def unread(self) -> int:
-        """How many offsets Kafka removed before a worker read them; of a partition that was never counted none."""
+        """How many offsets Kafka removed before a worker read them; 0 if the partition was never counted."""
         waiting = self.span.start - (self.totals.offset + 1)
         return self.totals.unread + (max(0, waiting) if self.totals.offset >= 0 else 0)
 
@@ -56,7 +56,7 @@ class Account:
 
     @property
     def untold(self) -> int:
-        """Removed offsets that were no counted record: ends of transactions, or records that nobody counted."""
+        """Removed offsets that are not in the counts: markers of transactions, or records that nobody counted."""
         return self.removed - self.totals.unread - self.removed_records
 
 
@@ -110,13 +110,13 @@ def _check(found: Mapping[int, Account], sent: int, sums: Mapping[str, int]) -> 
     if untold := sum(account.untold for account in found.values()):
         detail += (
             f". Before that, {untold} removed offsets were ends of transactions, or records that nobody counted: "
-            "that can't be told any more"
+            "which of the two can't be told any more"
         )
     return Check(name, True, detail)
 
 
 def _fault(account: Account) -> str:
-    """What is certainly wrong; empty if nothing is."""
+    """The fault that is certain; empty if there is none."""
     if account.unread:
         return f"Kafka removed {account.unread} offsets before a worker read them"
     if account.before or account.after:
