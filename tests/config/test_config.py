@@ -310,7 +310,7 @@ def test_every_field_but_the_free_ones_has_a_bad_value_here() -> None:
 )
 @pytest.mark.parametrize("field", ["web.port", "batching.product_wait_seconds"])
 def test_a_number_is_decimal_or_refused_with_its_field(field: str, text: str, read: Read) -> None:
-    """To YAML 1.1 `06066` is 3126 and `1:30` is 90; who wrote it meant neither."""
+    """YAML 1.1 reads `06066` as 3126 and `1:30` as 90, which nobody who wrote them meant."""
     section, name = field.split(".")
     number = "int" if name == "port" else "float"
     must = f"expected `{number}`, got `str`; a number is decimal, like 1500 or 2.5"
@@ -477,7 +477,7 @@ def test_a_wrong_rule_is_refused_with_its_name_and_field(change: dict[str, Any],
 
 
 def test_two_rules_of_one_name_are_refused(read: Read) -> None:
-    """Their vouchers would have the same ids."""
+    """The vouchers of two rules with the same name would have the same ids."""
     rule = {**SHARE, "voucher": GIFT}
     assert "promotions: must be rules with different names" in refusal(read, yaml.safe_dump({"promotions": [rule] * 2}))
 

@@ -184,7 +184,7 @@ def test_a_gap_is_asked_about_until_kafka_answers(consumer: Consumer) -> None:
 
 
 def test_a_batch_behind_removed_records_is_not_appended_to_another(consumer: Consumer) -> None:
-    """Its start is the only place that says what was removed."""
+    """Only the start of a batch says how many records before it were removed from the topic."""
     consumer.begin(RECORDS, 5)
     assert len(messages(consumer, {RECORDS: run_of(5, 9)})) == 1
     consumer.earliest = 11
@@ -210,7 +210,7 @@ def test_runs_are_appended_to_a_batch_that_waits_for_its_actor(consumer: Consume
 
 @pytest.mark.parametrize("change", ["many", "long", "sought", "rebalance"])
 def test_a_batch_grows_only_within_its_limits(consumer: Consumer, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It takes at most the configured number of records, only the run that follows, and only for a short time."""
+    """A batch takes at most the configured number of records, only the run that follows, and only for a short time."""
     consumer.begin(RECORDS, 0)
     (first,) = messages(consumer, {RECORDS: run_of(0, 60)})
     if change == "long":
@@ -276,7 +276,7 @@ def test_a_changelog_run_goes_whole_to_its_table_and_its_last_record_to_faust(
 
 
 def test_a_changelog_run_from_before_a_seek_is_dropped(consumer: Consumer, reader: Reader) -> None:
-    """It would move the recovery forward, and the records before it would be refused as seen."""
+    """A run fetched before the seek would make the recovery skip records. It is dropped, and the seek is repeated."""
     assert messages(consumer, {CHANGELOG: run_of(0, 4, CHANGELOG)}) == []
     consumer._cursors[CHANGELOG] = Cursor(10)
     assert messages(consumer, {CHANGELOG: run_of(0, 4, CHANGELOG)}) == []
@@ -465,7 +465,7 @@ def test_a_batch_that_was_done_already_is_left(consumer: Consumer) -> None:
 
 
 def test_a_batch_of_which_a_part_was_done_is_fetched_again_from_there(consumer: Consumer) -> None:
-    """It may be the partition's last batch: no later batch would reveal the missing records."""
+    """If the batch is the partition's last one, no later batch would reveal the missing records."""
     consumer.begin(RECORDS, 0)
     (first,) = batches(consumer, (0, 2))
     consumer._cursors[RECORDS] = Cursor(0)
@@ -611,7 +611,7 @@ def test_a_seek_that_fails_in_a_rebalance_does_not_stop_the_consumer(consumer: C
 
 
 def test_a_partition_that_went_while_it_was_to_be_fetched_again_is_forgotten(consumer: Consumer) -> None:
-    """Its next owner starts at the committed offset."""
+    """The next owner of the partition starts at the committed offset."""
     consumer.begin(RECORDS, 0)
 
     def gone(partition: TP, offset: int) -> None:

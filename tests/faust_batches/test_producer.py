@@ -33,7 +33,7 @@ class Connection:
 
 
 def test_a_producer_that_slept_sends_nothing_without_a_lease() -> None:
-    """Its partitions may belong to other workers. A failed request is not sent again by aiokafka either."""
+    """After a sleep its partitions may belong to other workers. aiokafka must not repeat a failed request either."""
     clock = [100.0]
     lease = Lease(30.0, lambda: clock[0])
     lease.renew(100.0)

@@ -281,7 +281,7 @@ def test_a_record_is_stored_or_a_dead_letter_and_not_both(busy: DeepShop) -> Non
 
 
 def test_a_document_that_no_record_made_is_named(busy: DeepShop) -> None:
-    """Its source is after the end, at another record's offset, in another topic, or has no offset."""
+    """A document's source can be after the end, at another record's offset, in another topic, or without an offset."""
     kept = busy.by_hand.find("purchases", "p1")
     sources: list[Any] = [
         *({"offset": 99}, {"topic": "other"}, {"partition": 7}, {"offset": "x"}, {"partition": None}, {}),
@@ -313,7 +313,7 @@ def test_what_is_not_committed_is_not_judged(busy: DeepShop) -> None:
 
 
 def test_records_that_retention_removed_are_reported_and_not_compared(busy: DeepShop) -> None:
-    """Their documents stay. The records that are left are compared."""
+    """Retention removes records, not their documents. The records that are left are compared."""
     busy.starts["purchases", 0] = 2
     assert busy.good()["purchases"] == {"stored": 4, "removed": 2}
     said = busy.checks()["purchases"].detail

@@ -189,7 +189,7 @@ def test_an_export_goes_on_where_it_was_when_mongodb_is_back(
 def test_an_export_ends_when_mongodb_stays_away(
     monkeypatch: pytest.MonkeyPatch, store: ObservedStore, run: Run
 ) -> None:
-    """It ends with an error, so that nobody takes the part for the whole."""
+    """The export ends with an error, so that nobody takes the part for the whole."""
     monkeypatch.setattr(exporting, "FIRST_PAUSE_SECONDS", 0.01)
     said: list[str] = []
     store.away(1_000_000)
@@ -364,7 +364,7 @@ def test_a_reader_that_goes_ends_it_quietly(kind: str) -> None:
 
 
 def test_parquet_without_its_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is said before anything is connected or opened."""
+    """The missing extra is reported before anything is connected or opened."""
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(Refused, match=r"extra `parquet`.*shopflow\[parquet\]"):
         exporting.check("parquet")

@@ -385,7 +385,7 @@ def test_those_with_a_reason_are_read_whatever_its_case(monkeypatch: pytest.Monk
 
 
 def test_ids_are_read_once_each_and_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are returned in the order of the ids."""
+    """The dead letters are returned in the order of the given ids."""
     in_kafka(monkeypatch, dead_letters=[dead(0), dead(1), dead(1, 3)])
     ids = [Id(3, 1), Id(0, 1), Id(3, 1)]
     assert [one.id for one in collected(letters.chosen("kafka:1", SHOP, ids))] == [Id(3, 1), Id(0, 1)]
@@ -405,7 +405,7 @@ def test_a_shop_without_the_topics_has_none(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_latest_come_first_and_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of all partitions are sorted by time. Without the topic there are none."""
+    """The dead letters of all partitions are sorted by time, the latest first. Without the topic there are none."""
     times = [(0, 0, 5), (1, 0, 9), (0, 1, 7), (1, 1, 1), (2, 1, 8)]
     in_kafka(monkeypatch, dead_letters=[replace(dead(*letter_id), timestamp=1_000 * at) for *letter_id, at in times])
     found = asyncio.run(letters.latest("kafka:1", SHOP, 3))

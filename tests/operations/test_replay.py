@@ -21,7 +21,7 @@ ENDS = {("shop.purchases", 0): 100, ("shop.purchases", 1): 50, ("shop.products",
 
 
 def test_only_what_the_topics_still_have_is_read_again() -> None:
-    """One partition begins at a later offset."""
+    """Offsets that retention removed from a partition don't count as work."""
     starts = {("shop.purchases", 0): 40, ("shop.purchases", 1): 0, ("shop.products", 0): 0}
     work = Work(starts, ENDS)
     assert work.total == 110
@@ -31,7 +31,7 @@ def test_only_what_the_topics_still_have_is_read_again() -> None:
 
 
 def test_what_arrives_meanwhile_does_not_count() -> None:
-    """Else the progress of a busy shop would never reach its end."""
+    """New events don't count as work, so that the progress of a replay in a busy shop reaches its end."""
     work = Work(dict.fromkeys(ENDS, 0), ENDS)
     assert work.done({tp: end + 1_000 for tp, end in ENDS.items()}) == work.total == 150
 

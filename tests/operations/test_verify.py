@@ -110,7 +110,7 @@ class VerifiedShop:
         self.kafka.lag["purchases"] = Lag(len(customers), 0)
 
     def sell_milk(self, count: int) -> None:
-        """As many purchases, in the table of sales and in MongoDB."""
+        """This many purchases of milk, in the table of sales and in MongoDB."""
         events = [(FakeRecord(b"", b"", offset), accepted()) for offset in range(count)]
         rows = sales.advance(lambda key: None, events, end=count).rows()
         self.kafka.sales = [FakeRecord(key, value) for key, value in rows]
@@ -197,7 +197,7 @@ def test_an_event_that_got_lost_is_found(shop: VerifiedShop) -> None:
 
 
 def test_the_ends_of_transactions_are_no_purchases(shop: VerifiedShop) -> None:
-    """They take offsets, and are not counted as sent."""
+    """The markers that end Kafka's transactions take offsets, and `verify` doesn't count them as sent."""
     shop.sell("anna", "bob")
     shop.kafka.lag["purchases"], shop.kafka.markers = Lag(5, 0), 3
     report = shop.verify()
@@ -353,7 +353,7 @@ def test_what_the_checks_say_when_it_is_not(shop: VerifiedShop) -> None:
 
 
 def test_what_was_repeated_or_rejected_is_accounted_for(shop: VerifiedShop) -> None:
-    """Such purchases were sent, and are rightly not in MongoDB."""
+    """Repeated and rejected purchases were sent and are rightly not in MongoDB, so their sum is shown."""
     shop.sell("anna")
     rows = advance(lambda key: None, [(0, "anna", 2, 600)], end=4, duplicates=[1], rejected=[2, 3]).rows()
     shop.kafka.changelog = [FakeRecord(key, value) for key, value in rows]
@@ -396,7 +396,7 @@ def test_the_cause_of_status_2_is_a_check(shop: VerifiedShop) -> None:
 
 
 def test_what_waits_for_good_is_given_up_soon(shop: VerifiedShop) -> None:
-    """No worker runs, so another comparison would find the same."""
+    """Without a live worker `verify` doesn't wait for the lag to shrink, because nothing will change it."""
     shop.sell("anna")
     looks = 0
 
@@ -487,7 +487,7 @@ def test_a_table_that_differs_is_an_error_whoever_else_can_not_be_asked(shop: Ve
 def test_a_worker_that_can_not_be_asked_is_asked_again_for_a_while(
     shop: VerifiedShop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may be taking over a partition. After a while the status is 2."""
+    """A worker may be taking over a partition, so it is asked again; if it never answers, the status is 2."""
     shop.sell("anna")
     shop.live = Live((Worker("http://a", (0,)),))
     asked = 0
@@ -520,7 +520,7 @@ def test_while_the_live_workers_are_unknown_the_status_is_2(
 
 
 def test_workers_that_come_and_go_are_something_that_moves(shop: VerifiedShop) -> None:
-    """Their tables may have been read from two owners of a partition."""
+    """While workers come and go, a partition may be read from two owners, so the comparison is repeated."""
     shop.sell("anna")
     one, two = Live((Worker("http://a", (0,)),)), Live((Worker("http://b", (0,)),))
     shop.live = iter([one, two, two, two, two, two])
@@ -594,7 +594,7 @@ def test_sales_on_their_way_to_mongodb_are_waited_for(shop: VerifiedShop) -> Non
 
 
 def test_a_partition_without_purchases_is_not_waited_for(shop: VerifiedShop) -> None:
-    """No worker will write anything for it."""
+    """No worker writes anything for a partition without purchases, so `verify` doesn't wait for it."""
     shop.live = Live((Worker("http://here", (0,)),))
     report = shop.verify()
     assert report.status == 0
@@ -632,7 +632,7 @@ def test_a_voucher_published_twice_is_reported(shop: VerifiedShop) -> None:
 
 
 def test_vouchers_that_differ_are_named(shop: VerifiedShop) -> None:
-    """They were changed, deleted or never published. The message says how to restore them."""
+    """Changed, deleted and unpublished vouchers are named, and the message says how to restore them."""
     publish(shop, "a", percent=50)
     publish(shop, "b")
     shop.by_hand.remove("vouchers", "b")

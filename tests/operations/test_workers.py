@@ -67,7 +67,7 @@ def test_each_member_says_where_it_is_and_what_it_has(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("state", ["Empty", "Dead"])
 def test_a_group_without_members_is_no_worker(monkeypatch: pytest.MonkeyPatch, state: str) -> None:
-    """Nor is a group that Kafka doesn't know."""
+    """Neither a group without members nor one that Kafka doesn't know has workers."""
     assert seen(monkeypatch, Group(state, ())) == Live()
 
 
@@ -190,7 +190,7 @@ def troubles_of(http: Http, *urls: str) -> tuple[bool | None, str]:
 
 
 def test_a_trouble_makes_verify_fail_and_is_named_once_though_two_workers_have_it() -> None:
-    """Also when a third worker can't be asked: what is known to be wrong comes first."""
+    """A known trouble makes the check fail even when another worker can't be asked."""
     http = Http()
     assert troubles_of(http, URL, OTHER) == (True, "no worker reports one")
     http.fails["http://third"] = (503, b'{"error": "this worker stops"}')
@@ -210,7 +210,7 @@ def test_tables_that_are_as_the_changelog_agree() -> None:
 
 
 def test_a_customer_whose_count_differs_is_named_with_the_worker() -> None:
-    """So are customers that only the changelog or only the table has, and totals that differ."""
+    """Customers that only the changelog or only the table has are named too, and so are sums that differ."""
     http, rows = Http(), {0: rows_of("a", "b", "c")}
     other = rows_of("a", "b", "c", items=3)
     http.rows[URL, 0] = {b"": other[b""], b"a": rows[0][b"a"], b"b": other[b"b"], b"eve": other[b"a"]}
@@ -240,7 +240,7 @@ def test_a_customer_whose_count_differs_is_named_with_the_worker() -> None:
 def test_a_worker_that_can_not_be_asked_is_named_and_the_others_are_compared(
     failure: Exception | tuple[int, bytes], said: str
 ) -> None:
-    """It is asked once, not once for each of its partitions."""
+    """A worker that fails is asked once, not once for each of its partitions."""
     http, rows = Http(), {0: rows_of("a"), 1: rows_of("b"), 2: rows_of("c")}
     http.rows[OTHER, 2] = rows_of("c", items=9)
     http.fails[URL] = failure

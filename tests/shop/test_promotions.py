@@ -94,7 +94,7 @@ def test_the_nth_purchase_earns_once() -> None:
 
 
 def test_a_purchase_dated_ahead_moves_no_window() -> None:
-    """One wrong clock would end the customer's promotions for years."""
+    """One purchase with a time far ahead must not end the customer's promotions for years."""
     rules, window = Rules([SPENT, rule("nth", n=1)]), Window()
     sent = int(START.timestamp() * 1000)
     ahead = Bought(0, START + 2 * DAY, 5_000, "milk", sent=sent)

@@ -293,7 +293,7 @@ class LostAfter(FakeBatch):
 
 @pytest.mark.parametrize("step", ["price_history", "insert_purchases"])
 def test_a_batch_that_was_lost_touches_no_table(shop: FakeShop, step: str) -> None:
-    """It sends no dead letters either: the partition's next owner handles the whole batch."""
+    """A lost batch sends no dead letters either: the partition's next owner handles the whole batch."""
     shop.handle(shop.batch(product(100), kind="products"), "products")
     del shop.events[:]
     batch = LostAfter(shop.batch(unpriced("p1"), b"bad").records, shop.events)

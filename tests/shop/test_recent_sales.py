@@ -47,7 +47,7 @@ def test_sums_are_kept_by_the_second(board: Board, clock: Clock) -> None:
 
 
 def test_the_latest_come_first_and_are_few(board: Board) -> None:
-    """Their number is limited, however large a batch is."""
+    """At most 20 sales are kept, the latest first, however large a batch is."""
     board.sold([event(number) for number in range(1_000)])
     latest = board.snapshot().latest
     assert [sale.purchase_id for sale in latest] == [f"b{number}" for number in range(999, 979, -1)]

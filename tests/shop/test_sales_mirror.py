@@ -150,7 +150,7 @@ def test_after_a_rebalance_it_is_looked_through_from_where_mongodb_is(mirrored: 
 
 
 def test_a_partition_that_goes_while_it_is_looked_through_is_left(mirrored: Mirrored) -> None:
-    """Its database may be closed or belong to another worker."""
+    """The table's database of a lost partition may be closed or belong to another worker."""
     mirrored.sell(2, noted=False)
     owned = iter([[0], [0], []])
     mirrored.mirror = Mirror(mirrored.table, mirrored.store, lambda: next(owned, []), mirrored.outage)

@@ -200,7 +200,7 @@ def test_nothing_is_asked_of_products_that_were_not_sold_since(shop: Stockroom) 
 
 
 def test_purchases_before_the_stocking_are_looked_through_only_when_they_may_decide(shop: Stockroom) -> None:
-    """They may be many. They are summed up only if the sales of the hour alone reach the limit."""
+    """There may be many such purchases. They are summed up only if the sales of the hour alone reach the limit."""
     shop.offer(10)
     shop.sell(10, HALF_PAST - MINUTE)
     for times in (1, 1, 1):

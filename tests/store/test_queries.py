@@ -225,7 +225,7 @@ def test_the_last_purchases_of_a_customer(store: MongoStore, run: Run) -> None:
 
 
 def test_vouchers_come_newest_first(store: MongoStore, run: Run) -> None:
-    """Of all customers or of one, with a limit or without."""
+    """Vouchers of all customers or of one, limited or not, are listed with the newest first."""
     made = [voucher(f"v{n}", kafka(n), ("anna", "$bob")[n % 2], NOON + n * MINUTE) for n in range(5)]
     run(store.insert_vouchers(made))
     assert [one["_id"] for one in run(everything(store.vouchers()))] == ["v4", "v3", "v2", "v1", "v0"]

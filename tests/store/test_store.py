@@ -206,7 +206,7 @@ def test_a_document_stored_by_another_event_is_a_duplicate() -> None:
 
 
 def test_of_one_id_in_a_call_at_most_one_is_stored() -> None:
-    """It was stored by this call or by an earlier one. All others of the id are duplicates."""
+    """If an earlier call stored the id, all purchases of that id are duplicates; else all but one are."""
     assert duplicates(purchases("a", "a", "a"), [1, 2], {}, stored(a=kafka(0))) == {1, 2}
     assert duplicates(purchases("a", "a"), [0, 1], {}, stored(a=kafka(0))) == {1}
     assert duplicates(purchases("a", "a"), [0, 1], {}, stored(a=kafka(1))) == {0}

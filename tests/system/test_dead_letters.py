@@ -40,7 +40,7 @@ def shop(open_shop: OpenShop) -> Iterator[Shop]:
 
 @pytest.fixture(scope="module")
 def worker(shop: Shop) -> Worker:
-    """Its worker."""
+    """A worker of the module's shop."""
     return shop.start_worker().ready()
 
 
