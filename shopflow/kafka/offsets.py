@@ -46,7 +46,7 @@ class Lag:
 
 @dataclass(frozen=True)
 class Span:
-    """The offsets of a partition. Two are equal if they are so for readers of committed records."""
+    """The offsets of a partition. Records behind an open transaction (`held`) are not compared by `==`."""
 
     start: int  #: of the first record that Kafka still has
     done: int  #: committed by the group, or `start` if that is larger
