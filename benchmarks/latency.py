@@ -182,7 +182,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rate", type=float, default=1_000.0, help="purchases a second")
     parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--backlog", type=int, default=0, help="also, how long the loop is held with so many waiting")
+    parser.add_argument("--backlog", type=int, default=0, help="also measure how long this backlog blocks the loop")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--mongodb", metavar="URI", help="this one instead of the fast one, or the embedded one")
     arguments = parser.parse_args()

@@ -49,7 +49,7 @@ class Batch:
         self.records = records  #: aiokafka's `ConsumerRecord`s, in order: `key`, `value`, `offset`, `timestamp` (ms)
         self.tp = tp
         self.start = start
-        self.removed = 0  #: so many offsets from `start` on Kafka removed before they were read
+        self.removed = 0  #: how many offsets from `start` on Kafka removed before they were read
         self.end: int = records[-1].offset + 1
         self.generation = consumer.app.consumer_generation_id
         self.epoch = epoch

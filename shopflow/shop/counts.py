@@ -99,7 +99,7 @@ def advance(
     Arguments:
         get: Reads a value of the partition.
         accepted: The stored purchases without duplicates, by offset.
-        removed: So many offsets at the batch's start were removed by Kafka before they were read.
+        removed: How many offsets at the batch's start Kafka removed before they were read.
         duplicates: Offsets of purchases that their producer had sent before.
         rejected: Offsets of records that went to the dead letters.
     """

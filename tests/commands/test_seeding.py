@@ -267,7 +267,7 @@ def test_when_the_sending_itself_fails_it_says_how_many_are_there(monkeypatch: p
 
 
 def test_who_can_buy_what_comes_from_mongodb(store: ObservedStore, run: Run) -> None:
-    """The buyers are the first so many customers; the products come with their prices."""
+    """The buyers are the first customers, as many as asked for; the products come with their prices."""
 
     async def ask() -> tuple[list[str], dict[str, int]]:
         assert await seeding.known(store, 5) == ([], {})

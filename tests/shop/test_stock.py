@@ -108,7 +108,7 @@ class Stockroom:
             self.units[hour] = self.units.get(hour, 0) + units
 
     def mirror(self, most: int | None = None) -> None:
-        """Write the sales, or only the first so many rows. The total is the last row, as `Mirror` writes it."""
+        """Write the sales, or only the first `most` rows. The total is the last row, as `Mirror` writes it."""
         rows = [
             PartitionSales("hour", hour, "milk", 1, units, 1, (0, self.bought)) for hour, units in self.units.items()
         ]

@@ -70,7 +70,7 @@ class Case:
         return asyncio.run(self.health.ready())
 
 
-#: So many looks without progress that an actor counts as stuck.
+#: The number of looks without progress after which an actor counts as stuck.
 MANY = round(module.STUCK_SECONDS / lag_module.LOOK_SECONDS) + 5
 
 
