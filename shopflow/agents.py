@@ -41,3 +41,11 @@ async def mirror_sales() -> None:
 async def watch_stock() -> None:
     """Publish an alert for each product whose stock has fallen to its limit, while the worker runs."""
     await repeated("The stock", parts.stock_watch.round, lambda: not app.should_stop)
+
+
+async def watch_ground() -> None:
+    """Look at what the guarantee stands on, while the worker runs."""
+    await repeated("The check of the topics", parts.ground.round, lambda: not app.should_stop)
+
+
+app.background.append(watch_ground)

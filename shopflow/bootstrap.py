@@ -13,6 +13,7 @@ from .kafka import offsets, producers, reading
 from .kafka.held import Watch as HeldWatch
 from .kafka.lag import LOOK_SECONDS, Lags
 from .models import Customer, Product
+from .operations.watch import Ground
 from .shop.activity import Activity
 from .shop.dead_letters import DeadLetters, ReadSince, Rejections
 from .shop.decoding import Decoder
@@ -126,6 +127,8 @@ class Parts:
             ours=answered_for,
             events=topics.KEYS,
         )
+
+        self.ground = Ground(app.troubles, connected_kafka, topics.SPECS)
 
         async def looked() -> None:
             await self.health.looked()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .app import app, config
 from .kafka.connection import MAX_MESSAGE_BYTES
-from .kafka.topics import TopicSpec
+from .kafka.needs import Role, TopicSpec
 from .shop.layout import Layout
 
 #: A dead letter has more headers than its record.
@@ -47,7 +47,12 @@ _retention_ms = -1 if config.topics.retention_hours == -1 else config.topics.ret
 
 
 def _spec(
-    name: str, *, compacted: bool = False, kept: bool = False, max_message_bytes: int = MAX_MESSAGE_BYTES
+    name: str,
+    role: Role,
+    *,
+    compacted: bool = False,
+    kept: bool = False,
+    max_message_bytes: int = MAX_MESSAGE_BYTES,
 ) -> TopicSpec:
     return TopicSpec(
         name,
@@ -56,6 +61,7 @@ def _spec(
         compacted=compacted,
         retention_ms=-1 if kept else _retention_ms,
         max_message_bytes=max_message_bytes,
+        role=role,
     )
 
 
@@ -70,18 +76,18 @@ WINDOWS = f"{config.app_id}-customer_windows-changelog"
 
 #: How the topics are created. The tables' changelogs are among them: they have as many partitions as the purchases.
 SPECS = (
-    _spec(products.get_topic_name(), compacted=True),
-    _spec(customers.get_topic_name(), compacted=True),
-    _spec(purchases.get_topic_name()),
-    _spec(ACTIVITY, compacted=True),
-    _spec(PRICES),
-    _spec(DEAD_LETTERS, max_message_bytes=MAX_MESSAGE_BYTES + _HEADERS_BYTES),
-    _spec(RETRIES, compacted=True),
-    _spec(CHANGELOG, compacted=True),
-    _spec(SALES_CHANGELOG, compacted=True),
-    _spec(VOUCHERS, kept=True),  # without these events, a voucher or alert would be published again
-    _spec(ALERTS, kept=True),
-    _spec(WINDOWS, compacted=True),
+    _spec(products.get_topic_name(), Role.EVENTS, compacted=True),
+    _spec(customers.get_topic_name(), Role.EVENTS, compacted=True),
+    _spec(purchases.get_topic_name(), Role.EVENTS),
+    _spec(ACTIVITY, Role.RECORDS, compacted=True),
+    _spec(PRICES, Role.RECORDS),
+    _spec(DEAD_LETTERS, Role.RECORDS, max_message_bytes=MAX_MESSAGE_BYTES + _HEADERS_BYTES),
+    _spec(RETRIES, Role.RECORDS, compacted=True),
+    _spec(CHANGELOG, Role.CHANGELOG, compacted=True),
+    _spec(SALES_CHANGELOG, Role.CHANGELOG, compacted=True),
+    _spec(VOUCHERS, Role.RECORDS, kept=True),  # without these events, a voucher or alert would be published again
+    _spec(ALERTS, Role.RECORDS, kept=True),
+    _spec(WINDOWS, Role.CHANGELOG, compacted=True),
 )
 
 #: All of these topics.

@@ -143,7 +143,18 @@ def client(bootstrap: Bootstrap) -> Any:
         Unavailable: Kafka does not answer.
     """
     made = AIOKafkaClient(**bootstrap.options)
-    return _started(made, made.close, bootstrap, start=made.bootstrap)
+    return _started(made, made.close, bootstrap, start=lambda: _bootstrapped(made, bootstrap))
+
+
+async def _bootstrapped(client: AIOKafkaClient, bootstrap: Bootstrap) -> None:
+    """Start the client. A Kafka that is starting answers, but lists no broker yet: no request could be sent.
+
+    Raises:
+        Unavailable: Kafka lists no broker.
+    """
+    await client.bootstrap()
+    if not client.cluster.brokers():
+        raise Unavailable("Kafka", f"{bootstrap} has no broker that is ready")
 
 
 def admin(bootstrap: Bootstrap, **options: Any) -> Any:

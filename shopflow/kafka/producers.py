@@ -10,13 +10,14 @@ from typing import Any, ClassVar
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 from aiokafka.protocol.api import RequestStruct, Response
-from aiokafka.protocol.types import CompactArray, CompactString, Int16, Int32, Int64, Schema, TaggedFields
+from aiokafka.protocol.types import CompactArray, Int16, Int32, Int64, Schema
 
 from shopflow.errors import Refused, Unavailable
 
 from . import connection
 from .connection import within
 from .offsets import Partition
+from .protocol import TAGS, TEXT, Prepared
 from .security import Bootstrap
 
 #: The states of a transaction that is open, and of one that Kafka is ending.
@@ -99,31 +100,10 @@ def _listed(partitions: Mapping[str, list[int]]) -> list[tuple[str, list[int], d
 
 
 async def _ask(client: Any, broker: int, request: Any) -> Any:
-    return await client.send(broker, _Prepared(request))
+    return await client.send(broker, Prepared(request))
 
 
 # -- Kafka's requests that aiokafka lacks, as in KIP-664
-
-_TEXT = CompactString("utf-8")
-_TAGS = ("tags", TaggedFields)
-
-
-class _Prepared:
-    """A request of one version, as aiokafka's client takes it."""
-
-    def __init__(self, request: Any) -> None:
-        self._request = request
-
-    def prepare(self, versions: Mapping[int, tuple[int, int]]) -> Any:
-        """The request itself.
-
-        Raises:
-            NotImplementedError: The broker does not know it.
-        """
-        first, last = versions.get(self._request.API_KEY, (1, 0))
-        if not first <= self._request.API_VERSION <= last:
-            raise NotImplementedError(type(self._request).__name__)
-        return self._request
 
 
 class _OfPartitionsResponse(Response):  # type: ignore[misc]
@@ -136,13 +116,13 @@ class _OfPartitionsResponse(Response):  # type: ignore[misc]
         (
             "topics",
             CompactArray(
-                ("name", _TEXT),
+                ("name", TEXT),
                 (
                     "partitions",
                     CompactArray(
                         ("partition", Int32),
                         ("error_code", Int16),
-                        ("error_message", _TEXT),
+                        ("error_message", TEXT),
                         (
                             "active_producers",
                             CompactArray(
@@ -152,16 +132,16 @@ class _OfPartitionsResponse(Response):  # type: ignore[misc]
                                 ("last_timestamp", Int64),
                                 ("coordinator_epoch", Int32),
                                 ("transaction_start_offset", Int64),
-                                _TAGS,
+                                TAGS,
                             ),
                         ),
-                        _TAGS,
+                        TAGS,
                     ),
                 ),
-                _TAGS,
+                TAGS,
             ),
         ),
-        _TAGS,
+        TAGS,
     )
 
 
@@ -171,8 +151,8 @@ class _OfPartitions(RequestStruct):  # type: ignore[misc]  # aiokafka has no typ
     FLEXIBLE_VERSION: ClassVar[bool] = True
     RESPONSE_TYPE = _OfPartitionsResponse
     SCHEMA = Schema(
-        ("topics", CompactArray(("name", _TEXT), ("partitions", CompactArray(Int32)), _TAGS)),
-        _TAGS,
+        ("topics", CompactArray(("name", TEXT), ("partitions", CompactArray(Int32)), TAGS)),
+        TAGS,
     )
 
 
@@ -184,12 +164,12 @@ class _OfProducersResponse(Response):  # type: ignore[misc]
     SCHEMA = Schema(
         ("throttle_time_ms", Int32),
         ("error_code", Int16),
-        ("unknown_state_filters", CompactArray(_TEXT)),
+        ("unknown_state_filters", CompactArray(TEXT)),
         (
             "transactions",
-            CompactArray(("transactional_id", _TEXT), ("producer_id", Int64), ("state", _TEXT), _TAGS),
+            CompactArray(("transactional_id", TEXT), ("producer_id", Int64), ("state", TEXT), TAGS),
         ),
-        _TAGS,
+        TAGS,
     )
 
 
@@ -198,7 +178,7 @@ class _OfProducers(RequestStruct):  # type: ignore[misc]
     API_VERSION: ClassVar[int] = 0
     FLEXIBLE_VERSION: ClassVar[bool] = True
     RESPONSE_TYPE = _OfProducersResponse
-    SCHEMA = Schema(("states", CompactArray(_TEXT)), ("producer_ids", CompactArray(Int64)), _TAGS)
+    SCHEMA = Schema(("states", CompactArray(TEXT)), ("producer_ids", CompactArray(Int64)), TAGS)
 
 
 class _OfNamesResponse(Response):  # type: ignore[misc]
@@ -212,17 +192,17 @@ class _OfNamesResponse(Response):  # type: ignore[misc]
             "transactions",
             CompactArray(
                 ("error_code", Int16),
-                ("transactional_id", _TEXT),
-                ("state", _TEXT),
+                ("transactional_id", TEXT),
+                ("state", TEXT),
                 ("timeout_ms", Int32),
                 ("start_time_ms", Int64),
                 ("producer_id", Int64),
                 ("producer_epoch", Int16),
-                ("topics", CompactArray(("topic", _TEXT), ("partitions", CompactArray(Int32)), _TAGS)),
-                _TAGS,
+                ("topics", CompactArray(("topic", TEXT), ("partitions", CompactArray(Int32)), TAGS)),
+                TAGS,
             ),
         ),
-        _TAGS,
+        TAGS,
     )
 
 
@@ -231,4 +211,4 @@ class _OfNames(RequestStruct):  # type: ignore[misc]
     API_VERSION: ClassVar[int] = 0
     FLEXIBLE_VERSION: ClassVar[bool] = True
     RESPONSE_TYPE = _OfNamesResponse
-    SCHEMA = Schema(("transactional_ids", CompactArray(_TEXT)), _TAGS)
+    SCHEMA = Schema(("transactional_ids", CompactArray(TEXT)), TAGS)

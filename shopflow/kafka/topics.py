@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from aiokafka.admin import NewTopic
@@ -13,34 +12,9 @@ from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 from shopflow.errors import Refused, Unavailable
 
 from . import connection
-from .connection import CHECK_SECONDS, MAX_MESSAGE_BYTES
+from .connection import CHECK_SECONDS
+from .needs import TopicSpec, judge_partitions
 from .security import Bootstrap
-
-
-@dataclass(frozen=True)
-class TopicSpec:
-    """A topic as shopflow creates it.
-
-    Arguments:
-        compacted: True: keep the last record of each key for ever. False: keep all records for `retention_ms`.
-        retention_ms: In milliseconds; -1: for ever. Not used if compacted.
-    """
-
-    name: str
-    partitions: int
-    replication: int
-    compacted: bool = False
-    retention_ms: int = -1
-    max_message_bytes: int = MAX_MESSAGE_BYTES
-
-    @property
-    def configs(self) -> dict[str, str]:
-        configs = {"max.message.bytes": str(self.max_message_bytes)}
-        if self.compacted:
-            configs["cleanup.policy"] = "compact"
-        else:
-            configs |= {"cleanup.policy": "delete", "retention.ms": str(self.retention_ms)}
-        return configs
 
 
 async def wait_for(bootstrap: Bootstrap, seconds: float, say: Callable[[str], None]) -> None:
@@ -53,7 +27,7 @@ async def wait_for(bootstrap: Bootstrap, seconds: float, say: Callable[[str], No
     announced = False
     while True:
         try:
-            async with connection.admin(bootstrap):
+            async with connection.client(bootstrap):
                 return
         except Unavailable as error:
             if asyncio.get_running_loop().time() >= deadline:
@@ -73,8 +47,8 @@ async def ensure_topics(bootstrap: Bootstrap, specs: Sequence[TopicSpec]) -> Non
     """
     async with connection.admin(bootstrap) as client:
         found = await partitions_of(client, [spec.name for spec in specs])
-        for spec in specs:
-            _check_partitions(spec, found.get(spec.name))
+        for finding in judge_partitions(specs, found, ",".join(bootstrap.hosts)):
+            raise Refused(finding.text)
         missing = [spec for spec in specs if spec.name not in found]
         for spec in missing:
             await _create(client, spec)
@@ -108,15 +82,6 @@ async def _ready(client: Any, specs: Iterable[TopicSpec]) -> bool:
         for spec in specs
         if (topic := described[spec.name])
     )
-
-
-def _check_partitions(spec: TopicSpec, found: int | None) -> None:
-    if found is not None and found != spec.partitions:
-        raise Refused(
-            f"topics.partitions: topic {spec.name} has {found} partitions, configured are {spec.partitions}; "
-            "the counts of customers depend on this number: set it to the topic's, "
-            "or begin anew with another app_id, topics.prefix and mongodb.database"
-        )
 
 
 async def _create(client: Any, spec: TopicSpec) -> None:

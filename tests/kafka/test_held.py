@@ -14,10 +14,11 @@ from faust_batches import Troubles
 from shopflow.kafka import held as module
 from shopflow.kafka import offsets, producers
 from shopflow.kafka.held import HeldUp, Hold, Watch
+from shopflow.kafka.needs import TopicSpec
 from shopflow.kafka.offsets import Partition, Span
 from shopflow.kafka.producers import Producer
 from shopflow.kafka.security import Bootstrap
-from shopflow.kafka.topics import TopicSpec, ensure_topics
+from shopflow.kafka.topics import ensure_topics
 from shopflow.servers.servers import Addresses
 from tests.support.transactional import transactional
 

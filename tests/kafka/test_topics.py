@@ -26,8 +26,8 @@ from shopflow.errors import Refused, Unavailable
 from shopflow.kafka import connection, offsets, reading, transactions
 from shopflow.kafka import group as groups
 from shopflow.kafka import topics as kafka_topics
+from shopflow.kafka.needs import TopicSpec
 from shopflow.kafka.security import Bootstrap
-from shopflow.kafka.topics import TopicSpec
 from tests.support.fakes import FakeRecord, FakeTopics
 
 
@@ -59,22 +59,6 @@ def test_the_shops_topics_are_those_of_the_contract() -> None:
     }
     assert {spec.partitions for spec in topics.SPECS} == {4}
     assert specs["shop.dead-letters"].max_message_bytes > specs["shop.purchases"].max_message_bytes
-
-
-@pytest.mark.parametrize("found", [1, 3, 8])
-def test_another_number_of_partitions_is_refused_with_both_numbers(found: int) -> None:
-    """With another number of partitions, a customer's purchases would be in two of them."""
-    with pytest.raises(Refused) as refused:
-        kafka_topics._check_partitions(TopicSpec("shop.purchases", 4, 1), found)
-    message = str(refused.value)
-    assert message.startswith("topics.partitions: topic shop.purchases ")
-    assert f"has {found} partitions, configured are 4" in message
-
-
-@pytest.mark.parametrize("found", [None, 4])
-def test_a_missing_topic_and_one_that_fits_are_fine(found: int | None) -> None:
-    """A missing topic is created, and one with the right number of partitions is used."""
-    kafka_topics._check_partitions(TopicSpec("shop.purchases", 4, 1), found)
 
 
 def test_a_kafka_that_does_not_answer_is_refused_after_a_while() -> None:
@@ -181,7 +165,7 @@ def client(monkeypatch: pytest.MonkeyPatch) -> Client:
 def test_only_missing_topics_are_made(client: Client) -> None:
     """Existing topics stay as they are."""
     specs = [TopicSpec("purchases", 2, 1), TopicSpec("products", 2, 1)]
-    asyncio.run(kafka_topics.ensure_topics("kafka:1", specs))
+    asyncio.run(kafka_topics.ensure_topics(Bootstrap("kafka:1"), specs))
     assert client.made == ["products"]
 
 
@@ -189,7 +173,7 @@ def test_nothing_is_made_beside_a_topic_of_another_shape(client: Client) -> None
     """A wrong setting must not leave new topics behind."""
     specs = [TopicSpec("products", 4, 1), TopicSpec("purchases", 4, 1)]
     with pytest.raises(Refused):
-        asyncio.run(kafka_topics.ensure_topics("kafka:1", specs))
+        asyncio.run(kafka_topics.ensure_topics(Bootstrap("kafka:1"), specs))
     assert client.made == []
 
 
@@ -299,7 +283,7 @@ def made_by(monkeypatch: pytest.MonkeyPatch, client: Client) -> None:
         yield client
 
     monkeypatch.setattr(connection, "admin", started)
-    asyncio.run(kafka_topics.ensure_topics("kafka:1", [TopicSpec("shop.products", 2, 3)]))
+    asyncio.run(kafka_topics.ensure_topics(Bootstrap("kafka:1"), [TopicSpec("shop.products", 2, 3)]))
 
 
 @pytest.mark.parametrize(

@@ -41,8 +41,10 @@ async def live(request: Any) -> tuple[int, Any]:
 
 @route("get", "/health/ready")
 async def ready(request: Any) -> tuple[int, Any]:
-    """200 when this worker does its share of the work, else 503 with the reasons."""
-    return _answer("ready", await health.ready())
+    """200 when this worker does its share of the work, else 503 with the reasons. Both with what is wrong beside."""
+    status, answer = _answer("ready", await health.ready())
+    warnings = [trouble.text for trouble in app.troubles.present if not trouble.stops]
+    return status, {**answer, "warnings": warnings} if warnings else answer
 
 
 @app.page("/metrics/", name="metrics_")

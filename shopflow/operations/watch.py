@@ -1,0 +1,54 @@
+"""Looks at what the guarantee stands on while a worker runs, and records what is wrong as troubles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from faust_batches import Troubles
+from shopflow.errors import Refused, Unavailable
+from shopflow.kafka import connection, needs
+from shopflow.kafka.needs import Finding, TopicSpec
+from shopflow.kafka.security import Bootstrap
+
+#: Seconds between two looks.
+LOOK_SECONDS = 10.0
+#: The kinds of troubles that this watch begins and ends.
+KINDS = ("topic-missing", "topic-partitions", "topic-config", "topic-copies", "topic-rights")
+
+
+async def topics(bootstrap: Bootstrap, specs: Sequence[TopicSpec]) -> list[Finding]:
+    """What the topics lack.
+
+    Raises:
+        Unavailable: Kafka does not answer.
+    """
+    try:
+        async with connection.client(bootstrap) as client:
+            found = await needs.look(client, [spec.name for spec in specs])
+    except Refused as refused:
+        return [Finding("topic-rights", "topics", str(refused))]
+    return needs.judge(specs, found)
+
+
+class Ground:
+    """Looks every 10 seconds.
+
+    Arguments:
+        bootstrap: Returns Kafka's address; it is known when the worker starts.
+    """
+
+    def __init__(self, troubles: Troubles, bootstrap: Callable[[], Bootstrap], specs: Sequence[TopicSpec]) -> None:
+        self._troubles, self._bootstrap, self._specs = troubles, bootstrap, specs
+
+    async def round(self) -> float:
+        """Look once. Returns the seconds until the next look. While Kafka is away, the troubles stay as they are."""
+        with suppress(Unavailable):
+            self._record(await topics(self._bootstrap(), self._specs))
+        return LOOK_SECONDS
+
+    def _record(self, findings: Sequence[Finding]) -> None:
+        for one in findings:
+            self._troubles.begin(one.kind, one.subject, one.text, stops=one.stops)
+        for kind in KINDS:
+            self._troubles.end_others(kind, {one.subject for one in findings if one.kind == kind})

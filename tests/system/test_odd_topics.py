@@ -1,0 +1,120 @@
+"""Topics that are not what the guarantee needs: what is told, by all who tell, and what mends it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.admin.new_partitions import NewPartitions
+
+from tests.conftest import OpenShop
+from tests.support.shop import PARTITIONS, Shop, Worker, becomes, purchase, until
+from tests.system.test_health import scraped
+
+pytestmark = [pytest.mark.servers, pytest.mark.slow]
+
+
+def administered(shop: Shop, work: Callable[[Any], Awaitable[Any]]) -> None:
+    """Change something as the operator of Kafka does."""
+
+    async def whole() -> None:
+        async with shop._admin() as admin:
+            await work(admin)
+
+    asyncio.run(whole())
+
+
+def configure(shop: Shop, topic: str, **configs: str) -> None:
+    """Set a topic's configurations, and leave out all others. `_` stands for the `.` in the names."""
+    wanted = {name.replace("_", "."): value for name, value in configs.items()}
+    resource = ConfigResource(ConfigResourceType.TOPIC, topic, configs=wanted)
+    administered(shop, lambda admin: admin.alter_configs([resource]))
+
+
+def ready(worker: Worker) -> dict[str, list[str]]:
+    """The reasons and the warnings of a worker."""
+    status, answer = worker.get("/health/ready")
+    assert status in {200, 503}, answer
+    return {name: answer.get(name, []) for name in ("reasons", "warnings")}
+
+
+def troubles(worker: Worker) -> set[tuple[str, str, str]]:
+    """Kind, subject and whether the work stands still, by the metric."""
+    found = (dict(labels) for labels in scraped(worker).get("shopflow_trouble_seconds", {}))
+    return {(labels["kind"], labels["subject"], labels["stops"]) for labels in found}
+
+
+def test_what_topics_lack_is_told_while_the_worker_runs_until_it_is_mended(open_shop: OpenShop) -> None:
+    """Each is harmless for the moment, and loses events later; or lets no record in."""
+    with open_shop() as shop:
+        worker = shop.start_worker().ready()
+        purchases, products, letters = shop.topic("purchases"), shop.topic("products"), shop.topic("dead-letters")
+        shop.sell(purchase("anna"))
+        shop.drain()
+        assert troubles(worker) == set()
+
+        configure(shop, purchases, cleanup_policy="compact", retention_bytes="5000000")
+        configure(shop, shop.changelog, cleanup_policy="delete", max_message_bytes="16777216")
+        configure(shop, products, cleanup_policy="compact", min_insync_replicas="2")
+        administered(shop, lambda admin: admin.delete_topics([letters]))
+        told = {
+            ("topic-config", f"{purchases} cleanup.policy", "false"),
+            ("topic-config", f"{purchases} retention.bytes", "false"),
+            ("topic-config", f"{shop.changelog} cleanup.policy", "false"),
+            ("topic-copies", products, "true"),
+            ("topic-missing", letters, "true"),
+        }
+        until(lambda: troubles(worker) >= told or None, "all of it is told", 60)
+        compact = f"Topic {purchases} has cleanup.policy=compact, needed is delete: Kafka deletes all records of a key"
+        copies = f"Topic {products} has min.insync.replicas=2, but 1 copy of each partition: Kafka accepts no record"
+        said = ready(worker)
+        assert any(text.startswith(compact) for text in said["warnings"])
+        assert any(text.startswith(copies) for text in said["reasons"])
+        shown = str(worker.get("/page/data.json")[1]["sentences"])
+        assert compact in shown
+        assert copies in shown
+        assert worker.output.count(compact) == worker.output.count(copies) == 1
+        checked = shop.run("verify")
+        assert checked.status == 1
+        (line,) = [line for line in checked.stdout.splitlines() if "troubles:" in line]
+        assert compact in line
+        assert copies in line
+        assert f"--entity-name {purchases} --add-config cleanup.policy" in line
+
+        configure(shop, purchases, cleanup_policy="delete", retention_ms="-1")
+        configure(shop, shop.changelog, cleanup_policy="compact")
+        configure(shop, products, cleanup_policy="compact")
+        shop.create_topic("dead-letters", PARTITIONS, retention_ms="-1", max_message_bytes="17825792")
+        becomes(lambda: troubles(worker), set(), 60)
+        assert "It is over after" in worker.output
+        assert ready(worker) == {"reasons": [], "warnings": []}
+        shop.sell(purchase("anna"))
+        shop.drain()
+        shop.agrees()
+
+
+def test_added_partitions_are_told_and_the_advice_is_the_last_one_needed(open_shop: OpenShop) -> None:
+    """No worker reads them. A restart is refused, and so is the number of that one topic as a setting."""
+    with open_shop() as shop:
+        worker = shop.start_worker().ready()
+        purchases = shop.topic("purchases")
+        administered(shop, lambda admin: admin.create_partitions({purchases: NewPartitions(PARTITIONS + 2)}))
+        until(lambda: ("topic-partitions", purchases, "true") in troubles(worker) or None, "it is told", 60)
+        (reason,) = [text for text in ready(worker)["reasons"] if purchases in text]
+        assert f"{purchases} has {PARTITIONS + 2} partitions, configured are {PARTITIONS}: no worker reads" in reason
+        assert "begin anew with another app_id, topics.prefix and mongodb.database" in reason
+        worker.kill()
+        for partitions in (PARTITIONS, PARTITIONS + 2):
+            refused = shop.run("worker", topics_partitions=partitions)
+            assert refused.status == 2
+            assert refused.errors[-1].startswith("Error: topics.partitions: topic ")
+        anew = shop.run(
+            "seed-products",
+            app_id=f"{shop.name}-2",
+            topics_prefix=f"{shop.name}-2.",
+            topics_partitions=PARTITIONS + 2,
+        )
+        assert anew.status == 0, anew
