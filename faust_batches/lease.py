@@ -5,6 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+#: Of the session timeout.
+_SHARE = 0.9
+
 
 def _now() -> float:
     """Seconds of a clock that counts while the machine sleeps, on systems that have one."""
@@ -15,17 +18,18 @@ class Lease:
     """The time for which Kafka certainly keeps our partitions assigned to us.
 
     Kafka reassigns them after the session timeout without a heartbeat. Kafka counts from the arrival of the last
-    heartbeat; the lease counts from its sending, and so ends first. A process that slept past the timeout learns that
-    it lost its partitions only from the answer to its next heartbeat. Until then it must send nothing, because Kafka
-    accepts records from anybody.
+    heartbeat; the lease counts from its sending, and ends after 90 % of the timeout. The rest is for what was sent
+    before and is still under way: it arrives, or is recalled, before another worker takes over. A process that slept
+    past the timeout learns that it lost its partitions only from the answer to its next heartbeat. Until then it must
+    send nothing, because Kafka accepts records from anybody.
 
     Arguments:
-        timeout: Kafka's session timeout, in seconds.
+        session_timeout: Kafka's session timeout, in seconds.
         clock: Returns seconds.
     """
 
-    def __init__(self, timeout: float, clock: Callable[[], float] = _now) -> None:
-        self._timeout = timeout
+    def __init__(self, session_timeout: float, clock: Callable[[], float] = _now) -> None:
+        self.timeout = _SHARE * session_timeout  #: seconds
         self.clock = clock
         self._renewed: float | None = None
         self._paused = False
@@ -46,5 +50,5 @@ class Lease:
     @property
     def valid(self) -> bool:
         """True while our partitions are certainly ours; also before the first assignment."""
-        recent = self._renewed is None or self.clock() - self._renewed < self._timeout
+        recent = self._renewed is None or self.clock() - self._renewed < self.timeout
         return recent and not self._paused

@@ -1,18 +1,28 @@
-"""The producer: it sends nothing without a valid lease, and never resends a batch by itself."""
+"""The producer: it sends and delivers nothing without a valid lease, and never resends a batch by itself."""
 
 from __future__ import annotations
 
 import asyncio
+import signal
+import socket
+import struct
+import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 from aiokafka.errors import KafkaError, for_code
 from aiokafka.protocol.produce import ProduceRequest
 from faust.transport.drivers import aiokafka as driver
+from mode import Service
 
 from .lease import Lease
 
 T = TypeVar("T")
+
+_RECALL_CHECK_SECONDS = 0.05
+#: SO_LINGER: a closed connection is reset, and the kernel drops what the other side has not acknowledged.
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class Undecided(KafkaError):  # type: ignore[misc]  # noqa: N818 - aiokafka's class has no types
@@ -23,36 +33,84 @@ class Undecided(KafkaError):  # type: ignore[misc]  # noqa: N818 - aiokafka's cl
 
 
 class LeaseProducer(driver.Producer):
-    """Faust's producer, which sends nothing without a valid lease, and never resends a batch by itself.
+    """Faust's producer, which sends nothing without a valid lease, recalls what is under way, and never resends.
 
     aiokafka resends a batch after a lost connection or a retriable error. But the batch may be in the log: a broker may
     write it, lose the partition's leadership before it acknowledges, and answer that it is not the leader. A dead
     letter would be in the topic twice. And a process that was frozen sends its pending records when it wakes up, after
     its partitions were assigned to others. Here both are errors, so that the sender checks before it sends again.
+
+    The kernel delivers what a socket has accepted, also minutes later, when a broken network works again. So when the
+    lease ends, connections with a produce request under way are reset: the kernel drops what was not delivered.
     """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._under_way: set[asyncio.WriteTransport] = set()
 
     async def on_start(self) -> None:
         await super().on_start()
         client: Any = self._ensure_producer().client
-        client.send = self._guarded(client.send)
+        client.send = self._guarded(client)
+        if hasattr(signal, "SIGCONT") and threading.current_thread() is threading.main_thread():
+            # A process that was frozen recalls before its event loop writes the rest of a request.
+            signal.signal(signal.SIGCONT, lambda *_: self.recall_without_lease())
 
-    def _guarded(self, send: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-        lease: Lease = self.app.lease  # type: ignore[attr-defined]
+    @property
+    def _lease(self) -> Lease:
+        return self.app.lease  # type: ignore[attr-defined, no-any-return]
+
+    def _guarded(self, client: Any) -> Callable[..., Awaitable[Any]]:
+        send = client.send
 
         async def guarded(node_id: Any, request: Any, **options: Any) -> Any:
             if not isinstance(request, ProduceRequest):
                 return await send(node_id, request, **options)
-            if not lease.valid:
+            connection = await client._get_conn(
+                node_id, **options
+            )  # it may take long, so the lease is checked after it
+            if connection is None or not connection.connected():
+                raise Undecided(f"no connection to broker {node_id}")
+            if not self._lease.valid:
                 raise Undecided("the lease on our partitions may have expired")
-            try:
-                answer = await send(node_id, request, **options)
-            except KafkaError as error:
-                raise Undecided(str(error) or type(error).__name__) from error
+            with self._recallable(connection._writer.transport):
+                try:
+                    answer = await send(node_id, request, **options)
+                except KafkaError as error:
+                    raise Undecided(str(error) or type(error).__name__) from error
             if retriable := next(_retriable_errors(answer), None):
                 raise Undecided(retriable)
             return answer
 
         return guarded
+
+    @contextmanager
+    def _recallable(self, transport: asyncio.WriteTransport) -> Iterator[None]:
+        """Reset the connection when the lease ends before the body, or when the body fails."""
+        link = transport.get_extra_info("socket")
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # the kernel gives up by itself, should this process be frozen
+            link.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self._lease.timeout * 1000))
+        self._under_way.add(transport)
+        try:
+            yield
+        except BaseException:
+            transport.abort()
+            raise
+        finally:
+            self._under_way.discard(transport)
+
+    @Service.task
+    async def _recall_in_time(self) -> None:
+        while not self.should_stop:
+            await self.sleep(_RECALL_CHECK_SECONDS)
+            self.recall_without_lease()
+
+    def recall_without_lease(self) -> None:
+        """Reset the connections with a produce request under way, unless the lease is valid."""
+        if not self._lease.valid:
+            for transport in list(self._under_way):
+                transport.abort()
 
 
 def _retriable_errors(answer: Any) -> Iterator[str]:

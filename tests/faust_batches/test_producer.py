@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Awaitable
+import socket
+from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,19 +18,50 @@ from faust_batches.lease import Lease
 from faust_batches.producer import LeaseProducer, Undecided, acknowledged
 
 
-class Connection:
-    """A client with a given answer."""
+class Transport:
+    """A connection's transport that notes whether it was reset."""
+
+    def __init__(self) -> None:
+        self.aborted = False
+
+    def get_extra_info(self, name: str) -> Any:
+        return SimpleNamespace(setsockopt=lambda *option: None)
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+class Client:
+    """A client with given answers. An exception is raised, a function is called."""
 
     def __init__(self, *answers: Any) -> None:
         self.answers = list(answers)
         self.sent: list[Any] = []
+        self.transport: Any = Transport()
+        self.connect: Callable[[], None] = lambda: None
+
+    async def _get_conn(self, node_id: int) -> Any:
+        self.connect()
+        return SimpleNamespace(connected=lambda: True, _writer=SimpleNamespace(transport=self.transport))
 
     async def send(self, node_id: int, request: Any, **options: Any) -> Any:
         self.sent.append(request)
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
-        return answer
+        return await answer() if callable(answer) else answer
+
+
+def producer_with(lease: Lease) -> LeaseProducer:
+    """A producer that was not started."""
+    made = LeaseProducer.__new__(LeaseProducer)
+    made.app = SimpleNamespace(lease=lease)  # type: ignore[assignment]
+    made._under_way = set()
+    return made
+
+
+def produce() -> ProduceRequest:
+    return ProduceRequest(transactional_id=None, required_acks=-1, timeout=1, topics=[])
 
 
 def test_a_producer_that_slept_sends_nothing_without_a_lease() -> None:
@@ -37,35 +69,91 @@ def test_a_producer_that_slept_sends_nothing_without_a_lease() -> None:
     clock = [100.0]
     lease = Lease(30.0, lambda: clock[0])
     lease.renew(100.0)
-    producer = LeaseProducer.__new__(LeaseProducer)
-    producer.app = SimpleNamespace(lease=lease)  # type: ignore[assignment]
-    connection = Connection("sent", KafkaConnectionError("cut"), "metadata")
-    guarded = producer._guarded(connection.send)
-    produce = ProduceRequest(transactional_id=None, required_acks=-1, timeout=1, topics=[])
-    assert asyncio.run(guarded(1, produce)) == "sent"
+    client = Client("sent", KafkaConnectionError("cut"), "metadata")
+    guarded = producer_with(lease)._guarded(client)
+    assert asyncio.run(guarded(1, produce())) == "sent"
+    assert not client.transport.aborted
     with pytest.raises(KafkaError) as cut:
-        asyncio.run(guarded(1, produce))
+        asyncio.run(guarded(1, produce()))
     assert not cut.value.retriable
+    assert client.transport.aborted, "else the kernel may deliver it later"
     clock[0] = 140.0
     with pytest.raises(KafkaError) as slept:
-        asyncio.run(guarded(1, produce))
+        asyncio.run(guarded(1, produce()))
     assert not slept.value.retriable
     assert asyncio.run(guarded(1, MetadataRequest([]))) == "metadata"
-    assert len(connection.sent) == 3
+    assert len(client.sent) == 3
+
+
+def test_the_lease_is_checked_after_a_connection_that_took_long() -> None:
+    """A network that was cut lets connect when it is whole again: then the partition has another owner."""
+    clock = [100.0]
+    lease = Lease(30.0, lambda: clock[0])
+    lease.renew(100.0)
+    client = Client("sent")
+    client.connect = lambda: clock.__setitem__(0, 140.0)
+    with pytest.raises(Undecided, match="lease"):
+        asyncio.run(producer_with(lease)._guarded(client)(1, produce()))
+    assert client.sent == []
+
+
+def test_what_was_not_delivered_when_the_lease_ends_never_is() -> None:
+    """The kernel would deliver it when the network works again, after the records of the partition's next owner."""
+    request = b"x" * (16 << 20)  # more than both sides' buffers hold
+
+    async def run() -> int:
+        clock = [100.0]
+        lease = Lease(30.0, lambda: clock[0])
+        lease.renew(100.0)
+        producer = producer_with(lease)
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            reader, writer = await asyncio.open_connection(*server.getsockname())
+            broker = server.accept()[0]
+
+            async def answer() -> Any:
+                writer.write(request)
+                assert await reader.read(1) == b"", "closed"
+                raise KafkaConnectionError("closed")
+
+            client = Client(answer)
+            client.transport = writer.transport
+            sending = asyncio.ensure_future(producer._guarded(client)(1, produce()))
+            await asyncio.sleep(0.05)
+            producer.recall_without_lease()
+            assert not writer.transport.is_closing(), "the lease is valid"
+            clock[0] = 127.0
+            producer.recall_without_lease()
+            with pytest.raises(Undecided, match="closed"):
+                await asyncio.wait_for(sending, 10)
+        with broker:
+            broker.settimeout(10)
+            return await asyncio.to_thread(_received, broker)
+
+    assert asyncio.run(run()) < len(request)
+
+
+def _received(broker: socket.socket) -> int:
+    """Bytes that came before the reset."""
+    count = 0
+    while True:
+        try:
+            piece = broker.recv(1 << 20)
+        except ConnectionResetError:
+            return count
+        assert piece, "closed in order: the kernel would have delivered the rest"
+        count += len(piece)
 
 
 def test_an_answer_after_which_it_would_be_sent_again_is_an_error() -> None:
     """The record may be in the log: the broker was the leader when it wrote it, and not when it answered."""
     lease = Lease(30.0)
     lease.renew(lease.clock())
-    producer = LeaseProducer.__new__(LeaseProducer)
-    producer.app = SimpleNamespace(lease=lease)  # type: ignore[assignment]
-    produce = ProduceRequest(transactional_id=None, required_acks=-1, timeout=1, topics=[])
+    producer = producer_with(lease)
 
     def answered(*codes: int) -> Any:
         answer = SimpleNamespace(topics=[("letters", [(number, code, 5, -1, 0) for number, code in enumerate(codes)])])
-        guarded = producer._guarded(Connection(answer).send)
-        assert asyncio.run(guarded(1, produce)) is answer
+        guarded = producer._guarded(Client(answer))
+        assert asyncio.run(guarded(1, produce())) is answer
 
     answered(0, 0)
     answered(0, MessageSizeTooLargeError.errno)

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.servers
 SIZE = 20_000
 #: The workers' session timeout is 6 s: some lose their partitions, some don't.
 FAULT_SECONDS = (2.0, 14.0)
-NETWORK_ACTIONS = 8
+NETWORK_ACTIONS = 9
 BROKER_ACTIONS = 5
 
 
@@ -114,6 +114,7 @@ def _breaks(crew: NetworkCrew, kafka: Host, mongodb: Host) -> list[Callable[[], 
         action("unplugged MongoDB", lambda _: mongodb.unplugged()),
         action("cut a worker from Kafka", lambda host: host.filtered(kafka, DROP)),
         action("lost Kafka's packets to a worker", lambda host: host.filtered(kafka, DROP, "in")),
+        action("lost a worker's packets to Kafka", lambda host: host.filtered(kafka, DROP, "out")),
         action("cut a worker from MongoDB", lambda host: host.filtered(mongodb, DROP)),
         action("lost a fifth of all packets to and from Kafka", lambda host: host.filtered(kafka, LOSE)),
         action("reset a worker's connections to Kafka", lambda host: host.filtered(kafka, RESET), 0.3),
