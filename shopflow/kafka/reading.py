@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 from aiokafka import TopicPartition
+from aiokafka.errors import LeaderNotAvailableError, for_code
+from aiokafka.protocol.offset import OffsetRequest, OffsetResetStrategy
+
+from shopflow.errors import Unavailable
 
 from . import connection
 from .security import Bootstrap
@@ -14,6 +20,11 @@ from .topics import count_partitions
 
 #: The most bytes of one partition in a fetch, while several partitions are read side by side.
 _FETCH_BYTES = 4 * 1024 * 1024
+#: The replica id of a consumer, and one that is not a consumer's.
+_AS_CONSUMER, _AS_BROKER = -1, 0
+#: How long a look-up waits until enough brokers have what it must read.
+_COPIES_SECONDS = 5.0
+_COPIES_POLL_SECONDS = 0.02
 
 
 @asynccontextmanager
@@ -63,11 +74,40 @@ async def fetched(client: Any, partition: TopicPartition, end: int) -> AsyncIter
 async def read_since(bootstrap: Bootstrap, topic: str, partition: int, since: int, *, values: bool) -> list[Any]:
     """The records of a partition since this time (Unix, ms), with or without their values.
 
+    They include those that the leader has now, but gives out only when enough other brokers have them, too.
+
     Raises:
-        Unavailable: Kafka does not answer.
+        Unavailable: Kafka does not answer, or too few brokers have the last records.
     """
+    await _wait_for_copies(bootstrap, TopicPartition(topic, partition))
     async with runs(bootstrap, topic, partition, since=since, values=values) as found:
         return [record async for run in found for record in run]
+
+
+async def _wait_for_copies(bootstrap: Bootstrap, partition: TopicPartition) -> None:
+    """Wait until the high watermark is at the end that the leader's log has now."""
+    async with connection.client(bootstrap) as client:
+        await client.set_topics({partition.topic})
+        end = await _latest(client, partition, _AS_BROKER)
+        deadline = time.monotonic() + _COPIES_SECONDS
+        while await _latest(client, partition, _AS_CONSUMER) < end:
+            if time.monotonic() > deadline:
+                raise Unavailable("Kafka", f"too few brokers have the last records of {partition}")
+            await asyncio.sleep(_COPIES_POLL_SECONDS)
+            end = min(end, await _latest(client, partition, _AS_BROKER))  # a new leader may have less
+
+
+async def _latest(client: Any, partition: TopicPartition, replica_id: int) -> int:
+    """The latest offset that the leader gives to consumers, the high watermark, or to brokers, the end of its log."""
+    leader = client.cluster.leader_for_partition(partition)
+    if leader is None or leader < 0:
+        raise LeaderNotAvailableError(str(partition))
+    asked = [(partition.topic, [(partition.partition, OffsetResetStrategy.LATEST)])]
+    answer = await client.send(leader, OffsetRequest(replica_id, 0, asked))
+    ((_, ((_, code, _, offset),)),) = answer.topics
+    if code:
+        raise for_code(code)(str(partition))
+    return int(offset)
 
 
 async def tail(bootstrap: Bootstrap, topic: str, most: int, *, values: bool = True) -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -403,6 +403,25 @@ def test_records_since_a_time_have_values_only_if_they_are_wanted(log: FakeTopic
     for values, expected in ((False, None), (True, b"v")):
         found = asyncio.run(reading.read_since("kafka:1", "t", 0, 45, values=values))
         assert [(record.offset, record.value) for record in found] == [(n, expected) for n in (1, 2, 5)]
+
+
+def test_a_look_up_waits_for_the_records_that_only_the_leader_has_yet(
+    log: FakeTopics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else what a worker sent last before it was lost would be sent again. A leader that had more may be gone, too."""
+    log.ends, log.log_ends = {("t", 0): 2}, {("t", 0): 6}
+    monkeypatch.setattr(reading, "_COPIES_SECONDS", 0.05)
+    with pytest.raises(Unavailable, match="too few brokers have the last records"):
+        asyncio.run(reading.read_since("kafka:1", "t", 0, 0, values=True))
+
+    async def later(change: Callable[[], None]) -> list[int]:
+        asyncio.get_running_loop().call_later(0.05, change)
+        return [record.offset for record in await reading.read_since("kafka:1", "t", 0, 0, values=True)]
+
+    monkeypatch.setattr(reading, "_COPIES_SECONDS", 60)
+    assert asyncio.run(later(lambda: log.ends.update({("t", 0): 6}))) == [0, 1, 2, 5]
+    log.ends = {("t", 0): 2}
+    assert asyncio.run(later(lambda: log.log_ends.update({("t", 0): 2}))) == [0, 1]
 
 
 def by_time(topic: str = "t") -> list[tuple[int, int]]:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
+from shopflow.errors import Unavailable
+from shopflow.kafka import reading
+from shopflow.kafka.security import Bootstrap
 from shopflow.servers.servers import Addresses
 from tests.conftest import opened_shop
 from tests.faults import oracle, schedule
 from tests.faults.crew import Crew
 from tests.faults.oracle import PARTITIONS, Sale
-from tests.support.shop import FAUST, Shop, Worker, free_port
+from tests.support.shop import FAUST, Shop, Worker, free_port, until
 
 from .hosts import DROP, LOSE, RESET, Host, network
 from .servers import Address, Broker, start_kafka, start_mongodb, wait_for_brokers
@@ -133,6 +139,48 @@ def test_a_kafka_of_three_brokers_loses_some(rng: random.Random, told: list[Crew
         schedule.run(crew, BROKER_ACTIONS, _losses(crew, brokers))
         wait_for_brokers(brokers)
         crew.check()
+
+
+def test_a_look_up_sees_what_only_the_leader_has_yet(rng: random.Random, tmp_path: Path) -> None:
+    """Kafka gives it out, and shows its end, later: a voucher that is not seen would be sent again."""
+    addresses = [("127.0.0.1", free_port()) for _ in range(3)]
+    with opened_crew(tmp_path, rng, addresses, ("127.0.0.1", free_port()), topics_replication=3) as crew:
+        brokers = start_kafka(crew.shop, addresses)
+        leader, *followers = brokers
+        bootstrap = Bootstrap("{}:{}".format(*leader.address))
+        asyncio.run(_make_topic(bootstrap.servers))
+        wait_for_brokers(brokers)
+        for broker in followers:
+            broker.kill()
+        asyncio.run(_send_to_leader(bootstrap.servers))
+        with pytest.raises(Unavailable, match="too few brokers"):
+            asyncio.run(reading.read_since(bootstrap, "looked-up", 0, 0, values=True))
+        for broker in followers:
+            broker.start()
+
+        def found() -> list[bytes]:
+            with suppress(Unavailable):
+                records = asyncio.run(reading.read_since(bootstrap, "looked-up", 0, 0, values=True))
+                return [record.value for record in records]
+            return []
+
+        assert until(found, "the followers have the record", 90) == [b"sent"]
+
+
+async def _make_topic(server: str) -> None:
+    """One partition, led by the first broker."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=server)
+    await admin.start()
+    try:
+        await admin.create_topics([NewTopic("looked-up", -1, -1, replica_assignments={0: [1, 2, 3]})])
+    finally:
+        await admin.close()
+
+
+async def _send_to_leader(server: str) -> None:
+    """Return when the leader has it, whoever else has."""
+    async with AIOKafkaProducer(bootstrap_servers=server, acks=1) as producer:
+        await producer.send_and_wait("looked-up", b"sent", partition=0)
 
 
 def _losses(crew: Crew, brokers: Sequence[Broker]) -> list[Callable[[], None]]:

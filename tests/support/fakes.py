@@ -297,10 +297,13 @@ class FakeTopics:
         self.partitions = partitions
         #: The end offset of a partition at the start of a read; later records arrive during it.
         self.ends: dict[tuple[str, int], int] = {}
+        #: Where a partition's log ends on its leader, if it has more than it gives out.
+        self.log_ends: dict[tuple[str, int], int] = {}
         #: Bootstrap, topic and partition of each read.
         self.read: list[tuple[Any, str, int]] = []
         monkeypatch.setattr(connection, "admin", self._admin)
         monkeypatch.setattr(connection, "consumer", self._consumer)
+        monkeypatch.setattr(connection, "client", self._client)
 
     @asynccontextmanager
     async def _admin(self, bootstrap: Any, **options: Any) -> AsyncIterator[Any]:
@@ -316,6 +319,29 @@ class FakeTopics:
     @asynccontextmanager
     async def _consumer(self, bootstrap: Any, *, values: bool = True, **options: Any) -> AsyncIterator[FakeConsumer]:
         yield FakeConsumer(self, bootstrap, values=values)
+
+    @asynccontextmanager
+    async def _client(self, bootstrap: Any) -> AsyncIterator[FakeClient]:
+        yield FakeClient(self, bootstrap)
+
+
+class FakeClient:
+    """A client of `FakeTopics` that asks the leader for the ends of partitions: for consumers, or of its log."""
+
+    def __init__(self, topics: FakeTopics, bootstrap: Any) -> None:
+        self._topics = topics
+        self._consumer = FakeConsumer(topics, bootstrap, values=False)
+        self.cluster = SimpleNamespace(leader_for_partition=lambda partition: 0)
+
+    async def set_topics(self, topics: Iterable[str]) -> None:
+        pass
+
+    async def send(self, leader: int, request: Any) -> Any:
+        ((topic, ((number, _),)),) = request._topics
+        partition = TopicPartition(topic, number)
+        ends = await self._consumer.end_offsets([partition])
+        end = ends[partition] if request._replica_id == -1 else self._topics.log_ends.get(partition, ends[partition])
+        return SimpleNamespace(topics=[(topic, [(number, 0, -1, end)])])
 
 
 class FakeConsumer:
