@@ -168,7 +168,8 @@ class Crew:
         """Kill the worker, and delete its data directory."""
         self._gone(worker, "deleted a worker's data")
         worker.kill()
-        shutil.rmtree(self.data_of(worker))
+        if (folder := self.data_of(worker)).exists():  # a worker that had just started has none yet
+            shutil.rmtree(folder)
 
     def data_of(self, worker: Worker) -> Path:
         """The folder of the worker's tables."""
