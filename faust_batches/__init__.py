@@ -27,6 +27,7 @@ from .position import TOTALS_KEY, Position, position_of
 from .producer import acknowledged
 from .table import Table
 from .troubles import Trouble, Troubles
+from .unreadable import Unreadable, UnreadableRecord, bear
 
 __all__ = [
     "TOTALS_KEY",
@@ -41,7 +42,10 @@ __all__ = [
     "Trouble",
     "Troubles",
     "Unavailable",
+    "Unreadable",
+    "UnreadableRecord",
     "acknowledged",
+    "bear",
     "position_of",
     "retrying",
 ]

@@ -22,6 +22,7 @@ from .producer import LeaseProducer, acknowledged
 from .recovery import Tables
 from .table import Table
 from .troubles import Troubles
+from .unreadable import bear
 
 #: The settings that batches need, in place of Faust's defaults.
 SETTINGS = {
@@ -36,8 +37,13 @@ SETTINGS = {
     "producer_request_timeout": 40.0,
 }
 
+Skipped = Callable[[TP, int], Awaitable["int | None"]]
 #: Returns the context in which each attempt to handle a batch runs.
 OnBatch = Callable[[Batch], AbstractContextManager[None]]
+
+
+async def _never_skipped(tp: TP, offset: int) -> int | None:
+    return None
 
 
 class BatchTransport(driver.Transport):
@@ -66,6 +72,11 @@ class App(faust.App):
         self.background: list[Callable[[], Awaitable[None]]] = []
         #: Set it to time and count the attempts to handle batches.
         self.on_batch: OnBatch = lambda batch: nullcontext()
+        #: Asked with the partition and the first offset of a batch that can't be read, at which the partition stands
+        #: still. Returns the offset to go on from if a person allowed it, else None. Must not raise.
+        self.skipped: Skipped = _never_skipped
+        #: Kind of trouble -> the end of its sentence: what to do. With {topic}, {partition} and {offset}.
+        self.advice: dict[str, str] = {}
         self.kafka_outage = Outage("Kafka")
         #: What a person must know or mend.
         self.troubles = Troubles()
@@ -241,6 +252,7 @@ class App(faust.App):
         )
         try:
             await client.start()
+            bear(client)
             client.assign([tp])
             await client.seek_to_beginning(tp)
             end = (await client.end_offsets([tp]))[tp]

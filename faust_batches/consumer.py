@@ -26,6 +26,8 @@ from .chain import Chain, Cursor
 from .errors import PartitionLost, Unavailable
 from .membership import CommittedThread
 from .outage import retrying_kafka
+from .standstill import Standstills
+from .unreadable import Unreadable
 
 if TYPE_CHECKING:
     from .app import App
@@ -35,6 +37,8 @@ T = TypeVar("T")
 #: Pause before a changelog run that could not be written to the table is fetched again.
 RETRY_SECONDS = 1.0
 _LEASE_CHECK_SECONDS = 0.05
+#: Between two looks at the partitions that stand still.
+_STANDSTILL_SECONDS = 2.0
 #: For this long, a batch that waits for its actor is extended by the runs that follow it.
 _GATHER_SECONDS = 1.0
 
@@ -138,6 +142,7 @@ class BatchConsumer(driver.Consumer):
         self._epochs: dict[TP, int] = {}
         self._locks: dict[TP, asyncio.Lock] = {}
         self._gathering: dict[TP, Batch] = {}  # waiting for their actors: the next run can be appended
+        self.standstills = Standstills(self.app)
 
     def _new_consumer_thread(self) -> CommittedThread:
         return CommittedThread(self, loop=self.loop, beacon=self.beacon)
@@ -260,8 +265,8 @@ class BatchConsumer(driver.Consumer):
     async def _messages(self, tp: TP, run: list[Any]) -> AsyncIterator[Any]:
         batched, reader = tp.topic in self.app.batched_topics, self.app.readers.get(tp.topic)
         if not batched and reader is None:
-            for record in run:
-                yield self._to_message(tp, record)
+            for message in self._plain_messages(tp, run):
+                yield message
             return
         cursor = self._cursors.get(tp)
         if cursor is None:
@@ -279,7 +284,7 @@ class BatchConsumer(driver.Consumer):
                 return
         cursor.next = run[-1].offset + 1
         if reader is not None:
-            yield self._to_message(tp, run[-1])
+            yield self._to_message(tp, getattr(run[-1], "rest", run[-1]))
             return
         batch = Batch(self, run, tp, start, self._epochs.setdefault(tp, 0))
         batch.removed = removed
@@ -313,6 +318,17 @@ class BatchConsumer(driver.Consumer):
                 tp.topic, tp.partition, start, start + removed - 1,
             )  # fmt: skip
         return max(0, removed)
+
+    def _plain_messages(self, tp: TP, run: list[Any]) -> Iterator[Any]:
+        for record in run:
+            try:
+                message = self._to_message(tp, record)
+            except Unreadable as error:
+                self.log.error("%s[%d]: %s can't be read: %s", *tp, error.record.offsets, error)
+                if not error.record.whole:
+                    continue
+                message = self._to_message(tp, error.record.rest)
+            yield message
 
     def freeze(self, batch: Batch) -> None:
         """Add no more records to this batch."""
@@ -375,6 +391,12 @@ class BatchConsumer(driver.Consumer):
         """
         batch.check_owned()
         self._chains[batch.tp].finish(batch.start, batch.end)
+
+    @Service.task
+    async def _look_at_standstills(self) -> None:
+        while not self.should_stop:
+            await self.sleep(_STANDSTILL_SECONDS)
+            await self.standstills.look(self._thread.positions)
 
     # -- committing: the chain's end only, whatever Faust considers acknowledged or skipped
 

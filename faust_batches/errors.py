@@ -2,6 +2,7 @@
 
 BatchError
 ├── Unavailable      retry: a server is away, nothing is wrong with the data
+├── Unreadable       dead-letter the record, whose bytes can't be taken apart (in unreadable.py)
 └── PartitionLost    drop the batch: the partition's next owner reads it again
 """
 

@@ -10,6 +10,7 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
 from .lease import Lease
+from .unreadable import bear
 
 #: How long Kafka may hold an empty fetch: after a fetch with records, and after one without. A partition whose records
 #: were just taken is in no fetch under way, so its next record may wait this long. Faust always uses 1500.
@@ -51,6 +52,14 @@ class CommittedThread(driver.AIOKafkaConsumerThread):
         await super().on_start()
         coordinator: Any = self._ensure_consumer()._coordinator
         coordinator._do_heartbeat = self._renewing_lease(coordinator._do_heartbeat)
+        bear(self._ensure_consumer(), self.consumer.standstills.stops)  # type: ignore[attr-defined]
+
+    def positions(self) -> dict[TP, int | None]:
+        """The next offset to read of each assigned partition; None: not known now."""
+        consumer: Any = self._ensure_consumer()
+        assignment = consumer._subscription.subscription.assignment
+        states = {tp: assignment.state_value(tp) for tp in assignment.tps} if assignment else {}
+        return {TP(*tp): state._position for tp, state in states.items()}
 
     def _renewing_lease(self, heartbeat: Callable[[], Awaitable[bool]]) -> Callable[[], Awaitable[bool]]:
         lease: Lease = self.consumer.app.lease  # type: ignore[attr-defined]

@@ -20,12 +20,16 @@ from .audit import Audit
 from .errors import BatchError, Unavailable
 from .position import TOTALS_KEY, Position, position_of, settled_in
 from .rocks import RocksStore, Row
+from .unreadable import Unreadable, UnreadableRecord
 
 if TYPE_CHECKING:
     from .app import App
     from .consumer import Batch
 
 V = TypeVar("V")
+
+#: The kind of the trouble of a changelog with a record that can't be read.
+KIND = "unreadable-changelog"
 
 #: Rows processed before other coroutines may run.
 _SLICE = 2_000
@@ -82,6 +86,7 @@ class Table(faust.Table[str, Any]):
         self._sums = tuple(sums)
         self._count = count
         self._unaudited: set[int] = set()
+        self._lacking: set[int] = set()  # a record of their changelog could not be read
 
     @property
     def _rocks(self) -> RocksStore:
@@ -165,7 +170,7 @@ class Table(faust.Table[str, Any]):
     # -- recovery
 
     def recover(self, partition: int, records: list[Any]) -> None:
-        """Write a run of changelog records to RocksDB, all or none.
+        """Write a run of changelog records to RocksDB, all or none. What can't be read becomes a trouble.
 
         Of two values of a key the one with the larger position stays, also if it comes first: records of a worker that
         lost the partition may arrive after its successor's. Compaction would keep the last record. So the key is
@@ -174,12 +179,40 @@ class Table(faust.Table[str, Any]):
         Raises:
             Unavailable: RocksDB can't write now. Nothing was written.
         """
+        try:
+            self._recover(partition, records, records[-1].offset)
+        except Unreadable:
+            self._recover(partition, self._readable(partition, records), records[-1].offset)
+        if partition in self._lacking:
+            bad = [number for number, record in enumerate(records) if isinstance(record, UnreadableRecord)]
+            if any(map(_begins_era, records[bad[-1] + 1 if bad else 0 :])):
+                self._lacking.discard(partition)
+                self.app.troubles.end(KIND, f"{self.changelog_topic_name}[{partition}]")
+
+    def _readable(self, partition: int, records: list[Any]) -> list[Any]:
+        """The records of a run that can be read, and the trouble that the others make."""
+        found = []
+        for record in records:
+            if not isinstance(record, UnreadableRecord):
+                found.append(record)
+            elif record.whole:
+                found.append(record.rest)
+            else:
+                subject = f"{self.changelog_topic_name}[{partition}]"
+                text = (
+                    f"{subject}: {record.offsets} can't be read ({record.reason}), so table {self.name} may lack rows"
+                )
+                self.app.troubles.begin(KIND, subject, text + self.app.advice.get(KIND, ""), stops=False)
+                self._lacking.add(partition)
+        return found
+
+    def _recover(self, partition: int, records: list[Any], last: int) -> None:
         self._rocks.open(partition)
         get = self._rocks.reader(partition)
         newest: dict[bytes, tuple[Position, bytes]] = {}
         outdated = [record.key for record in records if not self._keep_newer(newest, record, get)]
         rows = [(key, value) for key, (_, value) in newest.items()]
-        self._rocks.write(partition, rows, offset=records[-1].offset, mark=outdated)
+        self._rocks.write(partition, rows, offset=last, mark=outdated)
         if self._sums:
             self._unaudited.add(partition)
 
@@ -319,3 +352,13 @@ class Table(faust.Table[str, Any]):
     def drop(self, partition: int) -> None:
         """Delete a partition's RocksDB database. Its changelog in Kafka stays."""
         self._rocks.drop(partition)
+
+
+def _begins_era(record: Any) -> bool:
+    """True for totals that were reset: all rows before them no longer count."""
+    if record.key != TOTALS_KEY:
+        return False
+    try:
+        return settled_in(record.value) == -1
+    except msgspec.MsgspecError:
+        return False

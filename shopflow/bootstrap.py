@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from faust.types import TP
+
 from faust_batches import App, Outage, Table
 
 from . import topics
 from .app import app, config, connected_kafka, store
 from .config.settings import Config
+from .errors import Unavailable
 from .kafka import offsets, producers, reading
 from .kafka.held import Watch as HeldWatch
 from .kafka.lag import LOOK_SECONDS, Lags
 from .models import Customer, Product
+from .operations import skip
 from .operations.watch import Ground
 from .shop.activity import Activity
 from .shop.dead_letters import DeadLetters, ReadSince, Rejections
@@ -138,11 +142,23 @@ class Parts:
         metrics.watch(app, lags, self.limit, self.mongodb_outage)
         app.sensors.add(Rebalances(metrics))
         app.on_batch = metrics.batch
+        app.skipped = _skipped
+        app.advice = {
+            "unreadable-batch": "; `faust -A shopflow dead-letters skip {topic}:{partition}:{offset}` steps over it",
+            "unreadable-changelog": "; `faust -A shopflow replay` counts everything again",
+        }
 
         @app.on_partitions_assigned.connect
         async def forget(*args: Any, **kwargs: Any) -> None:
             for part in (dead_letters, price_log, voucher_log, self.sales_mirror, self.stock_watch):
                 part.forget()
+
+
+async def _skipped(tp: TP, offset: int) -> int | None:
+    try:
+        return await skip.skipped(connected_kafka(), topics.LAYOUT, skip.Place(tp.topic, tp.partition, offset))
+    except Unavailable:  # asked again soon
+        return None
 
 
 async def _read_since(topic: str, partition: int, since: int, *, values: bool = True) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from functools import partial
@@ -110,16 +111,22 @@ def _replaying_worker(say: Callable[[str], None], *, running: bool) -> Iterator[
 
 
 @Command.from_handler(
-    argument("action", type=click.Choice(["list", "show", "retry"]), default="list"),
+    argument("action", type=click.Choice(["list", "show", "retry", "skip"]), default="list"),
     argument("ids", nargs=-1, metavar="[ID]..."),
     option("--all", is_flag=True, help="retry: all dead letters."),
     option("--reason", metavar="TEXT", help="list, retry: those whose reason contains this text."),
     option("--limit", type=click.IntRange(0), help="list: at most this many, the newest."),
+    option("--yes", is_flag=True, help="skip: without a question."),
     JSON,
 )
 async def dead_letters(self: Command, action: str, ids: Sequence[str], **options: Any) -> int:
-    """List, show or retry rejected records: list, show ID, retry ID... (or --all, or --reason TEXT)."""
+    """List, show or retry rejected records: list, show ID, retry ID... (or --all, or --reason TEXT).
+
+    skip TOPIC:PARTITION:OFFSET lets the workers step over a batch that can't be read.
+    """
     _check_letters(action, ids, options)
+    if action == "skip":
+        return await _skip(self, ids[0], sure=options["yes"])
     wanted = [letters.Id.parse(each) for each in dict.fromkeys(ids)]
     bootstrap = kafka_at(locate(config, mongodb=False))
     as_json = options["as_json"] or self.json
@@ -140,7 +147,12 @@ async def dead_letters(self: Command, action: str, ids: Sequence[str], **options
     return 0
 
 
-_LETTERS_OPTIONS = {"list": {"reason", "limit", "as_json"}, "show": {"as_json"}, "retry": {"all", "reason"}}
+_LETTERS_OPTIONS = {
+    "list": {"reason", "limit", "as_json"},
+    "show": {"as_json"},
+    "retry": {"all", "reason"},
+    "skip": {"yes"},
+}
 
 
 def _check_letters(action: str, ids: Sequence[str], options: dict[str, Any]) -> None:
@@ -156,8 +168,26 @@ def _check_letters(action: str, ids: Sequence[str], options: dict[str, Any]) -> 
         raise Refused("dead-letters list: takes no ids; `dead-letters show ID` shows one")
     if action == "show" and len(ids) != 1:
         raise Refused("dead-letters show: takes one id, as `dead-letters list` shows it")
+    if action == "skip" and len(ids) != 1:
+        raise Refused("dead-letters skip: takes one TOPIC:PARTITION:OFFSET, as the log and `verify` name it")
     if action == "retry" and bool(ids) + len(given) != 1:
         raise Refused("dead-letters retry: takes ids, or --all, or --reason TEXT; one of the three")
+
+
+async def _skip(self: Command, text: str, *, sure: bool) -> int:
+    from shopflow.operations import skip
+
+    place = skip.Place.parse(text, topics.LAYOUT)
+    bootstrap = kafka_at(locate(config, mongodb=False))
+    bad = await skip.look(bootstrap, topics.LAYOUT, place)
+    named = f"{bad.offsets} of {place.topic}[{place.partition}]"
+    self.say(f"A batch can't be read: {bad.reason}. The workers would step over {named}, and leave one dead letter.")
+    if not sure and not (sys.stdin.isatty() and click.confirm("What is in it is lost. Step over it?")):
+        raise Refused("nothing was changed: answer the question with y, or say --yes")
+    await ensure_topics(bootstrap, topics.SPECS)
+    await skip.mark(bootstrap, topics.LAYOUT, bad)
+    self.say(f"Done. The workers step over {named}; `dead-letters` will show it.")
+    return 0
 
 
 async def _retry(self: Command, bootstrap: Bootstrap, ids: Sequence[letters.Id], reason: str | None) -> int:

@@ -23,6 +23,7 @@ from aiokafka.errors import (
     UnsupportedSaslMechanismError,
 )
 
+from faust_batches import bear
 from faust_batches.noise import Noise
 from shopflow.errors import Refused, Unavailable
 
@@ -186,6 +187,8 @@ def producer(bootstrap: Bootstrap) -> Any:
 def consumer(bootstrap: Bootstrap, *, values: bool = True, **options: Any) -> Any:
     """A consumer of committed records, in no group unless the options name one, as an async context manager.
 
+    It gives an `UnreadableRecord` for what can't be taken apart.
+
     Arguments:
         values: False: the records come without their values.
 
@@ -195,7 +198,12 @@ def consumer(bootstrap: Bootstrap, *, values: bool = True, **options: Any) -> An
     if not values:
         options["value_deserializer"] = _no_value
     client = AIOKafkaConsumer(**{**bootstrap.options, "isolation_level": "read_committed", **options})
-    return _started(client, client.stop, bootstrap)
+
+    async def start() -> None:
+        await client.start()
+        bear(client)
+
+    return _started(client, client.stop, bootstrap, start)
 
 
 def _no_value(_: bytes | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,11 +13,14 @@ from aiokafka import TopicPartition
 from aiokafka.errors import LeaderNotAvailableError, for_code
 from aiokafka.protocol.offset import OffsetRequest, OffsetResetStrategy
 
+from faust_batches import UnreadableRecord
 from shopflow.errors import Unavailable
 
 from . import connection
 from .security import Bootstrap
 from .topics import count_partitions
+
+log = logging.getLogger(__name__)
 
 #: The most bytes of one partition in a fetch, while several partitions are read side by side.
 _FETCH_BYTES = 4 * 1024 * 1024
@@ -37,14 +41,18 @@ async def runs(
     since: int | None = None,
     end: int | None = None,
     values: bool = True,
+    odd: bool = False,
 ) -> AsyncIterator[AsyncIterator[list[Any]]]:
     """Read a partition in runs of records, as fetched. Few records are in memory at once, and no run is empty.
+
+    What can't be read is left out, and one line of the log names it.
 
     Arguments:
         start: The offset to begin at, or the first available one if larger. Negative: counted back from the end.
         since: Begin at the first record of this time (Unix, ms) or later instead.
         end: Stop before this offset, or at the present end if that is smaller. None: stop at the present end.
         values: False: the records come without their values.
+        odd: True: an `UnreadableRecord` stands for each record and each batch that can't be read.
 
     Raises:
         Unavailable: Kafka does not answer.
@@ -53,14 +61,15 @@ async def runs(
     async with connection.consumer(bootstrap, values=values) as client:
         first, last = (await client.beginning_offsets([wanted]))[wanted], (await client.end_offsets([wanted]))[wanted]
         if since is not None:
-            found = (await client.offsets_for_times({wanted: since}))[wanted]
-            start = last if found is None else found.offset
+            at = (await client.offsets_for_times({wanted: since}))[wanted]
+            start = last if at is None else at.offset
         elif start < 0:
             start += last
         # Assign only once: aiokafka's consumer may hang if it is stopped right after a second assignment.
         client.assign([wanted])
         client.seek(wanted, max(start, first))
-        yield fetched(client, wanted, last if end is None else min(end, last))
+        found = fetched(client, wanted, last if end is None else min(end, last))
+        yield found if odd else _readable_runs(found)
 
 
 async def fetched(client: Any, partition: TopicPartition, end: int) -> AsyncIterator[list[Any]]:
@@ -69,6 +78,25 @@ async def fetched(client: Any, partition: TopicPartition, end: int) -> AsyncIter
         for run in (await client.getmany(partition, timeout_ms=1_000)).values():
             if records := [record for record in run if record.offset < end]:
                 yield records
+
+
+async def _readable_runs(runs: AsyncIterator[list[Any]]) -> AsyncIterator[list[Any]]:
+    async for run in runs:
+        if records := _readable(run):
+            yield records
+
+
+def _readable(run: list[Any]) -> list[Any]:
+    """The records with a key and a value. What has none is logged."""
+    records = []
+    for record in run:
+        if not isinstance(record, UnreadableRecord):
+            records.append(record)
+        elif record.whole:
+            records.append(record.rest)
+        else:
+            log.error("%s[%d]: %s can't be read: %s", record.topic, record.partition, record.offsets, record.reason)
+    return records
 
 
 async def read_since(bootstrap: Bootstrap, topic: str, partition: int, since: int, *, values: bool) -> list[Any]:
@@ -157,5 +185,5 @@ async def by_time(bootstrap: Bootstrap, topic: str, *, values: bool = True) -> A
 
 async def _records(client: Any, partition: TopicPartition, end: int) -> AsyncIterator[Any]:
     async for run in fetched(client, partition, end):
-        for record in run:
+        for record in _readable(run):
             yield record

@@ -99,7 +99,7 @@ async def _restore_products(bootstrap: Bootstrap, store: MongoStore, shop: Layou
     decode = Decoder(Product, "product_id", max_event_bytes)
     found: list[list[Any]] = []
     for partition in range(shop.partitions):
-        async with reading.runs(bootstrap, shop.products, partition) as runs:
+        async with reading.runs(bootstrap, shop.products, partition, odd=True) as runs:
             found += [run async for run in runs]
     for run in found:
         for upserts, deletions in in_order(split(run, decode, tombstones=True), product_document):

@@ -19,6 +19,7 @@ from shopflow.errors import Unavailable
 from shopflow.kafka import transactions
 from shopflow.kafka.security import Bootstrap
 from shopflow.shop.dead_letters import PREFIX, Headers
+from shopflow.shop.decoding import RAW
 from shopflow.shop.layout import Layout
 
 from .letters import COUNT, HISTORY, KEPT, RETRY, Failure, Id, Letter, Mark, marks
@@ -165,6 +166,8 @@ class Retry:
 
 def _fault(letter: Letter, shop: Layout) -> str:
     """Why the dead letter can't be retried; empty if it can."""
+    if any(name == RAW for name, _ in letter.headers):
+        return "it has only the bytes of what could not be read, so it can't be accepted this time either"
     if not letter.topic:
         return f"its headers don't name its topic (no {PREFIX}topic)"
     if letter.topic not in shop.events:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from operator import attrgetter
 from types import NoneType
@@ -15,6 +16,7 @@ import faust
 import msgspec
 from faust.models.fields import DatetimeField, IntegerField, StringField
 
+from faust_batches import Unreadable, UnreadableRecord
 from shopflow.errors import Rejected
 from shopflow.models import MAX_ID_LENGTH, MAX_VALUE, Purchase
 from shopflow.store.types import Deletion
@@ -23,6 +25,9 @@ from .documents import source_of
 from .times import read_time, time_of_milliseconds
 
 log = logging.getLogger(__name__)
+
+#: The header of a dead letter whose value is the Base64 of bytes that could not be taken apart.
+RAW = "shopflow.unreadable"
 
 R = TypeVar("R", bound=faust.Record)
 
@@ -120,7 +125,7 @@ class Decoder(Generic[R]):
         for record in records:
             try:
                 yield self(record.key, record.value)
-            except Rejected as error:
+            except (Rejected, Unreadable) as error:
                 log.warning("%s:%d:%d skipped: %s", record.topic, record.partition, record.offset, error)
 
     def _to_utc(self, event: R, field: str) -> None:
@@ -213,7 +218,21 @@ def split(records: Iterable[Any], decode: Decoder[R], *, tombstones: bool) -> De
                 accept((record, decode(record.key, record.value)))
         except Rejected as error:
             decoded.rejected.append((record, error))
+        except Unreadable as error:
+            decoded.rejected.append(_rejected(error.record))
     return decoded
+
+
+def _rejected(bad: UnreadableRecord) -> tuple[Any, Rejected]:
+    """What can be told of a record, or of a batch, whose bytes can't be taken apart: key and value, or the bytes."""
+    detail = bad.reason if bad.start == bad.offset else f"{bad.offsets}: {bad.reason}"
+    error = Rejected("unreadable record", detail)
+    if bad.batch:
+        error = Rejected("unreadable batch", f"stepped over {bad.offsets}: {bad.reason}")
+    if bad.whole:
+        return bad.rest, error
+    kind = b"batch" if bad.batch else b"record"
+    return replace(bad.rest, key=None, value=base64.b64encode(bad.raw), headers=((RAW, kind),)), error
 
 
 def _deletion(record: Any) -> Deletion:

@@ -83,7 +83,7 @@ async def _account(bootstrap: Bootstrap, topic: str, partition: int, span: Span,
         first = max(0, min(span.end, totals.first) - span.start)  # each offset is a counted record
         return Account(span, totals, first, span.end - span.start - first, 0)
     before = counted = after = 0  # some offsets may be no records, so count the records
-    async with reading.runs(bootstrap, topic, partition, values=False) as runs:
+    async with reading.runs(bootstrap, topic, partition, values=False, odd=True) as runs:
         async for run in runs:
             for record in run:
                 before += record.offset < totals.first

@@ -13,6 +13,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
+from faust_batches import UnreadableRecord
 from shopflow.kafka import connection, offsets, reading
 from shopflow.kafka.offsets import Span
 from shopflow.kafka.security import Bootstrap
@@ -156,7 +157,7 @@ class _Comparison:
     async def _each_run(self, handle: Callable[[list[Any]], Awaitable[None]], advance: Advance) -> None:
         for partition, span in self._spans.items():
             done, end = span.start, self._upto(span)
-            async with reading.runs(self._bootstrap, self._topic, partition, end=end) as runs:
+            async with reading.runs(self._bootstrap, self._topic, partition, end=end, odd=True) as runs:
                 async for run in runs:
                     await handle(run)
                     advance(run[-1].offset + 1 - done)
@@ -170,13 +171,14 @@ class _Comparison:
 
     async def _read_tombstones(self, records: list[Any]) -> None:
         for record in records:
-            if record.value is None and record.key is not None:
+            if not isinstance(record, UnreadableRecord) and record.value is None and record.key is not None:
                 self._tombstones.setdefault(record.key, {})[record.partition] = record.offset
 
     async def _compare(self, records: list[Any]) -> None:
         committed = [record for record in records if record.offset < self._spans[record.partition].done]
         for record in records[len(committed) :]:  # of products and customers only, see `_upto`
-            self._elsewhere.add((record.key or b"").decode("utf-8", "replace"))
+            key = record.rest.key if isinstance(record, UnreadableRecord) else record.key
+            self._elsewhere.add((key or b"").decode("utf-8", "replace"))
         decoded: DecodedBatch[Any] = split(committed, self._decode, tombstones=self._is_state)
         for record, error in decoded.rejected:
             self._compare_rejected(record, str(error))
