@@ -11,6 +11,7 @@ from typing import Any
 
 from faust.tables import TableManager
 from faust.tables.recovery import RebalanceAgain, Recovery, ServiceStopped
+from faust.types import TP
 
 
 class PatientRecovery(Recovery):
@@ -25,6 +26,24 @@ class PatientRecovery(Recovery):
             self.log.warning("Kafka did not answer within %g s; the table recovery starts again", timeout)
             self.signal_recovery_start.set()
             raise RebalanceAgain from None
+
+    async def _build_offsets(self, consumer: Any, tps: set[TP], destination: Any, title: str) -> None:
+        await super()._build_offsets(consumer, tps, destination, title)
+        if title == "active":  # of these Faust asks for the ends first
+            await self._check_ends(tps, destination, self.active_highwaters)
+
+    async def _build_highwaters(self, consumer: Any, tps: set[TP], destination: Any, title: str) -> None:
+        await super()._build_highwaters(consumer, tps, destination, title)
+        if title == "standby":
+            await self._check_ends(tps, self.standby_offsets, destination)
+
+    async def _check_ends(self, tps: set[TP], offsets: Any, ends: Any) -> None:
+        """Look at each table that has more of its changelog than Kafka has. Faust would only crash."""
+        for tp in tps:
+            table = self.app.readers.get(tp.topic)  # type: ignore[attr-defined]
+            if table is not None and (offsets[tp] or -1) > (-1 if ends[tp] is None else ends[tp]):
+                await table.outlived_changelog(tp.partition, offsets[tp], ends[tp])
+                offsets[tp] = -1
 
 
 class Tables(TableManager):

@@ -239,6 +239,34 @@ class Table(faust.Table[str, Any]):
         newest[key] = (position, value)
         return True
 
+    async def outlived_changelog(self, partition: int, offset: int, end: int) -> None:
+        """Drop a partition whose changelog is another one, if that has totals of a later era; else refuse to go on.
+
+        Arguments:
+            offset: The last changelog offset in the partition's database.
+            end: The last offset of the changelog.
+
+        Raises:
+            ImproperlyConfigured: The changelog was deleted, or lost its end. Nothing was changed.
+        """
+        topic = self.changelog_topic_name
+        eras = [-1]
+
+        def take(_: int, records: list[Any]) -> None:
+            eras.extend(position_of(record.value).era for record in records if record.key == TOTALS_KEY)
+
+        await self.app.read_partition(topic, partition, take)
+        totals = self._rocks.reader(partition)(TOTALS_KEY)
+        if self._sums and (totals is None or position_of(totals).era >= max(eras)):
+            why = (
+                f"table {self.name}: the changelog {topic}[{partition}] ends at offset {end}, but this worker has read "
+                f"it up to {offset}: it was deleted or lost its end. Restore it, or count everything again"
+            )
+            self.log.critical(why)
+            raise ImproperlyConfigured(why)
+        self.log.warning("%s: partition %d began anew; the worker's copy is dropped", self.name, partition)
+        self.drop(partition)
+
     async def on_recovery_completed(self, active_tps: set[TP], standby_tps: set[TP]) -> None:
         """Audit our partitions before they are used. Faust calls this when it has read their changelogs."""
         for partition in range(self.partitions or 0):  # also those that went to other workers

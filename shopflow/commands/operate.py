@@ -58,11 +58,14 @@ async def verify(self: Command, deep: bool, as_json: bool) -> int:
 
 @ServingCommand.from_handler(
     option("--keep-tables", is_flag=True, help="Restore only MongoDB, and leave the counts as they are."),
+    option("--lose-counts", is_flag=True, help="Count again though Kafka no longer has all purchases."),
 )
-def replay(self: ServingCommand, keep_tables: bool) -> int:
+def replay(self: ServingCommand, keep_tables: bool, lose_counts: bool) -> int:
     """Rebuild MongoDB and the tables from the topics, by the running workers, or by one that is started for it."""
     from shopflow.operations.replay import finished
 
+    if keep_tables and lose_counts:
+        raise Refused("--lose-counts: has no use with --keep-tables, which counts nothing")
     begun = False
     try:
         with Servers(config, self.say) as servers:
@@ -70,7 +73,7 @@ def replay(self: ServingCommand, keep_tables: bool) -> int:
             connect(addresses)
             bootstrap = kafka_at(addresses)
             running = bool(run(group.group_of(bootstrap, config.app_id)).members)
-            work = run(_begin_replay(bootstrap, keep_tables=keep_tables))
+            work = run(_begin_replay(bootstrap, keep_tables=keep_tables, lose_counts=lose_counts))
             begun = True
             what = "MongoDB" if keep_tables else "MongoDB and the tables"
             self.say(f"{what}: workers read {work.total} events again.")
@@ -87,13 +90,13 @@ def replay(self: ServingCommand, keep_tables: bool) -> int:
     return 0
 
 
-async def _begin_replay(bootstrap: Bootstrap, *, keep_tables: bool) -> Work:
+async def _begin_replay(bootstrap: Bootstrap, **how: bool) -> Work:
     from shopflow.operations.replay import begin
 
     most = config.batching.max_event_bytes
     try:
         await ensure_topics(bootstrap, topics.SPECS)
-        return await begin(bootstrap, store, topics.LAYOUT, max_event_bytes=most, keep_tables=keep_tables)
+        return await begin(bootstrap, store, topics.LAYOUT, max_event_bytes=most, **how)
     finally:
         await store.close()
 

@@ -22,6 +22,7 @@ from shopflow.app import app, config, connect, connected_kafka, discover
 from shopflow.errors import Refused, Unavailable
 from shopflow.kafka import connection
 from shopflow.kafka.topics import ensure_topics, wait_for
+from shopflow.operations.watch import check_changelog
 from shopflow.servers.servers import Servers
 from shopflow.servers.worker import check_port
 from shopflow.web import access
@@ -91,6 +92,8 @@ def _collect_garbage_rarely() -> None:
 async def _prepare(say: Callable[[str], None]) -> None:
     await wait_for(connected_kafka(), _KAFKA_SECONDS, say)
     await ensure_topics(connected_kafka(), topics.SPECS)
+    shop = topics.LAYOUT
+    await check_changelog(connected_kafka(), shop.group, shop.purchases, shop.changelog)
 
 
 class _Watch:

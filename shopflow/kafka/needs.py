@@ -179,6 +179,22 @@ def judge(specs: Sequence[TopicSpec], found: Mapping[str, Found], at: str = KAFK
     return findings
 
 
+def judge_ids(specs: Sequence[TopicSpec], found: Mapping[str, Found], ids: dict[str, str]) -> list[Finding]:
+    """The topics of events and changelogs that are no longer those seen first. Ids of others are added to `ids`."""
+    return [
+        Finding(
+            "topic-replaced",
+            spec.name,
+            f"Topic {spec.name} was deleted and made anew: the counts are of the old one, and new events at its "
+            "offsets are taken for counted ones; run `faust -A shopflow replay`, then restart the workers",
+            stops=True,
+        )
+        for spec in specs
+        if spec.name in found and spec.role is not Role.RECORDS
+        if ids.setdefault(spec.name, found[spec.name].id) != found[spec.name].id
+    ]
+
+
 def _largest(topic: Found) -> int:
     return min(int((topic.configs or {}).get("max.message.bytes", "0")), MAX_MESSAGE_BYTES)
 

@@ -7,7 +7,8 @@ restored, decided prices stay. New events wait in Kafka until the workers have r
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from time import monotonic, time
@@ -27,7 +28,10 @@ from shopflow.shop.documents import product_document
 from shopflow.shop.layout import Layout
 from shopflow.shop.upserts import in_order
 from shopflow.store import MongoStore
+from shopflow.store.types import PURCHASES
 
+from .verify.accounts import account
+from .verify.report import FirstTen
 from .verify.tables import Tables
 
 #: An offset by topic and partition.
@@ -59,27 +63,29 @@ class Work:
 
 
 async def begin(
-    bootstrap: Bootstrap, store: MongoStore, shop: Layout, *, max_event_bytes: int, keep_tables: bool
+    bootstrap: Bootstrap,
+    store: MongoStore,
+    shop: Layout,
+    *,
+    max_event_bytes: int,
+    keep_tables: bool,
+    lose_counts: bool = False,
 ) -> Work:
     """Reset the group's committed offsets to the start of the topics, so that the workers read them again.
 
     Arguments:
         keep_tables: Restore only MongoDB, and leave the counts as they are.
+        lose_counts: Count again also if Kafka no longer has all purchases that are counted or stored.
 
     Raises:
-        Refused: Retention removed purchases, so they can't be counted again.
+        Refused: Kafka no longer has all of them, so they can't be counted again.
         Unavailable: Kafka or MongoDB does not answer.
     """
     spans = await _spans(bootstrap, shop)
     starts = {tp: span.start for tp, span in spans.items()}
     ends = {tp: span.end for tp, span in spans.items()}
-    late = sorted((tp, start) for tp, start in starts.items() if start and tp[0] == shop.purchases)
-    if late and not keep_tables:
-        (topic, partition), offset = late[0]
-        raise Refused(
-            f"{topic}: partition {partition} begins at offset {offset}: Kafka has removed the records before it, so "
-            "they can't be counted again. With --keep-tables only MongoDB is restored"
-        )
+    if not keep_tables and not lose_counts:
+        await _check_counts(bootstrap, store, shop, spans)
     await _restore_products(bootstrap, store, shop, max_event_bytes)
     await _restore(bootstrap, store, shop, shop.vouchers, announcements.VOUCHERS)
     await _restore(bootstrap, store, shop, shop.alerts, announcements.ALERTS)
@@ -91,6 +97,34 @@ async def begin(
     except Unavailable as error:
         raise Unavailable("replay", f"the committed offsets were not reset; run it again. {error}") from error
     return Work(starts, ends)
+
+
+async def _check_counts(
+    bootstrap: Bootstrap, store: MongoStore, shop: Layout, spans: Mapping[tuple[str, int], offsets.Span]
+) -> None:
+    """Raises:
+    Refused: Kafka has fewer purchases than are counted or, where no counts are left, stored.
+    """
+    tables = await Tables.read(bootstrap, shop.changelog, shop.partitions)
+    stored: Counter[int] = Counter()
+    if any(tables.totals(number).offset < 0 for number in range(shop.partitions)):
+        async for _, source in store.sources(PURCHASES):
+            if source.get("topic") == shop.purchases:
+                stored[source.get("partition", -1)] += 1
+    lost = FirstTen()
+    for number in range(shop.partitions):
+        span = spans.get((shop.purchases, number), offsets.Span(0, 0, 0))
+        found = await account(bootstrap, shop.purchases, number, span, tables, exact=True)
+        known, what = (stored[number], "stored") if found.totals.offset < 0 else (found.accounted, "counted")
+        has = found.records if found.totals.offset < 0 else found.counted
+        if has < known:
+            begins = f", from offset {span.start} on" if span.start else ""
+            lost.add(f"partition {number}: {has} of {known} {what}{begins}")
+    if lost.count:
+        raise Refused(
+            f"{shop.purchases}: Kafka no longer has all purchases, so they can't be counted again: {lost.listed()}. "
+            "With --keep-tables only MongoDB is restored; with --lose-counts the others are no longer in the counts"
+        )
 
 
 async def _restore_products(bootstrap: Bootstrap, store: MongoStore, shop: Layout, max_event_bytes: int) -> None:

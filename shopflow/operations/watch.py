@@ -7,18 +7,37 @@ from contextlib import suppress
 
 from faust_batches import Troubles
 from shopflow.errors import Refused, Unavailable
-from shopflow.kafka import connection, needs
+from shopflow.kafka import connection, needs, offsets
 from shopflow.kafka.needs import Finding, TopicSpec
 from shopflow.kafka.security import Bootstrap
 
 #: Seconds between two looks.
 LOOK_SECONDS = 10.0
 #: The kinds of troubles that this watch begins and ends.
-KINDS = ("topic-missing", "topic-partitions", "topic-config", "topic-copies", "topic-rights")
+KINDS = ("topic-missing", "topic-partitions", "topic-config", "topic-copies", "topic-rights", "topic-replaced")
 
 
-async def topics(bootstrap: Bootstrap, specs: Sequence[TopicSpec]) -> list[Finding]:
+async def check_changelog(bootstrap: Bootstrap, group: str, source: str, changelog: str) -> None:
+    """Check at a worker's start that the changelog of the counts is there, if purchases were counted.
+
+    Raises:
+        Refused: It was deleted. A worker would count from the committed offset on, beginning with zero.
+        Unavailable: Kafka does not answer.
+    """
+    spans = await offsets.spans(bootstrap, group, [source, changelog])
+    counted = sum(span.done - span.start for span in spans.get(source, {}).values())
+    if counted and not any(span.high for span in spans.get(changelog, {}).values()):
+        raise Refused(
+            f"topic {changelog}: is empty, though {counted} purchases were counted: it was deleted, and the counts "
+            "with it. `faust -A shopflow replay` counts again what Kafka still has"
+        )
+
+
+async def topics(bootstrap: Bootstrap, specs: Sequence[TopicSpec], ids: dict[str, str] | None = None) -> list[Finding]:
     """What the topics lack.
+
+    Arguments:
+        ids: Kafka's ids of the topics seen before; those of new ones are added.
 
     Raises:
         Unavailable: Kafka does not answer.
@@ -28,7 +47,7 @@ async def topics(bootstrap: Bootstrap, specs: Sequence[TopicSpec]) -> list[Findi
             found = await needs.look(client, [spec.name for spec in specs])
     except Refused as refused:
         return [Finding("topic-rights", "topics", str(refused))]
-    return needs.judge(specs, found)
+    return [*needs.judge(specs, found), *needs.judge_ids(specs, found, {} if ids is None else ids)]
 
 
 class Ground:
@@ -40,11 +59,12 @@ class Ground:
 
     def __init__(self, troubles: Troubles, bootstrap: Callable[[], Bootstrap], specs: Sequence[TopicSpec]) -> None:
         self._troubles, self._bootstrap, self._specs = troubles, bootstrap, specs
+        self._ids: dict[str, str] = {}
 
     async def round(self) -> float:
         """Look once. Returns the seconds until the next look. While Kafka is away, the troubles stay as they are."""
         with suppress(Unavailable):
-            self._record(await topics(self._bootstrap(), self._specs))
+            self._record(await topics(self._bootstrap(), self._specs, self._ids))
         return LOOK_SECONDS
 
     def _record(self, findings: Sequence[Finding]) -> None:

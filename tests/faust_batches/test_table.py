@@ -107,6 +107,20 @@ def test_rows_come_by_key_a_part_at_a_time(bench: Bench) -> None:
     assert keys("\U0001f95b", 5) == []
 
 
+def test_a_table_whose_changelog_was_deleted_is_kept_until_counting_began_anew(bench: Bench) -> None:
+    """Its counts may be the only ones that are left. A later era in the changelog says that they no longer are."""
+    rows = rows_after((0, "anna", 600), end=1)
+    bench.table._rocks.write(0, rows.items(), offset=50)
+    for changelog in ([], records(rows_after((0, "bob", 1), end=1))):
+        bench.whole = changelog
+        with pytest.raises(ImproperlyConfigured, match=r"ends at offset -1, but this worker has read it up to 50"):
+            asyncio.run(bench.table.outlived_changelog(0, 50, -1))
+        assert bench.count("anna") == (1, 0)
+    bench.whole = [FakeRecord(TOTALS_KEY, b'{"era": 7, "offset": -1}', 0, 0, TOPIC)]
+    asyncio.run(bench.table.outlived_changelog(0, 50, 0))
+    assert bench.count("anna") is None
+
+
 class Full:
     """A database on a disk that is full."""
 

@@ -118,3 +118,49 @@ def test_added_partitions_are_told_and_the_advice_is_the_last_one_needed(open_sh
             topics_partitions=PARTITIONS + 2,
         )
         assert anew.status == 0, anew
+
+
+def test_a_changelog_that_was_deleted_is_said_at_the_start_and_counted_again(open_shop: OpenShop) -> None:
+    """Faust's own check ends the worker with a traceback; and where a table is gone too, it counts from zero."""
+    with open_shop() as shop:
+        port = int(shop.environment["SHOPFLOW_WEB_PORT"])
+        worker = shop.start_worker(port=port).ready()
+        shop.sell(*(purchase("anna") for _ in range(5)))
+        shop.drain()
+        assert worker.stop() == 0
+        administered(shop, lambda admin: admin.delete_topics([shop.changelog]))
+        until(lambda: shop.changelog not in shop.describe_topics(), "the changelog is deleted")
+        refused = shop.run("worker", "--web-port", str(port))
+        assert refused.status == 2
+        assert refused.errors[-1] == (
+            f"Error: topic {shop.changelog}: is empty, though 5 purchases were counted: it was deleted, and the counts "
+            "with it. `faust -A shopflow replay` counts again what Kafka still has"
+        )
+        replayed = shop.run("replay", seconds=120)
+        assert replayed.status == 0, replayed
+        worker = shop.start_worker(port=port).ready()  # its RocksDB still has the old counts, and more offsets
+        assert worker.count("anna")[1]["purchases"] == 5
+        shop.agrees()
+
+
+def test_purchases_that_were_made_anew_are_told_and_their_counts_are_not_lost_unasked(open_shop: OpenShop) -> None:
+    """New events have the offsets of old ones: they are stored, and not counted until the operator decides."""
+    with open_shop() as shop:
+        worker = shop.start_worker().ready()
+        purchases = shop.topic("purchases")
+        shop.sell(*(purchase("anna") for _ in range(5)))
+        shop.drain()
+        administered(shop, lambda admin: admin.delete_topics([purchases]))
+        until(lambda: purchases not in shop.describe_topics(), "the purchases are deleted")
+        shop.create_topic("purchases", PARTITIONS, retention_ms="-1")
+        until(lambda: ("topic-replaced", purchases, "true") in troubles(worker) or None, "it is told", 60)
+        shop.sell(purchase("anna"))
+        assert worker.stop() == 0  # a killed one stays in the group, and `replay` would wait for it
+        refused = shop.run("replay")
+        assert refused.status == 2
+        assert "1 of 5 counted" in refused.errors[-1]
+        assert "with --lose-counts the others are no longer in the counts" in refused.errors[-1]
+        replayed = shop.run("replay", "--lose-counts", seconds=120)
+        assert replayed.status == 0, replayed
+        worker = shop.start_worker(port=worker.port).ready()
+        assert worker.count("anna")[1]["purchases"] == 1

@@ -232,6 +232,7 @@ def test_a_topic_that_lost_records_is_not_counted_again(shop: Shop) -> None:
     trade(shop)
     sums = counts(worker)
     topic_partition = TopicPartition(shop.topic("purchases"), 1)
+    had = shop.committed("purchases")[1]
 
     async def shorten() -> None:
         async with shop._admin() as admin:
@@ -241,12 +242,36 @@ def test_a_topic_that_lost_records_is_not_counted_again(shop: Shop) -> None:
     refused = shop.run("replay")
     assert refused.status == 2
     assert refused.errors == [
-        f"Error: {topic_partition.topic}: partition 1 begins at offset 3: Kafka has removed the records before it, so "
-        "they can't be counted again. With --keep-tables only MongoDB is restored"
+        f"Error: {topic_partition.topic}: Kafka no longer has all purchases, so they can't be counted again: "
+        f"partition 1: {had - 3} of {had} counted, from offset 3 on. With --keep-tables only MongoDB is restored; with "
+        "--lose-counts the others are no longer in the counts"
     ]
     lost = shop.db.purchases.find_one({"source.partition": 2})
     shop.db.purchases.delete_one({"_id": lost["_id"]})
     assert shop.run("replay", "--keep-tables").status == 0
     assert shop.db.purchases.find_one({"_id": lost["_id"]}) == lost
     assert counts(worker) == sums
+    assert shop.run("replay", "--lose-counts").status == 0
+    left = counts(worker)
+    assert sums["purchases"] - 3 <= left["purchases"] < sums["purchases"]
     assert worker.stop() == 0
+
+
+@pytest.mark.slow
+def test_counts_that_only_mongodb_knows_are_not_lost(shop: Shop) -> None:
+    """The purchases and the changelog were deleted: nothing says "Done" and counts nothing."""
+    worker = shop.start_worker().ready()
+    shop.sell(*(purchase(f"c{number}") for number in range(12)))
+    shop.drain()
+    assert worker.stop() == 0
+
+    async def delete() -> None:
+        async with shop._admin() as admin:
+            await admin.delete_topics([shop.changelog, shop.topic("purchases")])
+
+    asyncio.run(delete())
+    until(lambda: shop.topic("purchases") not in shop.describe_topics(), "the topics are deleted")
+    refused = shop.run("replay")
+    assert refused.status == 2
+    assert "0 of " in refused.errors[-1]
+    assert " stored" in refused.errors[-1]
