@@ -2,6 +2,7 @@
 
 BatchError
 ├── Unavailable      retry: a server is away, nothing is wrong with the data
+│   └── Slow         retry, with a smaller request: the server answers, but did not finish in time
 ├── Unreadable       dead-letter the record, whose bytes can't be taken apart (in unreadable.py)
 └── PartitionLost    drop the batch: the partition's next owner reads it again
 """
@@ -19,6 +20,10 @@ class Unavailable(BatchError):  # noqa: N818 - named by the reaction
     def __init__(self, service: str, reason: object) -> None:
         super().__init__(f"{service}: {reason}")
         self.service = service
+
+
+class Slow(Unavailable):
+    """A server answers, but did not finish a request in time. It is not away; a smaller request may succeed."""
 
 
 class PartitionLost(BatchError):  # noqa: N818 - named by the reaction

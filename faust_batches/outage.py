@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from aiokafka.errors import KafkaError
 
-from .errors import Unavailable
+from .errors import Slow, Unavailable
 from .producer import Undecided
 
 if TYPE_CHECKING:
@@ -99,7 +99,8 @@ async def retrying(outage: Outage, check: Callable[[], None], attempt: Callable[
             try:
                 answer = await attempt()
             except Unavailable as error:
-                outage.failed(error, caller)
+                if not isinstance(error, Slow):
+                    outage.failed(error, caller)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
             else:

@@ -34,6 +34,7 @@ from .shop.stock import AlertLog, Watch
 from .shop.upserts import Upserts
 from .store import MongoStore
 from .store.connection import Patient
+from .store.pace import Slowness
 from .tables import customer_windows, product_sales, purchase_counts, rules
 from .web.monitoring.metrics import Metrics, Rebalances
 from .web.monitoring.probes import Health
@@ -67,7 +68,8 @@ class Parts:
         #: The sales that this worker handled in the last minutes.
         self.board = Board()
         self.mongodb_outage = Outage("MongoDB")
-        mongodb = Patient(store, self.mongodb_outage)
+        slowness = Slowness(app.troubles, store.ping)
+        mongodb = Patient(store, self.mongodb_outage, slowness)
         store.on_write = metrics.wrote
 
         dead_letters = DeadLetters(
@@ -92,10 +94,17 @@ class Parts:
             numbers = [number for topic, number in ours if topic == topics.purchases.get_topic_name()]
             return ours | {(name, number) for name in topics.NAMES if name not in topics.KEYS for number in numbers}
 
-        self.sales_mirror = Mirror(sales, store, owned_sales, self.mongodb_outage)
+        def waits() -> bool:
+            """True if more purchases wait in one of our partitions than one batch takes."""
+            ours = [tp for tp in app.owned if tp.topic == topics.purchases.get_topic_name()]
+            return any(self.lags.waiting(tp) > config.batching.max_records for tp in ours)
+
+        self.sales_mirror = Mirror(sales, store, owned_sales, self.mongodb_outage, waits)
         alert_log = AlertLog(topics.ALERTS, topics.products.get_topic_name(), app.publish, read_since)
-        outages = {outage.service: outage for outage in (self.mongodb_outage, app.kafka_outage)}
-        self.stock_watch = Watch(store, alert_log, owned_products, lambda: app.lease.valid, outages=outages)
+        self.stock_watch = Watch(
+            store, alert_log, owned_products, lambda: app.lease.valid,
+            outages={outage.service: outage for outage in (self.mongodb_outage, app.kafka_outage)}, waits=waits,
+        )  # fmt: skip
 
         products = Decoder(Product, "product_id", max_bytes), product_document
         self.products = Upserts(
@@ -137,6 +146,7 @@ class Parts:
         async def looked() -> None:
             await self.health.looked()
             await held.looked()
+            await slowness.look()
 
         lags.looked = looked
         metrics.watch(app, lags, self.limit, self.mongodb_outage)

@@ -4,6 +4,7 @@ Refused          print the reason in one line and exit: bad configuration, no se
 Rejected         dead-letter the record, which will never be accepted; go on with the others
 BatchError
 ├── Unavailable      retry: a server is away, nothing is wrong with the data
+│   └── Slow         retry, with a smaller request: the server answers, but did not finish in time
 └── PartitionLost    drop the batch: the partition's next owner reads it again
 """
 
@@ -12,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 
-from faust_batches.errors import BatchError, PartitionLost, Unavailable
+from faust_batches.errors import BatchError, PartitionLost, Slow, Unavailable
 
-__all__ = ["BatchError", "PartitionLost", "Refused", "Rejected", "Unavailable", "meant"]
+__all__ = ["BatchError", "PartitionLost", "Refused", "Rejected", "Slow", "Unavailable", "meant"]
 
 
 class Refused(Exception):  # noqa: N818 - named by the reaction

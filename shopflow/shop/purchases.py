@@ -14,7 +14,7 @@ from shopflow.models import Purchase, PurchaseCount
 from shopflow.store import MongoStore
 from shopflow.store.connection import Patient
 from shopflow.store.rules import differs
-from shopflow.store.types import Document, Inserted
+from shopflow.store.types import PURCHASES, Document, Inserted
 
 from .counts import Changes, Counted, advance
 from .dead_letters import Rejections
@@ -122,7 +122,11 @@ class Purchases:
             return ()
         documents = [purchase_document(record, event) for record, event in decoded.accepted]
         await asyncio.sleep(0)
-        inserted: Inserted = await self.mongodb(batch, lambda: self.mongodb.store.insert_purchases(documents))
+        inserted = Inserted()
+        async for start, part in self.mongodb.in_parts(
+            batch, PURCHASES, documents, self.mongodb.store.insert_purchases
+        ):
+            inserted = inserted.followed_by(part, start)
         if inserted.differing:
             await self._reconcile(batch, decoded.accepted, priced, inserted.differing)
         if not inserted.refused:

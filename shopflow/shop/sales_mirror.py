@@ -24,8 +24,8 @@ from .sales import decode_row, sale_of
 
 #: The shortest pause between two rounds.
 _PAUSE_SECONDS = 0.5
-#: A pause is at least this many times as long as MongoDB took for the round.
-_PAUSE_FACTOR = 3
+#: A pause is at least this many times as long as MongoDB took for the round; the second while purchases wait.
+_PAUSE_FACTORS = 3, 20
 #: Rows that are scanned before other coroutines run, and sales in one write.
 _SLICE = 1_000
 _AT_ONCE = 500
@@ -41,12 +41,14 @@ class Mirror:
     Arguments:
         owned: Returns the partitions whose rows this worker may read now.
         mongodb: The outage of MongoDB that all of the worker shares.
+        waits: True while purchases wait: they come first.
     """
 
     table: Table
     store: MongoStore
     owned: Callable[[], Sequence[int]]
     mongodb: Outage
+    waits: Callable[[], bool] = lambda: False
 
     def __post_init__(self) -> None:
         self._took = 0.0
@@ -65,7 +67,8 @@ class Mirror:
     async def round(self) -> float:
         """Bring MongoDB up to date. Returns the seconds to wait before the next round."""
         # A backlog of many days has many rows. Purchases must not wait for them.
-        return max(_PAUSE_SECONDS, _PAUSE_FACTOR * await self.bring_up_to_date())
+        took = await self.bring_up_to_date()
+        return max(_PAUSE_SECONDS, _PAUSE_FACTORS[self.waits()] * took)
 
     async def bring_up_to_date(self) -> float:
         """Write the rows that MongoDB lacks; while it is away, try again.

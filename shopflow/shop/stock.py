@@ -13,12 +13,13 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from datetime import datetime, timezone
+from time import monotonic
 
 from aiokafka.errors import KafkaError
 from faust.types import TP
 
 from faust_batches import Outage, SendOnce
-from shopflow.errors import PartitionLost, Unavailable
+from shopflow.errors import PartitionLost, Slow, Unavailable
 from shopflow.store import MongoStore
 from shopflow.store.connection import REQUESTS_AT_ONCE
 from shopflow.store.types import Document
@@ -28,8 +29,9 @@ from .dead_letters import ReadSince
 
 log = logging.getLogger(__name__)
 
-#: Pause between two rounds.
+#: Pause between two rounds. While purchases wait, it is at least so many times as long as the round took.
 _ROUND_SECONDS = 1.0
+_WAITING_FACTOR = 20
 #: Products that are checked in a round.
 AT_ONCE = 500
 
@@ -169,6 +171,7 @@ class Watch:
         lease_valid: Returns True while the lease is valid.
         outages: Those of MongoDB and Kafka, by service.
         now: The clock.
+        waits: True while purchases wait: they come first.
     """
 
     store: MongoStore
@@ -178,6 +181,7 @@ class Watch:
     _: KW_ONLY
     outages: Mapping[str, Outage]
     now: Callable[[], datetime] = lambda: datetime.now(timezone.utc)
+    waits: Callable[[], bool] = lambda: False
 
     def __post_init__(self) -> None:
         self._stockings: dict[str, _Stocking] = {}
@@ -193,8 +197,11 @@ class Watch:
 
     async def round(self) -> float:
         """Check products, and update the outages. Returns the seconds to wait before the next round."""
+        began = monotonic()
         try:
             asked = await self.check_products()
+        except Slow:
+            pass  # the next round tries again
         except Unavailable as error:
             self.outages[error.service].failed(error, self)
             if error.service == "Kafka":  # Kafka is used last, so MongoDB has answered
@@ -204,7 +211,7 @@ class Watch:
         else:
             for outage in self.outages.values() if asked else ():
                 outage.succeeded(self)
-        return _ROUND_SECONDS
+        return max(_ROUND_SECONDS, _WAITING_FACTOR * (monotonic() - began) if self.waits() else 0)
 
     async def check_products(self) -> bool:
         """Check at most `AT_ONCE` products; the next call continues after them. Returns False if no partition is owned.

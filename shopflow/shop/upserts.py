@@ -48,8 +48,12 @@ class Upserts(Generic[R]):
         decoded = split(batch.records, self.decode, tombstones=True)
         for upserts, deletions in in_order(decoded, self.document):  # 1
             if upserts:
-                refused = await self.mongodb(batch, partial(self.upsert, [document for _, document in upserts]))
-                decoded.rejected += [(upserts[n][0], Rejected("refused by MongoDB", why)) for n, why in refused.items()]
+                documents = [document for _, document in upserts]
+                async for start, refused in self.mongodb.in_parts(batch, batch.tp.topic, documents, self.upsert):
+                    decoded.rejected += [
+                        (upserts[start + number][0], Rejected("refused by MongoDB", why))
+                        for number, why in refused.items()
+                    ]
             if deletions:
                 await self.mongodb(batch, partial(self.delete, deletions))
         async with batch.turn():

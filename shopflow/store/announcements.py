@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 
-from pymongo import UpdateOne
-
 from shopflow.errors import Unavailable
 
 from .connection import REQUESTS_AT_ONCE, Connection
-from .errors import described, is_taken, written
-from .rules import without_id
+from .errors import described, is_taken
+from .rules import upsert, without_id
 from .types import ALERTS, VOUCHERS, Document
 
 
@@ -25,7 +23,7 @@ class Announcements(Connection):
         """
         if not documents:
             return frozenset()
-        errors = await written(self._collection(VOUCHERS).insert_many(documents, ordered=False))
+        errors = await self._send("insert", VOUCHERS, documents)
         if others := [error for error in errors if not is_taken(error)]:  # not the event's fault
             raise Unavailable("MongoDB", f"collection {VOUCHERS}: {described(others[0])}")
         existing = {error["index"]: documents[error["index"]] for error in errors}
@@ -43,7 +41,7 @@ class Announcements(Connection):
 
     async def insert_alert(self, document: Document) -> Document:
         """Store an alert, unless its `_id` is stored already. Returns the stored document."""
-        operation = UpdateOne({"_id": document["_id"]}, {"$setOnInsert": without_id(document)}, upsert=True)
+        operation = upsert({"_id": document["_id"]}, {"$setOnInsert": without_id(document)})
         await self._write(ALERTS, [operation])
         found = await self._find(ALERTS, "_id", [document["_id"]])
         if not found:
@@ -60,7 +58,5 @@ class Announcements(Connection):
         Arguments:
             collection: `vouchers` or `alerts`.
         """
-        operations = [
-            UpdateOne({"_id": document["_id"]}, {"$set": without_id(document)}, upsert=True) for document in documents
-        ]
+        operations = [upsert({"_id": document["_id"]}, {"$set": without_id(document)}) for document in documents]
         await self._write(collection, operations)

@@ -9,7 +9,7 @@ from operator import itemgetter
 from shopflow.errors import Unavailable
 
 from .connection import BY_ID, FROM_KAFKA, REQUESTS_AT_ONCE, Connection
-from .errors import UNENCODABLE, described, is_taken, unencodable, written
+from .errors import UNENCODABLE, described, is_taken, unencodable
 from .rules import newest, no_price_document, price_document, removals, replacement
 from .types import BEGINNING, CUSTOMERS, PRICES, PRODUCTS, TIME, Deletion, Document, PriceHistory
 
@@ -107,21 +107,34 @@ class Catalogue(Connection):
         waiting = list(range(len(documents)))
         while waiting:
             chosen = newest(documents, waiting, TIME[name])
-            refused_now = await self._replace(name, documents, chosen)
+            refused_now = await self._put(name, documents, chosen)
             refused |= refused_now
             # A document that lost to a refused one is tried next.
             open_ids = {documents[index]["_id"] for index in refused_now}
             waiting = [index for index in waiting if documents[index]["_id"] in open_ids and index not in refused]
         return refused
 
+    async def _put(self, name: str, documents: Sequence[Document], indexes: Sequence[int]) -> dict[int, str]:
+        """Insert these, and replace those that are stored. Most are new; an insert takes a tenth of an upsert's time.
+
+        Returns the refused ones, with the reasons.
+        """
+        try:
+            errors = await self._send("insert", name, [documents[index] for index in indexes])
+        except UNENCODABLE:
+            return await self._replace(name, documents, indexes)  # it finds out which can't be encoded
+        refused = {indexes[error["index"]]: described(error) for error in errors if not is_taken(error)}
+        stored = [indexes[error["index"]] for error in errors if is_taken(error)]
+        return refused | await self._replace(name, documents, stored)
+
     async def _replace(self, name: str, documents: Sequence[Document], indexes: Sequence[int]) -> dict[int, str]:
         refused: dict[int, str] = {}
         for _ in range(3):
             if not indexes:
                 return refused
-            operations = [replacement(documents[index], TIME[name]) for index in indexes]
+            statements = [replacement(documents[index], TIME[name]) for index in indexes]
             try:
-                errors = await written(self._collection(name).bulk_write(operations, ordered=False))
+                errors = await self._send("update", name, statements)
             except UNENCODABLE:
                 if not (found := unencodable(documents, indexes)):
                     raise

@@ -6,7 +6,7 @@ import asyncio
 import re
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from datetime import timezone
 from time import monotonic
 from typing import Any, Generic, TypeVar
@@ -14,15 +14,25 @@ from typing import Any, Generic, TypeVar
 import pymongo
 from bson.codec_options import TypeDecoder, TypeRegistry
 from bson.int64 import Int64
-from pymongo import AsyncMongoClient, DeleteOne, ReadPreference, UpdateOne, WriteConcern
+from pymongo import AsyncMongoClient, ReadPreference, WriteConcern
 from pymongo.asynchronous.collection import AsyncCollection
-from pymongo.errors import OperationFailure, PyMongoError
+from pymongo.errors import NetworkTimeout, OperationFailure, PyMongoError
 from pymongo.read_concern import ReadConcern
 
 from faust_batches import Batch, Outage, retrying
-from shopflow.errors import Refused, Unavailable
+from shopflow.errors import Refused, Slow, Unavailable
 
-from .errors import OTHER_INDEX, described, one_line, reason, translated, written
+from .errors import (
+    MAX_MESSAGE_BYTES,
+    OTHER_INDEX,
+    described,
+    documents_errors,
+    in_messages,
+    one_line,
+    reason,
+    translated,
+)
+from .pace import Pace, Slowness
 from .types import ALERTS, CUSTOMERS, PRICES, PRODUCTS, PURCHASES, SALES, VOUCHERS, Document
 
 INDEXES = (
@@ -50,14 +60,23 @@ BY_ID = [("_id", 1)]
 FROM_KAFKA: Document = {"source.origin": "kafka"}
 WRITE_CONCERN = WriteConcern("majority", j=True)
 
+_SOCKET_SECONDS = 30
+#: A write's time limit on the server, as a share of the client's timeout.
+_LIMIT_SHARE = 0.8
 #: Options of the client. The URI may set others.
 _DEFAULTS = {
     "appname": "shopflow",
     "serverSelectionTimeoutMS": 5_000,
     "connectTimeoutMS": 5_000,
-    "socketTimeoutMS": 30_000,
+    "socketTimeoutMS": 1_000 * _SOCKET_SECONDS,
 }
 
+#: The command's field with the documents or statements, by the kind of the write.
+_STATEMENTS = {"insert": "documents", "update": "updates", "delete": "deletes"}
+#: How long a server may take to answer a ping after a write had no answer.
+_ANSWER_SECONDS = 5.0
+
+D = TypeVar("D")
 T = TypeVar("T")
 Fields = Mapping[str, int] | None
 Sort = Sequence[tuple[str, int]]
@@ -171,13 +190,56 @@ class Connection:
         )
         return database[name]
 
-    async def _write(self, name: str, operations: Sequence[UpdateOne | DeleteOne]) -> None:
-        """Do idempotent operations. Any failure is the server's, never a document's: `Unavailable`."""
+    async def _write(self, name: str, operations: Sequence[Document]) -> None:
+        """Do idempotent updates or deletions. Any failure is the server's, never a document's: `Unavailable`."""
         if not operations:
             return
-        errors = await written(self._collection(name).bulk_write(operations, ordered=False))
+        errors = await self._send("delete" if "limit" in operations[0] else "update", name, operations)
         if errors:  # for example two inserts of one id at once: the next attempt finds the document
             raise Unavailable("MongoDB", f"collection {name}: {described(errors[0])}")
+
+    async def _send(
+        self, kind: str, name: str, statements: Sequence[Document], size: int | None = None
+    ) -> list[Document]:
+        """Send an `insert`, `update` or `delete`. Returns the errors of single documents or statements.
+
+        The server ends a command that takes longer than `_LIMIT_SHARE` of the client's timeout. So no write goes on
+        after it was given up, beside the one that repeats it. The driver's own bulk writes have no such limit.
+
+        Arguments:
+            size: An upper limit of the size in bytes, if it is known; else each is measured.
+
+        Raises:
+            Slow: It took too long. Any of the documents may be written.
+            Unavailable: The write failed or was not confirmed. Any of the documents may be written.
+        """
+        errors: list[Document] = []
+        database = self._connected.get_database(self._database)
+        timeout = self._connected.options.pool_options.socket_timeout or _SOCKET_SECONDS
+        options = {
+            "ordered": False,
+            "writeConcern": WRITE_CONCERN.document,
+            "maxTimeMS": int(1_000 * _LIMIT_SHARE * timeout),
+        }
+        whole = size is not None and size <= MAX_MESSAGE_BYTES
+        for start, some in [(0, statements)] if whole else in_messages(statements):
+            try:
+                with translated():
+                    reply = await database.command({kind: name, _STATEMENTS[kind]: some, **options})
+            except Unavailable as error:
+                if isinstance(error.__cause__, NetworkTimeout) and await self._answers():
+                    raise Slow("MongoDB", f"it answers, but did not finish a write within {timeout:g} s") from error
+                raise
+            found = documents_errors(reply.get("writeErrors", []), reply.get("writeConcernError"))
+            errors += [{**one, "index": one["index"] + start} for one in found]
+        return errors
+
+    async def _answers(self) -> bool:
+        try:
+            await asyncio.wait_for(self.ping(), _ANSWER_SECONDS)
+        except (Unavailable, asyncio.TimeoutError):
+            return False
+        return True
 
     @contextmanager
     def _measured(self, collection: str, **outcomes: int) -> Iterator[dict[str, int]]:
@@ -245,12 +307,15 @@ class Patient(Generic[S]):
     Arguments:
         store: Its missing indexes are created before the first request.
         outage: Tracks MongoDB's outages for the whole worker.
+        slowness: Tracks whether it is slow; None: nobody is told.
     """
 
-    def __init__(self, store: S, outage: Outage) -> None:
+    def __init__(self, store: S, outage: Outage, slowness: Slowness | None = None) -> None:
         self.store = store
         self._outage = outage
+        self._slowness = slowness
         self._prepared = False
+        self._paces: dict[str, Pace] = {}
 
     async def __call__(self, batch: Batch, attempt: Callable[[], Awaitable[T]]) -> T:
         """Retry `attempt` while it raises `Unavailable`, and return its result. `attempt` must be idempotent.
@@ -263,9 +328,44 @@ class Patient(Generic[S]):
             if not self._prepared:
                 await self.store.prepare()
                 self._prepared = True
-            return await attempt()
+            with self._slowness.request() if self._slowness else nullcontext():
+                return await attempt()
 
         return await retrying(self._outage, batch.check_owned, prepared)
+
+    async def in_parts(
+        self, batch: Batch, name: str, documents: Sequence[D], write: Callable[[Sequence[D]], Awaitable[T]]
+    ) -> AsyncIterator[tuple[int, T]]:
+        """Write documents in parts, one after the other, each as large as MongoDB takes it in a second or two.
+
+        A part that took too long is repeated in smaller ones. Yields the index of each part's first document, and the
+        answer.
+
+        Arguments:
+            name: Of the kind of write. Those of one kind have a common pace.
+            write: Writes a part. It must be idempotent.
+
+        Raises:
+            PartitionLost: The batch is no longer ours.
+        """
+        pace = self._paces.setdefault(name, Pace())
+        start = 0
+
+        async def attempt() -> tuple[int, T]:
+            part = documents[start : start + pace.size]
+            began = monotonic()
+            try:
+                answer = await write(part)
+            except Slow:
+                pace.failed(len(part))
+                raise
+            pace.took(len(part), monotonic() - began)
+            return len(part), answer
+
+        while start < len(documents):
+            written, answer = await self(batch, attempt)
+            yield start, answer
+            start += written
 
 
 # -- the client

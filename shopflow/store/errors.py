@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import bson
 from bson.errors import BSONError
-from pymongo.errors import BulkWriteError, OperationFailure, PyMongoError
+from pymongo.errors import DocumentTooLarge, ExecutionTimeout, OperationFailure, PyMongoError
 
-from shopflow.errors import Unavailable
+from shopflow.errors import Slow, Unavailable
 
 from .types import Document
 
 #: MongoDB's limit for a document, minus the size of the update around it.
 MAX_DOCUMENT_BYTES = 16 * 1024 * 1024 - 16 * 1024
+
+#: Less than any server's maxMessageSizeBytes (48,000,000), and the most statements of one message.
+MAX_MESSAGE_BYTES = 32_000_000
+_MOST_STATEMENTS = 10_000
+#: What a statement may have around a document.
+_STATEMENT_BYTES = 8 * 1024
 
 #: The driver's errors for a document that it can't encode.
 UNENCODABLE = (BSONError, OverflowError, UnicodeError)
@@ -51,6 +57,8 @@ def translated() -> Iterator[None]:
     """Raise pymongo's errors as `Unavailable`."""
     try:
         yield
+    except ExecutionTimeout as error:
+        raise Slow("MongoDB", "it did not finish a request in time, and ended it") from error
     except PyMongoError as error:
         raise Unavailable("MongoDB", reason(error)) from error
 
@@ -71,19 +79,22 @@ def one_line(text: str) -> str:
     return line if len(line) <= 300 else line[:297] + "..."
 
 
-async def written(writing: Awaitable[object]) -> list[Document]:
-    """Wait for a bulk write. Returns the errors of single documents.
+def in_messages(statements: Sequence[Document]) -> Iterator[tuple[int, Sequence[Document]]]:
+    """The statements of a write in runs that fit into one message, each with the index of its first.
 
     Raises:
-        Unavailable: The write failed or was not confirmed. Any of the documents may be written.
+        DocumentTooLarge, or another of `UNENCODABLE`: One of them can't be sent.
     """
-    with translated():
-        try:
-            await writing
-        except BulkWriteError as error:
-            unconfirmed: list[Document] = error.details.get("writeConcernErrors") or [{}]
-            return documents_errors(error.details["writeErrors"], unconfirmed[0])
-    return []
+    start = size = 0
+    for index, statement in enumerate(statements):
+        encoded = len(bson.encode(statement))
+        if encoded > MAX_DOCUMENT_BYTES + _STATEMENT_BYTES:
+            raise DocumentTooLarge(f"{encoded} bytes")
+        if size + encoded > MAX_MESSAGE_BYTES or index - start == _MOST_STATEMENTS:
+            yield start, statements[start:index]
+            start, size = index, 0
+        size += encoded
+    yield start, statements[start:]
 
 
 def documents_errors(errors: list[Document], unconfirmed: Document | None) -> list[Document]:

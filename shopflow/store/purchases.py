@@ -7,19 +7,15 @@ from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from datetime import datetime
 from operator import itemgetter
 
-from pymongo import UpdateOne
-
 from shopflow.errors import Unavailable
 
-from .connection import BY_ID, FROM_KAFKA, REQUESTS_AT_ONCE, WRITE_CONCERN, Connection
-from .errors import UNENCODABLE, described, documents_errors, is_taken, translated, unencodable, written
+from .connection import BY_ID, FROM_KAFKA, REQUESTS_AT_ONCE, Connection
+from .errors import UNENCODABLE, described, is_taken, unencodable
 from .rules import differs, duplicates, when, without_id
 from .types import CUSTOMERS, PRODUCTS, PURCHASES, Document, Inserted, Sold, Span, Totals
 
 CUSTOMERS_AT_ONCE = 100
 
-#: Less than any server's maxMessageSizeBytes (48,000,000).
-_MAX_MESSAGE_BYTES = 32_000_000
 #: The most bytes of a purchase without its three texts.
 _MOST_REST_BYTES = 1_000
 
@@ -46,7 +42,7 @@ class Purchases(Connection):
     async def restore_purchases(self, documents: Sequence[Document]) -> None:
         """Set the fields of stored purchases with the same `_id` and `source` to these. Their other fields stay."""
         operations = [
-            UpdateOne({"_id": document["_id"], "source": document["source"]}, {"$set": without_id(document)})
+            {"q": {"_id": document["_id"], "source": document["source"]}, "u": {"$set": without_id(document)}}
             for document in documents
         ]
         with self._measured(PURCHASES, restored=len(documents)):
@@ -198,7 +194,7 @@ class Purchases(Connection):
             return refused, []
         chosen = [documents[index] for index in indexes]
         try:
-            errors = await self._insert_all(chosen)
+            errors = await self._send("insert", PURCHASES, chosen, most_bytes(chosen))
         except UNENCODABLE:
             if not (refused := unencodable(documents, indexes)):
                 raise
@@ -213,20 +209,6 @@ class Purchases(Connection):
             else:
                 refused[indexes[error["index"]]] = described(error)
         return refused, existing
-
-    async def _insert_all(self, purchases: Sequence[Document]) -> list[Document]:
-        """Insert these, and return the errors of single documents.
-
-        `insert_many` measures each document in Python to split the insert into messages, which takes as long as the
-        encoding. An insert that surely fits into one message is sent as one command instead.
-        """
-        if most_bytes(purchases) > _MAX_MESSAGE_BYTES:
-            return await written(self._collection(PURCHASES).insert_many(purchases, ordered=False))
-        command = {"insert": PURCHASES, "documents": purchases, "ordered": False}
-        with translated():
-            database = self._connected.get_database(self._database)
-            reply = await database.command({**command, "writeConcern": WRITE_CONCERN.document})
-        return documents_errors(reply.get("writeErrors", []), reply.get("writeConcernError"))
 
     async def _stored(self, ids: Iterable[str]) -> dict[str, Document]:
         """The stored purchases with these ids, by id, read with majority read concern.
@@ -254,7 +236,10 @@ class Purchases(Connection):
 
 
 def most_bytes(purchases: Sequence[Document]) -> int:
-    """An upper limit of these purchases' size in BSON, in bytes. UTF-8 has at most 4 bytes per character."""
+    """An upper limit of these purchases' size in BSON, in bytes. UTF-8 has at most 4 bytes per character.
+
+    To measure each document takes as long as to encode it.
+    """
     texts = sum([len(one["_id"]) + len(one["customer_id"]) + len(one["product_id"]) for one in purchases])
     return 4 * texts + _MOST_REST_BYTES * len(purchases)
 

@@ -6,8 +6,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
-from pymongo import DeleteOne, UpdateOne
-
 from .types import Deletion, Document, milliseconds
 
 #: The sort key of a purchase without a time: after all others.
@@ -45,7 +43,12 @@ def newest(documents: Sequence[Document], indexes: Iterable[int], time: str) -> 
     return list(chosen.values())
 
 
-def replacement(document: Document, time: str) -> UpdateOne:
+def upsert(condition: Document, update: Any) -> Document:
+    """The statement of an `update` command that updates one document, or inserts it if there is none."""
+    return {"q": condition, "u": update, "upsert": True}
+
+
+def replacement(document: Document, time: str) -> Document:
     """The atomic update that stores the document unless a stored one is newer.
 
     The condition is in the update, not in the filter. So a document that loses gives no duplicate key error, and the
@@ -56,7 +59,7 @@ def replacement(document: Document, time: str) -> UpdateOne:
         later = {"$and": [{"$eq": [f"${time}", document[time]]}, _later_than(document["source"])]}
         newer = {"$or": [newer, later]}
     keep_or_replace = {"$cond": [newer, "$$ROOT", {"$literal": document}]}
-    return UpdateOne({"_id": document["_id"]}, [{"$replaceWith": keep_or_replace}], upsert=True)
+    return upsert({"_id": document["_id"]}, [{"$replaceWith": keep_or_replace}])
 
 
 def _later_than(source: Document) -> Document:
@@ -69,18 +72,18 @@ def _later_than(source: Document) -> Document:
     }
 
 
-def removals(deletion: Deletion) -> list[DeleteOne]:
-    """The operations that delete the document, unless it is from a later record of the same partition.
+def removals(deletion: Deletion) -> list[Document]:
+    """The statements that delete the document, unless it is from a later record of the same partition.
 
-    There is one operation for each other case: another topic, another partition, an offset that is not larger.
+    There is one for each other case: another topic, another partition, an offset that is not larger.
     """
     source = deletion.source
     if "offset" not in source:
-        return [DeleteOne({"_id": deletion.id})]
+        return [{"q": {"_id": deletion.id}, "limit": 1}]
     return [
-        DeleteOne({"_id": deletion.id, "source.topic": {"$ne": source["topic"]}}),
-        DeleteOne({"_id": deletion.id, "source.partition": {"$ne": source["partition"]}}),
-        DeleteOne({"_id": deletion.id, "source.offset": {"$not": {"$gt": source["offset"]}}}),
+        {"q": {"_id": deletion.id, "source.topic": {"$ne": source["topic"]}}, "limit": 1},
+        {"q": {"_id": deletion.id, "source.partition": {"$ne": source["partition"]}}, "limit": 1},
+        {"q": {"_id": deletion.id, "source.offset": {"$not": {"$gt": source["offset"]}}}, "limit": 1},
     ]
 
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection, Sequence
 from datetime import datetime, timedelta
 
-from pymongo import UpdateOne
-
 from .connection import REQUESTS_AT_ONCE, Connection
 from .errors import translated
-from .rules import sale_id, without_id
+from .rules import sale_id, upsert, without_id
 from .types import SALES, SALES_STATE, Document, PartitionSales
 
 _SUMS = ("purchases", "units", "revenue")
@@ -32,7 +30,7 @@ class Sales(Connection):
         document = {"_id": partition, "era": position[0], "offset": position[1]}
         later = _not_before({"era": "$era", "offset": "$offset"}, position)
         update = [{"$replaceWith": {"$cond": [later, {"$literal": document}, "$$ROOT"]}}]
-        await self._write(SALES_STATE, [UpdateOne({"_id": partition}, update, upsert=True)])
+        await self._write(SALES_STATE, [upsert({"_id": partition}, update)])
 
     async def clear_sales(self) -> None:
         """Delete all sales, so that they are counted anew."""
@@ -76,14 +74,14 @@ class Sales(Connection):
         return units
 
 
-def _update(partition: int, sale: PartitionSales) -> UpdateOne:
+def _update(partition: int, sale: PartitionSales) -> Document:
     """The atomic update that stores a partition's part, unless a later one is stored, and sums up all parts."""
     era, offset = sale.position
     part = {"era": era, "offset": offset, **{name: getattr(sale, name) for name in _SUMS}}
     field = f"parts.p{partition}"
     stored = {"era": f"${field}.era", "offset": f"${field}.offset"}
     parts = {"$objectToArray": "$parts"}
-    return UpdateOne(
+    return upsert(
         {"_id": sale_id(sale.period, sale.start, sale.product_id)},
         [
             {
@@ -96,7 +94,6 @@ def _update(partition: int, sale: PartitionSales) -> UpdateOne:
             },
             {"$set": {name: {"$sum": {"$map": {"input": parts, "in": f"$$this.v.{name}"}}} for name in _SUMS}},
         ],
-        upsert=True,
     )
 
 

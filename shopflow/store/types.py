@@ -48,6 +48,14 @@ class Inserted:
     differing: dict[int, Document] = field(default_factory=dict)
     """Indexes of purchases that are stored from the same event but with other fields; each with the stored document."""
 
+    def followed_by(self, other: Inserted, start: int) -> Inserted:
+        """This result and that of the purchases from index `start` on, as one."""
+        return Inserted(
+            self.duplicates | {start + index for index in other.duplicates},
+            {**self.refused, **{start + index: reason for index, reason in other.refused.items()}},
+            {**self.differing, **{start + index: stored for index, stored in other.differing.items()}},
+        )
+
 
 @dataclass(frozen=True)
 class Deletion:

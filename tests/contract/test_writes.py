@@ -465,7 +465,8 @@ def test_a_batch_that_is_too_much_for_one_message_is_stored_all_the_same(
     store: MongoStore, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The store splits the batch. The indexes of duplicates and refused documents are those in the whole batch."""
-    monkeypatch.setattr("shopflow.store.purchases._MAX_MESSAGE_BYTES", 5_000)
+    for module in ("connection", "errors"):
+        monkeypatch.setattr(f"shopflow.store.{module}.MAX_MESSAGE_BYTES", 5_000)
     run(store.insert_purchases([purchase("p3", kafka(1))]))
     documents = [purchase(f"p{number}", kafka(10 + number)) for number in range(20)]
     documents[7]["value"] = 1 << 70

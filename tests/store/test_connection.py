@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pymongo.database import Database
 
-from shopflow.errors import Refused
+from shopflow.errors import Refused, Slow
 from shopflow.store import MongoStore
 from shopflow.store.types import Deletion, Document
 from tests.conftest import Run
@@ -49,6 +49,20 @@ def test_closing_twice(store: MongoStore, run: Run) -> None:
     other.connect("mongodb://127.0.0.1:1")
     run(other.close())
     run(other.close())
+
+
+def test_a_write_that_takes_too_long_is_ended_by_the_server(
+    mongo_store: MongoStore, run: Run, database: Database[Document], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is slow, not away. Nothing of it goes on beside the write that repeats it."""
+    monkeypatch.setattr("shopflow.store.connection._LIMIT_SHARE", 0.001)  # 30 ms
+    documents = [customer(f"c{number}") for number in range(3_000)]
+    with pytest.raises(Slow):
+        run(mongo_store._replace("customers", documents, range(3_000)))
+    stored = database.customers.count_documents({})
+    assert stored < 3_000
+    run(mongo_store.ping())
+    assert database.customers.count_documents({}) == stored
 
 
 def test_each_write_of_events_reports_the_outcomes_of_its_documents(store: MongoStore, run: Run) -> None:

@@ -13,15 +13,24 @@ from typing import Any
 import bson
 import pytest
 from bson.datetime_ms import DatetimeMS
-from pymongo.errors import AutoReconnect, OperationFailure
+from hypothesis import given
+from hypothesis import strategies as st
+from pymongo.errors import AutoReconnect, ExecutionTimeout, OperationFailure
 
 from faust_batches import Outage
 from faust_batches.testing import FakeBatch, FakeRecord
-from shopflow.errors import PartitionLost, Refused, Unavailable
+from shopflow.errors import PartitionLost, Refused, Slow, Unavailable
 from shopflow.shop.documents import purchase_document
 from shopflow.store import MongoStore
 from shopflow.store.connection import Patient
-from shopflow.store.errors import MAX_DOCUMENT_BYTES, documents_errors, translated, unencodable, written
+from shopflow.store.errors import (
+    MAX_DOCUMENT_BYTES,
+    MAX_MESSAGE_BYTES,
+    documents_errors,
+    in_messages,
+    translated,
+    unencodable,
+)
 from shopflow.store.purchases import most_bytes
 from shopflow.store.rules import duplicates, newest, no_price_document, outdoes, price_document, removals, replacement
 from shopflow.store.types import Deletion, Document, PriceHistory, milliseconds
@@ -147,7 +156,7 @@ def test_the_newest_of_each_among_those_that_are_asked_for() -> None:
 
 def stages(update: Any) -> list[Any]:
     """The stages of an update by pipeline."""
-    found: list[Any] = update._doc
+    found: list[Any] = update["u"]
     return found
 
 
@@ -155,8 +164,8 @@ def test_a_replacement_finds_its_document_by_id_and_never_reads_it_as_an_express
     """Names and ids come from outside: `$price` in one is text. The filter has only the `_id`."""
     document = {**product(5, name="$set"), "name": "$price", "source": kafka(1, topic="$t")}
     update = replacement(document, "updated_at")
-    assert update._filter == {"_id": "$set"}
-    assert update._upsert is True
+    assert update["q"] == {"_id": "$set"}
+    assert update["upsert"] is True
     (stage,) = stages(update)
     condition, kept, put = stage["$replaceWith"]["$cond"]
     assert kept == "$$ROOT"
@@ -173,12 +182,12 @@ def test_a_replacement_without_an_offset_compares_the_time_only() -> None:
 def test_removals_spare_only_later_records_of_the_partition() -> None:
     """Each of the three operations covers one case. A direct deletion removes any document of the id."""
     operations = removals(Deletion("milk", NOON, kafka(7, partition=3)))
-    assert [operation._filter for operation in operations] == [
+    assert [operation["q"] for operation in operations] == [
         {"_id": "milk", "source.topic": {"$ne": "t"}},
         {"_id": "milk", "source.partition": {"$ne": 3}},
         {"_id": "milk", "source.offset": {"$not": {"$gt": 7}}},
     ]
-    assert [operation._filter for operation in removals(Deletion("milk", NOON, DIRECT))] == [{"_id": "milk"}]
+    assert [operation["q"] for operation in removals(Deletion("milk", NOON, DIRECT))] == [{"_id": "milk"}]
 
 
 # Duplicates
@@ -428,25 +437,36 @@ def test_every_method_raises_unavailable_while_the_server_is_away() -> None:
         assert len(str(answer)) < 330
 
 
-def failing(error: Exception) -> Coroutine[Any, Any, object]:
-    """A write that ends so."""
-
-    async def write() -> object:
-        raise error
-
-    return write()
-
-
 def test_a_refused_login_is_described_without_the_servers_message() -> None:
     """The message says what to check."""
-    with pytest.raises(Unavailable, match="authentication failed: check the user and the password"):
-        asyncio.run(written(failing(OperationFailure("bad auth : s3cret", 18))))
+    with pytest.raises(Unavailable, match="authentication failed: check the user and the password"), translated():
+        raise OperationFailure("bad auth : s3cret", 18)
 
 
 def test_a_lost_connection_in_a_write_is_unavailable() -> None:
     """The write may have happened or not. The caller repeats it."""
-    with pytest.raises(Unavailable, match="MongoDB: gone"):
-        asyncio.run(written(failing(AutoReconnect("gone"))))
+    with pytest.raises(Unavailable, match="MongoDB: gone"), translated():
+        raise AutoReconnect("gone")
+
+
+def test_a_request_that_the_server_ended_is_slow_not_away() -> None:
+    """The batch is repeated in smaller parts, and nobody is told of an outage."""
+    with pytest.raises(Slow), translated():
+        raise ExecutionTimeout("operation exceeded time limit", 50)
+
+
+@given(st.lists(st.integers(0, 2_000_000), max_size=200), st.integers(1, 40))
+def test_a_write_is_split_into_messages_that_every_server_takes(sizes: list[int], most: int) -> None:
+    """All statements are sent once, in their order, and each run knows the index of its first."""
+    statements: list[Document] = [{"n": number, "text": "x" * size} for number, size in enumerate(sizes)]
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr("shopflow.store.errors._MOST_STATEMENTS", most)
+        found = list(in_messages(statements))
+    assert [one for _, some in found for one in some] == statements
+    for start, some in found:
+        assert list(some) == statements[start : start + len(some)]
+        assert len(some) <= most
+        assert sum(len(bson.encode(one)) for one in some) <= MAX_MESSAGE_BYTES
 
 
 def test_an_error_of_the_program_is_not_taken_for_an_outage() -> None:

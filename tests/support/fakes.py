@@ -65,6 +65,9 @@ class FakeStore(Interrupted):
         #: Returns why a document is refused; None: it is stored.
         self.refuses: Callable[[Document], str | None] = lambda document: None
 
+    async def ping(self) -> None:
+        self._called("ping")
+
     async def prepare(self) -> None:
         self._called("prepare")
 

@@ -11,6 +11,7 @@ from shopflow.kafka.lag import LOOK_SECONDS, Lags
 from shopflow.kafka.offsets import Partition
 from shopflow.shop.failure_limit import Limit
 from shopflow.store import MongoStore
+from shopflow.store.pace import KIND as SLOW
 from shopflow.web.cached import Cached
 
 #: The time limit of a ping, and how long its answer counts.
@@ -121,7 +122,8 @@ class Health:
 
     def _excused(self) -> bool:
         away = self._mongodb.seconds is not None or self._app.kafka_outage.seconds is not None
-        return away or not self._app.serving or not self._app.lease.valid
+        slow = any(trouble.kind == SLOW for trouble in self._app.troubles.present)
+        return away or slow or not self._app.serving or not self._app.lease.valid
 
     def live(self) -> list[str]:
         """Why a restart would help; empty when it would not. Any answer means that the event loop runs."""
