@@ -38,12 +38,36 @@ SETTINGS = {
 }
 
 Skipped = Callable[[TP, int], Awaitable["int | None"]]
+
+#: Variables of Faust that would break what batches and tables promise. They are ignored, and the worker warns of them.
+PINNED = frozenset(
+    {
+        *("PRODUCER_ACKS", "PRODUCER_API_VERSION", "PRODUCER_MAX_REQUEST_SIZE", "PRODUCER_THREADED"),
+        *("CONSUMER_API_VERSION", "CONSUMER_AUTO_OFFSET_RESET", "CONSUMER_MAX_FETCH_SIZE", "BROKER_API_VERSION"),
+        *("BROKER_CHECK_CRCS", "BROKER_MAX_POLL_INTERVAL", "BROKER_MAX_POLL_RECORDS", "PROCESSING_GUARANTEE"),
+        *("RECOVERY_CONSISTENCY_CHECK", "STREAM_WAIT_EMPTY", "STREAM_BUFFER_MAXSIZE", "TOPIC_DISABLE_LEADER"),
+        *("TOPIC_PARTITIONS", "TOPIC_REPLICATION_FACTOR", "APP_STORE", "APP_ID_FORMAT", "APP_VERSION"),
+    }
+)
+
 #: Returns the context in which each attempt to handle a batch runs.
 OnBatch = Callable[[Batch], AbstractContextManager[None]]
 
 
 async def _never_skipped(tp: TP, offset: int) -> int | None:
     return None
+
+
+class Settings(faust.Settings):
+    """Faust's settings, without the variables in `PINNED`. In Faust, a variable overrides what the program sets."""
+
+    def getenv(self, env_name: str) -> Any:
+        return None if env_name in PINNED else super().getenv(env_name)
+
+    @property
+    def ignored(self) -> list[str]:
+        """The variables that are set and have no effect."""
+        return sorted(name for name in PINNED if super(Settings, self).getenv(name) is not None)
 
 
 class BatchTransport(driver.Transport):
@@ -61,6 +85,8 @@ class App(faust.App):
             were not committed are handled again. Other agents have Faust's `broker_commit_interval`.
         others: Those of `faust.App`, with `SETTINGS` as defaults.
     """
+
+    Settings = Settings
 
     def __init__(self, *args: Any, batch_commit_interval: float = 0.25, **kwargs: Any) -> None:
         self.batch_commit_interval = batch_commit_interval
@@ -163,6 +189,8 @@ class App(faust.App):
         """Start the coroutines in `background`, in a worker only."""
         await super().on_start()
         if not (self.client_only or self.producer_only):
+            for name in cast(Settings, self.conf).ignored:
+                self.log.warning("%s in the environment is ignored: with it, records could be lost", name)
             for work in self.background:
                 self.add_future(work())
 

@@ -14,7 +14,7 @@ import pytest
 from aiokafka.errors import KafkaConnectionError
 
 from faust_batches import App
-from faust_batches.app import SETTINGS
+from faust_batches.app import PINNED, SETTINGS, Settings
 
 
 class Builder:
@@ -134,3 +134,25 @@ def test_the_settings_that_batches_need_are_the_defaults(tmp_path: Path) -> None
     app = App("test", broker="kafka://127.0.0.1:1", datadir=str(tmp_path), broker_max_poll_records=7)
     wanted = {**SETTINGS, "broker_max_poll_records": 7}
     assert {name: getattr(app.conf, name) for name in wanted} == wanted
+
+
+#: A value for each type of a setting that is none of the values that matter here.
+ODD = {"PROCESSING_GUARANTEE": "exactly_once", "APP_STORE": "memory://", "APP_ID_FORMAT": "odd", "APP_VERSION": "7"}
+
+
+@pytest.mark.parametrize("name", sorted(PINNED))
+def test_a_variable_that_would_break_the_promise_has_no_effect(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """In Faust, a variable overrides what the program sets: PRODUCER_ACKS=0 would lose acknowledged counts."""
+    (setting,) = [key for key, param in Settings.SETTINGS.items() if param.env_name == name]
+    before = getattr(App("plain", store="memory://").conf, setting)
+    monkeypatch.setenv(name, ODD.get(name, "1"))
+    conf: Any = App("plain", store="memory://").conf
+    assert getattr(conf, setting) == before
+    assert conf.ignored == [name]
+
+
+def test_other_variables_of_faust_keep_their_effect(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STREAM_PROCESSING_TIMEOUT", "11")
+    conf: Any = App("plain", store="memory://").conf
+    assert conf.stream_processing_timeout == 11
+    assert conf.ignored == []
