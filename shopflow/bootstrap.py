@@ -39,6 +39,12 @@ from .tables import customer_windows, product_sales, purchase_counts, rules
 from .web.monitoring.metrics import Metrics, Rebalances
 from .web.monitoring.probes import Health
 
+#: What to do about the troubles of the heart.
+_ADVICE = {
+    "unreadable-batch": "; `faust -A shopflow dead-letters skip {topic}:{partition}:{offset}` steps over it",
+    "unreadable-changelog": "; `faust -A shopflow replay` counts everything again",
+}
+
 
 class Parts:
     """The parts of a worker, beside Faust, its topics and its tables. Making them connects and starts nothing.
@@ -151,12 +157,7 @@ class Parts:
         lags.looked = looked
         metrics.watch(app, lags, self.limit, self.mongodb_outage)
         app.sensors.add(Rebalances(metrics))
-        app.on_batch = metrics.batch
-        app.skipped = _skipped
-        app.advice = {
-            "unreadable-batch": "; `faust -A shopflow dead-letters skip {topic}:{partition}:{offset}` steps over it",
-            "unreadable-changelog": "; `faust -A shopflow replay` counts everything again",
-        }
+        app.on_batch, app.skipped, app.advice = metrics.batch, _skipped, _ADVICE
 
         @app.on_partitions_assigned.connect
         async def forget(*args: Any, **kwargs: Any) -> None:
