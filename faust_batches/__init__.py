@@ -21,13 +21,14 @@ values back in its turn. See README.md in this folder.
 from .app import App
 from .consumer import Batch
 from .errors import BatchError, PartitionLost, Unavailable
+from .fetching import bear
 from .once import SendOnce
 from .outage import Outage, retrying
 from .position import TOTALS_KEY, Position, position_of
 from .producer import acknowledged
 from .table import Table
 from .troubles import Trouble, Troubles
-from .unreadable import Unreadable, UnreadableRecord, bear
+from .unreadable import Unreadable, UnreadableRecord
 
 __all__ = [
     "TOTALS_KEY",

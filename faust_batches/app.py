@@ -15,14 +15,15 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
 from .agent import WAITING_BATCHES, BatchedTopic, Handler, Restarts, each_batch, in_turn
-from .consumer import Batch, BatchConsumer, Flow
+from .consumer import Batch, BatchConsumer
+from .fetching import bear
+from .flow import Flow
 from .lease import Lease
 from .outage import Outage
 from .producer import LeaseProducer, acknowledged
 from .recovery import Tables
 from .table import Table
 from .troubles import Troubles
-from .unreadable import bear
 
 #: The settings that batches need, in place of Faust's defaults.
 SETTINGS = {

@@ -20,7 +20,6 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 from mode import Service
-from mode.utils.queues import FlowControlEvent
 
 from .chain import Chain, Cursor
 from .errors import PartitionLost, Unavailable
@@ -449,22 +448,3 @@ class BatchConsumer(driver.Consumer):
     async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
         if tp.topic not in self.app.batched_topics:
             await super()._add_gap(tp, offset_from, offset_to)
-
-
-class Flow(FlowControlEvent):
-    """Faust's flow control, which fetches records again after it has emptied the actors' queues.
-
-    Faust empties the queues whenever it resumes the flow. At the end of a recovery the flow is on already: records
-    that arrived after the last seek would be missing until the partition's next record arrives.
-    """
-
-    def __init__(self, cleared: Callable[[], None]) -> None:
-        super().__init__()
-        self._cleared = cleared
-
-    def clear(self) -> None:
-        """Empty the queues, and call `cleared`, which fetches the lost records again."""
-        super().clear()
-        for queue in self._queues:
-            queue.maybe_endorse_pressure_drop()  # else a partition that was paused for a full queue stays paused
-        self._cleared()

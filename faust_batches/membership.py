@@ -9,8 +9,8 @@ from aiokafka.errors import IllegalStateError
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
+from .fetching import bear
 from .lease import Lease
-from .unreadable import bear
 
 #: How long Kafka may hold an empty fetch: after a fetch with records, and after one without. A partition whose records
 #: were just taken is in no fetch under way, so its next record may wait this long. Faust always uses 1500.

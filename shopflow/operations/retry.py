@@ -18,8 +18,7 @@ from faust_batches import acknowledged
 from shopflow.errors import Unavailable
 from shopflow.kafka import transactions
 from shopflow.kafka.security import Bootstrap
-from shopflow.shop.dead_letters import PREFIX, Headers
-from shopflow.shop.decoding import RAW
+from shopflow.shop.dead_letters import PREFIX, RAW, Headers
 from shopflow.shop.layout import Layout
 
 from .letters import COUNT, HISTORY, KEPT, RETRY, Failure, Id, Letter, Mark, marks

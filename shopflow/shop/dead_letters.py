@@ -18,6 +18,8 @@ from .failure_limit import Limit
 log = logging.getLogger(__name__)
 
 PREFIX = "__connect.errors."
+#: The header of a dead letter whose value is the Base64 of bytes that could not be taken apart.
+RAW = "shopflow.unreadable"
 
 Headers = list[tuple[str, bytes]]
 #: `App.send_record`: topic, partition, key, value, headers -> an awaitable that ends when Kafka has acknowledged it.

@@ -21,13 +21,12 @@ from shopflow.errors import Rejected
 from shopflow.models import MAX_ID_LENGTH, MAX_VALUE, Purchase
 from shopflow.store.types import Deletion
 
+from .dead_letters import RAW
 from .documents import source_of
 from .times import read_time, time_of_milliseconds
 
 log = logging.getLogger(__name__)
 
-#: The header of a dead letter whose value is the Base64 of bytes that could not be taken apart.
-RAW = "shopflow.unreadable"
 
 R = TypeVar("R", bound=faust.Record)
 

@@ -19,7 +19,8 @@ from mode.utils.queues import ThrowableQueue
 from faust_batches import PartitionLost, Unavailable
 from faust_batches import consumer as consuming
 from faust_batches.chain import Chain, Cursor
-from faust_batches.consumer import Batch, BatchConsumer, Flow
+from faust_batches.consumer import Batch, BatchConsumer
+from faust_batches.flow import Flow
 from faust_batches.lease import Lease
 from faust_batches.membership import CommittedThread
 

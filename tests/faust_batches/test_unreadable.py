@@ -17,9 +17,9 @@ from aiokafka.consumer.fetcher import READ_COMMITTED
 from faust.types import TP
 
 from faust_batches import Troubles, Unreadable, UnreadableRecord
-from faust_batches import unreadable as module
+from faust_batches import fetching as module
+from faust_batches.fetching import _Bytes, _Records
 from faust_batches.standstill import Standstills
-from faust_batches.unreadable import _Bytes, _Records
 
 from .wire import Log, batch, chunk, message, record, sealed, varint
 
