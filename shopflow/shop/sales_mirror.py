@@ -24,8 +24,8 @@ from .sales import decode_row, sale_of
 
 #: The shortest pause between two rounds.
 _PAUSE_SECONDS = 0.5
-#: A pause is at least this many times as long as MongoDB took for the round; the second while purchases wait.
-_PAUSE_FACTORS = 3, 20
+#: A pause is at least so many times as long as MongoDB took for the round; while purchases wait, the longer one.
+_PAUSE_FACTOR, _WAITING_FACTOR = 3, 20
 #: Rows that are scanned before other coroutines run, and sales in one write.
 _SLICE = 1_000
 _AT_ONCE = 500
@@ -51,7 +51,7 @@ class Mirror:
     waits: Callable[[], bool] = lambda: False
 
     def __post_init__(self) -> None:
-        self._took = 0.0
+        self._took = self._rests_until = 0.0
         #: Partition -> the rows that MongoDB lacks. A partition that is not here must be scanned first.
         self._waiting: dict[int, dict[bytes, bytes]] = {}
 
@@ -66,9 +66,12 @@ class Mirror:
 
     async def round(self) -> float:
         """Bring MongoDB up to date. Returns the seconds to wait before the next round."""
+        if monotonic() < self._rests_until and self.waits():
+            return _PAUSE_SECONDS
         # A backlog of many days has many rows. Purchases must not wait for them.
         took = await self.bring_up_to_date()
-        return max(_PAUSE_SECONDS, _PAUSE_FACTORS[self.waits()] * took)
+        self._rests_until = monotonic() + _WAITING_FACTOR * took
+        return max(_PAUSE_SECONDS, _PAUSE_FACTOR * took)
 
     async def bring_up_to_date(self) -> float:
         """Write the rows that MongoDB lacks; while it is away, try again.

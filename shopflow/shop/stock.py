@@ -188,6 +188,7 @@ class Watch:
         self._met: dict[str, _Stocking] = {}
         self._after = ""
         self._assignment = 0
+        self._rests_until = 0.0
 
     def forget(self) -> None:
         """Clear the cache. Call it after a rebalance: other workers may have published meanwhile."""
@@ -197,6 +198,8 @@ class Watch:
 
     async def round(self) -> float:
         """Check products, and update the outages. Returns the seconds to wait before the next round."""
+        if monotonic() < self._rests_until and self.waits():
+            return _ROUND_SECONDS
         began = monotonic()
         try:
             asked = await self.check_products()
@@ -211,7 +214,9 @@ class Watch:
         else:
             for outage in self.outages.values() if asked else ():
                 outage.succeeded(self)
-        return max(_ROUND_SECONDS, _WAITING_FACTOR * (monotonic() - began) if self.waits() else 0)
+        ended = monotonic()
+        self._rests_until = ended + _WAITING_FACTOR * (ended - began)
+        return _ROUND_SECONDS
 
     async def check_products(self) -> bool:
         """Check at most `AT_ONCE` products; the next call continues after them. Returns False if no partition is owned.

@@ -189,3 +189,26 @@ def test_the_position_stays_before_the_rest_of_a_partly_redelivered_batch(mirror
     mirrored.mirror.forget()  # `changed` was not called for the rest
     mirrored.bring_up_to_date()
     assert mirrored.units() == 4
+
+
+def test_sales_stand_back_while_purchases_wait_and_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow write is followed by a long pause, which ends when no purchase waits any more."""
+    shop, waiting = Mirrored(), [True]
+    shop.mirror.waits = lambda: waiting[0]
+    monkeypatch.setattr(mirror, "monotonic", lambda: clock[0])
+    clock = [100.0]
+    put = shop.store.put_sales
+
+    async def slowly(*args: Any) -> None:
+        clock[0] += 2
+        await put(*args)
+
+    monkeypatch.setattr(shop.store, "put_sales", slowly)
+    shop.sell(1, noted=False)
+    assert asyncio.run(shop.mirror.round()) == 3 * (clock[0] - 100)
+    clock[0] += 3 * (clock[0] - 100)
+    shop.sell(2)
+    assert (asyncio.run(shop.mirror.round()), shop.units()) == (mirror._PAUSE_SECONDS, 1)
+    waiting[0] = False
+    asyncio.run(shop.mirror.round())
+    assert shop.units() == 3
