@@ -203,12 +203,13 @@ class Watch:
         began = monotonic()
         try:
             asked = await self.check_products()
-        except Slow:
-            pass  # the next round tries again
+        except Slow:  # it answers
+            self.outages["MongoDB"].gave_up(self)
         except Unavailable as error:
             self.outages[error.service].failed(error, self)
             if error.service == "Kafka":  # Kafka is used last, so MongoDB has answered
                 self.outages["MongoDB"].succeeded(self)
+            return _ROUND_SECONDS
         except PartitionLost:  # the next round starts again with the partitions owned then
             self.forget()
         else:
