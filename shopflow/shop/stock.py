@@ -200,7 +200,7 @@ class Watch:
         """Check products, and update the outages. Returns the seconds to wait before the next round."""
         if monotonic() < self._rests_until and self.waits():
             return _ROUND_SECONDS
-        began = monotonic()
+        began, self._rests_until = monotonic(), 0.0
         try:
             asked = await self.check_products()
         except Slow:  # it answers

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pymongo.database import Database
 
 from faust_batches import Outage
-from shopflow.errors import PartitionLost, Unavailable
+from shopflow.errors import PartitionLost, Slow, Unavailable
 from shopflow.shop import stock
 from shopflow.shop.announcements import ALERTS
 from shopflow.shop.stock import AlertLog, Watch, alert_id, left_of
@@ -331,6 +331,37 @@ STEPS = st.lists(
     ),
     max_size=40,
 )
+
+
+def test_the_looks_stand_back_while_purchases_wait_but_for_no_longer_than_that(
+    shop: Stockroom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a slow look, the next one waits for the purchases. After one that failed, MongoDB is asked again soon."""
+    looks, clock, waiting = [None, Slow("MongoDB", "slow"), Unavailable("MongoDB", "away"), None], [100.0], [True]
+    monkeypatch.setattr(stock, "monotonic", lambda: clock[0])
+    shop.watch.waits = lambda: waiting[0]
+
+    async def look() -> bool:
+        clock[0] += 30
+        if error := looks.pop(0):
+            raise error
+        return True
+
+    def rounds(count: int) -> int:
+        """How many looks there are in so many rounds."""
+        before = len(looks)
+        for _ in range(count):
+            clock[0] += shop.run(shop.watch.round())
+        return before - len(looks)
+
+    monkeypatch.setattr(shop.watch, "check_products", look)
+    assert rounds(10) == 1
+    waiting[0] = False
+    assert rounds(2) == 2, "slow, then away"
+    waiting[0] = True
+    assert shop.watch.outages["MongoDB"].seconds is not None
+    assert rounds(1) == 1
+    assert shop.watch.outages["MongoDB"].seconds is None
 
 
 @pytest.fixture
