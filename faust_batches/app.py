@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import warnings
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -10,16 +11,19 @@ from typing import Any, Literal, cast
 
 import faust
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
 from faust.exceptions import AlreadyConfiguredWarning
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
+from mode.utils.queues import FlowControlEvent
 
 from .agent import WAITING_BATCHES, BatchedTopic, Handler, Restarts, each_batch, in_turn
-from .consumer import Batch, BatchConsumer, Flow
+from .consumer import Batch, BatchConsumer
 from .lease import Lease
 from .outage import Outage
 from .producer import LeaseProducer, acknowledged
 from .recovery import Tables
+from .refusals import name_topic
 from .table import Table
 from .troubles import Troubles
 
@@ -47,6 +51,25 @@ class BatchTransport(driver.Transport):
     Producer = LeaseProducer
 
 
+class Flow(FlowControlEvent):
+    """Faust's flow control, which fetches records again after it has emptied the actors' queues.
+
+    Faust empties the queues whenever it resumes the flow. At the end of a recovery the flow is on already: records
+    that arrived after the last seek would be missing until the partition's next record arrives.
+    """
+
+    def __init__(self, cleared: Callable[[], None]) -> None:
+        super().__init__()
+        self._cleared = cleared
+
+    def clear(self) -> None:
+        """Empty the queues, and call `cleared`, which fetches the lost records again."""
+        super().clear()
+        for queue in self._queues:
+            queue.maybe_endorse_pressure_drop()  # else a partition that was paused for a full queue stays paused
+        self._cleared()
+
+
 class App(faust.App):
     """A Faust application with batch agents and exactly-once tables beside Faust's own agents and tables.
 
@@ -66,9 +89,9 @@ class App(faust.App):
         self.background: list[Callable[[], Awaitable[None]]] = []
         #: Set it to time and count the attempts to handle batches.
         self.on_batch: OnBatch = lambda batch: nullcontext()
-        self.kafka_outage = Outage("Kafka")
         #: What a person must know or mend.
         self.troubles = Troubles()
+        self.kafka_outage = Outage("Kafka", troubles=self.troubles)
         #: The disk that all tables share.
         self.disk_outage = Outage("RocksDB", "can't write", "writes again")
         super().__init__(*args, **{**SETTINGS, **kwargs})
@@ -202,7 +225,24 @@ class App(faust.App):
         producer: Any = self.producer._producer  # type: ignore[attr-defined]
         batch = producer.create_batch()
         batch.append(key=key, value=value, timestamp=None, headers=headers)
-        delivery: Awaitable[Any] = await producer.send_batch(batch, topic, partition=partition)
+        return await self._send(producer, batch, topic, partition)
+
+    @staticmethod
+    async def _send(producer: Any, batch: Any, topic: str, partition: int) -> Awaitable[Any]:
+        """Send a Kafka batch. Errors name the topic."""
+
+        def named(done: asyncio.Future[Any]) -> None:
+            if not done.cancelled():
+                name_topic(done.exception(), topic)
+
+        try:
+            delivery: asyncio.Future[Any] = asyncio.ensure_future(
+                await producer.send_batch(batch, topic, partition=partition)
+            )
+        except KafkaError as error:
+            name_topic(error, topic)
+            raise
+        delivery.add_done_callback(named)
         return delivery
 
     async def publish(self, topic: str, partition: int, rows: Iterable[tuple[bytes, bytes]]) -> int:
@@ -222,7 +262,7 @@ class App(faust.App):
                 batches.append(producer.create_batch())
                 if batches[-1].append(key=key, value=value, timestamp=None) is None:
                     raise ValueError(f"{topic}: a record of {len(key) + len(value)} bytes is larger than a Kafka batch")
-        done = await acknowledged(producer.send_batch(batch, topic, partition=partition) for batch in batches)
+        done = await acknowledged(self._send(producer, batch, topic, partition) for batch in batches)
         ends = (metadata.offset + batch.record_count() for metadata, batch in zip(done, batches, strict=True))
         return int(max(ends)) - 1
 

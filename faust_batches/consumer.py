@@ -20,15 +20,16 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 from mode import Service
-from mode.utils.queues import FlowControlEvent
 
 from .chain import Chain, Cursor
 from .errors import PartitionLost, Unavailable
+from .losses import Losses
 from .membership import CommittedThread
 from .outage import retrying_kafka
 
 if TYPE_CHECKING:
     from .app import App
+    from .table import Table
 
 T = TypeVar("T")
 
@@ -138,6 +139,7 @@ class BatchConsumer(driver.Consumer):
         self._epochs: dict[TP, int] = {}
         self._locks: dict[TP, asyncio.Lock] = {}
         self._gathering: dict[TP, Batch] = {}  # waiting for their actors: the next run can be appended
+        self._losses = Losses(self.app.troubles)
 
     def _new_consumer_thread(self) -> CommittedThread:
         return CommittedThread(self, loop=self.loop, beacon=self.beacon)
@@ -161,18 +163,20 @@ class BatchConsumer(driver.Consumer):
         for tp in mine:
             self._forget(tp)
         await super().perform_seek()
-        starts, fresh = {}, []
-        for tp in mine:
-            committed = await self._thread.call_thread(self._thread._ensure_consumer().committed, tp)
-            if committed:
-                starts[tp] = committed
-            else:
-                fresh.append(tp)
-        if fresh:
-            for found, offset in (await self.earliest_offsets(*fresh)).items():
-                starts[TP(found.topic, found.partition)] = offset
+        if not mine:
+            return
+        found = await self._thread.committed_with_metadata(mine)
+        committed = {tp: one.offset for tp, one in found.items()}
+        earliest = await self.earliest_offsets(*mine)
+        ends = await self.highwaters(*mine)
+        starts = {tp: committed.get(tp, earliest[tp]) for tp in mine}
         # The tables are read last: their recovery may run during this seek.
         starts = {tp: self._not_after_tables(tp, offset) for tp, offset in starts.items()}
+        for tp, one in found.items():
+            self._losses.look(tp, one.offset, earliest[tp], ends[tp])
+            counted = self._counted(tp)
+            if counted is not None or not self._tables(tp):  # else the tables are not recovered yet
+                self._losses.started(tp, one.offset, one.metadata or "", counted)
         for tp, offset in starts.items():
             self._forget(tp)  # two seeks may overlap (the recovery's and a fetch's): batches of the other do not count
             self._chains[tp] = Chain(offset, self._epochs[tp])
@@ -182,8 +186,16 @@ class BatchConsumer(driver.Consumer):
             self._fetch_again(tp, offset)
 
     def _not_after_tables(self, tp: TP, start: int) -> int:
-        tables = [table for table in self.app.readers.values() if table.source == tp.topic]
-        return min([start, *(offset for table in tables if (offset := table.next_offset(tp.partition)) is not None)])
+        counted = self._counted(tp)
+        return start if counted is None else min(start, counted)
+
+    def _counted(self, tp: TP) -> int | None:
+        """The offset up to which all tables of the partition have counted; None if it has none."""
+        offsets = [offset for table in self._tables(tp) if (offset := table.next_offset(tp.partition)) is not None]
+        return min(offsets, default=None)
+
+    def _tables(self, tp: TP) -> list[Table]:
+        return [table for table in self.app.readers.values() if table.source == tp.topic]
 
     async def seek_wait(self, partitions: Mapping[TP, int]) -> None:
         """Seek changelogs, called by the table recovery. Runs that were fetched before no longer pass."""
@@ -194,6 +206,7 @@ class BatchConsumer(driver.Consumer):
     async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
         """Begin a new lease."""
         self.app.lease.resume()
+        self._thread.joined()
         await super().on_partitions_assigned(assigned, generation_id)
 
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
@@ -295,7 +308,10 @@ class BatchConsumer(driver.Consumer):
         """
         start = cursor.next
         if not cursor.admits(first):
-            self._fetch_again(tp, start)
+            if first < start and (end := self.highwater(tp)) < start:
+                self._losses.too_short(tp, end, start)  # nothing is there to fetch again
+            else:
+                self._fetch_again(tp, start)
             return None
         if first == start or tp.topic not in self.app.batched_topics:
             return 0
@@ -308,10 +324,7 @@ class BatchConsumer(driver.Consumer):
             return None
         removed: int = min(earliest, first) - start
         if removed > 0:
-            self.log.error(
-                "%s[%d]: Kafka removed the records at offsets %d to %d before a worker read them; they are lost",
-                tp.topic, tp.partition, start, start + removed - 1,
-            )  # fmt: skip
+            self._losses.removed(tp, start, start + removed)
         return max(0, removed)
 
     def freeze(self, batch: Batch) -> None:
@@ -414,6 +427,8 @@ class BatchConsumer(driver.Consumer):
         if committed:
             for tp, chain in chains.items():
                 chain.committed = offsets[tp]
+                if self._tables(tp):
+                    self._losses.caught_up(tp)
         return committed
 
     def verify_event_path(self, now: float, tp: TP) -> None:
@@ -427,22 +442,3 @@ class BatchConsumer(driver.Consumer):
     async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
         if tp.topic not in self.app.batched_topics:
             await super()._add_gap(tp, offset_from, offset_to)
-
-
-class Flow(FlowControlEvent):
-    """Faust's flow control, which fetches records again after it has emptied the actors' queues.
-
-    Faust empties the queues whenever it resumes the flow. At the end of a recovery the flow is on already: records
-    that arrived after the last seek would be missing until the partition's next record arrives.
-    """
-
-    def __init__(self, cleared: Callable[[], None]) -> None:
-        super().__init__()
-        self._cleared = cleared
-
-    def clear(self) -> None:
-        """Empty the queues, and call `cleared`, which fetches the lost records again."""
-        super().clear()
-        for queue in self._queues:
-            queue.maybe_endorse_pressure_drop()  # else a partition that was paused for a full queue stays paused
-        self._cleared()

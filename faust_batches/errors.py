@@ -2,6 +2,7 @@
 
 BatchError
 ├── Unavailable      retry: a server is away, nothing is wrong with the data
+│   └── Refusal          retry, less often, and tell: only a change of the server's configuration ends it
 └── PartitionLost    drop the batch: the partition's next owner reads it again
 """
 
@@ -18,6 +19,21 @@ class Unavailable(BatchError):  # noqa: N818 - named by the reaction
     def __init__(self, service: str, reason: object) -> None:
         super().__init__(f"{service}: {reason}")
         self.service = service
+
+
+class Refusal(Unavailable):
+    """A server answered, and refused. The same request succeeds once somebody has changed the server's configuration.
+
+    Arguments:
+        subject: What it is about: a topic, a group, a collection.
+        text: One sentence without a full stop, that can stand alone: what is refused, which setting is to blame, and
+            the command that changes it.
+    """
+
+    def __init__(self, service: str, subject: str, text: str) -> None:
+        super().__init__(service, text)
+        self.subject = subject
+        self.text = text
 
 
 class PartitionLost(BatchError):  # noqa: N818 - named by the reaction

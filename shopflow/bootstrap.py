@@ -62,7 +62,7 @@ class Parts:
         self.limit = Limit(config.dead_letters.max_share, config.dead_letters.window)
         #: The sales that this worker handled in the last minutes.
         self.board = Board()
-        self.mongodb_outage = Outage("MongoDB")
+        self.mongodb_outage = Outage("MongoDB", troubles=app.troubles)
         mongodb = Patient(store, self.mongodb_outage)
         store.on_write = metrics.wrote
 

@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 from aiokafka import TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalGenerationError, KafkaError, UnknownMemberIdError, for_code
 from aiokafka.protocol.group import LeaveGroupRequest
+from aiokafka.structs import OffsetAndMetadata
 
+from faust_batches.membership import COMMITTED_BY
 from shopflow.errors import Unavailable
 
 from . import connection
@@ -92,7 +94,8 @@ async def reset_offsets(bootstrap: Bootstrap, group: str, offsets: Mapping[tuple
     Raises:
         Unavailable: Kafka does not answer, or workers kept rejoining before the offsets were set.
     """
-    wanted = {TopicPartition(*partition): offset for partition, offset in offsets.items()}
+    mark = f"{COMMITTED_BY}, set back by replay"  # else the workers would tell of an offset that was moved
+    wanted = {TopicPartition(*partition): OffsetAndMetadata(offset, mark) for partition, offset in offsets.items()}
     deadline = asyncio.get_running_loop().time() + _RESET_SECONDS
     # A consumer with manually assigned partitions commits for the group without being a member.
     async with connection.consumer(bootstrap, group_id=group, enable_auto_commit=False) as outsider:

@@ -20,9 +20,9 @@ from pymongo.errors import OperationFailure, PyMongoError
 from pymongo.read_concern import ReadConcern
 
 from faust_batches import Batch, Outage, retrying
-from shopflow.errors import Refused, Unavailable
+from shopflow.errors import Refused
 
-from .errors import OTHER_INDEX, described, one_line, reason, translated, written
+from .errors import OTHER_INDEX, described, failure, one_line, reason, translated, written
 from .types import ALERTS, CUSTOMERS, PRICES, PRODUCTS, PURCHASES, SALES, VOUCHERS, Document
 
 INDEXES = (
@@ -177,7 +177,7 @@ class Connection:
             return
         errors = await written(self._collection(name).bulk_write(operations, ordered=False))
         if errors:  # for example two inserts of one id at once: the next attempt finds the document
-            raise Unavailable("MongoDB", f"collection {name}: {described(errors[0])}")
+            raise failure(errors[0].get("code"), described(errors[0]), name)
 
     @contextmanager
     def _measured(self, collection: str, **outcomes: int) -> Iterator[dict[str, int]]:

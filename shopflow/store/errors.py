@@ -10,6 +10,7 @@ import bson
 from bson.errors import BSONError
 from pymongo.errors import BulkWriteError, OperationFailure, PyMongoError
 
+from faust_batches.errors import Refusal
 from shopflow.errors import Unavailable
 
 from .types import Document
@@ -45,6 +46,20 @@ _SERVER_TROUBLE = {
 }
 _TROUBLE_CODES = {code for named in _SERVER_TROUBLE.values() for code in named.values()}
 
+_LOGIN = "correct the user and the password in mongodb.uri, or have an administrator of MongoDB set the password again"
+_RIGHTS = (
+    'an administrator of MongoDB grants it with db.grantRolesToUser("USER", [{role: "readWrite", db: "DATABASE"}]), '
+    "with mongodb.database as DATABASE"
+)
+#: Errors that end only when somebody changes MongoDB's or shopflow's configuration: code -> who changes what.
+_REFUSALS = {
+    13: _RIGHTS,
+    18: _LOGIN,
+    8000: _LOGIN,  # AtlasError
+    391: _LOGIN,  # ReauthenticationRequired
+    121: "remove the collection's validator, or change it, with db.runCommand({collMod: NAME, validator: {}})",
+}
+
 
 @contextmanager
 def translated() -> Iterator[None]:
@@ -52,7 +67,20 @@ def translated() -> Iterator[None]:
     try:
         yield
     except PyMongoError as error:
-        raise Unavailable("MongoDB", reason(error)) from error
+        code = error.code if isinstance(error, OperationFailure) else None
+        raise failure(code, reason(error)) from error
+
+
+def failure(code: int | None, text: str, collection: str = "") -> Unavailable:
+    """What an error of MongoDB demands: a `Refusal` if waiting does not end it.
+
+    Arguments:
+        collection: The collection of the request; empty: unknown.
+    """
+    if code not in _REFUSALS:
+        return Unavailable("MongoDB", f"collection {collection}: {text}" if collection else text)
+    subject = f"MongoDB {collection}".rstrip()
+    return Refusal("MongoDB", subject, f"MongoDB refuses requests: {subject}: {text}; {_REFUSALS[code]}")
 
 
 def reason(error: PyMongoError) -> str:
@@ -95,7 +123,7 @@ def documents_errors(errors: list[Document], unconfirmed: Document | None) -> li
     if unconfirmed:
         raise Unavailable("MongoDB", f"could not confirm the write: {described(unconfirmed)}")
     if trouble := [one for one in errors if one.get("code") in _TROUBLE_CODES]:
-        raise Unavailable("MongoDB", described(trouble[0]))
+        raise failure(trouble[0].get("code"), described(trouble[0]))
     return errors
 
 

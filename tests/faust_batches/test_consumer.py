@@ -12,16 +12,19 @@ from typing import Any
 
 import pytest
 from aiokafka.errors import IllegalStateError, KafkaConnectionError, KafkaError
+from aiokafka.structs import OffsetAndMetadata
 from faust.types import TP
 from intervaltree import IntervalTree
 from mode.utils.queues import ThrowableQueue
 
-from faust_batches import PartitionLost, Unavailable
+from faust_batches import PartitionLost, Troubles, Unavailable
 from faust_batches import consumer as consuming
+from faust_batches.app import Flow
 from faust_batches.chain import Chain, Cursor
-from faust_batches.consumer import Batch, BatchConsumer, Flow
+from faust_batches.consumer import Batch, BatchConsumer
 from faust_batches.lease import Lease
-from faust_batches.membership import CommittedThread
+from faust_batches.losses import Losses
+from faust_batches.membership import COMMITTED_BY, CommittedThread
 
 from .running import Loop
 
@@ -72,6 +75,8 @@ class Consumer(BatchConsumer):
         self.fetched: dict[TP, list[Any]] | None = {}
         self.seeks: list[tuple[TP, int]] = []
         self._gathering = {}
+        self._losses = Losses(app.troubles)
+        self.end = 1_000
         self.busy: list[bool] = []
         self._thread = SimpleNamespace(  # type: ignore[assignment]
             seek=lambda tp, offset: self.seeks.append((tp, offset)), set_fetch_wait=self.busy.append
@@ -98,7 +103,7 @@ class Consumer(BatchConsumer):
         self.perform_seeks += 1
 
     def highwater(self, tp: TP) -> int:
-        return 0
+        return self.end
 
 
 @pytest.fixture
@@ -115,6 +120,7 @@ def consumer(reader: Reader) -> Consumer:
         readers={CHANGELOG.topic: reader},
         consumer_generation_id=1,
         lease=Lease(30.0),
+        troubles=Troubles(),
         conf=SimpleNamespace(broker_max_poll_records=100),
         monitor=SimpleNamespace(track_tp_end_offset=lambda tp, offset: None),
     )
@@ -696,18 +702,20 @@ class Seeking(Consumer):
 
     def __init__(self, app: Any) -> None:
         super().__init__(app)
+        self.earliest = 3
         self.committed: dict[TP, int | None] = {RECORDS: 7, TP(RECORDS.topic, 1): None, TP("plain", 0): 1}
-        self._thread.call_thread = self.call  # type: ignore[method-assign, assignment]
-        self._thread._ensure_consumer = lambda: SimpleNamespace(committed=None)  # type: ignore[method-assign, assignment]
+        self.metadata = COMMITTED_BY
+        self._thread.committed_with_metadata = self.found  # type: ignore[method-assign]
 
-    async def call(self, method: Any, tp: TP) -> int | None:
-        return self.committed[tp]
+    async def found(self, partitions: list[TP]) -> dict[TP, Any]:
+        offsets = {tp: self.committed[tp] for tp in partitions}
+        return {tp: OffsetAndMetadata(offset, self.metadata) for tp, offset in offsets.items() if offset is not None}
 
     def assignment(self) -> set[TP]:
         return set(self.committed)
 
-    async def earliest_offsets(self, *partitions: TP) -> dict[TP, int]:
-        return dict.fromkeys(partitions, 3)
+    async def highwaters(self, *partitions: TP) -> dict[TP, int]:
+        return dict.fromkeys(partitions, self.end)
 
 
 @pytest.fixture
@@ -747,13 +755,13 @@ def test_a_partition_whose_table_is_behind_is_read_from_the_tables_offset(
 
 def test_the_tables_offset_is_read_last(seeking: Seeking, reader: Reader) -> None:
     """A fetch's seek may begin before the table's recovery and end after it."""
-    call, reader.source = seeking.call, RECORDS.topic
+    call, reader.source = seeking.found, RECORDS.topic
 
-    async def slow(method: Any, tp: TP) -> int | None:
+    async def slow(partitions: list[TP]) -> dict[TP, Any]:
         reader.next = {0: 2}
-        return await call(method, tp)
+        return await call(partitions)
 
-    seeking._thread.call_thread = slow
+    seeking._thread.committed_with_metadata = slow
     asyncio.run(seeking.perform_seek())
     assert seeking._chains[RECORDS].done == 2
 
@@ -761,14 +769,14 @@ def test_the_tables_offset_is_read_last(seeking: Seeking, reader: Reader) -> Non
 def test_runs_fetched_before_the_first_seek_are_fetched_again(seeking: Seeking) -> None:
     """Such runs are dropped, and no later run may arrive to reveal it."""
     dropped: list[Any] = []
-    call = seeking.call
+    call = seeking.found
 
-    async def slow(method: Any, tp: TP) -> int | None:
+    async def slow(partitions: list[TP]) -> dict[TP, Any]:
         seeking.fetched = {RECORDS: run_of(7, 9)}
         dropped.append([message async for message in seeking.getmany(timeout=0.1)])
-        return await call(method, tp)
+        return await call(partitions)
 
-    seeking._thread.call_thread = slow
+    seeking._thread.committed_with_metadata = slow
     asyncio.run(seeking.perform_seek())
     assert dropped[0] == []
     assert sorted(seeking.seeks) == [(RECORDS, 7), (TP(RECORDS.topic, 1), 3)]
@@ -787,16 +795,16 @@ def test_a_seek_makes_batches_fetched_before_void(seeking: Seeking) -> None:
 
 def test_batches_between_two_overlapping_seeks_are_void(seeking: Seeking) -> None:
     """A fetch seeks while the flow is off, and so does the end of the recovery. Each starts a new chain."""
-    call, came = seeking.call, list[Batch]()
+    call, came = seeking.found, list[Batch]()
 
-    async def overlapped(method: Any, tp: TP) -> int | None:
-        seeking._thread.call_thread = call
+    async def overlapped(partitions: list[TP]) -> dict[TP, Any]:
+        seeking._thread.committed_with_metadata = call
         await seeking.perform_seek()
         seeking.fetched = {RECORDS: run_of(7, 9)}
         came.extend([message.value async for _, message in seeking.getmany(timeout=0.1)])
-        return await call(method, tp)
+        return await call(partitions)
 
-    seeking._thread.call_thread = overlapped
+    seeking._thread.committed_with_metadata = overlapped
     asyncio.run(seeking.perform_seek())
     assert [batch.owned for batch in came] == [False]
     (after,) = batches(seeking, (7, 9))

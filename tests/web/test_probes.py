@@ -51,7 +51,7 @@ class Case:
 
     @property
     def lease(self) -> Any:
-        return SimpleNamespace(valid=self.sure)
+        return SimpleNamespace(valid=self.sure, confirmed=self.sure)
 
     async def ping(self) -> None:
         if self.error is not None:
@@ -113,17 +113,38 @@ def set_to(name: str, value: Any) -> Callable[[Case], None]:
     [
         set_to("error", AWAY),
         set_to("serving", False),
-        set_to("sure", False),
         set_to("owned", []),
         set_to("stopped", [PLACE[0]]),
         lambda case: case.mongodb.failed(AWAY, "batch"),
         lambda case: case.kafka.failed(AWAY, case),
     ],
-    ids=["mongodb", "recovery", "session", "not ours", "stopped", "mongodb refuses", "kafka"],
+    ids=["mongodb", "recovery", "not ours", "stopped", "mongodb refuses", "kafka"],
 )
 def test_a_worker_that_waits_with_a_reason_is_live(change: Callable[[Case], None]) -> None:
     """A worker that waits for a server, a recovery or a rebalance stays live: a restart would not help."""
     assert no_progress_but(change).health.live() == []
+
+
+def test_a_worker_whose_membership_has_ended_is_not_live() -> None:
+    """Kafka answers, and the group has not known it for minutes: nothing that it waits for will come.
+
+    A worker that is kept out by what a person must mend is live: a restart would not help.
+    """
+    out = "Kafka answers, but the consumer group has not known this worker for too long"
+    assert no_progress_but(set_to("sure", False)).health.live() == [out]
+
+    def kept_out(case: Case) -> None:
+        case.sure = False
+        case.troubles.begin("not-in-group", "shop", "Another client is in the group", stops=True)
+
+    assert no_progress_but(kept_out).health.live() == []
+
+
+def test_a_worker_whose_client_has_ended_is_not_live() -> None:
+    """Only a restart brings it back."""
+    case = Case()
+    case.troubles.begin("client-ended", "shop", "The Kafka client has ended", stops=True)
+    assert case.health.live() == ["The Kafka client has ended"]
 
 
 def test_what_is_tried_again_is_not_stuck() -> None:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from faust_batches import App, Outage
+from faust_batches.membership import CLIENT_ENDED, NOT_IN_GROUP
+from faust_batches.outage import REFUSED
 from shopflow.kafka.lag import LOOK_SECONDS, Lags
 from shopflow.kafka.offsets import Partition
 from shopflow.shop.failure_limit import Limit
@@ -105,10 +107,13 @@ class Health:
         self._pinged: Cached[None] = Cached(self._ping, _PING_COUNTS_SECONDS, None)
         self._lags, self._limit, self._activity = lags, limit, activity
         self._seconds = STUCK_SECONDS + patience
+        self._looks_out = 0  #: answers of Kafka in a row while this worker was not in the group
         self.progress = Progress(round(self._seconds / LOOK_SECONDS))
 
     async def looked(self) -> None:
         """Take new lags: record which partitions stand still without a reason."""
+        out = not self._app.lease.confirmed and not self._kept_out
+        self._looks_out = self._looks_out + 1 if out else 0
         stopped = self._limit.stopped
         waiting: dict[Partition, tuple[int, int]] = {
             tp: (self._lags.spans[tp].done, self._activity[tp])
@@ -119,16 +124,32 @@ class Health:
         if self.progress.suspected and not await self.mongodb_answers():
             self.progress.look({})
 
+    @property
+    def _is_out(self) -> bool:
+        return self._looks_out * LOOK_SECONDS >= STUCK_SECONDS
+
+    @property
+    def _kept_out(self) -> bool:
+        """True while a person must mend what keeps this worker out of the group: a restart would not help."""
+        return any(trouble.kind in {NOT_IN_GROUP, REFUSED} for trouble in self._app.troubles.present)
+
     def _excused(self) -> bool:
         away = self._mongodb.seconds is not None or self._app.kafka_outage.seconds is not None
         return away or not self._app.serving or not self._app.lease.valid
 
     def live(self) -> list[str]:
         """Why a restart would help; empty when it would not. Any answer means that the event loop runs."""
-        return ["the thread that talks to Kafka is stuck"] * self.pulse.stuck + [
-            f"events wait in partition {partition} of {topic}, and none was processed for {self._seconds:g} s"
-            for topic, partition in self.progress.still
-        ]
+        ended = [trouble for trouble in self._app.troubles.present if trouble.kind == CLIENT_ENDED]
+        out = ["Kafka answers, but the consumer group has not known this worker for too long"] * self._is_out
+        return (
+            ["the thread that talks to Kafka is stuck"] * self.pulse.stuck
+            + out
+            + [trouble.text for trouble in ended]
+            + [
+                f"events wait in partition {partition} of {topic}, and none was processed for {self._seconds:g} s"
+                for topic, partition in self.progress.still
+            ]
+        )
 
     async def ready(self) -> list[str]:
         """Why the worker does not do its share of the work; empty when it does."""
