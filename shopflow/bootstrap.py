@@ -152,7 +152,7 @@ class Parts:
         async def looked() -> None:
             await self.health.looked()
             await held.looked()
-            await slowness.look()
+            slowness.look()
 
         lags.looked = looked
         metrics.watch(app, lags, self.limit, self.mongodb_outage)

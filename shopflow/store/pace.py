@@ -8,15 +8,16 @@ from contextlib import contextmanager, suppress
 from time import monotonic
 
 from faust_batches import Troubles
-from shopflow.errors import Slow, Unavailable
+from shopflow.errors import Unavailable
 
 #: The kind of the trouble.
 KIND = "slow"
 #: A write that takes longer is halved the next time; one that is faster is doubled.
 _SLOW_SECONDS, _QUICK_SECONDS = 2.0, 0.5
 _LEAST, _MOST = 50, 4_000
-#: A request that takes longer makes MongoDB slow, until there was none for `_CALM_SECONDS`.
-_LATE_SECONDS, _CALM_SECONDS = 5.0, 10.0
+#: A request that takes longer, beside a ping that is answered in time, makes MongoDB slow, until there was none for
+#: `_CALM_SECONDS`.
+_LATE_SECONDS, _PING_SECONDS, _CALM_SECONDS = 5.0, 1.0, 10.0
 
 
 class Pace:
@@ -40,50 +41,43 @@ class Pace:
 class Slowness:
     """Finds out whether MongoDB is slow: it answers, but requests take long. Slow is not away, and stops nothing.
 
+    A request that waits for a MongoDB that was away or frozen takes long too. So a request counts only if MongoDB
+    answers a ping at once while the request is late.
+
     Arguments:
         troubles: Where it is recorded.
-        ping: Returns when MongoDB answers. Without an answer it is away, which others tell.
+        ping: Returns when MongoDB answers.
     """
 
     def __init__(self, troubles: Troubles, ping: Callable[[], Awaitable[None]]) -> None:
         self._troubles, self._ping = troubles, ping
-        self._began: dict[object, float] = {}
-        self._late: tuple[float, float] | None = None  # when the last late request was seen, and its seconds
+        self._late: tuple[float, float] | None = None  # when a request was last found late, and its seconds until then
 
     @contextmanager
     def request(self) -> Iterator[None]:
-        """Time the request in the body."""
-        key, began = object(), monotonic()
-        self._began[key] = began
+        """Watch the request in the body."""
+        watch = asyncio.create_task(self._watch())
         try:
             yield
-        except Exception as error:
-            if isinstance(error, Slow):
-                self._take(began)
-            raise
-        else:
-            self._take(began)
         finally:
-            del self._began[key]
+            watch.cancel()
 
-    def _take(self, began: float) -> None:
-        now = monotonic()
-        if now - began > _LATE_SECONDS:
-            self._late = now, now - began
-
-    async def look(self) -> None:
-        """Begin or end the trouble. Call it every few seconds."""
-        late = [began for began in self._began.values() if monotonic() - began > _LATE_SECONDS]
-        if late:
+    async def _watch(self) -> None:
+        began = monotonic()
+        while True:
+            await asyncio.sleep(_LATE_SECONDS)
             with suppress(Unavailable, asyncio.TimeoutError):
-                await asyncio.wait_for(self._ping(), _LATE_SECONDS)
-                self._take(min(late))
+                await asyncio.wait_for(self._ping(), _PING_SECONDS)
+                self._late = monotonic(), monotonic() - began
+
+    def look(self) -> None:
+        """Begin or end the trouble. Call it every few seconds."""
         if self._late is None or monotonic() - self._late[0] > _CALM_SECONDS:
             self._late = None
             self._troubles.end(KIND, "MongoDB")
         else:
             text = (
-                f"MongoDB is slow: it answers, but a request took {self._late[1]:.0f} s; writes are smaller, and sales "
-                "and stock are updated less often, until it is faster"
+                f"MongoDB is slow: it answers, but a request took more than {int(self._late[1])} s; until it is "
+                "faster, writes are smaller, and sales and stock are updated less often"
             )
             self._troubles.begin(KIND, "MongoDB", text, stops=False)

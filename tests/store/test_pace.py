@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -63,33 +63,60 @@ def test_a_part_that_took_too_long_is_repeated_in_smaller_ones(monkeypatch: pyte
 
 
 def test_a_slow_mongodb_is_a_trouble_that_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It begins while the request still runs, and ends when none was late for a while. Away is not slow."""
-    now = [100.0]
-    monkeypatch.setattr(pace, "monotonic", lambda: now[0])
-    troubles, answers = Troubles(), [True]
+    """It begins while the request still runs, and ends when none was late for a while."""
+    monkeypatch.setattr(pace, "_LATE_SECONDS", 0.05)
+    monkeypatch.setattr(pace, "_CALM_SECONDS", 0.3)
+    troubles = Troubles()
 
-    async def ping() -> None:
-        if not answers[0]:
-            raise Unavailable("MongoDB", "away")
+    async def ping() -> None: ...
 
     slowness = Slowness(troubles, ping)
 
-    def found(seconds: float) -> list[bool]:
-        now[0] += seconds
-        asyncio.run(slowness.look())
+    def found() -> list[bool]:
+        slowness.look()
         return [trouble.stops for trouble in troubles.present]
 
-    with slowness.request():
-        assert found(4) == []
-        answers[0] = False
-        assert found(2) == [], "it does not answer: it is away"
-        answers[0] = True
-        assert found(1) == [False]
-    assert "a request took 7 s" in troubles.present[0].text
-    assert found(9) == [False]
-    assert found(11) == []
-    for error, late in ((Unavailable("MongoDB", "away"), False), (Slow("MongoDB", "too much"), True)):
+    async def scenario() -> None:
+        with slowness.request():
+            assert found() == []
+            await becomes(found, [False])
+            assert "MongoDB is slow" in troubles.present[0].text
+        await becomes(found, [])
         with suppress(Unavailable), slowness.request():
-            now[0] += 30
-            raise error
-        assert bool(found(0)) == late
+            raise Unavailable("MongoDB", "away")
+        assert found() == []
+
+    asyncio.run(scenario())
+
+
+def test_a_request_that_waits_for_a_frozen_mongodb_is_not_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MongoDB was away or frozen for a part of the request's time: that says nothing about its speed."""
+    monkeypatch.setattr(pace, "_LATE_SECONDS", 0.02)
+    monkeypatch.setattr(pace, "_PING_SECONDS", 0.02)
+    troubles, pings = Troubles(), 0
+
+    async def ping() -> None:
+        nonlocal pings
+        pings += 1
+        if pings % 2:
+            raise Unavailable("MongoDB", "away")
+        await asyncio.sleep(60)  # frozen
+
+    slowness = Slowness(troubles, ping)
+
+    async def scenario() -> None:
+        with slowness.request():
+            while pings < 4:
+                await asyncio.sleep(0.01)
+        slowness.look()
+
+    asyncio.run(asyncio.wait_for(scenario(), 10))
+    assert troubles.present == []
+
+
+async def becomes(found: Callable[[], list[bool]], wanted: list[bool]) -> None:
+    """Ask until the answer is the one wanted, for at most ten seconds."""
+    deadline = asyncio.get_running_loop().time() + 10
+    while found() != wanted:
+        assert asyncio.get_running_loop().time() < deadline, f"not {wanted}"
+        await asyncio.sleep(0.01)
