@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from faust.types import TP
@@ -19,6 +20,7 @@ from .models import Customer, Product
 from .operations import skip
 from .operations.watch import Ground
 from .shop.activity import Activity
+from .shop.counts import counted_topics
 from .shop.dead_letters import DeadLetters, ReadSince, Rejections
 from .shop.decoding import Decoder
 from .shop.documents import customer_document, product_document
@@ -128,6 +130,7 @@ class Parts:
         self.purchases = Purchases(
             mongodb, counts, prices, rejections,
             max_event_bytes=max_bytes, followers=followers, sold=self.board.sold,
+            topic_id=lambda: self.ground.topic_id(topics.purchases.get_topic_name()),
         )  # fmt: skip
 
         self.lags = lags = Lags(
@@ -147,7 +150,7 @@ class Parts:
             events=topics.KEYS,
         )
 
-        self.ground = Ground(app.troubles, connected_kafka, topics.SPECS)
+        self.ground = Ground(app.troubles, connected_kafka, topics.SPECS, partial(_counted, app, counts))
 
         async def looked() -> None:
             await self.health.looked()
@@ -163,6 +166,11 @@ class Parts:
         async def forget(*args: Any, **kwargs: Any) -> None:
             for part in (dead_letters, price_log, voucher_log, self.sales_mirror, self.stock_watch):
                 part.forget()
+
+
+def _counted(app: App, counts: Table) -> dict[str, set[str]]:
+    ours = counts.owned_partitions() if app.serving and not app.should_stop else []
+    return {topics.purchases.get_topic_name(): counted_topics(counts.reader, ours)}
 
 
 async def _skipped(tp: TP, offset: int) -> int | None:

@@ -97,6 +97,7 @@ class PartitionTotals(faust.Record, serializer="json"):
     Every record of the topic counts in `purchases`, `duplicates` (a purchase that was sent again) or `rejected`.
     Two kinds of records do not: those before `first`, the offset at which counting began, and those that Kafka removed
     before a worker read them; `unread` is the number of their offsets.
+    `topic_id` is Kafka's id of the topic; empty if not known. The offsets mean nothing in another topic.
     `settled` is the last offset of the batch that these totals were written with. It is before `offset` while a batch
     is redelivered in smaller ones: the totals are then ahead of the customers' rows in the changelog.
     """
@@ -112,6 +113,7 @@ class PartitionTotals(faust.Record, serializer="json"):
     offset: int = -1
     settled: int = -1
     era: int = 0
+    topic_id: str = ""
 
 
 class CustomerActivity(faust.Record, serializer="json"):

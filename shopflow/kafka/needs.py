@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -179,8 +179,14 @@ def judge(specs: Sequence[TopicSpec], found: Mapping[str, Found], at: str = KAFK
     return findings
 
 
-def judge_ids(specs: Sequence[TopicSpec], found: Mapping[str, Found], ids: dict[str, str]) -> list[Finding]:
-    """The topics of events and changelogs that are no longer those seen first. Ids of others are added to `ids`."""
+def judge_ids(
+    specs: Sequence[TopicSpec], found: Mapping[str, Found], ids: Mapping[str, Collection[str]]
+) -> list[Finding]:
+    """The topics of events and changelogs that are no longer those that were read.
+
+    Arguments:
+        ids: The ids of those that were read, by name.
+    """
     return [
         Finding(
             "topic-replaced",
@@ -191,7 +197,7 @@ def judge_ids(specs: Sequence[TopicSpec], found: Mapping[str, Found], ids: dict[
         )
         for spec in specs
         if spec.name in found and spec.role is not Role.RECORDS
-        if ids.setdefault(spec.name, found[spec.name].id) != found[spec.name].id
+        if set(ids.get(spec.name, ())) - {found[spec.name].id}
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from aiokafka.admin import NewTopic
@@ -13,7 +14,7 @@ from shopflow.errors import Refused, Unavailable
 
 from . import connection
 from .connection import CHECK_SECONDS
-from .needs import TopicSpec, judge_partitions
+from .needs import TopicSpec, judge_partitions, look
 from .security import Bootstrap
 
 
@@ -67,6 +68,19 @@ async def count_partitions(bootstrap: Bootstrap, topic: str) -> int:
     """
     async with connection.admin(bootstrap) as client:
         return (await partitions_of(client, [topic])).get(topic, 0)
+
+
+async def id_of(bootstrap: Bootstrap, topic: str) -> str:
+    """Kafka's id of a topic; empty if it does not exist, or if this Kafka or its rights don't tell.
+
+    Raises:
+        Unavailable: Kafka does not answer.
+    """
+    with suppress(Refused):
+        async with connection.client(bootstrap) as client:
+            if found := await look(client, [topic]):
+                return found[topic].id
+    return ""
 
 
 async def partitions_of(client: Any, topics: Iterable[str]) -> dict[str, int]:

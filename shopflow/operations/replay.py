@@ -18,7 +18,7 @@ from faust_batches import TOTALS_KEY
 from shopflow.errors import Refused, Unavailable
 from shopflow.kafka import connection, group, offsets, reading
 from shopflow.kafka.security import Bootstrap
-from shopflow.kafka.topics import count_partitions
+from shopflow.kafka.topics import count_partitions, id_of
 from shopflow.models import Product
 from shopflow.shop import announcements
 from shopflow.shop.announcements import Announcements, Published
@@ -112,12 +112,15 @@ async def _check_counts(
             if source.get("topic") == shop.purchases:
                 stored[source.get("partition", -1)] += 1
     lost = FirstTen()
+    topic_id = await id_of(bootstrap, shop.purchases)
     for number in range(shop.partitions):
         span = spans.get((shop.purchases, number), offsets.Span(0, 0, 0))
-        found = await account(bootstrap, shop.purchases, number, span, tables, exact=True)
+        found = await account(bootstrap, shop.purchases, number, span, tables, topic_id=topic_id, exact=True)
         known, what = (stored[number], "stored") if found.totals.offset < 0 else (found.accounted, "counted")
         has = found.records if found.totals.offset < 0 else found.counted
-        if has < known:
+        if found.replaced and known:
+            lost.add(f"partition {number}: {known} counted in a topic that was deleted, {found.records} in the new one")
+        elif has < known:
             begins = f", from offset {span.start} on" if span.start else ""
             lost.add(f"partition {number}: {has} of {known} {what}{begins}")
     if lost.count:
@@ -154,13 +157,15 @@ async def _restore(bootstrap: Bootstrap, store: MongoStore, shop: Layout, topic:
 
 async def _begin_new_era(bootstrap: Bootstrap, shop: Layout) -> None:
     """Append empty totals of a new era to each changelog partition. The rows of earlier eras then no longer count."""
+    topic_id = await id_of(bootstrap, shop.purchases)
     eras: dict[tuple[str, int], int] = {}
     for changelog in (shop.changelog, shop.sales_changelog):
         tables = await Tables.read(bootstrap, changelog, shop.partitions)
         eras |= {(changelog, partition): tables.totals(partition).era for partition in range(shop.partitions)}
     async with connection.producer(bootstrap) as producer:
         for (changelog, partition), era in eras.items():
-            await producer.send_and_wait(changelog, new_era_totals(era, time()), TOTALS_KEY, partition=partition)
+            totals = new_era_totals(era, time(), topic_id)
+            await producer.send_and_wait(changelog, totals, TOTALS_KEY, partition=partition)
 
 
 async def finished(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from types import MappingProxyType
 
 from faust_batches import Troubles
 from shopflow.errors import Refused, Unavailable
@@ -33,11 +34,17 @@ async def check_changelog(bootstrap: Bootstrap, group: str, source: str, changel
         )
 
 
-async def topics(bootstrap: Bootstrap, specs: Sequence[TopicSpec], ids: dict[str, str] | None = None) -> list[Finding]:
+async def topics(
+    bootstrap: Bootstrap,
+    specs: Sequence[TopicSpec],
+    seen: dict[str, str] | None = None,
+    counted: Mapping[str, Collection[str]] = MappingProxyType({}),
+) -> list[Finding]:
     """What the topics lack.
 
     Arguments:
-        ids: Kafka's ids of the topics seen before; those of new ones are added.
+        seen: Kafka's ids of the topics seen before; those of new ones are added.
+        counted: The ids of the topics that the tables count, by name. They outlive a worker, and a replay begins anew.
 
     Raises:
         Unavailable: Kafka does not answer.
@@ -47,7 +54,11 @@ async def topics(bootstrap: Bootstrap, specs: Sequence[TopicSpec], ids: dict[str
             found = await needs.look(client, [spec.name for spec in specs])
     except Refused as refused:
         return [Finding("topic-rights", "topics", str(refused))]
-    return [*needs.judge(specs, found), *needs.judge_ids(specs, found, {} if ids is None else ids)]
+    seen = {} if seen is None else seen
+    for name, topic in found.items():
+        seen.setdefault(name, topic.id)
+    ids = {name: counted.get(name) or {first} for name, first in seen.items()}
+    return [*needs.judge(specs, found), *needs.judge_ids(specs, found, ids)]
 
 
 class Ground:
@@ -55,16 +66,27 @@ class Ground:
 
     Arguments:
         bootstrap: Returns Kafka's address; it is known when the worker starts.
+        counted: Returns the ids of the topics that the worker's tables count, by name.
     """
 
-    def __init__(self, troubles: Troubles, bootstrap: Callable[[], Bootstrap], specs: Sequence[TopicSpec]) -> None:
-        self._troubles, self._bootstrap, self._specs = troubles, bootstrap, specs
-        self._ids: dict[str, str] = {}
+    def __init__(
+        self,
+        troubles: Troubles,
+        bootstrap: Callable[[], Bootstrap],
+        specs: Sequence[TopicSpec],
+        counted: Callable[[], Mapping[str, Collection[str]]],
+    ) -> None:
+        self._troubles, self._bootstrap, self._specs, self._counted = troubles, bootstrap, specs, counted
+        self._seen: dict[str, str] = {}
+
+    def topic_id(self, topic: str) -> str:
+        """Kafka's id of a topic, as it was seen first; empty before."""
+        return self._seen.get(topic, "")
 
     async def round(self) -> float:
         """Look once. Returns the seconds until the next look. While Kafka is away, the troubles stay as they are."""
         with suppress(Unavailable):
-            self._record(await topics(self._bootstrap(), self._specs, self._ids))
+            self._record(await topics(self._bootstrap(), self._specs, self._seen, self._counted()))
         return LOOK_SECONDS
 
     def _record(self, findings: Sequence[Finding]) -> None:

@@ -29,13 +29,14 @@ decode_totals = msgspec.json.Decoder(Totals).decode
 _encode = msgspec.json.Encoder().encode
 
 
-def new_era_totals(era: int, now: float) -> bytes:
+def new_era_totals(era: int, now: float, topic_id: str = "") -> bytes:
     """Empty totals of an era after this one. A partition with them counts from zero.
 
     Arguments:
         now: Unix time in seconds. It becomes the era, so the era is also later than one that the changelog has lost.
+        topic_id: Kafka's id of the topic that is counted; empty: not known.
     """
-    return _encode(Totals(era=max(era + 1, int(now))))
+    return _encode(Totals(era=max(era + 1, int(now)), topic_id=topic_id))
 
 
 #: An accepted purchase: offset, customer_id, items, spent (grosze). A plain tuple is fast: there is one per purchase.
@@ -76,6 +77,12 @@ def summed(reader: Callable[[int], Callable[[bytes], bytes | None]], partitions:
     return sums
 
 
+def counted_topics(reader: Callable[[int], Callable[[bytes], bytes | None]], partitions: Iterable[int]) -> set[str]:
+    """Kafka's ids of the topics whose records these partitions count. There is one, unless the topic was replaced."""
+    totals = [decode_totals(value) for partition in partitions if (value := reader(partition)(TOTALS_KEY))]
+    return {found.topic_id for found in totals} - {""}
+
+
 def handled(get: Callable[[bytes], bytes | None], customer_id: str, offset: int) -> bool:
     """True if the purchase at this offset was counted, was rejected or is a duplicate."""
     count, totals = current(get, customer_id), get(TOTALS_KEY)
@@ -91,6 +98,7 @@ def advance(
     removed: int = 0,
     duplicates: Iterable[int] = (),
     rejected: Iterable[int] = (),
+    topic_id: str = "",
 ) -> Changes[PurchaseCount]:
     """Compute the counts after the partition's next batch: the records from `start` up to, not including, `end`.
 
@@ -102,9 +110,11 @@ def advance(
         removed: How many offsets at the batch's start Kafka removed before they were read.
         duplicates: Offsets of purchases that their producer had sent before.
         rejected: Offsets of records that went to the dead letters.
+        topic_id: Kafka's id of the topic; empty: not known. It is recorded once: only a new era counts another topic.
     """
     known = get(TOTALS_KEY)
     totals = decode_totals(known) if known else Totals(first=start)
+    totals.topic_id = totals.topic_id or topic_id
     counts: dict[str, PurchaseCount] = {}
     seen = totals.offset
     customers_new = purchases_new = items_new = spent_new = 0

@@ -62,6 +62,7 @@ class Purchases:
         max_event_bytes: A larger event is a bad record.
         followers: Called with each counted batch, in this order.
         sold: Called with the new purchases of each finished batch.
+        topic_id: Returns Kafka's id of the topic of the purchases; empty: not known.
     """
 
     mongodb: Patient[MongoStore]
@@ -72,6 +73,7 @@ class Purchases:
     max_event_bytes: int
     followers: Sequence[Follower] = ()
     sold: Callable[[Sequence[Purchase]], None] = lambda purchases: None
+    topic_id: Callable[[], str] = str
 
     def __post_init__(self) -> None:
         self._decode = Decoder(Purchase, "customer_id", self.max_event_bytes)
@@ -110,6 +112,7 @@ class Purchases:
             changes = advance(
                 get, purchases,
                 start=batch.start, end=batch.end, removed=batch.removed, duplicates=repeated, rejected=rejected,
+                topic_id=self.topic_id(),
             )  # fmt: skip
             await self.counts.write(batch, changes.rows())  # 3, 4
             for follow in self.followers:

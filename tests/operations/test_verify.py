@@ -65,6 +65,9 @@ class Kafka:
         records = {LAYOUT.changelog: self.changelog, LAYOUT.sales_changelog: self.sales, LAYOUT.purchases: purchases}
         return [numbered(records[topic])]
 
+    async def id_of(self, bootstrap: str, topic: str) -> str:
+        return f"{topic}-id"
+
     async def spans(self, bootstrap: str, group: str, topics: Any) -> dict[str, dict[int, Span]]:
         found = {topic: {0: Span(self.gone, 0, self.gone + len(self.published.get(topic, ())))} for topic in topics}
         if LAYOUT.changelog in found:
@@ -136,6 +139,7 @@ def shop(monkeypatch: pytest.MonkeyPatch, store: ObservedStore, by_hand: ByHand,
     monkeypatch.setattr(verification.offsets, "lags", made.kafka.lags)
     FakeTopics(monkeypatch, made.kafka.partitions)
     monkeypatch.setattr(verification.offsets, "spans", made.kafka.spans)
+    monkeypatch.setattr(verification, "id_of", made.kafka.id_of)
     monkeypatch.setattr(verification.workers, "live", made.who_is_live)
     monkeypatch.setattr(verification.workers, "compare", made.compare)
     monkeypatch.setattr(verification.workers, "troubles", made.troubles)
@@ -194,6 +198,18 @@ def test_an_event_that_got_lost_is_found(shop: VerifiedShop) -> None:
     shop.sell("anna")
     shop.kafka.lag["purchases"] = Lag(2, 0)
     assert shop.wrong() == ["purchases in Kafka and tables"]
+
+
+def test_counts_of_a_topic_that_was_deleted_are_told_though_the_numbers_agree(shop: VerifiedShop) -> None:
+    """The new topic of the name has as many records; the old one's are counted."""
+    shop.sell("anna")
+    shop.kafka.changelog = [
+        FakeRecord(key, value) for key, value in advance({}.get, [(0, "anna", 2, 600)], end=1, topic_id="old").rows()
+    ]
+    (said,) = [check for check in shop.verify().checks if not check.good]
+    assert said.name == "purchases in Kafka and tables"
+    assert "partition 0: the 1 counted ones were in a topic of this name that was deleted" in said.detail
+    assert "`faust -A shopflow replay` counts these" in said.detail
 
 
 def test_the_ends_of_transactions_are_no_purchases(shop: VerifiedShop) -> None:

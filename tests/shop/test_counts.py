@@ -14,7 +14,16 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from faust_batches import TOTALS_KEY, Position, position_of
 from faust_batches.audit import Audit
-from shopflow.shop.counts import Counted, advance, current, decode_count, decode_totals, handled, new_era_totals
+from shopflow.shop.counts import (
+    Counted,
+    advance,
+    counted_topics,
+    current,
+    decode_count,
+    decode_totals,
+    handled,
+    new_era_totals,
+)
 
 Rows = dict[bytes, bytes]
 
@@ -117,6 +126,18 @@ def test_a_new_era_is_after_all_that_is_known_and_after_those_that_were_lost() -
     """An era is the time, but at least one more than the last one: clocks may be wrong, and changelogs may be lost."""
     assert position_of(new_era_totals(0, now=1_800_000_000.5)) == Position(1_800_000_000, -1)
     assert position_of(new_era_totals(2_000_000_000, now=1_800_000_000)) == Position(2_000_000_001, -1)
+
+
+def test_totals_keep_the_topic_that_they_count_until_a_new_era() -> None:
+    """A worker that starts on a topic that was made anew must not write that topic's id over the old one."""
+    rows = dict(advance({}.get, [(0, "anna", 1, 10)], end=1).rows())
+    for topic_id, recorded in (("a", "a"), ("b", "a"), ("", "a")):
+        rows |= dict(advance(rows.get, [(1, "anna", 1, 10)], end=2, topic_id=topic_id).rows())
+        assert decode_totals(rows[TOTALS_KEY]).topic_id == recorded
+    rows[TOTALS_KEY] = new_era_totals(0, 1.0, "b")
+    rows |= dict(advance(rows.get, [], end=2, topic_id="a").rows())
+    assert counted_topics(lambda _: rows.get, [0]) == {"b"}
+    assert counted_topics(lambda _: {}.get, [0]) == set()
 
 
 def test_in_a_new_era_all_is_counted_again() -> None:

@@ -11,7 +11,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.admin.new_partitions import NewPartitions
 
 from tests.conftest import OpenShop
-from tests.support.shop import PARTITIONS, Shop, Worker, becomes, purchase, until
+from tests.support.shop import PARTITIONS, Shop, Worker, becomes, customer, purchase, until
 from tests.system.test_health import scraped
 
 pytestmark = [pytest.mark.servers, pytest.mark.slow]
@@ -143,24 +143,54 @@ def test_a_changelog_that_was_deleted_is_said_at_the_start_and_counted_again(ope
         shop.agrees()
 
 
-def test_purchases_that_were_made_anew_are_told_and_their_counts_are_not_lost_unasked(open_shop: OpenShop) -> None:
-    """New events have the offsets of old ones: they are stored, and not counted until the operator decides."""
+def make_anew(shop: Shop, kind: str, **configs: str) -> None:
+    """Delete a topic of events and make it again, as an operator who resets a test system does."""
+    administered(shop, lambda admin: admin.delete_topics([shop.topic(kind)]))
+    until(lambda: shop.topic(kind) not in shop.describe_topics(), f"the {kind} are deleted")
+    shop.create_topic(kind, PARTITIONS, **configs)
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_purchases_that_were_made_anew_are_told_and_their_counts_are_not_lost_unasked(
+    open_shop: OpenShop, running: bool
+) -> None:
+    """New events have the offsets of old ones: they are stored, and not counted until the operator decides.
+
+    The counts know Kafka's id of their topic, so a worker that starts later tells it, too.
+    """
     with open_shop() as shop:
         worker = shop.start_worker().ready()
         purchases = shop.topic("purchases")
+        shop.register(customer("anna"))
         shop.sell(*(purchase("anna") for _ in range(5)))
         shop.drain()
-        administered(shop, lambda admin: admin.delete_topics([purchases]))
-        until(lambda: purchases not in shop.describe_topics(), "the purchases are deleted")
-        shop.create_topic("purchases", PARTITIONS, retention_ms="-1")
+        if not running:
+            assert worker.stop() == 0
+            make_anew(shop, "customers", cleanup_policy="compact")
+            shop.register(customer("bob"))  # at the offset of a record that was read
+        make_anew(shop, "purchases", retention_ms="-1")
+        if not running:
+            shop.sell(*(purchase("anna") for _ in range(7)))  # more than were counted
+            told = shop.run("verify").stdout
+            assert "the 5 counted ones were in a topic of this name that was deleted" in told, told
+            worker = shop.start_worker(port=worker.port).ready()
         until(lambda: ("topic-replaced", purchases, "true") in troubles(worker) or None, "it is told", 60)
-        shop.sell(purchase("anna"))
+        if running:
+            shop.sell(*(purchase("anna") for _ in range(7)))
+        else:
+            until(lambda: shop.db.customers.find_one({"_id": "bob"}), "the new customers are read from the start")
+            shop.drain()
+            assert worker.count("anna")[1]["purchases"] == 7  # 5 old and 2 new
+        (reason,) = [text for text in ready(worker)["reasons"] if purchases in text]
+        assert reason.startswith(f"Topic {purchases} was deleted and made anew: the counts are of the old one")
         assert worker.stop() == 0  # a killed one stays in the group, and `replay` would wait for it
         refused = shop.run("replay")
         assert refused.status == 2
-        assert "1 of 5 counted" in refused.errors[-1]
+        counted = 5 if running else 7
+        assert f"{counted} counted in a topic that was deleted, 7 in the new one" in refused.errors[-1]
         assert "with --lose-counts the others are no longer in the counts" in refused.errors[-1]
         replayed = shop.run("replay", "--lose-counts", seconds=120)
         assert replayed.status == 0, replayed
         worker = shop.start_worker(port=worker.port).ready()
-        assert worker.count("anna")[1]["purchases"] == 1
+        assert worker.count("anna")[1]["purchases"] == 7
+        assert ready(worker)["reasons"] == []

@@ -11,6 +11,7 @@ from shopflow.errors import Unavailable
 from shopflow.kafka import offsets, producers
 from shopflow.kafka.held import HeldUp
 from shopflow.kafka.security import Bootstrap
+from shopflow.kafka.topics import id_of
 from shopflow.shop import announcements
 from shopflow.shop.layout import Layout
 from shopflow.store import MongoStore
@@ -109,7 +110,8 @@ async def _compare(
     counts = await Tables.read(bootstrap, shop.changelog, shop.partitions)
     totals, sizes = await store.totals(), await store.sizes()
     sums, waiting = counts.sums(), _waiting(lags, shop)
-    sent, accounts = await compare_accounts(bootstrap, shop.purchases, lags[shop.purchases].spans, counts)
+    topic_id = await id_of(bootstrap, shop.purchases)
+    sent, accounts = await compare_accounts(bootstrap, shop.purchases, lags[shop.purchases].spans, counts, topic_id)
     sold = await Tables.read(bootstrap, shop.sales_changelog, shop.partitions)
     sales = await compare_sales(sold, sums, store, live=bool(live.workers))
     customers, unregistered = await _customers(counts.by_key(), store)

@@ -26,7 +26,19 @@ from .report import Check, FirstTen
 from .tables import Tables, counts_of, in_words
 
 #: The fields that must be equal in a worker's totals of a partition and in the changelog's.
-_SUMS = ("customers", "purchases", "items", "spent", "duplicates", "rejected", "first", "unread", "offset", "era")
+_SUMS = (
+    "customers",
+    "purchases",
+    "items",
+    "spent",
+    "duplicates",
+    "rejected",
+    "first",
+    "unread",
+    "offset",
+    "era",
+    "topic_id",
+)
 
 
 @dataclass(frozen=True)
