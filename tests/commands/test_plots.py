@@ -11,6 +11,9 @@ import pytest
 from shopflow.commands.plots import Bar, Paper, Step, paper, price_and_units
 from tests.support.documents import DAY, NOON
 
+#: The letters of which a plot is drawn.
+BLOCKS = frozenset("▀▄█▌▐▖▗▘▝▙▛▜▟▞▚")
+
 
 class Terminal(io.TextIOWrapper):
     """A stream that says it is a terminal."""
@@ -58,7 +61,7 @@ def drawn(prices: list[Step], units: list[Bar], days: int = 10, width: int = 80)
 
 def ink(lines: list[str], columns: slice) -> int:
     """How many blocks are drawn in these columns."""
-    return sum(letter in "▀▄█▌▐▖▗▘▝▙▛▜▟▞▚" for line in lines for letter in line[columns])
+    return sum(letter in BLOCKS for line in lines for letter in line[columns])
 
 
 def test_prices_are_steps_with_a_gap_where_it_was_not_for_sale() -> None:
