@@ -86,8 +86,17 @@ def run() -> Iterator[Run]:
     """Runs a coroutine. All coroutines of a test run in one event loop, to which the driver's connections belong."""
     loop = asyncio.new_event_loop()
     yield loop.run_until_complete
+    loop.run_until_complete(_cancel_all())
     loop.run_until_complete(loop.shutdown_asyncgens())
     loop.close()
+
+
+async def _cancel_all() -> None:
+    """Cancel what the test did not wait for, as the end of a worker does."""
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
 
 
 @pytest.fixture(scope="session")
