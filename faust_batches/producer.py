@@ -66,9 +66,7 @@ class LeaseProducer(driver.Producer):
         async def guarded(node_id: Any, request: Any, **options: Any) -> Any:
             if not isinstance(request, ProduceRequest):
                 return await send(node_id, request, **options)
-            connection = await client._get_conn(
-                node_id, **options
-            )  # it may take long, so the lease is checked after it
+            connection = await client._get_conn(node_id, **options)  # may take long: only then check the lease
             if connection is None or not connection.connected():
                 raise Undecided(f"no connection to broker {node_id}")
             if not self._lease.valid:

@@ -17,7 +17,7 @@ from typing import Any
 
 from tests.faults import oracle
 from tests.support.proxy import REFUSALS, Proxy
-from tests.support.shop import Process, Shop, Worker, free_port, shared, until
+from tests.support.shop import Process, Shop, Worker, free_port, own_servers, shared, until
 
 from .disks import filled, on_small_disk
 from .oracle import PARTITIONS, Sale
@@ -325,21 +325,16 @@ def opened_crew(
         settings: Settings of the shop.
     """
     own = ("kafka", "mongodb") if own_kafka else ("mongodb",)
-    ports = {kind: free_port() for kind in own}
-    addresses = {
-        kind: f"127.0.0.1:{port}" if kind == "kafka" else f"mongodb://127.0.0.1:{port}/?directConnection=true"
-        for kind, port in ports.items()
-    }
     wanted = {
         "topics_partitions": PARTITIONS,
         "batching_max_records": rng.choice([200, 1000, 4000]),
         "promotions": json.dumps(oracle.PROMOTIONS),
-        **{f"embedded_{kind}_port": port for kind, port in ports.items()},
+        **own_servers(*own),
         **settings,
     }
     if version := os.environ.get("SHOPFLOW_TEST_KAFKA_VERSION"):
         wanted["embedded_kafka_version"] = version
-    with open_shop(**addresses, **wanted) as shop, ExitStack() as stack:
+    with open_shop(**wanted) as shop, ExitStack() as stack:
         servers = {kind: Server(shop, kind) for kind in own}
         assert shop.run("seed-products").status == 0  # makes the topics
         crew = Crew(shop, Sale(rng, size), rng, kafka=servers.get("kafka"), mongodb=servers.get("mongodb"))

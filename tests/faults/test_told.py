@@ -10,7 +10,7 @@ from contextlib import ExitStack
 import pytest
 
 from tests.conftest import OpenShop
-from tests.support.shop import Shop, Worker, free_port, purchase, until
+from tests.support.shop import Shop, Worker, own_servers, purchase, until
 
 from .crew import Server
 
@@ -35,13 +35,7 @@ class Own:
 @pytest.fixture(scope="module")
 def own(open_shop: OpenShop) -> Iterator[Own]:
     """One shop for all tests of the module. Each test has a worker of its own."""
-    kafka, mongodb = free_port(), free_port()
-    with open_shop(
-        kafka=f"127.0.0.1:{kafka}",
-        mongodb=f"mongodb://127.0.0.1:{mongodb}/?directConnection=true",
-        embedded_kafka_port=kafka,
-        embedded_mongodb_port=mongodb,
-    ) as shop:
+    with open_shop(**own_servers("kafka", "mongodb")) as shop:
         yield Own(shop)
 
 

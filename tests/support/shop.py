@@ -42,6 +42,7 @@ __all__ = [
     "becomes",
     "customer",
     "free_port",
+    "own_servers",
     "product",
     "purchase",
     "shared",
@@ -102,6 +103,16 @@ def free_port() -> int:
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
+
+
+def own_servers(*kinds: str) -> dict[str, Any]:
+    """Arguments of a `Shop` with servers of its own, `kafka` and `mongodb`; each comes back at its address."""
+    ports = {kind: free_port() for kind in kinds}
+    addresses = {"kafka": "127.0.0.1:{}", "mongodb": "mongodb://127.0.0.1:{}/?directConnection=true"}
+    return {
+        **{kind: addresses[kind].format(port) for kind, port in ports.items()},
+        **{f"embedded_{kind}_port": port for kind, port in ports.items()},
+    }
 
 
 # -- events in the contract's JSON, as any Kafka client would write them

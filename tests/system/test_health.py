@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.conftest import OpenShop
 from tests.faults.crew import Server
-from tests.support.shop import Record, Shop, Worker, becomes, free_port, purchase, until
+from tests.support.shop import Record, Shop, Worker, becomes, own_servers, purchase, until
 
 pytestmark = pytest.mark.servers
 
@@ -34,13 +34,7 @@ class Own:
 @pytest.fixture(scope="module")
 def own(open_shop: OpenShop) -> Iterator[Own]:
     """One shop for the tests of this module, in their order. Each leaves it in order, except the one that stops it."""
-    kafka, mongodb = free_port(), free_port()
-    with open_shop(
-        kafka=f"127.0.0.1:{kafka}",
-        mongodb=f"mongodb://127.0.0.1:{mongodb}/?directConnection=true",
-        embedded_kafka_port=kafka,
-        embedded_mongodb_port=mongodb,
-    ) as shop:
+    with open_shop(**own_servers("kafka", "mongodb")) as shop:
         yield Own(shop)
 
 
