@@ -18,6 +18,7 @@ from .settings import Config
 
 PREFIX = "SHOPFLOW_"
 
+_BOOL = "tag:yaml.org,2002:bool"
 #: By YAML's tag: the forms of a number, and its type.
 _NUMBERS: dict[str, tuple[re.Pattern[str], type[float]]] = {
     "tag:yaml.org,2002:int": (re.compile(r"-?(0|[1-9][0-9]*)\Z"), int),
@@ -62,11 +63,11 @@ class _Loader(yaml.SafeLoader):
     """Refuses a field that is given twice; YAML would take the last one.
 
     Numbers are decimal, as in JSON and in the environment. To YAML 1.1 `010` is 8, `1:30` is 90 and `1_000` is 1000.
-    Here these are texts, which a setting that is a number refuses.
+    Here these are texts, which a setting that is a number refuses. So are `yes` and `off`: no booleans in JSON.
     """
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML declares it
-        first: [(tag, form) for tag, form in found if tag not in _NUMBERS]
+        first: [(tag, form) for tag, form in found if tag not in _NUMBERS and tag != _BOOL]
         for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
@@ -88,6 +89,7 @@ class _Loader(yaml.SafeLoader):
 for _tag, (_form, _) in _NUMBERS.items():
     _Loader.add_implicit_resolver(_tag, _form, list("-.0123456789"))
     _Loader.add_constructor(_tag, _Loader.construct_number)
+_Loader.add_implicit_resolver(_BOOL, re.compile(r"(true|True|TRUE|false|False|FALSE)\Z"), list("tTfF"))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -132,13 +134,22 @@ def _overridden(values: dict[str, Any], environ: Mapping[str, str]) -> dict[str,
         try:
             # A field that is not a scalar is given as JSON; `_convert` checks its parts.
             scalar = isinstance(kind, type) and get_origin(kind) is None  # in 3.10, tuple[str, ...] is a type
-            value = msgspec.convert(text, kind, strict=False) if scalar else msgspec.json.decode(text)
+            value = msgspec.convert(_scalar(text, kind), kind) if scalar else msgspec.json.decode(text)
         except msgspec.ValidationError as error:
             raise Refused(f"{variable} ({'.'.join(path)}): {_plain(str(error))}") from error
         except (msgspec.DecodeError, RecursionError) as error:
             raise Refused(f"{variable} ({'.'.join(path)}): not JSON: {error}") from error
         values = _with(values, path, value)
     return values
+
+
+def _scalar(text: str, kind: type) -> Any:
+    """The value of a variable, as the file gives it for the same text."""
+    if kind is str:
+        return text
+    loader: Any = _Loader("")
+    tag = loader.resolve(yaml.ScalarNode, text, (True, False))
+    return loader.construct_object(yaml.ScalarNode(tag, text)) if tag in {*_NUMBERS, _BOOL} else text
 
 
 def _is_foreign(variable: str, text: str) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shopflow.config.loading import load, variables
@@ -295,7 +295,8 @@ def test_a_bad_value_is_refused_with_its_field_in_the_file(field: str, value: An
 def test_a_bad_value_is_refused_with_its_variable(field: str, value: Any, must: str, read: Read) -> None:
     """The variable at fault is named, whatever else is set."""
     variable = "SHOPFLOW_" + field.replace(".", "_").upper()
-    environ = {"SHOPFLOW_APP_ID": "good", "SHOPFLOW_WEB_HOST": "good", variable: str(value)}
+    text = {"nan": ".nan", "inf": ".inf"}.get(str(value), str(value))  # as YAML writes them
+    environ = {"SHOPFLOW_APP_ID": "good", "SHOPFLOW_WEB_HOST": "good", variable: text}
     assert refusal(read, **environ).startswith(f"{variable} ({field}): {must}")
 
 
@@ -322,6 +323,49 @@ def test_a_decimal_number_is_the_same_in_the_file_and_in_the_environment(text: s
     wanted = Config(batching=Batching(product_wait_seconds=number))
     assert read(f"batching: {{product_wait_seconds: {text}}}") == wanted
     assert read("", SHOPFLOW_BATCHING_PRODUCT_WAIT_SECONDS=text) == wanted
+
+
+def either(read: Read, *given: Any, **variables: str) -> Config | None:
+    """The configuration; None: it is refused."""
+    try:
+        return read(*given, **variables)
+    except Refused:
+        return None
+
+
+_ODD = [
+    "1_0",
+    "010",
+    "0x1",
+    "0o1",
+    "1:30",
+    "1e1",
+    "1.0",
+    "1E400",
+    ".inf",
+    "yes",
+    "Off",
+    "on",
+    "True",
+    "1",
+    "0",
+    "~",
+    "=",
+]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    text=st.sampled_from(_ODD)
+    | st.from_regex(r"[-+]?[0-9._]{1,5}([eE][-+]?[0-9]{1,2})?", fullmatch=True)
+    | st.from_regex(r"[a-zA-Z~.]{1,6}", fullmatch=True),
+    path=st.sampled_from([("topics", "partitions"), ("batching", "product_wait_seconds"), ("kafka", "check_hostname")]),
+)
+def test_a_value_is_the_same_in_the_file_and_in_the_environment(path: tuple[str, str], text: str, read: Read) -> None:
+    """Or both refuse it. msgspec takes `1e1` for a whole number and `1` for true, YAML `yes` and `off` for booleans."""
+    section, name = path
+    in_file = either(read, f"{section}:\n  {name}: {text}\n")
+    assert in_file == either(read, "", **{f"SHOPFLOW_{section}_{name}".upper(): text})
 
 
 def test_a_text_of_digits_is_a_text_as_it_stands(read: Read) -> None:
