@@ -10,7 +10,7 @@ NETWORK_ARGS ?=
 BROWSER_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: demo test test-slow test-all test-browser test-faults test-network bench bench-recovery bench-latency bench-seeding bench-scaling bench-faults lint install clean
+.PHONY: demo test test-slow test-all test-browser test-faults test-network bench bench-recovery bench-latency bench-seeding bench-scaling bench-takeover bench-faults lint install clean
 
 demo: $(VENV)/installed
 	$(BIN)/faust -A shopflow demo $(DEMO_ARGS)
@@ -61,6 +61,10 @@ bench-seeding: $(VENV)/installed-bench
 # One, two and three workers; one worker with 4, 16 and 64 partitions.
 bench-scaling: $(VENV)/installed-bench
 	$(BIN)/python -m benchmarks.scaling $(BENCH_ARGS)
+
+# How long partitions stand still when workers are killed, restarted or join. BENCH_ARGS="--rounds 1 --workers 2".
+bench-takeover: $(VENV)/installed-dev
+	$(BIN)/python -m benchmarks.takeover $(BENCH_ARGS)
 
 # The same faults for shopflow and for a textbook Faust application: what each lost. BENCH_ARGS="--seed 1".
 bench-faults: $(VENV)/installed-dev
