@@ -34,13 +34,24 @@ if TYPE_CHECKING:
 
 @Command.from_handler(
     option("--deep", is_flag=True, help="Also compare every event of the topics with its document in MongoDB."),
+    option(
+        "--accept-loss",
+        "loss",
+        metavar="TOPIC:PARTITION",
+        help="Accept that purchases which Kafka removed unread are lost, and agree in spite of it.",
+    ),
+    option("--yes", is_flag=True, help="--accept-loss: without a question."),
     JSON,
 )
-async def verify(self: Command, deep: bool, as_json: bool) -> int:
+async def verify(self: Command, deep: bool, loss: str | None, yes: bool, as_json: bool) -> int:
     """Check that Kafka, MongoDB and the tables agree. Exit status 0: they do, 1: they don't, 2: could not check."""
     from shopflow.operations.verify.events import verify_deep
     from shopflow.operations.verify.totals import verify as run_verify
 
+    if yes and loss is None:
+        raise Refused("--yes: has no use without --accept-loss")
+    if loss is not None:
+        await _accept_loss(self, loss, sure=yes)
     try:
         async with mongodb(kafka=True) as addresses:
             bootstrap = kafka_at(addresses)
@@ -54,6 +65,22 @@ async def verify(self: Command, deep: bool, as_json: bool) -> int:
     for line in lines.report(report, as_json=as_json or self.json):
         self.say(line)
     return report.status
+
+
+async def _accept_loss(self: Command, text: str, *, sure: bool) -> None:
+    from shopflow.operations import losses
+
+    bootstrap = kafka_at(locate(config, mongodb=False))
+    loss = await losses.find(bootstrap, topics.LAYOUT, text)
+    named = f"{loss.lost.offsets} offsets of {loss.topic}[{loss.partition}]"
+    click.echo(
+        f"Kafka removed {named} before a worker read them: their purchases are in no count and no document.", err=True
+    )
+    if not sure and not (sys.stdin.isatty() and click.confirm("Accept that they are lost?", err=True)):
+        raise Refused("nothing was changed: answer the question with y, or say --yes")
+    await ensure_topics(bootstrap, topics.SPECS)
+    await losses.accept(bootstrap, topics.LAYOUT, loss)
+    click.echo("Accepted. `verify` goes on to say the number, and fails if more are lost.", err=True)
 
 
 @ServingCommand.from_handler(

@@ -75,7 +75,8 @@ async def begin(
 
     Arguments:
         keep_tables: Restore only MongoDB, and leave the counts as they are.
-        lose_counts: Count again also if Kafka no longer has all purchases that are counted or stored.
+        lose_counts: Count again also if Kafka no longer has all purchases that are counted or stored. The others stay
+            in MongoDB, with `removed` as the `origin` of their source, and are in no count and no sum.
 
     Raises:
         Refused: Kafka no longer has all of them, so they can't be counted again.
@@ -86,6 +87,8 @@ async def begin(
     ends = {tp: span.end for tp, span in spans.items()}
     if not keep_tables and not lose_counts:
         await _check_counts(bootstrap, store, shop, spans)
+    if lose_counts:
+        await store.set_apart()  # the events that Kafka still has take theirs back
     await _restore_products(bootstrap, store, shop, max_event_bytes)
     await _restore(bootstrap, store, shop, shop.vouchers, announcements.VOUCHERS)
     await _restore(bootstrap, store, shop, shop.alerts, announcements.ALERTS)

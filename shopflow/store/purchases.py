@@ -12,7 +12,7 @@ from shopflow.errors import Unavailable
 from .connection import BY_ID, FROM_KAFKA, REQUESTS_AT_ONCE, Connection
 from .errors import UNENCODABLE, described, is_taken, unencodable
 from .rules import differs, duplicates, when, without_id
-from .types import CUSTOMERS, PRODUCTS, PURCHASES, Document, Inserted, Sold, Span, Totals
+from .types import CUSTOMERS, PRODUCTS, PURCHASES, REMOVED, Document, Inserted, Sold, Span, Totals
 
 CUSTOMERS_AT_ONCE = 100
 
@@ -47,6 +47,17 @@ class Purchases(Connection):
         ]
         with self._measured(PURCHASES, restored=len(documents)):
             await self._write(PURCHASES, operations)
+
+    async def set_apart(self) -> None:
+        """Leave all purchases that came from Kafka out of every sum, each until it comes again."""
+        apart = {"$set": {"source.origin": REMOVED}}
+        async for page in self.pages(PURCHASES):
+            await self._write(PURCHASES, [{"q": {"_id": one["_id"], **FROM_KAFKA}, "u": apart} for one in page])
+
+    async def removed(self) -> int:
+        """How many purchases are set apart: Kafka no longer has them, and no count has them."""
+        async with self._long_request():
+            return await self._collection(PURCHASES).count_documents({"source.origin": REMOVED})
 
     async def purchase_prices(self, purchase_ids: Collection[str]) -> dict[str, int]:
         """The prices, in grosze, of the stored ones among these purchases, by id."""
@@ -179,6 +190,7 @@ class Purchases(Connection):
             stored |= await self._stored(documents[index]["_id"] for index in existing_now)
             if any(documents[index]["_id"] not in stored for index in existing_now):
                 raise Unavailable("MongoDB", "purchases are deleted while they are written")
+        await self._take_back(documents, existing, stored)
         repeated = duplicates(documents, existing, refused, stored)
         differing = {
             index: found
@@ -186,6 +198,19 @@ class Purchases(Connection):
             if index not in repeated and differs(documents[index], found := stored[documents[index]["_id"]])
         }
         return Inserted(repeated, refused, differing)
+
+    async def _take_back(
+        self, documents: Sequence[Document], existing: Sequence[int], stored: dict[str, Document]
+    ) -> None:
+        """Replace those of the stored ones that are set apart, and read them again: another worker may be faster."""
+        apart = {name for name, one in stored.items() if (one.get("source") or {}).get("origin") == REMOVED}
+        first = {documents[index]["_id"]: documents[index] for index in sorted(existing, reverse=True)}
+        if apart:
+            operations = [
+                {"q": {"_id": name, "source.origin": REMOVED}, "u": {"$set": without_id(first[name])}} for name in apart
+            ]
+            await self._write(PURCHASES, operations)
+            stored |= await self._stored(apart)
 
     async def _insert(self, documents: Sequence[Document], indexes: Sequence[int]) -> tuple[dict[int, str], list[int]]:
         """Insert these. Returns the refused ones with the reasons, and those whose `_id` is stored already."""

@@ -15,6 +15,9 @@ PRODUCTS, CUSTOMERS, PURCHASES, PRICES = "products", "customers", "purchases", "
 SALES, SALES_STATE = "sales", "sales_state"
 VOUCHERS, ALERTS = "vouchers", "alerts"
 
+#: The `source.origin` of a purchase that is set apart: Kafka no longer has its event, and it is in no count.
+REMOVED = "removed"
+
 #: The field with the time that decides which of two documents with one `_id` is newer.
 TIME = {PRODUCTS: "updated_at", CUSTOMERS: "registered_at", PRICES: "since"}
 

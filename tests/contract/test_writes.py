@@ -88,6 +88,17 @@ def test_a_purchase_of_another_program_is_not_ours(store: MongoStore, run: Run, 
     assert run(store.insert_purchases([purchase("p1", kafka(1)), purchase("p2", kafka(2))])).duplicates == {0}
 
 
+def test_a_purchase_that_was_set_apart_is_taken_back_by_its_first_event(store: MongoStore, run: Run, put: Put) -> None:
+    """After a `replay --lose-counts` it is as if it were not stored; also if its producer has sent it again since."""
+    for name in ("p1", "p2", "p3"):
+        put("purchases", purchase(name, {**kafka(int(name[1])), "origin": "removed"}, price=1))
+    batch = [purchase("p1", kafka(1)), purchase("p2", kafka(7)), purchase("p1", kafka(8)), purchase("p2", kafka(9))]
+    for _ in range(2):
+        inserted = run(store.insert_purchases(batch))
+        assert (inserted.duplicates, inserted.refused, inserted.differing) == ({2, 3}, {}, {})
+    assert run(store.purchase_prices({"p1", "p2", "p3"})) == {"p1": 300, "p2": 300, "p3": 1}
+
+
 def test_a_batch_that_comes_again_in_part_has_the_same_duplicates(store: MongoStore, run: Run) -> None:
     """A worker died after it stored a part of the batch. The batch has more ids than one request may have."""
     batch = [purchase(f"p{number % 240}", kafka(number)) for number in range(250)]

@@ -289,3 +289,12 @@ def test_an_id_in_a_query_is_a_value(store: MongoStore, run: Run, name: str) -> 
     assert run(everything(store.counts())) == run(everything(store.sold())) == [(name, 1, 2, 600)]
     assert run(store.units_in(name, [(None, None)])) == [Sold(None, 2, 600)]
     assert run(store.registered([name])) == {name}
+
+
+def test_purchases_that_are_set_apart_are_in_no_sum(store: MongoStore, run: Run) -> None:
+    """Those that were written directly stay as they are: they never were in a sum."""
+    run(store.insert_purchases([purchase("p1", kafka(1)), purchase("p2", kafka(2)), purchase("p3", DIRECT)]))
+    run(store.set_apart())
+    assert (run(store.totals()).purchases, run(store.removed()), run(store.sizes())["purchases"]) == (0, 2, 3)
+    run(store.insert_purchases([purchase("p2", kafka(2))]))
+    assert (run(store.totals()).purchases, run(store.removed()), run(store.sizes())["purchases"]) == (1, 1, 3)

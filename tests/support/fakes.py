@@ -20,6 +20,7 @@ from shopflow.kafka import connection
 from shopflow.shop.layout import Layout
 from shopflow.store.rules import differs, newest, no_price_document, outdoes, price_document, sale_id
 from shopflow.store.types import (
+    REMOVED,
     Deletion,
     Document,
     Inserted,
@@ -79,7 +80,7 @@ class FakeStore(Interrupted):
             name = document["_id"]
             if reason := self.refuses(document):
                 refused[number] = reason
-            elif name not in stored:
+            elif name not in stored or (stored[name].get("source") or {}).get("origin") == REMOVED:
                 stored[name] = _as_stored(document)
                 met.add(name)
             elif name in met or stored[name].get("source") != document["source"]:

@@ -194,3 +194,9 @@ def test_purchases_that_were_made_anew_are_told_and_their_counts_are_not_lost_un
         worker = shop.start_worker(port=worker.port).ready()
         assert worker.count("anna")[1]["purchases"] == 7
         assert ready(worker)["reasons"] == []
+        deep = ["--deep"] if running else []  # which would find that anna's registration is gone
+        checked = shop.run("verify", *deep)
+        assert checked.status == 0, checked.stdout
+        assert (
+            "7 stored, 7 counted; 5 more are stored that Kafka no longer has, and in no count since" in checked.stdout
+        )

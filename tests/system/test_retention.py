@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.conftest import OpenShop
-from tests.support.shop import Outcome, Shop, Worker, purchase, until
+from tests.support.shop import PARTITIONS, Outcome, Shop, Worker, purchase, until
 
 pytestmark = pytest.mark.servers
 
@@ -75,3 +75,28 @@ def test_purchases_that_were_removed_unread_are_a_loss(shop: Shop, worker: Worke
     )
     assert [line for line in outcome.stdout.splitlines() if line.startswith("NOT")] == [said(outcome)]
     assert again.output.count("before a worker read them; they are lost") == 1
+
+
+def test_a_loss_can_be_accepted_and_is_still_told(shop: Shop, worker: Worker) -> None:
+    """Only one that is named and confirmed. A further loss is told again, and a replay begins without any."""
+    line = said(shop.run("verify"))
+    found = re.search(r"Kafka removed (\d+) offsets .*verify --accept-loss (\S+:\d)`", line)
+    assert found, line
+    lost, place = found.groups()
+    other = f"{place[:-1]}{(int(place[-1]) + 1) % PARTITIONS}"
+    for arguments, why in (
+        ([place], "nothing was changed: answer the question with y, or say --yes"),
+        ([other, "--yes"], "Kafka removed nothing before a worker read it"),
+        ([f"{place}9", "--yes"], "there is no partition"),
+        ([shop.topic("products") + ":0", "--yes"], f"is not {shop.topic('purchases')}:PARTITION"),
+    ):
+        refused = shop.run("verify", "--accept-loss", *arguments)
+        assert (refused.status, why in refused.stderr) == (2, True), refused
+    assert shop.run("verify").status == 1
+    accepted = shop.run("verify", "--accept-loss", place, "--yes")
+    assert accepted.status == 0, accepted
+    assert f"Kafka removed {lost} offsets of {place[:-2]}[{place[-1]}] before a worker read them" in accepted.stderr
+    text = f"{lost} offsets that Kafka removed before a worker read them were accepted as lost"
+    assert text in said(accepted)
+    assert shop.run("verify", "--deep").status == 0
+    assert shop.run("dead-letters").status == 0  # the mark is among those of retries

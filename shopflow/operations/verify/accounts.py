@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+
+import msgspec
 
 from shopflow.kafka import reading
 from shopflow.kafka.offsets import Span
@@ -12,6 +14,21 @@ from shopflow.models import PartitionTotals
 
 from .report import Check, FirstTen
 from .tables import Tables
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """A loss that was accepted: the number of offsets that Kafka removed unread, in an era of the counts."""
+
+    offsets: int
+    era: int
+
+
+#: Returns the accepted losses by partition. It reads a topic, so it is asked only if something is lost.
+AcceptedLosses = Callable[[], Awaitable[Mapping[int, Accepted]]]
+
+
+async def _none_accepted() -> Mapping[int, Accepted]:
+    return {}
 
 
 @dataclass(frozen=True)
@@ -23,6 +40,7 @@ class Account:
         counted: The number of records from there up to the totals' offset.
         after: The number of records after the totals' offset.
         replaced: True if the totals count another topic, of the same name, that was deleted.
+        accepted: How many of the offsets that were removed unread were accepted as lost.
     """
 
     span: Span
@@ -31,6 +49,7 @@ class Account:
     counted: int
     after: int
     replaced: bool = False
+    accepted: int = 0
 
     @property
     def records(self) -> int:
@@ -61,9 +80,21 @@ class Account:
         """Removed offsets that are not in the counts: markers of transactions, or records that nobody counted."""
         return self.removed - self.totals.unread - self.removed_records
 
+    @property
+    def gone(self) -> int:
+        """How many counted records are not in Kafka, though it has offsets for them between others; 0 if it has not."""
+        offsets = self.totals.offset + 1 - max(self.totals.first, self.span.start)
+        return -self.untold if 0 < -self.untold <= offsets - self.counted else 0
+
 
 async def compare_accounts(
-    bootstrap: Bootstrap, topic: str, spans: Mapping[int, Span], tables: Tables, topic_id: str = ""
+    bootstrap: Bootstrap,
+    topic: str,
+    spans: Mapping[int, Span],
+    tables: Tables,
+    *,
+    topic_id: str = "",
+    accepted: AcceptedLosses = _none_accepted,
 ) -> tuple[int, Check]:
     """Check that each record is counted, repeated or rejected. Returns the number of records in Kafka and the check.
 
@@ -80,8 +111,13 @@ async def compare_accounts(
         number: await account(bootstrap, topic, number, span, tables, topic_id=topic_id)
         for number, span in sorted(spans.items())
     }
+    if any(account.unread for account in found.values()):
+        known = await accepted()
+        for number, one in found.items():
+            if (loss := known.get(number)) and loss.era == one.totals.era:
+                found[number] = replace(one, accepted=loss.offsets)
     sent = sum(account.records for account in found.values())
-    return sent, _check(found, sent, tables.sums())
+    return sent, _check(topic, found, sent, tables.sums())
 
 
 async def account(
@@ -116,26 +152,38 @@ async def account(
     return Account(span, totals, before, counted - before - after, after, replaced)
 
 
-def _check(found: Mapping[int, Account], sent: int, sums: Mapping[str, int]) -> Check:
+def _check(topic: str, found: Mapping[int, Account], sent: int, sums: Mapping[str, int]) -> Check:
     name = "purchases in Kafka and tables"
     accounted = sum(account.accounted for account in found.values())
     parts = f"{sums['purchases']} counted + {sums['duplicates']} repeated + {sums['rejected']} rejected"
-    if not any(account.removed or account.unread or account.replaced for account in found.values()):
+    if not any(account.removed or account.unread or account.replaced or account.gone for account in found.values()):
         return Check(name, sent == accounted, f"{sent} sent = {parts}")
     wrong, begins = FirstTen(), FirstTen()
     for number, account in found.items():
         if fault := _fault(account):
-            wrong.add(f"partition {number}: {fault}")
+            lost = account.unread > account.accepted and not account.replaced
+            hint = f"; `faust -A shopflow verify --accept-loss {topic}:{number}` accepts that" if lost else ""
+            wrong.add(f"partition {number}: {fault}{hint}")
         if account.removed:
             begins.add(f"{account.span.start} of partition {number}")
     if wrong.count:
         return Check(name, False, f"{wrong.differ()}. {sent} in Kafka, {parts}")
-    detail = f"{accounted} = {parts}; {sent} of them are in Kafka, from offset {begins.listed(', ')} on"
+    if gone := sum(account.gone for account in found.values()):
+        return Check(
+            name,
+            None,
+            f"{gone} counted events are not in Kafka, which has earlier and later ones: it compacted {topic} once, or "
+            "they were never sent; which of the two can't be told any more",
+        )
+    since = f", from offset {begins.listed(', ')} on" if begins.count else ""
+    detail = f"{accounted} = {parts}; {sent} of them are in Kafka{since}"
     if untold := sum(account.untold for account in found.values()):
         detail += (
             f". Before that, {untold} removed offsets were ends of transactions, or records that nobody counted: "
             "which of the two can't be told any more"
         )
+    if unread := sum(account.unread for account in found.values()):
+        detail += f". {unread} offsets that Kafka removed before a worker read them were accepted as lost"
     return Check(name, True, detail)
 
 
@@ -146,11 +194,12 @@ def _fault(account: Account) -> str:
             f"the {account.accounted} counted ones were in a topic of this name that was deleted, and Kafka has "
             f"{account.records} in the one that was made anew; `faust -A shopflow replay` counts these"
         )
-    if account.unread:
-        return f"Kafka removed {account.unread} offsets before a worker read them"
+    if account.unread > account.accepted:
+        some = f", and {account.accepted} of them were accepted as lost" if account.accepted else ""
+        return f"Kafka removed {account.unread} offsets before a worker read them{some}"
     if account.before or account.after:
         return f"{account.before + account.after} events in Kafka are not counted"
-    if account.untold < 0:
+    if account.untold < 0 and not account.gone:
         return f"{-account.untold} more are counted than were sent"
     if account.removed_records < 0:
         return f"{-account.removed_records} events in Kafka are not counted"

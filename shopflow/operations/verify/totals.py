@@ -12,6 +12,7 @@ from shopflow.kafka import offsets, producers
 from shopflow.kafka.held import HeldUp
 from shopflow.kafka.security import Bootstrap
 from shopflow.kafka.topics import id_of
+from shopflow.operations import losses
 from shopflow.shop import announcements
 from shopflow.shop.layout import Layout
 from shopflow.store import MongoStore
@@ -110,8 +111,10 @@ async def _compare(
     counts = await Tables.read(bootstrap, shop.changelog, shop.partitions)
     totals, sizes = await store.totals(), await store.sizes()
     sums, waiting = counts.sums(), _waiting(lags, shop)
-    topic_id = await id_of(bootstrap, shop.purchases)
-    sent, accounts = await compare_accounts(bootstrap, shop.purchases, lags[shop.purchases].spans, counts, topic_id)
+    sent, accounts = await compare_accounts(
+        bootstrap, shop.purchases, lags[shop.purchases].spans, counts,
+        topic_id=await id_of(bootstrap, shop.purchases), accepted=partial(losses.accepted, bootstrap, shop),
+    )  # fmt: skip
     sold = await Tables.read(bootstrap, shop.sales_changelog, shop.partitions)
     sales = await compare_sales(sold, sums, store, live=bool(live.workers))
     customers, unregistered = await _customers(counts.by_key(), store)
@@ -133,6 +136,8 @@ async def _compare(
         workers=[asdict(worker) for worker in live.workers],
     )
     stored = f"{totals.purchases} stored, {sums['purchases']} counted"
+    if sizes["purchases"] > totals.purchases and (apart := await store.removed()):
+        stored += f"; {apart} more are stored that Kafka no longer has, and in no count since `replay --lose-counts`"
     report.add(
         [
             lag,
