@@ -166,18 +166,37 @@ def now() -> datetime:
     return datetime.now(timezone.utc)
 
 
+def check_mongodb(addresses: Addresses) -> None:
+    """Raise `Refused` if MongoDB lacks what is needed. One that is away is not judged."""
+
+    async def check() -> None:
+        try:
+            await store.check_features()
+        finally:
+            await store.close()
+
+    store.connect(addresses.mongodb)
+    run(check())
+    store.connect(addresses.mongodb)  # a client serves one event loop
+
+
 @asynccontextmanager
-async def mongodb(*, kafka: bool = False) -> AsyncIterator[Addresses]:
+async def mongodb(*, kafka: bool = False, able: bool = False) -> AsyncIterator[Addresses]:
     """Connect the store to the running MongoDB. Yields the servers' addresses, with `kafka` also Kafka's.
 
+    Arguments:
+        able: MongoDB must know all that a worker needs.
+
     Raises:
-        Refused: An embedded server is not running.
+        Refused: An embedded server is not running, or MongoDB lacks what is needed.
         Unavailable: MongoDB does not answer.
     """
     addresses = locate(config, kafka=kafka)
     store.connect(addresses.mongodb)
     try:
         await store.ping()
+        if able:
+            await store.check_features()
         yield addresses
     finally:
         await store.close()

@@ -29,7 +29,7 @@ from shopflow.shop.text import money
 from shopflow.web.client import bearer
 
 from . import lines, samples, seeding
-from .base import ServingCommand, cancel, now, run
+from .base import ServingCommand, cancel, check_mongodb, now, run
 from .progress import progress_bar
 
 #: Each demo has the same customers.
@@ -56,6 +56,7 @@ def demo(self: ServingCommand, leave: bool, **plan: Any) -> int:
         with Servers(config, self.say) as servers:
             addresses = servers.start()
             connect(addresses)
+            check_mongodb(addresses)
             with child_worker(config, "demo", self.say, _promotions()) as worker:
                 return run(_Demo(kafka_at(addresses), worker, self.say, leave=leave, **plan).run(servers))
     except KeyboardInterrupt:

@@ -25,7 +25,7 @@ from shopflow.servers.worker import child_worker
 from shopflow.shop.text import visible
 
 from . import lines
-from .base import JSON, Command, ServingCommand, mongodb, run
+from .base import JSON, Command, ServingCommand, check_mongodb, mongodb, run
 from .progress import progress_bar
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ async def verify(self: Command, deep: bool, loss: str | None, yes: bool, as_json
     if loss is not None:
         await _accept_loss(self, loss, sure=yes)
     try:
-        async with mongodb(kafka=True) as addresses:
+        async with mongodb(kafka=True, able=True) as addresses:
             bootstrap = kafka_at(addresses)
             report = await run_verify(bootstrap, store, topics.LAYOUT, token=config.web.read_token)
             if deep:
@@ -98,6 +98,7 @@ def replay(self: ServingCommand, keep_tables: bool, lose_counts: bool) -> int:
         with Servers(config, self.say) as servers:
             addresses = servers.start()
             connect(addresses)
+            check_mongodb(addresses)
             bootstrap = kafka_at(addresses)
             running = bool(run(group.group_of(bootstrap, config.app_id)).members)
             work = run(_begin_replay(bootstrap, keep_tables=keep_tables, lose_counts=lose_counts))

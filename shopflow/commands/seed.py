@@ -56,7 +56,7 @@ async def seed_products(self: Command, direct: bool) -> None:
     """Offer the 13 example products, each with a price. Run it again for new prices."""
     events = samples.products(random.Random(), now())  # noqa: S311 - example prices
     writer = partial(seeding.DirectWriter, "product_id", store.upsert_products) if direct else None
-    async with mongodb() if direct else nullcontext():
+    async with mongodb(able=True) if direct else nullcontext():
         await _seed(self, topics.products, iter(events), len(events), writer)
 
 
@@ -69,7 +69,7 @@ async def seed_customers(self: Command, count: int, seed: int | None, direct: bo
     """Register example customers."""
     events = samples.customers(count, seed, now())
     writer = partial(seeding.DirectWriter, "customer_id", store.upsert_customers) if direct else None
-    async with mongodb() if direct else nullcontext():
+    async with mongodb(able=True) if direct else nullcontext():
         await _seed(self, topics.customers, events, count, writer)
 
 
@@ -80,7 +80,7 @@ async def seed_customers(self: Command, count: int, seed: int | None, direct: bo
 )
 async def seed_purchases(self: Command, count: int, rate: float, direct: bool) -> None:
     """Send purchases of random products by random customers, all from MongoDB."""
-    async with mongodb():
+    async with mongodb(able=direct):
         customer_ids, prices = await seeding.known(store, _BUYERS)
         for ids, what in ((customer_ids, "customers"), (prices, "products")):
             if not ids:

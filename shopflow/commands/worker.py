@@ -27,7 +27,7 @@ from shopflow.servers.servers import Servers
 from shopflow.servers.worker import check_port
 from shopflow.web import access
 
-from .base import ServingCommand, choose_datadir, exit_with, run, with_options
+from .base import ServingCommand, check_mongodb, choose_datadir, exit_with, run, with_options
 
 #: How long a worker waits for Kafka at its start.
 _KAFKA_SECONDS = 30.0
@@ -71,7 +71,9 @@ class worker(faust_worker):  # noqa: N801 - the class's name is the command's
                 self.say(f"Warning: {warning}. See docs/SECURITY.md.")
         choose_datadir(self, port)
         with Servers(config, self.say) as servers:
-            connect(servers.start())
+            addresses = servers.start()
+            connect(addresses)
+            check_mongodb(addresses)
             run(_prepare(self.say))
             _collect_garbage_rarely()
             with _Watch(servers, lambda: parts.lags.answers, verbose=self.loglevel.lower() == "debug") as watch:

@@ -12,7 +12,7 @@ from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
 from shopflow.errors import Refused, Unavailable
 
-from . import connection
+from . import brokers, connection
 from .connection import CHECK_SECONDS
 from .needs import TopicSpec, judge_partitions, look
 from .security import Bootstrap
@@ -22,14 +22,14 @@ async def wait_for(bootstrap: Bootstrap, seconds: float, say: Callable[[str], No
     """Wait until Kafka answers.
 
     Raises:
-        Refused: Kafka did not answer within that time.
+        Refused: Kafka did not answer within that time, or a broker is too old.
     """
     deadline = asyncio.get_running_loop().time() + seconds
     announced = False
     while True:
         try:
-            async with connection.client(bootstrap):
-                return
+            async with connection.client(bootstrap) as client:
+                return await brokers.check(client)
         except Unavailable as error:
             if asyncio.get_running_loop().time() >= deadline:
                 raise Refused(f"broker: Kafka at {str(error).removeprefix('Kafka: ')}") from error

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from .announcements import Announcements
 from .catalogue import Catalogue
+from .features import Features
 from .purchases import Purchases
 from .sales import Sales
 
 __all__ = ["MongoStore"]
 
 
-class MongoStore(Catalogue, Purchases, Sales, Announcements):
+class MongoStore(Catalogue, Purchases, Sales, Announcements, Features):
     """A MongoDB database with all of shopflow's collections.
 
     Every coroutine and iterator raises `Unavailable` if the server is away, refuses the login or could not confirm a

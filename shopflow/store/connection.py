@@ -215,12 +215,7 @@ class Connection:
         """
         errors: list[Document] = []
         database = self._connected.get_database(self._database)
-        timeout = self._connected.options.pool_options.socket_timeout or _SOCKET_SECONDS
-        options = {
-            "ordered": False,
-            "writeConcern": WRITE_CONCERN.document,
-            "maxTimeMS": int(1_000 * _LIMIT_SHARE * timeout),
-        }
+        options = self._how_to_write()
         whole = size is not None and size <= MAX_MESSAGE_BYTES
         for start, some in [(0, statements)] if whole else in_messages(statements):
             try:
@@ -228,11 +223,22 @@ class Connection:
                     reply = await database.command({kind: name, _STATEMENTS[kind]: some, **options})
             except Unavailable as error:
                 if isinstance(error.__cause__, NetworkTimeout) and await self._answers():
-                    raise Slow("MongoDB", f"it answers, but did not finish a write within {timeout:g} s") from error
+                    took = f"it answers, but did not finish a write within {self._timeout:g} s"
+                    raise Slow("MongoDB", took) from error
                 raise
             found = documents_errors(reply.get("writeErrors", []), reply.get("writeConcernError"))
             errors += [{**one, "index": one["index"] + start} for one in found]
         return errors
+
+    @property
+    def _timeout(self) -> float:
+        """The client's timeout of a request, in seconds."""
+        return self._connected.options.pool_options.socket_timeout or _SOCKET_SECONDS
+
+    def _how_to_write(self) -> Document:
+        """The options of every command that writes."""
+        limit = int(1_000 * _LIMIT_SHARE * self._timeout)
+        return {"ordered": False, "writeConcern": WRITE_CONCERN.document, "maxTimeMS": limit}
 
     async def _answers(self) -> bool:
         try:

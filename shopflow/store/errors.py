@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import bson
 from bson.errors import BSONError
-from pymongo.errors import DocumentTooLarge, ExecutionTimeout, OperationFailure, PyMongoError
+from pymongo.errors import ConfigurationError, DocumentTooLarge, ExecutionTimeout, OperationFailure, PyMongoError
 
 from shopflow.errors import Slow, Unavailable
 
@@ -61,6 +61,14 @@ def translated() -> Iterator[None]:
         raise Slow("MongoDB", "it did not finish a request in time, and ended it") from error
     except PyMongoError as error:
         raise Unavailable("MongoDB", reason(error)) from error
+
+
+def is_unable(error: BaseException | None) -> bool:
+    """True if the server can't do what was asked, now or later; False if it may pass, or is about the user's rights."""
+    if isinstance(error, ConfigurationError):
+        return "wire version" in str(error)  # the driver's words for a server that is too old
+    passing = _TROUBLE_CODES | set(_AUTHENTICATION.values())
+    return isinstance(error, OperationFailure) and error.code not in passing
 
 
 def reason(error: PyMongoError) -> str:

@@ -18,7 +18,7 @@ class Sales(Connection):
 
     async def put_sales(self, partition: int, sales: Sequence[PartitionSales]) -> None:
         """Store a partition's part of these sales. A stored part with a later position stays."""
-        await self._write(SALES, [_update(partition, sale) for sale in sales])
+        await self._write(SALES, [sale_update(partition, sale) for sale in sales])
 
     async def sales_position(self, partition: int) -> tuple[int, int]:
         """The era and offset up to which the sales of a partition are complete; (-1, -1) if none are stored."""
@@ -74,7 +74,7 @@ class Sales(Connection):
         return units
 
 
-def _update(partition: int, sale: PartitionSales) -> Document:
+def sale_update(partition: int, sale: PartitionSales) -> Document:
     """The atomic update that stores a partition's part, unless a later one is stored, and sums up all parts."""
     era, offset = sale.position
     part = {"era": era, "offset": offset, **{name: getattr(sale, name) for name in _SUMS}}

@@ -98,6 +98,7 @@ def test_an_alert_comes_when_the_document_says(rule: dict[str, Any]) -> None:
         ("`MongoDB is away` or `Kafka is away`", "is away"),
         ("choose another with --web-port`", "choose another with --web-port"),
         ("`the embedded Kafka isn't running`", "isn't running"),
+        ("`does not know`", "does not know "),
         ("`can't be fetched`", "can't be fetched"),
         ("partitions, configured are 8`", "partitions, configured are "),
         ("`has stopped taking`", "has stopped taking"),

@@ -40,6 +40,7 @@ class Proxy:
         parsed = uri_parser.parse_uri(uri)
         (self._target,) = parsed["nodelist"]
         self._refusal: int | None = None
+        self._unknown: tuple[str, ...] = ()
         self._loses_answers = False
         self._closed = False
         #: Cleared while the proxy is silent.
@@ -64,6 +65,10 @@ class Proxy:
         """Answer every write with this error (one of `REFUSALS`), instead of passing it on."""
         self._refusal = code
 
+    def lack(self, *operators: str) -> None:
+        """Be a server that does not know these operators: each request with one of them is answered by an error."""
+        self._unknown = operators
+
     def lose_answers(self) -> None:
         """Pass everything on, but cut the connection when the answer to a write comes."""
         self._loses_answers = True
@@ -81,7 +86,7 @@ class Proxy:
 
     def heal(self) -> None:
         """Pass everything on again."""
-        self._refusal, self._loses_answers = None, False
+        self._refusal, self._loses_answers, self._unknown = None, False, ()
         self._flows.set()
 
     def close(self) -> None:
@@ -131,7 +136,10 @@ class Proxy:
             message = _read(link.client)
             self._flows.wait()
             write = _write_command(message)
-            if write is None:
+            lacking = [name for name in self._unknown if f"${name}\0".encode() in message]
+            if lacking:
+                link.answer(_error(message, 168, f"Unrecognized expression '${lacking[0]}'"))
+            elif write is None:
                 link.server.sendall(message)
             elif self._refusal is not None:
                 self.refused += 1
@@ -236,5 +244,14 @@ def _refusal(write: _Write, code: int) -> bytes:
         }
     else:
         answer = {"ok": 0.0, "codeName": REFUSALS[code], **error}
+    return _answer(write.request_id, answer)
+
+
+def _error(message: bytes, code: int, text: str) -> bytes:
+    """A mongod's answer to this message: an error of the whole command."""
+    return _answer(_HEADER.unpack_from(message)[1], {"ok": 0.0, "code": code, "errmsg": text})
+
+
+def _answer(request_id: int, answer: dict[str, Any]) -> bytes:
     body = struct.pack("<IB", 0, 0) + bson.encode(answer)
-    return _HEADER.pack(_HEADER.size + len(body), 0, write.request_id, _OP_MSG) + body
+    return _HEADER.pack(_HEADER.size + len(body), 0, request_id, _OP_MSG) + body
