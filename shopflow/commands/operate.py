@@ -17,7 +17,7 @@ from shopflow.app import config, connect, kafka_at, store
 from shopflow.errors import Refused, Unavailable
 from shopflow.kafka import group, offsets
 from shopflow.kafka.security import Bootstrap
-from shopflow.kafka.topics import ensure_topics
+from shopflow.kafka.topics import count_partitions, ensure_topics
 from shopflow.operations import export as exporting
 from shopflow.operations import letters
 from shopflow.servers.servers import Servers, locate
@@ -139,6 +139,35 @@ def _replaying_worker(say: Callable[[str], None], *, running: bool) -> Iterator[
     with child_worker(config, "replay", say) as worker:
         say(f"No worker runs. Starting one for the replay (its log: {worker.log}).")
         yield worker.check
+
+
+@Command.from_handler(
+    option("--from-app-id", required=True, metavar="APP_ID", help="The other shop's app_id."),
+    option("--from-prefix", required=True, metavar="PREFIX", help="The other shop's topics.prefix."),
+    option("--lose-counts", is_flag=True, help="Copy though Kafka no longer has all purchases."),
+)
+async def repartition(self: Command, from_app_id: str, from_prefix: str, lose_counts: bool) -> int:
+    """Copy another shop's events into the topics of this shop, which has more partitions."""
+    from shopflow.operations.repartition import repartition as run_repartition
+
+    async with mongodb(kafka=True) as addresses:
+        bootstrap, own = kafka_at(addresses), config.topics.prefix
+        name = from_prefix + topics.LAYOUT.purchases.removeprefix(own)
+        if not (partitions := await count_partitions(bootstrap, name)):
+            raise Refused(f"--from-prefix: there is no topic {name}")
+        old = topics.LAYOUT.of(from_app_id, from_prefix, own=own, partitions=partitions)
+        await ensure_topics(bootstrap, topics.SPECS)
+        await store.prepare()
+        bar = partial(progress_bar, "offsets", quiet=self.quiet)
+        outcome = await run_repartition(bootstrap, store, old, topics.LAYOUT, bar, lose_counts=lose_counts)
+    self.say(f"{outcome.copied} records were copied.")
+    if outcome.unreadable:
+        self.say(f"{outcome.unreadable} can't be read, and were not copied; their dead letters were.")
+    if outcome.waiting:
+        self.say(f"{outcome.waiting} events wait for the workers of {from_app_id}. Run it again when they have them.")
+        return 1
+    self.say(f"All that {from_app_id} has is copied. Start the workers of {config.app_id}, then its producers.")
+    return 0
 
 
 @Command.from_handler(

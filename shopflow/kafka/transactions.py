@@ -41,18 +41,30 @@ class Transactions:
         await within(_COMMIT_SECONDS, self._client.commit_transaction())
 
     async def send(
-        self, topic: str, partition: int, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]]
+        self,
+        topic: str,
+        partition: int,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Sequence[tuple[str, bytes]],
+        *,
+        timestamp: int | None = None,
     ) -> Awaitable[Any]:
         """Send a record, also one with neither key nor value.
+
+        Arguments:
+            timestamp: Unix time in milliseconds. None: now.
 
         Returns:
             An awaitable that is done when Kafka has acknowledged the record; its result is the record's metadata.
         """
         if key is not None or value is not None:
-            sent: Awaitable[Any] = await self._client.send(topic, value, key, partition, headers=list(headers))
+            sent: Awaitable[Any] = await self._client.send(
+                topic, value, key, partition, timestamp_ms=timestamp, headers=list(headers)
+            )
             return sent
         batch = self._client.create_batch()
-        batch.append(key=None, value=None, timestamp=None, headers=list(headers))
+        batch.append(key=None, value=None, timestamp=timestamp, headers=list(headers))
         delivery: Awaitable[Any] = await self._client.send_batch(batch, topic, partition=partition)
         return delivery
 

@@ -208,8 +208,8 @@ async def marks(bootstrap: Bootstrap, shop: Layout) -> dict[Id, datetime]:
     """
     found: dict[Id, datetime] = {}
     for partition in range(await count_partitions(bootstrap, shop.retries)):
-        marked = await _marked(bootstrap, shop, partition)
-        found |= {letter: time_of(record) for letter, record in marked.items()}
+        found_here = await marked(bootstrap, shop, partition)
+        found |= {letter: time_of(record) for letter, record in found_here.items()}
     return found
 
 
@@ -221,7 +221,7 @@ async def mark_of(bootstrap: Bootstrap, shop: Layout, letter: Id) -> tuple[datet
     """
     if letter.partition >= await count_partitions(bootstrap, shop.retries):
         return None
-    record = (await _marked(bootstrap, shop, letter.partition)).get(letter)
+    record = (await marked(bootstrap, shop, letter.partition)).get(letter)
     if record is None:
         return None
     try:
@@ -230,8 +230,12 @@ async def mark_of(bootstrap: Bootstrap, shop: Layout, letter: Id) -> tuple[datet
         return time_of(record), Mark(str(letter), "", -1, -1)
 
 
-async def _marked(bootstrap: Bootstrap, shop: Layout, partition: int) -> dict[Id, Any]:
-    """The last record of each dead letter in a partition of the marks, without deleted marks."""
+async def marked(bootstrap: Bootstrap, shop: Layout, partition: int) -> dict[Id, Any]:
+    """The last mark of each dead letter in a partition of the marks, as a record. Deleted marks are left out.
+
+    Raises:
+        Unavailable: Kafka does not answer.
+    """
     found: dict[Id, Any] = {}
     async with reading.runs(bootstrap, shop.retries, partition) as runs:
         async for run in runs:

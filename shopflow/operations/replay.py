@@ -86,12 +86,15 @@ async def begin(
     starts = {tp: span.start for tp, span in spans.items()}
     ends = {tp: span.end for tp, span in spans.items()}
     if not keep_tables and not lose_counts:
-        await _check_counts(bootstrap, store, shop, spans)
+        instead = (
+            "With --keep-tables only MongoDB is restored; with --lose-counts the others are no longer in the counts"
+        )
+        await check_counts(bootstrap, store, shop, spans, instead)
     if lose_counts:
         await store.set_apart()  # the events that Kafka still has take theirs back
     await _restore_products(bootstrap, store, shop, max_event_bytes)
-    await _restore(bootstrap, store, shop, shop.vouchers, announcements.VOUCHERS)
-    await _restore(bootstrap, store, shop, shop.alerts, announcements.ALERTS)
+    await restore(bootstrap, store, shop, shop.vouchers, announcements.VOUCHERS)
+    await restore(bootstrap, store, shop, shop.alerts, announcements.ALERTS)
     if not keep_tables:
         await _begin_new_era(bootstrap, shop)
         await store.clear_sales()
@@ -102,11 +105,21 @@ async def begin(
     return Work(starts, ends)
 
 
-async def _check_counts(
-    bootstrap: Bootstrap, store: MongoStore, shop: Layout, spans: Mapping[tuple[str, int], offsets.Span]
+async def check_counts(
+    bootstrap: Bootstrap,
+    store: MongoStore,
+    shop: Layout,
+    spans: Mapping[tuple[str, int], offsets.Span],
+    instead: str,
 ) -> None:
-    """Raises:
-    Refused: Kafka has fewer purchases than are counted or, where no counts are left, stored.
+    """Check that Kafka still has all purchases that are counted or, where no counts are left, stored.
+
+    Arguments:
+        instead: A sentence that says what can be done if it has not.
+
+    Raises:
+        Refused: It has not.
+        Unavailable: Kafka or MongoDB does not answer.
     """
     tables = await Tables.read(bootstrap, shop.changelog, shop.partitions)
     stored: Counter[int] = Counter()
@@ -129,7 +142,7 @@ async def _check_counts(
     if lost.count:
         raise Refused(
             f"{shop.purchases}: Kafka no longer has all purchases, so they can't be counted again: {lost.listed()}. "
-            "With --keep-tables only MongoDB is restored; with --lose-counts the others are no longer in the counts"
+            + instead
         )
 
 
@@ -149,7 +162,7 @@ async def _restore_products(bootstrap: Bootstrap, store: MongoStore, shop: Layou
                 await store.delete_products(deletions)
 
 
-async def _restore(bootstrap: Bootstrap, store: MongoStore, shop: Layout, topic: str, kind: Announcements) -> None:
+async def restore(bootstrap: Bootstrap, store: MongoStore, shop: Layout, topic: str, kind: Announcements) -> None:
     """Restore vouchers or alerts as they were first published: rules and products may have changed since."""
     published = Published(kind)
     for partition in range(await count_partitions(bootstrap, topic)):

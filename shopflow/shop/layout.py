@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 
 @dataclass(frozen=True)
@@ -37,3 +37,16 @@ class Layout:
         """The topics that the workers and the commands write, and read again."""
         changelogs = (self.changelog, self.sales_changelog)
         return (*changelogs, self.dead_letters, self.retries, self.prices, self.vouchers, self.alerts)
+
+    def of(self, app_id: str, prefix: str, *, own: str, partitions: int) -> Layout:
+        """The names in another shop.
+
+        Arguments:
+            own: This shop's `topics.prefix`.
+        """
+        names = {field.name: getattr(self, field.name) for field in fields(self)[:-1]}
+        changelogs = {
+            kind: app_id + names.pop(kind).removeprefix(self.group) for kind in ("changelog", "sales_changelog")
+        }
+        topics = {kind: prefix + name.removeprefix(own) for kind, name in names.items()}
+        return replace(self, **{**topics, **changelogs, "group": app_id, "partitions": partitions})

@@ -202,7 +202,7 @@ def test_the_table_of_commands_is_complete() -> None:
     documented = {}
     for row in table(COMMANDS, "| command |"):
         name, _, usage = row[0].strip("`").partition(" ")
-        documented[name] = dict(re.findall(r"\[(--[\w-]+)(?: (\S+?))?\]", usage))
+        documented[name] = dict(re.findall(r"(--[\w-]+)(?: ([^\s\]]+))?", usage))
     assert set(documented) == our_commands()
     for name, options in documented.items():
         known = {param.opts[0]: param for param in cli.commands[name].params}

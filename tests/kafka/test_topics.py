@@ -476,8 +476,10 @@ class Producing:
         await asyncio.sleep(self.seconds)
         self.did.append("commit")
 
-    async def send(self, topic: str, value: Any, key: Any, partition: int, *, headers: Any) -> Any:
-        self.did.append((topic, partition, key, value, headers))
+    async def send(
+        self, topic: str, value: Any, key: Any, partition: int, timestamp_ms: int | None, headers: Any
+    ) -> Any:
+        self.did.append((topic, partition, key, value, timestamp_ms, headers))
 
     def create_batch(self) -> Any:
         return SimpleNamespace(append=lambda **record: self.did.append(record))
@@ -494,14 +496,14 @@ def test_a_transaction_is_committed_when_its_body_ends_well() -> None:
         producer = transactions.Transactions(client)
         async with producer.transaction():
             await producer.send("t", 3, b"k", None, [("a", b"1")])
-            await producer.send("t", 2, None, None, (("a", b"1"),))
+            await producer.send("t", 2, None, None, (("a", b"1"),), timestamp=7)
         with pytest.raises(KafkaConnectionError):
             async with producer.transaction():
                 raise KafkaConnectionError
 
     asyncio.run(use())
-    bare = {"key": None, "value": None, "timestamp": None, "headers": [("a", b"1")]}
-    assert client.did == ["begin", ("t", 3, b"k", None, [("a", b"1")]), bare, ("t", 2), "commit", "begin"]
+    bare = {"key": None, "value": None, "timestamp": 7, "headers": [("a", b"1")]}
+    assert client.did == ["begin", ("t", 3, b"k", None, None, [("a", b"1")]), bare, ("t", 2), "commit", "begin"]
 
 
 def test_a_commit_that_takes_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

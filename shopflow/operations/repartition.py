@@ -1,0 +1,284 @@
+"""Copies the events of another shop into the topics of this one, which has more partitions: `repartition`.
+
+A record's key chooses its new partition, so a customer's events stay in order. Only events that the other shop's
+workers have finished are copied, with what they decided: prices, dead letters and the marks of retried ones. One Kafka
+transaction has the copies, the decisions, and how far the old partition is copied. So each event is copied once, also
+if this is killed and begins again.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import msgspec
+from aiokafka.errors import KafkaError
+from aiokafka.partitioner import murmur2
+
+from faust_batches import UnreadableRecord, acknowledged
+from shopflow.errors import Refused, Unavailable
+from shopflow.kafka import group, offsets, reading, transactions
+from shopflow.kafka.security import Bootstrap
+from shopflow.kafka.topics import count_partitions
+from shopflow.shop.announcements import ALERTS, VOUCHERS
+from shopflow.shop.dead_letters import PREFIX, Headers, origin_of
+from shopflow.shop.layout import Layout
+from shopflow.shop.prices import Entry
+from shopflow.store import MongoStore
+from shopflow.store.types import PURCHASES
+
+from .letters import Id, Mark, marked
+from .replay import check_counts, restore
+
+Origin = tuple[str, int, int]
+#: Called with the number of offsets copied since the last call.
+Advance = Callable[[int], None]
+
+
+class _Copied(msgspec.Struct, frozen=True):
+    """The value of a record in the topic of retries: up to, not including, which offset a partition is copied."""
+
+    end: int
+
+
+class _Place(NamedTuple):
+    """A partition of the other shop, and the topic that its records go to."""
+
+    topic: str
+    partition: int
+    to: str
+
+    @property
+    def key(self) -> bytes:
+        return f"copied:{self.topic}:{self.partition}".encode()
+
+
+class _Letter(NamedTuple):
+    """A dead letter to be published: the other shop's one without its value, the partition, and its content."""
+
+    old: Any
+    partition: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+
+@dataclass
+class Outcome:
+    """The result of a copy."""
+
+    copied: int = 0  #: records
+    waiting: int = 0  #: events that the other shop's workers had not finished at the end
+    unreadable: int = 0  #: records that can't be read, and so not be copied; their dead letters are
+
+
+async def repartition(
+    bootstrap: Bootstrap,
+    store: MongoStore,
+    old: Layout,
+    new: Layout,
+    progress: Callable[[int], AbstractContextManager[Advance]],
+    *,
+    lose_counts: bool,
+) -> Outcome:
+    """Copy what the old shop's workers have finished, and was not copied yet. The old shop is not changed.
+
+    Arguments:
+        store: The new shop's MongoDB. It gets the vouchers and alerts as the old shop published them.
+        lose_counts: Copy also if Kafka no longer has all purchases that the old shop has counted.
+
+    Raises:
+        Refused: The old shop does not exist, or has lost purchases; or the new one runs, or has the old one's database.
+        Unavailable: Kafka or MongoDB does not answer. What was copied until then stays, and is not copied again.
+    """
+    await _check(bootstrap, store, old, new)
+    done = await _progress(bootstrap, new)
+    spans = await offsets.spans(bootstrap, old.group, old.events)
+    if not done and not lose_counts:
+        flat = {(topic, number): span for topic, found in spans.items() for number, span in found.items()}
+        await check_counts(
+            bootstrap, store, old, flat, "With --lose-counts the others are not in the new shop's counts"
+        )
+    ends = {
+        _Place(topic, number, to): span.done
+        for topic, to in zip(old.events, new.events, strict=True)
+        for number, span in spans.get(topic, {}).items()
+    }
+    announced = await offsets.spans(bootstrap, old.group, [old.vouchers, old.alerts])
+    ends |= {
+        _Place(topic, number, to): span.end
+        for topic, to in ((old.vouchers, new.vouchers), (old.alerts, new.alerts))
+        for number, span in announced.get(topic, {}).items()
+    }
+    total = sum(max(end - done.get(place.key, 0), 0) for place, end in ends.items())
+    with progress(total) as advance:
+        copy = await _Copy.prepared(bootstrap, old, new, advance)
+        await copy.run(ends, done)
+    for topic, kind in ((new.vouchers, VOUCHERS), (new.alerts, ALERTS)):
+        await restore(bootstrap, store, new, topic, kind)
+    copy.outcome.waiting = sum(
+        lag.all_waiting for lag in (await offsets.lags(bootstrap, old.group, old.events)).values()
+    )
+    return copy.outcome
+
+
+async def _check(bootstrap: Bootstrap, store: MongoStore, old: Layout, new: Layout) -> None:
+    if old.group == new.group or old.purchases == new.purchases:
+        raise Refused("app_id, topics.prefix: must be others than those of the shop that is copied")
+    if (await group.group_of(bootstrap, new.group)).members:
+        raise Refused(f"app_id: workers of {new.group} run; stop them until the copy is done")
+    async for _, source in store.sources(PURCHASES):
+        if source.get("topic") == old.purchases:
+            raise Refused("mongodb.database: has purchases of the shop that is copied; this one needs another database")
+        break
+
+
+async def _progress(bootstrap: Bootstrap, new: Layout) -> dict[bytes, int]:
+    """How far each partition is copied, by `_Place.key`."""
+    found = {}
+    for partition in range(new.partitions):
+        async with reading.runs(bootstrap, new.retries, partition) as runs:
+            async for run in runs:
+                for record in run:
+                    if record.key and record.key.startswith(b"copied:") and record.value is not None:
+                        found[record.key] = msgspec.json.decode(record.value, type=_Copied).end
+    return found
+
+
+@dataclass
+class _Decisions:
+    """What the old shop's workers decided, by the place of the event."""
+
+    letters: dict[Origin, Any] = field(default_factory=dict)  #: records of the dead letters, without values
+    marks: dict[Id, Any] = field(default_factory=dict)  #: records of the retried dead letters' marks
+    prices: dict[Origin, int] = field(default_factory=dict)
+
+    async def read(self, bootstrap: Bootstrap, old: Layout) -> None:
+        """Read all of them. They are in memory during the copy."""
+        for partition in range(await count_partitions(bootstrap, old.dead_letters)):
+            async with reading.runs(bootstrap, old.dead_letters, partition, values=False) as runs:
+                self.letters |= {origin_of(record): record async for run in runs for record in run}
+            self.marks |= await marked(bootstrap, old, partition)
+        for partition in range(await count_partitions(bootstrap, old.prices)):
+            async with reading.runs(bootstrap, old.prices, partition) as runs:
+                async for run in runs:
+                    for record in run:
+                        for offset, price in msgspec.json.decode(record.value, type=Entry).prices:
+                            self.prices[old.purchases, partition, offset] = price
+
+
+class _Copy:
+    """Copies partitions, one after the other."""
+
+    def __init__(self, bootstrap: Bootstrap, new: Layout, decisions: _Decisions, advance: Advance) -> None:
+        self.outcome = Outcome()
+        self._bootstrap, self._new, self._decisions, self._advance = bootstrap, new, decisions, advance
+
+    @classmethod
+    async def prepared(cls, bootstrap: Bootstrap, old: Layout, new: Layout, advance: Advance) -> _Copy:
+        decisions = _Decisions()
+        await decisions.read(bootstrap, old)
+        return cls(bootstrap, new, decisions, advance)
+
+    async def run(self, ends: dict[_Place, int], done: dict[bytes, int]) -> None:
+        """Copy each partition from where it is copied to, up to its end."""
+        connect = partial(transactions.transactions, self._bootstrap, f"{self._new.group}-repartition")
+        try:
+            async with connect() as self._producer:
+                for place, end in ends.items():
+                    start = done.get(place.key, 0)
+                    async with reading.runs(
+                        self._bootstrap, place.topic, place.partition, start=start, end=end, odd=True
+                    ) as runs:
+                        async for run in runs:
+                            await self._commit(place, run)
+        except KafkaError as error:
+            why = f"{error or type(error).__name__}; what is copied stays: run it again for the rest"
+            raise Unavailable("Kafka", why) from error
+
+    async def _commit(self, place: _Place, run: Sequence[Any]) -> None:
+        readable = [record for record in run if not isinstance(record, UnreadableRecord)]
+        unreadable = [record for record in run if isinstance(record, UnreadableRecord)]
+        end = run[-1].offset + 1
+        lost = [letter async for letter in self._letters_of(unreadable)]
+        async with self._producer.transaction():
+            sent = await acknowledged(self._send_copy(place, record) for record in readable)
+            pairs = list(zip(readable, sent, strict=True))
+            await self._send_prices(pairs)
+            await self._send_letters([*self._renamed_letters(pairs), *lost])
+            await self._send_marks({place.key: (place.partition, msgspec.json.encode(_Copied(end)), None)})
+        self.outcome.copied += len(readable)
+        self.outcome.unreadable += len(unreadable)
+        self._advance(end - getattr(run[0], "start", run[0].offset))
+
+    async def _send_copy(self, place: _Place, record: Any) -> Awaitable[Any]:
+        number = place.partition if record.key is None else (murmur2(record.key) & 0x7FFFFFFF) % self._new.partitions
+        return await self._producer.send(
+            place.to, number, record.key, record.value, record.headers, timestamp=record.timestamp
+        )
+
+    async def _send_prices(self, pairs: Iterable[tuple[Any, Any]]) -> None:
+        decided: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
+        for record, copy in pairs:
+            price = self._decisions.prices.get(_origin(record))
+            if price is not None:
+                decided[copy.partition].append((copy.offset, price))
+        await acknowledged(
+            self._producer.send(self._new.prices, number, None, msgspec.json.encode(Entry(sorted(prices))), [])
+            for number, prices in decided.items()
+        )
+
+    def _renamed_letters(self, pairs: Iterable[tuple[Any, Any]]) -> Iterator[_Letter]:
+        """The dead letters of copied records. They name the copies."""
+        for record, copy in pairs:
+            letter = self._decisions.letters.get(_origin(record))
+            if letter is not None:
+                place = {"topic": copy.topic, "partition": copy.partition, "offset": copy.offset}
+                renamed = {PREFIX + name: str(value).encode() for name, value in place.items()}
+                headers = [(name, renamed.get(name, value)) for name, value in letter.headers]
+                yield _Letter(letter, copy.partition, record.key, record.value, headers)
+
+    async def _letters_of(self, records: Iterable[UnreadableRecord]) -> AsyncIterator[_Letter]:
+        """The dead letters of records that can't be copied. They still name the other shop's topic."""
+        for record in records:
+            for offset in range(record.start, record.offset + 1):
+                letter = self._decisions.letters.get((record.topic, record.partition, offset))
+                if letter is not None:
+                    at = {"start": letter.offset, "end": letter.offset + 1}
+                    async with reading.runs(self._bootstrap, letter.topic, letter.partition, **at) as runs:
+                        (whole,) = [found async for run in runs for found in run]
+                    yield _Letter(letter, record.partition, whole.key, whole.value, whole.headers)
+
+    async def _send_letters(self, letters: Sequence[_Letter]) -> None:
+        send, topic, count = self._producer.send, self._new.dead_letters, self._new.partitions
+        sent = await acknowledged(
+            send(topic, one.partition % count, one.key, one.value, one.headers, timestamp=one.old.timestamp)
+            for one in letters
+        )
+        marks = {}
+        for one, copy in zip(letters, sent, strict=True):
+            mark = self._decisions.marks.get(Id(one.old.partition, one.old.offset))
+            if mark is not None:
+                new = Id(copy.partition, copy.offset)
+                marks[str(new).encode()] = new.partition, _renamed_mark(mark.value, new), mark.timestamp
+        await self._send_marks(marks)
+
+    async def _send_marks(self, marks: Mapping[bytes, tuple[int, bytes, int | None]]) -> None:
+        """Publish marks: key -> partition, value, timestamp."""
+        await acknowledged(
+            self._producer.send(self._new.retries, number % self._new.partitions, key, value, [], timestamp=time)
+            for key, (number, value, time) in marks.items()
+        )
+
+
+def _origin(record: Any) -> Origin:
+    return record.topic, record.partition, record.offset
+
+
+def _renamed_mark(value: bytes, letter: Id) -> bytes:
+    """The mark for the copied dead letter. It still says where in the other shop the record was put back."""
+    return msgspec.json.encode(msgspec.structs.replace(msgspec.json.decode(value, type=Mark), dead_letter=str(letter)))
