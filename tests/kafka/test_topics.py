@@ -477,7 +477,7 @@ class Producing:
         self.did.append("commit")
 
     async def send(
-        self, topic: str, value: Any, key: Any, partition: int, timestamp_ms: int | None, headers: Any
+        self, topic: str, value: Any, key: Any, partition: int, *, timestamp_ms: int | None, headers: Any
     ) -> Any:
         self.did.append((topic, partition, key, value, timestamp_ms, headers))
 
