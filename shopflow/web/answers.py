@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from datetime import datetime, timezone
 from functools import cache
@@ -28,6 +29,9 @@ STATIC = Path(__file__).parent / "static"
 BODY_SECONDS = 10.0
 #: When the worker stops, a request that is being answered gets this much more time.
 _GRACE_SECONDS = 1.0
+#: A rebalance takes about a second. Another worker that asks this one waits up to 5 seconds.
+_REBALANCE_SECONDS = 3.0
+_REBALANCE_LOOK_SECONDS = 0.05
 _TYPES = {".css": "text/css", ".html": "text/html", ".js": "text/javascript"}
 
 T = TypeVar("T")
@@ -83,6 +87,13 @@ def owned(table: Table, what: str) -> list[int]:
     if not app.serving:
         raise Refusal(503, f"the {what} are being recovered")
     return table.owned_partitions()
+
+
+async def rebalanced() -> None:
+    """Wait while partitions are being reassigned, but not for a long recovery."""
+    deadline = time.monotonic() + _REBALANCE_SECONDS
+    while not app.serving and not _stopping.is_set() and time.monotonic() < deadline:
+        await asyncio.sleep(_REBALANCE_LOOK_SECONDS)
 
 
 def whole(text: str) -> int:

@@ -123,9 +123,9 @@ class Crew:
 
     # -- workers
 
-    def start(self, like: Worker | None = None) -> Worker:
+    def start(self, like: Worker | None = None, **settings: Any) -> Worker:
         """Start a worker, with the tables of `like` or without any."""
-        worker = self.shop.start_worker(port=like.port if like else None)
+        worker = self.shop.start_worker(port=like.port if like else None, **settings)
         self.workers.append(worker)
         return worker
 
@@ -190,7 +190,7 @@ class Crew:
         self.share()
         before = list(self.workers)
         self.start()
-        until(lambda: any(not worker.partitions() for worker in before), "partitions move", 60, poll=0.01)
+        until(lambda: not all(worker.serves() for worker in before), "partitions move", 60, poll=0.01)
         time.sleep(self.rng.uniform(0, 1.0))
         self.kill(self.any_worker(), "in a rebalance")
 
@@ -199,7 +199,7 @@ class Crew:
         for _ in range(_KILLS_IN_RECOVERY):
             worker = self.start()
             until(lambda: _RECOVERING in worker.output, "its recovery begins", START_SECONDS, poll=0.005)  # noqa: B023
-            recovering = worker.get("/counts/")[0] != 200
+            recovering = not worker.serves()
             worker.kill()
             hit = recovering and _RECOVERED not in worker.output.rpartition(_RECOVERING)[2]
             self._gone(worker, f"killed a worker {'in' if hit else 'right after'} its recovery", alive=False)

@@ -279,6 +279,10 @@ class Worker(Process):
         found: list[int] = self.counts().get("partitions", [])
         return found
 
+    def serves(self) -> bool:
+        """False in a rebalance and while its tables are recovered. Unlike `/counts/`, this path waits for neither."""
+        return self.get("/counts/partitions/0/?limit=1")[0] != 503
+
     def ready(self, partitions: int = PARTITIONS, seconds: float = 60.0) -> Worker:
         """Wait until the worker owns this many partitions and has recovered their counts."""
 

@@ -105,8 +105,13 @@ def sums() -> tuple[int, Any]:
 
 def one(customer_id: str, query: str = "") -> tuple[int, Any]:
     """GET /counts/{customer_id}/"""
+    return asyncio.run(get_one(customer_id, query))
+
+
+async def get_one(customer_id: str, query: str = "") -> tuple[int, Any]:
+    """GET /counts/{customer_id}/"""
     request = SimpleNamespace(url=ME / "counts" / customer_id / "", query=dict.fromkeys(filter(None, [query]), "1"))
-    return asyncio.run(get(views.count, request, customer_id))
+    return await get(views.count, request, customer_id)
 
 
 def test_the_sums_are_those_of_the_partitions_that_are_ours(worker: Worker) -> None:
@@ -121,8 +126,24 @@ def test_a_worker_without_purchases_has_sums_of_zero(worker: Worker) -> None:
     assert sums() == (200, {"partitions": [0, 2], "customers": 0, "purchases": 0, "items": 0, "spent": 0})
 
 
-def test_during_a_rebalance_counts_are_refused(worker: Worker) -> None:
+def test_a_rebalance_is_waited_for(worker: Worker) -> None:
+    """It is over in about a second, so customers need not ask again."""
+    worker.sell(0, (0, "anna", 2, 600))
+
+    async def asked() -> list[int]:
+        worker.serving = False
+        asking = [asyncio.ensure_future(get(views.counts, None)), asyncio.ensure_future(get_one("anna"))]
+        await asyncio.sleep(0.1)
+        assert not any(each.done() for each in asking)
+        worker.serving = True
+        return [status for status, _ in await asyncio.gather(*asking)]
+
+    assert asyncio.run(asked()) == [200, 200]
+
+
+def test_in_a_long_recovery_counts_are_refused(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sum over a table that is still recovering would be too small, and be believed. The answer is 503."""
+    monkeypatch.setattr(answers, "_REBALANCE_SECONDS", 0.1)
     worker.serving = False
     assert sums() == one("anna") == (503, {"error": "the counts are being recovered"})
     assert worker.peers.asked == []

@@ -16,7 +16,7 @@ from shopflow.shop.counts import current, decode_count, decode_totals, summed
 from shopflow.tables import purchase_counts
 from shopflow.web import peers
 from shopflow.web.access import Refusal
-from shopflow.web.answers import limit_of, owned, page_of, route, whole
+from shopflow.web.answers import limit_of, owned, page_of, rebalanced, route, whole
 from shopflow.web.client import MOST_ROWS
 
 _PEER_SECONDS = 5.0
@@ -29,12 +29,14 @@ _SLICE = 1_000
 @route("get", "/counts/")
 async def counts(request: Any) -> tuple[int, Any]:
     """The sums over the partitions that this worker owns."""
+    await rebalanced()
     partitions = owned(purchase_counts, "counts")
     return 200, {"partitions": partitions, **summed(purchase_counts.reader, partitions)}
 
 
 @route("get", "/counts/{customer_id:[^/]+}/")
 async def count(request: Any, customer_id: str) -> tuple[int, Any]:
+    await rebalanced()
     found = _local_count(customer_id) if peers.LOCAL in request.query else await find(customer_id, _PEER_SECONDS)
     if found is None:
         raise Refusal(404, "this customer never bought anything", customer_id=customer_id)
