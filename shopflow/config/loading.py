@@ -17,6 +17,8 @@ from .promotions import Gift, Rule
 from .settings import Config
 
 PREFIX = "SHOPFLOW_"
+#: At the end of a variable: it names a file that has the value, as containers get their secrets.
+_IN_FILE = "_FILE"
 
 _BOOL = "tag:yaml.org,2002:bool"
 #: By YAML's tag: the forms of a number, and its type.
@@ -125,9 +127,11 @@ def _leaves(kind: type[msgspec.Struct], at: tuple[str, ...] = ()) -> Iterator[tu
 
 def _overridden(values: dict[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
     settings = {_variable(path): (path, kind) for path, kind in _leaves(Config)}
-    for variable, text in sorted(environ.items()):
-        if not variable.startswith(PREFIX) or _is_foreign(variable, text):
+    for name, given in sorted(environ.items()):
+        if not name.startswith(PREFIX) or _is_foreign(name, given):
             continue
+        in_file = name not in settings and name.removesuffix(_IN_FILE) in settings
+        variable, text = _from_file(name, given, environ) if in_file else (name, given)
         if variable not in settings:
             raise Refused(f"{variable}: no such setting; {meant(variable.upper(), settings, prefix=PREFIX)}")
         path, kind = settings[variable]
@@ -150,6 +154,19 @@ def _scalar(text: str, kind: type) -> Any:
     loader: Any = _Loader("")
     tag = loader.resolve(yaml.ScalarNode, text, (True, False))
     return loader.construct_object(yaml.ScalarNode(tag, text)) if tag in {*_NUMBERS, _BOOL} else text
+
+
+def _from_file(variable: str, path: str, environ: Mapping[str, str]) -> tuple[str, str]:
+    """The variable that is meant, and its value: the file's text, without line ends behind it."""
+    meant_by_it = variable.removesuffix(_IN_FILE)
+    if meant_by_it in environ:
+        raise Refused(f"{variable}: {meant_by_it} is set too; set one of them")
+    try:
+        return meant_by_it, Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+    except OSError as error:
+        raise Refused(f"{variable}: {path} can't be read: {error.strerror}") from error
+    except UnicodeDecodeError:
+        raise Refused(f"{variable}: {path} is not UTF-8") from None  # the error has the file's bytes
 
 
 def _is_foreign(variable: str, text: str) -> bool:

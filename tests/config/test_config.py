@@ -140,6 +140,25 @@ def test_a_path_in_the_environment_is_read_instead_of_the_file_here(read: Read, 
     assert read("app_id: here", SHOPFLOW_CONFIG=str(tmp_path / "other.yaml")).app_id == "other"
 
 
+def test_a_variable_can_name_a_file_that_has_its_value(read: Read, tmp_path: Path) -> None:
+    """Containers get their secrets as files. A setting whose own name ends in FILE stays a setting."""
+    (tmp_path / "uri").write_text(f"mongodb://anna:{SECRET}@mongodb:27017/\n")
+    config = read(SHOPFLOW_MONGODB_URI_FILE=str(tmp_path / "uri"), SHOPFLOW_KAFKA_CA_FILE="/ca.pem")
+    assert config.mongodb.uri == f"mongodb://anna:{SECRET}@mongodb:27017/"
+    assert config.kafka.ca_file == "/ca.pem"
+
+
+def test_a_file_of_a_value_that_does_not_help_is_refused_with_its_variable(read: Read, tmp_path: Path) -> None:
+    name, path = "SHOPFLOW_MONGODB_URI_FILE", tmp_path / "uri"
+    assert refusal(read, **{name: str(path)}) == f"{name}: {path} can't be read: No such file or directory"
+    path.write_bytes(b"\xff" + SECRET.encode())
+    assert refusal(read, **{name: str(path)}) == f"{name}: {path} is not UTF-8"
+    path.write_text(f"mysql://{SECRET}")
+    assert SECRET not in refusal(read, **{name: str(path)})
+    both = refusal(read, SHOPFLOW_MONGODB_URI="embedded", **{name: str(path)})
+    assert both == f"{name}: SHOPFLOW_MONGODB_URI is set too; set one of them"
+
+
 def test_a_missing_file_is_refused_when_it_was_asked_for(read: Read, tmp_path: Path) -> None:
     path = str(tmp_path / "missing.yaml")
     assert refusal(read, SHOPFLOW_CONFIG=path) == f"{path}: can't be read: No such file or directory"
