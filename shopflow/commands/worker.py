@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 import click
 from faust.cli.worker import worker as faust_worker
+from faust.utils.terminal import Spinner
 
 from faust_batches.noise import Noise
 from shopflow import topics
@@ -61,6 +62,9 @@ class worker(faust_worker):  # noqa: N801 - the class's name is the command's
         """Check, start missing servers, run, stop the started servers. Returns the exit status."""
         discover()
         from shopflow.bootstrap import parts  # it takes long; not for each command
+
+        if not sys.stdout.isatty():  # a log would get the spinner's control characters
+            Spinner.bell = Spinner.cursor_hide = Spinner.cursor_show = ""
 
         options = {**self.kwargs, **kwargs}
         port = options.get("web_port") or app.conf.web_port
