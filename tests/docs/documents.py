@@ -13,8 +13,7 @@ NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
 
 #: Beginnings of commands that no test runs, and why. An entry that no document uses is stale.
 NOT_RUN = {
-    "cp .env.example": "belongs to docker compose",
-    "docker compose": "needs a Docker engine; tests/docs/test_compose.py checks the file",
+    "docker compose": "needs a Docker engine; make test-containers runs it",
     "make bench": "takes many minutes",
     "make demo": "installs packages; its command is run instead",
     "make lint": "installs packages",

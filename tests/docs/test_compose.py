@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import configparser
-import itertools
+import json
 import os
 import re
 import shlex
@@ -17,17 +17,19 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
-from shopflow import topics
 from shopflow.commands import worker as worker_command
 from shopflow.config.loading import load, variables
 from shopflow.servers import server
+from tests.support.compose import compose_command
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
 COMPOSE: dict[str, Any] = yaml.safe_load(TEXT)
 SERVICES: dict[str, Any] = COMPOSE["services"]
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+HAPROXY = (ROOT / "deploy" / "haproxy" / "haproxy.cfg").read_text(encoding="utf-8")
 EXAMPLE = (ROOT / ".env.example").read_text(encoding="utf-8")
 
 PINNED = re.compile(r"[a-z/]+:v?\d+\.\d+\.\d+(-[a-z-]+)?")
@@ -53,7 +55,6 @@ def test_every_image_has_a_full_version() -> None:
 def test_kafka_has_the_version_that_is_embedded() -> None:
     """The embedded version is the one that the tests run with."""
     assert SERVICES["kafka"]["image"] == f"apache/kafka:{load({}).embedded.kafka_version}"
-    assert SERVICES["topics"]["image"] == SERVICES["kafka"]["image"]
 
 
 def test_our_image_has_the_packages_version() -> None:
@@ -65,24 +66,26 @@ def test_our_image_has_the_packages_version() -> None:
 
 
 def test_no_file_holds_a_password() -> None:
-    """MongoDB's password comes from the environment or from `.env`, which git ignores."""
-    uses = re.findall(r"^.*PASSWORD.*$", TEXT, re.MULTILINE)
-    assert uses
-    for line in uses:
-        rest = VARIABLE.sub("", line)
-        assert re.fullmatch(
-            r" *MONGO_INITDB_ROOT_PASSWORD: | *SHOPFLOW_MONGODB_URI: mongodb://:@mongodb:27017/\?\S+", rest
-        )
-    assert re.search(r"^MONGODB_PASSWORD=$", EXAMPLE, re.MULTILINE)
+    """Files that git and the image leave out hold it. In a variable `docker inspect` would show it."""
     assert "PASSWORD" not in DOCKERFILE
+    assert re.findall(r"^.*PASSWORD.*$", TEXT, re.MULTILINE) == [
+        "      MONGO_INITDB_ROOT_PASSWORD_FILE: /run/secrets/mongodb_password"
+    ]
+    for name, secret in COMPOSE["secrets"].items():
+        assert secret == {"file": f"./secrets/{name}"}
+        ignored = ["git", "check-ignore", "--quiet", secret["file"]]
+        assert not subprocess.run(ignored, cwd=ROOT, check=False).returncode
 
 
-def test_a_missing_password_is_refused() -> None:
-    """Compose names the variable wherever it is used. An empty password would start a MongoDB without a login."""
-    for found in VARIABLE.finditer(TEXT):
-        if found["name"] == "MONGODB_PASSWORD":
-            assert found["how"] == "?"
-            assert "MONGODB_PASSWORD" in found["text"]
+def test_the_commands_in_the_head_make_the_secrets(tmp_path: Path) -> None:
+    """The worker reads the URI from its file; user and password are those that MongoDB is started with."""
+    lines = [line.removeprefix("#   ") for line in TEXT.splitlines() if line.startswith("#") and "secrets/" in line]
+    subprocess.run(["sh", "-euc", "\n".join(lines)], cwd=tmp_path, check=True)
+    password = (tmp_path / "secrets" / "mongodb_password").read_text().strip()
+    config = load({"SHOPFLOW_MONGODB_URI_FILE": str(tmp_path / "secrets" / "mongodb_uri")})
+    user = SERVICES["mongodb"]["environment"]["MONGO_INITDB_ROOT_USERNAME"]
+    assert len(password) == 48
+    assert config.mongodb.uri == f"mongodb://{user}:{password}@mongodb:27017/?authSource=admin"
 
 
 def test_the_example_names_every_variable() -> None:
@@ -122,25 +125,64 @@ def test_every_published_port_is_on_the_loopback_interface() -> None:
 
 
 def test_compose_can_scale_the_worker() -> None:
-    """Workers share no name, no port and no volume: only one process can open a folder of RocksDB."""
-    worker = SERVICES["worker"]
-    assert not {"container_name", "hostname", "network_mode"} & set(worker)
-    (port,) = worker["ports"]
-    _, host_ports, port_inside = port.split(":")
-    first, last = host_ports.split("-")
-    assert int(last) - int(first) >= load({}).topics.partitions - 1
-    assert port_inside == str(worker["environment"]["SHOPFLOW_WEB_PORT"])
-    assert worker["volumes"] == [worker["environment"]["SHOPFLOW_DATA_DIR"]]
+    """Workers share no name and no port of the host; the port in front of them is the one that they listen on."""
+    worker, web = SERVICES["worker"], SERVICES["web"]
+    assert not {"container_name", "hostname", "network_mode", "ports"} & set(worker)
+    port = str(worker["environment"]["SHOPFLOW_WEB_PORT"])
+    assert interpolated(web["ports"][0]) == f"127.0.0.1:{port}:{port}"
+    assert f"bind :{port}\n" in HAPROXY
+    servers = re.search(rf"^ +server-template worker (\d+) worker:{port}$", HAPROXY, re.MULTILINE)
+    assert servers
+    assert int(servers[1]) >= load({}).topics.partitions
+
+
+@pytest.mark.skipif(shutil.which("flock") is None, reason="needs util-linux")
+def test_each_worker_takes_a_folder_of_its_own(tmp_path: Path) -> None:
+    """Only one process can open a folder of RocksDB. A worker that ends, however, leaves its folder to the next."""
+    (script,) = SERVICES["worker"]["command"]
+    script = (
+        interpolated(script).replace("/data", str(tmp_path)).replace("shopflow worker", "sh -c 'echo $PWD; read -r _'")
+    )
+    script = script.replace("$PWD", "$SHOPFLOW_DATA_DIR")
+
+    def started() -> subprocess.Popen[str]:
+        return subprocess.Popen(["sh", "-euc", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def folder(worker: subprocess.Popen[str]) -> str:
+        assert worker.stdout
+        return worker.stdout.readline().strip()
+
+    workers = [started()]
+    try:
+        assert folder(workers[0]) == f"{tmp_path}/1"
+        workers.append(started())
+        assert folder(workers[1]) == f"{tmp_path}/2"
+        workers[0].kill()
+        workers[0].wait()
+        workers.append(started())
+        assert folder(workers[2]) == f"{tmp_path}/1"
+    finally:
+        for worker in workers:
+            with worker:
+                worker.kill()
+
+
+def test_every_container_has_no_more_than_it_needs() -> None:
+    """No capabilities but those named, a limit of memory, logs that end; ours has a read-only root too."""
+    for service in SERVICES.values():
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert "mem_limit" in service
+        assert set(service["logging"]["options"]) == {"max-size", "max-file"}
+        assert all(":" in volume for volume in service.get("volumes", [])), "a volume without a name is left by `down`"
+    assert SERVICES["worker"]["read_only"]
 
 
 def test_the_workers_environment_is_a_good_configuration() -> None:
-    environ = {
-        name: interpolated(str(value), MONGODB_PASSWORD="x7f", MONGODB_USER="anna")  # noqa: S106
-        for name, value in SERVICES["worker"]["environment"].items()
-    }
+    environ = {name: interpolated(str(value)) for name, value in SERVICES["worker"]["environment"].items()}
+    assert environ.pop("SHOPFLOW_MONGODB_URI_FILE") == "/run/secrets/mongodb_uri"
     assert set(environ) <= set(variables())
     config = load({"SHOPFLOW_CONFIG": os.devnull, **environ})
-    assert config.mongodb.uri == "mongodb://anna:x7f@mongodb:27017/?authSource=admin"
     assert (config.web.bind, config.web.host) == ("0.0.0.0", "")  # noqa: S104 - in the container
     assert config.topics.partitions == 4
 
@@ -152,64 +194,47 @@ def test_the_images_environment_is_a_good_configuration() -> None:
     load({"SHOPFLOW_CONFIG": os.devnull, **environ})
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-def test_the_topics_are_made_as_shopflow_makes_them(tmp_path: Path) -> None:
-    """A worker refuses topics with other settings. The script runs with a stand-in for Kafka's tool."""
-    service = SERVICES["topics"]
-    tool = tmp_path / "kafka-topics.sh"
-    tool.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\n')
-    tool.chmod(0o755)
-    script = interpolated(service["command"][0]).replace("/opt/kafka/bin/kafka-topics.sh", str(tool))
-    environ = {"PATH": os.environ["PATH"], "PARTITIONS": interpolated(service["environment"]["PARTITIONS"])}
-    subprocess.run([*service["entrypoint"], script], env=environ, check=True)
-    made = {}
-    for line in (tmp_path / "calls").read_text().splitlines():
-        words = line.split()
-        options = dict(itertools.pairwise(words))
-        assert "--if-not-exists" in words
-        assert options["--bootstrap-server"] == "kafka:19092"
-        configs = {word for before, word in itertools.pairwise(words) if before == "--config"}
-        made[options["--topic"]] = (options["--partitions"], options["--replication-factor"], configs)
-    expected = {
-        spec.name: (str(spec.partitions), str(spec.replication), {f"{k}={v}" for k, v in spec.configs.items()})
-        for spec in topics.SPECS
-        if spec.name.startswith("shop.")
-    }
-    assert made == expected
-
-
-@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-def test_a_topic_that_cannot_be_created_stops_the_start() -> None:
-    """The worker's container starts only after the script has succeeded."""
-    script = interpolated(SERVICES["topics"]["command"][0]).replace("/opt/kafka/bin/kafka-topics.sh", "false")
-    environ = {"PATH": os.environ["PATH"], "PARTITIONS": "4"}
-    assert subprocess.run([*SERVICES["topics"]["entrypoint"], script], env=environ, check=False).returncode != 0
-
-
 @pytest.mark.parametrize("status", [200, 503])
-def test_the_health_check_fails_while_the_worker_is_not_ready(status: int) -> None:
-    """The check's program asks a stand-in for the worker."""
+def test_the_images_health_check_fails_while_the_worker_is_not_live(status: int) -> None:
+    """A worker that waits for a server is live: to replace it would help nobody. A stand-in for the worker is asked."""
 
-    class Ready(BaseHTTPRequestHandler):
+    class Live(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(status if self.path == "/health/ready" else 404)
+            self.send_response(status if self.path == "/health/live" else 404)
             self.end_headers()
 
         def log_message(self, *arguments: object) -> None:
             return
 
-    command, _, option, program = SERVICES["worker"]["healthcheck"]["test"]
-    assert (command, option) == ("CMD", "-c")
-    port_inside = str(SERVICES["worker"]["environment"]["SHOPFLOW_WEB_PORT"])
-    assert program.count(port_inside) == 1
-    with HTTPServer(("127.0.0.1", 0), Ready) as web:
+    (check,) = instructions("HEALTHCHECK")
+    _, option, program = json.loads(check.partition(" CMD ")[2])
+    with HTTPServer(("127.0.0.1", 0), Live) as web:
         web.timeout = 20
         answering = threading.Thread(target=web.handle_request)
         answering.start()
-        asked = [sys.executable, option, program.replace(port_inside, str(web.server_port))]
-        found = subprocess.run(asked, check=False, timeout=30).returncode
+        environ = {"SHOPFLOW_WEB_PORT": str(web.server_port)}
+        found = subprocess.run([sys.executable, option, program], env=environ, check=False, timeout=30).returncode
         answering.join()
     assert found == (status != 200)
+    assert f"'SHOPFLOW_WEB_PORT', {load({}).web.port}" in program
+    assert "healthcheck" not in SERVICES["worker"]
+
+
+def test_the_images_packages_are_locked_and_are_enough() -> None:
+    """A build tomorrow installs what today's did, from whichever registry: with exact versions and checksums."""
+    text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    assert "://" not in text
+    found = [
+        block.split(" ", 1) for block in re.split(r"\n(?=\w)", re.sub(r"^#.*\n", "", text, flags=re.MULTILINE)) if block
+    ]
+    assert all("--hash=sha256:" in hashes for _, hashes in found)
+    locked = dict(name.split("==") for name, _ in found)
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    wanted = f"{setup['options']['install_requires']}{setup['options.extras_require']['page']}"
+    for requirement in map(Requirement, wanted.split("\n")[1:]):
+        assert requirement.specifier.contains(locked[requirement.name.lower()]), requirement
+    assert {"dumb-init", "setuptools"} <= set(locked)
 
 
 def test_the_image_does_not_run_as_root() -> None:
@@ -230,16 +255,6 @@ def test_dockerignore_lets_through_what_the_image_is_built_from() -> None:
         assert (ROOT / source).exists(), source
 
 
-def compose_command() -> list[str] | None:
-    for command in (["docker", "compose"], ["docker-compose"]):
-        if (
-            shutil.which(command[0])
-            and not subprocess.run([*command, "version"], capture_output=True, check=False).returncode
-        ):
-            return command
-    return None
-
-
 def compose_config(tmp_path: Path, **environ: str) -> subprocess.CompletedProcess[str]:
     command = compose_command()
     if command is None:
@@ -258,15 +273,7 @@ def compose_config(tmp_path: Path, **environ: str) -> subprocess.CompletedProces
 
 
 def test_compose_itself_accepts_the_file(tmp_path: Path) -> None:
-    result = compose_config(tmp_path, MONGODB_PASSWORD="x7f")  # noqa: S106
+    result = compose_config(tmp_path)
     assert result.returncode == 0, result.stderr
     worker = yaml.safe_load(result.stdout)["services"]["worker"]
-    uri = worker["environment"]["SHOPFLOW_MONGODB_URI"]
-    assert uri == "mongodb://shopflow:x7f@mongodb:27017/?authSource=admin"
-
-
-@pytest.mark.parametrize("environ", [{}, {"MONGODB_PASSWORD": ""}], ids=["unset", "empty"])
-def test_compose_itself_refuses_to_start_without_a_password(environ: dict[str, str], tmp_path: Path) -> None:
-    result = compose_config(tmp_path, **environ)
-    assert result.returncode != 0
-    assert "set MONGODB_PASSWORD" in result.stderr
+    assert worker["environment"]["SHOPFLOW_MONGODB_URI_FILE"] == "/run/secrets/mongodb_uri"
