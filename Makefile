@@ -8,9 +8,10 @@ TEST_ARGS ?=
 FAULTS_ARGS ?=
 NETWORK_ARGS ?=
 BROWSER_ARGS ?=
+CONTAINERS_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: demo test test-slow test-all test-browser test-faults test-network bench bench-recovery bench-latency bench-seeding bench-scaling bench-takeover bench-faults lint install clean
+.PHONY: demo test test-slow test-all test-browser test-faults test-network test-containers test-kubernetes kubernetes-rules bench bench-recovery bench-latency bench-seeding bench-scaling bench-takeover bench-faults lint lock install clean
 
 demo: $(VENV)/installed
 	$(BIN)/faust -A shopflow demo $(DEMO_ARGS)
@@ -41,6 +42,22 @@ test-faults: $(VENV)/installed-dev
 # The first needs iproute2, nftables, and root or `unshare --user --map-root-user make test-network`.
 test-network: $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/network -n 2 --dist worksteal $(NETWORK_ARGS)
+
+# The image is built and docker-compose.yml is run: 3 minutes, and 9 the first time. Without a Docker engine it starts
+# its own (root, and Debian's docker.io, docker-compose, slirp4netns, iptables, debootstrap), and makes images that can't be pulled.
+test-containers: $(VENV)/installed-dev
+	$(BIN)/python -m pytest tests/containers -s $(CONTAINERS_ARGS)
+
+# The manifests are rendered by kustomize, which Go builds the first time in two minutes, and checked.
+test-kubernetes: $(VENV)/installed-dev
+	command -v kustomize > /dev/null || GOBIN=$(CURDIR)/$(BIN) go install sigs.k8s.io/kustomize/kustomize/v5@v5.7.1
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests/docs/test_kubernetes.py
+
+# The alerts as the Prometheus operator reads them.
+kubernetes-rules:
+	printf '%s\n' '# Made of deploy/prometheus/alerts.yml by make kubernetes-rules.' 'apiVersion: monitoring.coreos.com/v1' \
+		'kind: PrometheusRule' 'metadata:' '  name: shopflow' 'spec:' > deploy/kubernetes/components/monitoring/rules.yaml
+	sed 's/^./  &/' deploy/prometheus/alerts.yml >> deploy/kubernetes/components/monitoring/rules.yaml
 
 # From Kafka to MongoDB, beside others that do it; docs/PERFORMANCE.md. BENCH_ARGS="--rounds 1 --loads 1000 --only loop".
 bench: $(VENV)/installed-bench
@@ -74,6 +91,13 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The exact versions that the Dockerfile installs, with their checksums, as new as setup.cfg lets them be.
+lock: $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	(echo "# Written by make lock: what the Dockerfile installs."; printf 'dumb-init\nsetuptools>=77\n' | $(BIN)/uv pip compile --quiet setup.cfg - --extra page \
+		--python-version 3.13 --python-platform linux --generate-hashes --no-header --no-annotate --no-emit-index-url) > requirements.new
+	mv requirements.new requirements.lock
 
 install: $(VENV)/installed
 
