@@ -1,4 +1,4 @@
-"""The commands that check, repair and copy the shop: `verify`, `replay`, `dead-letters`, `export`."""
+"""The commands that check, repair and copy the shop: `create-topics`, `verify`, `replay`, `dead-letters`, `export`."""
 
 from __future__ import annotations
 
@@ -30,6 +30,13 @@ from .progress import progress_bar
 
 if TYPE_CHECKING:
     from shopflow.operations.replay import Work
+
+
+@Command.from_handler()
+async def create_topics(self: Command) -> None:
+    """Create the topics that are missing. A worker does so too, if its Kafka user may."""
+    await ensure_topics(kafka_at(locate(config, mongodb=False)), topics.SPECS)
+    self.say(f"All {len(topics.SPECS)} topics are there.")
 
 
 @Command.from_handler(

@@ -65,6 +65,18 @@ def test_fausts_own_options_keep_working(seeded: Shop, worker: Worker) -> None:
     assert len(listed.json()) == 13
 
 
+def test_create_topics_makes_all_that_a_worker_makes(open_shop: OpenShop) -> None:
+    """So the workers' Kafka user needs no right to create topics. A second run changes nothing."""
+    with open_shop() as shop:
+        for _ in range(2):
+            done = shop.run("create-topics")
+            assert (done.status, done.stderr) == (0, "")
+            assert done.stdout.endswith("topics are there.\n")
+        made = shop.describe_topics()
+        shop.start_worker().ready()
+        assert shop.describe_topics() == made
+
+
 def test_an_output_that_can_not_take_polish_letters_is_no_error(seeded: Shop) -> None:
     """In an old locale other characters replace the letters, and the list is complete."""
     done = seeded.run("list-products", program=("env", "PYTHONUTF8=0", "PYTHONIOENCODING=ascii", *FAUST))
