@@ -109,11 +109,17 @@ def _our_engine() -> Iterator[Engine]:
 
 
 def have(engine: Engine, images: Sequence[str], folder: Path) -> list[str]:
-    """See to it that the engine has the images. Returns the names of those that a stand-in is there for."""
+    """See to it that the engine has the images. Returns the names of those that a stand-in is there for.
+
+    Raises:
+        NoEngineError: An image can't be pulled, and the engine is not ours: it gets no stand-in under a real name.
+    """
     standins = []
     for image in images:
         name = image.partition(":")[0].rpartition("/")[2]
         if not _has(engine, image) and engine.run("docker", "pull", "--quiet", image, check=False).returncode:
+            if not engine.inside:
+                raise NoEngineError(f"{image} can't be pulled")
             _build(engine, name, image, folder)
         if engine.docker("image", "inspect", "--format={{json .Config.Labels}}", image).find("shopflow.standin") >= 0:
             standins.append(image)
