@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import pytest
 
@@ -55,8 +55,24 @@ def told(worker: Worker, before: int) -> list[str]:
     return [line.rpartition("] ")[2] for line in lines]
 
 
-@pytest.mark.parametrize("kinds", [("mongodb",), ("kafka", "mongodb")], ids="-".join)
-def test_a_long_outage_is_two_lines(own: Own, worker: Worker, kinds: tuple[str, ...]) -> None:
+@contextmanager
+def killed(server: Server) -> Iterator[None]:
+    """Kill the server before the body, and start it again afterwards."""
+    server.kill()
+    try:
+        yield
+    finally:
+        server.restart()
+
+
+@pytest.mark.parametrize(
+    ("kinds", "gone"),
+    [(("mongodb",), Server.frozen), (("kafka",), killed), (("kafka", "mongodb"), Server.frozen)],
+    ids=["mongodb", "kafka-killed", "kafka-mongodb"],
+)
+def test_a_long_outage_is_two_lines(
+    own: Own, worker: Worker, kinds: tuple[str, ...], gone: Callable[[Server], AbstractContextManager[None]]
+) -> None:
     """Each server has two lines, though two hundred events wait and Faust takes each of their streams for stuck.
 
     A worker that is stopped in an outage logs no more than that.
@@ -74,7 +90,7 @@ def test_a_long_outage_is_two_lines(own: Own, worker: Worker, kinds: tuple[str, 
     def outage(stack: ExitStack) -> None:
         own.shop.sell(*(purchase() for _ in range(200)))
         for kind in kinds:
-            stack.enter_context(own.servers[kind].frozen())
+            stack.enter_context(gone(own.servers[kind]))
 
     with ExitStack() as stack:
         outage(stack)
