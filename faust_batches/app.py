@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import warnings
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -176,6 +177,10 @@ class App(faust.App):
             return []
         return sorted(tp for tp in self._consumer.assignment() if tp.topic in self.batched_topics)
 
+    def table_lock(self, tp: TP) -> asyncio.Lock:
+        """The lock that a batch of this partition holds in its turn."""
+        return cast(BatchConsumer, self.consumer).lock(tp)
+
     def _discovery_modules(self) -> list[str]:
         """The modules that `autodiscover` names. Faust would import every other module of the package, too."""
         found: list[str] = super()._discovery_modules()
@@ -248,6 +253,8 @@ class App(faust.App):
     async def publish(self, topic: str, partition: int, rows: Iterable[tuple[bytes, bytes]]) -> int:
         """Send keys and values to one partition in as few Kafka batches as possible. Wait for the acknowledgements.
 
+        The last of them is in the log only if all others are, too.
+
         Returns:
             The offset of the last record.
 
@@ -262,7 +269,9 @@ class App(faust.App):
                 batches.append(producer.create_batch())
                 if batches[-1].append(key=key, value=value, timestamp=None) is None:
                     raise ValueError(f"{topic}: a record of {len(key) + len(value)} bytes is larger than a Kafka batch")
-        done = await acknowledged(producer.send_batch(batch, topic, partition=partition) for batch in batches)
+        *others, last = batches
+        done = await acknowledged(producer.send_batch(batch, topic, partition=partition) for batch in others)
+        done += await acknowledged([producer.send_batch(last, topic, partition=partition)])
         ends = (metadata.offset + batch.record_count() for metadata, batch in zip(done, batches, strict=True))
         return int(max(ends)) - 1
 

@@ -67,6 +67,30 @@ def test_publish_fills_batches_and_returns_the_last_offset(app: App) -> None:
     assert producer.sent == [rows[:2], rows[2:4], rows[4:]]
 
 
+@pytest.mark.parametrize("lost", [0, 1])
+def test_the_last_row_is_in_the_log_only_if_all_others_are(app: App, lost: int) -> None:
+    """It has the sums over a table's rows: if a worker dies after a publish that failed in part, no sum is ahead."""
+
+    class Losing(Producer):
+        """A fake producer that loses one batch."""
+
+        async def send_batch(self, batch: Builder, topic: str, *, partition: int) -> Awaitable[Any]:
+            delivery = await super().send_batch(batch, topic, partition=partition)
+            if len(self.sent) != lost + 1:
+                return delivery
+            await delivery
+            failed = asyncio.get_running_loop().create_future()
+            failed.set_exception(KafkaConnectionError("away"))
+            return failed
+
+    producer = Losing()
+    app.producer = SimpleNamespace(_producer=producer)  # type: ignore[assignment]
+    rows = [(b"k%d" % number, b"v") for number in range(5)]
+    with pytest.raises(KafkaConnectionError):
+        asyncio.run(app.publish("topic", 0, rows))
+    assert producer.sent == [rows[:2], rows[2:4]]
+
+
 def test_publish_refuses_a_record_larger_than_a_batch(app: App) -> None:
     """A record that fits into no batch would make it send empty batches for ever."""
     app.producer = SimpleNamespace(_producer=Producer())  # type: ignore[assignment]
