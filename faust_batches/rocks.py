@@ -5,10 +5,11 @@ from __future__ import annotations
 import gc
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from faust.stores import rocksdb
+from faust.types import TP
 from rocksdict import WriteBatch
 
 from .errors import Unavailable
@@ -40,15 +41,37 @@ class RocksStore(rocksdb.Store):
         """Open a partition's database. A damaged one is deleted, so that the recovery reads the whole changelog."""
         try:
             return super()._open_for_partition(partition)
-        except Exception as error:  # rocksdict raises no class of its own
-            if not str(error).startswith("Corruption:"):
+        except Exception as error:
+            if not _is_damage(error):
                 raise
-            self.log.error(
-                "%s: partition %d is damaged on disk; its changelog is read from the start: %s",
-                self.table_name, partition, error,
-            )  # fmt: skip
+            self.log_damage(partition, error)
             shutil.rmtree(self.partition_path(partition))
             return super()._open_for_partition(partition)
+
+    def log_damage(self, partition: int, error: Exception) -> None:
+        self.log.error(
+            "%s: partition %d is damaged on disk; its changelog is read from the start: %s",
+            self.table_name, partition, error,
+        )  # fmt: skip
+
+    @contextmanager
+    def _damage_noticed(self, partition: int) -> Iterator[None]:
+        """Raises:
+        Unavailable: The body met damage. The table reads the partition again from its changelog.
+        """
+        try:
+            yield
+        except Exception as error:
+            if not _is_damage(error):
+                raise
+            raise self.table.damaged(partition, error) from error  # type: ignore[attr-defined]
+
+    def persisted_offset(self, tp: TP) -> int | None:
+        """The last changelog offset that is in the database; None if it is damaged."""
+        with suppress(Unavailable), self._damage_noticed(tp.partition):
+            offset: int | None = super().persisted_offset(tp)
+            return offset
+        return None
 
     def _visible_keys(self, db: Any) -> Iterator[bytes]:
         return (key for key in super()._visible_keys(db) if _is_row(key))
@@ -63,7 +86,11 @@ class RocksStore(rocksdb.Store):
         open_db = self._db_for_partition
 
         def get(key: bytes) -> bytes | None:
-            value: bytes | None = open_db(partition).get(key)
+            try:
+                value: bytes | None = open_db(partition).get(key)
+            except Exception as error:
+                with self._damage_noticed(partition):
+                    raise error
             return value
 
         return get
@@ -71,25 +98,45 @@ class RocksStore(rocksdb.Store):
     def scan(self, partition: int, after: bytes, limit: int) -> list[Row]:
         """At most `limit` rows whose keys are greater than `after`, by key; without totals and keys not UTF-8."""
         rows: list[Row] = []
+        key = after
         for key, value in self._db_for_partition(partition).items(from_key=after):
             if len(rows) == limit:
-                break
+                return rows
             if key not in (TOTALS_KEY, after) and is_text(key):
                 rows.append((key, value))
+        self._check_end(partition, key)
         return rows
 
     def rows(self, partition: int) -> Iterator[Row]:
-        """All rows by key: the totals first."""
+        """All rows by key: the totals first. Those from a damaged one on are left out."""
         return (row for row in self._db_for_partition(partition).items() if not row[0].startswith(_OWN))
 
     def marked(self, partition: int) -> list[bytes]:
         """The marked keys: their last changelog record is not their latest value."""
-        keys = []
+        keys: list[bytes] = []
+        key = _OUTDONE
         for key in self._db_for_partition(partition).keys(from_key=_OUTDONE):
             if not key.startswith(_OUTDONE):
-                break
+                return keys
             keys.append(key.removeprefix(_OUTDONE))
+        self._check_end(partition, key)
         return keys
+
+    def _check_end(self, partition: int, last: bytes) -> None:
+        """Check that there is no key after the `last` one. RocksDB's iterators end without an error at damage.
+
+        Raises:
+            Unavailable: There is damage.
+        """
+        iterator = self._db_for_partition(partition).iter()
+        try:
+            iterator.seek(last)
+            if iterator.valid():
+                iterator.next()
+            with self._damage_noticed(partition):
+                iterator.status()
+        finally:
+            del iterator  # an error keeps this frame, and with it the lock of the database
 
     # -- writing
 
@@ -110,6 +157,7 @@ class RocksStore(rocksdb.Store):
 
         Raises:
             Unavailable: RocksDB can't write now, because the disk is full, for example. It is logged as an outage.
+                Or there is damage, which RocksDB noticed when it merged files.
         """
         batch = WriteBatch(raw_mode=True)
         for key, value in rows:
@@ -147,12 +195,19 @@ class RocksStore(rocksdb.Store):
     def _disk_watched(self, partition: int) -> Iterator[None]:
         outage: Outage = self.app.disk_outage  # type: ignore[attr-defined]
         try:
-            yield
-        except Exception as error:  # rocksdict raises no class of its own
+            with self._damage_noticed(partition):
+                yield
+        except Unavailable:
+            raise
+        except Exception as error:
             unavailable = Unavailable(outage.service, error)
             outage.failed(unavailable, (self.table_name, partition))
             raise unavailable from error
         outage.succeeded((self.table_name, partition))
+
+
+def _is_damage(error: Exception) -> bool:
+    return str(error).startswith("Corruption:")  # rocksdict raises no class of its own
 
 
 def _is_row(key: bytes) -> bool:

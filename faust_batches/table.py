@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import faust
@@ -87,6 +88,7 @@ class Table(faust.Table[str, Any]):
         self._count = count
         self._unaudited: set[int] = set()
         self._lacking: set[int] = set()  # a record of their changelog could not be read
+        self._mending: dict[int, asyncio.Task[None]] = {}
 
     @property
     def _rocks(self) -> RocksStore:
@@ -115,14 +117,29 @@ class Table(faust.Table[str, Any]):
         return sorted(tp.partition for tp in self.app.assignor.assigned_actives() if tp.topic == topic)
 
     def reader(self, partition: int) -> Callable[[bytes], bytes | None]:
-        """A function that returns the value of a key of this partition, as bytes; None if there is none."""
-        return self._rocks.reader(partition)
+        """A function that returns the value of a key of this partition, as bytes; None if there is none.
+
+        The function raises `Unavailable` while the partition is damaged on disk.
+        """
+        get = self._rocks.reader(partition)
+
+        def usable(key: bytes) -> bytes | None:
+            if partition in self._mending:
+                raise self._damaged(partition)
+            return get(key)
+
+        return usable
 
     def scan(self, partition: int, after: bytes, limit: int) -> list[Row]:
         """At most `limit` rows of a partition whose keys are greater than `after`, by key.
 
         The totals and keys that are not UTF-8 are left out.
+
+        Raises:
+            Unavailable: The partition is damaged on disk.
         """
+        if partition in self._mending:
+            raise self._damaged(partition)
         return self._rocks.scan(partition, after, limit)
 
     def next_offset(self, partition: int) -> int | None:
@@ -149,6 +166,8 @@ class Table(faust.Table[str, Any]):
             Unavailable: RocksDB can't write now, because the disk is full, for example. It is logged as an outage.
         """
         partition = batch.tp.partition
+        if partition in self._mending:
+            raise self._damaged(partition)
         self._rocks.write(partition, rows)
         if rows:
             topic = self.changelog_topic_name
@@ -212,7 +231,8 @@ class Table(faust.Table[str, Any]):
         newest: dict[bytes, tuple[Position, bytes]] = {}
         outdated = [record.key for record in records if not self._keep_newer(newest, record, get)]
         rows = [(key, value) for key, (_, value) in newest.items()]
-        self._rocks.write(partition, rows, offset=last, mark=outdated)
+        # While another read of the changelog is under way, the database may lack rows before these.
+        self._rocks.write(partition, rows, offset=None if partition in self._mending else last, mark=outdated)
         if self._sums:
             self._unaudited.add(partition)
 
@@ -274,6 +294,10 @@ class Table(faust.Table[str, Any]):
         ours = {tp.partition for tp in active_tps if tp.topic == self.changelog_topic_name}
         self._check_partitions(ours)
         for partition in ours:
+            with suppress(Unavailable):
+                self.next_offset(partition)  # the consumer's seek comes next: damage must be noticed before
+            if partition in self._mending:
+                await asyncio.wait([self._mending[partition]])
             if partition in self._unaudited:
                 await self._repair(partition)
             await self._publish_marked(partition)
@@ -298,20 +322,55 @@ class Table(faust.Table[str, Any]):
 
     async def _publish_marked(self, partition: int) -> None:
         """Publish the values of marked keys again, after the outdated ones, and remove the marks."""
-        keys = self._rocks.marked(partition)
+        keys: list[bytes] = []
         get = self._rocks.reader(partition)
-        for start in range(0, len(keys), _SLICE):
-            some = keys[start : start + _SLICE]
-            rows = [(key, value) for key in some if (value := get(key))]
-            try:
+        try:
+            keys = self._rocks.marked(partition)
+            for start in range(0, len(keys), _SLICE):
+                some = keys[start : start + _SLICE]
+                rows = [(key, value) for key in some if (value := get(key))]
                 last = await self.app.publish(self.changelog_topic_name, partition, rows)
                 self._rocks.write(partition, unmark=some)
-            except (KafkaError, Unavailable) as error:  # the marks stay: the next recovery tries again
-                self.log.warning(
-                    "Partition %d: up to %d values were not published again: %s", partition, len(keys), error
-                )
-                return
-            self._acknowledged(partition, last, len(rows))
+                self._acknowledged(partition, last, len(rows))
+        except (KafkaError, Unavailable) as error:  # the marks stay: the next recovery tries again
+            self.log.warning("Partition %d: up to %d values were not published again: %s", partition, len(keys), error)
+
+    # -- damage
+
+    def damaged(self, partition: int, error: Exception) -> Unavailable:
+        """Read a damaged partition again from its changelog. Until that is done, it can't be used.
+
+        Its store calls this when RocksDB notices damage while it reads or merges files. Damage that it notices when it
+        opens the database needs no more than Faust's recovery.
+        """
+        if partition not in self._mending:
+            self._rocks.log_damage(partition, error)
+            self._mending[partition] = asyncio.create_task(self._mend(partition))
+        return self._damaged(partition)
+
+    def _damaged(self, partition: int) -> Unavailable:
+        return Unavailable("RocksDB", f"{self.name}: partition {partition} is damaged; its changelog is read again")
+
+    async def _mend(self, partition: int) -> None:
+        """Drop a partition and read its whole changelog, while no batch is in its turn. A recovery may run beside."""
+        ends: list[int] = []
+
+        def take(_: int, records: list[Any]) -> None:
+            self.recover(partition, records)
+            ends.append(records[-1].offset)
+
+        async with self.app.table_lock(TP(self.source or "", partition)):
+            while True:
+                self.drop(partition)
+                ends.clear()
+                try:
+                    await self.app.read_partition(self.changelog_topic_name, partition, take)
+                    self._rocks.write(partition, offset=ends[-1] if ends else None)
+                    break
+                except (KafkaError, Unavailable) as error:
+                    self.log.warning("The changelog of partition %d can't be read now: %s", partition, error)
+                    await asyncio.sleep(_READ_AGAIN_SECONDS)
+        del self._mending[partition]
 
     # -- the audit
 
@@ -345,10 +404,7 @@ class Table(faust.Table[str, Any]):
         return False
 
     async def _read_again(self, partition: int) -> bool:
-        """Drop a partition and read its whole changelog, with retries. False if the partition is no longer ours.
-
-        Then the database is dropped: a part of the rows must never be taken for all of them.
-        """
+        """Drop a partition and read its whole changelog, with retries. False if the partition is no longer ours."""
         generation = self.app.consumer_generation_id
         while not self.app.should_stop and self.app.consumer_generation_id == generation:
             self.drop(partition)
@@ -359,8 +415,7 @@ class Table(faust.Table[str, Any]):
                 await asyncio.sleep(_READ_AGAIN_SECONDS)
             else:
                 return True
-        self.drop(partition)
-        return False
+        return False  # the next recovery goes on behind the rows that were read
 
     async def _audit_late(self, partition: int) -> None:
         """Repeat, after a write, an audit that was not conclusive after the recovery.

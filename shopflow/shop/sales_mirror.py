@@ -15,7 +15,7 @@ from time import monotonic
 from typing import TypeVar
 
 from faust_batches import TOTALS_KEY, Outage, Position, Table, position_of, retrying
-from shopflow.errors import PartitionLost
+from shopflow.errors import PartitionLost, Unavailable
 from shopflow.store import MongoStore
 from shopflow.store.types import PartitionSales
 
@@ -84,7 +84,7 @@ class Mirror:
                 if partition not in self._waiting:
                     await self._scan(partition)
                 await self._write(partition)
-            except PartitionLost:
+            except (PartitionLost, Unavailable):  # the next round tries again
                 continue
         return self._took
 
@@ -101,10 +101,10 @@ class Mirror:
         known = Position(*await self._timed(partition, lambda: self.store.sales_position(partition)))
         self._check(partition)
         rows = self._waiting[partition] = {}
-        totals = self.table.reader(partition)(TOTALS_KEY)
-        era = position_of(totals).era if totals else 0
-        after, found = b"", [(TOTALS_KEY, totals)] if totals else []
         try:
+            totals = self.table.reader(partition)(TOTALS_KEY)
+            era = position_of(totals).era if totals else 0
+            after, found = b"", [(TOTALS_KEY, totals)] if totals else []
             while True:
                 for key, value in found:
                     if (position := position_of(value)) > known and position.era >= era:
@@ -115,7 +115,7 @@ class Mirror:
                     return
                 after = found[-1][0]
                 await asyncio.sleep(0)
-        except PartitionLost:
+        except (PartitionLost, Unavailable):  # unavailable: the table, while it is damaged on disk
             self._waiting.pop(partition, None)
             raise
 

@@ -40,12 +40,15 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.whole: list[FakeRecord] = []  # the whole changelog
+        self.rows: dict[bytes, bytes] = {}
         self.reads = 0
         self.published: list[tuple[bytes, bytes]] = []
         self.app = App("test", broker="kafka://127.0.0.1:1", store="rocksdb://?driver=rocksdict", datadir=str(folder))
         self.app.publish = self.publish  # type: ignore[method-assign]
         self.app.read_partition = self.read_whole  # type: ignore[method-assign]
         self.app.assignor.assigned_actives = lambda: {CHANGELOG}
+        self.lock = asyncio.Lock()
+        self.app.table_lock = lambda tp: self.lock  # type: ignore[method-assign]
         self.table = self.another("tally", value=Tally, sums=SUMS)
 
     def another(self, name: str, **kwargs: Any) -> Table:
@@ -478,6 +481,97 @@ def test_a_damaged_database_is_dropped_and_recovered(
     again.table.recover(0, records(rows))
     again.recovered()
     assert again.count("anna") == (1, 0)
+
+
+def overwrite_tables(bench: Bench) -> None:
+    """Damage every block of the rows on disk. RocksDB opens such a database, and notices when it reads a block."""
+    rocks = bench.table._rocks
+    rocks._dbs[0].flush()
+    rocks._dbs.clear()
+    gc.collect()
+    for file in rocks.partition_path(0).glob("*.sst"):
+        with file.open("r+b") as content:
+            for place in range(500, file.stat().st_size - 2_200, 500):
+                content.seek(place)
+                content.write(b"damage")
+
+
+def read_a_row(bench: Bench) -> None:
+    bench.count("k1999")
+
+
+def read_a_page(bench: Bench) -> None:
+    bench.table.scan(0, b"", 10)
+
+
+def read_the_last_page(bench: Bench) -> None:
+    bench.table.scan(0, b"k1999", 10)
+
+
+def merge_files(bench: Bench) -> None:
+    """RocksDB merges files in the background, and refuses all writes when it meets damage."""
+    rocks = bench.table._rocks
+    for _ in range(9):
+        rocks.write(0, bench.rows.items())
+        with suppress(Exception):
+            rocks._dbs[0].flush()
+
+
+@pytest.mark.parametrize("notice", [read_a_row, read_a_page, read_the_last_page, merge_files])
+def test_damage_that_is_noticed_later_is_mended_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, notice: Callable[[Bench], None]
+) -> None:
+    """One line of the log; nobody gets a part of the rows for all of them; then the table is as the changelog says."""
+    rows = rows_after(*((offset, f"k{offset}", 1) for offset in range(2_000)), end=2_000)
+    changelog = records(rows)
+    damaged = Bench(tmp_path)
+    damaged.table.recover(0, changelog)
+    overwrite_tables(damaged)
+    bench = Bench(tmp_path)
+    bench.whole, bench.rows = changelog, rows
+
+    async def story() -> None:
+        with pytest.raises(Unavailable, match=r"RocksDB: tally: partition 0 is damaged; its changelog is read again"):
+            notice(bench)
+        for use in (lambda: bench.count("k0"), lambda: bench.table.scan(0, b"", 1)):
+            with pytest.raises(Unavailable):
+                use()
+        with pytest.raises(Unavailable):
+            await bench.table.write(FakeBatch([FakeRecord(b"k0", b"1", 2_000)]), list(rows.items()))  # type: ignore[arg-type]
+        await asyncio.wait([bench.table._mending[0]])
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(story())
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "tally: partition 0 is damaged on disk; its changelog is read from the start: Corruption: " in line
+    assert [bench.count(f"k{offset}") for offset in range(2_000)] == [(1, offset) for offset in range(2_000)]
+    assert bench.table.persisted_offset(CHANGELOG) == len(rows) - 1
+    assert bench.reads == 1
+    bench.recovered()
+    assert bench.reads == 1
+
+
+@pytest.mark.parametrize("offset_first", [True, False])
+def test_a_recovery_waits_for_the_end_of_the_damage(tmp_path: Path, offset_first: bool) -> None:
+    """Faust asks for the offset before, the consumer for the totals after. A batch in its turn is not disturbed."""
+    rows = rows_after(*((offset, f"k{offset}", 1) for offset in range(2_000)), end=2_000)
+    damaged = Bench(tmp_path)
+    damaged.table.recover(0, records(rows))
+    overwrite_tables(damaged)
+    bench = Bench(tmp_path)
+    bench.whole = records(rows)
+
+    async def story() -> None:
+        async with bench.lock:
+            if offset_first:
+                assert bench.table.persisted_offset(CHANGELOG) is None
+            recovery = asyncio.ensure_future(bench.table.on_recovery_completed({CHANGELOG}, set()))
+            await asyncio.sleep(0.1)
+            assert (bench.reads, recovery.done()) == (0, False)
+        await recovery
+
+    asyncio.run(story())
+    assert (bench.reads, bench.count("k7")) == (1, (1, 7))
 
 
 def test_a_table_that_is_shared_out_otherwise_than_its_source_ends_the_worker(

@@ -10,6 +10,7 @@ import pytest
 
 from faust_batches import TOTALS_KEY, Outage
 from faust_batches.outage import FIRST_PAUSE_SECONDS
+from shopflow.errors import Unavailable
 from shopflow.models import Purchase
 from shopflow.shop import sales_mirror as mirror
 from shopflow.shop.counts import decode_totals, new_era_totals
@@ -82,6 +83,24 @@ def test_only_what_changed_is_written(mirrored: Mirrored) -> None:
     mirrored.bring_up_to_date()
     assert mirrored.units() == 3
     assert mirrored.store.calls == ["put_sales", "put_sales", "reached_sales"]
+
+
+@pytest.mark.parametrize("use", ["reader", "scan"])
+def test_a_table_that_is_damaged_on_disk_is_waited_for(
+    mirrored: Mirrored, monkeypatch: pytest.MonkeyPatch, use: str
+) -> None:
+    """When its changelog has been read again, all of it is written, not only what is sold from then on."""
+
+    def damaged(*arguments: Any) -> Any:
+        raise Unavailable("RocksDB", "sales: partition 0 is damaged; its changelog is read again")
+
+    mirrored.sell(2, noted=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(mirrored.table, use, damaged)
+        mirrored.bring_up_to_date()
+        mirrored.sell(1)
+    mirrored.bring_up_to_date()
+    assert mirrored.units() == 3
 
 
 def test_the_totals_are_written_last(mirrored: Mirrored, monkeypatch: pytest.MonkeyPatch) -> None:
