@@ -22,6 +22,7 @@ from .operations.watch import Ground
 from .shop.activity import Activity
 from .shop.counts import counted_topics
 from .shop.dead_letters import DeadLetters, ReadSince, Rejections
+from .shop.decisions import Decisions
 from .shop.decoding import Decoder
 from .shop.documents import customer_document, product_document
 from .shop.failure_limit import Limit
@@ -37,6 +38,7 @@ from .shop.upserts import Upserts
 from .store import MongoStore
 from .store.connection import Patient
 from .store.pace import Slowness
+from .store.types import CUSTOMERS, PRODUCTS
 from .tables import customer_windows, product_sales, purchase_counts, rules
 from .web.monitoring.metrics import Metrics, Rebalances
 from .web.monitoring.probes import Health
@@ -85,7 +87,7 @@ class Parts:
         )
         rejections = Rejections(dead_letters, self.limit, metrics.rejected)
         price_log = PriceLog(topics.PRICES, app.send_record, read_since)
-        prices = Prices(mongodb, counts, price_log, rejected_before=dead_letters.before, wait_seconds=patience)
+        prices = Prices(mongodb, counts, price_log, wait_seconds=patience)
         voucher_log = VoucherLog(topics.VOUCHERS, app.publish, read_since)
         promotions = Promotions(rules, mongodb, voucher_log, windows)
 
@@ -114,14 +116,12 @@ class Parts:
             outages={outage.service: outage for outage in (self.mongodb_outage, app.kafka_outage)}, waits=waits,
         )  # fmt: skip
 
-        products = Decoder(Product, "product_id", max_bytes), product_document
-        self.products = Upserts(
-            mongodb, rejections, *products, upsert=store.upsert_products, delete=store.delete_products
-        )
-        customers = Decoder(Customer, "customer_id", max_bytes), customer_document
+        products = Decisions(mongodb, rejections, PRODUCTS, Decoder(Product, "product_id", max_bytes))
+        self.products = Upserts(products, product_document, upsert=store.upsert_products, delete=store.delete_products)
         registered = promotions.registered if rules.about_registrations else None
+        customers = Decisions(mongodb, rejections, CUSTOMERS, Decoder(Customer, "customer_id", max_bytes))
         self.customers = Upserts(
-            mongodb, rejections, *customers,
+            customers, customer_document,
             upsert=store.upsert_customers, delete=store.delete_customers, follow=registered,
         )  # fmt: skip
         followers = [Sales(sales, self.sales_mirror.changed).follow, Activity(topics.ACTIVITY, app.publish).follow]
@@ -180,8 +180,8 @@ async def _skipped(tp: TP, offset: int) -> int | None:
         return None
 
 
-async def _read_since(topic: str, partition: int, since: int, *, values: bool = True) -> list[Any]:
-    return await reading.read_since(connected_kafka(), topic, partition, since, values=values)
+async def _read_since(topic: str, partition: int, since: int, *, values: bool = True, **options: Any) -> list[Any]:
+    return await reading.read_since(connected_kafka(), topic, partition, since, values=values, **options)
 
 
 parts = Parts(

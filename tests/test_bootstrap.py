@@ -23,7 +23,7 @@ def test_parts_work_with_another_store_and_other_tables() -> None:
         published.append(topic)
         return 0
 
-    async def nothing(topic: str, partition: int, since: int, *, values: bool = True) -> list[Any]:
+    async def nothing(topic: str, partition: int, since: int, **options: Any) -> list[Any]:
         return []
 
     app.publish = publish  # type: ignore[method-assign]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -99,8 +99,16 @@ def _readable(run: list[Any]) -> list[Any]:
     return records
 
 
-async def read_since(bootstrap: Bootstrap, topic: str, partition: int, since: int, *, values: bool) -> list[Any]:
-    """The records of a partition since this time (Unix, ms), with or without their values.
+async def read_since(
+    bootstrap: Bootstrap,
+    topic: str,
+    partition: int,
+    since: int,
+    *,
+    values: bool,
+    of: Callable[[Any], Any] = lambda record: record,
+) -> list[Any]:
+    """The records of a partition since this time (Unix, ms), with or without their values, or what `of` makes of each.
 
     They include those that the leader has now, but gives out only when enough other brokers have them, too.
 
@@ -109,7 +117,7 @@ async def read_since(bootstrap: Bootstrap, topic: str, partition: int, since: in
     """
     await _wait_for_copies(bootstrap, TopicPartition(topic, partition))
     async with runs(bootstrap, topic, partition, since=since, values=values) as found:
-        return [record async for run in found for record in run]
+        return [of(record) async for run in found for record in run]
 
 
 async def _wait_for_copies(bootstrap: Bootstrap, partition: TopicPartition) -> None:

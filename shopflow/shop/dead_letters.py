@@ -24,7 +24,8 @@ RAW = "shopflow.unreadable"
 Headers = list[tuple[str, bytes]]
 #: `App.send_record`: topic, partition, key, value, headers -> an awaitable that ends when Kafka has acknowledged it.
 SendRecord = Callable[[str, int, bytes | None, bytes | None, Headers], Awaitable[Awaitable[Any]]]
-#: Topic, partition, Unix time in ms -> the partition's records since then; with `values=False` without their values.
+#: Topic, partition, Unix time in ms -> the partition's records since then.
+#: Options: `values=False`, without their values; `of`, what that function makes of each.
 ReadSince = Callable[..., Awaitable[list[Any]]]
 
 Rejection = tuple[Any, Rejected]
@@ -71,10 +72,14 @@ class DeadLetters:
     async def before(self, record: Any) -> Collection[int]:
         """Offsets of the dead-lettered records of this record's partition, from this record on.
 
+        Earlier ones may be forgotten: they are not asked for again until a rebalance.
+
         Raises:
             KafkaError: The dead letters can't be read now.
         """
-        return await self._once.sent_keys(TP(record.topic, record.partition), record)
+        tp, first = TP(record.topic, record.partition), record.offset
+        self._once.drop(tp, lambda offset: offset < first)
+        return await self._once.sent_keys(tp, record)
 
     async def put(self, rejections: Sequence[Rejection]) -> list[Rejection]:
         """Publish the missing dead letters, and wait until Kafka has acknowledged them. Returns those.
@@ -102,8 +107,13 @@ class DeadLetters:
         """Offsets of this partition's records that are dead letters already."""
         if self._read_since is None:
             return set()
-        found = await self._read_since(self.topic, tp.partition % self._partitions, since, values=False)
-        return {offset for *origin, offset in map(origin_of, found) if tuple(origin) == tp}
+
+        def offset_of(dead_letter: Any) -> int:
+            *origin, offset = origin_of(dead_letter)
+            return offset if tuple(origin) == tp else -1
+
+        partition = tp.partition % self._partitions
+        return set(await self._read_since(self.topic, partition, since, values=False, of=offset_of)) - {-1}
 
 
 def origin_of(dead_letter: Any) -> tuple[str, int, int]:
@@ -133,6 +143,15 @@ class Rejections:
     dead_letters: DeadLetters
     limit: Limit | None = None
     on_rejected: Callable[[str, str, int], None] = lambda topic, reason, count: None
+
+    async def before(self, batch: Batch) -> set[int]:
+        """Offsets of this batch's records that are dead letters already.
+
+        Raises:
+            PartitionLost: The batch is no longer ours.
+        """
+        known = await batch.with_kafka(lambda: self.dead_letters.before(batch.records[0]))
+        return {record.offset for record in batch.records if record.offset in known} if known else set()
 
     async def put(self, batch: Batch, rejected: list[Rejection]) -> None:
         """Publish a batch's bad records, each once. Call it in the batch's turn.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from operator import attrgetter
@@ -72,6 +72,10 @@ def _limits(field: Any) -> msgspec.Meta | None:
     return None
 
 
+#: The reason of a record that is larger than `batching.max_event_bytes`.
+TOO_LARGE = "too large"
+
+
 class Decoder(Generic[R]):
     """Decodes and checks the events of one topic.
 
@@ -97,10 +101,14 @@ class Decoder(Generic[R]):
         Raises:
             Rejected: The record is not a valid event. The message names the field and the fault.
         """
+        if value is not None and len(value) > self._max_bytes:
+            raise Rejected(TOO_LARGE, f"{len(value)} bytes, {self._max_bytes} are accepted")
+        return self.of_any_size(key, value)
+
+    def of_any_size(self, key: bytes | None, value: bytes | None) -> R:
+        """Decode one event, also if it is larger than `max_bytes`."""
         if value is None:
             raise Rejected("no value", "the record has a key only")
-        if len(value) > self._max_bytes:
-            raise Rejected("too large", f"{len(value)} bytes, {self._max_bytes} are accepted")
         try:
             event = self._decode(value)
             if _rounds(value):
@@ -199,6 +207,15 @@ class DecodedBatch(Generic[R]):
     accepted: list[tuple[Any, R]] = field(default_factory=list)
     deletions: list[Deletion] = field(default_factory=list)
     rejected: list[tuple[Any, Rejected]] = field(default_factory=list)
+
+    def reject(self, refused: Mapping[int, str]) -> None:
+        """Reject accepted records that MongoDB refused, for these reasons, by offset."""
+        self.rejected += [
+            (record, Rejected("refused by MongoDB", refused[record.offset]))
+            for record, _ in self.accepted
+            if record.offset in refused
+        ]
+        self.accepted = [pair for pair in self.accepted if pair[0].offset not in refused]
 
 
 def split(records: Iterable[Any], decode: Decoder[R], *, tombstones: bool) -> DecodedBatch[R]:

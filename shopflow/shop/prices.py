@@ -8,7 +8,7 @@ later: a late product event may have changed the product's history, or MongoDB m
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from time import monotonic
@@ -127,10 +127,10 @@ class Prices:
     """Decides each price once.
 
     A decision holds after a crash and in a replay. So the sources are, in this order: the price log; the stored
-    purchase; the dead letters and the counts, which show that the purchase was rejected; the product's price history.
+    purchase; the counts, which show that the purchase was rejected; the product's price history. Purchases that are
+    dead letters do not come here.
 
     Arguments:
-        rejected_before: `DeadLetters.before`.
         wait_seconds: How long purchases wait for an unknown product.
     """
 
@@ -138,7 +138,6 @@ class Prices:
     counts: Table
     log: PriceLog
     _: KW_ONLY
-    rejected_before: Callable[[Any], Awaitable[Collection[int]]]
     wait_seconds: float
     _unknown: dict[str, float] = field(default_factory=dict, init=False)
 
@@ -179,14 +178,13 @@ class Prices:
             return
         ids = {event.purchase_id for _, event in waiting.values()}
         stored = await self.mongodb(batch, lambda: self.mongodb.store.purchase_prices(ids))
-        refused = await batch.with_kafka(lambda: self.rejected_before(first))
         batch.check_owned()
         get = self.counts.reader(partition)
         for offset, (_, event) in list(waiting.items()):
             if event.purchase_id in stored:
                 event.price = stored[event.purchase_id]
-            elif offset in refused or handled(get, event.customer_id, offset):
-                # If it were accepted now, it would be stored and never counted, or both counted and dead-lettered.
+            elif handled(get, event.customer_id, offset):
+                # Its dead letter is gone. If it were accepted now, it would be stored and never counted.
                 priced.rejected[offset] = _unknown_product(event.product_id)
             else:
                 continue

@@ -9,7 +9,6 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any, TypeAlias
 
 from faust_batches import Batch, Table
-from shopflow.errors import Rejected
 from shopflow.models import Purchase, PurchaseCount
 from shopflow.store import MongoStore
 from shopflow.store.connection import Patient
@@ -18,7 +17,8 @@ from shopflow.store.types import PURCHASES, Document, Inserted
 
 from .counts import Changes, Counted, advance
 from .dead_letters import Rejections
-from .decoding import DecodedBatch, Decoder, split
+from .decisions import Decisions
+from .decoding import DecodedBatch, Decoder
 from .documents import purchase_document
 from .prices import Priced, Prices
 
@@ -76,7 +76,8 @@ class Purchases:
     topic_id: Callable[[], str] = str
 
     def __post_init__(self) -> None:
-        self._decode = Decoder(Purchase, "customer_id", self.max_event_bytes)
+        decode = Decoder(Purchase, "customer_id", self.max_event_bytes)
+        self._decisions = Decisions(self.mongodb, self.rejections, PURCHASES, decode)
 
     async def handle(self, batch: Batch) -> None:
         """Store a batch of purchases and count them.
@@ -91,8 +92,7 @@ class Purchases:
         Raises:
             PartitionLost: The batch is no longer ours; the partition's owner gets it again.
         """
-        batch.require_next()  # else a duplicate could be stored before its original
-        decoded = split(batch.records, self._decode, tombstones=False)
+        decoded = await self._decisions.split(batch, tombstones=False)
         await asyncio.sleep(0)  # each of these steps holds the event loop for milliseconds
         priced = await self.prices.give(batch, decoded)
         duplicates = await self._insert(batch, decoded, priced)  # 1
@@ -134,17 +134,9 @@ class Purchases:
             await self._reconcile(batch, decoded.accepted, priced, inserted.differing)
         if not inserted.refused:
             return inserted.duplicates
-        kept: list[tuple[Any, Purchase]] = []
-        duplicates: list[int] = []
-        for number, pair in enumerate(decoded.accepted):
-            if number in inserted.refused:
-                decoded.rejected.append((pair[0], Rejected("refused by MongoDB", inserted.refused[number])))
-                continue
-            if number in inserted.duplicates:
-                duplicates.append(len(kept))
-            kept.append(pair)
-        decoded.accepted = kept
-        return duplicates
+        repeated = {decoded.accepted[number][0].offset for number in inserted.duplicates}
+        decoded.reject({decoded.accepted[number][0].offset: why for number, why in inserted.refused.items()})
+        return [number for number, pair in enumerate(decoded.accepted) if pair[0].offset in repeated]
 
     async def _reconcile(
         self, batch: Batch, accepted: list[tuple[Any, Purchase]], priced: Priced, differing: dict[int, Document]

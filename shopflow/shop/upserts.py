@@ -8,12 +8,10 @@ from functools import partial
 from typing import Any, Generic
 
 from faust_batches import Batch
-from shopflow.errors import Rejected
-from shopflow.store.connection import Patient
 from shopflow.store.types import Deletion, Document
 
-from .dead_letters import Rejections
-from .decoding import DecodedBatch, Decoder, R, split
+from .decisions import Decisions
+from .decoding import DecodedBatch, R
 
 
 @dataclass(eq=False)
@@ -24,15 +22,13 @@ class Upserts(Generic[R]):
     3. `follow` has returned. Then the batch is finished.
 
     Arguments:
-        mongodb: Retries each request until MongoDB answers.
+        document: Makes the document of a record and its event.
         upsert: Upserts documents. Returns the reasons of the refused ones, by index.
         delete: Deletes the documents of records without a value.
         follow: Called with the accepted records. They may be redelivered, so it must be idempotent.
     """
 
-    mongodb: Patient[Any]
-    rejections: Rejections
-    decode: Decoder[R]
+    decisions: Decisions[R]
     document: Callable[[Any, R], Document]
     _: KW_ONLY
     upsert: Callable[[Sequence[Document]], Awaitable[dict[int, str]]]
@@ -45,22 +41,21 @@ class Upserts(Generic[R]):
         Raises:
             PartitionLost: The batch is no longer ours; the partition's owner gets it again.
         """
-        decoded = split(batch.records, self.decode, tombstones=True)
+        mongodb = self.decisions.mongodb
+        decoded = await self.decisions.split(batch, tombstones=True)
+        refusals: dict[int, str] = {}
         for upserts, deletions in in_order(decoded, self.document):  # 1
             if upserts:
                 documents = [document for _, document in upserts]
-                async for start, refused in self.mongodb.in_parts(batch, batch.tp.topic, documents, self.upsert):
-                    decoded.rejected += [
-                        (upserts[start + number][0], Rejected("refused by MongoDB", why))
-                        for number, why in refused.items()
-                    ]
+                async for start, refused in mongodb.in_parts(batch, batch.tp.topic, documents, self.upsert):
+                    refusals |= {upserts[start + number][0].offset: why for number, why in refused.items()}
             if deletions:
-                await self.mongodb(batch, partial(self.delete, deletions))
+                await mongodb(batch, partial(self.delete, deletions))
+        await self.decisions.refuse(batch, decoded, refusals)
         async with batch.turn():
-            await self.rejections.put(batch, decoded.rejected)  # 2
+            await self.decisions.rejections.put(batch, decoded.rejected)  # 2
             if self.follow is not None:
-                rejected = {record.offset for record, _ in decoded.rejected}
-                await self.follow(batch, [pair for pair in decoded.accepted if pair[0].offset not in rejected])  # 3
+                await self.follow(batch, decoded.accepted)  # 3
 
 
 def in_order(

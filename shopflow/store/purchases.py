@@ -30,6 +30,8 @@ class Purchases(Connection):
     async def insert_purchases(self, documents: Sequence[Document]) -> Inserted:
         """Insert purchases. A purchase whose `_id` is stored already changes nothing. A refused one stops no other.
 
+        One that is stored is not refused, whatever rules the collection has got since.
+
         Of several with one `_id` in a call, the first is stored and the others are duplicates.
         """
         with self._measured(PURCHASES) as outcomes:
@@ -195,9 +197,12 @@ class Purchases(Connection):
         differing = {
             index: found
             for index in existing
-            if index not in repeated and differs(documents[index], found := stored[documents[index]["_id"]])
+            if index not in repeated
+            and index not in refused
+            and differs(documents[index], found := stored[documents[index]["_id"]])
         }
-        return Inserted(repeated, refused, differing)
+        known = set(existing)
+        return Inserted(repeated, {index: why for index, why in refused.items() if index not in known}, differing)
 
     async def _take_back(
         self, documents: Sequence[Document], existing: Sequence[int], stored: dict[str, Document]
@@ -213,7 +218,10 @@ class Purchases(Connection):
             stored |= await self._stored(apart)
 
     async def _insert(self, documents: Sequence[Document], indexes: Sequence[int]) -> tuple[dict[int, str], list[int]]:
-        """Insert these. Returns the refused ones with the reasons, and those whose `_id` is stored already."""
+        """Insert these. Returns the refused ones with the reasons, and those whose `_id` is stored already.
+
+        One may be both: MongoDB got the rule that refuses it after it had stored it.
+        """
         refused: dict[int, str] = {}
         if not indexes:
             return refused, []
@@ -233,6 +241,9 @@ class Purchases(Connection):
                 existing.append(indexes[error["index"]])
             else:
                 refused[indexes[error["index"]]] = described(error)
+        if refused:
+            stored = await self._stored(documents[index]["_id"] for index in refused)
+            existing += [index for index in refused if documents[index]["_id"] in stored]
         return refused, existing
 
     async def _stored(self, ids: Iterable[str]) -> dict[str, Document]:

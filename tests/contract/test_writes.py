@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from shopflow.errors import Unavailable
 from shopflow.store import MongoStore
 from shopflow.store.rules import price_document
-from shopflow.store.types import Deletion, Document, PartitionSales
+from shopflow.store.types import Deletion, Document, Inserted, PartitionSales
 from tests.conftest import Run
 from tests.contract.conftest import Put, Stored
 from tests.support.documents import DIRECT, MINUTE, NOON, customer, kafka, product, purchase, voucher
@@ -446,6 +446,23 @@ def test_an_impossible_purchase_is_refused_and_its_neighbours_are_stored(
         assert 0 < len(inserted.refused[1]) <= 300
         assert inserted.duplicates == {3}
     assert set(run(store.purchase_prices({"p1", "p2", "p3"}))) == {"p1", "p2", "p3"}
+
+
+def test_what_is_stored_is_not_refused_by_a_rule_that_came_later(
+    store: Any, run: Run, request: pytest.FixtureRequest, stored: Stored
+) -> None:
+    """A replay brings the purchases again. Each is what it was: stored, or a duplicate. Only a new one is refused."""
+    documents = [purchase("p1", kafka(1)), purchase("p2", kafka(2), quantity=9), purchase("p1", kafka(3))]
+    assert run(store.insert_purchases(documents)) == Inserted(frozenset({2}), {}, {})
+    before = stored("purchases")
+    if isinstance(store, FakeStore):
+        store.refuses = lambda document: "few" if document["quantity"] < 5 else None
+    else:
+        request.getfixturevalue("database").command("collMod", "purchases", validator={"quantity": {"$gt": 5}})
+    again = [*documents, purchase("p3", kafka(4))]
+    inserted = run(store.insert_purchases(again))
+    assert (inserted.duplicates, list(inserted.refused), inserted.differing) == ({2}, [3], {})
+    assert stored("purchases") == before
 
 
 @impossible

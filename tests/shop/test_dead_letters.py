@@ -56,9 +56,9 @@ class Log:
         self.records = [FakeRecord(None, None, 0, 0, "dead", headers=tuple(headers_of(r, WHY, "x"))) for r in records]
         self.asked: list[tuple[str, int, int]] = []
 
-    async def read_since(self, topic: str, partition: int, since: int, *, values: bool) -> list[Any]:
+    async def read_since(self, topic: str, partition: int, since: int, *, values: bool, of: Any) -> list[Any]:
         self.asked.append((topic, partition, since))
-        return self.records
+        return list(map(of, self.records))
 
 
 def put(letters: DeadLetters, *records: FakeRecord) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from aiokafka.errors import KafkaConnectionError
 
-from faust_batches import TOTALS_KEY
+from faust_batches import TOTALS_KEY, once
 from faust_batches import outage as outages
 from faust_batches.testing import FakeBatch
 from shopflow.errors import PartitionLost, Unavailable
@@ -403,9 +403,9 @@ def test_mongodb_may_go_at_any_step(
 
 
 class LostAtCheck(FakeBatch):
-    """A batch that is lost at its fourth check."""
+    """A batch that is lost at its sixth check."""
 
-    checks = 4
+    checks = 6
 
     def check_owned(self) -> None:
         self.checks -= 1
@@ -529,14 +529,98 @@ def test_a_price_stays_when_mongodb_is_dropped_and_the_product_was_offered_again
     assert shop.outlet.got == []
 
 
+def letters_of(shop: FakeShop) -> Callable[..., Awaitable[list[Any]]]:
+    """Reads the shop's dead letters."""
+
+    async def there(topic: str, partition: int, since: int, *, values: bool, of: Callable[[Any], Any]) -> list[Any]:
+        return [of(FakeRecord(key, value, n, where, topic, headers=tuple(headers)))
+                for n, (topic, key, value, where, headers) in enumerate(shop.outlet.got)]  # fmt: skip
+
+    return there
+
+
+def replay(shop: FakeShop, keep_mongodb: bool, **options: Any) -> None:
+    """Restart the worker with other options, and count everything again."""
+    shop.restart(**options)
+    shop.worker.dead_letters._read_since = letters_of(shop)
+    if not keep_mongodb:
+        for stored in shop.store.collections.values():
+            stored.clear()
+    shop.counts.rows[0] = {TOTALS_KEY: new_era_totals(0, now=0)}
+
+
+LARGE = purchase("p1", unnamed="x" * 11_000)
+
+
+@pytest.mark.parametrize("keep_mongodb", [True, False])
+@pytest.mark.parametrize("why", ["size", "MongoDB"])
+def test_what_was_rejected_is_rejected_again_though_it_would_be_accepted_now(why: str, keep_mongodb: bool) -> None:
+    """Else it were in MongoDB and in the dead letters. `dead-letters retry` accepts it."""
+    shop = FakeShop()
+    shop.store.refuses = lambda document: "forbidden" if document["_id"] == "p1" and why == "MongoDB" else None
+    sent = [purchase("p0"), LARGE if why == "size" else purchase("p1"), b"bad"]
+    shop.handle(shop.batch(*sent))
+    shop.store.refuses = lambda document: None
+    replay(shop, keep_mongodb, max_event_bytes=100_000)
+    shop.handle(shop.batch(*sent, purchase("p3")))
+    assert set(shop.store.collections["purchases"]) == {"p0", "p3"}
+    assert len(shop.reasons()) == 2
+    assert (shop.totals().purchases, shop.totals().rejected) == (2, 2)
+    shop.handle(shop.batch(LARGE, start=4))
+    assert shop.totals().purchases == 3
+
+
+@pytest.mark.parametrize("why", ["size", "MongoDB"])
+def test_what_was_accepted_is_accepted_again_though_it_would_be_rejected_now(why: str) -> None:
+    """A worker stored it, and died; or it was counted, and is counted anew."""
+    shop = FakeShop(max_event_bytes=100_000)
+    sent = [purchase("p0"), LARGE, purchase("p1"), purchase("p2")]
+    shop.handle(shop.batch(*sent))
+    shop.store.refuses = lambda document: "forbidden" if document["_id"] in ("p1", "p4") and why == "MongoDB" else None
+    replay(shop, True, **({"max_event_bytes": 10_000} if why == "size" else {"max_event_bytes": 100_000}))
+    shop.handle(shop.batch(*sent, purchase("p4", unnamed="x" * 11_000)))
+    assert set(shop.store.collections["purchases"]) == {"p0", "p1", "p2"}
+    assert [reason.partition(":")[0] for reason in shop.reasons()] == [
+        {"size": "too large", "MongoDB": "refused by MongoDB"}[why]
+    ]
+    assert (shop.totals().purchases, shop.totals().duplicates, shop.totals().rejected) == (3, 1, 1)
+
+
+@pytest.mark.parametrize("kind", ["products", "customers"])
+def test_products_and_customers_are_decided_once_too(kind: str) -> None:
+    """One was too large, one was refused; both would be accepted now. One was accepted, and would be neither now."""
+
+    def event(name: str, size: int = 0) -> Any:
+        more = {"unnamed": "x" * size}
+        return product(1, name=name) | more if kind == "products" else customer(name) | more
+
+    shop = FakeShop()
+    shop.store.refuses = lambda document: "forbidden" if document["_id"] == "b" else None
+    sent = [event("a", 11_000), event("b"), event("c", 9_000)]
+    shop.handle(shop.batch(*sent, kind=kind), kind)
+    shop.store.refuses = lambda document: "forbidden" if document["_id"] == "c" else None
+    for most in (100_000, 1_000):
+        replay(shop, True, max_event_bytes=most)
+        shop.handle(shop.batch(*sent, kind=kind), kind)
+        assert set(shop.store.collections[kind]) == {"c"}
+        assert len(shop.reasons()) == 2
+
+
+def test_offsets_of_dead_letters_are_forgotten_when_they_are_behind(
+    shop: FakeShop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that runs for months has rejected millions."""
+    monkeypatch.setattr(once, "_KEYS_TO_HOLD", 10)
+    for start in range(0, 300, 3):
+        shop.handle(shop.batch(b"bad", b"bad", purchase(f"p{start}"), start=start))
+        assert sum(map(len, shop.worker.dead_letters._once._sent.values())) <= 14
+    assert len(shop.reasons()) == 200
+
+
 def test_a_purchase_that_was_rejected_stays_rejected_when_all_is_rebuilt(shop: FakeShop) -> None:
     """The product is known by now. An accepted purchase would be stored and be a dead letter too."""
 
-    async def there(topic: str, partition: int, since: int, *, values: bool) -> list[FakeRecord]:
-        return [FakeRecord(key, value, n, where, topic, headers=tuple(headers))
-                for n, (topic, key, value, where, headers) in enumerate(shop.outlet.got)]  # fmt: skip
-
-    shop.worker.dead_letters._read_since = there
+    shop.worker.dead_letters._read_since = letters_of(shop)
     shop.handle(shop.batch(unpriced("p0"), purchase("p1")))
     assert len(shop.reasons()) == 1
     shop.handle(shop.batch(product(300), kind="products"), "products")
@@ -553,12 +637,12 @@ def test_a_bad_record_from_long_before_the_first_without_a_price_is_not_sent_aga
     """A batch may span days. The dead letters are read from the time of its first record on."""
     asked: list[int] = []
 
-    async def there(topic: str, partition: int, since: int, *, values: bool) -> list[FakeRecord]:
+    async def there(topic: str, partition: int, since: int, *, values: bool, of: Any) -> list[FakeRecord]:
         asked.append(since)
         return []
 
-    shop.worker.dead_letters._read_since = there
     shop.handle(shop.batch(product(300), kind="products"), "products")
+    shop.worker.dead_letters._read_since = there
     day = 86_400_000
     bad = FakeRecord(b"anna", b"{", 0, timestamp=day)
     late = record(unpriced("p0"), 1)

@@ -11,6 +11,7 @@ from faust_batches.testing import FakeBatch, FakeTable
 from shopflow.models import Customer, Product
 from shopflow.shop.counts import decode_count, decode_totals
 from shopflow.shop.dead_letters import DeadLetters, Rejections
+from shopflow.shop.decisions import Decisions
 from shopflow.shop.decoding import Decoder
 from shopflow.shop.documents import customer_document, product_document
 from shopflow.shop.failure_limit import Limit
@@ -18,6 +19,7 @@ from shopflow.shop.prices import PriceLog, Prices
 from shopflow.shop.purchases import Purchases
 from shopflow.shop.upserts import Upserts
 from shopflow.store.connection import Patient
+from shopflow.store.types import CUSTOMERS, PRODUCTS
 
 from . import events
 from .fakes import FakeOutlet, FakeRecord, FakeStore
@@ -66,7 +68,6 @@ class FakeWorker:
             mongodb,
             counts,
             self.price_log,
-            rejected_before=self.dead_letters.before,
             wait_seconds=wait_seconds,
         )
         rejections = Rejections(self.dead_letters, limit)
@@ -74,12 +75,14 @@ class FakeWorker:
             mongodb, counts, self.prices, rejections,
             max_event_bytes=max_event_bytes, followers=followers, sold=sold,
         ).handle  # fmt: skip
+        products = Decisions(mongodb, rejections, PRODUCTS, Decoder(Product, "product_id", max_event_bytes))
         self.products = Upserts(
-            mongodb, rejections, Decoder(Product, "product_id", max_event_bytes), product_document,
+            products, product_document,
             upsert=_late(store, "upsert_products"), delete=_late(store, "delete_products"),
         ).handle  # fmt: skip
+        customers = Decisions(mongodb, rejections, CUSTOMERS, Decoder(Customer, "customer_id", max_event_bytes))
         self.customers = Upserts(
-            mongodb, rejections, Decoder(Customer, "customer_id", max_event_bytes), customer_document,
+            customers, customer_document,
             upsert=_late(store, "upsert_customers"), delete=_late(store, "delete_customers"),
             follow=registered,
         ).handle  # fmt: skip

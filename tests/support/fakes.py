@@ -78,7 +78,7 @@ class FakeStore(Interrupted):
         met: set[str] = set()
         for number, document in enumerate(documents):
             name = document["_id"]
-            if reason := self.refuses(document):
+            if name not in stored and (reason := self.refuses(document)):
                 refused[number] = reason
             elif name not in stored or (stored[name].get("source") or {}).get("origin") == REMOVED:
                 stored[name] = _as_stored(document)

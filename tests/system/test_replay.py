@@ -129,6 +129,40 @@ def test_what_is_there_is_not_changed_by_a_replay(shop: Shop) -> None:
 
 
 @pytest.mark.slow
+def test_a_replay_decides_as_it_was_decided_at_first(shop: Shop) -> None:
+    """The largest size and MongoDB's rules have changed. No record is in MongoDB and in the dead letters."""
+
+    def sold(name: str, size: int = 0, **fields: Any) -> None:
+        shop.sell(purchase("anna", purchase_id=name, note="x" * size, **fields))
+        shop.drain()
+
+    def restarted(most: int, validator: Json) -> None:
+        nonlocal worker
+        assert worker.stop() == 0
+        shop.db.command("collMod", "purchases", validator=validator)
+        worker = shop.start_worker(port=worker.port, batching_max_event_bytes=most).ready()
+
+    def replayed() -> tuple[Json, int, dict[str, list[Json]]]:
+        assert shop.run("replay").status == 0
+        assert shop.run("verify", "--deep").status == 0
+        return counts(worker), letters(shop), documents(shop)
+
+    worker = shop.start_worker(batching_max_event_bytes=2_000).ready()
+    sold("small")
+    sold("large", 3_000)
+    restarted(100_000, {"quantity": {"$ne": 7}})
+    sold("large too", 3_000)
+    sold("seven", quantity=7)
+    first = replayed()
+    assert ([one["_id"] for one in first[2]["purchases"]], first[1]) == (["large too", "small"], 2)
+    restarted(2_000, {"quantity": {"$gt": 100}})
+    assert replayed() == first
+    restarted(100_000, {})
+    drop_mongodb(shop)
+    assert replayed() == first
+
+
+@pytest.mark.slow
 def test_a_dropped_mongodb_is_filled_again_while_new_purchases_arrive(shop: Shop) -> None:
     """The running workers fill it, and each purchase keeps its own price."""
     worker = shop.start_worker().ready()
