@@ -118,15 +118,13 @@ class Parts:
 
         products = Decisions(mongodb, rejections, PRODUCTS, Decoder(Product, "product_id", max_bytes))
         self.products = Upserts(products, product_document, upsert=store.upsert_products, delete=store.delete_products)
-        registered = promotions.registered if rules.about_registrations else None
         customers = Decisions(mongodb, rejections, CUSTOMERS, Decoder(Customer, "customer_id", max_bytes))
         self.customers = Upserts(
             customers, customer_document,
-            upsert=store.upsert_customers, delete=store.delete_customers, follow=registered,
+            upsert=store.upsert_customers, delete=store.delete_customers, follow=promotions.registered,
         )  # fmt: skip
-        followers = [Sales(sales, self.sales_mirror.changed).follow, Activity(topics.ACTIVITY, app.publish).follow]
-        if rules.about_purchases:
-            followers.append(promotions.follow)
+        activity = Activity(topics.ACTIVITY, app.publish)
+        followers = [Sales(sales, self.sales_mirror.changed).follow, activity.follow, promotions.follow]
         self.purchases = Purchases(
             mongodb, counts, prices, rejections,
             max_event_bytes=max_bytes, followers=followers, sold=self.board.sold,
@@ -164,7 +162,7 @@ class Parts:
 
         @app.on_partitions_assigned.connect
         async def forget(*args: Any, **kwargs: Any) -> None:
-            for part in (dead_letters, price_log, voucher_log, self.sales_mirror, self.stock_watch):
+            for part in (dead_letters, price_log, promotions, self.sales_mirror, self.stock_watch):
                 part.forget()
 
 

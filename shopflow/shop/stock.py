@@ -162,9 +162,9 @@ class _Stocking:
 class Watch:
     """Checks the products of this worker's partitions, some at a time, and publishes alerts.
 
-    1. The alert is in MongoDB's journal. 2. Kafka has acknowledged its event. After a crash in between the next worker
-    finds the document and publishes it. The owner of the product's partition of `products` publishes its alert, even if
-    it owns no partition of `purchases`.
+    1. The alert is in MongoDB's journal, marked as unpublished. 2. Kafka has acknowledged its event. 3. The mark is
+    gone. After a crash in between the next worker publishes what is marked, also if the product was stocked again. The
+    owner of the product's partition of `products` does all that, even if it owns no partition of `purchases`.
 
     Arguments:
         owned: Returns the owned partitions of `products`; none during a rebalance.
@@ -189,11 +189,14 @@ class Watch:
         self._after = ""
         self._assignment = 0
         self._rests_until = 0.0
+        #: Alerts in MongoDB may not be in the topic.
+        self._unpublished = True
 
     def forget(self) -> None:
         """Clear the cache. Call it after a rebalance: other workers may have published meanwhile."""
         self.alerts.forget()
         self._assignment += 1
+        self._unpublished = True
         self._stockings, self._met, self._after = {}, {}, ""
 
     async def round(self) -> float:
@@ -229,6 +232,10 @@ class Watch:
         assignment, owned = self._assignment, self.owned()
         if not owned:
             return False
+        if self._unpublished:
+            for document in await self.store.unpublished_alerts(owned):
+                await self._publish(document, document["unpublished"], assignment)
+            self._unpublished = False
         page = await self.store.stocked(self.alerts.products, owned, self._after, AT_ONCE)
         # Read the total before the hours: it is written after them, so they contain all that it contains.
         totals = await self.store.sold_ever([product["_id"] for product in page])
@@ -273,16 +280,24 @@ class Watch:
         return product["stock"] - units if units >= least else None
 
     async def _publish_alert(self, product: Document, left: int, assignment: int) -> None:
+        partition = product["source"]["partition"]
         found = alert_document(product, left, self.now())
-        document = await self.store.insert_alert(found)  # an earlier worker's document stays, and is published
+        self._unpublished = True  # until it is published: the product may have another stocking by the next round
+        document = await self.store.insert_alert({**found, "unpublished": partition})
+        await self._publish(document, partition, assignment)  # also an earlier worker's document
+        self._unpublished = False
+
+    async def _publish(self, stored: Document, partition: int, assignment: int) -> None:
+        document = {name: value for name, value in stored.items() if name != "unpublished"}
         self._check(assignment)
         try:
-            sent = await self.alerts.put(product["source"]["partition"], document, lambda: self._check(assignment))
+            sent = await self.alerts.put(partition, document, lambda: self._check(assignment))
         except KafkaError as error:
             self._check(assignment)
             raise Unavailable("Kafka", error) from error
+        await self.store.alert_published(document["_id"])
         if sent:
-            log.warning("Stock of %r: %d left of %d", product["_id"], document["left"], document["stock"])
+            log.warning("Stock of %r: %d left of %d", document["product_id"], document["left"], document["stock"])
 
     def _check(self, assignment: int) -> None:
         """Raises:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 
 from shopflow.errors import Unavailable
 
-from .connection import REQUESTS_AT_ONCE, Connection
+from .connection import BY_ID, REQUESTS_AT_ONCE, Connection
 from .errors import described, is_taken
 from .rules import upsert, without_id
 from .types import ALERTS, VOUCHERS, Document
@@ -34,6 +34,14 @@ class Announcements(Connection):
             raise Unavailable("MongoDB", "vouchers are deleted while they are written")
         return frozenset(index for index, document in existing.items() if stored[document["_id"]] != document["source"])
 
+    async def vouchers_from(
+        self, topic: str, partition: int, start: int, end: int | None = None, limit: int | None = None
+    ) -> list[Document]:
+        """At most `limit` vouchers that were given for records from offset `start` on, before `end`, by offset."""
+        offsets = {"$gte": start} if end is None else {"$gte": start, "$lt": end}
+        condition = {"source.topic": topic, "source.partition": partition, "source.offset": offsets}
+        return await self._read(VOUCHERS, condition, sort=[("source.offset", 1)], limit=limit)
+
     def vouchers(self, customer_id: str | None = None, limit: int | None = None) -> AsyncGenerator[Document, None]:
         """At most `limit` vouchers (None: all) of one customer (None: of all customers), newest first."""
         condition = {} if customer_id is None else {"customer_id": customer_id}
@@ -47,6 +55,14 @@ class Announcements(Connection):
         if not found:
             raise Unavailable("MongoDB", "alerts are deleted while they are written")
         return found[0]
+
+    async def unpublished_alerts(self, partitions: Collection[int]) -> list[Document]:
+        """The alerts whose `unpublished`, the partition of the topic that may lack them, is one of these."""
+        return await self._read(ALERTS, {"unpublished": {"$in": list(partitions)}}, sort=BY_ID)
+
+    async def alert_published(self, alert_id: str) -> None:
+        """Remove the field `unpublished` of an alert."""
+        await self._write(ALERTS, [{"q": {"_id": alert_id}, "u": {"$unset": {"unpublished": ""}}}])
 
     async def alerts(self, limit: int) -> list[Document]:
         """At most `limit` alerts, newest first."""

@@ -44,6 +44,7 @@ INDEXES = (
     (PRODUCTS, [("stock", 1)]),
     (VOUCHERS, [("issued_at", -1), ("_id", 1)]),
     (VOUCHERS, [("customer_id", 1), ("issued_at", -1), ("_id", 1)]),
+    (VOUCHERS, [("source.topic", 1), ("source.partition", 1), ("source.offset", 1)]),
     (ALERTS, [("at", -1), ("_id", 1)]),
 )
 

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
+from copy import deepcopy
 from datetime import date
 from typing import Any
 
@@ -68,7 +69,9 @@ class VoucherShop(FakeShop):
         """Replace the worker by a new one."""
         self.log = VoucherLog("shop.vouchers", self.publish_vouchers, self.read_since)
         mongodb: Any = Patient(self.store, Outage("MongoDB"))  # type: ignore[type-var]
-        promotions = Promotions(Rules(self.rules), mongodb, self.log, self.windows)  # type: ignore[arg-type]
+        rules = Rules(self.rules)
+        windows: Any = self.windows if rules.about_purchases else None
+        promotions = Promotions(rules, mongodb, self.log, windows)
         self.windows._publish = self.publish  # type: ignore[method-assign]
         super().restart(followers=[promotions.follow], registered=promotions.registered, **options)
 
@@ -125,7 +128,19 @@ def test_the_order_of_the_steps_is_the_guarantee(shop: VoucherShop) -> None:
     """Counts, document, event, window. Then the batch is finished."""
     shop.take(bought(1))
     counted = ["turn", "table", "changelog"]
-    steps = [*counted, "read", "documents", "insert_vouchers", "send", "sent", "table", "changelog", "finished"]
+    stored = ["vouchers_from", "vouchers_from"]  # of this batch, of later ones
+    steps = [
+        *counted,
+        *stored,
+        "read",
+        "documents",
+        "insert_vouchers",
+        "send",
+        "sent",
+        "table",
+        "changelog",
+        "finished",
+    ]
     assert [event for event in shop.events if event not in {"prepare", "insert_purchases"}] == steps
 
 
@@ -209,6 +224,38 @@ def test_what_was_given_stays_given_when_the_product_is_of_another_type(shop: Vo
     shop.restart()
     shop.take(bought(2, day=3), start=1)
     assert shop.published() == [*BOTH[:1], "second:anna:2"]
+
+
+CHANGED = (
+    {**RULES[0], "percent": 90, "voucher": {"product_type": "jam", "percent": 1, "valid_days": 1}},
+    {**RULES[1], "n": 3},
+    {**RULES[2], "cities": ["Gdynia"]},
+)
+
+
+@pytest.mark.parametrize("rules", [CHANGED, (), RULES[2:], RULES[:1]], ids=["others", "none", "cities", "shares"])
+@pytest.mark.parametrize("step", ["send", "some", "sent"])
+@pytest.mark.parametrize("kind", ["purchases", "customers"])
+def test_what_is_stored_is_published_though_the_rules_have_changed(
+    shop: VoucherShop, kind: str, step: str, rules: tuple[Any, ...]
+) -> None:
+    """A worker died when its vouchers were in MongoDB. The next one has other rules, and gets the records in parts."""
+    events = [bought(1), bought(2)] if kind == "purchases" else [customer("anna"), customer("bob")]
+    shop.dies_at = step
+    with suppress(DiedError):
+        shop.take(*events, kind=kind)
+    stored = deepcopy(shop.store.collections["vouchers"])
+    assert len(stored) == 2
+    for one in shop.store.collections["vouchers"].values():
+        one["redeemed"] = True  # another program adds a field
+    shop.rules = msgspec.convert(rules, tuple[Rule, ...])
+    shop.restart()
+    for start, event in enumerate(events):
+        shop.take(event, start=start, kind=kind)
+    assert shop.stored() == shop.published() == sorted(stored)
+    assert VOUCHERS.documents(shop.topic) == list(stored.values())
+    shop.take(bought(9, "milk") if kind == "purchases" else customer("eve", city="Kraków"), start=2, kind=kind)
+    assert shop.events.count("vouchers_from") <= 2 + 2 + 2
 
 
 def test_a_replay_gives_the_same_vouchers_and_publishes_none_again(shop: VoucherShop) -> None:

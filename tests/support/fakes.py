@@ -154,6 +154,18 @@ class FakeStore(Interrupted):
             if stored[document["_id"]].get("source") != document["source"]
         )
 
+    async def vouchers_from(
+        self, topic: str, partition: int, start: int, end: int | None = None, limit: int | None = None
+    ) -> list[Document]:
+        self._called("vouchers_from")
+        found = [
+            one
+            for one in self.collections["vouchers"].values()
+            if (one["source"]["topic"], one["source"]["partition"]) == (topic, partition)
+            and one["source"]["offset"] in range(start, 1 << 62 if end is None else end)
+        ]
+        return deepcopy(sorted(found, key=lambda one: one["source"]["offset"])[:limit])
+
     async def price_history(self, product_ids: Collection[str]) -> dict[str, PriceHistory]:
         self._called("price_history")
         prices: dict[str, list[tuple[Any, int | None]]] = {}

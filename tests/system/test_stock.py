@@ -102,6 +102,7 @@ def test_each_stocking_alerts_once_whatever_dies(shop: Shop) -> None:
     assert len(fallen) > 5
     becomes(lambda: listed(shop), expected)
     becomes(lambda: published(shop), fallen)
+    becomes(lambda: shop.db.alerts.count_documents({"unpublished": {"$exists": True}}), 0)
     documents = list(shop.db.alerts.find().sort("_id", 1))
     assert [document["_id"] for document in documents] == fallen
     for record in shop.read("alerts"):

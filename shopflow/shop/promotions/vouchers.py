@@ -53,6 +53,20 @@ def voucher_document(earned: Earned, record: Any) -> Document:
     }
 
 
+_FIELDS = frozenset(
+    {"_id", "rule", "customer_id", "product_type", "text", "percent", "amount", "issued_at", "valid_until", "source"}
+)
+
+
+def _as_given(stored: Document) -> Document:
+    """A voucher as it was given, without what other programs added."""
+    return {name: value for name, value in stored.items() if name in _FIELDS}
+
+
+def _rule_of(voucher_id: str) -> str:
+    return voucher_id.partition(":")[0]
+
+
 class VoucherLog:
     """The topic of the vouchers, of this worker and earlier ones.
 
@@ -72,18 +86,18 @@ class VoucherLog:
         """Clear the cache. Call it after a rebalance: other workers may have published meanwhile."""
         self._once.forget()
 
-    async def given(self, batch: Batch) -> Mapping[int, Collection[str]]:
-        """The rules that gave a voucher for records of this batch, by offset.
+    async def given(self, batch: Batch) -> dict[int, set[str]]:
+        """The ids of vouchers that were given for records of this batch and later ones, by offset.
 
         Raises:
             KafkaError: The vouchers can't be read now.
         """
         first = batch.records[0]
-        rules: dict[int, set[str]] = {}
+        ids: dict[int, set[str]] = {}
         for offset, voucher_id in await self._once.sent_keys(batch.tp, first):
             if offset >= first.offset:
-                rules.setdefault(offset, set()).add(voucher_id.partition(":")[0])
-        return rules
+                ids.setdefault(offset, set()).add(voucher_id)
+        return ids
 
     async def put(self, batch: Batch, documents: Sequence[Document]) -> list[Document]:
         """Publish the vouchers that the topic lacks. Returns them.
@@ -114,7 +128,7 @@ class Promotions:
 
     1. The voucher is in MongoDB's journal. 2. Kafka has acknowledged its event. 3. The customer's window with it is in
     RocksDB and in the changelog. After a crash in between the batch is redelivered, and the same windows give the same
-    vouchers. A voucher that is in the topic counts as given, even if rules or products have changed since.
+    vouchers. One that is in MongoDB or in the topic counts as given, even if rules or products have changed since.
 
     Arguments:
         windows: The table `customer_windows`; None: no rule is about purchases.
@@ -127,6 +141,13 @@ class Promotions:
 
     def __post_init__(self) -> None:
         self._types = _ProductTypes(self.mongodb)
+        #: Partitions of whose further records MongoDB has no voucher.
+        self._fresh: set[TP] = set()
+
+    def forget(self) -> None:
+        """Clear the caches. Call it after a rebalance: other workers may have given vouchers meanwhile."""
+        self.voucher_log.forget()
+        self._fresh = set()
 
     async def registered(self, batch: Batch, accepted: Sequence[tuple[Any, Customer]]) -> None:
         """Give the vouchers for stored registrations. Call it in the batch's turn. A redelivery changes nothing.
@@ -134,20 +155,22 @@ class Promotions:
         Raises:
             PartitionLost: The batch is no longer ours.
         """
-        await self._give(
-            batch,
-            [
-                voucher_document(earned, record)
-                for record, event in accepted
-                for earned in self.rules.register(event.customer_id, event.city, event.registered_at)
-            ],
-        )
+        earned = [
+            voucher_document(earned, record)
+            for record, event in accepted
+            for earned in self.rules.register(event.customer_id, event.city, event.registered_at)
+        ]
+        await self._give(batch, await self._stored(batch), earned)
 
     async def follow(self, batch: Batch, counted: CountedBatch) -> None:
         """Give the vouchers for a counted batch of purchases (`purchases.Follower`)."""
+        stored = await self._stored(batch)
         if self.windows is None or not counted.fresh:
+            await self._give(batch, stored, [])
             return
         given = await batch.with_kafka(lambda: self.voucher_log.given(batch))
+        for document in stored:
+            given.setdefault(document["source"]["offset"], set()).add(document["_id"])
         types: Mapping[str, str] = {}
         if self.rules.about_types:
             types = await self._types.of(batch, {event.product_id for _, event in counted.fresh})
@@ -162,17 +185,35 @@ class Promotions:
             rows.append((customer_id.encode(), encode_window(window)))  # unchanged windows, too
             documents += earned
         documents.sort(key=lambda document: document["source"]["offset"])
-        await self._give(batch, documents)
+        await self._give(batch, stored, documents)
         batch.check_owned()  # then the windows are still those that were read
         await self.windows.write(batch, rows)
 
-    async def _give(self, batch: Batch, documents: Sequence[Document]) -> None:
-        if not documents:
+    async def _stored(self, batch: Batch) -> list[Document]:
+        """The vouchers in MongoDB that were given for records of this batch: an earlier worker may have died then."""
+        fresh, (topic, partition) = self._fresh, batch.tp
+        if batch.tp in fresh:
+            return []
+        store = self.mongodb.store
+        found = await self.mongodb(batch, lambda: store.vouchers_from(topic, partition, batch.start, batch.end))
+        if not await self.mongodb(batch, lambda: store.vouchers_from(topic, partition, batch.end, limit=1)):
+            fresh.add(batch.tp)
+        return [_as_given(document) for document in found if isinstance(document.get("customer_id"), str)]
+
+    async def _give(self, batch: Batch, stored: Sequence[Document], earned: Sequence[Document]) -> None:
+        known = {document["_id"] for document in stored}
+        new = [document for document in earned if document["_id"] not in known]
+        if not (stored or new):
             return
-        others = await self.mongodb(batch, lambda: self.mongodb.store.insert_vouchers(documents))
-        ours = [document for number, document in enumerate(documents) if number not in others]
+        fresh = self._fresh
+        looked_up = batch.tp in fresh
+        fresh.discard(batch.tp)  # until they are published: the batch may come again
+        others = await self.mongodb(batch, lambda: self.mongodb.store.insert_vouchers(new))
+        ours = [*stored, *(document for number, document in enumerate(new) if number not in others)]
         sent = await batch.with_kafka(lambda: self.voucher_log.put(batch, ours))
-        for rule, number in Counter(document["rule"] for document in sent).items():
+        if looked_up:
+            fresh.add(batch.tp)
+        for rule, number in Counter(_rule_of(document["_id"]) for document in sent).items():
             log.info("%d voucher(s) of rule %s", number, rule)
 
 
@@ -185,6 +226,7 @@ class _BatchContext:
     counted: CountedBatch
     types: Mapping[str, str]
     given: Mapping[int, Collection[str]]
+    """The ids of the vouchers that were given before, by offset."""
 
     def earned_by(self, customer_id: str, pairs: list[tuple[Any, Purchase]]) -> tuple[Window, list[Document]]:
         """A customer's window after these purchases, and the vouchers for them."""
@@ -198,8 +240,11 @@ class _BatchContext:
         documents: list[Document] = []
         for record, event in new:
             bought = _bought(record, event, self.types.get(event.product_id))
-            for earned in self.rules.buy(window, customer_id, bought, self.given.get(record.offset, ())):
-                documents.append(voucher_document(earned, record))  # noqa: PERF401 - nearly always empty
+            known = self.given.get(record.offset, ())
+            already = {_rule_of(voucher_id) for voucher_id in known}
+            for earned in self.rules.buy(window, customer_id, bought, already):
+                if earned.rule.name not in already or earned.id in known:
+                    documents.append(voucher_document(earned, record))  # noqa: PERF401 - nearly always empty
         return window, documents
 
 
