@@ -73,7 +73,8 @@ class PriceLog:
         """
         cache = self._cache
         if partition not in cache:
-            cache[partition] = _ranges(await self._read_since(self._topic, partition, since(first)))
+            found = await self._read_since(self._topic, partition, since(first), of=_range)
+            cache[partition] = [entry for entry in found if entry is not None]
         start = first.offset
         prices: dict[int, int] = {}
         for low, high, value in cache[partition]:
@@ -96,16 +97,12 @@ class PriceLog:
             self._cache[partition] = [entry for entry in self._cache[partition] if entry[1] >= end]
 
 
-def _ranges(records: list[Any]) -> list[tuple[int, int, bytes]]:
-    found = []
-    for record in records:
-        try:
-            prices = _decode(record.value).prices
-        except (msgspec.MsgspecError, TypeError):  # another program's
-            continue
-        if prices:
-            found.append((prices[0][0], prices[-1][0], record.value))
-    return found
+def _range(record: Any) -> tuple[int, int, bytes] | None:
+    try:
+        prices = _decode(record.value).prices
+    except (msgspec.MsgspecError, TypeError):  # another program's
+        return None
+    return (prices[0][0], prices[-1][0], record.value) if prices else None
 
 
 class Priced:

@@ -13,7 +13,9 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from datetime import datetime, timezone
+from itertools import chain
 from time import monotonic
+from typing import Any
 
 from aiokafka.errors import KafkaError
 from faust.types import TP
@@ -141,7 +143,10 @@ class AlertLog:
         return bool(await self._once.send(TP(self.products, partition), None, [document], send))
 
     async def _sent_before(self, tp: TP, since: int) -> set[str]:
-        return {found["_id"] for found in ALERTS.documents(await self._read_since(self._topic, tp.partition, since))}
+        def ids(record: Any) -> list[str]:
+            return [found["_id"] for found in ALERTS.documents([record])]
+
+        return set(chain.from_iterable(await self._read_since(self._topic, tp.partition, since, of=ids)))
 
 
 @dataclass

@@ -23,9 +23,9 @@ class Topic:
         self.values.setdefault(partition, []).append(value)
         return asyncio.sleep(0)
 
-    async def read_since(self, topic: str, partition: int, since: int) -> list[FakeRecord]:
+    async def read_since(self, topic: str, partition: int, since: int, *, of: Any) -> list[Any]:
         self.asked.append((topic, partition, since))
-        return [FakeRecord(None, value) for value in self.values.get(partition, [])]
+        return [of(FakeRecord(None, value)) for value in self.values.get(partition, [])]
 
     def log(self) -> PriceLog:
         """The price log of a worker that has just started."""

@@ -77,10 +77,10 @@ class Stockroom:
         if fault:
             raise KafkaError(fault)
 
-    async def _read(self, topic: str, partition: int, since: int) -> list[Any]:
+    async def _read(self, topic: str, partition: int, since: int, *, of: Any) -> list[Any]:
         found = [FakeRecord(None, json.dumps(event).encode()) for at, event in self.published if at == partition]
         self.before_send()
-        return [FakeRecord(None, b"not ours"), FakeRecord(None, None), *found]
+        return list(map(of, [FakeRecord(None, b"not ours"), FakeRecord(None, None), *found]))
 
     def offer(
         self,

@@ -85,9 +85,9 @@ class VoucherShop(FakeShop):
             self.topic.append(FakeRecord(key, value, len(self.topic), partition, topic))
         self.die("sent")
 
-    async def read_since(self, topic: str, partition: int, since: int) -> list[Any]:
+    async def read_since(self, topic: str, partition: int, since: int, *, of: Any) -> list[Any]:
         self.events.append("read")
-        return [record for record in self.topic if record.partition == partition]
+        return [of(record) for record in self.topic if record.partition == partition]
 
     def die(self, where: str) -> None:
         self.events.append(where)
@@ -349,7 +349,7 @@ def test_a_customer_who_registers_again_is_not_welcomed_again(shop: VoucherShop)
     assert shop.published() == ["welcome:anna:registration"]
 
 
-async def no_records(topic: str, partition: int, since: int) -> list[Any]:
+async def no_records(topic: str, partition: int, since: int, *, of: Any) -> list[Any]:
     """Reads no records."""
     return []
 

@@ -94,8 +94,8 @@ class FakeWorker:
         self.price_records.append(FakeRecord(key, value, len(self.price_records), partition, topic))
         return asyncio.sleep(0)
 
-    async def _read_prices(self, topic: str, partition: int, since: int) -> list[Any]:
-        return [record for record in self.price_records if record.partition == partition]
+    async def _read_prices(self, topic: str, partition: int, since: int, *, of: Any) -> list[Any]:
+        return [of(record) for record in self.price_records if record.partition == partition]
 
     def rebalance(self) -> None:
         """Forget what was known of topics, as after a rebalance."""

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from time import monotonic
 from typing import Any
 
@@ -114,8 +115,11 @@ class VoucherLog:
         await self._publish(self._topic, partition, rows)
 
     async def _sent_before(self, tp: TP, since: int) -> set[tuple[int, str]]:
-        published = VOUCHERS.documents(await self._read_since(self._topic, tp.partition, since))
-        return {_key(one) for one in published if (one["source"]["topic"], one["source"]["partition"]) == tp}
+        def keys(record: Any) -> list[tuple[int, str]]:
+            published = VOUCHERS.documents([record])
+            return [_key(one) for one in published if (one["source"]["topic"], one["source"]["partition"]) == tp]
+
+        return set(chain.from_iterable(await self._read_since(self._topic, tp.partition, since, of=keys)))
 
 
 def _key(document: Document) -> tuple[int, str]:
