@@ -14,6 +14,8 @@ __all__ = ["run"]
 FROZEN_SECONDS = (4.0, 11.0)
 OUTAGE_SECONDS = (0.5, 8.0)
 WORKERS = 2
+#: The workers take about so many: an action falls into the middle of its share.
+RECORDS_A_SECOND = 5_000
 
 
 class _Schedule:
@@ -121,7 +123,7 @@ def run(crew: Crew, actions: int, kinds: Sequence[Callable[[], None]] = ()) -> N
     crew.busy()
     for action in order[:actions]:
         crew.sell(share)
-        schedule.pause(0, 1)
+        schedule.pause(0, share / RECORDS_A_SECOND)
         action()
         crew.replace_failed_starts()
         while len(crew.workers) < WORKERS:

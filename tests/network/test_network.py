@@ -71,7 +71,7 @@ def opened_crew(
         kafka=addresses.kafka,
         mongodb=addresses.mongodb,
         topics_partitions=PARTITIONS,
-        batching_max_records=rng.choice([200, 1000, 4000]),
+        batching_max_records=200,  # the smaller the batches, the more often one is under way when something breaks
         promotions=json.dumps(oracle.PROMOTIONS),
         **settings,
     )
