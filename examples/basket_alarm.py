@@ -10,8 +10,7 @@ partitions.
 
 from __future__ import annotations
 
-from faust_batches import App
-from faust_batches.consumer import Batch
+from faust_batches import App, Batch
 from shopflow.config.loading import load
 from shopflow.kafka import security as credentials
 from shopflow.models import Purchase

@@ -19,7 +19,7 @@ values back in its turn. See README.md in this folder.
 """
 
 from .app import App
-from .consumer import Batch
+from .batch import Batch
 from .errors import BatchError, PartitionLost, Unavailable
 from .fetching import bear
 from .once import SendOnce

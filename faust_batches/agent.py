@@ -14,7 +14,7 @@ from .errors import PartitionLost, Unavailable
 
 if TYPE_CHECKING:
     from .app import OnBatch
-    from .consumer import Batch
+    from .batch import Batch
 
 Handler = Callable[["Batch"], Awaitable[None]]
 

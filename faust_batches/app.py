@@ -11,18 +11,21 @@ from typing import Any, Literal, cast
 
 import faust
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
 from faust.exceptions import AlreadyConfiguredWarning
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
 from .agent import WAITING_BATCHES, BatchedTopic, Handler, Restarts, each_batch, in_turn
-from .consumer import Batch, BatchConsumer
+from .batch import Batch
+from .consumer import BatchConsumer
 from .fetching import bear
 from .flow import Flow
 from .lease import Lease
 from .outage import Outage
 from .producer import LeaseProducer, acknowledged
 from .recovery import Tables
+from .refusals import name_topic
 from .table import Table
 from .troubles import Troubles
 
@@ -105,9 +108,9 @@ class App(faust.App):
         self.skipped: Skipped = _never_skipped
         #: Kind of trouble -> the end of its sentence: what to do. With {topic}, {partition} and {offset}.
         self.advice: dict[str, str] = {}
-        self.kafka_outage = Outage("Kafka")
         #: What a person must know or mend.
         self.troubles = Troubles()
+        self.kafka_outage = Outage("Kafka", troubles=self.troubles)
         #: The disk that all tables share.
         self.disk_outage = Outage("RocksDB", "can't write", "writes again")
         super().__init__(*args, **{**SETTINGS, **kwargs})
@@ -247,7 +250,24 @@ class App(faust.App):
         producer: Any = self.producer._producer  # type: ignore[attr-defined]
         batch = producer.create_batch()
         batch.append(key=key, value=value, timestamp=None, headers=headers)
-        delivery: Awaitable[Any] = await producer.send_batch(batch, topic, partition=partition)
+        return await self._send(producer, batch, topic, partition)
+
+    @staticmethod
+    async def _send(producer: Any, batch: Any, topic: str, partition: int) -> Awaitable[Any]:
+        """Send a Kafka batch. Errors name the topic."""
+
+        def named(done: asyncio.Future[Any]) -> None:
+            if not done.cancelled():
+                name_topic(done.exception(), topic)
+
+        try:
+            delivery: asyncio.Future[Any] = asyncio.ensure_future(
+                await producer.send_batch(batch, topic, partition=partition)
+            )
+        except KafkaError as error:
+            name_topic(error, topic)
+            raise
+        delivery.add_done_callback(named)
         return delivery
 
     async def publish(self, topic: str, partition: int, rows: Iterable[tuple[bytes, bytes]]) -> int:
@@ -270,8 +290,8 @@ class App(faust.App):
                 if batches[-1].append(key=key, value=value, timestamp=None) is None:
                     raise ValueError(f"{topic}: a record of {len(key) + len(value)} bytes is larger than a Kafka batch")
         *others, last = batches
-        done = await acknowledged(producer.send_batch(batch, topic, partition=partition) for batch in others)
-        done += await acknowledged([producer.send_batch(last, topic, partition=partition)])
+        done = await acknowledged(self._send(producer, batch, topic, partition) for batch in others)
+        done += await acknowledged([self._send(producer, last, topic, partition)])
         ends = (metadata.offset + batch.record_count() for metadata, batch in zip(done, batches, strict=True))
         return int(max(ends)) - 1
 

@@ -10,122 +10,32 @@ finished batches is committed (`Chain`). docs/ARCHITECTURE.md has the whole argu
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from aiokafka.errors import IllegalStateError, KafkaError
+from aiokafka.structs import OffsetAndMetadata
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 from mode import Service
 
+from .batch import Batch
 from .chain import Chain, Cursor
 from .errors import PartitionLost, Unavailable
-from .membership import CommittedThread
-from .outage import retrying_kafka
+from .losses import Losses
+from .membership import COMMITTED_BY, CommittedThread
 from .standstill import Standstills
 from .unreadable import Unreadable
 
 if TYPE_CHECKING:
     from .app import App
-
-T = TypeVar("T")
+    from .table import Table
 
 #: Pause before a changelog run that could not be written to the table is fetched again.
 RETRY_SECONDS = 1.0
-_LEASE_CHECK_SECONDS = 0.05
 #: Between two looks at the partitions that stand still.
 _STANDSTILL_SECONDS = 2.0
-#: For this long, a batch that waits for its actor is extended by the runs that follow it.
-_GATHER_SECONDS = 1.0
-
-
-class Batch:
-    """A run of records of one partition: all records from offset `start` up to, not including, `end`."""
-
-    __slots__ = ("_consumer", "_gathers_until", "end", "epoch", "generation", "records", "removed", "start", "tp")
-
-    def __init__(self, consumer: BatchConsumer, records: list[Any], tp: TP, start: int, epoch: int) -> None:
-        self._consumer = consumer
-        self.records = records  #: aiokafka's `ConsumerRecord`s, in order: `key`, `value`, `offset`, `timestamp` (ms)
-        self.tp = tp
-        self.start = start
-        self.removed = 0  #: how many offsets from `start` on Kafka removed before they were read
-        self.end: int = records[-1].offset + 1
-        self.generation = consumer.app.consumer_generation_id
-        self.epoch = epoch
-        self._gathers_until = time.monotonic() + _GATHER_SECONDS
-
-    def gather(self, batch: Batch, limit: int) -> bool:
-        """Append the following batch while this one waits for its actor, up to `limit` records. True if appended."""
-        fits = len(self.records) + len(batch.records) <= limit and time.monotonic() < self._gathers_until
-        fits = fits and not batch.removed
-        mine, its = (self.end, self.epoch, self.generation), (batch.start, batch.epoch, batch.generation)
-        if not fits or mine != its:
-            return False
-        self.records += batch.records
-        self.end = batch.end
-        return True
-
-    def freeze(self) -> None:
-        """Add no more records to this batch: its actor starts on it."""
-        self._consumer.freeze(self)
-
-    @property
-    def owned(self) -> bool:
-        """False after a rebalance or a seek back: the partition's owner reads the records again."""
-        return self._consumer.owns(self)
-
-    def check_owned(self) -> None:
-        """Check that the batch is still ours.
-
-        Raises:
-            PartitionLost: The batch is no longer ours.
-        """
-        if not self.owned:
-            raise PartitionLost(f"{self.tp} was revoked, or is read again from an offset up to {self.start}")
-
-    async def wait_for_lease(self) -> None:
-        """Wait until the lease on this partition is confirmed; normally immediate.
-
-        Raises:
-            PartitionLost: The batch is no longer ours.
-        """
-        self.check_owned()
-        while not self._consumer.app.lease.valid:
-            await asyncio.sleep(_LEASE_CHECK_SECONDS)
-            self.check_owned()
-
-    async def with_kafka(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """Retry `attempt` until Kafka has acknowledged it; see `outage.retrying_kafka`.
-
-        Raises:
-            PartitionLost: The batch is no longer ours.
-        """
-        return await retrying_kafka(self._consumer.app.kafka_outage, self, attempt)
-
-    def require_next(self) -> None:
-        """Check that the batch is the next in its partition's chain.
-
-        Raises:
-            PartitionLost: The batch is not the next in the chain, or no longer ours.
-        """
-        self._consumer.require_next(self)
-
-    @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """Hold the partition's tables exclusively. The batch is finished when the body ends without an error.
-
-        Raises:
-            PartitionLost: The batch is not the next in the chain, or no longer ours. Unfinished records are fetched
-                again.
-        """
-        async with self._consumer.lock(self.tp):
-            self._consumer.require_next(self)
-            yield
-            self._consumer.finish(self)
 
 
 class BatchConsumer(driver.Consumer):
@@ -142,6 +52,7 @@ class BatchConsumer(driver.Consumer):
         self._locks: dict[TP, asyncio.Lock] = {}
         self._gathering: dict[TP, Batch] = {}  # waiting for their actors: the next run can be appended
         self.standstills = Standstills(self.app)
+        self._losses = Losses(self.app)
 
     def _new_consumer_thread(self) -> CommittedThread:
         return CommittedThread(self, loop=self.loop, beacon=self.beacon)
@@ -165,18 +76,16 @@ class BatchConsumer(driver.Consumer):
         for tp in mine:
             self._forget(tp)
         await super().perform_seek()
-        starts, fresh = {}, []
-        for tp in mine:
-            committed = await self._thread.call_thread(self._thread._ensure_consumer().committed, tp)
-            if committed:
-                starts[tp] = committed
-            else:
-                fresh.append(tp)
-        if fresh:
-            for found, offset in (await self.earliest_offsets(*fresh)).items():
-                starts[TP(found.topic, found.partition)] = offset
+        if not mine:
+            return
+        found = await self._thread.committed_with_metadata(mine)
+        committed = {tp: one.offset for tp, one in found.items()}
+        earliest = await self.earliest_offsets(*mine)
+        ends = await self.highwaters(*mine)
         # The tables are read last: their recovery may run during this seek.
-        starts = {tp: self._not_after_tables(tp, offset) for tp, offset in starts.items()}
+        starts = {tp: self._start(tp, committed.get(tp), earliest[tp]) for tp in mine}
+        for tp, start in starts.items():
+            self._look_for_losses(tp, found.get(tp), start, earliest[tp], ends[tp])
         for tp, offset in starts.items():
             self._forget(tp)  # two seeks may overlap (the recovery's and a fetch's): batches of the other do not count
             self._chains[tp] = Chain(offset, self._epochs[tp])
@@ -185,9 +94,31 @@ class BatchConsumer(driver.Consumer):
         for tp, offset in starts.items():
             self._fetch_again(tp, offset)
 
-    def _not_after_tables(self, tp: TP, start: int) -> int:
-        tables = [table for table in self.app.readers.values() if table.source == tp.topic]
-        return min([start, *(offset for table in tables if (offset := table.next_offset(tp.partition)) is not None)])
+    def _start(self, tp: TP, committed: int | None, earliest: int) -> int:
+        start, counted = earliest if committed is None else committed, self._counted(tp)
+        if counted == 0 and committed is not None:  # the totals were reset: what Kafka has removed was read before
+            counted = min(committed, earliest)
+        return start if counted is None else min(start, counted)
+
+    def _look_for_losses(self, tp: TP, found: OffsetAndMetadata | None, start: int, earliest: int, end: int) -> None:
+        counted = self._counted(tp)
+        if found is None:
+            self._losses.look(tp, counted or start, start, earliest, end)
+            return
+        metadata = found.metadata or ""
+        ours = metadata.startswith(COMMITTED_BY)
+        read = found.offset if counted is None else max(found.offset, counted) if ours else counted
+        self._losses.look(tp, read, start, earliest, end)
+        if counted is not None or not self._tables(tp):  # else the tables are not recovered yet
+            self._losses.started(tp, found.offset, metadata, counted)
+
+    def _counted(self, tp: TP) -> int | None:
+        """The offset up to which all tables of the partition have counted; None if it has none."""
+        offsets = [offset for table in self._tables(tp) if (offset := table.next_offset(tp.partition)) is not None]
+        return min(offsets, default=None)
+
+    def _tables(self, tp: TP) -> list[Table]:
+        return [table for table in self.app.readers.values() if table.source == tp.topic]
 
     async def seek_wait(self, partitions: Mapping[TP, int]) -> None:
         """Seek changelogs, called by the table recovery. Runs that were fetched before no longer pass."""
@@ -198,6 +129,7 @@ class BatchConsumer(driver.Consumer):
     async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
         """Begin a new lease."""
         self.app.lease.resume()
+        self._thread.joined()
         await super().on_partitions_assigned(assigned, generation_id)
 
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
@@ -299,8 +231,13 @@ class BatchConsumer(driver.Consumer):
         """
         start = cursor.next
         if not cursor.admits(first):
-            self._fetch_again(tp, start)
+            end = self.highwater(tp)  # None: not known in a new assignment
+            if first < start and end is not None and end < start:
+                self._losses.too_short(tp, end, start)  # nothing is there to fetch again
+            else:
+                self._fetch_again(tp, start)
             return None
+        self._losses.long_enough(tp)
         if first == start or tp.topic not in self.app.batched_topics:
             return 0
         try:
@@ -312,10 +249,7 @@ class BatchConsumer(driver.Consumer):
             return None
         removed: int = min(earliest, first) - start
         if removed > 0:
-            self.log.error(
-                "%s[%d]: Kafka removed the records at offsets %d to %d before a worker read them; they are lost",
-                tp.topic, tp.partition, start, start + removed - 1,
-            )  # fmt: skip
+            self._losses.removed(tp, start, start + removed)
         return max(0, removed)
 
     def _plain_messages(self, tp: TP, run: list[Any]) -> Iterator[Any]:
@@ -396,6 +330,7 @@ class BatchConsumer(driver.Consumer):
         while not self.should_stop:
             await self.sleep(_STANDSTILL_SECONDS)
             await self.standstills.look(self._thread.positions)
+            self._losses.look_again(self.assignment())
 
     # -- committing: the chain's end only, whatever Faust considers acknowledged or skipped
 
@@ -435,6 +370,8 @@ class BatchConsumer(driver.Consumer):
         if committed:
             for tp, chain in chains.items():
                 chain.committed = offsets[tp]
+                if self._tables(tp):
+                    self._losses.caught_up(tp)
         return committed
 
     def verify_event_path(self, now: float, tp: TP) -> None:

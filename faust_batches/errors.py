@@ -2,7 +2,8 @@
 
 BatchError
 ├── Unavailable      retry: a server is away, nothing is wrong with the data
-│   └── Slow         retry, with a smaller request: the server answers, but did not finish in time
+│   ├── Slow         retry, with a smaller request: the server answers, but did not finish in time
+│   └── Refusal      retry, less often, and tell: only a change of the server's configuration ends it
 ├── Unreadable       dead-letter the record, whose bytes can't be taken apart (in unreadable.py)
 └── PartitionLost    drop the batch: the partition's next owner reads it again
 """
@@ -24,6 +25,22 @@ class Unavailable(BatchError):  # noqa: N818 - named by the reaction
 
 class Slow(Unavailable):
     """A server answers, but did not finish a request in time. It is not away; a smaller request may succeed."""
+
+
+class Refusal(Unavailable):
+    """A server answered, and refused. The same request succeeds once somebody has changed the server's configuration.
+
+    Arguments:
+        subject: What it is about: a topic, a group, a collection.
+        text: One sentence without a full stop, that can stand alone: what is refused, which setting is to blame, and
+            the command that changes it.
+    """
+
+    def __init__(self, service: str, subject: str, text: str) -> None:
+        super().__init__(service, text)
+        self.args = (text,)  # it names the service
+        self.subject = subject
+        self.text = text
 
 
 class PartitionLost(BatchError):  # noqa: N818 - named by the reaction

@@ -48,7 +48,11 @@ class Lease:
         self._renewed = sent if self._renewed is None else max(self._renewed, sent)
 
     @property
+    def confirmed(self) -> bool:
+        """True if Kafka answered a heartbeat within the timeout; also before the first assignment."""
+        return self._renewed is None or self.clock() - self._renewed < self.timeout
+
+    @property
     def valid(self) -> bool:
         """True while our partitions are certainly ours; also before the first assignment."""
-        recent = self._renewed is None or self.clock() - self._renewed < self.timeout
-        return recent and not self._paused
+        return self.confirmed and not self._paused

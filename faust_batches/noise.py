@@ -32,6 +32,17 @@ NORMAL = {
     "Topic %s is not available during auto-create initialization",
     "wait_empty: Waiting for tasks %r",
 }
+#: Lines about what is told as a trouble for as long as it lasts, with what to do.
+TOLD = {
+    "Attempt to join group failed due to fatal error: %s",
+    "Fetch offset %s is out of range for partition %s, resetting offset",
+    "Heartbeat failed: %r",
+    "Not authorized to read from topic %s.",
+    "OffsetCommit failed for group %s - %s",
+    "OffsetCommit failed for unauthorized topics %s",
+    "Topic %s is not authorized for this client",
+    "Unexpected error in join group '%s' response: %s",
+}
 #: Lines of lost connections and failed requests. If Kafka does not answer a probe either, an outage begins.
 SUSPICIOUS = {
     'Unable connect to "%s:%s": %s',
@@ -93,7 +104,7 @@ class Noise(logging.Filter):
 
     @staticmethod
     def _is_noise(record: logging.LogRecord) -> bool:
-        if record.msg in NORMAL or record.msg in SUSPICIOUS:
+        if any(record.msg in known for known in (NORMAL, TOLD, SUSPICIOUS)):
             return True
         if record.levelno < logging.WARNING:
             return record.name.startswith("aiokafka")

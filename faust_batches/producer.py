@@ -17,6 +17,7 @@ from faust.transport.drivers import aiokafka as driver
 from mode import Service
 
 from .lease import Lease
+from .refusals import InvalidRecordError, name_topic
 
 T = TypeVar("T")
 
@@ -30,6 +31,10 @@ class Undecided(KafkaError):  # type: ignore[misc]  # noqa: N818 - aiokafka's cl
 
     retriable = False
     invalid_metadata = True
+
+    def __init__(self, reason: str, kind: type[KafkaError] | None = None) -> None:
+        super().__init__(reason)
+        self.kind = kind  #: the broker's error, if it answered
 
 
 class LeaseProducer(driver.Producer):
@@ -76,8 +81,10 @@ class LeaseProducer(driver.Producer):
                     answer = await send(node_id, request, **options)
                 except KafkaError as error:
                     raise Undecided(str(error) or type(error).__name__) from error
-            if retriable := next(_retriable_errors(answer), None):
-                raise Undecided(retriable)
+            for topic, number, kind in _errors(answer):
+                undecided = Undecided(f"{topic}:{number}: {kind.__name__}", kind)
+                name_topic(undecided, topic)
+                raise undecided
             return answer
 
         return guarded
@@ -111,13 +118,13 @@ class LeaseProducer(driver.Producer):
                 transport.abort()
 
 
-def _retriable_errors(answer: Any) -> Iterator[str]:
-    """The errors in a produce response after which aiokafka would resend the batch."""
+def _errors(answer: Any) -> Iterator[tuple[str, int, type[KafkaError]]]:
+    """The errors in a produce response after which aiokafka would resend the batch, and the one that it can't name."""
     for topic, partitions in getattr(answer, "topics", ()):
         for number, code, *_ in partitions:
-            error = for_code(code)
-            if code and error.retriable:
-                yield f"{topic}:{number}: {error.__name__}"
+            error = InvalidRecordError if code == InvalidRecordError.errno else for_code(code)
+            if code and (error.retriable or error is InvalidRecordError):
+                yield topic, number, error
 
 
 async def acknowledged(sends: Iterable[Awaitable[Awaitable[T]]]) -> list[T]:

@@ -25,7 +25,7 @@ from .unreadable import Unreadable, UnreadableRecord
 
 if TYPE_CHECKING:
     from .app import App
-    from .consumer import Batch
+    from .batch import Batch
 
 V = TypeVar("V")
 

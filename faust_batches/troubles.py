@@ -56,11 +56,15 @@ class Troubles:
         if before is None:
             log.log(logging.ERROR if stops else logging.WARNING, "%s", text)
 
-    def end(self, kind: str, subject: str) -> None:
-        """Record that a trouble is over, and log it. Does nothing if there is none."""
+    def end(self, kind: str, subject: str, *, mended: bool = True) -> None:
+        """Record that a trouble is over, and log it. Does nothing if there is none.
+
+        Arguments:
+            mended: False: it may last, but it is no longer this worker's. That is not logged.
+        """
         with self._lock:
             over = self._found.pop((kind, subject), None)
-        if over is not None:
+        if over is not None and mended:
             log.warning("It is over after %.0f s: %s", time.time() - over.since, over.text)
 
     def end_others(self, kind: str, found: Collection[str]) -> None:

@@ -46,6 +46,8 @@ from .web.monitoring.probes import Health
 #: What to do about the troubles of the heart.
 _ADVICE = {
     "unreadable-batch": "; `faust -A shopflow dead-letters skip {topic}:{partition}:{offset}` steps over it",
+    "partition-too-short": "; `faust -A shopflow replay` reads them",
+    "offset-moved": "; `faust -A shopflow replay --keep-tables` reads them",
     "unreadable-changelog": "; `faust -A shopflow replay` counts everything again",
 }
 
@@ -77,7 +79,7 @@ class Parts:
         self.limit = Limit(config.dead_letters.max_share, config.dead_letters.window)
         #: The sales that this worker handled in the last minutes.
         self.board = Board()
-        self.mongodb_outage = Outage("MongoDB")
+        self.mongodb_outage = Outage("MongoDB", troubles=app.troubles)
         slowness = Slowness(app.troubles, store.ping)
         mongodb = Patient(store, self.mongodb_outage, slowness)
         store.on_write = metrics.wrote

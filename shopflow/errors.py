@@ -4,7 +4,8 @@ Refused          print the reason in one line and exit: bad configuration, no se
 Rejected         dead-letter the record, which will never be accepted; go on with the others
 BatchError
 ├── Unavailable      retry: a server is away, nothing is wrong with the data
-│   └── Slow         retry, with a smaller request: the server answers, but did not finish in time
+│   ├── Slow         retry, with a smaller request: the server answers, but did not finish in time
+│   └── Refusal      retry, less often, and tell: only a change of the server's configuration ends it
 └── PartitionLost    drop the batch: the partition's next owner reads it again
 """
 
@@ -13,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 
-from faust_batches.errors import BatchError, PartitionLost, Slow, Unavailable
+from faust_batches.errors import BatchError, PartitionLost, Refusal, Slow, Unavailable
 
-__all__ = ["BatchError", "PartitionLost", "Refused", "Rejected", "Slow", "Unavailable", "meant"]
+__all__ = ["BatchError", "PartitionLost", "Refusal", "Refused", "Rejected", "Slow", "Unavailable", "meant"]
 
 
 class Refused(Exception):  # noqa: N818 - named by the reaction

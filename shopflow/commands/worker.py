@@ -20,7 +20,7 @@ from faust.utils.terminal import Spinner
 from faust_batches.noise import Noise
 from shopflow import topics
 from shopflow.app import app, config, connect, connected_kafka, discover
-from shopflow.errors import Refused, Unavailable
+from shopflow.errors import Refusal, Refused, Unavailable
 from shopflow.kafka import connection
 from shopflow.kafka.topics import ensure_topics, wait_for
 from shopflow.operations.watch import check_changelog
@@ -39,6 +39,10 @@ _WATCH_SECONDS = 0.5
 #: The thresholds of Python's garbage collector, by generation.
 _GC_THRESHOLD = (100_000, 20, 100)
 _PROBE_SECONDS = 2.0
+_LOGIN_ADVICE = (
+    "waiting does not help: correct the setting and restart the workers, or have an administrator of Kafka accept it "
+    "again (a password: kafka-configs.sh --alter --entity-type users)"
+)
 
 
 class worker(faust_worker):  # noqa: N801 - the class's name is the command's
@@ -146,12 +150,17 @@ class _Watch:
 
     def _check_kafka(self) -> None:
         suspicion = self._noise.suspicion() or ("no answer" if self._answers() is False else None)
-        if suspicion is None and app.kafka_outage.seconds is None:
+        if suspicion is None and app.kafka_outage.seconds is None and not app.kafka_outage.refuses_all:
             return
-        if _kafka_answers():  # a lost connection does not mean that Kafka is away
+        try:
+            asyncio.run(asyncio.wait_for(_ask_kafka(), _PROBE_SECONDS))
+        except Refused as refused:
+            app.kafka_outage.failed(Refusal("Kafka", "Kafka", f"{refused}; {_LOGIN_ADVICE}"), self)
+        except (Unavailable, asyncio.TimeoutError):
+            if suspicion is not None or app.kafka_outage.refuses_all:
+                app.kafka_outage.failed(Unavailable("Kafka", suspicion or "no answer"), self)
+        else:  # a lost connection does not mean that Kafka is away
             app.kafka_outage.succeeded(self)
-        elif suspicion is not None:
-            app.kafka_outage.failed(Unavailable("Kafka", suspicion), self)
 
     def _check_stop(self) -> None:
         if not app.should_stop:
@@ -171,16 +180,9 @@ def _say_error(message: str) -> None:
     print(f"Error: {message}", file=sys.__stderr__, flush=True)  # sys.stderr goes to the log while the worker runs
 
 
-def _kafka_answers() -> bool:
-    async def ask() -> None:
-        async with connection.admin(connected_kafka()):
-            pass
-
-    try:
-        asyncio.run(asyncio.wait_for(ask(), _PROBE_SECONDS))
-    except (Refused, Unavailable, asyncio.TimeoutError):
-        return False
-    return True
+async def _ask_kafka() -> None:
+    async with connection.admin(connected_kafka()):
+        pass
 
 
 @ServingCommand.from_handler()

@@ -25,6 +25,7 @@ from aiokafka.errors import (
 
 from faust_batches import bear
 from faust_batches.noise import Noise
+from faust_batches.refusals import kafka_failure
 from shopflow.errors import Refused, Unavailable
 
 from .security import Bootstrap, Security
@@ -62,7 +63,7 @@ async def _started(
     try:
         yield client
     except KafkaError as error:
-        raise Unavailable("Kafka", str(error) or type(error).__name__) from error
+        raise kafka_failure(error, "Kafka") from error
     finally:
         await stop()
 

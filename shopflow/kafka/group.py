@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 from aiokafka import TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalGenerationError, KafkaError, UnknownMemberIdError, for_code
 from aiokafka.protocol.group import LeaveGroupRequest
+from aiokafka.structs import OffsetAndMetadata
 
+from faust_batches.membership import SET_BACK_BY
 from shopflow.errors import Unavailable
 
 from . import connection
@@ -92,7 +94,7 @@ async def reset_offsets(bootstrap: Bootstrap, group: str, offsets: Mapping[tuple
     Raises:
         Unavailable: Kafka does not answer, or workers kept rejoining before the offsets were set.
     """
-    wanted = {TopicPartition(*partition): offset for partition, offset in offsets.items()}
+    wanted = {TopicPartition(*tp): OffsetAndMetadata(offset, SET_BACK_BY) for tp, offset in offsets.items()}
     deadline = asyncio.get_running_loop().time() + _RESET_SECONDS
     # A consumer with manually assigned partitions commits for the group without being a member.
     async with connection.consumer(bootstrap, group_id=group, enable_auto_commit=False) as outsider:

@@ -10,7 +10,7 @@ from time import monotonic
 
 from aiokafka.errors import KafkaError
 
-from shopflow.errors import Unavailable
+from shopflow.errors import Refused, Unavailable
 
 from .offsets import Partition, Span
 
@@ -105,7 +105,7 @@ class Lags:
                     while True:
                         await self.take(await ask())
                         await asyncio.sleep(LOOK_SECONDS)
-            except (Unavailable, KafkaError) as error:
+            except (Unavailable, Refused, KafkaError) as error:
                 if self.answers is not False:
                     log.info("The lag of the consumer group can't be read now: %s", error)
                 self.answers = False

@@ -137,12 +137,12 @@ async def _latest(client: Any, partition: TopicPartition, replica_id: int) -> in
     """The latest offset that the leader gives to consumers, the high watermark, or to brokers, the end of its log."""
     leader = client.cluster.leader_for_partition(partition)
     if leader is None or leader < 0:
-        raise LeaderNotAvailableError(str(partition))
+        raise LeaderNotAvailableError(partition)
     asked = [(partition.topic, [(partition.partition, OffsetResetStrategy.LATEST)])]
     answer = await client.send(leader, OffsetRequest(replica_id, 0, asked))
     ((_, ((_, code, _, offset),)),) = answer.topics
     if code:
-        raise for_code(code)(str(partition))
+        raise for_code(code)(partition)
     return int(offset)
 
 

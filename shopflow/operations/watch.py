@@ -7,6 +7,7 @@ from contextlib import suppress
 from types import MappingProxyType
 
 from faust_batches import Troubles
+from faust_batches.outage import REFUSED
 from shopflow.errors import Refused, Unavailable
 from shopflow.kafka import connection, needs, offsets
 from shopflow.kafka.needs import Finding, TopicSpec
@@ -49,11 +50,11 @@ async def topics(
     Raises:
         Unavailable: Kafka does not answer.
     """
-    try:
-        async with connection.client(bootstrap) as client:
+    async with connection.client(bootstrap) as client:
+        try:
             found = await needs.look(client, [spec.name for spec in specs])
-    except Refused as refused:
-        return [Finding("topic-rights", "topics", str(refused))]
+        except Refused as refused:
+            return [Finding("topic-rights", "topics", str(refused))]
     seen = {} if seen is None else seen
     for name, topic in found.items():
         seen.setdefault(name, topic.id)
@@ -85,12 +86,17 @@ class Ground:
 
     async def round(self) -> float:
         """Look once. Returns the seconds until the next look. While Kafka is away, the troubles stay as they are."""
-        with suppress(Unavailable):
+        with suppress(Unavailable, Refused):  # a refused login is the worker's trouble as a whole
             self._record(await topics(self._bootstrap(), self._specs, self._seen, self._counted()))
         return LOOK_SECONDS
 
     def _record(self, findings: Sequence[Finding]) -> None:
+        refused = {trouble.subject for trouble in self._troubles.present if trouble.kind == REFUSED}
         for one in findings:
-            self._troubles.begin(one.kind, one.subject, one.text, stops=one.stops)
+            topic = one.subject.removesuffix(" max.message.bytes")
+            if topic in refused and (topic != one.subject or one.kind == "topic-missing"):
+                self._troubles.end(one.kind, one.subject, mended=False)  # the refusal tells the same, and what waits
+            else:
+                self._troubles.begin(one.kind, one.subject, one.text, stops=one.stops)
         for kind in KINDS:
             self._troubles.end_others(kind, {one.subject for one in findings if one.kind == kind})

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Collection, Sequence
 from shopflow.errors import Unavailable
 
 from .connection import BY_ID, REQUESTS_AT_ONCE, Connection
-from .errors import described, is_taken
+from .errors import described, failure, is_taken
 from .rules import upsert, without_id
 from .types import ALERTS, VOUCHERS, Document
 
@@ -25,7 +25,7 @@ class Announcements(Connection):
             return frozenset()
         errors = await self._send("insert", VOUCHERS, documents)
         if others := [error for error in errors if not is_taken(error)]:  # not the event's fault
-            raise Unavailable("MongoDB", f"collection {VOUCHERS}: {described(others[0])}")
+            raise failure(others[0].get("code"), described(others[0]), VOUCHERS)
         existing = {error["index"]: documents[error["index"]] for error in errors}
         ids = {document["_id"] for document in existing.values()}
         found = await self._find(VOUCHERS, "_id", ids, {"source": 1}, at_once=REQUESTS_AT_ONCE)

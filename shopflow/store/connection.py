@@ -27,6 +27,7 @@ from .errors import (
     OTHER_INDEX,
     described,
     documents_errors,
+    failure,
     in_messages,
     one_line,
     reason,
@@ -197,7 +198,7 @@ class Connection:
             return
         errors = await self._send("delete" if "limit" in operations[0] else "update", name, operations)
         if errors:  # for example two inserts of one id at once: the next attempt finds the document
-            raise Unavailable("MongoDB", f"collection {name}: {described(errors[0])}")
+            raise failure(errors[0].get("code"), described(errors[0]), name)
 
     async def _send(
         self, kind: str, name: str, statements: Sequence[Document], size: int | None = None

@@ -10,7 +10,7 @@ import bson
 from bson.errors import BSONError
 from pymongo.errors import ConfigurationError, DocumentTooLarge, ExecutionTimeout, OperationFailure, PyMongoError
 
-from shopflow.errors import Slow, Unavailable
+from shopflow.errors import Refusal, Slow, Unavailable
 
 from .types import Document
 
@@ -27,7 +27,7 @@ _STATEMENT_BYTES = 8 * 1024
 UNENCODABLE = (BSONError, OverflowError, UnicodeError)
 
 _DUPLICATE_KEY = 11000
-_AUTHENTICATION = {"AuthenticationFailed": 18, "AtlasError": 8000}
+_AUTHENTICATION = {"AuthenticationFailed": 18, "AtlasError": 8000, "ReauthenticationRequired": 391}
 OTHER_INDEX = {"IndexOptionsConflict": 85, "IndexKeySpecsConflict": 86}
 #: Errors of single documents that are the server's fault: cause, MongoDB's name, code. All other errors of a document
 #: are its own: a retry would fail again.
@@ -51,6 +51,18 @@ _SERVER_TROUBLE = {
 }
 _TROUBLE_CODES = {code for named in _SERVER_TROUBLE.values() for code in named.values()}
 
+_LOGIN = "correct them and restart the workers, or have an administrator of MongoDB set the password again"
+_RIGHTS = (
+    'an administrator of MongoDB grants it with db.grantRolesToUser("USER", [{role: "readWrite", db: "DATABASE"}]), '
+    "with mongodb.database as DATABASE"
+)
+#: Errors that end only when somebody changes MongoDB's or shopflow's configuration: code -> who changes what.
+_REFUSALS = {
+    13: _RIGHTS,
+    **dict.fromkeys(_AUTHENTICATION.values(), _LOGIN),
+    121: "remove the collection's validator, or change it, with db.runCommand({collMod: NAME, validator: {}})",
+}
+
 
 @contextmanager
 def translated() -> Iterator[None]:
@@ -60,7 +72,21 @@ def translated() -> Iterator[None]:
     except ExecutionTimeout as error:
         raise Slow("MongoDB", "it did not finish a request in time, and ended it") from error
     except PyMongoError as error:
-        raise Unavailable("MongoDB", reason(error)) from error
+        code = error.code if isinstance(error, OperationFailure) else None
+        raise failure(code, reason(error)) from error
+
+
+def failure(code: int | None, text: str, collection: str = "") -> Unavailable:
+    """What an error of MongoDB demands: a `Refusal` if waiting does not end it.
+
+    Arguments:
+        collection: The collection of the request; empty: unknown.
+    """
+    if code not in _REFUSALS:
+        return Unavailable("MongoDB", f"collection {collection}: {text}" if collection else text)
+    subject = f"MongoDB {collection}".rstrip()
+    what = f"writes to the collection {collection}" if collection else "requests"
+    return Refusal("MongoDB", subject, f"MongoDB refuses {what}: {text}; {_REFUSALS[code]}")
 
 
 def is_unable(error: BaseException | None) -> bool:
@@ -114,7 +140,7 @@ def documents_errors(errors: list[Document], unconfirmed: Document | None) -> li
     if unconfirmed:
         raise Unavailable("MongoDB", f"could not confirm the write: {described(unconfirmed)}")
     if trouble := [one for one in errors if one.get("code") in _TROUBLE_CODES]:
-        raise Unavailable("MongoDB", described(trouble[0]))
+        raise failure(trouble[0].get("code"), described(trouble[0]))
     return errors
 
 

@@ -12,17 +12,21 @@ from typing import Any
 
 import pytest
 from aiokafka.errors import IllegalStateError, KafkaConnectionError, KafkaError
+from aiokafka.structs import OffsetAndMetadata
 from faust.types import TP
 from intervaltree import IntervalTree
 from mode.utils.queues import ThrowableQueue
 
-from faust_batches import PartitionLost, Unavailable
+from faust_batches import PartitionLost, Troubles, Unavailable
+from faust_batches import batch as batching
 from faust_batches import consumer as consuming
+from faust_batches.batch import Batch
 from faust_batches.chain import Chain, Cursor
-from faust_batches.consumer import Batch, BatchConsumer
+from faust_batches.consumer import BatchConsumer
 from faust_batches.flow import Flow
 from faust_batches.lease import Lease
-from faust_batches.membership import CommittedThread
+from faust_batches.losses import Losses
+from faust_batches.membership import COMMITTED_BY, CommittedThread
 
 from .running import Loop
 
@@ -73,6 +77,8 @@ class Consumer(BatchConsumer):
         self.fetched: dict[TP, list[Any]] | None = {}
         self.seeks: list[tuple[TP, int]] = []
         self._gathering = {}
+        self._losses = Losses(app)
+        self.end = 1_000
         self.busy: list[bool] = []
         self._thread = SimpleNamespace(  # type: ignore[assignment]
             seek=lambda tp, offset: self.seeks.append((tp, offset)), set_fetch_wait=self.busy.append
@@ -99,7 +105,7 @@ class Consumer(BatchConsumer):
         self.perform_seeks += 1
 
     def highwater(self, tp: TP) -> int:
-        return 0
+        return self.end
 
 
 @pytest.fixture
@@ -116,6 +122,8 @@ def consumer(reader: Reader) -> Consumer:
         readers={CHANGELOG.topic: reader},
         consumer_generation_id=1,
         lease=Lease(30.0),
+        troubles=Troubles(),
+        advice={},
         conf=SimpleNamespace(broker_max_poll_records=100),
         monitor=SimpleNamespace(track_tp_end_offset=lambda tp, offset: None),
     )
@@ -215,8 +223,8 @@ def test_a_batch_grows_only_within_its_limits(consumer: Consumer, change: str, m
     consumer.begin(RECORDS, 0)
     (first,) = messages(consumer, {RECORDS: run_of(0, 60)})
     if change == "long":
-        later = consuming.time.monotonic() + 1.5
-        monkeypatch.setattr(consuming.time, "monotonic", lambda: later)
+        later = batching.time.monotonic() + 1.5
+        monkeypatch.setattr(batching.time, "monotonic", lambda: later)
     elif change == "sought":
         consumer._forget(RECORDS)
         consumer.begin(RECORDS, 60)
@@ -697,18 +705,20 @@ class Seeking(Consumer):
 
     def __init__(self, app: Any) -> None:
         super().__init__(app)
+        self.earliest = 3
         self.committed: dict[TP, int | None] = {RECORDS: 7, TP(RECORDS.topic, 1): None, TP("plain", 0): 1}
-        self._thread.call_thread = self.call  # type: ignore[method-assign, assignment]
-        self._thread._ensure_consumer = lambda: SimpleNamespace(committed=None)  # type: ignore[method-assign, assignment]
+        self.metadata = COMMITTED_BY
+        self._thread.committed_with_metadata = self.found  # type: ignore[method-assign]
 
-    async def call(self, method: Any, tp: TP) -> int | None:
-        return self.committed[tp]
+    async def found(self, partitions: list[TP]) -> dict[TP, Any]:
+        offsets = {tp: self.committed[tp] for tp in partitions}
+        return {tp: OffsetAndMetadata(offset, self.metadata) for tp, offset in offsets.items() if offset is not None}
 
     def assignment(self) -> set[TP]:
         return set(self.committed)
 
-    async def earliest_offsets(self, *partitions: TP) -> dict[TP, int]:
-        return dict.fromkeys(partitions, 3)
+    async def highwaters(self, *partitions: TP) -> dict[TP, int]:
+        return dict.fromkeys(partitions, self.end)
 
 
 @pytest.fixture
@@ -732,29 +742,33 @@ def test_a_partition_starts_at_its_committed_or_first_offset(seeking: Seeking) -
 
 @pytest.mark.parametrize(
     ("next_offset", "start"),
-    [(None, 7), (7, 7), (9, 7), (5, 5), (0, 0)],
+    [(None, 7), (7, 7), (9, 7), (5, 5), (0, 3)],
     ids=["none", "level", "ahead", "behind", "anew"],
 )
 def test_a_partition_whose_table_is_behind_is_read_from_the_tables_offset(
     seeking: Seeking, reader: Reader, next_offset: int | None, start: int
 ) -> None:
-    """A replay reset the totals, and the worker rejoined before the committed offset was set."""
+    """A replay reset the totals, and the worker rejoined before the committed offset was set.
+
+    What Kafka has removed before that was read once: it is not waited for, and is no loss.
+    """
     reader.source, reader.next = RECORDS.topic, {0: next_offset}
     asyncio.run(seeking.perform_seek())
     assert seeking._chains[RECORDS].done == seeking._cursors[RECORDS].next == start
     assert (RECORDS, start) in seeking.seeks
     assert seeking._chains[TP(RECORDS.topic, 1)].done == 3
+    assert seeking.app.troubles.present == []
 
 
 def test_the_tables_offset_is_read_last(seeking: Seeking, reader: Reader) -> None:
     """A fetch's seek may begin before the table's recovery and end after it."""
-    call, reader.source = seeking.call, RECORDS.topic
+    call, reader.source = seeking.found, RECORDS.topic
 
-    async def slow(method: Any, tp: TP) -> int | None:
+    async def slow(partitions: list[TP]) -> dict[TP, Any]:
         reader.next = {0: 2}
-        return await call(method, tp)
+        return await call(partitions)
 
-    seeking._thread.call_thread = slow
+    seeking._thread.committed_with_metadata = slow
     asyncio.run(seeking.perform_seek())
     assert seeking._chains[RECORDS].done == 2
 
@@ -762,14 +776,14 @@ def test_the_tables_offset_is_read_last(seeking: Seeking, reader: Reader) -> Non
 def test_runs_fetched_before_the_first_seek_are_fetched_again(seeking: Seeking) -> None:
     """Such runs are dropped, and no later run may arrive to reveal it."""
     dropped: list[Any] = []
-    call = seeking.call
+    call = seeking.found
 
-    async def slow(method: Any, tp: TP) -> int | None:
+    async def slow(partitions: list[TP]) -> dict[TP, Any]:
         seeking.fetched = {RECORDS: run_of(7, 9)}
         dropped.append([message async for message in seeking.getmany(timeout=0.1)])
-        return await call(method, tp)
+        return await call(partitions)
 
-    seeking._thread.call_thread = slow
+    seeking._thread.committed_with_metadata = slow
     asyncio.run(seeking.perform_seek())
     assert dropped[0] == []
     assert sorted(seeking.seeks) == [(RECORDS, 7), (TP(RECORDS.topic, 1), 3)]
@@ -788,16 +802,16 @@ def test_a_seek_makes_batches_fetched_before_void(seeking: Seeking) -> None:
 
 def test_batches_between_two_overlapping_seeks_are_void(seeking: Seeking) -> None:
     """A fetch seeks while the flow is off, and so does the end of the recovery. Each starts a new chain."""
-    call, came = seeking.call, list[Batch]()
+    call, came = seeking.found, list[Batch]()
 
-    async def overlapped(method: Any, tp: TP) -> int | None:
-        seeking._thread.call_thread = call
+    async def overlapped(partitions: list[TP]) -> dict[TP, Any]:
+        seeking._thread.committed_with_metadata = call
         await seeking.perform_seek()
         seeking.fetched = {RECORDS: run_of(7, 9)}
         came.extend([message.value async for _, message in seeking.getmany(timeout=0.1)])
-        return await call(method, tp)
+        return await call(partitions)
 
-    seeking._thread.call_thread = overlapped
+    seeking._thread.committed_with_metadata = overlapped
     asyncio.run(seeking.perform_seek())
     assert [batch.owned for batch in came] == [False]
     (after,) = batches(seeking, (7, 9))

@@ -8,8 +8,9 @@ import threading
 
 import pytest
 
-from faust_batches import Outage, PartitionLost, Unavailable, retrying
+from faust_batches import Outage, PartitionLost, Troubles, Unavailable, retrying
 from faust_batches import outage as outages
+from faust_batches.errors import Refusal
 
 AWAY = Unavailable("MongoDB", "no answer")
 
@@ -180,3 +181,59 @@ def test_repeated_work_logs_an_error_once_and_goes_on(
     assert pauses == [1.0, 1.0, 0.5, 1.0, 1.0, 0.7]
     assert [record.getMessage() for record in caplog.records] == ["The work: failed; trying again"] * 3
     assert all(record.exc_info for record in caplog.records)
+
+
+LOGIN = Refusal("Kafka", "Kafka", "kafka.username: Kafka refuses the login of 'shop'")
+TOO_LARGE = Refusal("Kafka", "sold", "Kafka takes no record of this size for the topic sold")
+
+
+def test_a_refusal_is_no_outage_and_ends_when_its_caller_succeeds(caplog: pytest.LogCaptureFixture) -> None:
+    """It has one line when it begins and one when it is over, however many callers and attempts it has."""
+    troubles = Troubles()
+    outage = Outage("Kafka", troubles=troubles)
+    for caller in (1, 2, 1):
+        outage.failed(TOO_LARGE, caller)
+    assert (outage.seconds, outage.refuses, outage.refuses_all) == (None, True, False)
+    outage.succeeded(1)
+    outage.succeeded(3)
+    assert [(one.kind, one.subject, one.stops) for one in troubles.present] == [("refused", "sold", True)]
+    outage.succeeded(2)
+    assert (outage.refuses, troubles.present) == (False, [])
+    assert [line.partition(": ")[0] for line in caplog.messages] == [TOO_LARGE.text, "It is over after 0 s"]
+
+
+def test_a_refused_login_is_no_outage_for_those_who_only_see_that_nothing_works() -> None:
+    """Senders get no connection, and not the reason. When the server is away afterwards, that is an outage."""
+    troubles = Troubles()
+    outage = Outage("Kafka", troubles=troubles)
+    outage.failed(AWAY, "sender")
+    outage.failed(LOGIN, "watch")
+    outage.failed(AWAY, "sender")
+    assert (outage.seconds, outage.refuses_all) == (None, True)
+    outage.failed(AWAY, "watch")
+    assert outage.seconds is not None
+    assert (outage.refuses, troubles.present) == (False, [])
+
+
+def test_a_caller_that_is_refused_something_else_ends_the_first_refusal() -> None:
+    """Somebody mends one setting, and the next one is wrong, too."""
+    troubles = Troubles()
+    outage = Outage("Kafka", troubles=troubles)
+    outage.failed(LOGIN, 1)
+    outage.failed(TOO_LARGE, 1)
+    assert [one.subject for one in troubles.present] == ["sold"]
+    outage.gave_up(1)
+    assert (outage.refuses, troubles.present) == (False, [])
+
+
+def test_a_refused_request_is_repeated_less_often(pauses: list[float]) -> None:
+    """Somebody must change a setting first."""
+    answers = iter([TOO_LARGE, TOO_LARGE, None])
+
+    async def ask() -> str:
+        if error := next(answers):
+            raise error
+        return "answer"
+
+    assert asyncio.run(retrying(Outage("Kafka", troubles=Troubles()), lambda: None, ask)) == "answer"
+    assert pauses == [outages.REFUSED_PAUSE_SECONDS] * 2

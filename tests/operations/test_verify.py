@@ -97,7 +97,7 @@ class VerifiedShop:
         assert tables.partitions == 1
         return self.compared
 
-    async def troubles(self, live: Live, session: Any) -> Check:
+    async def troubles(self, live: Live, counted: str, session: Any) -> Check:
         return Check("troubles", True, "no worker reports one")
 
     def sell(self, *customers: str) -> None:

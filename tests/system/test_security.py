@@ -16,7 +16,17 @@ from shopflow.servers.servers import Addresses
 from shopflow.web.client import bearer
 from tests.support import secured
 from tests.support.certificates import Authority
-from tests.support.secured import APP_ID, DATABASE, GUEST, KEY_PASSWORD, MONGODB_PASSWORD, PASSWORD, Secured
+from tests.support.secured import (
+    APP_ID,
+    DATABASE,
+    GUEST,
+    KEY_PASSWORD,
+    MONGODB_PASSWORD,
+    PASSWORD,
+    READ_GROUP,
+    WRITE_CHANGELOGS,
+    Secured,
+)
 from tests.support.shop import Outcome, Shop, Worker, customer, purchase, until
 
 pytestmark = [pytest.mark.servers, pytest.mark.slow]
@@ -220,6 +230,69 @@ def test_a_login_that_kafka_refuses_is_one_line_that_names_the_setting(servers: 
         has_no_secret(outcome.stdout, outcome.stderr)
     # With the check of the name off, the certificate is still checked.
     ended(shop.run("seed-products", **servers.login(broker=no_name, kafka_check_hostname="false")))
+
+
+def asked(worker: Worker, path: str) -> str:
+    """The answer of a worker that demands no token."""
+    return ask(worker, path, {})[2]
+
+
+def told(worker: Worker) -> str:
+    """Why the worker is not ready; empty if it is ready."""
+    return "; ".join(json.loads(asked(worker, "/health/ready")).get("reasons", []))
+
+
+def test_rights_that_are_taken_away_are_told_and_what_waited_is_done_when_they_are_given(
+    servers: Secured, opened: Open
+) -> None:
+    """Neither is an outage: the topic or group is named, with the command that gives the right."""
+    shop = opened(**servers.login("SCRAM-SHA-512"))
+    worker = shop.start_worker().ready()
+    for right, command in (
+        (WRITE_CHANGELOGS, f"--operation Write --operation Describe --topic {shop.changelog}"),
+        (READ_GROUP, f"--operation Read --operation Describe --group {shop.name}"),
+    ):
+        servers.revoke(right)
+        event = purchase("anna")
+        shop.sell(event)
+        until(lambda command=command: command in told(worker), f"the worker names {command}", 60)
+        assert "away" not in told(worker)
+        assert 'shopflow_server_refuses{server="kafka"} 1.0' in asked(worker, "/metrics")
+        assert 'shopflow_server_away{server="kafka"} 0.0' in asked(worker, "/metrics")
+        assert command in asked(worker, "/page/data.json")
+        assert ask(worker, "/health/live", {})[0] == 200
+        servers.grant(right)
+        shop.drain()
+        assert shop.stored(event)
+        until(lambda: ask(worker, "/health/ready", {})[0] == 200, "the worker is ready", 60)
+    assert worker.count("anna")[1]["purchases"] == 2
+    assert "Kafka is away" not in worker.output
+    assert "Traceback" not in worker.output
+    assert worker.stop() == 0
+
+
+def test_a_login_that_kafka_refuses_while_a_worker_runs_is_told_until_it_is_accepted(
+    servers: Secured, opened: Open
+) -> None:
+    """The client library gets no connection, and keeps the reason to itself: the worker asks for it."""
+    shop = opened(**servers.login("SCRAM-SHA-512"))
+    worker = shop.start_worker().ready()
+    servers.set_password(WRONG)
+    event = purchase("anna")
+    shop.sell(event)
+    text = f"kafka.username, kafka.password: Kafka at {servers.broker('sasl_ssl')[8:]} refuses the login of 'shop'; "
+    until(lambda: told(worker).count(text) == 1, "the worker tells it", 60)
+    assert "away" not in told(worker)
+    assert "does not answer" not in told(worker)
+    assert 'shopflow_server_refuses{server="kafka"} 1.0' in asked(worker, "/metrics")
+    assert ask(worker, "/health/live", {})[0] == 200
+    servers.set_password(PASSWORD)
+    until(lambda: shop.stored(event), "the purchase is stored", 90)
+    until(lambda: ask(worker, "/health/ready", {})[0] == 200, "the worker is ready", 60)
+    assert worker.output.count(text) == 1  # it ended when Kafka was away, to start again with the right password
+    assert "Traceback" not in worker.output
+    assert worker.stop() == 0
+    has_no_secret(worker.output)
 
 
 def test_a_user_without_rights_gets_an_error(servers: Secured, opened: Open) -> None:

@@ -38,7 +38,7 @@ OPERATIONS = (ROOT / "docs/OPERATIONS.md").read_text(encoding="utf-8")
 #: Units that a metric's name may end with, by Prometheus' conventions.
 UNITS = ("_seconds", "_bytes", "_records", "_offset", "_partitions")
 #: Ends of names of metrics that are 1 or 0.
-FLAGS = ("_ready", "_live", "_serving", "_away", "_stopped")
+FLAGS = ("_ready", "_live", "_serving", "_away", "_refuses", "_stopped")
 
 
 def worker_metrics() -> Metrics:

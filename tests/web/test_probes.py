@@ -13,7 +13,7 @@ import pytest
 from faust.types import TP
 
 from faust_batches import Outage, Troubles
-from shopflow.errors import Unavailable
+from shopflow.errors import Refusal, Unavailable
 from shopflow.kafka import lag as lag_module
 from shopflow.kafka.lag import Lags
 from shopflow.kafka.offsets import Span
@@ -37,8 +37,8 @@ class Case:
         self.owned = [PLACE]
         self.stopped: list[str] = []
         self.error: Unavailable | None = None
-        self.mongodb, self.kafka = Outage("MongoDB"), Outage("Kafka")
         self.troubles = Troubles()
+        self.mongodb, self.kafka = (Outage(name, troubles=self.troubles) for name in ("MongoDB", "Kafka"))
         self.activity: Counter[tuple[str, int]] = Counter()
         self.lags = Lags(lambda: None, has_records)  # type: ignore[arg-type, return-value]
         here: Any = self
@@ -51,7 +51,7 @@ class Case:
 
     @property
     def lease(self) -> Any:
-        return SimpleNamespace(valid=self.sure)
+        return SimpleNamespace(valid=self.sure, confirmed=self.sure)
 
     async def ping(self) -> None:
         if self.error is not None:
@@ -113,17 +113,53 @@ def set_to(name: str, value: Any) -> Callable[[Case], None]:
     [
         set_to("error", AWAY),
         set_to("serving", False),
-        set_to("sure", False),
         set_to("owned", []),
         set_to("stopped", [PLACE[0]]),
         lambda case: case.mongodb.failed(AWAY, "batch"),
         lambda case: case.kafka.failed(AWAY, case),
+        lambda case: case.mongodb.failed(Refusal("MongoDB", "MongoDB sales", "a validator"), case),
+        lambda case: case.kafka.failed(Refusal("Kafka", "shop.purchases", "too large"), case),
+        lambda case: case.troubles.begin("unreadable-batch", "shop.purchases[0]", "it stands still", stops=True),
     ],
-    ids=["mongodb", "recovery", "session", "not ours", "stopped", "mongodb refuses", "kafka"],
+    ids=["mongodb", "recovery", "not ours", "stopped", "mongodb away", "kafka", "validator", "too large", "unreadable"],
 )
 def test_a_worker_that_waits_with_a_reason_is_live(change: Callable[[Case], None]) -> None:
     """A worker that waits for a server, a recovery or a rebalance stays live: a restart would not help."""
     assert no_progress_but(change).health.live() == []
+
+
+def test_a_worker_whose_membership_has_ended_is_not_live() -> None:
+    """Kafka answers, and the group has not known it for minutes: nothing that it waits for will come.
+
+    A worker that is kept out by what a person must mend is live: a restart would not help.
+    """
+    out = "Kafka answers, but the consumer group has not known this worker for too long"
+    assert no_progress_but(set_to("sure", False)).health.live() == [out]
+
+    def kept_out(case: Case) -> None:
+        case.sure = False
+        case.troubles.begin("not-in-group", "shop", "Another client is in the group", stops=True)
+
+    assert no_progress_but(kept_out).health.live() == []
+
+
+def test_a_worker_whose_client_has_ended_is_not_live() -> None:
+    """Only a restart brings it back."""
+    case = Case()
+    case.troubles.begin("client-ended", "shop", "The Kafka client has ended", stops=True)
+    assert case.health.live() == ["The Kafka client has ended"]
+
+
+def test_a_login_that_mongodb_refuses_is_told_as_that_without_events_too() -> None:
+    """It answers, so it is not away. What refuses is found by the ping."""
+    case = Case()
+    case.error = Refusal("MongoDB", "MongoDB", "MongoDB refuses requests: correct the password")
+    assert case.ready() == ["MongoDB refuses requests: correct the password"]
+    assert case.mongodb.seconds is None
+    case.error = None
+    until_asked_again = module._PING_COUNTS_SECONDS
+    case.health._pinged._asked -= until_asked_again  # type: ignore[operator]
+    assert case.ready() == []
 
 
 def test_what_is_tried_again_is_not_stuck() -> None:

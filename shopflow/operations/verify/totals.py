@@ -149,7 +149,7 @@ async def _compare(
             await compare_announcements(bootstrap, shop.group, shop.vouchers, announcements.VOUCHERS, store),
             await compare_announcements(bootstrap, shop.group, shop.alerts, announcements.ALERTS, store),
             await workers.compare_workers(live, counts, token),
-            await workers.troubles(live, partial(client.session, token)),
+            await workers.troubles(live, shop.purchases, partial(client.session, token)),
             _registrations(unregistered),
         ]
     )

@@ -220,6 +220,11 @@ class _Reading(Collector):
         seconds = GaugeMetricFamily(
             "shopflow_server_away_seconds", "How long a server has been away; 0 when it is not.", labels=["server"]
         )
+        refuses = GaugeMetricFamily(
+            "shopflow_server_refuses",
+            "1 while a server refuses requests until somebody changes its configuration, else 0.",
+            labels=["server"],
+        )
         retries = CounterMetricFamily(
             "shopflow_retries",
             "Requests that a server did not answer, or refused for now; each is made again.",
@@ -229,8 +234,9 @@ class _Reading(Collector):
             server, gone = [outage.service.lower()], outage.seconds
             away.add_metric(server, gone is not None)
             seconds.add_metric(server, gone or 0.0)
+            refuses.add_metric(server, outage.refuses)
             retries.add_metric(server, outage.failures)
-        return away, seconds, retries
+        return away, seconds, refuses, retries
 
     def _state(self) -> Iterable[Metric]:
         serving = GaugeMetricFamily(

@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from faust_batches import App, Outage
+from faust_batches.membership import CLIENT_ENDED, NOT_IN_GROUP
+from faust_batches.outage import REFUSED
+from shopflow.errors import Refusal
 from shopflow.kafka.lag import LOOK_SECONDS, Lags
 from shopflow.kafka.offsets import Partition
 from shopflow.shop.failure_limit import Limit
@@ -106,37 +109,58 @@ class Health:
         self._pinged: Cached[None] = Cached(self._ping, _PING_COUNTS_SECONDS, None)
         self._lags, self._limit, self._activity = lags, limit, activity
         self._seconds = STUCK_SECONDS + patience
+        self._looks_out = 0  #: answers of Kafka in a row while this worker was not in the group
         self.progress = Progress(round(self._seconds / LOOK_SECONDS))
 
     async def looked(self) -> None:
         """Take new lags: record which partitions stand still without a reason."""
+        out = not self._app.lease.confirmed and not self._kept_out
+        self._looks_out = self._looks_out + 1 if out else 0
         stopped = self._limit.stopped
+        told = {trouble.subject for trouble in self._app.troubles.present if trouble.stops}
         waiting: dict[Partition, tuple[int, int]] = {
             tp: (self._lags.spans[tp].done, self._activity[tp])
             for tp in self._app.owned
-            if tp.topic not in stopped and self._lags.waiting(tp)
+            if tp.topic not in stopped and f"{tp.topic}[{tp.partition}]" not in told and self._lags.waiting(tp)
         }
         self.progress.look({} if self._excused() else waiting)
         if self.progress.suspected and not await self.mongodb_answers():
             self.progress.look({})
 
+    @property
+    def _is_out(self) -> bool:
+        return self._looks_out * LOOK_SECONDS >= STUCK_SECONDS
+
+    @property
+    def _kept_out(self) -> bool:
+        """True while a person must mend what keeps this worker out of the group: a restart would not help."""
+        return any(trouble.kind in {NOT_IN_GROUP, REFUSED} for trouble in self._app.troubles.present)
+
     def _excused(self) -> bool:
         away = self._mongodb.seconds is not None or self._app.kafka_outage.seconds is not None
         slow = any(trouble.kind == SLOW for trouble in self._app.troubles.present)
-        return away or slow or not self._app.serving or not self._app.lease.valid
+        refused = self._mongodb.refuses or self._app.kafka_outage.refuses
+        return away or refused or slow or not self._app.serving or not self._app.lease.valid
 
     def live(self) -> list[str]:
         """Why a restart would help; empty when it would not. Any answer means that the event loop runs."""
-        return ["the thread that talks to Kafka is stuck"] * self.pulse.stuck + [
-            f"events wait in partition {partition} of {topic}, and none was processed for {self._seconds:g} s"
-            for topic, partition in self.progress.still
-        ]
+        ended = [trouble for trouble in self._app.troubles.present if trouble.kind == CLIENT_ENDED]
+        out = ["Kafka answers, but the consumer group has not known this worker for too long"] * self._is_out
+        return (
+            ["the thread that talks to Kafka is stuck"] * self.pulse.stuck
+            + out
+            + [trouble.text for trouble in ended]
+            + [
+                f"events wait in partition {partition} of {topic}, and none was processed for {self._seconds:g} s"
+                for topic, partition in self.progress.still
+            ]
+        )
 
     async def ready(self) -> list[str]:
         """Why the worker does not do its share of the work; empty when it does."""
         reasons = list(self._worker_reasons())
         if not await self.mongodb_answers():
-            reasons.append("MongoDB does not answer")
+            reasons += ["MongoDB does not answer"] * (not self._mongodb.refuses_all)
         elif self._mongodb.seconds is not None:
             reasons.append("MongoDB is away, or refuses to write")
         reasons += [trouble.text for trouble in self._app.troubles.present if trouble.stops]
@@ -148,7 +172,11 @@ class Health:
         return self._pinged.failure == "" and not self._pinged.asking
 
     async def _ping(self) -> None:
-        await self._store.ping()
+        try:
+            await self._store.ping()
+        except Refusal as error:  # without events, nothing else would find it
+            self._mongodb.failed(error, self._store)
+            raise
         self._mongodb.succeeded(self._store)  # without events, only this ends an outage
 
     def _worker_reasons(self) -> Iterator[str]:
@@ -158,7 +186,7 @@ class Health:
             yield "partitions change hands, or their tables are being recovered"
         if self._app.kafka_outage.seconds is not None:
             yield "Kafka is away"
-        elif self._lags.answers is False:
+        elif self._lags.answers is False and not self._app.kafka_outage.refuses_all:
             yield "Kafka does not answer"
         elif self._app.serving and not self._app.lease.valid:
             yield "Kafka has not answered for so long that the partitions may be another worker's by now"

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from faust_batches import Trouble
+from faust_batches.outage import REFUSED
 from shopflow.kafka.offsets import Span
 from shopflow.operations.letters import Letter
 from shopflow.shop.recent_sales import Snapshot
@@ -148,8 +149,9 @@ def _servers(now: ShopState) -> Iterator[Warning]:
         ("MongoDB", now.mongodb, mongodb_away, "New events wait in Kafka, nothing is lost."),
         ("Kafka", now.kafka, kafka_away, "Nothing new comes in until it is back."),
     ):
+        refused = {one.subject for report in now.reports for one in report.troubles if one.kind == REFUSED}
         longest = max((seconds for seconds in away if seconds is not None), default=None)
-        if why or longest is not None:
+        if (why or longest is not None) and name not in refused:
             since = f" for {_duration(longest)}" if longest is not None and longest >= 10 else ""
             silence = f"has not answered{since}" if since else "does not answer"
             yield Warning("bad", f"{name} {silence}. {meanwhile}")
