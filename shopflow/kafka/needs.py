@@ -295,10 +295,11 @@ def _copied(at: str, spec: TopicSpec, topic: Found) -> Iterator[Finding]:
     if least > topic.copies:
         command = _alter(at, spec.name, _LEAST_COPIES, str(2 if topic.copies >= 3 else 1))
         text = (
-            f"Topic {spec.name} has min.insync.replicas={least}, but {_copies(topic.copies)} of each partition: Kafka "
-            f"accepts no record; to mend it, run {command}"
+            f"Topic {spec.name} has min.insync.replicas={least}, but {_copies(topic.copies)} of each partition: "
+            "an older Kafka accepts no record, a newer one asks for no more copies than there are; to mend it, run "
+            f"{command}"
         )
-        yield Finding("topic-copies", spec.name, text, stops=True)
+        yield Finding("topic-copies", spec.name, text)  # if it accepts none, that is told as a refusal
     elif least > topic.in_sync:
         text = (
             f"Topic {spec.name} has a partition with {_copies(topic.in_sync)} up to date, and "

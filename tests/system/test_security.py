@@ -289,7 +289,7 @@ def test_a_login_that_kafka_refuses_while_a_worker_runs_is_told_until_it_is_acce
     servers.set_password(PASSWORD)
     until(lambda: shop.stored(event), "the purchase is stored", 90)
     until(lambda: ask(worker, "/health/ready", {})[0] == 200, "the worker is ready", 60)
-    assert worker.output.count(text) == 1  # it ended when Kafka was away, to start again with the right password
+    assert worker.output.count(text) in {1, 2}  # the second says that it is over; or Kafka was away first, to restart
     assert "Traceback" not in worker.output
     assert worker.stop() == 0
     has_no_secret(worker.output)
