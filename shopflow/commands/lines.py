@@ -7,13 +7,14 @@ from collections import Counter, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
+from textwrap import wrap
 from typing import Any
 
 import msgspec
 
 from shopflow.operations.letters import Failure, Id, Letter, Mark, time_of
 from shopflow.operations.retry import Outcome
-from shopflow.operations.verify.report import Report
+from shopflow.operations.verify.report import Check, Report
 from shopflow.shop.price_history import Period, Prices, SalesOverTime
 from shopflow.shop.promotions.trial import Trial
 from shopflow.shop.text import day, day_and_time, gift, money, text_of, visible, whole
@@ -203,6 +204,36 @@ def report(found: Report, *, as_json: bool) -> Iterator[str]:
     for check in found.checks:
         yield f"{_MARKS[check.good]} {check.name}: {visible(check.detail)}"
     yield _VERDICTS[found.status]
+
+
+_DOCTOR = {0: "All is good.", 1: "Something is bad.", 2: "Nothing is known to be bad, but not all could be told."}
+
+
+def doctor(checks: Sequence[Check], *, columns: int | None, as_json: bool) -> Iterator[str]:
+    """The lines that `doctor` prints.
+
+    Arguments:
+        columns: The width of the terminal; None: one line for each check.
+    """
+    status = doctor_status(checks)
+    if as_json:
+        yield _json({"status": status, "checks": checks})
+        return
+    for check in checks:
+        line = f"{_MARKS[check.good]} {check.name}: {visible(check.detail)}"
+        if columns is None:
+            yield line
+        else:
+            yield from wrap(
+                line, max(columns, 20), subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+            )
+    yield _DOCTOR[status]
+
+
+def doctor_status(checks: Sequence[Check]) -> int:
+    """0: all is good. 1: something is bad. 2: something could not be told."""
+    found = {check.good for check in checks}
+    return 1 if False in found else 2 if None in found else 0
 
 
 def _text(data: bytes | None) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,15 +14,16 @@ import click
 from faust.cli import argument, option
 
 from shopflow import topics
-from shopflow.app import config, connect, kafka_at, store
+from shopflow.app import app, config, connect, kafka_at, store
 from shopflow.errors import Refused, Unavailable
 from shopflow.kafka import group, offsets
 from shopflow.kafka.security import Bootstrap
 from shopflow.kafka.topics import count_partitions, ensure_topics
 from shopflow.operations import export as exporting
 from shopflow.operations import letters
+from shopflow.operations.verify.report import Check
 from shopflow.servers.servers import Servers, locate
-from shopflow.servers.worker import child_worker
+from shopflow.servers.worker import check_port, child_worker, reached_at
 from shopflow.shop.text import visible
 
 from . import lines
@@ -88,6 +90,46 @@ async def _accept_loss(self: Command, text: str, *, sure: bool) -> None:
     await ensure_topics(bootstrap, topics.SPECS)
     await losses.accept(bootstrap, topics.LAYOUT, loss)
     click.echo("Accepted. `verify` goes on to say the number, and fails if more are lost.", err=True)
+
+
+@Command.from_handler(JSON)
+async def doctor(self: Command, as_json: bool) -> int:
+    """Look at all that the guarantee needs. Exit status 0: all is good, 1: something is bad, 2: could not tell all."""
+    from shopflow.operations import doctor as looks
+
+    as_json = as_json or self.json
+    checks = list(looks.machine(config.data_path, app.conf.ignored))
+    bind, port = config.web.bind, config.web.port
+    host = reached_at(bind)
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    checks.append(await looks.port(url, partial(check_port, bind, port)))
+    for server, look in (("Kafka", _look_at_kafka), ("MongoDB", _look_at_mongodb)):
+        try:
+            checks += [check async for check in look()]
+        except Refused as refused:
+            checks.append(Check(server, None if "embedded" in str(refused) else False, str(refused)))
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    for line in lines.doctor(checks, columns=columns, as_json=as_json):
+        self.say(line)
+    return lines.doctor_status(checks)
+
+
+async def _look_at_kafka() -> AsyncIterator[Check]:
+    from shopflow.operations import doctor as looks
+
+    async for check in looks.kafka(kafka_at(locate(config, mongodb=False)), topics.SPECS, topics.LAYOUT):
+        yield check
+
+
+async def _look_at_mongodb() -> AsyncIterator[Check]:
+    from shopflow.operations import doctor as looks
+
+    store.connect(locate(config, kafka=False).mongodb)
+    try:
+        async for check in looks.mongodb(store):
+            yield check
+    finally:
+        await store.close()
 
 
 @ServingCommand.from_handler(

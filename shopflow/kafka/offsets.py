@@ -13,6 +13,8 @@ from typing import Any
 
 from aiokafka import TopicPartition
 
+from faust_batches import UnreadableRecord
+
 from . import connection
 from .connection import within
 from .group import coordinated
@@ -158,3 +160,23 @@ async def empty(
             for partition, span in wanted.items()
             if await within(seconds, anext(fetched(reader, partition, span.end), None)) is None
         }
+
+
+async def times(bootstrap: Bootstrap, spans: Mapping[Partition, Span]) -> dict[Partition, float]:
+    """The time of the first record after each committed offset, Unix in seconds. Partitions without one are left out.
+
+    Raises:
+        Unavailable: Kafka does not answer in time.
+    """
+    found: dict[Partition, float] = {}
+    wanted = {TopicPartition(*partition): span for partition, span in spans.items()}
+    if not wanted:
+        return found
+    async with connection.consumer(bootstrap, values=False) as reader:
+        reader.assign(list(wanted))
+        for partition, span in wanted.items():
+            reader.seek(partition, span.done)
+            records = await within(_EMPTY_SECONDS, anext(fetched(reader, partition, span.end), []))
+            if readable := [one for one in records if not isinstance(one, UnreadableRecord)]:
+                found[partition] = readable[0].timestamp / 1000
+    return found

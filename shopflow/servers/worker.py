@@ -59,7 +59,7 @@ def child_worker(
     Raises:
         Refused: The same command runs in the same `data_dir` already.
     """
-    host = _reached_at(config.web.bind)
+    host = reached_at(config.web.bind)
     port = _web_port(host, config)
     folder = config.data_path
     log = folder / f"{name}-worker.log"
@@ -79,7 +79,7 @@ def child_worker(
             process.wait()
 
 
-def _reached_at(bind: str) -> str:
+def reached_at(bind: str) -> str:
     """The address under which this machine reaches a server that is bound to `bind`."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(bind, bind)  # noqa: S104 - nothing is bound here
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
@@ -12,7 +13,7 @@ from pymongo.errors import OperationFailure, PyMongoError
 
 from shopflow.errors import Refused, Unavailable
 
-from .connection import Connection
+from .connection import INDEXES, Connection
 from .errors import is_unable, one_line, translated
 from .rules import replacement
 from .sales import sale_update
@@ -26,6 +27,26 @@ _TRIAL_SECONDS = 3.0
 _NOBODY: Document = {"nobody": True}
 _AT = datetime(2026, 1, 1, tzinfo=timezone.utc)
 _SUMS: Document = {"units": {"$sum": "$quantity"}, "revenue": {"$sum": "$value"}}
+#: What `readWrite` grants and is needed.
+_ACTIONS = ("find", "insert", "update", "remove", "createIndex", "listIndexes")
+
+
+@dataclass(frozen=True)
+class About:
+    """A server, as it describes itself.
+
+    Attributes:
+        named: Its hosts and its version, as the beginning of a sentence.
+        time: Its clock's Unix time in seconds; None: it does not tell.
+        replica_set: Its name; empty: the server is alone, or part of a sharded cluster.
+        members: Of the replica set, that hold data and can be elected.
+    """
+
+    named: str
+    time: float | None
+    replica_set: str
+    members: int
+    sharded: bool
 
 
 class Features(Connection):
@@ -76,6 +97,59 @@ class Features(Connection):
 
     async def _update(self, name: str, update: Document | Sequence[Document]) -> None:
         await self._tried({"update": name, "updates": [{"q": {"_id": _NOBODY}, "u": update}], **self._how_to_write()})
+
+    async def missing_indexes(self) -> list[str]:
+        """The indexes that are missing on collections with documents. A worker creates them before its first write.
+
+        Raises:
+            Unavailable: The server does not answer, or the user may not see them.
+        """
+        missing = []
+        for name, keys in INDEXES:
+            collection = self._collection(name)
+            with translated():
+                found = [index["key"] for index in (await collection.index_information()).values()]
+            if keys not in found and await self._read(name, {}, {"_id": 1}, limit=1):
+                missing.append(f"{name}({', '.join(field for field, _ in keys)})")
+        return missing
+
+    async def missing_rights(self) -> tuple[str, list[str]]:
+        """The user, and the actions on the database that the user may not do. "" and none: no login, or not told.
+
+        Raises:
+            Unavailable: The server does not answer, or refuses the login.
+        """
+        with translated():
+            reply = await self._connected.admin.command({"connectionStatus": 1, "showPrivileges": True})
+        users = reply["authInfo"].get("authenticatedUsers") or []
+        privileges = reply["authInfo"].get("authenticatedUserPrivileges")
+        if not users or not privileges:  # some servers tell the roles only
+            return "", []
+        granted = {
+            action
+            for one in privileges
+            if one["resource"].get("anyResource") or one["resource"].get("db") in {"", self._database}
+            for action in one["actions"]
+        }
+        missing = [action for action in _ACTIONS if action not in granted and "anyAction" not in granted]
+        return str(users[0].get("user", "")), missing
+
+    async def about(self) -> About:
+        """The server as it describes itself.
+
+        Raises:
+            Unavailable: The server does not answer, or refuses the login.
+        """
+        with translated():
+            hello = await self._connected.admin.command("hello")
+        at = hello.get("localTime")
+        return About(
+            named=await self.named(),
+            time=at.replace(tzinfo=timezone.utc).timestamp() if isinstance(at, datetime) else None,
+            replica_set=str(hello.get("setName", "")),
+            members=len(hello.get("hosts") or []),
+            sharded=hello.get("msg") == "isdbgrid",
+        )
 
     async def _grouped(self, group: Document) -> None:
         stages = [{"$match": {"_id": _NOBODY}}, {"$group": group}, {"$sort": {"_id": 1}}]
