@@ -48,4 +48,9 @@ async def watch_ground() -> None:
     await repeated("The check of the topics", parts.ground.round, lambda: not app.should_stop)
 
 
-app.background.append(watch_ground)
+async def watch_surroundings() -> None:
+    """Look at disk, clock and MongoDB, while the worker runs."""
+    await repeated("The check of disk, clock and MongoDB", parts.surroundings.round, lambda: not app.should_stop)
+
+
+app.background += [watch_ground, watch_surroundings]

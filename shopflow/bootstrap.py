@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from faust.types import TP
@@ -18,6 +19,7 @@ from .kafka.held import Watch as HeldWatch
 from .kafka.lag import LOOK_SECONDS, Lags
 from .models import Customer, Product
 from .operations import skip
+from .operations.surroundings import Surroundings
 from .operations.watch import Ground
 from .shop.activity import Activity
 from .shop.counts import counted_topics
@@ -150,7 +152,10 @@ class Parts:
             events=topics.KEYS,
         )
 
-        self.ground = Ground(app.troubles, connected_kafka, topics.SPECS, partial(_counted, app, counts))
+        self.ground, self.surroundings = (
+            Ground(app.troubles, connected_kafka, topics.SPECS, partial(_counted, app, counts)),
+            Surroundings(app.troubles, lambda: Path(app.conf.datadir), connected_kafka, store),
+        )
 
         async def looked() -> None:
             await self.health.looked()

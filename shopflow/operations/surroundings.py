@@ -20,6 +20,8 @@ from shopflow.store import MongoStore
 LOOK_SECONDS = 60.0
 #: The kinds of troubles about MongoDB.
 _OF_MONGODB = ("mongodb-features", "mongodb-rights", "mongodb-indexes")
+#: The kinds that say nothing about what is stored.
+HARMLESS = frozenset({"disk-space", "clock", "mongodb-indexes"})
 #: Less free space on the disk of the tables is told.
 LEAST_FREE_BYTES = 1 << 30
 #: A clock that is more wrong is told. Kafka 4 refuses records from more than an hour ahead, and dead letters are looked
@@ -104,8 +106,8 @@ async def indexes(store: MongoStore) -> str:
     if not missing:
         return ""
     return (
-        f"MongoDB lacks the indexes {', '.join(missing)}: requests that need them read whole collections; restart a "
-        "worker, which creates them before its next write"
+        f"MongoDB lacks the indexes {', '.join(missing)}: requests that need them read whole collections, until a "
+        "running worker has created them again"
     )
 
 
@@ -130,8 +132,18 @@ class Surroundings:
                 times["Kafka"] = await brokers.time(client)
             self._record(clocks(times, time()), "clock")
         with suppress(Unavailable):
-            self._record(await mongodb(self._store), *_OF_MONGODB)
+            findings = await mongodb(self._store)
+            self._record(findings, *_OF_MONGODB)
+            if any(one.kind == "mongodb-indexes" for one in findings):
+                await self._create_indexes()
         return LOOK_SECONDS
+
+    async def _create_indexes(self) -> None:
+        """Create the missing ones: they were dropped, maybe with their collections, after the worker's start."""
+        try:
+            await self._store.prepare()
+        except Refused as refused:
+            self._troubles.begin("mongodb-indexes", "MongoDB", str(refused), stops=False)
 
     def _record(self, findings: list[Finding], *kinds: str) -> None:
         for one in findings:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from time import time
+from typing import Any, cast
 
 import pytest
 
+from faust_batches import Troubles
+from shopflow.errors import Unavailable
+from shopflow.kafka.security import Bootstrap
 from shopflow.operations import surroundings
-from shopflow.operations.surroundings import clocks, disk, folder
+from shopflow.operations.surroundings import Surroundings, clocks, disk, folder
 from shopflow.store import MongoStore
+from shopflow.store.features import About
 
 
 def test_a_disk_is_told_before_it_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,3 +93,63 @@ def test_the_rights_that_a_user_lacks_are_named(
     monkeypatch.setattr(store, "_client", Client())
     said = asyncio.run(surroundings.rights(store))
     assert said.startswith(f"MongoDB lets the user shop not {missing}: an administrator") if missing else said == ""
+
+
+class Server:
+    """A MongoDB as `Surroundings` asks it."""
+
+    def __init__(self) -> None:
+        self.unknown, self.off = False, 0.0
+        self.missing: list[str] = []
+        self.away = False
+
+    async def about(self) -> About:
+        if self.away:
+            raise Unavailable("MongoDB", "away")
+        return About("MongoDB at h:1 (version 1)", time() + self.off, "", 0, sharded=False)
+
+    async def missing_rights(self) -> tuple[str, list[str]]:
+        if self.away:
+            raise Unavailable("MongoDB", "away")
+        return "", []
+
+    async def lacking(self) -> str:
+        return "MongoDB does not know $dateTrunc" if self.unknown else ""
+
+    async def missing_indexes(self) -> list[str]:
+        return self.missing
+
+    async def prepare(self) -> None:
+        self.missing = []
+
+
+def test_what_is_found_is_a_trouble_until_it_is_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a server is away, nobody knows: its troubles stay as they are."""
+
+    @asynccontextmanager
+    async def no_client(_: Bootstrap) -> AsyncIterator[None]:
+        yield
+
+    async def untold(_: Any) -> None:
+        return None
+
+    monkeypatch.setattr(surroundings.connection, "client", no_client)
+    monkeypatch.setattr(surroundings.brokers, "time", untold)
+    troubles, server = Troubles(), Server()
+    watch = Surroundings(troubles, lambda: tmp_path, lambda: Bootstrap("kafka:1"), cast(MongoStore, server))
+
+    def look() -> set[tuple[str, bool]]:
+        assert asyncio.run(watch.round()) == 60.0
+        return {(trouble.kind, trouble.stops) for trouble in troubles.present}
+
+    assert look() == set()
+    server.unknown, server.off, server.missing = True, 3_600.0, ["purchases(customer_id, purchased_at)"]
+    monkeypatch.setattr(surroundings, "LEAST_FREE_BYTES", 1 << 62)
+    found = {("mongodb-features", True), ("mongodb-indexes", False), ("clock", False), ("disk-space", False)}
+    assert look() == found
+    assert server.missing == [], "they were dropped while the worker ran: it creates them again"
+    server.away, server.unknown, server.off = True, False, 0.0
+    assert look() == found
+    server.away = False
+    monkeypatch.setattr(surroundings, "LEAST_FREE_BYTES", 1)
+    assert look() == set()

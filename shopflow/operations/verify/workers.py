@@ -20,6 +20,7 @@ from shopflow.errors import Unavailable
 from shopflow.kafka.group import group_of
 from shopflow.kafka.security import Bootstrap
 from shopflow.models import PartitionTotals
+from shopflow.operations.surroundings import HARMLESS
 from shopflow.store.pace import KIND as SLOW
 from shopflow.web import client
 
@@ -136,7 +137,8 @@ async def troubles(
             texts |= {(trouble.kind, trouble.subject): trouble.text for trouble in answer.troubles}
     if texts:
         harmless = all(
-            kind == SLOW or (kind == REMOVED and subject.startswith(f"{counted}[")) for kind, subject in texts
+            kind in {SLOW, *HARMLESS} or (kind == REMOVED and subject.startswith(f"{counted}["))
+            for kind, subject in texts
         )
         return Check("troubles", harmless, "; ".join(texts.values()))
     if unasked.count:
