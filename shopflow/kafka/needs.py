@@ -28,12 +28,20 @@ _LEAST_COPIES = "min.insync.replicas"
 _LEAST_BYTES = 1_000_000
 
 
+#: Kafka's numbers of the operations that a worker needs.
+_READ, _BOTH = {"Read": 3}, {"Read": 3, "Write": 4}
+
+
 class Role(Enum):
     """What a topic is for."""
 
     EVENTS = "events"  #: agents read it; the key decides on the partition
     RECORDS = "records"  #: workers write and read it, by partition number; further partitions stay empty
     CHANGELOG = "changelog"  #: a table's
+
+
+#: Events are written by other programs, and by the views and commands that send some.
+_RIGHTS = {Role.EVENTS: _READ, Role.RECORDS: _BOTH, Role.CHANGELOG: _BOTH}
 
 
 @dataclass(frozen=True)
@@ -177,6 +185,22 @@ def judge(specs: Sequence[TopicSpec], found: Mapping[str, Found], at: str = KAFK
             findings += _configured(at, spec, topic, largest)
             findings += _copied(at, spec, topic)
     return findings
+
+
+def judge_rights(specs: Sequence[TopicSpec], found: Mapping[str, Found]) -> list[Finding]:
+    """The rights that this user lacks, as far as Kafka tells them. Pure."""
+    return [
+        Finding(
+            "topic-rights",
+            spec.name,
+            f"Topic {spec.name}: this user of Kafka has no right to {' and '.join(missing)}: an administrator of Kafka "
+            "grants it with kafka-acls.sh",
+            stops=True,
+        )
+        for spec in specs
+        if (topic := found.get(spec.name)) and topic.operations is not None
+        if (missing := [name for name, bit in _RIGHTS[spec.role].items() if not topic.operations & 1 << bit])
+    ]
 
 
 def judge_ids(

@@ -108,11 +108,13 @@ def _topics(specs: Sequence[TopicSpec], found: Mapping[str, Found], at: str) -> 
     if not found:
         yield Check("topics", True, f"none of the {len(specs)} is there yet: the first start creates them")
         return
-    findings = needs.judge(specs, found, at)
+    findings = [*needs.judge(specs, found, at), *needs.judge_rights(specs, found)]
     for spec in specs:
         wrong = [one.text for one in findings if one.subject.split(" ")[0] == spec.name]
         topic = found.get(spec.name)
-        yield Check(f"topic {spec.name}", not wrong, "; ".join(wrong) or _described(spec, topic))
+        untold = topic is not None and topic.configs is None
+        good = False if wrong else None if untold else True
+        yield Check(f"topic {spec.name}", good, "; ".join(wrong) or _described(spec, topic))
 
 
 def _described(spec: TopicSpec, topic: Found | None) -> str:

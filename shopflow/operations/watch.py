@@ -59,7 +59,7 @@ async def topics(
     for name, topic in found.items():
         seen.setdefault(name, topic.id)
     ids = {name: counted.get(name) or {first} for name, first in seen.items()}
-    return [*needs.judge(specs, found), *needs.judge_ids(specs, found, ids)]
+    return [*needs.judge(specs, found), *needs.judge_rights(specs, found), *needs.judge_ids(specs, found, ids)]
 
 
 class Ground:

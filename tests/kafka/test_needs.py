@@ -18,7 +18,7 @@ from shopflow import topics
 from shopflow.errors import Refused
 from shopflow.kafka import connection, needs
 from shopflow.kafka import topics as kafka_topics
-from shopflow.kafka.needs import Finding, Found, Role, TopicSpec, judge, judge_partitions
+from shopflow.kafka.needs import Finding, Found, Role, TopicSpec, judge, judge_partitions, judge_rights
 from shopflow.kafka.security import Bootstrap
 from shopflow.servers.servers import Addresses
 
@@ -286,3 +286,21 @@ def test_a_kafka_that_lists_no_broker_yet_is_waited_for(monkeypatch: pytest.Monk
     with pytest.raises(Refused, match="broker: Kafka at kafka:1 has no broker that is ready"):
         asyncio.run(kafka_topics.wait_for(Bootstrap("kafka:1"), 0.1, said.append))
     assert said == ["Waiting for Kafka at kafka:1 ..."]
+
+
+def test_rights_that_a_worker_lacks_are_named() -> None:
+    """It reads all topics, and writes all but those of events. A Kafka that does not tell the rights is not judged."""
+    read, write = 1 << 3, 1 << 4
+    topics_ = {
+        PURCHASES.name: as_needed(PURCHASES, operations=read),
+        PRODUCTS.name: as_needed(PRODUCTS, operations=write),
+        LETTERS.name: as_needed(LETTERS, operations=1 << 8),
+        COUNTS.name: as_needed(COUNTS),
+    }
+    found = judge_rights(SPECS, topics_)
+    assert [(one.kind, one.subject, one.stops) for one in found] == [
+        ("topic-rights", PRODUCTS.name, True),
+        ("topic-rights", LETTERS.name, True),
+    ]
+    assert "no right to Read:" in found[0].text
+    assert "no right to Read and Write:" in found[1].text
