@@ -47,10 +47,14 @@ class Lease:
         """Extend the lease: Kafka answered a heartbeat that was sent at this time."""
         self._renewed = sent if self._renewed is None else max(self._renewed, sent)
 
+    def renewed_within(self, seconds: float) -> bool:
+        """True if Kafka answered a heartbeat that was sent in this time; also before the first assignment."""
+        return self._renewed is None or self.clock() - self._renewed < seconds
+
     @property
     def confirmed(self) -> bool:
         """True if Kafka answered a heartbeat within the timeout; also before the first assignment."""
-        return self._renewed is None or self.clock() - self._renewed < self.timeout
+        return self.renewed_within(self.timeout)
 
     @property
     def valid(self) -> bool:

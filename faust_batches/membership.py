@@ -20,6 +20,7 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from mode import Service
 
+from .connections import notice_cuts
 from .errors import Refusal
 from .fetching import bear
 from .lease import Lease
@@ -84,6 +85,7 @@ class CommittedThread(driver.AIOKafkaConsumerThread):
         coordinator: Any = self._ensure_consumer()._coordinator
         coordinator._do_heartbeat = self._renewing_lease(coordinator._do_heartbeat)
         bear(self._ensure_consumer(), self.consumer.standstills.stops)  # type: ignore[attr-defined]
+        notice_cuts(coordinator._client, self.app.conf.broker_session_timeout)
         coordinator._push_error_to_user = self._stay_out
 
     # -- the group

@@ -160,7 +160,9 @@ class _Watch:
             if suspicion is not None or app.kafka_outage.refuses_all:
                 app.kafka_outage.failed(Unavailable("Kafka", suspicion or "no answer"), self)
         else:  # a lost connection does not mean that Kafka is away
-            app.kafka_outage.succeeded(self)
+            away = app.kafka_outage.seconds
+            if away is None or app.lease.renewed_within(away):  # the consumer's own connection works again, too
+                app.kafka_outage.succeeded(self)
 
     def _check_stop(self) -> None:
         if not app.should_stop:

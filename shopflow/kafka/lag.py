@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two rounds of `Lags`.
 LOOK_SECONDS = 5.0
+#: After a round without an answer, which takes 5 seconds itself.
+_AGAIN_SECONDS = 1.0
 
 #: By topic and partition number.
 Spans = Mapping[str, Mapping[int, Span]]
@@ -112,7 +114,7 @@ class Lags:
             except Exception:
                 log.exception("The lag of the consumer group can't be read")
                 self.answers = False
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(_AGAIN_SECONDS)
 
     async def take(self, answer: Spans) -> None:
         found = {(topic, number): span for topic, spans in answer.items() for number, span in spans.items()}

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer
@@ -34,6 +35,7 @@ SIZE = 20_000
 FAULT_SECONDS = (2.0, 14.0)
 NETWORK_ACTIONS = 9
 BROKER_ACTIONS = 5
+CUT_SECONDS, BACK_SECONDS = 40.0, 8.0
 
 
 class NetworkCrew(Crew):
@@ -41,10 +43,10 @@ class NetworkCrew(Crew):
 
     hosts: Sequence[Host] = ()
 
-    def start(self, like: Worker | None = None) -> Worker:
+    def start(self, like: Worker | None = None, **settings: Any) -> Worker:
         """Start a worker on the first host that has none."""
         if not self.hosts:
-            return super().start(like)
+            return super().start(like, **settings)
         host = next(host for host in self.hosts if host.address not in {worker.host for worker in self.workers})
         worker = self.shop.start_worker(
             host=host.address,
@@ -52,6 +54,7 @@ class NetworkCrew(Crew):
             port=like.port if like else None,
             web_bind="0.0.0.0",  # noqa: S104 - nobody else is on this network
             web_host=host.address,
+            **settings,
         )
         self.workers.append(worker)
         return worker
@@ -125,6 +128,31 @@ def _breaks(crew: NetworkCrew, kafka: Host, mongodb: Host) -> list[Callable[[], 
         action("lost a fifth of all packets to and from Kafka", lambda host: host.filtered(kafka, LOSE)),
         action("reset a worker's connections to Kafka", lambda host: host.filtered(kafka, RESET), 0.3),
     ]
+
+
+@pytest.mark.parametrize("way", ["in out", "in"])
+def test_a_worker_is_back_soon_after_a_long_cut(way: str, rng: random.Random, told: list[Crew], tmp_path: Path) -> None:
+    """Requests that the cut lost, and attempts to connect in it, don't hold the worker up. It says when it is back."""
+    with network("kafka", "mongodb", "worker") as (kafka, mongodb, *workers):
+        at_kafka, at_mongodb = (kafka.address, free_port()), (mongodb.address, free_port())
+        with opened_crew(tmp_path, rng, [at_kafka], at_mongodb, batching_session_timeout_seconds=10) as crew:
+            crew.hosts = workers
+            start_kafka(crew.shop, [at_kafka], kafka.inside)
+            start_mongodb(crew.shop, at_mongodb, mongodb.inside)
+            prepare(crew)
+            worker = crew.start().ready(PARTITIONS)
+            until(lambda: worker.get("/health/ready")[0] == 200, "it is ready", 60)
+            with workers[0].filtered(kafka, DROP, way):
+                time.sleep(CUT_SECONDS)
+                assert "Kafka is back" not in worker.output
+            began = time.monotonic()
+            until(lambda: worker.get("/health/ready")[0] == 200, "it is ready again", 60)
+            seconds = time.monotonic() - began
+            assert "Kafka is back" in worker.output
+            told.append(crew)
+            crew.done[f"ready {seconds:.1f} s after a cut of {CUT_SECONDS:g} s"] += 1
+            assert seconds < BACK_SECONDS
+            crew.check()
 
 
 def test_a_kafka_of_three_brokers_loses_some(rng: random.Random, told: list[Crew], tmp_path: Path) -> None:

@@ -385,6 +385,7 @@ def test_the_end_of_a_transaction_is_no_lag() -> None:
 def test_the_lag_outlives_a_kafka_that_goes_and_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     """During an outage the last lag stays, with its age. A new connection is made after an outage or a fault."""
     monkeypatch.setattr(lag_module, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(lag_module, "_AGAIN_SECONDS", 0.0)
     errors: list[Exception | None] = [None, AWAY, ValueError("a fault"), None]
     seen: list[bool | None] = []
 
