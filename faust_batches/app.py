@@ -180,6 +180,14 @@ class App(faust.App):
             return []
         return sorted(tp for tp in self._consumer.assignment() if tp.topic in self.batched_topics)
 
+    @property
+    def taken(self) -> str | None:
+        """A sentence, if another worker that is alive has this one's instance id: then this one never joins."""
+        if self._consumer is None:
+            return None
+        instance = cast(BatchConsumer, self._consumer)._thread.instance
+        return instance.taken if instance else None
+
     def table_lock(self, tp: TP) -> asyncio.Lock:
         """The lock that a batch of this partition holds in its turn."""
         return cast(BatchConsumer, self.consumer).lock(tp)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,6 +24,7 @@ from mode import Service
 from .connections import notice_cuts
 from .errors import Refusal
 from .fetching import bear
+from .instance import Instance
 from .lease import Lease
 from .refusals import kafka_failure
 
@@ -47,6 +49,9 @@ FETCH_WAIT_MS, IDLE_FETCH_WAIT_MS = 10, 500
 
 class CommittedThread(driver.AIOKafkaConsumerThread):
     """Faust's consumer thread, which reads committed records only and renews the lease by its heartbeats."""
+
+    #: This worker's name in the group; None: it has none.
+    instance: Instance | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,6 +92,21 @@ class CommittedThread(driver.AIOKafkaConsumerThread):
         bear(self._ensure_consumer(), self.consumer.standstills.stops)  # type: ignore[attr-defined]
         notice_cuts(coordinator._client, self.app.conf.broker_session_timeout)
         coordinator._push_error_to_user = self._stay_out
+        if coordinator._group_instance_id is not None:
+            assignor: Any = self._assignor
+            self.instance = Instance(coordinator, assignor.metadata, Path(self.app.conf.datadir))
+
+    async def on_thread_stop(self) -> None:
+        """Leave the group."""
+        if self.instance is not None:
+            self.instance.leave_at_stop()
+        await super().on_thread_stop()
+
+    async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
+        """Begin to work as the member that joined."""
+        if self.instance is not None:
+            self.instance.joined()
+        await super().on_partitions_assigned(assigned, generation_id)
 
     # -- the group
 

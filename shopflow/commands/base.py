@@ -6,8 +6,11 @@ import asyncio
 import errno
 import io
 import os
+import re
 import signal
+import socket
 import sys
+import zlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime, timezone
@@ -137,7 +140,17 @@ def choose_datadir(command: AppCommand, port: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise Refused(f"data_dir: {folder}: {error.strerror}") from error
-    app.reconfigure(datadir=folder)
+    app.reconfigure(datadir=folder, consumer_group_instance_id=config.instance_id or _instance_id(folder))
+
+
+def _instance_id(folder: Path) -> str:
+    """A name for the worker with its tables in this folder, the same one at each start.
+
+    It is made of the host's name (in Kubernetes the pod's), the folder's, and a hash of its path.
+    """
+    path = str(folder.resolve())
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", f"{socket.gethostname()}-{folder.name}")[:200]
+    return f"{name}-{zlib.crc32(path.encode()):08x}"
 
 
 def with_options(options: Any, changes: Mapping[str, Mapping[str, Any]]) -> list[Any]:

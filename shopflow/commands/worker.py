@@ -137,6 +137,7 @@ class _Watch:
     def _run(self) -> None:
         while not self._over.wait(_WATCH_SECONDS):
             self._check_servers()
+            self._check_name()
             self._check_stop()
             self._check_kafka()
 
@@ -146,6 +147,12 @@ class _Watch:
             _say_error(failure)
             if failure.startswith("Kafka"):  # nothing can be committed any more
                 self._end()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def _check_name(self) -> None:
+        if not self.failed and (taken := app.taken):
+            self.failed = True
+            _say_error(f"{taken}. Give each worker its own: SHOPFLOW_INSTANCE_ID, or another host name or --datadir.")
             os.kill(os.getpid(), signal.SIGTERM)
 
     def _check_kafka(self) -> None:

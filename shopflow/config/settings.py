@@ -217,7 +217,7 @@ class Batching(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     commit_interval_seconds: float = 0.25
     """The time between two commits of finished batches. With a shorter time, less work is repeated after a crash."""
 
-    session_timeout_seconds: float = 30.0
+    session_timeout_seconds: float = 10.0
     """Kafka's session timeout: after it, Kafka assigns the partitions of a silent worker to others."""
 
     def __post_init__(self) -> None:
@@ -244,6 +244,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     app_id: str = "shopflow"
     """The application's name, also of the consumer group, and the prefix of the changelog topics' names."""
 
+    instance_id: str = ""
+    """The worker's name in the consumer group: under it, it keeps its partitions when it is started again at once. Each
+    worker needs its own. Empty: made of the host's name and the folder of the worker's tables."""
+
     broker: str = EMBEDDED
     """`embedded`, or `kafka://host:port`, several separated by `;`. An IPv6 address is written `[::1]`."""
 
@@ -264,6 +268,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     def __post_init__(self) -> None:
         check(_NAME.fullmatch(self.app_id) is not None, "app_id", "1 to 180 letters, digits, '.', '_' or '-'")
+        legal = self.instance_id == "" or _NAME.fullmatch(self.instance_id) is not None
+        check(legal, "instance_id", "at most 180 letters, digits, '.', '_' or '-'")
         legal = self.broker == EMBEDDED or _is_broker(self.broker)
         check(legal, "broker", "'embedded' or kafka://host:port[;host:port]")
         check(self.data_dir != "" and "\0" not in self.data_dir, "data_dir", "a folder")

@@ -288,6 +288,7 @@ BAD_VALUES = [
         )
     ),
     ("web.max_body_bytes", 1, "must be 1024 to 16777216"),
+    ("instance_id", "ł", "must be at most 180 letters, digits, '.', '_' or '-'"),
     ("web.max_events", 0, "must be 1 to 10000"),
     ("web.max_requests", 0, "must be 1 to 10000"),
     ("batching.max_records", 0, "must be 1 to 100000"),
