@@ -21,11 +21,13 @@ PREFIX = "__connect.errors."
 #: The header of a dead letter whose value is the Base64 of bytes that could not be taken apart.
 RAW = "shopflow.unreadable"
 
+_HASH_BITS = 64
+
 Headers = list[tuple[str, bytes]]
 #: `App.send_record`: topic, partition, key, value, headers -> an awaitable that ends when Kafka has acknowledged it.
 SendRecord = Callable[[str, int, bytes | None, bytes | None, Headers], Awaitable[Awaitable[Any]]]
 #: Topic, partition, Unix time in ms -> the partition's records since then.
-#: Options: `values=False`, without their values; `of`, what that function makes of each.
+#: Option: `of`, what that function makes of each.
 ReadSince = Callable[..., Awaitable[list[Any]]]
 
 Rejection = tuple[Any, Rejected]
@@ -63,14 +65,16 @@ class DeadLetters:
         self._app_id = app_id
         self._send = send
         self._read_since = read_since
-        self._once: SendOnce[int, Rejection] = SendOnce(self._sent_before, lambda rejection: rejection[0].offset)
+        self._once: SendOnce[int, Rejection] = SendOnce(
+            self._sent_before, lambda rejection: _identity(rejection[0].offset, rejection[0])
+        )
 
     def forget(self) -> None:
         """Clear the cache. Call it after a rebalance: other workers may have published meanwhile."""
         self._once.forget()
 
     async def before(self, record: Any) -> Collection[int]:
-        """Offsets of the dead-lettered records of this record's partition, from this record on.
+        """The identities of the dead-lettered records of this record's partition, from this record on.
 
         Earlier ones may be forgotten: they are not asked for again until a rebalance.
 
@@ -78,7 +82,7 @@ class DeadLetters:
             KafkaError: The dead letters can't be read now.
         """
         tp, first = TP(record.topic, record.partition), record.offset
-        self._once.drop(tp, lambda offset: offset < first)
+        self._once.drop(tp, lambda identity: identity >> _HASH_BITS < first)
         return await self._once.sent_keys(tp, record)
 
     async def put(self, rejections: Sequence[Rejection]) -> list[Rejection]:
@@ -104,16 +108,25 @@ class DeadLetters:
         return await self._send(self.topic, record.partition % self._partitions, record.key, record.value, headers)
 
     async def _sent_before(self, tp: TP, since: int) -> set[int]:
-        """Offsets of this partition's records that are dead letters already."""
+        """The identities of this partition's records that are dead letters already."""
         if self._read_since is None:
             return set()
 
-        def offset_of(dead_letter: Any) -> int:
+        def identity(dead_letter: Any) -> int:
             *origin, offset = origin_of(dead_letter)
-            return offset if tuple(origin) == tp else -1
+            return _identity(offset, dead_letter) if tuple(origin) == tp else -1
 
-        partition = tp.partition % self._partitions
-        return set(await self._read_since(self.topic, partition, since, values=False, of=offset_of)) - {-1}
+        return set(await self._read_since(self.topic, tp.partition % self._partitions, since, of=identity)) - {-1}
+
+
+def _identity(offset: int, record: Any) -> int:
+    """The same for a record and its dead letter, given the record's offset.
+
+    The offset alone is not enough: a topic that was made anew has another record there. A retried record has more
+    headers than the dead letter that it was.
+    """
+    own = tuple((name, value) for name, value in record.headers if not name.startswith(PREFIX))
+    return offset << _HASH_BITS | hash((record.key, record.value, own)) & (1 << _HASH_BITS) - 1
 
 
 def origin_of(dead_letter: Any) -> tuple[str, int, int]:
@@ -144,14 +157,14 @@ class Rejections:
     limit: Limit | None = None
     on_rejected: Callable[[str, str, int], None] = lambda topic, reason, count: None
 
-    async def before(self, batch: Batch) -> set[int]:
-        """Offsets of this batch's records that are dead letters already.
+    async def before(self, batch: Batch, records: Iterable[Any]) -> set[int]:
+        """Offsets of those of the batch's records that are dead letters already.
 
         Raises:
             PartitionLost: The batch is no longer ours.
         """
         known = await batch.with_kafka(lambda: self.dead_letters.before(batch.records[0]))
-        return {record.offset for record in batch.records if record.offset in known} if known else set()
+        return {record.offset for record in records if _identity(record.offset, record) in known} if known else set()
 
     async def put(self, batch: Batch, rejected: list[Rejection]) -> None:
         """Publish a batch's bad records, each once. Call it in the batch's turn.

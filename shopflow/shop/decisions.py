@@ -49,7 +49,7 @@ class Decisions(Generic[R]):
         """
         batch.require_next()  # else a duplicate could be stored before its original
         decoded = split(batch.records, self.decode, tombstones=tombstones)
-        before = await self.rejections.before(batch)
+        before = await self.rejections.before(batch, [record for record, _ in decoded.accepted])
         doubtful = [pair for pair in decoded.accepted if pair[0].offset in before] if before else []
         for record, error in decoded.rejected:
             if error.reason == TOO_LARGE:

@@ -53,10 +53,12 @@ class Log:
     """The topic with the dead letters of earlier workers."""
 
     def __init__(self, *records: FakeRecord) -> None:
-        self.records = [FakeRecord(None, None, 0, 0, "dead", headers=tuple(headers_of(r, WHY, "x"))) for r in records]
+        self.records = [
+            FakeRecord(r.key, r.value, 0, 0, "dead", headers=tuple(headers_of(r, WHY, "x"))) for r in records
+        ]
         self.asked: list[tuple[str, int, int]] = []
 
-    async def read_since(self, topic: str, partition: int, since: int, *, values: bool, of: Any) -> list[Any]:
+    async def read_since(self, topic: str, partition: int, since: int, *, of: Any) -> list[Any]:
         self.asked.append((topic, partition, since))
         return list(map(of, self.records))
 

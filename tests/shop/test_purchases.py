@@ -532,7 +532,7 @@ def test_a_price_stays_when_mongodb_is_dropped_and_the_product_was_offered_again
 def letters_of(shop: FakeShop) -> Callable[..., Awaitable[list[Any]]]:
     """Reads the shop's dead letters."""
 
-    async def there(topic: str, partition: int, since: int, *, values: bool, of: Callable[[Any], Any]) -> list[Any]:
+    async def there(topic: str, partition: int, since: int, *, of: Callable[[Any], Any]) -> list[Any]:
         return [of(FakeRecord(key, value, n, where, topic, headers=tuple(headers)))
                 for n, (topic, key, value, where, headers) in enumerate(shop.outlet.got)]  # fmt: skip
 
@@ -606,6 +606,19 @@ def test_products_and_customers_are_decided_once_too(kind: str) -> None:
         assert len(shop.reasons()) == 2
 
 
+def test_another_record_at_the_offset_of_a_dead_letter_is_another_record(shop: FakeShop) -> None:
+    """The topic was deleted and made anew: offsets begin at 0 again. A retried dead letter may come there, too."""
+    refused = shop.batch(purchase("p1"), purchase("p2"), b"bad")
+    shop.store.refuses = lambda document: "forbidden"
+    shop.handle(refused)
+    shop.store.refuses = lambda document: None
+    replay(shop, False)
+    retried = dataclasses.replace(refused.records[1], headers=(("shopflow.retry.count", b"1"),))
+    shop.handle(FakeBatch([*shop.batch(purchase("p9")).records, retried, *shop.batch(b"worse", start=2).records]))
+    assert set(shop.store.collections["purchases"]) == {"p9", "p2"}
+    assert [value for _, _, value, *_ in shop.outlet.got[2:]] == [b"bad", b"worse"]
+
+
 def test_offsets_of_dead_letters_are_forgotten_when_they_are_behind(
     shop: FakeShop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -637,7 +650,7 @@ def test_a_bad_record_from_long_before_the_first_without_a_price_is_not_sent_aga
     """A batch may span days. The dead letters are read from the time of its first record on."""
     asked: list[int] = []
 
-    async def there(topic: str, partition: int, since: int, *, values: bool, of: Any) -> list[FakeRecord]:
+    async def there(topic: str, partition: int, since: int, *, of: Any) -> list[FakeRecord]:
         asked.append(since)
         return []
 
