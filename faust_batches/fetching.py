@@ -16,6 +16,8 @@ from typing import Any
 
 from aiokafka.consumer import fetcher as aiokafka_fetcher
 from aiokafka.consumer.fetcher import READ_COMMITTED, Fetcher, PartitionRecords
+from aiokafka.errors import CorruptRecordException
+from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.structs import TopicPartition
 
@@ -25,6 +27,10 @@ from .unreadable import KEPT_BYTES, MAGIC_AT, NEWEST, OVERHEAD, OddBatch, Unread
 PAUSE_SECONDS = 2.0
 #: Where a batch of the newest format has its last offset, relative to the first.
 _LAST_DELTA_AT = 23
+
+#: In the place of the records of a partition that Kafka itself can't read, and why it gave none.
+_NOTHING = bytes(1)
+KAFKA_FAILED = "Kafka can't read its own log there"
 
 #: Called with an `UnreadableRecord` for a batch, in the consumer's event loop. True: the partition stands still before
 #: the batch, which is fetched again every `PAUSE_SECONDS`. False: the record is put into the run.
@@ -36,9 +42,38 @@ _Outcome = Generator[Any, None, bool]
 def bear(consumer: Any, stops: Stops = lambda bad: False) -> None:
     """Let a started `AIOKafkaConsumer` bear whatever it fetches: nothing in a partition makes it raise."""
     fetcher: Fetcher = consumer._fetcher
+    fetcher._client = _Client(fetcher)
     names = {**vars(aiokafka_fetcher), "MemoryRecords": _Bytes, "PartitionRecords": partial(_Records, fetcher, stops)}
     proc: Any = Fetcher._proc_fetch_request
     fetcher._proc_fetch_request = FunctionType(proc.__code__, names).__get__(fetcher)
+
+
+class _Client:
+    """aiokafka's client. A partition that Kafka itself can't read is an answer with `_NOTHING` instead of an error.
+
+    At that error aiokafka would ask again, for ever and without a pause.
+    """
+
+    def __init__(self, fetcher: Fetcher) -> None:
+        self._fetcher, self._client = fetcher, fetcher._client
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    async def send(self, node: Any, request: Any) -> Any:
+        response = await self._client.send(node, request)
+        if response.API_KEY == FetchRequest.API_KEY:
+            response.topics = [(topic, [self._answer(topic, *one) for one in some]) for topic, some in response.topics]
+        return response
+
+    def _answer(self, topic: str, partition: int, code: int, highwater: int, *rest: Any) -> tuple[Any, ...]:
+        if code != CorruptRecordException.errno:
+            return (partition, code, highwater, *rest)
+        subscription = self._fetcher._subscriptions.subscription
+        assignment = subscription and subscription.assignment
+        state = assignment and assignment.state_value(TopicPartition(topic, partition))
+        end = (state and state.highwater) or 0  # the answer has none
+        return (partition, 0, end, end, *rest[1:-1], _NOTHING)
 
 
 class _Bytes:
@@ -64,6 +99,8 @@ class _Records(PartitionRecords):  # type: ignore[misc]
         self._state = fetcher._subscriptions.subscription.assignment.state_value(tp)
         self._end_of_log = self._state.highwater
         self._stops, self._stopped = stops, False
+        if records.data is _NOTHING:
+            self._records_iterator = self._bad(b"", self._first, self._first + 1, KAFKA_FAILED)
 
     def _unpack_records(self) -> Iterator[Any]:
         batches, left, number = MemoryRecords(self._records.data), memoryview(self._records.data), 0

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 from aiokafka import TopicPartition
@@ -14,6 +15,7 @@ from aiokafka.errors import LeaderNotAvailableError, for_code
 from aiokafka.protocol.offset import OffsetRequest, OffsetResetStrategy
 
 from faust_batches import UnreadableRecord
+from faust_batches.fetching import KAFKA_FAILED
 from shopflow.errors import Unavailable
 
 from . import connection
@@ -73,11 +75,25 @@ async def runs(
 
 
 async def fetched(client: Any, partition: TopicPartition, end: int) -> AsyncIterator[list[Any]]:
-    """The runs of records from a consumer's position in a partition up to, not including, the offset `end`."""
+    """The runs of records from a consumer's position in a partition up to, not including, the offset `end`.
+
+    What Kafka itself can't read comes offset by offset, and belongs to the `UnreadableRecord` before it, if any.
+    """
+    held: Any = None  # a batch that can't be read; Kafka may not find the way on behind it
     while await client.position(partition) < end:
         for run in (await client.getmany(partition, timeout_ms=1_000)).values():
-            if records := [record for record in run if record.offset < end]:
+            records = [record for record in run if record.offset < end]
+            while records and isinstance(records[0], UnreadableRecord) and records[0].reason == KAFKA_FAILED:
+                one = records.pop(0)
+                held = one if held is None else held
+                held.rest = replace(held.rest, offset=one.offset)
+            if records:
+                records = records if held is None else [held, *records]
+                held = records.pop() if isinstance(records[-1], UnreadableRecord) and records[-1].batch else None
+            if records:
                 yield records
+    if held is not None:
+        yield [held]
 
 
 async def _readable_runs(runs: AsyncIterator[list[Any]]) -> AsyncIterator[list[Any]]:

@@ -112,7 +112,7 @@ async def skipped(bootstrap: Bootstrap, shop: Layout, place: Place) -> int | Non
 
 def _end(record: Any, place: Place) -> int | None:
     topic, _, start = (record.key or b"").decode("utf-8", "replace").rpartition(":")
-    if topic != f"{place.topic}:{place.partition}" or not start.isdigit() or record.value is None:
+    if topic != f"{place.topic}:{place.partition}" or not start.isdecimal() or record.value is None:
         return None
     try:
         end = msgspec.json.decode(record.value, type=Skip).end

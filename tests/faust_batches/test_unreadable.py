@@ -18,7 +18,7 @@ from faust.types import TP
 
 from faust_batches import Troubles, Unreadable, UnreadableRecord
 from faust_batches import fetching as module
-from faust_batches.fetching import _Bytes, _Records
+from faust_batches.fetching import _Bytes, _Client, _Records
 from faust_batches.standstill import Standstills
 
 from .wire import Log, batch, chunk, message, record, sealed, varint
@@ -94,6 +94,37 @@ def log_of(*batches: tuple[bytes, int]) -> Log:
 
 def good(base: int, *values: bytes) -> tuple[bytes, int]:
     return batch(base, [record(delta, b"k", value) for delta, value in enumerate(values)]), len(values)
+
+
+def test_what_kafka_itself_can_not_read_stands_for_one_offset() -> None:
+    """aiokafka would ask again for ever, without a pause and without a word. Other answers stay as they are."""
+    state, taken = State(9), []
+    assignment = SimpleNamespace(state_value={PLACE: state}.get)
+    subscriptions = SimpleNamespace(subscription=SimpleNamespace(assignment=assignment))
+    answer = [
+        (3, 2, -1, -1, -1, None, -1, None),
+        (4, 2, -1, -1, -1, None, -1, None),
+        (5, 1, -1, -1, -1, None, -1, None),
+    ]
+
+    async def send(node: int, request: Any) -> Any:
+        return SimpleNamespace(API_KEY=request, topics=[("sold", list(answer))])
+
+    async def whole() -> None:
+        fetcher: Any = SimpleNamespace(_subscriptions=subscriptions, _client=SimpleNamespace(send=send, other=1))
+        client = _Client(fetcher)
+        assert client.other == 1
+        assert (await client.send(1, 2)).topics == [("sold", answer)]  # no fetch
+        ((_, (ours, lost, other)),) = (await client.send(1, 1)).topics
+        assert (ours[:4], lost[:4], other) == ((3, 0, 9, 9), (4, 0, 0, 0), answer[2])
+        for stops in (False, True):
+            run = _Records(fetcher, lambda bad, stops=stops: stops, PLACE, _Bytes(ours[-1]), [], 6, None, None, True, 1)
+            taken.extend(run)
+            assert (run.next_fetch_offset, state.paused) == (6 if stops else 7, stops)
+
+    asyncio.run(whole())
+    (bad,) = taken
+    assert (bad.offsets, bad.batch, bad.reason) == ("offset 6", True, "Kafka can't read its own log there")
 
 
 def test_whatever_comes_good_records_are_delivered_once() -> None:

@@ -21,6 +21,9 @@ from aiokafka.errors import (
     TopicAlreadyExistsError,
 )
 
+from faust_batches import UnreadableRecord
+from faust_batches.fetching import KAFKA_FAILED
+from faust_batches.unreadable import consumer_record
 from shopflow import topics
 from shopflow.errors import Refused, Unavailable
 from shopflow.kafka import connection, offsets, reading, transactions
@@ -577,3 +580,34 @@ def test_a_group_is_asked_for_again_until_it_has_a_coordinator(monkeypatch: pyte
     assert described(monkeypatch, loading, loading, dead) == groups.Group("Dead", ())
     with pytest.raises(GroupAuthorizationFailedError):
         described(monkeypatch, (GroupAuthorizationFailedError.errno, "shop", "", "", "", []))
+
+
+@pytest.mark.parametrize("last", [0, 1])
+def test_what_kafka_itself_can_not_read_is_one_up_to_where_its_log_goes_on(last: int) -> None:
+    """Also at the end of the log. `verify` compares it with one dead letter, and `dead-letters skip` steps over all."""
+    tp = TopicPartition("t", 0)
+    good = [FakeRecord(b"a", b"1", 0), FakeRecord(b"a", b"1", 4)][: 1 + last]
+    failed = [
+        UnreadableRecord(consumer_record(tp, n), KAFKA_FAILED, b"", n, whole=False, batch=True) for n in (1, 2, 3)
+    ]
+    answers: list[list[Any]] = [good[:1], *([one] for one in failed[:2]), [failed[2], *good[1:]]]
+    at = 0
+
+    async def position(_: Any) -> int:
+        return at
+
+    async def getmany(*_: Any, **__: Any) -> dict[Any, list[Any]]:
+        nonlocal at
+        run = answers.pop(0)
+        at = run[-1].offset + 1
+        return {tp: run}
+
+    async def whole() -> list[list[Any]]:
+        client = SimpleNamespace(position=position, getmany=getmany)
+        return [run async for run in reading.fetched(client, tp, 4 + last)]
+
+    runs = asyncio.run(whole())
+    assert [[(one.offset, getattr(one, "start", one.offset)) for one in run] for run in runs] == [
+        [(0, 0)],
+        [(3, 1), *((4, 4) for _ in range(last))],
+    ]
