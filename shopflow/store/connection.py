@@ -33,7 +33,7 @@ from .errors import (
     reason,
     translated,
 )
-from .pace import Pace, Slowness
+from .pace import Pace, Slowness, answers
 from .types import ALERTS, CUSTOMERS, PRICES, PRODUCTS, PURCHASES, SALES, VOUCHERS, Document
 
 INDEXES = (
@@ -224,7 +224,7 @@ class Connection:
                 with translated():
                     reply = await database.command({kind: name, _STATEMENTS[kind]: some, **options})
             except Unavailable as error:
-                if isinstance(error.__cause__, NetworkTimeout) and await self._answers():
+                if isinstance(error.__cause__, NetworkTimeout) and await answers(self.ping, _ANSWER_SECONDS):
                     took = f"it answers, but did not finish a write within {self._timeout:g} s"
                     raise Slow("MongoDB", took) from error
                 raise
@@ -241,13 +241,6 @@ class Connection:
         """The options of every command that writes."""
         limit = int(1_000 * _LIMIT_SHARE * self._timeout)
         return {"ordered": False, "writeConcern": WRITE_CONCERN.document, "maxTimeMS": limit}
-
-    async def _answers(self) -> bool:
-        try:
-            await asyncio.wait_for(self.ping(), _ANSWER_SECONDS)
-        except (Unavailable, asyncio.TimeoutError):
-            return False
-        return True
 
     @contextmanager
     def _measured(self, collection: str, **outcomes: int) -> Iterator[dict[str, int]]:

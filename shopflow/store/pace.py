@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from time import monotonic
 
 from faust_batches import Troubles
-from shopflow.errors import Unavailable
 
 #: The kind of the trouble.
 KIND = "slow"
@@ -36,6 +35,18 @@ class Pace:
     def failed(self, documents: int) -> None:
         """Take a write that the server ended, because it took too long."""
         self.size = max(_LEAST, documents // 4)
+
+
+async def answers(ping: Callable[[], Awaitable[None]], seconds: float) -> bool:
+    """True if MongoDB answers a ping within this time."""
+    asked = asyncio.ensure_future(ping())
+    # The error of a ping that nobody waits for any more is retrieved too; `wait_for` would leave it to asyncio's log.
+    asked.add_done_callback(lambda done: done.cancelled() or done.exception())
+    try:
+        await asyncio.wait({asked}, timeout=seconds)
+        return asked.done() and not asked.cancelled() and asked.exception() is None
+    finally:
+        asked.cancel()
 
 
 class Slowness:
@@ -66,8 +77,7 @@ class Slowness:
         began = monotonic()
         while True:
             await asyncio.sleep(_LATE_SECONDS)
-            with suppress(Unavailable, asyncio.TimeoutError):
-                await asyncio.wait_for(self._ping(), _PING_SECONDS)
+            if await answers(self._ping, _PING_SECONDS):
                 self._late = monotonic(), monotonic() - began
 
     def look(self) -> None:

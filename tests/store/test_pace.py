@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -112,6 +113,32 @@ def test_a_request_that_waits_for_a_frozen_mongodb_is_not_slow(monkeypatch: pyte
 
     asyncio.run(asyncio.wait_for(scenario(), 10))
     assert troubles.present == []
+
+
+def test_the_error_of_a_ping_that_nobody_waits_for_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The request ends, and then the driver ends the cancelled ping with an error of its own."""
+    monkeypatch.setattr(pace, "_LATE_SECONDS", 0.0)
+    logged: list[Any] = []
+
+    async def scenario() -> None:
+        asked, loop = asyncio.Event(), asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: logged.append(context))
+
+        async def ping() -> None:
+            asked.set()
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                raise Unavailable("MongoDB", "away") from None
+
+        with Slowness(Troubles(), ping).request():
+            await asyncio.wait_for(asked.wait(), 10)
+        while len(asyncio.all_tasks()) > 1:
+            await asyncio.sleep(0)
+        gc.collect()
+
+    asyncio.run(scenario())
+    assert logged == []
 
 
 async def becomes(found: Callable[[], list[bool]], wanted: list[bool]) -> None:
