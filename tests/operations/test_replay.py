@@ -53,7 +53,7 @@ def test_of_a_voucher_published_twice_the_first_event_counts(
     monkeypatch.setattr(offsets, "spans", spans)
     FakeTopics(monkeypatch, lambda topic: [records])
     shop = layout(1)
-    run(rebuild._restore("kafka:1", store, shop, shop.vouchers, VOUCHERS))
+    run(rebuild.restore("kafka:1", store, shop, shop.vouchers, VOUCHERS))
     assert by_hand.find("vouchers", "v")["percent"] == 10
     check = run(compare_announcements("kafka:1", shop.group, shop.vouchers, VOUCHERS, store))
     assert (check.good, check.detail) == (True, "1 published, each in MongoDB as it was published, 2 repeats")

@@ -18,6 +18,7 @@ from aiokafka.errors import ProducerFenced
 from faust_batches import testing
 from shopflow.kafka import connection
 from shopflow.shop.layout import Layout
+from shopflow.store.errors import unencodable
 from shopflow.store.rules import differs, newest, no_price_document, outdoes, price_document, sale_id
 from shopflow.store.types import (
     REMOVED,
@@ -78,7 +79,7 @@ class FakeStore(Interrupted):
         met: set[str] = set()
         for number, document in enumerate(documents):
             name = document["_id"]
-            if name not in stored and (reason := self.refuses(document)):
+            if reason := unencodable([document], [0]).get(0) or (None if name in stored else self.refuses(document)):
                 refused[number] = reason
             elif name not in stored or (stored[name].get("source") or {}).get("origin") == REMOVED:
                 stored[name] = _as_stored(document)
