@@ -1,4 +1,4 @@
-"""Faust's table recovery, restarted after a timeout.
+"""Faust's table recovery, restarted after a timeout, and after a rebalance that Faust forgets.
 
 Faust ends the recovery for good when one of its steps times out. The worker would then keep its partitions but process
 nothing until somebody restarts it (Faust 0.15.3, `tables/recovery.py`: `_wait` raises `ServiceStopped` both for a
@@ -7,6 +7,7 @@ timeout and for the end of the worker).
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from faust.tables import TableManager
@@ -18,6 +19,12 @@ class PatientRecovery(Recovery):
     """Faust's recovery, which restarts after a timeout and continues from the rows recovered so far."""
 
     async def _wait(self, coro: Any, timeout: Any = None) -> None:
+        # Faust forgets a rebalance that begins while it reads the changelogs (it catches every error there). Its next
+        # step, a seek of the standby partitions, could fail: the rebalance has replaced their offsets by None.
+        if self.signal_recovery_start.is_set():
+            if asyncio.iscoroutine(coro):
+                coro.close()
+            raise RebalanceAgain
         try:
             await super()._wait(coro, timeout)
         except ServiceStopped:

@@ -48,6 +48,22 @@ def test_a_step_that_is_done_goes_on() -> None:
     asyncio.run(steps())
 
 
+def test_no_step_begins_when_a_rebalance_waits() -> None:
+    """Faust forgets a rebalance that began while it read the changelogs, and would seek to offsets that are None."""
+
+    async def seek() -> None:
+        raise ValueError("Offset must be a positive integer")
+
+    async def step() -> None:
+        ours = recovery()
+        ours.signal_recovery_start.set()
+        with pytest.raises(RebalanceAgain):
+            await ours._wait(seek(), timeout=10)
+        assert ours.signal_recovery_start.is_set()
+
+    asyncio.run(step())
+
+
 @pytest.mark.parametrize("end", ["_stopped", "_crashed"])
 def test_the_end_of_the_worker_is_the_end(end: str) -> None:
     """A recovery ends when the worker is stopped or has crashed."""
