@@ -82,7 +82,7 @@ class Parts:
         #: The sales that this worker handled in the last minutes.
         self.board = Board()
         self.mongodb_outage = Outage("MongoDB", troubles=app.troubles)
-        slowness = Slowness(app.troubles, store.ping)
+        slowness = Slowness(app.troubles, self._mongodb_answers)
         mongodb = Patient(store, self.mongodb_outage, slowness)
         store.on_write = metrics.wrote
 
@@ -171,6 +171,9 @@ class Parts:
         async def forget(*args: Any, **kwargs: Any) -> None:
             for part in (dead_letters, price_log, promotions, self.sales_mirror, self.stock_watch):
                 part.forget()
+
+    async def _mongodb_answers(self) -> bool:
+        return await self.health.mongodb_answers()
 
 
 def _counted(app: App, counts: Table) -> dict[str, set[str]]:

@@ -33,7 +33,7 @@ from .errors import (
     reason,
     translated,
 )
-from .pace import Pace, Slowness, answers
+from .pace import Pace, Slowness
 from .types import ALERTS, CUSTOMERS, PRICES, PRODUCTS, PURCHASES, SALES, VOUCHERS, Document
 
 INDEXES = (
@@ -224,7 +224,7 @@ class Connection:
                 with translated():
                     reply = await database.command({kind: name, _STATEMENTS[kind]: some, **options})
             except Unavailable as error:
-                if isinstance(error.__cause__, NetworkTimeout) and await answers(self.ping, _ANSWER_SECONDS):
+                if isinstance(error.__cause__, NetworkTimeout) and await self._answers():
                     took = f"it answers, but did not finish a write within {self._timeout:g} s"
                     raise Slow("MongoDB", took) from error
                 raise
@@ -241,6 +241,12 @@ class Connection:
         """The options of every command that writes."""
         limit = int(1_000 * _LIMIT_SHARE * self._timeout)
         return {"ordered": False, "writeConcern": WRITE_CONCERN.document, "maxTimeMS": limit}
+
+    async def _answers(self) -> bool:
+        asked = asyncio.ensure_future(self.ping())  # never cancelled: see `errors.translated`
+        asked.add_done_callback(lambda done: done.cancelled() or done.exception())  # also if nobody waits any more
+        await asyncio.wait({asked}, timeout=_ANSWER_SECONDS)
+        return asked.done() and not asked.cancelled() and asked.exception() is None
 
     @contextmanager
     def _measured(self, collection: str, **outcomes: int) -> Iterator[dict[str, int]]:

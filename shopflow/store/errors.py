@@ -74,6 +74,11 @@ def translated() -> Iterator[None]:
     except PyMongoError as error:
         code = error.code if isinstance(error, OperationFailure) else None
         raise failure(code, reason(error)) from error
+    except RuntimeError as error:
+        # pymongo 4's lock fails when requests that wait for a server are cancelled or run out of time.
+        if str(error) != "Lock is not acquired":
+            raise
+        raise Unavailable("MongoDB", "no server was found in time") from error
 
 
 def failure(code: int | None, text: str, collection: str = "") -> Unavailable:

@@ -16,7 +16,7 @@ _SLOW_SECONDS, _QUICK_SECONDS = 2.0, 0.5
 _LEAST, _MOST = 50, 4_000
 #: A request that takes longer, beside a ping that is answered in time, makes MongoDB slow, until there was none for
 #: `_CALM_SECONDS`.
-_LATE_SECONDS, _PING_SECONDS, _CALM_SECONDS = 5.0, 1.0, 10.0
+_LATE_SECONDS, _CALM_SECONDS = 5.0, 10.0
 
 
 class Pace:
@@ -37,18 +37,6 @@ class Pace:
         self.size = max(_LEAST, documents // 4)
 
 
-async def answers(ping: Callable[[], Awaitable[None]], seconds: float) -> bool:
-    """True if MongoDB answers a ping within this time."""
-    asked = asyncio.ensure_future(ping())
-    # The error of a ping that nobody waits for any more is retrieved too; `wait_for` would leave it to asyncio's log.
-    asked.add_done_callback(lambda done: done.cancelled() or done.exception())
-    try:
-        await asyncio.wait({asked}, timeout=seconds)
-        return asked.done() and not asked.cancelled() and asked.exception() is None
-    finally:
-        asked.cancel()
-
-
 class Slowness:
     """Finds out whether MongoDB is slow: it answers, but requests take long. Slow is not away, and stops nothing.
 
@@ -57,11 +45,11 @@ class Slowness:
 
     Arguments:
         troubles: Where it is recorded.
-        ping: Returns when MongoDB answers.
+        answers: True if MongoDB answers a ping within a second.
     """
 
-    def __init__(self, troubles: Troubles, ping: Callable[[], Awaitable[None]]) -> None:
-        self._troubles, self._ping = troubles, ping
+    def __init__(self, troubles: Troubles, answers: Callable[[], Awaitable[bool]]) -> None:
+        self._troubles, self._answers = troubles, answers
         self._late: tuple[float, float] | None = None  # when a request was last found late, and its seconds until then
 
     @contextmanager
@@ -77,7 +65,7 @@ class Slowness:
         began = monotonic()
         while True:
             await asyncio.sleep(_LATE_SECONDS)
-            if await answers(self._ping, _PING_SECONDS):
+            if await self._answers():
                 self._late = monotonic(), monotonic() - began
 
     def look(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -69,9 +68,10 @@ def test_a_slow_mongodb_is_a_trouble_that_stops_nothing(monkeypatch: pytest.Monk
     monkeypatch.setattr(pace, "_CALM_SECONDS", 0.3)
     troubles = Troubles()
 
-    async def ping() -> None: ...
+    async def answers() -> bool:
+        return True
 
-    slowness = Slowness(troubles, ping)
+    slowness = Slowness(troubles, answers)
 
     def found() -> list[bool]:
         slowness.look()
@@ -93,52 +93,23 @@ def test_a_slow_mongodb_is_a_trouble_that_stops_nothing(monkeypatch: pytest.Monk
 def test_a_request_that_waits_for_a_frozen_mongodb_is_not_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """MongoDB was away or frozen for a part of the request's time: that says nothing about its speed."""
     monkeypatch.setattr(pace, "_LATE_SECONDS", 0.02)
-    monkeypatch.setattr(pace, "_PING_SECONDS", 0.02)
-    troubles, pings = Troubles(), 0
+    troubles, asked = Troubles(), 0
 
-    async def ping() -> None:
-        nonlocal pings
-        pings += 1
-        if pings % 2:
-            raise Unavailable("MongoDB", "away")
-        await asyncio.sleep(60)  # frozen
+    async def answers() -> bool:
+        nonlocal asked
+        asked += 1
+        return False
 
-    slowness = Slowness(troubles, ping)
+    slowness = Slowness(troubles, answers)
 
     async def scenario() -> None:
         with slowness.request():
-            while pings < 4:
+            while asked < 4:
                 await asyncio.sleep(0.01)
         slowness.look()
 
     asyncio.run(asyncio.wait_for(scenario(), 10))
     assert troubles.present == []
-
-
-def test_the_error_of_a_ping_that_nobody_waits_for_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The request ends, and then the driver ends the cancelled ping with an error of its own."""
-    monkeypatch.setattr(pace, "_LATE_SECONDS", 0.0)
-    logged: list[Any] = []
-
-    async def scenario() -> None:
-        asked, loop = asyncio.Event(), asyncio.get_running_loop()
-        loop.set_exception_handler(lambda _, context: logged.append(context))
-
-        async def ping() -> None:
-            asked.set()
-            try:
-                await asyncio.sleep(60)
-            except asyncio.CancelledError:
-                raise Unavailable("MongoDB", "away") from None
-
-        with Slowness(Troubles(), ping).request():
-            await asyncio.wait_for(asked.wait(), 10)
-        while len(asyncio.all_tasks()) > 1:
-            await asyncio.sleep(0)
-        gc.collect()
-
-    asyncio.run(scenario())
-    assert logged == []
 
 
 async def becomes(found: Callable[[], list[bool]], wanted: list[bool]) -> None:
