@@ -45,7 +45,15 @@ def bear(consumer: Any, stops: Stops = lambda bad: False) -> None:
     fetcher._client = _Client(fetcher)
     names = {**vars(aiokafka_fetcher), "MemoryRecords": _Bytes, "PartitionRecords": partial(_Records, fetcher, stops)}
     proc: Any = Fetcher._proc_fetch_request
-    fetcher._proc_fetch_request = FunctionType(proc.__code__, names).__get__(fetcher)
+    fetch = FunctionType(proc.__code__, names).__get__(fetcher)
+
+    async def cancellable(*request: Any) -> Any:
+        try:
+            return await fetch(*request)
+        except asyncio.CancelledError:  # aiokafka knows of it in the request, but not in the pause after a failed one
+            return False
+
+    fetcher._proc_fetch_request = cancellable
 
 
 class _Client:

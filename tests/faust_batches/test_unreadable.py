@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 from aiokafka import TopicPartition
-from aiokafka.consumer.fetcher import READ_COMMITTED
+from aiokafka.consumer.fetcher import READ_COMMITTED, Fetcher
+from aiokafka.errors import NodeNotReadyError
 from faust.types import TP
 
 from faust_batches import Troubles, Unreadable, UnreadableRecord
@@ -125,6 +126,30 @@ def test_what_kafka_itself_can_not_read_stands_for_one_offset() -> None:
     asyncio.run(whole())
     (bad,) = taken
     assert (bad.offsets, bad.batch, bad.reason) == ("offset 6", True, "Kafka can't read its own log there")
+
+
+def test_a_fetch_that_is_cancelled_after_a_failure_ends_without_an_error() -> None:
+    """Ctrl-C while Kafka is away: aiokafka's own error would end the consumer's thread with a traceback."""
+
+    async def scenario() -> bool:
+        fetcher: Any = Fetcher.__new__(Fetcher)
+        failed = asyncio.Event()
+
+        async def send(node: Any, request: Any) -> None:
+            failed.set()
+            raise NodeNotReadyError
+
+        fetcher._client, fetcher._retry_backoff = SimpleNamespace(send=send), 60
+        fetcher._invalidate_preferred_read_replica_for_node = lambda *_: None
+        module.bear(SimpleNamespace(_fetcher=fetcher))
+        fetch = asyncio.ensure_future(fetcher._proc_fetch_request(None, 1, SimpleNamespace(topics=[])))
+        await failed.wait()
+        await asyncio.sleep(0)
+        fetch.cancel()
+        found: bool = await fetch
+        return found
+
+    assert asyncio.run(asyncio.wait_for(scenario(), 10)) is False
 
 
 def test_whatever_comes_good_records_are_delivered_once() -> None:
