@@ -486,7 +486,7 @@ class Shop:
         return _run(self._send(topic, records))
 
     def read(self, kind: str) -> list[Any]:
-        """All records of a topic, by partition and offset."""
+        """All records of a topic that are not of an aborted transaction, by partition and offset."""
         return _run(self._read(self.topic(kind)))
 
     def sell_in_transaction(self, *events: Json, commit: bool) -> None:
@@ -552,7 +552,7 @@ class Shop:
         return await producer.send_batch(batch, topic, partition=each.partition)
 
     async def _read(self, topic: str) -> list[Any]:
-        async with self._consumer() as consumer, self._admin() as admin:
+        async with self._consumer(isolation_level="read_committed") as consumer, self._admin() as admin:
             (described,) = await admin.describe_topics([topic])
             partitions = [TopicPartition(topic, number) for number in range(len(described["partitions"]))]
             consumer.assign(partitions)
@@ -610,8 +610,9 @@ class Shop:
         assert self.servers
         return self.servers.kafka.split(";")
 
-    def _consumer(self) -> AIOKafkaConsumer:
-        return AIOKafkaConsumer(bootstrap_servers=self._bootstrap, enable_auto_commit=False, fetch_max_bytes=_LARGEST)
+    def _consumer(self, **options: Any) -> AIOKafkaConsumer:
+        common = {"bootstrap_servers": self._bootstrap, "enable_auto_commit": False, "fetch_max_bytes": _LARGEST}
+        return AIOKafkaConsumer(**common, **options)
 
     @contextlib.asynccontextmanager
     async def _admin(self) -> Any:

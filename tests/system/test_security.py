@@ -262,8 +262,7 @@ def test_rights_that_are_taken_away_are_told_and_what_waited_is_done_when_they_a
         assert command in asked(worker, "/page/data.json")
         assert ask(worker, "/health/live", {})[0] == 200
         servers.grant(right)
-        shop.drain()
-        assert shop.stored(event)
+        until(lambda event=event: shop.stored(event), "what waited is stored", 60)
         until(lambda: ask(worker, "/health/ready", {})[0] == 200, "the worker is ready", 60)
     assert worker.count("anna")[1]["purchases"] == 2
     assert "Kafka is away" not in worker.output
