@@ -13,7 +13,7 @@ from aiokafka.protocol.types import CompactArray, Int16, Int32, Int64, Schema
 
 from shopflow.errors import Refused
 
-from .protocol import TAGS, TEXT, Metadata, Prepared
+from .protocol import TAGS, TEXT, Metadata, Prepared, by_topic
 
 #: The lowest version of Kafka: the first with ids of topics.
 LOWEST = "2.8"
@@ -155,25 +155,13 @@ class _DescribeQuorumResponse(Response):  # type: ignore[misc]
     API_VERSION = 1
     SCHEMA = Schema(
         ("error_code", Int16),
-        (
-            "topics",
-            CompactArray(
-                ("name", TEXT),
-                (
-                    "partitions",
-                    CompactArray(
-                        ("partition", Int32),
-                        ("error_code", Int16),
-                        ("leader", Int32),
-                        ("leader_epoch", Int32),
-                        ("high_watermark", Int64),
-                        ("voters", _REPLICAS),
-                        ("observers", _REPLICAS),
-                        TAGS,
-                    ),
-                ),
-                TAGS,
-            ),
+        by_topic(
+            ("error_code", Int16),
+            ("leader", Int32),
+            ("leader_epoch", Int32),
+            ("high_watermark", Int64),
+            ("voters", _REPLICAS),
+            ("observers", _REPLICAS),
         ),
         TAGS,
     )
@@ -186,6 +174,4 @@ class _DescribeQuorum(RequestStruct):  # type: ignore[misc]
     API_VERSION: ClassVar[int] = 1
     FLEXIBLE_VERSION: ClassVar[bool] = True
     RESPONSE_TYPE = _DescribeQuorumResponse
-    SCHEMA = Schema(
-        ("topics", CompactArray(("name", TEXT), ("partitions", CompactArray(("partition", Int32), TAGS)), TAGS)), TAGS
-    )
+    SCHEMA = Schema(by_topic(), TAGS)

@@ -17,7 +17,7 @@ from shopflow.errors import Refused, Unavailable
 from . import connection
 from .connection import within
 from .offsets import Partition
-from .protocol import TAGS, TEXT, Prepared
+from .protocol import TAGS, TEXT, Prepared, by_topic
 from .security import Bootstrap
 
 #: The states of a transaction that is open, and of one that Kafka is ending.
@@ -113,32 +113,20 @@ class _OfPartitionsResponse(Response):  # type: ignore[misc]
     API_VERSION = 0
     SCHEMA = Schema(
         ("throttle_time_ms", Int32),
-        (
-            "topics",
-            CompactArray(
-                ("name", TEXT),
-                (
-                    "partitions",
-                    CompactArray(
-                        ("partition", Int32),
-                        ("error_code", Int16),
-                        ("error_message", TEXT),
-                        (
-                            "active_producers",
-                            CompactArray(
-                                ("producer_id", Int64),
-                                ("producer_epoch", Int32),
-                                ("last_sequence", Int32),
-                                ("last_timestamp", Int64),
-                                ("coordinator_epoch", Int32),
-                                ("transaction_start_offset", Int64),
-                                TAGS,
-                            ),
-                        ),
-                        TAGS,
-                    ),
+        by_topic(
+            ("error_code", Int16),
+            ("error_message", TEXT),
+            (
+                "active_producers",
+                CompactArray(
+                    ("producer_id", Int64),
+                    ("producer_epoch", Int32),
+                    ("last_sequence", Int32),
+                    ("last_timestamp", Int64),
+                    ("coordinator_epoch", Int32),
+                    ("transaction_start_offset", Int64),
+                    TAGS,
                 ),
-                TAGS,
             ),
         ),
         TAGS,

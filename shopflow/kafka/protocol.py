@@ -15,6 +15,12 @@ TEXT = CompactString("utf-8")
 TAGS = ("tags", TaggedFields)
 
 
+def by_topic(*fields: Any) -> tuple[str, Any]:
+    """The field `topics`: each has its name and its partitions, and each partition its number and these fields."""
+    partitions = ("partitions", CompactArray(("partition", Int32), *fields, TAGS))
+    return ("topics", CompactArray(("name", TEXT), partitions, TAGS))
+
+
 class Prepared:
     """A request of one version, as aiokafka's client takes it."""
 
