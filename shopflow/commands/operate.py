@@ -76,6 +76,14 @@ async def verify(self: Command, deep: bool, loss: str | None, yes: bool, as_json
     return report.status
 
 
+def _confirm(question: str, *, sure: bool, err: bool = False) -> None:
+    """Raises:
+    Refused: The user is not sure, or can't be asked.
+    """
+    if not sure and not (sys.stdin.isatty() and click.confirm(question, err=err)):
+        raise Refused("nothing was changed: answer the question with y, or say --yes")
+
+
 async def _accept_loss(self: Command, text: str, *, sure: bool) -> None:
     from shopflow.operations import losses
 
@@ -85,8 +93,7 @@ async def _accept_loss(self: Command, text: str, *, sure: bool) -> None:
     click.echo(
         f"Kafka removed {named} before a worker read them: their purchases are in no count and no document.", err=True
     )
-    if not sure and not (sys.stdin.isatty() and click.confirm("Accept that they are lost?", err=True)):
-        raise Refused("nothing was changed: answer the question with y, or say --yes")
+    _confirm("Accept that they are lost?", sure=sure, err=True)
     await ensure_topics(bootstrap, topics.SPECS)
     await losses.accept(bootstrap, topics.LAYOUT, loss)
     click.echo("Accepted. `verify` goes on to say the number, and fails if more are lost.", err=True)
@@ -291,8 +298,7 @@ async def _skip(self: Command, text: str, *, sure: bool) -> int:
     bad = await skip.look(bootstrap, topics.LAYOUT, place)
     named = f"{bad.offsets} of {place.topic}[{place.partition}]"
     self.say(f"A batch can't be read: {bad.reason}. The workers would step over {named}, and leave one dead letter.")
-    if not sure and not (sys.stdin.isatty() and click.confirm("What is in it is lost. Step over it?")):
-        raise Refused("nothing was changed: answer the question with y, or say --yes")
+    _confirm("What is in it is lost. Step over it?", sure=sure)
     await ensure_topics(bootstrap, topics.SPECS)
     await skip.mark(bootstrap, topics.LAYOUT, bad)
     self.say(f"Done. The workers step over {named}; `dead-letters` will show it.")

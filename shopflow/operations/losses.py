@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import aclosing
 from typing import NamedTuple
 
 import msgspec
@@ -72,13 +73,11 @@ async def accepted(bootstrap: Bootstrap, shop: Layout) -> Mapping[int, Accepted]
         Unavailable: Kafka does not answer.
     """
     found: dict[int, Accepted] = {}
-    for partition in range(await count_partitions(bootstrap, shop.retries)):
-        async with reading.runs(bootstrap, shop.retries, partition) as runs:
-            async for run in runs:
-                for record in run:
-                    named = _KEY.fullmatch((record.key or b"").decode("utf-8", "replace"))
-                    if named and named[1] == shop.purchases and (lost := _lost(record.value)):
-                        found[int(named[2])] = lost
+    async with aclosing(reading.by_time(bootstrap, shop.retries)) as records:
+        async for record in records:
+            named = _KEY.fullmatch((record.key or b"").decode("utf-8", "replace"))
+            if named and named[1] == shop.purchases and (lost := _lost(record.value)):
+                found[int(named[2])] = lost
     return found
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -97,26 +97,19 @@ async def repartition(
     """
     await _check(bootstrap, store, old, new)
     done = await _progress(bootstrap, new)
-    spans = await offsets.spans(bootstrap, old.group, old.events)
+    topics = dict(zip((*old.events, old.vouchers, old.alerts), (*new.events, new.vouchers, new.alerts), strict=True))
+    found = await offsets.spans(bootstrap, old.group, topics)
+    spans = {(topic, number): span for topic, partitions in found.items() for number, span in partitions.items()}
     if not done and not lose_counts:
-        flat = {(topic, number): span for topic, found in spans.items() for number, span in found.items()}
-        await check_counts(
-            bootstrap, store, old, flat, "With --lose-counts the others are not in the new shop's counts"
-        )
+        instead = "With --lose-counts the others are not in the new shop's counts"
+        await check_counts(bootstrap, store, old, spans, instead)
     ends = {
-        _Place(topic, number, to): span.done
-        for topic, to in zip(old.events, new.events, strict=True)
-        for number, span in spans.get(topic, {}).items()
-    }
-    announced = await offsets.spans(bootstrap, old.group, [old.vouchers, old.alerts])
-    ends |= {
-        _Place(topic, number, to): span.end
-        for topic, to in ((old.vouchers, new.vouchers), (old.alerts, new.alerts))
-        for number, span in announced.get(topic, {}).items()
+        _Place(topic, number, topics[topic]): span.done if topic in old.events else span.end
+        for (topic, number), span in spans.items()
     }
     total = sum(max(end - done.get(place.key, 0), 0) for place, end in ends.items())
     with progress(total) as advance:
-        copy = await _Copy.prepared(bootstrap, old, new, advance)
+        copy = _Copy(bootstrap, new, await _decisions(bootstrap, old), advance)
         await copy.run(ends, done)
     for topic, kind in ((new.vouchers, VOUCHERS), (new.alerts, ALERTS)):
         await restore(bootstrap, store, new, topic, kind)
@@ -140,12 +133,10 @@ async def _check(bootstrap: Bootstrap, store: MongoStore, old: Layout, new: Layo
 async def _progress(bootstrap: Bootstrap, new: Layout) -> dict[bytes, int]:
     """How far each partition is copied, by `_Place.key`."""
     found = {}
-    for partition in range(new.partitions):
-        async with reading.runs(bootstrap, new.retries, partition) as runs:
-            async for run in runs:
-                for record in run:
-                    if record.key and record.key.startswith(b"copied:") and record.value is not None:
-                        found[record.key] = msgspec.json.decode(record.value, type=_Copied).end
+    async with aclosing(reading.by_time(bootstrap, new.retries)) as records:
+        async for record in records:
+            if record.key and record.key.startswith(b"copied:") and record.value is not None:
+                found[record.key] = msgspec.json.decode(record.value, type=_Copied).end
     return found
 
 
@@ -157,18 +148,20 @@ class _Decisions:
     marks: dict[Id, Any] = field(default_factory=dict)  #: records of the retried dead letters' marks
     prices: dict[Origin, int] = field(default_factory=dict)
 
-    async def read(self, bootstrap: Bootstrap, old: Layout) -> None:
-        """Read all of them. They are in memory during the copy."""
-        for partition in range(await count_partitions(bootstrap, old.dead_letters)):
-            async with reading.runs(bootstrap, old.dead_letters, partition, values=False) as runs:
-                self.letters |= {origin_of(record): record async for run in runs for record in run}
-            self.marks |= await marked(bootstrap, old, partition)
-        for partition in range(await count_partitions(bootstrap, old.prices)):
-            async with reading.runs(bootstrap, old.prices, partition) as runs:
-                async for run in runs:
-                    for record in run:
-                        for offset, price in msgspec.json.decode(record.value, type=Entry).prices:
-                            self.prices[old.purchases, partition, offset] = price
+
+async def _decisions(bootstrap: Bootstrap, old: Layout) -> _Decisions:
+    """All of them. They are in memory during the copy."""
+    found = _Decisions()
+    async with aclosing(reading.by_time(bootstrap, old.dead_letters, values=False)) as records:
+        async for record in records:
+            found.letters[origin_of(record)] = record
+    for partition in range(await count_partitions(bootstrap, old.retries)):
+        found.marks |= await marked(bootstrap, old, partition)
+    async with aclosing(reading.by_time(bootstrap, old.prices)) as records:
+        async for record in records:
+            for offset, price in msgspec.json.decode(record.value, type=Entry).prices:
+                found.prices[old.purchases, record.partition, offset] = price
+    return found
 
 
 class _Copy:
@@ -177,12 +170,6 @@ class _Copy:
     def __init__(self, bootstrap: Bootstrap, new: Layout, decisions: _Decisions, advance: Advance) -> None:
         self.outcome = Outcome()
         self._bootstrap, self._new, self._decisions, self._advance = bootstrap, new, decisions, advance
-
-    @classmethod
-    async def prepared(cls, bootstrap: Bootstrap, old: Layout, new: Layout, advance: Advance) -> _Copy:
-        decisions = _Decisions()
-        await decisions.read(bootstrap, old)
-        return cls(bootstrap, new, decisions, advance)
 
     async def run(self, ends: dict[_Place, int], done: dict[bytes, int]) -> None:
         """Copy each partition from where it is copied to, up to its end."""

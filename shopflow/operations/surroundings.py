@@ -16,6 +16,8 @@ from shopflow.kafka.needs import Finding
 from shopflow.kafka.security import Bootstrap
 from shopflow.store import MongoStore
 
+from .watch import record
+
 #: Seconds between two looks.
 LOOK_SECONDS = 60.0
 #: The kinds of troubles about MongoDB.
@@ -125,15 +127,15 @@ class Surroundings:
 
     async def round(self) -> float:
         """Look once. Returns the seconds until the next look. While a server is away, its troubles stay as they are."""
-        self._record(disk(self._folder()), "disk-space")
+        record(self._troubles, disk(self._folder()), "disk-space")
         with suppress(Unavailable, Refused):
             times = {"MongoDB": (await self._store.about()).time}
             async with connection.client(self._bootstrap()) as client:
                 times["Kafka"] = await brokers.time(client)
-            self._record(clocks(times, time()), "clock")
+            record(self._troubles, clocks(times, time()), "clock")
         with suppress(Unavailable):
             findings = await mongodb(self._store)
-            self._record(findings, *_OF_MONGODB)
+            record(self._troubles, findings, *_OF_MONGODB)
             if any(one.kind == "mongodb-indexes" for one in findings):
                 await self._create_indexes()
         return LOOK_SECONDS
@@ -144,9 +146,3 @@ class Surroundings:
             await self._store.prepare()
         except Refused as refused:
             self._troubles.begin("mongodb-indexes", "MongoDB", str(refused), stops=False)
-
-    def _record(self, findings: list[Finding], *kinds: str) -> None:
-        for one in findings:
-            self._troubles.begin(one.kind, one.subject, one.text, stops=one.stops)
-        for kind in kinds:
-            self._troubles.end_others(kind, {one.subject for one in findings if one.kind == kind})

@@ -62,6 +62,14 @@ async def topics(
     return [*needs.judge(specs, found), *needs.judge_rights(specs, found), *needs.judge_ids(specs, found, ids)]
 
 
+def record(troubles: Troubles, findings: Sequence[Finding], *kinds: str) -> None:
+    """Let the troubles of these kinds be those that were found."""
+    for one in findings:
+        troubles.begin(one.kind, one.subject, one.text, stops=one.stops)
+    for kind in kinds:
+        troubles.end_others(kind, {one.subject for one in findings if one.kind == kind})
+
+
 class Ground:
     """Looks every 10 seconds.
 
@@ -92,11 +100,11 @@ class Ground:
 
     def _record(self, findings: Sequence[Finding]) -> None:
         refused = {trouble.subject for trouble in self._troubles.present if trouble.kind == REFUSED}
+        told = []
         for one in findings:
             topic = one.subject.removesuffix(" max.message.bytes")
             if topic in refused and (topic != one.subject or one.kind == "topic-missing"):
                 self._troubles.end(one.kind, one.subject, mended=False)  # the refusal tells the same, and what waits
             else:
-                self._troubles.begin(one.kind, one.subject, one.text, stops=one.stops)
-        for kind in KINDS:
-            self._troubles.end_others(kind, {one.subject for one in findings if one.kind == kind})
+                told.append(one)
+        record(self._troubles, told, *KINDS)
