@@ -224,10 +224,15 @@ async def mark_of(bootstrap: Bootstrap, shop: Layout, letter: Id) -> tuple[datet
     record = (await marked(bootstrap, shop, letter.partition)).get(letter)
     if record is None:
         return None
+    return time_of(record), mark_in(letter, record)
+
+
+def mark_in(letter: Id, record: Any) -> Mark:
+    """The mark of this dead letter in a record; if another program wrote it, the mark names no topic."""
     try:
-        return time_of(record), msgspec.json.decode(record.value, type=Mark)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):  # another program's
-        return time_of(record), Mark(str(letter), "", -1, -1)
+        return msgspec.json.decode(record.value, type=Mark)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return Mark(str(letter), "", -1, -1)
 
 
 async def marked(bootstrap: Bootstrap, shop: Layout, partition: int) -> dict[Id, Any]:

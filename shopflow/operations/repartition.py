@@ -27,11 +27,11 @@ from shopflow.kafka.topics import count_partitions
 from shopflow.shop.announcements import ALERTS, VOUCHERS
 from shopflow.shop.dead_letters import PREFIX, Headers, origin_of
 from shopflow.shop.layout import Layout
-from shopflow.shop.prices import Entry
+from shopflow.shop.prices import Entry, prices_in
 from shopflow.store import MongoStore
 from shopflow.store.types import PURCHASES
 
-from .letters import Id, Mark, marked
+from .letters import Id, mark_in, marked
 from .replay import check_counts, restore
 
 Origin = tuple[str, int, int]
@@ -159,7 +159,7 @@ async def _decisions(bootstrap: Bootstrap, old: Layout) -> _Decisions:
         found.marks |= await marked(bootstrap, old, partition)
     async with aclosing(reading.by_time(bootstrap, old.prices)) as records:
         async for record in records:
-            for offset, price in msgspec.json.decode(record.value, type=Entry).prices:
+            for offset, price in prices_in(record):
                 found.prices[old.purchases, record.partition, offset] = price
     return found
 
@@ -251,7 +251,9 @@ class _Copy:
             mark = self._decisions.marks.get(Id(one.old.partition, one.old.offset))
             if mark is not None:
                 new = Id(copy.partition, copy.offset)
-                marks[str(new).encode()] = new.partition, _renamed_mark(mark.value, new), mark.timestamp
+                # It still says where in the other shop the record was put back.
+                value = msgspec.structs.replace(mark_in(new, mark), dead_letter=str(new))
+                marks[str(new).encode()] = new.partition, msgspec.json.encode(value), mark.timestamp
         await self._send_marks(marks)
 
     async def _send_marks(self, marks: Mapping[bytes, tuple[int, bytes, int | None]]) -> None:
@@ -264,8 +266,3 @@ class _Copy:
 
 def _origin(record: Any) -> Origin:
     return record.topic, record.partition, record.offset
-
-
-def _renamed_mark(value: bytes, letter: Id) -> bytes:
-    """The mark for the copied dead letter. It still says where in the other shop the record was put back."""
-    return msgspec.json.encode(msgspec.structs.replace(msgspec.json.decode(value, type=Mark), dead_letter=str(letter)))

@@ -97,11 +97,16 @@ class PriceLog:
             self._cache[partition] = [entry for entry in self._cache[partition] if entry[1] >= end]
 
 
-def _range(record: Any) -> tuple[int, int, bytes] | None:
+def prices_in(record: Any) -> list[tuple[int, int]]:
+    """The (offset, price) pairs of a record of the price log; none if another program wrote it."""
     try:
-        prices = _decode(record.value).prices
-    except (msgspec.MsgspecError, TypeError):  # another program's
-        return None
+        return _decode(record.value).prices
+    except (msgspec.MsgspecError, TypeError):
+        return []
+
+
+def _range(record: Any) -> tuple[int, int, bytes] | None:
+    prices = prices_in(record)
     return (prices[0][0], prices[-1][0], record.value) if prices else None
 
 
