@@ -124,8 +124,7 @@ class Table(faust.Table[str, Any]):
         get = self._rocks.reader(partition)
 
         def usable(key: bytes) -> bytes | None:
-            if partition in self._mending:
-                raise self._damaged(partition)
+            self._check_usable(partition)
             return get(key)
 
         return usable
@@ -138,8 +137,7 @@ class Table(faust.Table[str, Any]):
         Raises:
             Unavailable: The partition is damaged on disk.
         """
-        if partition in self._mending:
-            raise self._damaged(partition)
+        self._check_usable(partition)
         return self._rocks.scan(partition, after, limit)
 
     def next_offset(self, partition: int) -> int | None:
@@ -166,8 +164,7 @@ class Table(faust.Table[str, Any]):
             Unavailable: RocksDB can't write now, because the disk is full, for example. It is logged as an outage.
         """
         partition = batch.tp.partition
-        if partition in self._mending:
-            raise self._damaged(partition)
+        self._check_usable(partition)
         self._rocks.write(partition, rows)
         if rows:
             topic = self.changelog_topic_name
@@ -348,29 +345,38 @@ class Table(faust.Table[str, Any]):
             self._mending[partition] = asyncio.create_task(self._mend(partition))
         return self._damaged(partition)
 
+    def _check_usable(self, partition: int) -> None:
+        if partition in self._mending:
+            raise self._damaged(partition)
+
     def _damaged(self, partition: int) -> Unavailable:
         return Unavailable("RocksDB", f"{self.name}: partition {partition} is damaged; its changelog is read again")
 
     async def _mend(self, partition: int) -> None:
-        """Drop a partition and read its whole changelog, while no batch is in its turn. A recovery may run beside."""
-        ends: list[int] = []
+        """Read a partition's whole changelog, while no batch is in its turn. A recovery may run beside."""
+        async with self.app.table_lock(TP(self.source or "", partition)):
+            while not await self._read_whole(partition):
+                await asyncio.sleep(_READ_AGAIN_SECONDS)
+        del self._mending[partition]
+
+    async def _read_whole(self, partition: int) -> bool:
+        """Drop a partition and read its changelog from the start. False if that is not possible now."""
+        last: int | None = None
 
         def take(_: int, records: list[Any]) -> None:
+            nonlocal last
             self.recover(partition, records)
-            ends.append(records[-1].offset)
+            last = records[-1].offset
 
-        async with self.app.table_lock(TP(self.source or "", partition)):
-            while True:
-                self.drop(partition)
-                ends.clear()
-                try:
-                    await self.app.read_partition(self.changelog_topic_name, partition, take)
-                    self._rocks.write(partition, offset=ends[-1] if ends else None)
-                    break
-                except (KafkaError, Unavailable) as error:
-                    self.log.warning("The changelog of partition %d can't be read now: %s", partition, error)
-                    await asyncio.sleep(_READ_AGAIN_SECONDS)
-        del self._mending[partition]
+        self.drop(partition)
+        try:
+            await self.app.read_partition(self.changelog_topic_name, partition, take)
+            if partition in self._mending:  # else `recover` wrote it
+                self._rocks.write(partition, offset=last)
+        except (KafkaError, Unavailable) as error:
+            self.log.warning("The changelog of partition %d can't be read now; trying again: %s", partition, error)
+            return False
+        return True
 
     # -- the audit
 
@@ -404,17 +410,12 @@ class Table(faust.Table[str, Any]):
         return False
 
     async def _read_again(self, partition: int) -> bool:
-        """Drop a partition and read its whole changelog, with retries. False if the partition is no longer ours."""
+        """Read a partition's whole changelog, with retries. False if the partition is no longer ours."""
         generation = self.app.consumer_generation_id
         while not self.app.should_stop and self.app.consumer_generation_id == generation:
-            self.drop(partition)
-            try:
-                await self.app.read_partition(self.changelog_topic_name, partition, self.recover)
-            except (KafkaError, Unavailable) as error:
-                self.log.warning("The changelog of partition %d can't be read now; trying again: %s", partition, error)
-                await asyncio.sleep(_READ_AGAIN_SECONDS)
-            else:
+            if await self._read_whole(partition):
                 return True
+            await asyncio.sleep(_READ_AGAIN_SECONDS)
         return False  # the next recovery goes on behind the rows that were read
 
     async def _audit_late(self, partition: int) -> None:

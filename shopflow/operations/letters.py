@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from shopflow.errors import Refused
-from shopflow.kafka import reading
+from shopflow.kafka import connection, reading
 from shopflow.kafka.security import Bootstrap
 from shopflow.kafka.topics import count_partitions
 from shopflow.shop.dead_letters import PREFIX, origin_of
@@ -72,6 +72,20 @@ class Mark(msgspec.Struct, frozen=True):
     topic: str
     partition: int
     offset: int
+
+
+async def leave_mark(bootstrap: Bootstrap, shop: Layout, key: str, value: msgspec.Struct, near: int) -> None:
+    """Publish a mark of a command in the topic of retries.
+
+    Arguments:
+        near: The number of a partition. The mark goes to the same one, or to its remainder if there are fewer.
+
+    Raises:
+        Unavailable: Kafka does not answer.
+    """
+    partition = near % await count_partitions(bootstrap, shop.retries)
+    async with connection.producer(bootstrap) as producer:
+        await producer.send_and_wait(shop.retries, msgspec.json.encode(value), key.encode(), partition=partition)
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from typing import NamedTuple
 import msgspec
 
 from shopflow.errors import Refused
-from shopflow.kafka import connection, offsets, reading
+from shopflow.kafka import offsets, reading
 from shopflow.kafka.security import Bootstrap
-from shopflow.kafka.topics import count_partitions
 from shopflow.shop.layout import Layout
 
+from .letters import leave_mark
 from .verify.accounts import Accepted, account
 from .verify.tables import Tables
 
@@ -60,10 +60,7 @@ async def accept(bootstrap: Bootstrap, shop: Layout, loss: Loss) -> None:
     Raises:
         Unavailable: Kafka does not answer.
     """
-    key, value = f"{loss.topic}:{loss.partition}:unread".encode(), msgspec.json.encode(loss.lost)
-    partition = loss.partition % await count_partitions(bootstrap, shop.retries)
-    async with connection.producer(bootstrap) as producer:
-        await producer.send_and_wait(shop.retries, value, key, partition=partition)
+    await leave_mark(bootstrap, shop, f"{loss.topic}:{loss.partition}:unread", loss.lost, loss.partition)
 
 
 async def accepted(bootstrap: Bootstrap, shop: Layout) -> Mapping[int, Accepted]:

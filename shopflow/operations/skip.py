@@ -19,6 +19,8 @@ from shopflow.kafka.security import Bootstrap
 from shopflow.kafka.topics import count_partitions
 from shopflow.shop.layout import Layout
 
+from .letters import leave_mark
+
 
 class Place(NamedTuple):
     """A topic of events, one of its partitions, and an offset."""
@@ -86,11 +88,8 @@ async def mark(bootstrap: Bootstrap, shop: Layout, bad: UnreadableRecord) -> Non
     Raises:
         Unavailable: Kafka does not answer.
     """
-    key = f"{bad.topic}:{bad.partition}:{bad.start}".encode()
-    value = msgspec.json.encode(Skip(bad.offset + 1, bad.reason))
-    partition = bad.partition % await count_partitions(bootstrap, shop.retries)
-    async with connection.producer(bootstrap) as producer:
-        await producer.send_and_wait(shop.retries, value, key, partition=partition)
+    value = Skip(bad.offset + 1, bad.reason)
+    await leave_mark(bootstrap, shop, f"{bad.topic}:{bad.partition}:{bad.start}", value, bad.partition)
 
 
 async def skipped(bootstrap: Bootstrap, shop: Layout, place: Place) -> int | None:

@@ -92,6 +92,8 @@ def test_a_shop_moves_with_all_it_has(old: Shop, new: Shop) -> None:
     old.drain()
     old.sell(*purchases(300, seed))
     old.send("purchases", Record(b"c1", b"no JSON", headers=(("from", b"x"),)), Record(None, encoded(purchase("c2"))))
+    for foreign in ("purchase-prices", "retries"):
+        old.send(foreign, Record(b"c1", b"another program's"), Record(b"c2", b"{}"), Record(b"\xff", None))
     old.drain()
     old.offer(product("chleb"), product("mleko", price=500, updated_at="2024-01-02T00:00:00Z"))
     old.drain()
