@@ -1,5 +1,7 @@
 """Formats values for people: amounts, numbers, times, and untrusted text.
 
+Numbers have one form on the page and in the commands: "1 234,5". Its spaces are such that no line is broken there.
+
 Other programs may have changed documents in MongoDB. A missing value is `-`, a value of another type is shown as it is.
 """
 
@@ -12,6 +14,9 @@ from typing import Any
 
 #: Characters shown of a value of an unexpected type, and of a voucher's text.
 _SHORT, _LONG = 60, 200
+#: Before "zł" and between thousands: no line is broken there.
+_SPACE = "\N{NO-BREAK SPACE}"
+_POLISH = str.maketrans({",": _SPACE, ".": ","})
 
 
 def visible(text: str, most: int | None = None) -> str:
@@ -31,15 +36,22 @@ def whole(value: Any) -> int | None:
 
 
 def money(grosze: Any) -> str:
-    """Format an amount as in Poland: 1234 -> "12,34 zł"."""
+    """Format an amount as in Poland: 123456 -> "1 234,56 zł"."""
     number = whole(grosze)
-    return _as_it_is(grosze) if number is None else f"{number // 100},{number % 100:02} zł"
+    if number is None:
+        return _as_it_is(grosze)
+    return f"{'-' if number < 0 else ''}{grouped(abs(number) // 100)},{abs(number) % 100:02}{_SPACE}zł"
 
 
 def grouped(number: Any) -> str:
-    """Format a number with spaces between thousands."""
+    """Format a whole number, with spaces between thousands."""
     known = whole(number)
-    return _as_it_is(number) if known is None else f"{known:,}".replace(",", "\N{NO-BREAK SPACE}")
+    return _as_it_is(number) if known is None else f"{known:,}".replace(",", _SPACE)
+
+
+def decimal(number: float) -> str:
+    """Format a number with one decimal, after a comma as in amounts."""
+    return f"{number:,.1f}".translate(_POLISH)
 
 
 def day_and_time(at: Any) -> str:

@@ -12,6 +12,7 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from tests.support.shop import Worker
+from tests.support.text import plain
 
 _PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 #: The variable that names a folder for pictures of the pages.
@@ -46,15 +47,15 @@ class Tab:
         return self.page
 
     def table(self, name: str) -> list[list[str]]:
-        """The cells of a table as they are shown."""
+        """The texts of a table's cells, as people read them."""
         rows: list[list[str]] = self.page.eval_on_selector_all(
             f'[data-table="{name}"] tbody tr', "rows => rows.map(row => [...row.cells].map(cell => cell.textContent))"
         )
-        return rows
+        return [plain(row) for row in rows]
 
     def number(self, name: str) -> str:
         """One of the page's numbers."""
-        return self.page.locator(f'[data-number="{name}"]').inner_text()
+        return str(plain(self.page.locator(f'[data-number="{name}"]').inner_text()))
 
     def sentences(self) -> str:
         """The text of the warnings, or that all is well."""

@@ -40,8 +40,8 @@ VERIFY = ".venv/bin/faust -A shopflow verify"
 #: A customer in the output of `list-customers`.
 CUSTOMER = re.compile(
     r".+, .+, \d\d-\d{3} .+  \([0-9a-f]{32}\)\n"
-    r"(    [\d: -]{19}  \d x .+, \d+,\d\d zł each = \d+,\d\d zł\n)+"
-    r"    \d+ purchases, \d+,\d\d zł\n"
+    r"(    [\d: -]{19}  \d x .+, \d+,\d\d\szł each = [\d\s]+,\d\d\szł\n)+"
+    r"    \d+ purchases, [\d\s]+,\d\d\szł\n"
 )
 
 

@@ -109,7 +109,7 @@ def test_products_are_listed(seeded: Shop) -> None:
     for_people, as_json = seeded.run_all([["list-products"], ["list-products", "--json"]])
     assert for_people.status == 0
     assert len(for_people.stdout.splitlines()) == 13
-    assert for_people.stdout.count(" zł") == 13
+    assert for_people.stdout.count("\N{NO-BREAK SPACE}zł") == 13
     for product in as_json.json():
         fields = {"product_id", "name", "type", "price", "updated_at", "stock", "stock_limit", "left", "source"}
         assert set(product) == fields

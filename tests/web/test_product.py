@@ -14,6 +14,7 @@ from tests.conftest import Run
 from tests.support import documents
 from tests.support.documents import HOUR, MINUTE, kafka
 from tests.support.stores import ByHand, ObservedStore
+from tests.support.text import plain
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def test_all_who_look_share_one_answer(milk: ObservedStore, run: Run) -> None:
     async def look() -> None:
         found = await asyncio.gather(*(shown("milk") for _ in range(9)))
         assert all(one == found[0] for one in found)
-        assert [[cell.text for cell in row[2:5]] for row in found[0].prices] == [
+        assert plain([cell.text for cell in row[2:5]] for row in found[0].prices) == [
             ["3,00 zł", "3", "9,00 zł"],
             ["4,00 zł", "0", "0,00 zł"],
         ]
@@ -71,7 +72,7 @@ def test_only_the_last_prices_are_shown(milk: ObservedStore, monkeypatch: pytest
     """A long price history does not make the page long."""
     monkeypatch.setattr(product, "_PRICES", 1)
     found = run(shown("milk"))
-    assert [row[2].text for row in found.prices] == ["3,00 zł"]
+    assert plain(row[2].text for row in found.prices) == ["3,00 zł"]
 
 
 def test_what_is_not_known_is_said(milk: ObservedStore, run: Run) -> None:

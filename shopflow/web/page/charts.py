@@ -52,8 +52,8 @@ def document(*, dark: bool, wide: bool) -> dict[str, Any]:
     colours = _DARK if dark else _LIGHT
     source = _source("sales", "/page/series.json", _POLL_MS, ("ago", "purchases", "money"))
     charts = [
-        _shop_chart(source, colours, field="purchases", title="Purchases a second", numbers="0", colour=colours.blue),
-        _shop_chart(source, colours, field="money", title="zł a minute", numbers="0,0", colour=colours.green),
+        _shop_chart(source, colours, field="purchases", title="Purchases per second", colour=colours.blue),
+        _shop_chart(source, colours, field="money", title="Money per minute, zł", colour=colours.green),
     ]
     target: Any = "charts"
     side = layouts.row if wide else layouts.column
@@ -92,9 +92,9 @@ def product(url: str, *, dark: bool) -> dict[str, Any]:
     left, right = chart.yaxis
     left.axis_label = "Price, zł"
     left.ticker = models.BasicTicker(desired_num_ticks=5)
-    left.formatter = models.NumeralTickFormatter(format="0.00")
+    left.formatter = _numbers("0,0.00")
     right.ticker = models.BasicTicker(desired_num_ticks=5, min_interval=1)
-    right.formatter = models.NumeralTickFormatter(format="0,0")
+    right.formatter = _numbers("0,0")
     left.axis_label_text_color, right.axis_label_text_color = colours.blue, colours.green
     left.axis_label_text_font_style = right.axis_label_text_font_style = "bold"
     chart.xaxis.ticker.desired_num_ticks = 5
@@ -104,7 +104,7 @@ def product(url: str, *, dark: bool) -> dict[str, Any]:
     return dict(embed.json_item(chart, target))
 
 
-def _shop_chart(source: Any, colours: _Colours, *, field: str, title: str, numbers: str, colour: str) -> Any:
+def _shop_chart(source: Any, colours: _Colours, *, field: str, title: str, colour: str) -> Any:
     from bokeh import models  # noqa: PLC0415
 
     chart = _figure(
@@ -125,11 +125,18 @@ def _shop_chart(source: Any, colours: _Colours, *, field: str, title: str, numbe
         for second in minutes
     }
     chart.yaxis.ticker = models.BasicTicker(min_interval=1, desired_num_ticks=5)
-    chart.yaxis.formatter = models.NumeralTickFormatter(format=numbers)
+    chart.yaxis.formatter = _numbers("0,0")
     chart.title.text_color = colours.ink
     chart.title.text_font_size = "14px"
     _style(chart, colours)
     return chart
+
+
+def _numbers(form: str) -> Any:
+    """Numbers as the page has them, "1 234,56"; a form says it in the American way."""
+    from bokeh.models import NumeralTickFormatter  # noqa: PLC0415
+
+    return NumeralTickFormatter(format=form, language="pl")
 
 
 def _source(name: str, url: str, poll_ms: int, columns: Sequence[str]) -> Any:

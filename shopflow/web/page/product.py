@@ -17,7 +17,7 @@ from shopflow.app import store
 from shopflow.models import MAX_ID_LENGTH
 from shopflow.shop import price_history, stock
 from shopflow.shop.price_history import Period, Prices, SalesOverTime
-from shopflow.shop.text import day_and_time, grouped, money, visible
+from shopflow.shop.text import day_and_time, decimal, grouped, money, visible
 from shopflow.web.cached import Cached
 
 from .render import Cell, Rows, row, short
@@ -30,7 +30,7 @@ _PATIENCE_SECONDS = 3.0
 #: Products in the cache; the latest prices that are shown; how far back sales are read.
 _PRODUCTS, _PRICES, _BACK = 32, 30, timedelta(days=365)
 _HOUR = timedelta(hours=1)
-#: Units an hour: fewer are shown as "< 0.1", more without a decimal.
+#: Units an hour: fewer are shown as "< 0,1", more without a decimal.
 _FEW, _MANY = 0.1, 10
 
 
@@ -155,8 +155,8 @@ def _an_hour(period: Period, now: datetime) -> str:
         return "-"
     rate = period.units / (length / _HOUR)
     if 0 < rate < _FEW:
-        return f"< {_FEW}"
-    return grouped(round(rate)) if rate >= _MANY else f"{rate:.1f}"
+        return f"<\N{NO-BREAK SPACE}{decimal(_FEW)}"
+    return grouped(round(rate)) if rate >= _MANY else decimal(rate)
 
 
 def columns(found: Picture | None) -> Columns:

@@ -10,7 +10,7 @@ from urllib.parse import quote
 import msgspec
 
 from shopflow.shop.recent_sales import Snapshot
-from shopflow.shop.text import day, day_and_time, gift, grouped, money, visible
+from shopflow.shop.text import day, day_and_time, decimal, gift, grouped, money, visible
 from shopflow.store.types import Document
 
 from .warnings import ShopState, WorkerState, warnings
@@ -136,7 +136,7 @@ def _numbers(now: ShopState) -> dict[str, str]:
     last = int(now.at) - 1
     recent = sum(now.board.seconds.get(last - ago, (0, 0))[0] for ago in range(_AVERAGE_SECONDS))
     return {
-        "Purchases a second": f"{recent / _AVERAGE_SECONDS:.1f}",
+        "Purchases a second": decimal(recent / _AVERAGE_SECONDS),
         "Money a minute": money(sum(_money(now.board, last - ago) for ago in range(60))),
         "Events waiting": _UNKNOWN if now.waiting is None else grouped(now.waiting),
         "Purchases so far": grouped(sum(report.totals["purchases"] for report in now.reports)),
@@ -216,7 +216,7 @@ def _minute(at: Any) -> str:
 
 
 def _given(voucher: Mapping[str, Any]) -> tuple[str, str, str]:
-    return short(str(voucher.get("rule", "-"))), visible(gift(voucher), _LONG), day(voucher.get("valid_until"))
+    return short(str(voucher.get("rule", "-"))), gift(voucher), day(voucher.get("valid_until"))
 
 
 def _latest(now: ShopState) -> Rows:
