@@ -56,7 +56,8 @@ class Customer(faust.Record, serializer="json", validation=True, coerce=True):
 class Purchase(faust.Record, serializer="json", validation=True, coerce=True):
     """A customer bought a product. Topic `purchases`, key `customer_id`.
 
-    `price` is that of one unit, in grosze. Without it, the product's price at `purchased_at` counts.
+    `price` is that of one unit, in grosze. Without it, the product's price at `purchased_at` counts. `quantity` times
+    price is at most 10^12.
     """
 
     purchase_id: str = _identifier()

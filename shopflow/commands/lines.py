@@ -386,17 +386,24 @@ def _failure(failure: Failure) -> str:
 def records(found: Iterable[Any], *, as_json: bool) -> Iterator[str]:
     """One line per record: partition and offset, time, key and value; as JSON one array, with a line per record.
 
-    In the array a JSON value is unchanged. Any other is text if it is UTF-8, else an object with Base64.
+    Behind the value are the headers of CloudEvents and of W3C Trace Context. The array has all headers. In it a JSON
+    value is unchanged. Any other is text if it is UTF-8, else an object with Base64.
     """
     array, shown = _Array(), False
     for record in found:
         shown, number, offset, time = True, record.partition, record.offset, time_of(record)
         if as_json:
             known = {"partition": number, "offset": offset, "time": time, "key": _bytes(record.key)}
-            yield array.line({**known, "value": _value(record.value)})
+            headers = [[name, _bytes(value)] for name, value in record.headers]
+            yield array.line({**known, "value": _value(record.value), "headers": headers})
         else:
             key, value = visible(_text(record.key), _SHORT), visible(_text(record.value))
-            yield "  ".join([f"{number}:{offset}", day_and_time(time), key, value])
+            sender = [
+                visible(f"{name}={_text(content)}", _SHORT)
+                for name, content in record.headers
+                if name.startswith("ce_") or name in {"traceparent", "tracestate"}
+            ]
+            yield "  ".join([f"{number}:{offset}", day_and_time(time), key, value, *sender])
     if as_json:
         yield array.end()
     elif not shown:

@@ -1,4 +1,4 @@
-"""The commands that show data of MongoDB or a topic: `list-...`, `price-history`, `try-promotion`, `tail`."""
+"""Commands that show data of MongoDB or a topic: `list-...`, `price-history`, `try-promotion`, `tail`, `describe`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import aclosing
 from datetime import datetime
 
 import click
+import msgspec
 from faust.cli import argument, option
 
 from shopflow import topics
@@ -106,9 +107,20 @@ async def try_promotion(self: Command, name: str, config_file: str | None, as_js
     JSON,
 )
 async def tail(self: Command, topic: str, limit: int, as_json: bool) -> None:
-    """Show the newest records of a topic, the newest last: partition, offset, time, key and value."""
+    """Show the newest records of a topic, the newest last: partition, offset, time, key, value, and who sent it."""
     bootstrap, name = kafka_at(locate(config, mongodb=False)), topics.SHOWN[topic]
     found = await reading.tail(bootstrap, name, limit)
     found.sort(key=lambda record: (time_of(record), record.partition, record.offset))
     for line in lines.records(found[-limit:], as_json=as_json or self.json):
         self.say(line)
+
+
+@Command.from_handler(argument("topic", required=False, type=click.Choice(list(topics.SHOWN)), metavar="[TOPIC]"))
+async def describe(self: Command, topic: str | None) -> None:
+    """Print the AsyncAPI document of all topics, or the JSON Schema of the values of one."""
+    from shopflow.operations import describe as described
+
+    if topic and topic not in described.DESCRIBED:
+        raise Refused(f"TOPIC: the values of {topic} are as they came, and have no schema")
+    found = described.schema(topic) if topic else described.asyncapi(topics.SHOWN, topics.SPECS)
+    self.say(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())

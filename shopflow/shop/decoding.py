@@ -50,7 +50,8 @@ def _struct(record: type[R], overrides: dict[str, Any]) -> type[R]:
     for name, descriptor in record._options.descriptors.items():
         hint = overrides.get(name) or _limited(hints[name], descriptor)
         fields.append((name, hint) if descriptor.required else (name, hint, descriptor.default))
-    return cast("type[R]", msgspec.defstruct(record.__name__, fields, kw_only=True, gc=False))
+    named = {"__doc__": record.__doc__}  # msgspec makes the schema's description of it
+    return cast("type[R]", msgspec.defstruct(record.__name__, fields, namespace=named, kw_only=True, gc=False))
 
 
 def _limited(hint: Any, field: Any) -> Any:

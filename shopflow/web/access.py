@@ -43,7 +43,7 @@ _LARGE = 1_024
 #: A token that is shorter can be guessed.
 _SHORT = 16
 _READING = {"GET", "HEAD", "OPTIONS"}
-_OPEN = re.compile(r"/health/.+|/openapi\.json|/docs(/.*)?")
+_OPEN = re.compile(r"/health/.+|/(?:open|async)api\.json|/schemas/.+|/docs(/.*)?")
 _OF_A_TABLE = ("/router/{name}/", "/table/{name}/")
 _HOST = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(:\d+)?")
 _GZIP = re.compile(r"\bgzip\b(?!\s*;\s*q=0(\.0*)?\s*(,|$))", re.IGNORECASE)

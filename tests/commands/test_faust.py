@@ -204,3 +204,13 @@ def test_send_makes_the_message_of_the_model() -> None:
     made = commands._message("--value-type", "Product", json.dumps(fields), "json")
     assert made is not None
     assert {name: value for name, value in json.loads(made).items() if name in fields} == fields
+
+
+def test_the_topics_are_described_without_a_server(tmp_path: Path) -> None:
+    """`describe` prints AsyncAPI with the configured names, or a schema; dead letters have none."""
+    document = run(tmp_path, CONSOLE, "describe", SHOPFLOW_TOPICS_PREFIX="my.").json()
+    assert document["channels"]["purchases"]["address"] == "my.purchases"
+    assert run(tmp_path, CONSOLE, "describe", "purchases").json()["title"] == "Purchase"
+    refused = run(tmp_path, CONSOLE, "describe", "dead-letters")
+    assert (refused.status, refused.stdout) == (2, "")
+    assert refused.stderr == "Error: TOPIC: the values of dead-letters are as they came, and have no schema\n"

@@ -258,6 +258,22 @@ def test_a_record_is_a_line() -> None:
     assert list(listing.records([], as_json=False)) == ["Records: none yet."]
 
 
+def test_a_record_says_who_sent_it() -> None:
+    """The headers of CloudEvents and of W3C Trace Context are behind the value; other headers are in JSON only."""
+    headers = (("ce_type", b"pl.shop.bought"), ("other", b"x"), ("traceparent", b"00-ab-cd-01"), ("ce_id", b"\n\xff"))
+    found = record(5, b"anna", b"{}")
+    found.headers = headers
+    (line,) = listing.records([found], as_json=False)
+    assert line.endswith("  {}  ce_type=pl.shop.bought  traceparent=00-ab-cd-01  ce_id=base64:Cv8=")
+    (shown,) = json.loads("".join(listing.records([found], as_json=True)))
+    assert shown["headers"] == [
+        ["ce_type", "pl.shop.bought"],
+        ["other", "x"],
+        ["traceparent", "00-ab-cd-01"],
+        ["ce_id", {"base64": "Cv8="}],
+    ]
+
+
 def test_records_as_json_are_an_array() -> None:
     """A value in JSON stays JSON, a text is a string, and other bytes are in Base64."""
     found = [
@@ -267,7 +283,14 @@ def test_records_as_json_are_an_array() -> None:
         record(8, b"b", b"\xff"),
     ]
     shown = json.loads("".join(listing.records(found, as_json=True)))
-    assert shown[0] == {"partition": 1, "offset": 5, "time": "2026-05-01T12:00:00Z", "key": "anna", "value": {"a": 1}}
+    assert shown[0] == {
+        "partition": 1,
+        "offset": 5,
+        "time": "2026-05-01T12:00:00Z",
+        "key": "anna",
+        "value": {"a": 1},
+        "headers": [],
+    }
     assert [one["value"] for one in shown[1:]] == [None, "no json", {"base64": "/w=="}]
     assert list(listing.records([], as_json=True)) == ["[]"]
 

@@ -197,6 +197,7 @@ def import_commands() -> None:
         "list-vouchers",
         "try-promotion",
         "tail",
+        "describe",
         "verify",
         "doctor",
         "replay",
@@ -217,6 +218,6 @@ def test_there_are_no_commands_but_those_of_the_contract() -> None:
         *("worker", "servers", "demo", "create-topics", "verify", "doctor", "replay", "repartition"),
         *("seed-products", "seed-customers", "seed-purchases"),
         *("list-products", "list-customers", "price-history", "export", "dead-letters"),
-        *("list-vouchers", "try-promotion", "tail"),
+        *("list-vouchers", "try-promotion", "tail", "describe"),
         *("reset", "send", "agents", "tables", "models", "model", "clean-versions", "completion", "livecheck"),
     }

@@ -50,7 +50,8 @@ async def serving(
     application = web.Application(middlewares=[guard.middleware], client_max_size=settings.max_body_bytes)
     reading = {
         "/counts/": answer, "/page": framed, "/broken": broken, "/health/live": answer,
-        "/openapi.json": answer, "/docs/": answer, "/docs/{name}": answer, "/{name}/": answer, **views,
+        "/openapi.json": answer, "/asyncapi.json": answer, "/schemas/{name}.json": answer,
+        "/docs/": answer, "/docs/{name}": answer, "/{name}/": answer, **views,
     }  # fmt: skip
     for path, view in reading.items():
         application.router.add_get(path, view)
@@ -103,6 +104,8 @@ BOTH = Web(read_token=READ, write_token=WRITE)
         ("GET", "/nothing", bearer(READ), 404),
         ("GET", "/health/live", {}, 200),
         ("GET", "/openapi.json", {}, 200),
+        ("GET", "/asyncapi.json", {}, 200),
+        ("GET", "/schemas/products.json", {}, 200),
         ("GET", "/docs/", {}, 200),
         ("GET", "/docs/script.js", {}, 200),
         ("GET", "/health/unknown", {}, 401),

@@ -18,9 +18,11 @@ from aiohttp.test_utils import TestClient, TestServer
 from bson.regex import Regex
 from yarl import URL
 
+from shopflow import topics
 from shopflow.app import app
 from shopflow.config.settings import Config, Web
 from shopflow.errors import Unavailable
+from shopflow.operations import describe
 from shopflow.store.types import Document
 from shopflow.web import answers as web
 from shopflow.web.access import Guard
@@ -394,6 +396,18 @@ def test_a_fault_is_told_without_its_details(shown: ObservedStore, monkeypatch: 
     status, answer, _ = http.ask("GET", "/products/")
     assert status == 500
     assert "secret" not in str(answer)
+
+
+def test_the_topics_are_described(http: Http) -> None:
+    """`/asyncapi.json` has the topics, `/schemas/` has their values; a topic without a schema is 404."""
+    status, answer, _ = http.ask("GET", "/asyncapi.json")
+    assert (status, answer) == (200, describe.asyncapi(topics.SHOWN, topics.SPECS))
+    status, answer, _ = http.ask("GET", "/schemas/purchases.json")
+    assert (status, answer) == (200, describe.schema("purchases"))
+    for name in ("dead-letters", "nothing"):
+        status, answer, _ = http.ask("GET", f"/schemas/{name}.json")
+        assert status == 404
+        assert "customer-activity" in answer["error"]
 
 
 def test_the_document_comes_from_the_records_and_the_limits(monkeypatch: pytest.MonkeyPatch, http: Http) -> None:

@@ -27,8 +27,10 @@ RECORDS = {
     "customers": (Customer, "RegisteredCustomer"),
     "purchases": (Purchase, "StoredPurchase"),
 }
-#: Pages for people, Faust's own views, and what only Prometheus and other workers request.
-NOT_DESCRIBED = re.compile(r"/|/page/.*|/docs.*|/openapi\.json|/metrics|/board|/table.*|/router.*|/static.*")
+#: Pages for people, descriptions, Faust's own views, and what only Prometheus and other workers request.
+NOT_DESCRIBED = re.compile(
+    r"/|/page/.*|/docs.*|/(?:open|async)api\.json|/schemas/.*|/metrics|/board|/table.*|/router.*|/static.*"
+)
 
 
 def bare(schema: Any) -> Any:

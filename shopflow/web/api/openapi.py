@@ -1,4 +1,4 @@
-"""The OpenAPI document, and a page that shows it.
+"""The OpenAPI document, a page that shows it, and the description of the topics.
 
 `static/openapi.json` is written by hand, for the default configuration. A test compares it with the Records, the limits
 and the views.
@@ -6,12 +6,14 @@ and the views.
 
 from __future__ import annotations
 
-from importlib import metadata
 from typing import Any
 
 import msgspec
 
+from shopflow import topics
 from shopflow.app import app, config
+from shopflow.operations import describe
+from shopflow.web.access import Refusal
 from shopflow.web.answers import STATIC, route, static_file
 
 #: Only scripts and styles that are files of the worker.
@@ -23,7 +25,7 @@ _POLICY = {
 def document() -> dict[str, Any]:
     """The OpenAPI document, with this worker's version, limits and tokens."""
     found: dict[str, Any] = msgspec.json.decode((STATIC / "openapi.json").read_bytes())
-    found["info"]["version"] = _version()
+    found["info"]["version"] = describe.version()
     settings, parts = config.web, found["components"]
     most = settings.max_events
     parts["schemas"]["Limit"] |= {"maximum": most, "default": min(100, most)}
@@ -42,16 +44,21 @@ def document() -> dict[str, Any]:
     return found
 
 
-def _version() -> str:
-    try:
-        return metadata.version("shopflow")
-    except metadata.PackageNotFoundError:  # run from a folder, not installed
-        return "0"
-
-
 @route("get", "/openapi.json")
 async def _openapi(request: Any) -> tuple[int, Any]:
     return 200, document()
+
+
+@route("get", "/asyncapi.json")
+async def _asyncapi(request: Any) -> tuple[int, Any]:
+    return 200, describe.asyncapi(topics.SHOWN, topics.SPECS)
+
+
+@route("get", "/schemas/{name}.json")
+async def _schema(request: Any, name: str) -> tuple[int, Any]:
+    if name not in describe.DESCRIBED:
+        raise Refusal(404, f"there is no such schema; there are: {', '.join(describe.DESCRIBED)}")
+    return 200, describe.schema(name)
 
 
 @app.page("/docs")
