@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
 from datetime import datetime
 from time import monotonic
@@ -28,9 +28,9 @@ from shopflow.servers.worker import Worker, child_worker
 from shopflow.shop.text import money
 from shopflow.web.client import bearer
 
-from . import lines, samples, seeding
+from . import lines, samples, seeding, trading
 from .base import ServingCommand, cancel, check_mongodb, now, run
-from .progress import progress_bar
+from .progress import always_in_sight, progress_bar
 
 #: Each demo has the same customers.
 _SEED = 1
@@ -38,8 +38,7 @@ _WORKER_START_SECONDS = 90.0
 #: The demo fails after so long without progress.
 _STUCK_SECONDS = 60.0
 _POLL_SECONDS = 0.5
-#: While the demo is open, this many products get a new price, at this interval.
-_NEW_PRICES, _NEW_PRICES_SECONDS = 3, 15.0
+_STATUS_SECONDS = 1.0
 
 
 @ServingCommand.from_handler(
@@ -52,16 +51,18 @@ _NEW_PRICES, _NEW_PRICES_SECONDS = 3, 15.0
 )
 def demo(self: ServingCommand, leave: bool, **plan: Any) -> int:
     """Start servers if none run, and a worker; send example events, and show live progress."""
-    try:
-        with Servers(config, self.say) as servers:
+    with Servers(config, self.say) as servers, ExitStack() as stack:
+        try:
             addresses = servers.start()
             connect(addresses)
             check_mongodb(addresses)
-            with child_worker(config, "demo", self.say, _promotions()) as worker:
-                return run(_Demo(kafka_at(addresses), worker, self.say, leave=leave, **plan).run(servers))
-    except KeyboardInterrupt:
-        self.say("Stopped. All data is kept: the next start continues from here.")
-        return 128 + signal.SIGINT if leave else 0
+            worker = stack.enter_context(child_worker(config, "demo", _promotions()))
+            status = run(_Demo(kafka_at(addresses), worker, self.say, leave=leave, **plan).run(servers))
+        except KeyboardInterrupt:  # said at once: the worker and the servers take seconds to stop
+            self.say("Stopping. All data is kept: the next start continues from here.")
+            return 128 + signal.SIGINT if leave else 0
+        self.say("Stopping the worker ...")
+        return status
 
 
 def _promotions() -> dict[str, str]:
@@ -97,12 +98,10 @@ class _Demo:
         self.say(f"The shop: {self.worker.url}/")
         self.say(f"Counts of all customers: {self.worker.url}/counts/")
         await self._offer_and_register()
-        customer_ids, prices = await seeding.known(store, self.customers)
-        async with _new_prices(self.bootstrap, prices, wanted=not self.leave):
-            await self._sell(customer_ids, prices)
-            newest = await self._show_voucher("")
-            if not self.leave:
-                await self._watch(newest)
+        await self._sell()
+        await self._show_voucher()
+        if not self.leave:
+            await self._stay_open()
         report = await verify(self.bootstrap, store, topics.LAYOUT, token=config.web.read_token)
         await store.close()
         for line in lines.report(report, as_json=False):
@@ -142,8 +141,9 @@ class _Demo:
         await self._drained()
         self.say(f"{len(offered)} products are offered, {self.customers} customers have registered.")
 
-    async def _sell(self, customer_ids: list[str], prices: dict[str, int]) -> None:
-        events = samples.purchases(random.Random(), customer_ids, list(prices), now, prices)  # noqa: S311
+    async def _sell(self) -> None:
+        customer_ids, prices = await seeding.known(store, self.customers)
+        events = samples.purchases(random.Random(), customer_ids, list(prices), now)  # noqa: S311 - examples
         began = monotonic()
         await self._send(topics.purchases, events, self.purchases, self.rate)
         await self._drained()
@@ -170,47 +170,56 @@ class _Demo:
                 raise Unavailable("demo", f"{waiting} events wait, and there is no progress; see the worker's log")
             await asyncio.sleep(_POLL_SECONDS)
 
-    async def _watch(self, newest: str) -> None:
-        """Show new totals and vouchers until Ctrl-C.
+    async def _stay_open(self) -> None:
+        """Trade, and show the state of the shop, until Ctrl-C."""
+        latest = [""]
 
-        Arguments:
-            newest: The id of the newest voucher shown so far.
-        """
-        self.say("")
-        self.say(f"The shop is open: {self.worker.url}/  In another terminal, in this folder:")
-        for line in (
-            ".venv/bin/faust -A shopflow seed-purchases --count 100 --rate 10",
-            ".venv/bin/faust -A shopflow list-customers --limit 3",
-            ".venv/bin/faust -A shopflow list-products --sales",
-            f".venv/bin/faust -A shopflow price-history {samples.PRODUCTS[0].product_id}",
-            ".venv/bin/faust -A shopflow list-vouchers --limit 3",
-            f"curl {self.worker.url}/sales/",
-        ):
-            self.say(f"    {line}")
-        every = f"Some prices change every {_NEW_PRICES_SECONDS:g} seconds"
-        self.say(f"{every}: look at a product on the page. Ctrl-C closes it.")
-        before = await self._counts()
-        while True:
-            await asyncio.sleep(1.0)
-            sums = await self._counts()
-            if sums and sums != before:
-                self.say(_summary(sums))
-                before = sums
-                newest = await self._show_voucher(newest)
+        def say(line: str) -> None:
+            latest[0] = f"{_clock()}  {line}"
 
-    async def _show_voucher(self, known: str) -> str:
-        """Show the newest voucher unless its id is `known`. Returns its id."""
+        customer_ids, _ = await seeding.known(store, max(self.customers, trading.MOST_CUSTOMERS))
+        trade = asyncio.create_task(trading.Trading(self.bootstrap, store, customer_ids, say).run())
+        try:
+            with always_in_sight(_signs(self.worker.url)) as show:
+                while not trade.done():
+                    sums = await self._counts()
+                    show(
+                        [_summary(sums) if sums else f"{_clock()}  The worker does not answer.", *filter(None, latest)]
+                    )
+                    await asyncio.wait({trade}, timeout=_STATUS_SECONDS)
+            await trade  # it has failed
+        finally:
+            await cancel(trade)
+
+    async def _show_voucher(self) -> None:
         async with aclosing(store.vouchers(limit=1)) as found:
             async for voucher in found:
-                if voucher["_id"] != known:
-                    self.say(f"The newest voucher: {lines.voucher(voucher)}")
-                return str(voucher["_id"])
-        return known
+                self.say(f"The newest voucher: {lines.voucher(voucher)}")
+
+
+def _signs(url: str) -> list[str]:
+    """The lines that an open demo keeps in sight."""
+    return [
+        "",
+        f"The shop is open: {url}/  In another terminal, in this folder:",
+        "    .venv/bin/faust -A shopflow list-products --sales",
+        "    .venv/bin/faust -A shopflow list-customers --limit 3",
+        f"    .venv/bin/faust -A shopflow price-history {samples.PRODUCTS[0].product_id}",
+        "    .venv/bin/faust -A shopflow list-vouchers --limit 3",
+        "    .venv/bin/faust -A shopflow dead-letters",
+        "    .venv/bin/faust -A shopflow seed-purchases --rate 10",
+        f"    curl {url}/sales/",
+        "Customers buy, register and get vouchers; prices change. Ctrl-C closes it.",
+    ]
+
+
+def _clock() -> str:
+    return f"{datetime.now().astimezone():%H:%M:%S}"
 
 
 def _summary(sums: dict[str, Any]) -> str:
     return (
-        f"{datetime.now().astimezone():%H:%M:%S}  {sums['purchases']} purchases of {sums['customers']} customers: "
+        f"{_clock()}  {sums['purchases']} purchases of {sums['customers']} customers: "
         f"{sums['items']} items, {money(sums['spent'])}"
     )
 
@@ -226,30 +235,3 @@ async def _guard(worker: Worker, servers: Servers) -> NoReturn:
         if failure := servers.failure():
             raise Refused(failure)
         await asyncio.sleep(_POLL_SECONDS)
-
-
-@asynccontextmanager
-async def _new_prices(bootstrap: Bootstrap, prices: dict[str, int], *, wanted: bool) -> AsyncIterator[None]:
-    """Offer some products at a new price at intervals, so that the page's charts change.
-
-    Arguments:
-        prices: The prices of new purchases, by product_id. They are updated.
-        wanted: False: do nothing.
-    """
-
-    async def offer() -> None:
-        chance = random.Random()  # noqa: S311 - example prices
-        name = topics.products.get_topic_name()
-        while True:
-            await asyncio.sleep(_NEW_PRICES_SECONDS)
-            offered = chance.sample(samples.products(chance, now()), _NEW_PRICES)
-            events = seeding.paced(offered, None, 0)
-            await seeding.through_kafka(bootstrap, name, topics.KEYS[name], events, lambda _: None)
-            prices.update({product["product_id"]: product["price"] for product in offered})
-
-    offering = asyncio.create_task(offer()) if wanted else None
-    try:
-        yield
-    finally:
-        if offering:
-            await cancel(offering)  # if it has failed because Kafka is away, the guard or the next send fails, too

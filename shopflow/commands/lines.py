@@ -17,6 +17,7 @@ from shopflow.operations.retry import Outcome
 from shopflow.operations.verify.report import Check, Report
 from shopflow.shop.price_history import Period, Prices, SalesOverTime
 from shopflow.shop.promotions.trial import Trial
+from shopflow.shop.stock import in_words
 from shopflow.shop.text import day, day_and_time, gift, money, text_of, visible, whole
 from shopflow.store.types import Document
 
@@ -60,7 +61,8 @@ def products(
     for name, document in zip(names, documents, strict=True):
         line = f"{name:<{width}} {money(document.get('price')):>12}  {text_of(document, 'type')}  ({_id(document)})"
         if document["_id"] in left:
-            line += f"  {left[document['_id']]} left of {document['stock']}"
+            units = left[document["_id"]]
+            line += f"  {units} left of {document['stock']}" if units > 0 else f"  {in_words(units)}"
         if sold is not None:
             sale = _sold(sold, document["_id"])
             line += f"  {sale['units']} sold in {sale['purchases']} purchases, {money(sale['revenue'])}"

@@ -192,9 +192,10 @@ def _replaying_worker(say: Callable[[str], None], *, running: bool) -> Iterator[
         say("The running workers do the replay.")
         yield lambda: None
         return
-    with child_worker(config, "replay", say) as worker:
+    with child_worker(config, "replay") as worker:
         say(f"No worker runs. Starting one for the replay (its log: {worker.log}).")
         yield worker.check
+        say("Stopping the worker ...")
 
 
 @Command.from_handler(

@@ -6,7 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -47,9 +47,7 @@ class Worker:
 
 
 @contextmanager
-def child_worker(
-    config: Config, name: str, say: Callable[[str], None], variables: Mapping[str, str] | None = None
-) -> Iterator[Worker]:
+def child_worker(config: Config, name: str, variables: Mapping[str, str] | None = None) -> Iterator[Worker]:
     """Run a worker while the body runs, on the configured port if that is free, else on any free port.
 
     Arguments:
@@ -74,7 +72,6 @@ def child_worker(
         try:
             yield Worker(process, f"http://{f'[{host}]' if ':' in host else host}:{port}", log)
         finally:
-            say("Stopping the worker ...")
             keeper.order_stop(process)
             process.wait()
 

@@ -28,6 +28,7 @@ from shopflow.store.types import Document
 
 from .announcements import ALERTS, Publish
 from .dead_letters import ReadSince
+from .text import grouped, whole
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,14 @@ def alert_document(product: Document, left: int, at: datetime) -> Document:
         "since": product["updated_at"],
         "at": at,
     }
+
+
+def in_words(left: Any, of: Any = None) -> str:
+    """The units left, and of how many. More than the stock can be ordered: then `left` is below 0."""
+    known = whole(left)
+    if known is None or known > 0:
+        return grouped(left) if of is None else f"{grouped(left)} of {grouped(of)}"
+    return f"sold out, {grouped(-known)} ordered beyond it" if known else "sold out"
 
 
 def _limit(product: Document) -> int:
@@ -302,7 +311,7 @@ class Watch:
             raise Unavailable("Kafka", error) from error
         await self.store.alert_published(document["_id"])
         if sent:
-            log.warning("Stock of %r: %d left of %d", document["product_id"], document["left"], document["stock"])
+            log.warning("Stock of %r: %s", document["product_id"], in_words(document["left"], document["stock"]))
 
     def _check(self, assignment: int) -> None:
         """Raises:

@@ -7,7 +7,7 @@ import io
 import pytest
 
 from shopflow.commands import progress
-from shopflow.commands.progress import progress_bar
+from shopflow.commands.progress import always_in_sight, progress_bar
 
 
 class Terminal(io.StringIO):
@@ -98,3 +98,26 @@ def test_the_progress_does_not_print_the_end(monkeypatch: pytest.MonkeyPatch) ->
     with progress_bar("purchases", 10, stream=stream) as advance:
         advance(10)
     assert stream.getvalue() == ""
+
+
+def test_a_state_without_an_end_is_printed_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log gets the fixed lines once, and a state twice a minute, whatever changes."""
+    clock = [100.0]
+    monkeypatch.setattr(progress, "monotonic", lambda: clock[0])
+    stream = io.StringIO()
+    with always_in_sight(["open"], stream=stream) as show:
+        for second in range(70):
+            clock[0] = 100.0 + second
+            show([f"{second} sold"])
+    assert stream.getvalue().splitlines() == ["open", "0 sold", "30 sold", "60 sold"]
+
+
+def test_on_a_terminal_a_state_is_rewritten() -> None:
+    """The fixed lines stay in sight above the newest state, and all are gone at the end."""
+    stream = Terminal()
+    with always_in_sight(["the address"], stream=stream) as show:
+        show(["1 sold"])
+        show(["2 sold"])
+        assert stream.getvalue().count("the address") == 2
+        assert "\x1b[1A" in stream.getvalue(), "the cursor goes up"
+    assert stream.getvalue().endswith("\x1b[1A\x1b[2K" * 2), "both lines are erased"

@@ -46,6 +46,11 @@ class OpenDemo:
     def output(self) -> str:
         return (self.folder / "demo.log").read_text(encoding="utf-8", errors="replace")
 
+    @property
+    def sells(self) -> bool:
+        """True once it shows its first state."""
+        return "items" in self.output.partition("Ctrl-C closes it.")[2]
+
     def bash(self, script: str, log: Path | None = None) -> subprocess.Popen[bytes]:
         """Start shell lines; only the web server's port is replaced."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("SHOPFLOW_")}
@@ -98,7 +103,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenDemo]:
     opened = OpenDemo(folder, free_port())
     opened.process = opened.bash(f"exec {DEMO}", folder / "demo.log")
     try:
-        until(lambda: "Ctrl-C closes it." in opened.output or opened.process.poll() is not None, "the demo", 180)  # type: ignore[union-attr]
+        until(lambda: opened.sells or opened.process.poll() is not None, "the demo", 180)  # type: ignore[union-attr]
         assert opened.process.poll() is None, opened.output
         kafka = re.search(r"^Kafka \S+ is up: (\S+)$", opened.output, re.MULTILINE)
         assert kafka, opened.output

@@ -10,7 +10,7 @@ import yaml
 from faust.cli.base import cli
 
 from faust_batches import agent, once, outage
-from shopflow.commands import demo, samples
+from shopflow.commands import demo, samples, trading
 from shopflow.config import promotions
 from shopflow.config.settings import Config
 from shopflow.kafka import connection, held, lag
@@ -22,7 +22,7 @@ from shopflow.shop.promotions import vouchers
 from shopflow.web.monitoring import probes
 from tests.docs.documents import ROOT, text_of
 
-DEMO = {param.name: param.default for param in cli.commands["demo"].params}
+DEMO = {param.name: param.default for param in cli.commands[demo.demo.__name__].params}
 BATCHING = Config().batching
 ALERTS = [
     rule for group in yaml.safe_load(text_of("deploy/prometheus/alerts.yml"))["groups"] for rule in group["rules"]
@@ -42,7 +42,8 @@ FIGURES: list[tuple[str, str, Any]] = [
     ("README.md", "downloads Apache Kafka once ({} MB)", fetch.KAFKA_MEGABYTES),
     ("README.md", "{:,} times", DEMO["purchases"]),
     ("README.md", "Then {} customers buy", DEMO["customers"]),
-    ("README.md", "change every {:g} seconds", demo._NEW_PRICES_SECONDS),
+    ("README.md", "shop sells {:g} to", trading.RATES[0]),
+    ("README.md", "to {:g} purchases a second, some", trading.RATES[1]),
     ("README.md", "{} products are offered", len(samples.PRODUCTS)),
     ("docs/COMMANDS.md", "{} Polish groceries", len(samples.PRODUCTS)),
     ("docs/COMMANDS.md", "waits for up to {} and continues", words(export.RETRY_SECONDS)),

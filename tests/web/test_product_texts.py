@@ -54,6 +54,8 @@ def test_what_is_left_of_a_stock() -> None:
     """The page shows what is left of a stock. A product whose stock is not tracked has no such line."""
     found = replace(picture(Period(NOON, None, 300)), stock=(1_234, 2_000))
     assert plain(product("milk", found, []).facts["In stock"]) == "1 234 of 2 000"
+    for left, words in ((0, "sold out"), (-1_333, "sold out, 1 333 ordered beyond it")):
+        assert plain(product("milk", replace(found, stock=(left, 300)), []).facts["In stock"]) == words
     assert "In stock" not in product("milk", picture(Period(NOON, None, 300)), []).facts
 
 

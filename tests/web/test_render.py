@@ -106,12 +106,12 @@ def test_bestsellers_and_vouchers() -> None:
 
 
 def test_alerts_of_low_stock() -> None:
-    """An alert shows its time, the product, what was left and the stock. What was left may be below 0."""
+    """An alert shows its time, the product, what was left and the stock. More than the stock may have been ordered."""
     at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
     told = [{"product_id": name, "left": left, "stock": 1_000, "at": at} for name, left in (("p", 3), (HOSTILE, -2))]
     now = replace(WELL, learned=Learned(alerts=told), products={"p": "Milk"})
     assert [row[1:] for row in texts("alerts", now)] == [
-        ["Milk", "3", "1 000"], [visible(HOSTILE), "-2", "1 000"],
+        ["Milk", "3", "1 000"], [visible(HOSTILE), "sold out, 2 ordered beyond it", "1 000"],
     ]  # fmt: skip
     assert render.shown(now).tables["alerts"][0][1].href == "/?product=p#product"
 

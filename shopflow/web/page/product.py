@@ -130,7 +130,7 @@ def product(product_id: str, found: Picture | None, problems: Sequence[str]) -> 
         "Width of a bar": f"a {found.course.bucket}" if found.course.bucket != "hour" else "an hour",
     }
     if found.stock:
-        shown.facts["In stock"] = " of ".join(map(grouped, found.stock))
+        shown.facts["In stock"] = stock.in_words(*found.stock)
     shown.prices = [
         row(
             "before" if one.since is None else day_and_time(one.since),

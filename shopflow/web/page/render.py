@@ -10,6 +10,7 @@ from urllib.parse import quote
 import msgspec
 
 from shopflow.shop.recent_sales import Snapshot
+from shopflow.shop.stock import in_words
 from shopflow.shop.text import day, day_and_time, decimal, gift, grouped, money, visible
 from shopflow.store.types import Document
 
@@ -204,7 +205,7 @@ def _alerts(now: ShopState) -> Rows:
         row(
             _minute(one.get("at")),
             _product(now, str(one.get("product_id", "-"))),
-            grouped(one.get("left")),
+            in_words(one.get("left")),
             grouped(one.get("stock")),
         )
         for one in now.learned.alerts
