@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from time import monotonic
+from dataclasses import dataclass
+from time import monotonic, time
 from typing import Generic, TypeVar
 
 from aiokafka.errors import KafkaError
@@ -15,6 +16,28 @@ T = TypeVar("T")
 
 #: The time limit of a request.
 MOST_SECONDS = 5.0
+#: An older answer says nothing about now. A page that nobody opened for hours begins with such answers.
+OLD_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Age:
+    """How far an answer is known.
+
+    Arguments:
+        at: When the last answer was asked for (Unix, in seconds); None: there was none yet.
+        failure: Why there is no newer one. Empty: there was no failure. None: there was no request yet.
+    """
+
+    at: float | None = None
+    failure: str | None = None
+
+    def known(self, now: float) -> bool:
+        """True if the last request was answered, and not long before `now`."""
+        return self.failure == "" and self.at is not None and now - self.at < OLD_SECONDS
+
+
+UNASKED = Age()
 
 
 class Cached(Generic[T]):
@@ -34,8 +57,13 @@ class Cached(Generic[T]):
         self._asked: float | None = None
         self._task: asyncio.Task[None] | None = None
         self.answer = first
+        self._at: float | None = None
         self.failure: str | None = None
         """Why there is no new answer. Empty: there is one. None: there was no request yet."""
+
+    @property
+    def age(self) -> Age:
+        return Age(self._at, self.failure)
 
     @property
     def asking(self) -> bool:
@@ -50,9 +78,10 @@ class Cached(Generic[T]):
         return self.answer
 
     async def _refresh(self) -> None:
-        began, failure = monotonic(), "the request failed in the worker"
+        began, at, failure = monotonic(), time(), "the request failed in the worker"
         try:
             self.answer = await asyncio.wait_for(self._ask(), MOST_SECONDS)
+            self._at = at
             failure = ""
         except (Refused, BatchError, KafkaError) as error:
             failure = str(error) or type(error).__name__

@@ -57,6 +57,14 @@ class Tab:
         """One of the page's numbers."""
         return str(plain(self.page.locator(f'[data-number="{name}"]').inner_text()))
 
+    def note(self, name: str) -> str:
+        """The note beside a number, or about a source: of which moment it is, or why it is not known."""
+        return self.page.locator(f'[data-note="{name}"]').first.text_content() or ""
+
+    def empty(self, name: str) -> str:
+        """The sentence that a table without rows shows."""
+        return self.page.locator(f'[data-empty="{name}"]').inner_text()
+
     def sentences(self) -> str:
         """The text of the warnings, or that all is well."""
         return self.page.locator("#condition").inner_text()

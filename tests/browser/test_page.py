@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import os
+import signal
 import sys
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
@@ -84,7 +86,7 @@ def test_the_numbers_and_the_charts_move_while_the_shop_sells(shop: Shop, worker
     until(lambda: sum(tab.column("purchases")) == sold + 40, "the chart of purchases has moved", SOON)
     until(lambda: max(tab.column("money")) >= 500.0, "the chart of money has moved", SOON)
     until(lambda: tab.table("latest")[0][1:] == ["Anna Nowak", "Mleko", "1", "12,50 zł"], "the latest are shown", SOON)
-    assert tab.table("bestsellers")[0][0] == "Mleko"
+    until(lambda: "Mleko" in [row[0] for row in tab.table("hour")], "the best sellers of this hour are shown", SOON)
     becomes(lambda: tab.number("Events waiting"), "0", SOON)
     assert tab.page.locator("#charts canvas").count() >= 2
     partitions = tab.table("partitions")
@@ -103,7 +105,7 @@ def test_nothing_that_an_event_brings_runs_as_a_script(shop: Shop, worker: Worke
     tab.open()
     shop.sell(*(purchase(HOSTILE, product_id="evil", quantity=9, price=100, purchased_at=now()) for _ in range(30)))
     shop.send("purchases", Record(b"anna", f'{{"purchase_id": "{HOSTILE[:9]}", "quantity": 0}}'.encode()))
-    until(lambda: tab.table("bestsellers")[0][0] == cut(HOSTILE), "the best seller has its name", SOON)
+    until(lambda: tab.table("hour")[0][0] == cut(HOSTILE), "the best seller has its name", SOON)
     until(
         lambda: tab.table("latest")[0][1:3] == [cut(f"{HOSTILE} </td>"), cut(HOSTILE)],
         "the latest have their names",
@@ -139,7 +141,7 @@ def test_the_chart_of_a_product_moves(shop: Shop, worker: Worker, open_tab: Open
     shop.drain()
     tab = open_tab(worker)
     page = tab.open()
-    for name in ("bestsellers", "today", "ever"):
+    for name in ("today", "ever"):
         until(lambda name=name: "Herbata" in [row[0] for row in tab.table(name)], f"{name} have it", SOON)
     link = page.locator('[data-table="ever"] a', has_text="Herbata")
     tabbed_to(tab, link)
@@ -303,7 +305,7 @@ def test_without_javascript_it_shows_the_same_and_comes_anew(worker: Worker, ope
     html = page.content()
     assert 'http-equiv="refresh"' in html
     assert int(tab.page.locator('[data-number="Purchases so far"]').inner_text()) >= 1
-    assert "Mleko" in page.locator('[data-table="bestsellers"]').inner_text()
+    assert "Mleko" in page.locator('[data-table="hour"]').inner_text()
 
 
 def test_a_worker_that_is_gone_is_said_to_be_gone(open_shop: OpenShop, open_tab: OpenTab) -> None:
@@ -335,8 +337,12 @@ def test_a_worker_that_is_gone_is_said_to_be_gone(open_shop: OpenShop, open_tab:
 def test_it_says_when_mongodb_is_away(servers: Addresses, open_shop: OpenShop, open_tab: OpenTab) -> None:
     """During an outage the page says that no purchase is lost; afterwards that all is well."""
     with Proxy(servers.mongodb) as proxy, open_shop(mongodb=proxy.uri) as shop:
-        tab = open_tab(shop.start_worker().ready())
+        worker = shop.start_worker().ready()
+        tab = open_tab(worker)
         tab.open()
+        shop.sell(purchase("anna", purchased_at=now()))
+        until(lambda: tab.number("Purchases so far") == "1", "it is counted", SOON)
+        until(lambda: tab.note("mongodb").startswith("As of"), "MongoDB was asked", SOON)
         becomes(tab.sentences, "All is well", SOON)
         proxy.freeze()
         proxy.cut()
@@ -344,9 +350,43 @@ def test_it_says_when_mongodb_is_away(servers: Addresses, open_shop: OpenShop, o
               "the page says so", SOON)  # fmt: skip
         assert "nothing is lost" in tab.sentences()
         assert tab.page.locator('[data-service="MongoDB"]').inner_text() == "MongoDB down"
+        until(lambda: tab.note("bestsellers").startswith("Not known now: MongoDB does not answer. Its last"),
+              "the best sellers are not known", SOON)  # fmt: skip
+        for name in ("hour", "today", "ever", "vouchers", "alerts"):
+            assert tab.empty(name) == "Not known.", name
+        assert tab.table("latest") != []
+        tab.open("/?product=p&customer=anna")
+        becomes(lambda: tab.note("product"), "Not known: MongoDB does not answer.", SOON)
         tab.keep("mongodb-away")
+        page = open_tab(worker, java_script_enabled=False).open()
+        assert "No sales" not in page.locator("main").inner_text()
         proxy.heal()
         becomes(tab.sentences, "All is well", 60)
+
+
+def test_while_kafka_is_frozen_nothing_is_said_to_be_none(open_embedded_shop: OpenShop, open_tab: OpenTab) -> None:
+    """Numbers of Kafka are not known then, also for who opens the page now. The counts of the workers are."""
+    with open_embedded_shop(batching_session_timeout_seconds=60) as shop:
+        worker = shop.start_worker().ready()
+        tab = open_tab(worker)
+        tab.open()
+        becomes(lambda: tab.number("Dead letters"), "0", SOON)
+        kafka = shop.server_pid("kafka")
+        os.kill(kafka, signal.SIGSTOP)
+        try:
+            for name in ("Dead letters", "Events waiting"):
+                becomes(lambda name=name: tab.number(name), "not known", SOON)
+                assert tab.note(name).startswith("0 at ")
+            assert tab.empty("letters") == "Not known."
+            assert tab.number("Purchases so far") == "0"
+            assert "Kafka does not answer" in tab.note("kafka")
+            tab.keep("kafka-frozen")
+            page = open_tab(worker, java_script_enabled=False).open()
+            assert "No dead letters" not in page.locator("main").inner_text()
+        finally:
+            os.kill(kafka, signal.SIGCONT)
+        becomes(lambda: tab.number("Dead letters"), "0", 60)
+        becomes(lambda: tab.empty("letters"), "No dead letters.", SOON)
 
 
 def test_without_the_extra_it_says_so_and_shows_tables(open_shop: OpenShop, open_tab: OpenTab) -> None:

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from shopflow.errors import Unavailable
-from shopflow.shop.recent_sales import Bestseller, Sale, Snapshot
+from shopflow.shop.recent_sales import Sale, Snapshot
 from shopflow.web.access import Refusal
 from shopflow.web.page import charts, product, snapshot
 from shopflow.web.page import views as page
@@ -72,9 +72,9 @@ def visitor(monkeypatch: pytest.MonkeyPatch, store: ObservedStore, by_hand: ByHa
     by_hand.put("products", {"_id": HOSTILE, "name": HOSTILE, "price": 5})
     seen = replace(
         WELL,
-        board=Snapshot({}, [sale], [Bestseller(HOSTILE, 1, 5)]),
+        board=Snapshot({}, [sale]),
         products={HOSTILE: HOSTILE},
-        learned=Learned([sold], [sold], [given], [{"product_id": HOSTILE, "left": 1, "stock": 2, "at": NOW}]),
+        learned=Learned([sold], [sold], [sold], [given], [{"product_id": HOSTILE, "left": 1, "stock": 2, "at": NOW}]),
     )
 
     async def shop_state() -> ShopState:
@@ -162,7 +162,7 @@ def test_what_is_not_known_of_a_customer_is_said(
     store.away(2)
     assert visitor.problems("anna") == [
         "The counts are not known now: http://h:1: does not answer: refused.",
-        "MongoDB does not answer: the customer&#39;s name and purchases are not known now.",
+        "MongoDB does not answer: the customer&#39;s name, purchases and vouchers are not known now.",
     ]
 
 

@@ -10,6 +10,7 @@ import pytest
 from shopflow.store.types import PartitionSales
 from shopflow.web.page import product
 from shopflow.web.page.product import Product
+from shopflow.web.page.render import Cell
 from tests.conftest import Run
 from tests.support import documents
 from tests.support.documents import HOUR, MINUTE, kafka
@@ -85,7 +86,8 @@ def test_what_is_not_known_is_said(milk: ObservedStore, run: Run) -> None:
         assert "price_history" not in milk.calls
         assert (await shown("tea")).problems == ["There is no product with this id."]
         milk.away(1)
-        assert (await shown("milk")).problems == ["The prices are not known now: MongoDB: away."]
+        assert (await shown("milk")).problems == []
+        assert (await shown("milk")).moment == Cell("Not known: MongoDB does not answer.", level="warn")
 
     run(look())
 
@@ -101,7 +103,7 @@ def test_a_slow_mongodb_holds_the_page_up_for_a_moment(
 
     monkeypatch.setattr(milk, "price_history", never)
     found = run(shown("milk"))
-    assert found.problems == ["The prices are not known now: MongoDB does not answer."]
+    assert (found.problems, found.moment.text) == ([], "Not known: MongoDB has not answered yet.")
 
 
 def test_few_products_are_remembered(milk: ObservedStore, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

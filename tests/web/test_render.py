@@ -5,13 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime, timezone
 
+import pytest
+
 from shopflow.kafka.offsets import Span
-from shopflow.shop.recent_sales import Bestseller, Sale, Snapshot
+from shopflow.shop.recent_sales import Sale, Snapshot
 from shopflow.shop.text import visible
+from shopflow.web.cached import UNASKED, Age
 from shopflow.web.page import render
-from shopflow.web.page.warnings import Learned, WorkerState
+from shopflow.web.page.render import Cell
+from shopflow.web.page.warnings import Learned, ShopState, WorkerState
 from tests.support.text import plain
-from tests.web.test_warnings import AT, WELL, letter, report, state
+from tests.web.test_warnings import AT, GONE, WELL, letter, report, state
 
 HOSTILE = "<img src=x>\x1b[2J\u202e"
 
@@ -30,14 +34,14 @@ def test_the_charts_end_with_the_last_whole_second() -> None:
     assert (found.purchases[-1], found.money[-1]) == (3, 3.5)
     assert found.money[0] == 10.5  # of second 700, and of the minute before the chart
     assert len(found.ago) == len(found.purchases) == len(found.money) == 300
-    assert render.series(Snapshot({}, [], []), now).money == [0.0] * 300
+    assert render.series(Snapshot(), now).money == [0.0] * 300
 
 
 def test_a_shop_that_is_well() -> None:
     """The headline says that all is well, and the numbers are summed over all workers."""
     board = Snapshot({int(AT) - 1: (20, 4_500), int(AT) - 70: (1, 1)})
     workers = [WorkerState("http://h:1", report(0, 1))]
-    workers[0].report.totals.update(purchases=1_234_567, spent=100)  # type: ignore[union-attr]
+    workers[0].report.counted[1].update(purchases=1_234_567, spent=100)  # type: ignore[union-attr]
     found = render.shown(replace(WELL, board=board, workers=[*workers, WorkerState("http://h:2", report())]))
     assert (found.level, found.headline, found.sentences) == ("good", "All is well", [])
     assert plain(found.numbers) == {
@@ -58,24 +62,98 @@ def test_a_shop_that_is_well() -> None:
 def test_a_shop_with_faults() -> None:
     """Each fault is shown in the headline, in its service and in its partition."""
     workers = [state(1, 0, mongodb_away=3.0), WorkerState("http://h:2", None)]
-    now = replace(WELL, workers=workers, kafka=None, spans={"sold": {0: Span(0, 1, 4)}})
+    now = replace(WELL, workers=workers, kafka=UNASKED, spans={"sold": {0: Span(0, 1, 4)}})
     found = render.shown(now)
     assert (found.level, found.headline) == ("bad", "2 things need attention")
     assert [cell.text for cell in found.services.values()] == ["not known", "down", "1 up, 1 down"]
     assert texts("partitions", now) == [
-        ["0", "h:1", "running", "3"],
+        ["0", "h:1", "running", "not known"],
         ["1", "none", "its worker does not answer", "not known"],
     ]
     assert texts("partitions", replace(now, workers=workers[:1]))[1][2] == "no worker"
     assert texts("partitions", replace(now, workers=[state(1, 0, 1, serving=False)]))[0][2] == "recovering"
 
 
+def notes(now: ShopState) -> dict[str, str]:
+    """The texts of the notes that are not empty."""
+    return {name: cell.text for name, cell in render.shown(now).notes.items() if cell.text}
+
+
+def clock(at: float) -> str:
+    return f"{datetime.fromtimestamp(at).astimezone():%H:%M:%S}"
+
+
+def test_what_is_known_has_its_moment() -> None:
+    """Answers are requested at different times, so each says of when it is."""
+    hour = datetime.fromtimestamp(AT - 100, timezone.utc)
+    now = replace(WELL, kafka=Age(AT - 2, ""), mirrored=Age(AT - 9, ""), learned=Learned(since=hour))
+    moment = f"As of {clock(AT - 9)}."
+    assert notes(now) == {
+        "kafka": f"As of {clock(AT - 2)}.",
+        "mongodb": moment,
+        "bestsellers": f"{moment} This hour began at {clock(AT - 100)[:5]}.",
+    }
+    assert {cell.level for cell in render.shown(now).notes.values()} == {""}
+
+
+def test_what_a_silent_server_was_asked_for_is_not_known() -> None:
+    """No number and no table says "none" while its server is silent. The last answer is there, with its age."""
+    found = render.shown(replace(WELL, kafka=GONE, mirrored=GONE, dead=2))
+    assert (found.numbers["Dead letters"], found.numbers["Events waiting"]) == ("not known", "not known")
+    assert (found.notes["Dead letters"].text, found.notes["Events waiting"].text) == (
+        f"2 at {clock(AT - 42)}", f"2 at {clock(AT - 42)}",
+    )  # fmt: skip
+    last = f"Its last answer is of {clock(AT - 42)}, 40 s ago."
+    assert found.notes["kafka"] == Cell(f"Not known now: Kafka does not answer. {last}", level="warn")
+    assert found.notes["mongodb"] == Cell(f"Not known now: MongoDB does not answer. {last}", level="warn")
+    assert {row[-1].text for row in found.tables["partitions"]} == {"not known"}
+
+
+@pytest.mark.parametrize(
+    ("age", "text"),
+    [
+        (UNASKED, "Not known: MongoDB has not answered yet."),
+        (Age(None, "gone"), "Not known: MongoDB does not answer."),
+        (
+            Age(AT - 7_200, ""),
+            f"Not known now: MongoDB has not answered yet. Its last answer is of {clock(AT - 7_200)}, 2 h ago.",
+        ),
+        (Age(AT - 3, "gone"), f"Not known now: MongoDB does not answer. Its last answer is of {clock(AT - 3)}."),
+    ],
+)  # fmt: skip
+def test_why_it_is_not_known(age: Age, text: str) -> None:
+    """A server that was not asked yet, one that never answered, and one that is silent since then are different."""
+    assert render.moment(AT, "MongoDB", age) == Cell(text, level="warn")
+    refuses = Cell("Not known: MongoDB refuses the request.", level="warn")
+    assert render.moment(AT, "MongoDB", Age(None, "no rights"), {"MongoDB"}) == refuses
+
+
+def test_sums_without_all_workers_are_said_to_be_partial() -> None:
+    """A sum that lacks partitions is the least that it can be. Of two claims to a partition the later one counts."""
+    late, early = state(1, 0), state(3, 0)
+    late.report.counted[0].update(purchases=7, spent=700)  # type: ignore[union-attr]
+    early.report.counted[0].update(purchases=5, spent=900)  # type: ignore[union-attr]
+    now = replace(WELL, workers=[late, early, WorkerState("http://h:2", None)])
+    found = render.shown(now)
+    sums = plain([found.numbers["Purchases so far"], found.numbers["Money so far"]])
+    assert sums == ["at least 7", "at least 7,00 zł"]
+    assert notes(now) | {"kafka": "", "mongodb": "", "bestsellers": ""} == {
+        "workers": "Without h:2, which gives no answer.",
+        **dict.fromkeys(("Purchases a second", "Money a minute"), "without 1 worker"),
+        **dict.fromkeys(("Purchases so far", "Money so far"), "1 of 2 partitions not known"),
+        "kafka": "", "mongodb": "", "bestsellers": "",
+    }  # fmt: skip
+    recovering = replace(WELL, workers=[state(1, 0, 1, serving=False, counted={})])
+    assert render.shown(recovering).numbers["Purchases so far"] == "not known"
+
+
 def test_names_are_shown_as_plain_text() -> None:
     """Names are cut, and their control characters are made visible. An unknown name is replaced by its id."""
     sale = Sale(AT, "b", HOSTILE, "p", 2, 798)
-    board = Snapshot({}, [sale] * 30, [Bestseller("p", 2, 798), Bestseller("q" * 100, 1, 1)])
-    now = replace(WELL, board=board, products={"p": HOSTILE})
-    assert texts("bestsellers", now) == [[visible(HOSTILE), "2", "7,98 zł"], ["q" * 60 + "...", "1", "0,01 zł"]]
+    sold = [{"product_id": name, "units": units, "revenue": grosze} for name, units, grosze in
+            (("p", 2, 798), ("q" * 100, 1, 1))]  # fmt: skip
+    now = replace(WELL, board=Snapshot({}, [sale] * 30), learned=Learned(hour=sold), products={"p": HOSTILE})
+    assert texts("hour", now) == [[visible(HOSTILE), "2", "7,98 zł"], ["q" * 60 + "...", "1", "0,01 zł"]]
     rows = render.shown(now).tables["latest"]
     assert len(rows) == 12
     assert plain(cell.text for cell in rows[0][1:]) == [visible(HOSTILE), visible(HOSTILE), "2", "7,98 zł"]
@@ -87,7 +165,9 @@ def test_bestsellers_and_vouchers() -> None:
     at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
     given = {"customer_id": "c", "rule": "r", "amount": 500, "text": HOSTILE, "issued_at": at, "valid_until": at}
     sold = [{"product_id": "p", "units": 1_234, "revenue": 5}, {"product_id": HOSTILE, "units": 1, "revenue": 5}]
-    now = replace(WELL, learned=Learned(sold, sold[:1], [given]), products={"p": "Milk"}, customers={"c": "Anna"})
+    now = replace(
+        WELL, learned=Learned(sold, sold[:1], vouchers=[given]), products={"p": "Milk"}, customers={"c": "Anna"}
+    )
     assert texts("ever", now) == [
         ["Milk", "1 234", "0,05 zł"],
         [visible(HOSTILE), "1", "0,05 zł"],

@@ -104,11 +104,12 @@ def test_what_sold_the_vouchers_and_the_alerts_come_from_mongodb(
     monkeypatch: pytest.MonkeyPatch, store: ObservedStore, run: Run
 ) -> None:
     """The page gets a bounded number of each; "today" begins at 0:00 UTC."""
-    day = datetime.now(timezone.utc).replace(hour=0, minute=0, second=0, microsecond=0)
+    hour = datetime.now(timezone.utc).replace(minute=0, second=0, microsecond=0)
+    day = hour.replace(hour=0)
     sales = [
         PartitionSales(period, start, f"p{number}", 1, number, 3 * number, (0, number))
         for number in range(12)
-        for period, start in (("total", None), ("day", day - number * DAY))
+        for period, start in (("total", None), ("day", day - number * DAY), ("hour", hour - number * DAY))
     ]
     run(store.put_sales(0, sales))
     run(store.insert_vouchers([voucher(f"v{number}", at=day + number * DAY) for number in range(12)]))
@@ -116,9 +117,45 @@ def test_what_sold_the_vouchers_and_the_alerts_come_from_mongodb(
     monkeypatch.setattr(snapshot, "store", store)
     found = run(snapshot._ask_learned())
     assert [one["units"] for one in found.ever] == list(range(11, 1, -1))
-    assert [one["product_id"] for one in found.today] == ["p0"]
+    assert [one["product_id"] for one in (*found.today, *found.hour)] == ["p0", "p0"]
     assert [one["_id"] for one in found.alerts] == ["a8", "a7", "a6", "a5", "a4"]
     assert [one["_id"] for one in found.vouchers] == [f"v{number}" for number in range(11, 3, -1)]
+
+
+def test_a_longer_period_has_what_a_shorter_one_has(
+    monkeypatch: pytest.MonkeyPatch, store: ObservedStore, run: Run
+) -> None:
+    """Documents of a total are written after those of its hours. The page shows what both have."""
+    day = datetime.now(timezone.utc).replace(hour=0, minute=0, second=0, microsecond=0)
+    sales = [
+        PartitionSales("total", None, "milk", 1, 3, 900, (0, 1)),
+        PartitionSales("total", None, "tea", 1, 4, 1, (0, 2)),
+        PartitionSales("day", day, "milk", 2, 5, 1_500, (0, 3)),
+    ]
+    run(store.put_sales(0, sales))
+    monkeypatch.setattr(snapshot, "store", store)
+    found = run(snapshot._ask_learned())
+    assert [(one["product_id"], one["units"], one["revenue"]) for one in found.ever] == [
+        ("milk", 5, 1_500),
+        ("tea", 4, 1),
+    ]
+
+
+def test_an_answer_has_the_time_at_which_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failure leaves the last answer's time. An answer of long ago says nothing about now."""
+
+    async def run() -> None:
+        server = Server()
+        monkeypatch.setattr(cached_module, "time", lambda: 1_000.0 + server.asked)
+        cached = Cached(server.ask, 0.0, 0)
+        assert cached.age == cached_module.UNASKED
+        await cached.get()
+        assert (cached.age.at, cached.age.known(1_001.0), cached.age.known(1_060.0)) == (1_000.0, True, False)
+        server.fails = Unavailable("MongoDB", "away")
+        await cached.get()
+        assert (cached.age.at, cached.age.known(1_001.0)) == (1_000.0, False)
+
+    asyncio.run(run())
 
 
 def test_why_there_is_no_answer_is_known(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,16 +12,18 @@ from faust_batches import Trouble
 from shopflow.kafka.offsets import Span
 from shopflow.operations.letters import Id, Letter
 from shopflow.shop.recent_sales import Snapshot
+from shopflow.web.cached import UNASKED, Age
 from shopflow.web.page.warnings import Report, ShopState, Waiting, WorkerState, warnings
 
 AT = 1_800_000_000.0
+FRESH, GONE = Age(AT, ""), Age(AT - 42, "gone")
 STUCK = Trouble("open-transaction", "sold[0]", "An open transaction holds 3 events up", stops=True, since=AT - 130)
 
 
 def report(*partitions: int, **fields: Any) -> Report:
     """The report of a worker that owns these partitions of `sold`."""
-    sums = dict.fromkeys(("customers", "purchases", "items", "spent"), 0)
-    given = {"serving": True, "assigned": {"sold": list(partitions)}, "totals": sums, "board": Snapshot()}
+    counted = {number: dict.fromkeys(("customers", "purchases", "items", "spent"), 0) for number in partitions}
+    given = {"serving": True, "assigned": {"sold": list(partitions)}, "counted": counted, "board": Snapshot()}
     return Report(**{**given, **fields})
 
 
@@ -43,8 +45,10 @@ WELL = ShopState(
     topics=("sold",),
     partitions=2,
     spans={"sold": {0: Span(0, 5, 5), 1: Span(0, 7, 9)}},
-    kafka="",
-    mongodb="",
+    asked=FRESH,
+    kafka=FRESH,
+    mongodb=FRESH,
+    mirrored=FRESH,
 )
 
 
@@ -61,7 +65,7 @@ def waiting(*pairs: tuple[int, int]) -> list[Waiting]:
 def test_nothing_is_said_of_a_shop_that_is_well() -> None:
     """A value that is still unknown (None) gives no warning either."""
     assert said() == []
-    assert said(kafka=None, mongodb=None, spans=None) == []
+    assert said(kafka=UNASKED, mongodb=UNASKED, spans=None) == []
     assert WELL.waiting == 2
     assert replace(WELL, spans=None).waiting is None
 
@@ -75,8 +79,8 @@ def test_what_an_open_transaction_holds_up_waits() -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"mongodb": "gone"}, "MongoDB does not answer. New events wait in Kafka, nothing is lost."),
-        ({"kafka": "gone"}, "Kafka does not answer. Nothing new comes in until it is back."),
+        ({"mongodb": GONE}, "MongoDB does not answer. New events wait in Kafka, nothing is lost."),
+        ({"kafka": GONE}, "Kafka does not answer. Nothing new comes in until it is back."),
         (
             {"workers": [state(1, 0, mongodb_away=12.3), state(2, 1, mongodb_away=150.0)]},
             "MongoDB has not answered for 2 min. New events wait in Kafka, nothing is lost.",
@@ -138,9 +142,15 @@ def test_a_normal_lag_gives_no_warning(trend: list[Waiting]) -> None:
     assert said(trend=trend) == []
 
 
+def test_a_lag_that_is_not_known_now_gives_no_warning() -> None:
+    """While Kafka does not answer, nobody knows how many events wait."""
+    stuck = waiting((3, 10), (3, 10), (4, 10), (9, 10))
+    assert said(trend=stuck, kafka=GONE) == ["Kafka does not answer. Nothing new comes in until it is back."]
+
+
 def test_the_worst_comes_first() -> None:
     """The page takes its colour from the first warning."""
-    found = warnings(replace(WELL, workers=[state(1, 0, 1, serving=False)], mongodb="gone"))
+    found = warnings(replace(WELL, workers=[state(1, 0, 1, serving=False)], mongodb=GONE))
     assert [warning.level for warning in found] == ["bad", "warn"]
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache, partial
 from itertools import pairwise
+from time import time
 
 import msgspec
 
@@ -20,7 +21,7 @@ from shopflow.shop.price_history import Period, Prices, SalesOverTime
 from shopflow.shop.text import day_and_time, decimal, grouped, money, visible
 from shopflow.web.cached import Cached
 
-from .render import Cell, Rows, row, short
+from .render import Cell, Rows, moment, row, short
 
 #: Older answers are requested again.
 _SECONDS = 5.0
@@ -55,6 +56,7 @@ class Product(msgspec.Struct):
     facts: dict[str, str] = {}
     prices: Rows = []
     problems: list[str] = []
+    moment: Cell = Cell("")  #: of the facts and prices
 
 
 class Columns(msgspec.Struct):
@@ -81,12 +83,10 @@ async def shown(product_id: str) -> Product | None:
         return product(product_id, None, [f"A product's id has at most {MAX_ID_LENGTH} characters."])
     cached = _watched(product_id)
     found = await cached.get(_PATIENCE_SECONDS)
-    problems = []
-    if cached.failure != "":
-        problems = [f"The prices are not known now: {cached.failure or 'MongoDB does not answer'}."]
-    elif found is None:
-        problems = ["There is no product with this id."]
-    return product(product_id, found, problems)
+    problems = ["There is no product with this id."] if found is None and cached.age.known(time()) else []
+    made = product(product_id, found, problems)
+    made.moment = moment(time(), "MongoDB", cached.age)
+    return made
 
 
 async def course(product_id: str) -> Columns:

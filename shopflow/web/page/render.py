@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeAlias
 from urllib.parse import quote
@@ -13,14 +13,14 @@ from shopflow.shop.recent_sales import Snapshot
 from shopflow.shop.stock import in_words
 from shopflow.shop.text import day, day_and_time, decimal, gift, grouped, money, visible
 from shopflow.store.types import Document
+from shopflow.web.cached import Age
 
-from .warnings import ShopState, WorkerState, warnings
+from .warnings import ShopState, WorkerState, duration, warnings
 
 #: Whole seconds that the charts show.
 CHART_SECONDS = 300
 _AVERAGE_SECONDS = 10
 _MINUTES = 10
-_BESTSELLERS = 10
 _LATEST = 12
 #: Characters of a name, and of a reason.
 _SHORT = 60
@@ -28,7 +28,7 @@ _LONG = 200
 _UNKNOWN = "not known"
 
 
-class Cell(msgspec.Struct):
+class Cell(msgspec.Struct, frozen=True):
     text: str
     href: str = ""
     level: str = ""
@@ -51,6 +51,9 @@ class Shown(msgspec.Struct):
     services: dict[str, Cell]
     numbers: dict[str, str]
     tables: dict[str, Rows]
+    notes: dict[str, Cell]
+    """The moment of what is shown, by a number's name or a source. With a level: it is not known now, or not whole."""
+
     time: str
     facts: dict[str, str] = {}  #: of the product that is shown
 
@@ -70,6 +73,7 @@ class Customer(msgspec.Struct):
     purchases: Rows
     problems: list[str]
     vouchers: Rows
+    moment: Cell = Cell("")
 
 
 def series(board: Snapshot, now: float) -> Series:
@@ -102,27 +106,66 @@ def shown(now: ShopState) -> Shown:
         numbers=_numbers(now),
         tables={
             "partitions": _partitions(now),
-            "bestsellers": [
-                _sold(now, one.product_id, one.items, one.value) for one in now.board.bestsellers[:_BESTSELLERS]
-            ],
-            "today": [_sold(now, one["product_id"], one["units"], one["revenue"]) for one in now.learned.today],
-            "ever": [_sold(now, one["product_id"], one["units"], one["revenue"]) for one in now.learned.ever],
+            "hour": _bestsellers(now, now.learned.hour),
+            "today": _bestsellers(now, now.learned.today),
+            "ever": _bestsellers(now, now.learned.ever),
             "vouchers": _vouchers(now),
             "alerts": _alerts(now),
             "latest": _latest(now),
             "letters": _letters(now),
             "minutes": _minutes(now),
         },
+        notes=_notes(now),
         time=_clock(now.at, zone=True),
     )
+
+
+def _notes(now: ShopState) -> dict[str, Cell]:
+    mirrored, began = moment(now.at, "MongoDB", now.mirrored, now.refusing), now.learned.since
+    since = f" This hour began at {_clock(began.timestamp())[:-3]}." if began else ""
+    silent = [worker.name for worker in now.workers if not worker.report]
+    without = Cell(f"Without {', '.join(silent)}, which gives no answer.", level="warn") if silent else Cell("")
+    return {
+        "mongodb": mirrored,
+        "bestsellers": Cell(mirrored.text + since, level=mirrored.level),
+        "kafka": moment(now.at, "Kafka", now.kafka, now.refusing),
+        "workers": without,
+        **_of_numbers(now, silent),
+    }
+
+
+def _of_numbers(now: ShopState, silent: Sequence[str]) -> dict[str, Cell]:
+    found = dict.fromkeys(_numbers(now), Cell(""))
+    if silent:
+        workers = "1 worker" if len(silent) == 1 else f"{len(silent)} workers"
+        found |= dict.fromkeys(("Purchases a second", "Money a minute"), Cell(f"without {workers}", level="warn"))
+    if uncounted := now.partitions - len(now.counted):
+        lacks = Cell(f"{uncounted} of {now.partitions} partitions not known", level="warn")
+        found |= dict.fromkeys(("Purchases so far", "Money so far"), lacks)
+    if not now.kafka.known(now.at) and now.kafka.at is not None and now.waiting is not None:
+        for name, number in (("Events waiting", now.waiting), ("Dead letters", now.dead)):
+            found[name] = Cell(f"{grouped(number)} at {_clock(now.kafka.at)}", level="warn")
+    return found
+
+
+def moment(now: float, service: str, age: Age, refusing: Collection[str] = ()) -> Cell:
+    """When an answer of a server was asked for, and why there is no newer one."""
+    if age.at is not None and age.known(now):
+        return Cell(f"As of {_clock(age.at)}.")
+    silence = "refuses the request" if service in refusing else "does not answer"
+    why = f"{service} {silence if age.failure else 'has not answered yet'}"
+    if age.at is None:
+        return Cell(f"Not known: {why}.", level="warn")
+    ago = f", {duration(now - age.at)} ago" if now - age.at >= 10 else ""
+    return Cell(f"Not known now: {why}. Its last answer is of {_clock(age.at)}{ago}.", level="warn")
 
 
 def _services(now: ShopState) -> dict[str, Cell]:
     silent = len(now.workers) - len(now.reports)
     workers = f"{len(now.reports)} up" + (f", {silent} down" if silent else "")
     return {
-        "Kafka": _service(now.kafka, [report.kafka_away for report in now.reports]),
-        "MongoDB": _service(now.mongodb, [report.mongodb_away for report in now.reports]),
+        "Kafka": _service(now.kafka.failure, [report.kafka_away for report in now.reports]),
+        "MongoDB": _service(now.mongodb.failure, [report.mongodb_away for report in now.reports]),
         "Workers": Cell(workers, level="bad" if silent else "good"),
     }
 
@@ -134,16 +177,24 @@ def _service(failure: str | None, away: Sequence[float | None]) -> Cell:
 
 
 def _numbers(now: ShopState) -> dict[str, str]:
-    last = int(now.at) - 1
+    last = int(now.asked.at or now.at) - 1
     recent = sum(now.board.seconds.get(last - ago, (0, 0))[0] for ago in range(_AVERAGE_SECONDS))
     return {
         "Purchases a second": decimal(recent / _AVERAGE_SECONDS),
         "Money a minute": money(sum(_money(now.board, last - ago) for ago in range(60))),
-        "Events waiting": _UNKNOWN if now.waiting is None else grouped(now.waiting),
-        "Purchases so far": grouped(sum(report.totals["purchases"] for report in now.reports)),
-        "Money so far": money(sum(report.totals["spent"] for report in now.reports)),
-        "Dead letters": _UNKNOWN if now.spans is None else grouped(now.dead),
+        "Events waiting": grouped(now.waiting) if now.kafka.known(now.at) else _UNKNOWN,
+        "Purchases so far": _total(now, "purchases", grouped),
+        "Money so far": _total(now, "spent", money),
+        "Dead letters": grouped(now.dead) if now.kafka.known(now.at) else _UNKNOWN,
     }
+
+
+def _total(now: ShopState, name: str, form: Callable[[int], str]) -> str:
+    """The sum over all partitions, or what it is at least."""
+    if not now.counted:
+        return _UNKNOWN
+    least = "at least " if len(now.counted) < now.partitions else ""
+    return least + form(sum(sums[name] for sums in now.counted.values()))
 
 
 def _partitions(now: ShopState) -> Rows:
@@ -169,7 +220,11 @@ def _state(having: Sequence[WorkerState], *, missing: bool, silent: bool) -> Cel
 
 def _waiting(now: ShopState, topic: str, number: int) -> str:
     span = (now.spans or {}).get(topic, {}).get(number)
-    return _UNKNOWN if span is None else grouped(span.high - span.done)
+    return grouped(span.high - span.done) if span and now.kafka.known(now.at) else _UNKNOWN
+
+
+def _bestsellers(now: ShopState, sold: Sequence[Mapping[str, Any]]) -> Rows:
+    return [_sold(now, one["product_id"], one["units"], one["revenue"]) for one in sold]
 
 
 def _sold(now: ShopState, product_id: str, units: int, revenue: int) -> list[Cell]:
@@ -246,7 +301,7 @@ def _letters(now: ShopState) -> Rows:
 def _minutes(now: ShopState) -> Rows:
     """The numbers of the charts by minute, newest first."""
     rows = []
-    this = int(now.at) // 60
+    this = int(now.asked.at or now.at) // 60
     for minute in range(this, this - _MINUTES, -1):
         sums = [now.board.seconds.get(second, (0, 0)) for second in range(minute * 60, minute * 60 + 60)]
         since = datetime.fromtimestamp(minute * 60).astimezone()

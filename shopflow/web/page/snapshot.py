@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import Any
@@ -24,6 +24,7 @@ from shopflow.operations import letters
 from shopflow.operations.letters import Letter
 from shopflow.shop.counts import summed
 from shopflow.shop.recent_sales import Snapshot, merged
+from shopflow.store.types import Document
 from shopflow.tables import purchase_counts
 from shopflow.web import peers
 from shopflow.web.cached import MOST_SECONDS, Cached
@@ -57,13 +58,21 @@ def report() -> Report:
     return Report(
         serving=app.serving,
         assigned={topic: sorted(numbers) for topic, numbers in assigned.items() if topic in topics.KEYS},
-        totals=summed(purchase_counts.reader, purchase_counts.owned_partitions() if app.serving else ()),
         board=parts.board.snapshot(),
+        counted=_counted(),
         mongodb_away=parts.mongodb_outage.seconds,
         kafka_away=app.kafka_outage.seconds,
         stopped=parts.limit.stopped,
         troubles=app.troubles.present,
     )
+
+
+def _counted() -> dict[int, dict[str, int]]:
+    found = {}
+    for partition in purchase_counts.owned_partitions() if app.serving else ():
+        with suppress(Unavailable):  # damaged on disk: it is recovered
+            found[partition] = summed(purchase_counts.reader, [partition])
+    return found
 
 
 async def _ask_worker(host: URL) -> WorkerState:
@@ -101,21 +110,33 @@ async def _settled(spans: Mapping[str, Mapping[int, Span]]) -> dict[str, dict[in
 
 
 async def _ask_learned() -> Learned:
-    today = datetime.now(timezone.utc).replace(hour=0, minute=0, second=0, microsecond=0)
-    ever, of_today, alerts = await asyncio.gather(
+    this_hour = datetime.now(timezone.utc).replace(minute=0, second=0, microsecond=0)
+    hour, today, ever, alerts = await asyncio.gather(
+        store.best_sellers("hour", this_hour, _BESTSELLERS),
+        store.best_sellers("day", this_hour.replace(hour=0), _BESTSELLERS),
         store.best_sellers("total", None, _BESTSELLERS),
-        store.best_sellers("day", today, _BESTSELLERS),
         store.alerts(_ALERTS),
     )
+    for longer, shorter in ((today, hour), (ever, today)):
+        _include(longer, shorter)
     async with aclosing(store.vouchers(limit=_VOUCHERS)) as found:
-        return Learned(ever, of_today, [voucher async for voucher in found], alerts)
+        return Learned(ever, today, hour, [voucher async for voucher in found], alerts, this_hour)
+
+
+def _include(longer: list[Document], shorter: list[Document]) -> None:
+    """Count what was sold in the shorter period in the longer one, too: its documents may be written a moment later."""
+    known = {one["product_id"]: one for one in shorter}
+    for one in longer:
+        if part := known.get(one["product_id"]):
+            one |= {name: max(one[name], part[name]) for name in ("units", "revenue")}
+    longer.sort(key=lambda one: (-one["units"], one["product_id"]))
 
 
 async def _ask_names() -> tuple[dict[str, str], dict[str, str]]:
     await store.ping()
     seen, learned = _seen(), _learned.answer
-    products = {one.product_id for one in seen.bestsellers} | {sale.product_id for sale in seen.latest}
-    products |= {one["product_id"] for one in (*learned.ever, *learned.today, *learned.alerts)}
+    products = {sale.product_id for sale in seen.latest}
+    products |= {one["product_id"] for one in (*learned.ever, *learned.today, *learned.hour, *learned.alerts)}
     customers = {sale.customer_id for sale in seen.latest}
     customers |= {voucher["customer_id"] for voucher in learned.vouchers}
     names = _named(await store.documents("products", products), "name")
@@ -138,15 +159,15 @@ _learned: Cached[Learned] = Cached(_ask_learned, _LEARNED_SECONDS, Learned(), re
 _names: Cached[tuple[dict[str, str], dict[str, str]]] = Cached(_ask_names, _SERVERS_SECONDS, ({}, {}))
 
 
-async def sales() -> Snapshot:
-    """The sales of the last minutes, over all workers."""
+async def sales() -> tuple[Snapshot, float]:
+    """The sales of the last minutes, over all workers, and when the workers were asked (Unix, in seconds)."""
     await _workers.get(peers.SECONDS + 1)
-    return _seen()
+    return _seen(), _workers.age.at or time.time()
 
 
 async def shop_state() -> ShopState:
     """The shop now. Takes a few seconds at most, also during an outage."""
-    seen = await sales()
+    seen, _ = await sales()
     log, (products, customers), learned = await asyncio.gather(_log.get(), _names.get(), _learned.get())
     return ShopState(
         at=time.time(),
@@ -156,8 +177,10 @@ async def shop_state() -> ShopState:
         partitions=config.topics.partitions,
         spans=log.spans,
         trend=_recent(_trend),
-        kafka=_log.failure,
-        mongodb=_names.failure,
+        asked=_workers.age,
+        kafka=_log.age,
+        mongodb=_names.age,
+        mirrored=_learned.age,
         letters=log.letters,
         dead=log.dead,
         products=products,

@@ -19,8 +19,10 @@ from shopflow.web import peers
 from shopflow.web.access import Refusal
 from shopflow.web.answers import STATIC, route, static_file
 from shopflow.web.api import counts
+from shopflow.web.cached import Age
 
 from . import charts, product, render, snapshot
+from .warnings import ShopState
 
 _OWN_FILES = ("page.js", "page.css")
 _BOKEH = "bokeh.min.js"
@@ -46,7 +48,7 @@ async def index(web: Any, request: Any) -> Any:
     now, customer, looked_at = await asyncio.gather(snapshot.shop_state(), _customer(wanted), product.shown(product_id))
     drawn = charts.available()
     html = _templates.get_template("page.html").render(
-        now=render.shown(now),
+        now=_shown(now, looked_at),
         topics=[topic.rpartition(".")[2] for topic in now.topics],
         wanted=wanted,
         customer=customer,
@@ -63,15 +65,20 @@ async def index(web: Any, request: Any) -> Any:
 async def data(request: Any) -> tuple[int, Any]:
     """The parts of the page that change; with `?product=ID` also that product's prices."""
     now, looked_at = await asyncio.gather(snapshot.shop_state(), product.shown(_product_id(request)))
+    return 200, _shown(now, looked_at)
+
+
+def _shown(now: ShopState, looked_at: product.Product | None) -> render.Shown:
     shown = render.shown(now)
     if looked_at:
         shown.facts, shown.tables["prices"] = looked_at.facts, looked_at.prices
-    return 200, shown
+        shown.notes["product"] = looked_at.moment
+    return shown
 
 
 @route("get", "/page/series.json")
 async def series(request: Any) -> tuple[int, Any]:
-    return 200, render.series(await snapshot.sales(), time.time())
+    return 200, render.series(*await snapshot.sales())
 
 
 @route("get", "/page/course.json")
@@ -122,12 +129,15 @@ async def _customer(customer_id: str) -> render.Customer | None:
         problem = f"A customer's id has at most {MAX_ID_LENGTH} characters."
         return render.customer(customer_id, None, None, [], [problem])
     problems: list[str] = []
+    asked = Age(time.time(), "")
     (count, why), (stored, away) = await asyncio.gather(_count(customer_id), _stored(customer_id))
     document, purchases, vouchers = stored
     problems += filter(None, [why, away])
     if not problems and not count and not document and not purchases and not vouchers:
         problems.append("There is no customer with this id.")
-    return render.customer(customer_id, count, document, purchases, problems, vouchers=vouchers)
+    made = render.customer(customer_id, count, document, purchases, problems, vouchers=vouchers)
+    made.moment = render.moment(time.time(), "MongoDB", asked)
+    return made
 
 
 async def _count(customer_id: str) -> tuple[dict[str, int] | None, str]:
@@ -144,7 +154,7 @@ async def _stored(customer_id: str) -> tuple[_Stored, str]:
     try:
         return await asyncio.wait_for(_read(customer_id), _MONGODB_SECONDS), ""
     except (Unavailable, asyncio.TimeoutError):
-        return (None, [], []), "MongoDB does not answer: the customer's name and purchases are not known now."
+        return (None, [], []), "MongoDB does not answer: the customer's name, purchases and vouchers are not known now."
 
 
 async def _read(customer_id: str) -> _Stored:

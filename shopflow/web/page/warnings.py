@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ from faust_batches.outage import REFUSED
 from shopflow.kafka.offsets import Span
 from shopflow.operations.letters import Letter
 from shopflow.shop.recent_sales import Snapshot
+from shopflow.web.cached import UNASKED, Age
 
 #: Dead letters of this many last seconds are warned of.
 NEWS_SECONDS = 900.0
@@ -36,8 +38,8 @@ class Report(msgspec.Struct):
 
     serving: bool
     assigned: dict[str, list[int]]
-    totals: dict[str, int]  #: of its partitions: customers, purchases, items, spent (grosze)
     board: Snapshot
+    counted: dict[int, dict[str, int]] = {}  #: its partition -> customers, purchases, items, spent (grosze)
     mongodb_away: float | None = None
     kafka_away: float | None = None
     stopped: dict[str, str] = {}
@@ -70,14 +72,17 @@ class Learned:
     """Documents of MongoDB.
 
     Arguments:
-        ever, today: The best-selling products first; today starts at 0:00 UTC.
+        ever, today, hour: The best-selling products first; today starts at 0:00 UTC.
         vouchers, alerts: The latest, newest first.
+        since: The start of the hour, in UTC.
     """
 
     ever: Sequence[Mapping[str, Any]] = ()
     today: Sequence[Mapping[str, Any]] = ()
+    hour: Sequence[Mapping[str, Any]] = ()
     vouchers: Sequence[Mapping[str, Any]] = ()
     alerts: Sequence[Mapping[str, Any]] = ()
+    since: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,10 @@ class ShopState:
         topics: The topics of events. Each of their partitions needs a worker.
         spans: Topic -> partition -> its offsets; None: unknown.
         trend: The lag of the last minutes, oldest first.
-        kafka, mongodb: Why the server does not answer; empty: it answers; None: unknown yet.
+        asked: How far the answers of the workers are known.
+        kafka: How far `spans`, `letters` and `dead` are known. While they are not, they are those of the last answer.
+        mongodb: How far it is known that MongoDB answers.
+        mirrored: How far `learned` is known.
         letters: The latest dead letters, newest first. `dead` is the number of all.
         products, customers: Names by id, as far as they are known.
     """
@@ -101,8 +109,10 @@ class ShopState:
     partitions: int = 0
     spans: Mapping[str, Mapping[int, Span]] | None = None
     trend: Sequence[Waiting] = ()
-    kafka: str | None = None
-    mongodb: str | None = None
+    asked: Age = UNASKED
+    kafka: Age = UNASKED
+    mongodb: Age = UNASKED
+    mirrored: Age = UNASKED
     letters: Sequence[Letter] = ()
     dead: int = 0
     products: Mapping[str, str] = field(default_factory=dict)
@@ -123,8 +133,22 @@ class ShopState:
         }
 
     @property
+    def counted(self) -> dict[int, dict[str, int]]:
+        """The counts of each partition whose worker answers. Of two workers, one has not yet noticed its loss."""
+        found: dict[int, dict[str, int]] = {}
+        for report in self.reports:
+            for partition, sums in report.counted.items():
+                found[partition] = max(sums, found.get(partition, sums), key=lambda one: one["purchases"])
+        return found
+
+    @property
+    def refusing(self) -> set[str]:
+        """What refuses the workers' requests: servers, topics, collections."""
+        return {one.subject for report in self.reports for one in report.troubles if one.kind == REFUSED}
+
+    @property
     def waiting(self) -> int | None:
-        """The lag over all topics, in events; None: unknown."""
+        """The lag over all topics, in events, when Kafka last answered; None: it never did."""
         if self.spans is None:
             return None
         return sum(span.high - span.done for name in self.topics for span in self.spans.get(name, {}).values())
@@ -146,13 +170,12 @@ def _servers(now: ShopState) -> Iterator[Warning]:
     mongodb_away = [report.mongodb_away for report in now.reports]
     kafka_away = [report.kafka_away for report in now.reports]
     for name, why, away, meanwhile in (
-        ("MongoDB", now.mongodb, mongodb_away, "New events wait in Kafka, nothing is lost."),
-        ("Kafka", now.kafka, kafka_away, "Nothing new comes in until it is back."),
+        ("MongoDB", now.mongodb.failure, mongodb_away, "New events wait in Kafka, nothing is lost."),
+        ("Kafka", now.kafka.failure, kafka_away, "Nothing new comes in until it is back."),
     ):
-        refused = {one.subject for report in now.reports for one in report.troubles if one.kind == REFUSED}
         longest = max((seconds for seconds in away if seconds is not None), default=None)
-        if (why or longest is not None) and name not in refused:
-            since = f" for {_duration(longest)}" if longest is not None and longest >= 10 else ""
+        if (why or longest is not None) and name not in now.refusing:
+            since = f" for {duration(longest)}" if longest is not None and longest >= 10 else ""
             silence = f"has not answered{since}" if since else "does not answer"
             yield Warning("bad", f"{name} {silence}. {meanwhile}")
 
@@ -173,7 +196,7 @@ def _troubles(now: ShopState) -> Iterator[Warning]:
     found = {(one.kind, one.subject): one for report in now.reports for one in report.troubles}
     for trouble in found.values():
         lasting = now.at - trouble.since
-        since = f" Since {_duration(lasting)}." if lasting >= 10 else ""
+        since = f" Since {duration(lasting)}." if lasting >= 10 else ""
         yield Warning("bad" if trouble.stops else "warn", f"{trouble.text}.{since}")
 
 
@@ -189,7 +212,7 @@ def _partitions(now: ShopState) -> Iterator[Warning]:
 
 
 def _lag(now: ShopState) -> Iterator[Warning]:
-    if not now.trend or not now.trend[-1].events:
+    if not now.kafka.known(now.at) or not now.trend or not now.trend[-1].events:
         return
     last = now.trend[-1]
     before = [one for one in now.trend if last.at - one.at >= _TREND_SECONDS]
@@ -216,6 +239,6 @@ def _letters(now: ShopState) -> Iterator[Warning]:
         )
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     whole = int(seconds) // 10 * 10  # it is read aloud when it changes
     return f"{whole} s" if whole < 120 else f"{whole // 60} min" if whole < 7_200 else f"{whole // 3_600} h"

@@ -33,9 +33,13 @@ function cellOf(cell, tag) {
   return made;
 }
 
-function showTable(name, rows) {
+function showTable(name, rows, notes) {
   const table = document.querySelector(`[data-table="${name}"]`);
   if (!table) return;
+  const unknown = notes[table.dataset.source]?.level;
+  setLevel(table, unknown);
+  const empty = document.querySelector(`[data-empty="${name}"]`);
+  setText(empty, unknown ? "Not known." : empty.dataset.known);
   const wanted = JSON.stringify(rows);
   if (table.shown === wanted) return;
   const body = table.tBodies[0];
@@ -46,8 +50,7 @@ function showTable(name, rows) {
     line.append(...row.map((cell, at) => cellOf(cell, at ? "td" : "th")));
     return line;
   }));
-  const empty = document.querySelector(`[data-empty="${name}"]`);
-  if (empty) empty.hidden = rows.length > 0;
+  empty.hidden = rows.length > 0;
 }
 
 function show(now) {
@@ -71,7 +74,13 @@ function show(now) {
     setLevel(item, cell.level);
   }
   for (const item of document.querySelectorAll("[data-number]")) setText(item, now.numbers[item.dataset.number]);
-  for (const [name, rows] of Object.entries(now.tables)) showTable(name, rows);
+  for (const [name, rows] of Object.entries(now.tables)) showTable(name, rows, now.notes);
+  for (const note of document.querySelectorAll("[data-note]")) {
+    const cell = now.notes[note.dataset.note];
+    if (!cell) continue;
+    setText(note, cell.text);
+    setLevel(note, cell.level);
+  }
   for (const item of document.querySelectorAll("[data-fact]")) {
     if (item.dataset.fact in now.facts) setText(item, now.facts[item.dataset.fact]);
   }
