@@ -173,7 +173,7 @@ class BatchConsumer(driver.Consumer):
         generation = self.app.consumer_generation_id
         if records is None or self.should_stop:
             return
-        self._thread.set_fetch_wait(bool(records))
+        self._thread.set_fetch_wait(bool(records) or not self.app.serving)
         if not self.flow_active:
             try:
                 await self.perform_seek()

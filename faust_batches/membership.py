@@ -42,8 +42,9 @@ _REFUSED_AGAIN_SECONDS = 5.0
 COMMITTED_BY = "faust_batches"
 #: Written beside an offset that was set back on purpose, so that records are read again.
 SET_BACK_BY = f"{COMMITTED_BY}, set back"
-#: How long Kafka may hold an empty fetch: after a fetch with records, and after one without. A partition whose records
-#: were just taken is in no fetch under way, so its next record may wait this long. Faust always uses 1500.
+#: How long Kafka may hold an empty fetch: after one with records or while tables recover, and after one without.
+#: A partition whose records were just taken is in no fetch under way, so its next record may wait this long; and what a
+#: recovery asks of the same broker waits behind the fetch. Faust always uses 1500.
 FETCH_WAIT_MS, IDLE_FETCH_WAIT_MS = 10, 500
 
 
@@ -60,6 +61,7 @@ class CommittedThread(driver.AIOKafkaConsumerThread):
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
         consumer._isolation_level = "read_committed"  # Faust sets it for its own transactions only
+        consumer._fetch_max_wait_ms = FETCH_WAIT_MS
         return consumer
 
     def seek(self, partition: TP, offset: int) -> None:

@@ -122,6 +122,7 @@ def consumer(reader: Reader) -> Consumer:
         readers={CHANGELOG.topic: reader},
         consumer_generation_id=1,
         lease=Lease(30.0),
+        serving=True,
         troubles=Troubles(),
         advice={},
         conf=SimpleNamespace(broker_max_poll_records=100),
@@ -235,11 +236,16 @@ def test_a_batch_grows_only_within_its_limits(consumer: Consumer, change: str, m
 
 
 def test_kafka_holds_an_empty_fetch_only_while_nothing_comes(consumer: Consumer) -> None:
-    """A partition whose records were just taken is in no fetch under way: its next record would wait as long."""
+    """A partition whose records were just taken is in no fetch under way: its next record would wait as long.
+
+    In a recovery the requests for offsets would wait.
+    """
     consumer.begin(RECORDS, 0)
     messages(consumer, {RECORDS: run_of(0, 1)})
     messages(consumer, {})
-    assert consumer.busy == [True, False]
+    consumer.app.serving = False  # type: ignore[misc]
+    messages(consumer, {})
+    assert consumer.busy == [True, False, True]
 
 
 def test_a_run_without_a_known_start_is_dropped(consumer: Consumer) -> None:
