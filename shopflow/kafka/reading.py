@@ -131,31 +131,36 @@ async def read_since(
     Raises:
         Unavailable: Kafka does not answer, or too few brokers have the last records.
     """
-    await _wait_for_copies(bootstrap, TopicPartition(topic, partition))
+    if not await _has_any(bootstrap, TopicPartition(topic, partition), since):
+        return []
     async with runs(bootstrap, topic, partition, since=since, values=values) as found:
         return [of(record) async for run in found for record in run]
 
 
-async def _wait_for_copies(bootstrap: Bootstrap, partition: TopicPartition) -> None:
-    """Wait until the high watermark is at the end that the leader's log has now."""
+async def _has_any(bootstrap: Bootstrap, partition: TopicPartition, since: int) -> bool:
+    """Wait until the high watermark is at the end that the leader's log has now. True if it has records since then."""
     async with connection.client(bootstrap) as client:
         await client.set_topics({partition.topic})
-        end = await _latest(client, partition, _AS_BROKER)
+        end = await _offset(client, partition, OffsetResetStrategy.LATEST, _AS_BROKER)
         deadline = time.monotonic() + _COPIES_SECONDS
-        while await _latest(client, partition, _AS_CONSUMER) < end:
+        while await _offset(client, partition, OffsetResetStrategy.LATEST, _AS_CONSUMER) < end:
             if time.monotonic() > deadline:
                 raise Unavailable("Kafka", f"too few brokers have the last records of {partition}")
             await asyncio.sleep(_COPIES_POLL_SECONDS)
-            end = min(end, await _latest(client, partition, _AS_BROKER))  # a new leader may have less
+            latest = await _offset(client, partition, OffsetResetStrategy.LATEST, _AS_BROKER)
+            end = min(end, latest)  # a new leader may have less
+        return await _offset(client, partition, since, _AS_CONSUMER) >= 0
 
 
-async def _latest(client: Any, partition: TopicPartition, replica_id: int) -> int:
-    """The latest offset that the leader gives to consumers, the high watermark, or to brokers, the end of its log."""
+async def _offset(client: Any, partition: TopicPartition, at: int, replica_id: int) -> int:
+    """The offset of the first record since this time (Unix, ms), -1 if there is none.
+
+    LATEST: the latest offset that the leader gives to consumers, the high watermark, or to brokers, the end of its log.
+    """
     leader = client.cluster.leader_for_partition(partition)
     if leader is None or leader < 0:
         raise LeaderNotAvailableError(partition)
-    asked = [(partition.topic, [(partition.partition, OffsetResetStrategy.LATEST)])]
-    answer = await client.send(leader, OffsetRequest(replica_id, 0, asked))
+    answer = await client.send(leader, OffsetRequest(replica_id, 0, [(partition.topic, [(partition.partition, at)])]))
     ((_, ((_, code, _, offset),)),) = answer.topics
     if code:
         raise for_code(code)(partition)
