@@ -110,7 +110,7 @@ class _Grown:
 
 
 def _seed(what: str, count: int) -> Sequence[str]:
-    rate = ("--rate", "0") if what == "purchases" else ()
+    rate = ("--rate", "0", "--with-prices") if what == "purchases" else ()
     return ("--quiet", f"seed-{what}", "--count", str(count), *rate)
 
 

@@ -91,14 +91,17 @@ def price_history(found: Prices, *, as_json: bool) -> Iterator[str]:
         return
     yield f"{visible(found.name or 'no longer offered')}  ({visible(found.product_id)})"
     yield f"{'since':<19}  {'until':<19}  {'price':>12}  {'units':>9}  {'revenue':>14}"
-    for period in found.prices:
-        yield _period(period)
+    for period, other in found.rows():
+        yield _period(period, other)
 
 
-def _period(period: Period) -> str:
+def _period(period: Period, other: bool) -> str:
     since = "before that" if period.since is None else day_and_time(period.since)
     until = "" if period.until is None else day_and_time(period.until)
-    price = "not for sale" if period.price is None else money(period.price)
+    if other:
+        since, until = "  at another price", ""
+    nothing = "several" if other else "not for sale"
+    price = nothing if period.price is None else money(period.price)
     return f"{since:<19}  {until:<19}  {price:>12}  {period.units:>9}  {money(period.revenue):>14}"
 
 

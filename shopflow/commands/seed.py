@@ -76,16 +76,18 @@ async def seed_customers(self: Command, count: int, seed: int | None, direct: bo
 @Command.from_handler(
     option("--count", type=click.IntRange(1), default=10, show_default=True, help="How many purchases."),
     option("--rate", type=click.FloatRange(0), default=2.0, show_default=True, help="Purchases a second; 0: no limit."),
+    option("--with-prices", is_flag=True, help="Send each with the price of now. Else the worker gives the price."),
     DIRECT,
 )
-async def seed_purchases(self: Command, count: int, rate: float, direct: bool) -> None:
+async def seed_purchases(self: Command, count: int, rate: float, with_prices: bool, direct: bool) -> None:
     """Send purchases of random products by random customers, all from MongoDB."""
     async with mongodb(able=direct):
         customer_ids, prices = await seeding.known(store, _BUYERS)
         for ids, what in ((customer_ids, "customers"), (prices, "products")):
             if not ids:
                 raise Refused(f"no {what} in MongoDB yet: run `faust -A shopflow seed-{what}` with a worker running")
-        events = samples.purchases(random.Random(), customer_ids, list(prices), now, prices)  # noqa: S311
+        sent = prices if with_prices or direct else None
+        events = samples.purchases(random.Random(), customer_ids, list(prices), now, sent)  # noqa: S311 - examples
         writer = partial(seeding.DirectWriter, "purchase_id", _insert_purchases) if direct else None
         await _seed(self, topics.purchases, events, count, writer, rate=rate)
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import pairwise
 
 from shopflow.store import MongoStore
 from shopflow.store.types import BEGINNING, PriceHistory, Sold
 
+#: The most prices besides the one in force that a period names.
+_OTHERS = 5
 #: The longest span with sales by the minute, if requested.
 _BY_THE_MINUTE = timedelta(hours=2)
 #: The longest span with sales by the hour. A longer one has sales by the day.
@@ -33,7 +35,7 @@ class Period:
 
     units: int = 0
     revenue: int = 0
-    """Grosze, by the purchases' own prices, which may differ from `price`."""
+    """Grosze. Units and revenue are of the purchases at this price, so revenue is units times price."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,18 @@ class Prices:
     """None: the product is deleted."""
 
     prices: tuple[Period, ...]
+
+    other_prices: tuple[Period, ...] = ()
+    """Sales at another price than the one in force: purchases may be sent with one. None: several, or none at all."""
+
+    def rows(self, *, newest_first: bool = False) -> list[tuple[Period, bool]]:
+        """The periods of both, oldest first, and True for those at another price, which come after the one in force."""
+
+        def key(row: tuple[Period, bool]) -> tuple[bool, datetime, bool]:
+            return row[0].since is not None, row[0].since or BEGINNING, row[1] != newest_first
+
+        both = [(one, False) for one in self.prices] + [(one, True) for one in self.other_prices]
+        return sorted(both, key=key, reverse=newest_first)
 
 
 @dataclass(frozen=True)
@@ -96,14 +110,27 @@ async def read(
     product = (await store.documents("products", [product_id])).get(product_id, {})
     wanted = [one for one in periods(history) if since is None or one.until is None or one.until > since]
     wanted = wanted if most is None else wanted[-most:]
-    sold = await store.units_in(product_id, [(one.since, one.until) for one in wanted])
-    found = [
-        Period(one.since, one.until, one.price, sums.units, sums.revenue)
-        for one, sums in zip(wanted, sold, strict=True)
-        if one.since is not None or one.until is None or sums.units
-    ]
+    found, others = [], []
+    for one, sold in zip(
+        wanted, await store.sold_at(product_id, [(one.since, one.until) for one in wanted]), strict=True
+    ):
+        paid = sold.pop(one.price, None) if one.price is not None else None
+        if one.since is not None or one.until is None or paid:
+            found.append(replace(one, units=paid.units, revenue=paid.revenue) if paid else one)
+        others += _others(one, sold)
     name = product.get("name")
-    return Prices(product_id, name if isinstance(name, str) else None, tuple(found))
+    return Prices(product_id, name if isinstance(name, str) else None, tuple(found), tuple(others))
+
+
+def _others(one: Period, sold: Mapping[int | None, Sold]) -> list[Period]:
+    """A period for each price, those with the most units first. From the sixth on they are one, without a price."""
+    ranked = sorted(sold.items(), key=lambda pair: (pair[0] is None, -pair[1].units))
+    others = [Period(one.since, one.until, price, sums.units, sums.revenue) for price, sums in ranked]
+    rest = others[_OTHERS:]
+    if len(rest) > 1:
+        units, revenue = sum(each.units for each in rest), sum(each.revenue for each in rest)
+        others[_OTHERS:] = [Period(one.since, one.until, None, units, revenue)]
+    return others
 
 
 async def sales_over_time(

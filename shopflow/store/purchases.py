@@ -159,16 +159,26 @@ class Purchases(Connection):
         stages = [_sold_in(product_id, (since, until)), {"$group": {"_id": start, **_SOLD}}, {"$sort": {"_id": 1}}]
         return [_sold(sums["_id"], sums) async for sums in self._aggregate(PURCHASES, stages)]
 
-    async def units_in(self, product_id: str, spans: Sequence[Span]) -> list[Sold]:
-        """Sales of the product in each of these spans: from its first time on, before its second."""
+    async def sold_at(self, product_id: str, spans: Sequence[Span]) -> list[dict[int | None, Sold]]:
+        """Sales of the product in each of these spans, from its first time on, before its second, by the price paid.
+
+        The prices are in grosze; None has the purchases whose price is no whole number, as other programs may write.
+        """
         # One request per span, by the index: some servers compare every purchase with every boundary of a `$bucket`.
         slots = asyncio.Semaphore(REQUESTS_AT_ONCE)
 
-        async def ask(span: Span) -> Sold:
-            stages = [_sold_in(product_id, span), {"$group": {"_id": None, **_SOLD}}]
+        async def ask(span: Span) -> dict[int | None, Sold]:
+            found: dict[int | None, Sold] = {}
             async with slots:
-                found = [sums async for sums in self._aggregate(PURCHASES, stages)]
-            return _sold(span[0], found[0] if found else {})
+                async for sums in self._aggregate(
+                    PURCHASES, [_sold_in(product_id, span), {"$group": {"_id": "$price", **_SOLD}}]
+                ):
+                    paid = sums["_id"]
+                    price = int(paid) if isinstance(paid, int) and not isinstance(paid, bool) else None
+                    before = found.get(price, Sold(span[0], 0, 0))
+                    sold = _sold(span[0], sums)
+                    found[price] = Sold(span[0], before.units + sold.units, before.revenue + sold.revenue)
+            return found
 
         return list(await asyncio.gather(*map(ask, spans)))
 

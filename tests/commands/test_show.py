@@ -365,6 +365,7 @@ PRICES = Prices(
         Period(NOON + HOUR, NOON + 2 * HOUR, None),
         Period(NOON + 2 * HOUR, None, 419, 2, 838),
     ),
+    (Period(NOON, NOON + HOUR, 333, 527, 175_491), Period(NOON, NOON + HOUR, None, 3, 999)),
 )
 
 
@@ -376,6 +377,8 @@ def test_prices_over_time_are_a_line_each() -> None:
         "since                until                       price      units         revenue",
         f"before that          {times[0]}       3,89 zł          1         3,89 zł",
         f"{times[0]}  {times[1]}       3,89 zł       1234     4 800,26 zł",
+        "  at another price                             3,33 zł        527     1 754,91 zł",
+        "  at another price                             several          3         9,99 zł",
         f"{times[1]}  {times[2]}  not for sale          0         0,00 zł",
         f"{times[2]}                            4,19 zł          2         8,38 zł",
     ]
@@ -385,7 +388,7 @@ def test_prices_over_time_as_json() -> None:
     """The object has the documented fields."""
     (line,) = listing.price_history(PRICES, as_json=True)
     said = json.loads(line)
-    assert list(said) == ["product_id", "name", "prices"]
+    assert list(said) == ["product_id", "name", "prices", "other_prices"]
     assert (said["product_id"], said["name"], len(said["prices"])) == ("milk", "Mleko Łaciate", 4)
     assert said["prices"][0]["since"] is None
     assert said["prices"][2:] == [

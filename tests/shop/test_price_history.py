@@ -26,8 +26,8 @@ class Milk:
     database: Database[Document]
     run: Run
 
-    def costs(self, *prices: tuple[int | None, datetime], bought: tuple[tuple[datetime, int], ...] = ()) -> Milk:
-        """Store these prices (None: deleted) and these purchases, each of this many pieces at 1 zł, and no others."""
+    def costs(self, *prices: tuple[int | None, datetime], bought: tuple[tuple[datetime, int, int], ...] = ()) -> Milk:
+        """Store these prices (None: deleted) and these purchases (when, how many, at which price), and no others."""
         for name in ("products", "prices", "purchases"):
             self.database[name].delete_many({})
         for offset, (price, at) in enumerate(prices):
@@ -36,8 +36,8 @@ class Milk:
             else:
                 self.run(self.store.upsert_products([product(price, at, kafka(offset))]))
         pieces = [
-            purchase(f"p{number}", quantity=units, price=100, value=100 * units, purchased_at=at)
-            for number, (at, units) in enumerate(bought)
+            purchase(f"p{number}", quantity=units, price=price, value=price * units, purchased_at=at)
+            for number, (at, units, price) in enumerate(bought)
         ]
         self.run(self.store.insert_purchases(pieces))
         return self
@@ -68,32 +68,60 @@ def test_each_price_ends_where_the_next_begins(milk: Milk) -> None:
     """A deletion ends a price too. An event with the same price begins no new period."""
     milk.costs(
         (300, NOON), (300, NOON + MINUTE), (None, NOON + 2 * MINUTE), (400, NOON + 5 * MINUTE),
-        bought=((NOON, 1), (NOON + MINUTE, 2), (NOON + 5 * MINUTE, 4)),
+        bought=((NOON, 1, 300), (NOON + MINUTE, 2, 300), (NOON + 5 * MINUTE, 4, 400)),
     )  # fmt: skip
     assert milk.found() == Prices(
         "milk",
         "Milk",
         (
-            Period(NOON, NOON + 2 * MINUTE, 300, 3, 300),
+            Period(NOON, NOON + 2 * MINUTE, 300, 3, 900),
             Period(NOON + 2 * MINUTE, NOON + 5 * MINUTE, None),
-            Period(NOON + 5 * MINUTE, None, 400, 4, 400),
+            Period(NOON + 5 * MINUTE, None, 400, 4, 1_600),
         ),
     )
 
 
 def test_what_was_sold_before_the_first_price_is_not_forgotten(milk: Milk) -> None:
     """Purchases from before the first price are shown with it, as purchases without a price are given it."""
-    milk.costs((300, NOON), (400, NOON + MINUTE), bought=((NOON - DAY, 5), (NOON, 1)))
+    milk.costs((300, NOON), (400, NOON + MINUTE), bought=((NOON - DAY, 5, 300), (NOON, 1, 300)))
     assert milk.found().prices == (
-        Period(None, NOON, 300, 5, 500), Period(NOON, NOON + MINUTE, 300, 1, 100), Period(NOON + MINUTE, None, 400),
+        Period(None, NOON, 300, 5, 1_500), Period(NOON, NOON + MINUTE, 300, 1, 300), Period(NOON + MINUTE, None, 400),
     )  # fmt: skip
+
+
+def test_what_was_paid_is_what_is_shown(milk: Milk) -> None:
+    """Purchases at another price than the one in force are rows of their own, so units times price is the revenue."""
+    milk.costs(
+        (300, NOON), (None, NOON + HOUR),
+        bought=((NOON - HOUR, 1, 200), (NOON, 527, 415), (NOON, 3, 0), (NOON, 2, 300), (NOON + HOUR, 4, 300)),
+    )  # fmt: skip
+    found = milk.found()
+    assert found.prices == (Period(NOON, NOON + HOUR, 300, 2, 600), Period(NOON + HOUR, None, None))
+    assert found.other_prices == (
+        Period(None, NOON, 200, 1, 200), Period(NOON, NOON + HOUR, 415, 527, 218_705), Period(NOON, NOON + HOUR, 0, 3),
+        Period(NOON + HOUR, None, 300, 4, 1_200),
+    )  # fmt: skip
+    assert [(one.price, other) for one, other in found.rows()] == [
+        (200, True), (300, False), (415, True), (0, True), (None, False), (300, True),
+    ]  # fmt: skip
+    assert [(one.price, other) for one, other in found.rows(newest_first=True)] == [
+        (None, False), (300, True), (300, False), (415, True), (0, True), (200, True),
+    ]  # fmt: skip
+
+
+def test_many_other_prices_are_summed_up(milk: Milk) -> None:
+    """A period names five other prices, those with the most units. The others are a row, without a price."""
+    milk.costs((300, NOON), bought=tuple((NOON, units, 10 * units) for units in range(1, 9)))
+    *named, rest = milk.found().other_prices
+    assert [(one.price, one.units, one.revenue) for one in named] == [(10 * n, n, 10 * n * n) for n in (8, 7, 6, 5, 4)]
+    assert (rest.price, rest.units, rest.revenue) == (None, 6, 140)
 
 
 def test_a_product_of_another_program_has_its_price_since_ever(milk: Milk) -> None:
     """A product without a history has one period, without a start."""
-    milk.costs(bought=((NOON, 5),))
+    milk.costs(bought=((NOON, 5, 7),))
     milk.put({"_id": "milk", "price": 7})
-    assert milk.found() == Prices("milk", None, (Period(None, None, 7, 5, 500),))
+    assert milk.found() == Prices("milk", None, (Period(None, None, 7, 5, 35),))
 
 
 def test_a_deleted_product_is_known_and_one_never_offered_is_not(milk: Milk) -> None:
@@ -105,9 +133,9 @@ def test_a_deleted_product_is_known_and_one_never_offered_is_not(milk: Milk) -> 
 
 def test_since_leaves_out_what_was_over_before(milk: Milk) -> None:
     """The price in force at `since` is shown with its whole period."""
-    milk.costs((1, NOON), (2, NOON + MINUTE), (3, NOON + 2 * MINUTE), bought=((NOON + MINUTE, 8),))
+    milk.costs((1, NOON), (2, NOON + MINUTE), (3, NOON + 2 * MINUTE), bought=((NOON + MINUTE, 8, 2),))
     assert [one.price for one in milk.found(NOON + MINUTE).prices] == [2, 3]
-    assert milk.found(NOON + 1.5 * MINUTE).prices[0] == Period(NOON + MINUTE, NOON + 2 * MINUTE, 2, 8, 800)
+    assert milk.found(NOON + 1.5 * MINUTE).prices[0] == Period(NOON + MINUTE, NOON + 2 * MINUTE, 2, 8, 16)
     assert [one.price for one in milk.found(NOON + DAY).prices] == [3]
 
 
@@ -134,7 +162,7 @@ def test_some_days_are_shown_by_the_hour_and_more_by_the_day(milk: Milk) -> None
     seed = random.randrange(1_000)
     print("seed", seed)
     some = random.Random(seed)
-    times = tuple((NOON + some.random() * 20 * DAY, 1) for _ in range(50))
+    times = tuple((NOON + some.random() * 20 * DAY, 1, 300) for _ in range(50))
     milk.costs((300, NOON), bought=times)
     whole = milk.sold(NOON + 20 * DAY)
     assert (whole.start, whole.end, whole.bucket, whole.width) == (NOON, NOON + 20 * DAY, "day", DAY)
@@ -142,13 +170,13 @@ def test_some_days_are_shown_by_the_hour_and_more_by_the_day(milk: Milk) -> None
     since = NOON + 17 * DAY
     part = milk.sold(NOON + 20 * DAY, since)
     assert (part.start, part.bucket, part.width) == (since, "hour", HOUR)
-    assert sum(one.units for one in part.sold) == sum(at >= since for at, _ in times)
+    assert sum(one.units for one in part.sold) == sum(at >= since for at, _, _ in times)
     assert milk.sold(NOON + 20 * DAY, NOON - 99 * DAY).start == NOON
 
 
 def test_an_hour_is_shown_by_the_minute_where_that_is_wanted(milk: Milk) -> None:
     """Up to two hours are shown by the minute."""
-    milk.costs((300, NOON), bought=((NOON + MINUTE, 2), (NOON + 1.5 * MINUTE, 3), (NOON + 9 * MINUTE, 1)))
+    milk.costs((300, NOON), bought=((NOON + MINUTE, 2, 1), (NOON + 1.5 * MINUTE, 3, 1), (NOON + 9 * MINUTE, 1, 1)))
     near = milk.sold(NOON + HOUR, by_the_minute=True)
     assert (near.bucket, near.width, [one.units for one in near.sold]) == ("minute", MINUTE, [5, 1])
     assert milk.sold(NOON + 3 * HOUR, by_the_minute=True).bucket == "hour"
@@ -171,7 +199,7 @@ def test_a_course_has_a_length_whatever_is_known(milk: Milk) -> None:
     milk.costs()
     milk.put({"_id": "milk", "price": 7})
     assert milk.sold(NOON) == SalesOverTime(NOON - HOUR, NOON, "hour", ())
-    milk.costs(bought=((NOON - 2 * HOUR, 5),))
+    milk.costs(bought=((NOON - 2 * HOUR, 5, 100),))
     milk.put({"_id": "milk", "price": 7})
     day = NOON.replace(hour=0)
     assert milk.sold(NOON) == SalesOverTime(day, NOON, "hour", (Sold(NOON - 2 * HOUR, 5, 500),))

@@ -59,26 +59,27 @@ def test_units_over_time_come_by_the_hour_and_by_the_day(store: MongoStore, run:
 
 
 def test_units_in_spans_touch_each_purchase_once(store: MongoStore, run: Run) -> None:
-    """Each span begins where the one before ends. A span may be open. A span without sales has 0 units."""
+    """Each span begins where the one before ends. A span may be open. A span without sales has no price."""
     buy(store, run)
     edges = [MIDNIGHT + minute * MINUTE for minute in (-60, 0, 30, 31)]
     spans = list(zip([None, *edges], [*edges, None], strict=True))
-    assert [(one.since, one.units) for one in run(store.units_in("milk", spans))] == [
-        (None, 1), (edges[0], 5), (edges[1], 12), (edges[2], 0), (edges[3], 18),
+    assert run(store.sold_at("milk", spans)) == [
+        {300: Sold(None, 1, 10)}, {300: Sold(edges[0], 5, 50)}, {300: Sold(edges[1], 12, 41)}, {},
+        {300: Sold(edges[3], 18, 180)},
     ]  # fmt: skip
-    assert run(store.units_in("milk", [(None, None)])) == [Sold(None, 36, 281)]
-    assert run(store.units_in("tea", [(None, None)])) == [Sold(None, 0, 0)]
-    assert run(store.units_in("milk", [])) == []
+    assert run(store.sold_at("milk", [(None, None)])) == [{300: Sold(None, 36, 281)}]
+    assert run(store.sold_at("tea", [(None, None)])) == [{}]
+    assert run(store.sold_at("milk", [])) == []
 
 
 def test_purchases_of_another_program_break_no_sum(store: MongoStore, run: Run, database: Database[Document]) -> None:
-    """A purchase without a time is in no sum."""
+    """A purchase without a time is in no sum. Prices that are no whole numbers are summed up together."""
     buy(store, run)
     foreign = purchase("p1", {})
     del foreign["purchased_at"]
-    database.purchases.insert_one(foreign)
-    assert run(store.units_in("milk", [(None, None)])) == [Sold(None, 36, 281)]
-    assert sum(one.units for one in run(store.units_over_time("milk", None, None, "day"))) == 36
+    database.purchases.insert_many([foreign, *({**purchase(str(odd), {}), "price": odd} for odd in ("4,15", True, {}))])
+    assert run(store.sold_at("milk", [(None, None)])) == [{300: Sold(None, 36, 281), None: Sold(None, 6, 1_800)}]
+    assert sum(one.units for one in run(store.units_over_time("milk", None, None, "day"))) == 42
 
 
 def test_products_come_by_name_and_ids_in_their_order(store: MongoStore, run: Run) -> None:
@@ -287,7 +288,7 @@ def test_an_id_in_a_query_is_a_value(store: MongoStore, run: Run, name: str) -> 
     assert [one["product_name"] for one in run(store.last_purchases(name, 9))] == [name.title()]
     assert [one["_id"] for one in run(store.purchases_after(name, None, 9))] == [name]
     assert run(everything(store.counts())) == run(everything(store.sold())) == [(name, 1, 2, 600)]
-    assert run(store.units_in(name, [(None, None)])) == [Sold(None, 2, 600)]
+    assert run(store.sold_at(name, [(None, None)])) == [{300: Sold(None, 2, 600)}]
     assert run(store.registered([name])) == {name}
 
 

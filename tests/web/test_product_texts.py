@@ -50,6 +50,19 @@ def test_each_price_with_what_was_sold_at_it() -> None:
     }  # fmt: skip
 
 
+def test_sales_at_another_price_are_rows_below_the_price_in_force() -> None:
+    """Purchases may be sent with a price. Units times price is the revenue in each row."""
+    others = (Period(NOON, NOON + HOUR, 333, 527, 175_491), Period(NOON, NOON + HOUR, None, 1, 5))
+    prices = (Period(NOON, NOON + HOUR, 415, 2, 830), Period(NOON + HOUR, None, 400, 1, 400))
+    found = product("milk", picture(*prices, other_prices=others), [])
+    assert plain([cell.text for cell in row][2:5] for row in found.prices) == [
+        ["4,00 zł", "1", "4,00 zł"], ["4,15 zł", "2", "8,30 zł"], ["3,33 zł", "527", "1 754,91 zł"],
+        ["several", "1", "0,05 zł"],
+    ]  # fmt: skip
+    assert plain([cell.text for cell in found.prices[2]][:2]) == ["at another price", ""]
+    assert plain(found.facts["Units at these prices"]) == "531"
+
+
 def test_what_is_left_of_a_stock() -> None:
     """The page shows what is left of a stock. A product whose stock is not tracked has no such line."""
     found = replace(picture(Period(NOON, None, 300)), stock=(1_234, 2_000))

@@ -121,28 +121,27 @@ def product(product_id: str, found: Picture | None, problems: Sequence[str]) -> 
     shown = Product(visible(product_id, 200), problems=[visible(problem) for problem in problems])
     if found is None:
         return shown
-    now, prices = found.course.end, found.prices.prices
+    now, prices, rows = found.course.end, found.prices.prices, found.prices.rows(newest_first=True)
     shown.name = short(found.prices.name or "")
     shown.facts = {
         "Price now": _price(next((one for one in reversed(prices) if one.since is None or one.since <= now), None)),
-        "Units at these prices": grouped(sum(one.units for one in prices)),
-        "Revenue at these prices": money(sum(one.revenue for one in prices)),
+        "Units at these prices": grouped(sum(one.units for one, _ in rows)),
+        "Revenue at these prices": money(sum(one.revenue for one, _ in rows)),
         "Width of a bar": f"a {found.course.bucket}" if found.course.bucket != "hour" else "an hour",
     }
     if found.stock:
         shown.facts["In stock"] = stock.in_words(*found.stock)
-    shown.prices = [
-        row(
-            "before" if one.since is None else day_and_time(one.since),
-            "now" if one.until is None else day_and_time(one.until),
-            Cell(_price(one), level="" if one.price is not None else "warn"),
-            grouped(one.units),
-            money(one.revenue),
-            _an_hour(one, now),
-        )
-        for one in reversed(prices)
-    ]
+    shown.prices = [_row(one, other, now) for one, other in rows]
     return shown
+
+
+def _row(one: Period, other: bool, now: datetime) -> list[Cell]:
+    since = "before" if one.since is None else day_and_time(one.since)
+    until = "now" if one.until is None else day_and_time(one.until)
+    price = Cell(_price(one), level="" if one.price is not None else "warn")
+    if other:
+        since, until, price = "at another price", "", Cell("several") if one.price is None else price
+    return row(since, until, price, grouped(one.units), money(one.revenue), _an_hour(one, now))
 
 
 def _price(period: Period | None) -> str:
