@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from shopflow.operations.letters import Failure, Id, Letter, Mark, time_of
+from shopflow.operations.letters import Failure, Id, Letter, Mark, is_of_sender, time_of
 from shopflow.operations.retry import Outcome
 from shopflow.operations.verify.report import Check, Report
 from shopflow.shop.price_history import Period, Prices, SalesOverTime
@@ -404,9 +404,7 @@ def records(found: Iterable[Any], *, as_json: bool) -> Iterator[str]:
         else:
             key, value = visible(_text(record.key), _SHORT), visible(_text(record.value))
             sender = [
-                visible(f"{name}={_text(content)}", _SHORT)
-                for name, content in record.headers
-                if name.startswith("ce_") or name in {"traceparent", "tracestate"}
+                visible(f"{name}={_text(content)}", _SHORT) for name, content in record.headers if is_of_sender(name)
             ]
             yield "  ".join([f"{number}:{offset}", day_and_time(time), key, value, *sender])
     if as_json:
@@ -420,6 +418,11 @@ def _value(data: bytes | None) -> Any:
         return msgspec.json.decode(data or b"")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _bytes(data)
+
+
+def trace(found: Any, texts: Iterable[str], *, as_json: bool) -> Iterable[str]:
+    """The lines that `trace` prints; as JSON one object."""
+    return [_json(found)] if as_json else texts
 
 
 def retried(outcome: Outcome) -> str:

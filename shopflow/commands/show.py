@@ -1,4 +1,4 @@
-"""Commands that show data of MongoDB or a topic: `list-...`, `price-history`, `try-promotion`, `tail`, `describe`."""
+"""Commands that show what MongoDB or a topic has: `list-...`, `price-history`, `trace`, `tail`, `describe`, ..."""
 
 from __future__ import annotations
 
@@ -99,6 +99,28 @@ async def try_promotion(self: Command, name: str, config_file: str | None, as_js
         with progress_bar(name, await trial.size(store, rule), quiet=self.quiet) as advance:
             found = await trial.try_rule(store, rule, advance)
     self.say(lines.tried(found, as_json=as_json or self.json))
+
+
+@Command.from_handler(
+    argument("purchase_id"),
+    option(
+        "--search",
+        type=click.IntRange(1),
+        default=20_000,
+        show_default=True,
+        help="Search at most this many records of a partition for repeats, dead letters, and what is not stored.",
+    ),
+    JSON,
+)
+async def trace(self: Command, purchase_id: str, search: int, as_json: bool) -> int:
+    """Follow one purchase: Kafka, batch, price, document, counts, vouchers, or its dead letter. Status 1: not found."""
+    from shopflow.operations.trace import Tracer, lines_of
+
+    async with mongodb(kafka=True) as addresses:
+        found = await Tracer(kafka_at(addresses), store, topics.LAYOUT, search).trace(purchase_id)
+    for line in lines.trace(found, lines_of(found), as_json=as_json or self.json):
+        self.say(line)
+    return 1 if found.state in {"unknown", "lost"} else 0
 
 
 @Command.from_handler(

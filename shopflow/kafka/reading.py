@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 #: The most bytes of one partition in a fetch, while several partitions are read side by side.
 _FETCH_BYTES = 4 * 1024 * 1024
+#: The same while a place in a partition is looked for.
+_SMALL_BYTES = 64 * 1024
 #: The replica id of a consumer, and one that is not a consumer's.
 _AS_CONSUMER, _AS_BROKER = -1, 0
 #: How long a look-up waits until enough brokers have what it must read.
@@ -113,6 +115,37 @@ def _readable(run: list[Any]) -> list[Any]:
         else:
             log.error("%s[%d]: %s can't be read: %s", record.topic, record.partition, record.offsets, record.reason)
     return records
+
+
+@asynccontextmanager
+async def around(
+    bootstrap: Bootstrap, topic: str, partition: int, reached: Callable[[Any], bool], *, before: int
+) -> AsyncIterator[AsyncIterator[Any]]:
+    """Read a partition from `before` offsets ahead of the first record that has reached something, to its end.
+
+    It is found by bisection, with some twenty small reads however long the partition is. Records may be in disorder, as
+    long as those farther than `before` offsets apart are not.
+
+    Raises:
+        Unavailable: Kafka does not answer.
+    """
+    wanted = TopicPartition(topic, partition)
+    async with connection.consumer(bootstrap, max_partition_fetch_bytes=_SMALL_BYTES, fetch_max_wait_ms=10) as client:
+        first, last = (await client.beginning_offsets([wanted]))[wanted], (await client.end_offsets([wanted]))[wanted]
+        client.assign([wanted])
+        low, high = first, last
+        while low < high:
+            middle = (low + high) // 2
+            client.seek(wanted, middle)
+            async with aclosing(_records(client, wanted, high)) as records:
+                record = await anext(records, None)
+            if record is None or reached(record):
+                high = middle
+            else:
+                low = record.offset + 1
+        client.seek(wanted, max(low - before, first))
+        async with aclosing(_records(client, wanted, last)) as records:
+            yield records
 
 
 async def read_since(
@@ -212,7 +245,7 @@ async def by_time(bootstrap: Bootstrap, topic: str, *, values: bool = True) -> A
                 heads[oldest] = following
 
 
-async def _records(client: Any, partition: TopicPartition, end: int) -> AsyncIterator[Any]:
+async def _records(client: Any, partition: TopicPartition, end: int) -> AsyncGenerator[Any, None]:
     async for run in fetched(client, partition, end):
         for record in _readable(run):
             yield record

@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 import msgspec
 
 from shopflow.errors import Refused
-from shopflow.kafka import connection, reading
+from shopflow.kafka import connection, offsets, reading
 from shopflow.kafka.security import Bootstrap
 from shopflow.kafka.topics import count_partitions
 from shopflow.shop.dead_letters import PREFIX, origin_of
 from shopflow.shop.layout import Layout
 from shopflow.shop.times import time_of_milliseconds
+from shopflow.store import MongoStore
+from shopflow.store.types import CUSTOMERS, PRODUCTS, PURCHASES, Document
 
 #: The headers of a retried record: how often it was retried, and its last failures as JSON.
 RETRY = "shopflow.retry."
@@ -135,6 +137,11 @@ class Letter:
         return len(self.key or b"") + len(self.value or b"")
 
 
+def is_of_sender(header: str) -> bool:
+    """True for the headers of CloudEvents and of W3C Trace Context."""
+    return header.startswith("ce_") or header in {"traceparent", "tracestate"}
+
+
 def time_of(record: Any) -> datetime:
     """The record's timestamp, cut to the years 1970 to 9999."""
     return time_of_milliseconds(min(max(record.timestamp or 0, 0), _LAST_MS))
@@ -247,6 +254,69 @@ def mark_in(letter: Id, record: Any) -> Mark:
         return msgspec.json.decode(record.value, type=Mark)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return Mark(str(letter), "", -1, -1)
+
+
+class Became(NamedTuple):
+    """What became of a retried dead letter: `stored`, `rejected`, `waiting`, `repeated`, or `unknown`."""
+
+    state: str
+    text: str
+    letter: Id | None = None  #: the new dead letter, if it was rejected again
+
+
+async def became(
+    bootstrap: Bootstrap, store: MongoStore, shop: Layout, letter: Letter, *, retry: tuple[datetime, Mark], search: int
+) -> Became:
+    """What became of a dead letter that was retried at this time.
+
+    Arguments:
+        retry: The time and the mark of the retry.
+        search: How many dead letters that came later are searched at most.
+
+    Raises:
+        Unavailable: Kafka or MongoDB does not answer.
+    """
+    when, mark = retry
+    origin = (mark.topic, mark.partition, mark.offset)
+    if mark.topic not in shop.events or letter.topic != mark.topic:
+        return Became("unknown", "its mark names no record, so another program wrote it")
+    source = await _source_of(store, shop, letter)
+    if source and (source.get("topic"), source.get("partition"), source.get("offset")) == origin:
+        return Became("stored", "it is stored")
+    since = int(when.timestamp() * 1000)
+    async with reading.runs(bootstrap, shop.dead_letters, letter.id.partition, since=since) as runs:
+        async for run in runs:
+            for record in run:
+                if origin_of(record) == origin:
+                    again = Letter.of(record)
+                    return Became("rejected", f"it was rejected again, as dead letter {again.id}", again.id)
+            search -= len(run)
+            if search <= 0:
+                break
+    spans = await offsets.spans(bootstrap, shop.group, [mark.topic])
+    span = spans.get(mark.topic, {}).get(mark.partition)
+    if span is not None and mark.offset >= span.done:
+        return Became("waiting", f"it waits: {mark.offset - span.done} offsets of its partition come before it")
+    if source:
+        return Became("repeated", "it was handled, and the stored document is of another event with this id")
+    return Became("unknown", "it was handled, but it is neither stored nor among the dead letters that were searched")
+
+
+async def _source_of(store: MongoStore, shop: Layout, letter: Letter) -> Document | None:
+    """The `source` of the document with the dead letter's id; None if there is none."""
+    collection = {shop.products: PRODUCTS, shop.customers: CUSTOMERS, shop.purchases: PURCHASES}[letter.topic]
+    id_ = (letter.key or b"").decode("utf-8", "replace")
+    if collection == PURCHASES:
+        try:
+            id_ = msgspec.json.decode(letter.value or b"", type=_Purchase).purchase_id
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return None
+    found: Document | None = (await store.documents(collection, [id_])).get(id_, {}).get("source")
+    return found
+
+
+class _Purchase(msgspec.Struct):
+    purchase_id: str
 
 
 async def marked(bootstrap: Bootstrap, shop: Layout, partition: int) -> dict[Id, Any]:

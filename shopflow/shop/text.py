@@ -64,6 +64,11 @@ def day_and_time(at: Any) -> str:
     return local.strftime("%Y-%m-%d %H:%M:%S")
 
 
+def clock(at: datetime) -> str:
+    """Format a time in the local time zone, with milliseconds."""
+    return f"{day_and_time(at)}.{at.microsecond // 1000:03}"
+
+
 def day(at: Any) -> str:
     return day_and_time(at)[: len("2026-01-31")] if isinstance(at, datetime) else _as_it_is(at)
 

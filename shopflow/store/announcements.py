@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Collection, Sequence
+from datetime import datetime
 
 from shopflow.errors import Unavailable
 
@@ -67,6 +68,12 @@ class Announcements(Connection):
     async def alerts(self, limit: int) -> list[Document]:
         """At most `limit` alerts, newest first."""
         return await self._read(ALERTS, {}, sort=[("at", -1), ("_id", 1)], limit=limit)
+
+    async def alert_since(self, product_id: str, since: datetime) -> Document | None:
+        """The product's first alert at this time or later."""
+        condition = {"product_id": {"$eq": product_id}, "at": {"$gte": since}}
+        found = await self._read(ALERTS, condition, sort=[("at", 1)], limit=1)
+        return found[0] if found else None
 
     async def restore(self, collection: str, documents: Sequence[Document]) -> None:
         """Set these fields in stored documents, and store missing documents. Other fields of stored documents stay.

@@ -147,6 +147,23 @@ class Purchases(Connection):
         async for sums in self._aggregate(PURCHASES, stages):
             yield sums["_id"], int(sums["purchases"]), int(sums["items"]), int(sums["spent"])
 
+    async def bought_before(self, customer_id: str, source: Document) -> tuple[int, int, int]:
+        """`(purchases, items, spent)` of the customer's purchases before this source, in its partition.
+
+        Arguments:
+            source: The field `source` of a document that came from Kafka.
+        """
+        condition = {
+            "customer_id": {"$eq": customer_id},
+            **FROM_KAFKA,
+            "source.topic": source["topic"],
+            "source.partition": source["partition"],
+            "source.offset": {"$lt": source["offset"]},
+        }
+        stages = [{"$match": condition}, {"$group": {"_id": None, **_SUMS}}]
+        found = [sums async for sums in self._aggregate(PURCHASES, stages)]
+        return (int(found[0]["purchases"]), int(found[0]["items"]), int(found[0]["spent"])) if found else (0, 0, 0)
+
     async def units_over_time(
         self, product_id: str, since: datetime | None, until: datetime | None, bucket: str
     ) -> list[Sold]:

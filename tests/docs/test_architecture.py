@@ -218,6 +218,6 @@ def test_there_are_no_commands_but_those_of_the_contract() -> None:
         *("worker", "servers", "demo", "create-topics", "verify", "doctor", "replay", "repartition"),
         *("seed-products", "seed-customers", "seed-purchases"),
         *("list-products", "list-customers", "price-history", "export", "dead-letters"),
-        *("list-vouchers", "try-promotion", "tail", "describe"),
+        *("list-vouchers", "try-promotion", "trace", "tail", "describe"),
         *("reset", "send", "agents", "tables", "models", "model", "clean-versions", "completion", "livecheck"),
     }

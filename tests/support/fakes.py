@@ -224,6 +224,7 @@ class FakeRecord(testing.FakeRecord):
     """A record, by default of the purchases."""
 
     topic: str = "shop.purchases"
+    timestamp_type: int = 0  #: the producer's clock
 
 
 class FakeKafka:
