@@ -6,7 +6,7 @@ import asyncio
 import warnings
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property, update_wrapper
+from functools import cached_property, update_wrapper, wraps
 from typing import Any, Literal, cast
 
 import faust
@@ -15,6 +15,7 @@ from aiokafka.errors import KafkaError
 from faust.exceptions import AlreadyConfiguredWarning
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
+from faust.web.exceptions import ServiceUnavailable
 
 from .agent import WAITING_BATCHES, BatchedTopic, Handler, Restarts, each_batch, in_turn
 from .batch import Batch
@@ -131,6 +132,8 @@ class App(faust.App):
         again a second later. After a crash or a rebalance the partition's next owner gets it again. So `handle` sees
         every record at least once, and the records of a partition in order, except for redeliveries.
 
+        The name is bound to Faust's agent. Its attribute `handle` handles one batch as a worker does, for tests.
+
         Arguments:
             topic: A `batched_topic`, or its name.
             finish: `in_handler`: `handle` finishes the batch itself, by `Batch.turn`. Before that it may do work that
@@ -145,7 +148,9 @@ class App(faust.App):
                 await each_batch(stream, handled, self.on_batch)
 
             update_wrapper(actor, handle)
-            return self.agent(channel, isolated_partitions=True, supervisor_strategy=Restarts)(actor)
+            agent: Any = self.agent(channel, isolated_partitions=True, supervisor_strategy=Restarts)(actor)
+            agent.handle = handled
+            return agent
 
         return decorated
 
@@ -155,6 +160,26 @@ class App(faust.App):
         self.tables.add(table)
         self.readers[table.changelog_topic_name] = table
         return table
+
+    def table_route(self, table: Any, *args: Any, **kwargs: Any) -> Any:
+        """Faust's own, which leads a request for a key to its worker; 503 until our tables are complete.
+
+        Before that, Faust answers with an error 500, or with what a part of a table has.
+        """
+        route = super().table_route(table, *args, **kwargs)
+
+        def decorated(view: Any) -> Any:
+            routed: Any = route(view)
+
+            @wraps(view)
+            async def when_serving(*args: Any, **kwargs: Any) -> Any:
+                if not self.serving:
+                    raise ServiceUnavailable("the tables of this worker are not complete")
+                return await routed(*args, **kwargs)
+
+            return when_serving
+
+        return decorated
 
     # -- the worker's state
 

@@ -18,7 +18,9 @@ NOT_RUN = {
     "make demo": "installs packages; its command is run instead",
     "make lint": "installs packages",
     "make test": "would run this test again",
-    ".venv/bin/python -m pytest": "would run tests in a test",
+    ".venv/bin/python -m pip": "installs packages",
+    ".venv/bin/python -m pytest tests": "would run tests in a test",
+    "python3 -m venv": "installs packages",
 }
 
 

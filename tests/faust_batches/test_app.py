@@ -12,9 +12,12 @@ from typing import Any
 
 import pytest
 from aiokafka.errors import KafkaConnectionError
+from faust.exceptions import SameNode
+from faust.web.exceptions import ServiceUnavailable
 
 from faust_batches import App
 from faust_batches.app import PINNED, SETTINGS, Settings
+from faust_batches.testing import FakeBatch, FakeRecord
 
 
 class Builder:
@@ -180,3 +183,42 @@ def test_other_variables_of_faust_keep_their_effect(monkeypatch: pytest.MonkeyPa
     conf: Any = App("plain", store="memory://").conf
     assert conf.stream_processing_timeout == 11
     assert conf.ignored == []
+
+
+@pytest.mark.parametrize("serving", [True, False])
+def test_a_view_of_a_table_answers_only_while_the_table_is_complete(
+    app: App, monkeypatch: pytest.MonkeyPatch, serving: bool
+) -> None:
+    """A worker that starts, or whose partitions change hands, answers 503, and not what a part of the table has."""
+    monkeypatch.setattr(App, "serving", serving)
+
+    async def route(*args: Any) -> None:
+        raise SameNode
+
+    monkeypatch.setattr(app.router, "route_req", route)
+    table = app.exactly_once_table("totals", value=None, source="rides")
+
+    @app.table_route(table=table, match_info="bike")
+    async def bikes(view: Any, request: Any, bike: str) -> str:
+        return f"total of {bike}"
+
+    request = SimpleNamespace(match_info={"bike": "red"})
+    if serving:
+        assert asyncio.run(bikes(SimpleNamespace(web=None), request, bike="red")) == "total of red"
+    else:
+        with pytest.raises(ServiceUnavailable):
+            asyncio.run(bikes(SimpleNamespace(web=None), request, bike="red"))
+
+
+def test_a_test_can_handle_a_batch_as_a_worker_does(app: App) -> None:
+    """The agent's `handle` runs the handler in the batch's turn, and finishes the batch."""
+    handled: list[int] = []
+
+    @app.batch_agent("rides")
+    async def rides(batch: Any) -> None:
+        handled.append(batch.start)
+        assert batch.events == ["turn"]
+
+    batch = FakeBatch([FakeRecord(b"k", b"v", 7)])
+    asyncio.run(rides.handle(batch))
+    assert (handled, batch.finished) == ([7], True)
