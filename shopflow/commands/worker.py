@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -70,6 +71,7 @@ class worker(faust_worker):  # noqa: N801 - the class's name is the command's
         if not sys.stdout.isatty():  # a log would get the spinner's control characters
             Spinner.bell = Spinner.cursor_hide = Spinner.cursor_show = ""
 
+        _check_log(self.logfile)
         options = {**self.kwargs, **kwargs}
         port = options.get("web_port") or app.conf.web_port
         if options.get("with_web"):
@@ -90,6 +92,15 @@ class worker(faust_worker):  # noqa: N801 - the class's name is the command's
                 except SystemExit as end:
                     return 1 if watch.failed else int(end.code or 0)
         return 0
+
+
+def _check_log(file: str | None) -> None:
+    """Raise `Refused` if the log can't be written: Faust would notice it late, with two screens of its stack."""
+    try:
+        if file:
+            Path(file).open("ab").close()
+    except OSError as error:
+        raise Refused(f"--logfile: {file}: {error.strerror}") from error
 
 
 def _collect_garbage_rarely() -> None:

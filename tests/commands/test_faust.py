@@ -94,6 +94,7 @@ def test_every_model_that_is_listed_is_shown(tmp_path: Path) -> None:
         (["send", "shop.purchases", "x"], 2, "broker: the embedded Kafka isn't running"),
         (["lst-products"], 2, "No such command 'lst-products'. Did you mean 'list-products'?"),
         (["agents", "extra"], 2, "unexpected extra argument"),
+        (["worker", "-f", "/nonexistent/x.log"], 2, "--logfile: /nonexistent/x.log: No such file or directory"),
     ],
     ids=str,
 )
