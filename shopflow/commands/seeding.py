@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 from aiokafka.errors import KafkaError
 
-from shopflow.errors import Refused, Unavailable
+from faust_batches.refusals import kafka_failure
+from shopflow.errors import Refused
 from shopflow.kafka import connection
 from shopflow.kafka.security import Bootstrap
 from shopflow.shop.text import whole
@@ -70,8 +71,9 @@ async def through_kafka(
             await in_flight.settle(1)
         except KafkaError as error:
             await in_flight.abandon()
-            reason = f"{error or type(error).__name__}; {in_flight.acknowledged} events were acknowledged"
-            raise Unavailable("Kafka", reason) from error
+            failure = kafka_failure(error, topic)
+            failure.args = (f"{failure}; {in_flight.acknowledged} events were acknowledged",)
+            raise failure from error
     return in_flight.acknowledged
 
 

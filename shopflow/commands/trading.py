@@ -125,7 +125,7 @@ class Trading:
         try:
             await self._producer.send_and_wait(name, msgspec.json.encode(event), key=key)
         except KafkaError as error:
-            raise kafka_failure(error, "Kafka") from error
+            raise kafka_failure(error, name) from error
 
 
 def pause() -> float:

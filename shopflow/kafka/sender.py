@@ -10,6 +10,7 @@ from typing import Any
 from aiokafka.errors import KafkaError, KafkaTimeoutError
 
 from faust_batches import acknowledged
+from faust_batches.refusals import kafka_failure
 from shopflow.errors import Unavailable
 
 #: Records sent before other coroutines may run.
@@ -37,6 +38,7 @@ class Sender:
 
         Raises:
             Unavailable: Not all were acknowledged; some may be in the log.
+            Refusal: The topic takes one of them only with another configuration.
         """
         connection = self._connection()
         client = await asyncio.shield(connection.client)
@@ -46,7 +48,7 @@ class Sender:
         except KafkaError as error:
             if not isinstance(error, KafkaTimeoutError):
                 self._release(connection)  # after this error the producer would fail for ever
-            raise Unavailable("Kafka", str(error) or type(error).__name__) from error
+            raise kafka_failure(error, topic) from error
 
     async def close(self) -> None:
         """Refuse further sends. Sends under way get 2 seconds."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaConnectionError, KafkaError
 
+from faust_batches.refusals import name_topic
 from shopflow.errors import Unavailable
 
 from .connection import MAX_MESSAGE_BYTES, explained, within
@@ -59,14 +61,21 @@ class Transactions:
             An awaitable that is done when Kafka has acknowledged the record; its result is the record's metadata.
         """
         if key is not None or value is not None:
-            sent: Awaitable[Any] = await self._client.send(
+            sent: asyncio.Future[Any] = await self._client.send(
                 topic, value, key, partition, timestamp_ms=timestamp, headers=list(headers)
             )
+            sent.add_done_callback(partial(_name, topic))
             return sent
         batch = self._client.create_batch()
         batch.append(key=None, value=None, timestamp=timestamp, headers=list(headers))
-        delivery: Awaitable[Any] = await self._client.send_batch(batch, topic, partition=partition)
+        delivery: asyncio.Future[Any] = await self._client.send_batch(batch, topic, partition=partition)
+        delivery.add_done_callback(partial(_name, topic))
         return delivery
+
+
+def _name(topic: str, done: asyncio.Future[Any]) -> None:
+    if not done.cancelled():
+        name_topic(done.exception(), topic)
 
 
 @asynccontextmanager

@@ -15,6 +15,7 @@ import msgspec
 from aiokafka.errors import BrokerResponseError, KafkaError, ProducerFenced
 
 from faust_batches import acknowledged
+from faust_batches.refusals import kafka_failure
 from shopflow.errors import Unavailable
 from shopflow.kafka import transactions
 from shopflow.kafka.security import Bootstrap
@@ -134,7 +135,7 @@ class Retry:
             await self._stack.aclose()  # a producer that failed can't be used again
             await self._open()
             if len(letters) == 1:
-                self.outcome.refused.append((letters[0].id, f"Kafka does not take it: {error}"))
+                self.outcome.refused.append((letters[0].id, str(kafka_failure(error, letters[0].topic))))
                 return
             middle = len(letters) // 2
             await self._put(letters[:middle])

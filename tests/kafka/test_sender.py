@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from aiokafka.errors import KafkaTimeoutError, OutOfOrderSequenceNumber
+from aiokafka.errors import KafkaTimeoutError, MessageSizeTooLargeError, OutOfOrderSequenceNumber
 
-from shopflow.errors import Unavailable
+from shopflow.errors import Refusal, Unavailable
 from shopflow.kafka.sender import Sender
 
 RECORDS = [(b"k", b"1"), (b"k", b"2")]
@@ -110,6 +110,17 @@ def test_a_producer_that_failed_for_good_is_replaced_one_that_was_slow_is_not() 
         assert kafka.started == 2
 
     assert len(run(body).log) == 2
+
+
+def test_a_refusal_names_the_topic_and_the_setting() -> None:
+    """The error is the answer to an HTTP request: the number of Kafka's error helps nobody."""
+
+    async def body(kafka: Kafka, sender: Sender) -> None:
+        kafka.failure = MessageSizeTooLargeError()
+        with pytest.raises(Refusal, match="takes no record of this size for the topic t; raise its limit: kafka-conf"):
+            await sender.send("t", RECORDS)
+
+    run(body)
 
 
 def test_a_cancelled_send_leaves_nothing_behind() -> None:

@@ -483,12 +483,14 @@ class Producing:
         self, topic: str, value: Any, key: Any, partition: int, *, timestamp_ms: int | None, headers: Any
     ) -> Any:
         self.did.append((topic, partition, key, value, timestamp_ms, headers))
+        return asyncio.get_running_loop().create_future()
 
     def create_batch(self) -> Any:
         return SimpleNamespace(append=lambda **record: self.did.append(record))
 
     async def send_batch(self, batch: Any, topic: str, *, partition: int) -> Any:
         self.did.append((topic, partition))
+        return asyncio.get_running_loop().create_future()
 
 
 def test_a_transaction_is_committed_when_its_body_ends_well() -> None:
