@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Collection, Hashable, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -17,8 +18,12 @@ _KEYS_TO_HOLD = 1_000
 
 
 def since(first: Any) -> int:
-    """The earliest time (Unix, ms) of anything derived from this record or later ones; 0 for None."""
-    return max((0 if first is None else first.timestamp or 0) - _CLOCK_DIFFERENCE_MS, 0)
+    """The earliest time (Unix, ms) of anything derived from this record or later ones; 0 if the record does not tell.
+
+    A time that is still to come tells nothing: a producer that sends microseconds dates its records in the year 56000.
+    """
+    at = 0 if first is None else first.timestamp or 0
+    return max(at - _CLOCK_DIFFERENCE_MS, 0) if at <= time.time() * 1000 + _CLOCK_DIFFERENCE_MS else 0
 
 
 class SendOnce(Generic[K, T]):

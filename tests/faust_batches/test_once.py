@@ -15,6 +15,15 @@ from faust_batches.testing import FakeRecord
 PARTITION = ("records", 0)
 
 
+@pytest.mark.parametrize(
+    ("timestamp", "found"),
+    [(None, 0), (-1, 0), (5, 0), (1_700_000_000_000, 1_699_999_400_000), (1_700_000_000_000_000, 0), (2**62, 0)],
+)
+def test_a_time_that_tells_nothing_makes_it_look_at_everything(timestamp: Any, found: int) -> None:
+    """A producer that sends microseconds would hide what was derived from its records: it would be sent again."""
+    assert once.since(FakeRecord(b"", b"", timestamp=timestamp)) == found
+
+
 class Topic:
     """A fake topic of numbers, and the times from which it was searched."""
 
