@@ -136,7 +136,7 @@ def test_the_chart_of_a_product_moves(shop: Shop, worker: Worker, open_tab: Open
         *(product("tea", name="Herbata", price=price, updated_at=(began + timedelta(minutes=minute)).isoformat())
           for minute, price in prices),
     )  # fmt: skip
-    shop.sell(*(bought(began, minute, 2 + (1000 - price) // 100) for minute in range(30)
+    shop.sell(*(bought(began, minute, 2 + (1000 - price) // 100, price) for minute in range(30)
                 for price in [next(price for since, price in reversed(prices) if since <= minute)]))  # fmt: skip
     shop.drain()
     tab = open_tab(worker)
@@ -156,7 +156,7 @@ def test_the_chart_of_a_product_moves(shop: Shop, worker: Worker, open_tab: Open
     until(lambda: tab.column("y0", "course")[:4] == [7.0, 5.5, 8.2, 6.1], "it has the prices", SOON)
     assert sum(tab.column("units", "course")[:30]) == 140
     shop.offer(product("tea", name="Herbata", price=399, updated_at=now()))
-    shop.sell(bought(began, 15, 60))
+    shop.sell(bought(began, 15, 60, 820))
     until(lambda: tab.column("y0", "course")[4:5] == [3.99], "the chart has the new price", SOON)
     until(lambda: max(tab.column("units", "course")) >= 60, "the chart has what was sold", SOON)
     until(lambda: tab.table("prices")[0][2] == "3,99 zł", "the table has the new price", SOON)
@@ -166,10 +166,10 @@ def test_the_chart_of_a_product_moves(shop: Shop, worker: Worker, open_tab: Open
     tab.keep("product")
 
 
-def bought(began: datetime, minute: int, quantity: int) -> Json:
+def bought(began: datetime, minute: int, quantity: int, price: int) -> Json:
     """A purchase of tea, this many minutes after the beginning."""
     at = began + timedelta(minutes=minute, seconds=5)
-    return purchase("anna", product_id="tea", quantity=quantity, price=500, purchased_at=at.isoformat())
+    return purchase("anna", product_id="tea", quantity=quantity, price=price, purchased_at=at.isoformat())
 
 
 def tabbed_to(tab: Tab, wanted: Locator) -> None:

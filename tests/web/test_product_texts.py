@@ -45,8 +45,8 @@ def test_each_price_with_what_was_sold_at_it() -> None:
     seldom = product("milk", picture(Period(NOON - 99 * HOUR, None, 300, 1, 300)), [])
     assert plain(seldom.prices[0][-1].text) == "< 0,1"
     assert plain(found.facts) == {
-        "Price now": "2,50 zł", "Units at these prices": "607", "Revenue at these prices": "1 521,00 zł",
-        "Width of a bar": "an hour",
+        "Price now": "2,50 zł", "Units sold at these prices": "607", "Revenue at these prices": "1 521,00 zł",
+        "Each bar shows": "one hour",
     }  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def test_sales_at_another_price_are_rows_below_the_price_in_force() -> None:
         ["several", "1", "0,05 zł"],
     ]  # fmt: skip
     assert plain([cell.text for cell in found.prices[2]][:2]) == ["at another price", ""]
-    assert plain(found.facts["Units at these prices"]) == "531"
+    assert plain(found.facts["Units sold at these prices"]) == "531"
 
 
 def test_what_is_left_of_a_stock() -> None:

@@ -45,8 +45,8 @@ def test_a_shop_that_is_well() -> None:
     found = render.shown(replace(WELL, board=board, workers=[*workers, WorkerState("http://h:2", report())]))
     assert (found.level, found.headline, found.sentences) == ("good", "All is well", [])
     assert plain(found.numbers) == {
-        "Purchases a second": "2,0",
-        "Money a minute": "45,00 zł",
+        "Purchases per second": "2,0",
+        "Money in the last minute": "45,00 zł",
         "Events waiting": "2",
         "Purchases so far": "1 234 567",
         "Money so far": "1,00 zł",
@@ -139,7 +139,7 @@ def test_sums_without_all_workers_are_said_to_be_partial() -> None:
     assert sums == ["at least 7", "at least 7,00 zł"]
     assert notes(now) | {"kafka": "", "mongodb": "", "bestsellers": ""} == {
         "workers": "Without h:2, which gives no answer.",
-        **dict.fromkeys(("Purchases a second", "Money a minute"), "without 1 worker"),
+        **dict.fromkeys(("Purchases per second", "Money in the last minute"), "without 1 worker"),
         **dict.fromkeys(("Purchases so far", "Money so far"), "1 of 2 partitions not known"),
         "kafka": "", "mongodb": "", "bestsellers": "",
     }  # fmt: skip

@@ -92,9 +92,9 @@ def product(url: str, *, dark: bool) -> dict[str, Any]:
     left, right = chart.yaxis
     left.axis_label = "Price, zł"
     left.ticker = models.BasicTicker(desired_num_ticks=5)
-    left.formatter = _numbers("0,0.00")
+    left.formatter = models.NumeralTickFormatter(format="0,0.00")
     right.ticker = models.BasicTicker(desired_num_ticks=5, min_interval=1)
-    right.formatter = _numbers("0,0")
+    right.formatter = models.NumeralTickFormatter(format="0,0")
     left.axis_label_text_color, right.axis_label_text_color = colours.blue, colours.green
     left.axis_label_text_font_style = right.axis_label_text_font_style = "bold"
     chart.xaxis.ticker.desired_num_ticks = 5
@@ -125,18 +125,11 @@ def _shop_chart(source: Any, colours: _Colours, *, field: str, title: str, colou
         for second in minutes
     }
     chart.yaxis.ticker = models.BasicTicker(min_interval=1, desired_num_ticks=5)
-    chart.yaxis.formatter = _numbers("0,0")
+    chart.yaxis.formatter = models.NumeralTickFormatter(format="0,0")
     chart.title.text_color = colours.ink
     chart.title.text_font_size = "14px"
     _style(chart, colours)
     return chart
-
-
-def _numbers(form: str) -> Any:
-    """Numbers as the page has them, "1 234,56"; a form says it in the American way."""
-    from bokeh.models import NumeralTickFormatter  # noqa: PLC0415
-
-    return NumeralTickFormatter(format=form, language="pl")
 
 
 def _source(name: str, url: str, poll_ms: int, columns: Sequence[str]) -> Any:

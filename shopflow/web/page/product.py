@@ -125,9 +125,9 @@ def product(product_id: str, found: Picture | None, problems: Sequence[str]) -> 
     shown.name = short(found.prices.name or "")
     shown.facts = {
         "Price now": _price(next((one for one in reversed(prices) if one.since is None or one.since <= now), None)),
-        "Units at these prices": grouped(sum(one.units for one, _ in rows)),
+        "Units sold at these prices": grouped(sum(one.units for one, _ in rows)),
         "Revenue at these prices": money(sum(one.revenue for one, _ in rows)),
-        "Width of a bar": f"a {found.course.bucket}" if found.course.bucket != "hour" else "an hour",
+        "Each bar shows": f"one {found.course.bucket}",
     }
     if found.stock:
         shown.facts["In stock"] = stock.in_words(*found.stock)

@@ -138,7 +138,8 @@ def _of_numbers(now: ShopState, silent: Sequence[str]) -> dict[str, Cell]:
     found = dict.fromkeys(_numbers(now), Cell(""))
     if silent:
         workers = "1 worker" if len(silent) == 1 else f"{len(silent)} workers"
-        found |= dict.fromkeys(("Purchases a second", "Money a minute"), Cell(f"without {workers}", level="warn"))
+        without = Cell(f"without {workers}", level="warn")
+        found |= dict.fromkeys(("Purchases per second", "Money in the last minute"), without)
     if uncounted := now.partitions - len(now.counted):
         lacks = Cell(f"{uncounted} of {now.partitions} partitions not known", level="warn")
         found |= dict.fromkeys(("Purchases so far", "Money so far"), lacks)
@@ -180,8 +181,8 @@ def _numbers(now: ShopState) -> dict[str, str]:
     last = int(now.asked.at or now.at) - 1
     recent = sum(now.board.seconds.get(last - ago, (0, 0))[0] for ago in range(_AVERAGE_SECONDS))
     return {
-        "Purchases a second": decimal(recent / _AVERAGE_SECONDS),
-        "Money a minute": money(sum(_money(now.board, last - ago) for ago in range(60))),
+        "Purchases per second": decimal(recent / _AVERAGE_SECONDS),
+        "Money in the last minute": money(sum(_money(now.board, last - ago) for ago in range(60))),
         "Events waiting": grouped(now.waiting) if now.kafka.known(now.at) else _UNKNOWN,
         "Purchases so far": _total(now, "purchases", grouped),
         "Money so far": _total(now, "spent", money),

@@ -49,11 +49,13 @@ async def index(web: Any, request: Any) -> Any:
     drawn = charts.available()
     html = _templates.get_template("page.html").render(
         now=_shown(now, looked_at),
-        topics=[topic.rpartition(".")[2] for topic in now.topics],
+        waiting=[f"{topic.rpartition('.')[2].capitalize()} waiting" for topic in now.topics],
         wanted=wanted,
         customer=customer,
         product_id=product_id,
         product=looked_at,
+        product_matches=[],
+        customer_matches=[],
         today=day_and_time(datetime.now(timezone.utc).replace(hour=0, minute=0))[len("2026-01-31 ") : -3],
         charts=drawn,
     )

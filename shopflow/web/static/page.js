@@ -3,6 +3,7 @@
 
 const EVERY_MS = 2000;
 const PATIENCE_MS = 10000;
+const TYPING_MS = 200; // a pause in typing
 
 const product = new URLSearchParams(location.search).get("product");
 const ofProduct = product ? `product=${encodeURIComponent(product)}` : "";
@@ -18,10 +19,7 @@ function setLevel(element, level) {
   else delete element.dataset.level;
 }
 
-function cellOf(cell, tag) {
-  const made = document.createElement(tag);
-  if (tag === "th") made.scope = "row";
-  setLevel(made, cell.level);
+function filled(made, cell) {
   if (cell.href && cell.href.startsWith("/")) {
     const link = document.createElement("a");
     link.href = cell.href;
@@ -31,6 +29,14 @@ function cellOf(cell, tag) {
     made.textContent = cell.text;
   }
   return made;
+}
+
+function cellOf(cell, tag, label) {
+  const made = document.createElement(tag);
+  if (tag === "th") made.scope = "row";
+  made.dataset.label = label; // for a narrow screen
+  setLevel(made, cell.level);
+  return filled(made, cell);
 }
 
 function showTable(name, rows, notes) {
@@ -45,9 +51,10 @@ function showTable(name, rows, notes) {
   const body = table.tBodies[0];
   if (body.contains(document.activeElement)) return; // a link in it has the keyboard's focus: update next time
   table.shown = wanted;
+  const headings = table.tHead.rows[0].cells;
   body.replaceChildren(...rows.map((row) => {
     const line = document.createElement("tr");
-    line.append(...row.map((cell, at) => cellOf(cell, at ? "td" : "th")));
+    line.append(...row.map((cell, at) => cellOf(cell, at ? "td" : "th", headings[at]?.textContent ?? "")));
     return line;
   }));
   empty.hidden = rows.length > 0;
@@ -123,7 +130,17 @@ async function refresh() {
   setTimeout(refresh, EVERY_MS);
 }
 
+// "1 234,56": Bokeh knows only "1,234.56", whatever its `language`.
+function writeNumbersAsThePage(formatter) {
+  const { doFormat } = formatter;
+  formatter.doFormat = function format(...ticks) {
+    return doFormat.apply(this, ticks).map((text) => text.replaceAll(",", "\u00a0").replace(".", ","));
+  };
+}
+
 async function draw() {
+  Bokeh.set_log_level("error");
+  writeNumbersAsThePage(Bokeh.Models.get("NumeralTickFormatter").prototype);
   const dark = matchMedia("(prefers-color-scheme: dark)");
   dark.addEventListener("change", () => location.reload());
   const wide = matchMedia("(min-width: 60rem)").matches;
@@ -138,8 +155,48 @@ async function embed(address, target) {
   if (answer.ok) await Bokeh.embed.embed_item(await answer.json(), target);
 }
 
-if (byId("charts") && window.Bokeh) {
-  Bokeh.set_log_level("error");
+function drawSafely() {
   draw().catch((error) => lost(` the charts: ${error.message}`));
+}
+
+// While a name is typed, the names that have it are shown below the field, as links; arrows lead to them and back.
+function suggest(input) {
+  const list = byId(`${input.name}-matches`);
+  let typed = 0;
+  input.addEventListener("input", async () => {
+    const mine = ++typed;
+    await new Promise((resolve) => { setTimeout(resolve, TYPING_MS); });
+    if (mine !== typed) return;
+    const text = input.value.trim();
+    const answer = text && await fetch(`/page/matches.json?${input.name}=${encodeURIComponent(text)}`).catch(() => null);
+    const cells = answer?.ok ? await answer.json() : [];
+    if (mine !== typed) return;
+    list.replaceChildren(...cells.map((cell) => filled(document.createElement("li"), cell)));
+  });
+  input.form.addEventListener("keydown", (event) => {
+    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    const stops = [input, ...list.querySelectorAll("a")];
+    const next = stops[stops.indexOf(document.activeElement) + step];
+    if (!next) return;
+    event.preventDefault();
+    next.focus();
+  });
+}
+
+// A wide screen shows everything; on a narrow one each part opens when it is wanted.
+function unfold(narrow) {
+  for (const part of document.querySelectorAll(".fold")) {
+    part.open = !narrow || `#${part.id}` === location.hash;
+    part.querySelector("summary").tabIndex = narrow ? 0 : -1;
+  }
+}
+
+const narrow = matchMedia("(max-width: 45rem)");
+unfold(narrow.matches);
+narrow.addEventListener("change", () => unfold(narrow.matches));
+addEventListener("hashchange", () => { if (byId(location.hash.slice(1))?.matches(".fold")) byId(location.hash.slice(1)).open = true; });
+if (byId("charts")) {
+  if (window.Bokeh) drawSafely();
+  else byId("bokeh").addEventListener("load", drawSafely);
 }
 setTimeout(refresh, EVERY_MS);
