@@ -39,6 +39,8 @@ _WORKER_START_SECONDS = 90.0
 _STUCK_SECONDS = 60.0
 _POLL_SECONDS = 0.5
 _STATUS_SECONDS = 1.0
+#: Purchases a second while things are broken: enough to see events wait.
+_FAULTS_RATE = 30.0
 
 
 @ServingCommand.from_handler(
@@ -47,17 +49,25 @@ _STATUS_SECONDS = 1.0
     option(
         "--rate", type=click.FloatRange(0), default=200.0, show_default=True, help="Purchases a second; 0: no limit."
     ),
-    option("--exit", "leave", is_flag=True, help="After the last purchase, stop and exit with the status of verify."),
+    option("--faults", "faulty", is_flag=True, help="With two workers, and a page to break them and the servers."),
+    option(
+        "--exit",
+        "leave",
+        is_flag=True,
+        help="After the last purchase, and a round of the faults, stop and exit with the status of verify.",
+    ),
 )
-def demo(self: ServingCommand, leave: bool, **plan: Any) -> int:
+def demo(self: ServingCommand, leave: bool, faulty: bool, **plan: Any) -> int:
     """Start servers if none run, and a worker; send example events, and show live progress."""
     with Servers(config, self.say) as servers, ExitStack() as stack:
         try:
             addresses = servers.start()
             connect(addresses)
             check_mongodb(addresses)
-            worker = stack.enter_context(child_worker(config, "demo", _promotions()))
-            status = run(_Demo(kafka_at(addresses), worker, self.say, leave=leave, **plan).run(servers))
+            workers = [stack.enter_context(child_worker(config, "demo", _promotions()))]
+            if faulty:
+                workers.append(stack.enter_context(child_worker(config, "demo-second", _promotions(), first=False)))
+            status = run(_Demo(kafka_at(addresses), workers, servers, self.say, leave=leave, **plan).run())
         except KeyboardInterrupt:  # said at once: the worker and the servers take seconds to stop
             self.say("Stopping. All data is kept: the next start continues from here.")
             return 128 + signal.SIGINT if leave else 0
@@ -73,16 +83,21 @@ def _promotions() -> dict[str, str]:
 @dataclass
 class _Demo:
     bootstrap: Bootstrap
-    worker: Worker
+    workers: list[Worker]  #: two: with faults
+    servers: Servers
     say: Callable[[str], None]
     customers: int
     purchases: int
     rate: float
     leave: bool
 
-    async def run(self, servers: Servers) -> int:
-        """Run the demo, and fail as soon as the worker or a server has died. Returns the report's status."""
-        work, guard = asyncio.create_task(self._run()), asyncio.create_task(_guard(self.worker, servers))
+    @property
+    def worker(self) -> Worker:
+        return self.workers[0]
+
+    async def run(self) -> int:
+        """Run the demo, and fail as soon as a worker or a server has died. Returns the report's status."""
+        work, guard = asyncio.create_task(self._run()), asyncio.create_task(_guard(self.workers, self.servers))
         try:
             await asyncio.wait({work, guard}, return_when=asyncio.FIRST_COMPLETED)
             return await (guard if guard.done() else work)
@@ -100,13 +115,16 @@ class _Demo:
         await self._offer_and_register()
         await self._sell()
         await self._show_voucher()
-        if not self.leave:
+        worst = 0
+        if len(self.workers) > 1:
+            worst = await self._break()
+        elif not self.leave:
             await self._stay_open()
         report = await verify(self.bootstrap, store, topics.LAYOUT, token=config.web.read_token)
         await store.close()
         for line in lines.report(report, as_json=False):
             self.say(line)
-        return report.status
+        return worst or report.status
 
     async def _wait_for_worker(self) -> None:
         async def answer() -> None:
@@ -177,10 +195,41 @@ class _Demo:
         def say(line: str) -> None:
             latest[0] = f"{_clock()}  {line}"
 
+        shop = trading.Trading(self.bootstrap, store, await self._known(), say)
+        await self._watch(asyncio.create_task(shop.run()), _signs(self.worker.url), latest)
+
+    async def _known(self) -> list[str]:
         customer_ids, _ = await seeding.known(store, max(self.customers, trading.MOST_CUSTOMERS))
-        trade = asyncio.create_task(trading.Trading(self.bootstrap, store, customer_ids, say).run())
+        return customer_ids
+
+    async def _break(self) -> int:
+        """Serve the page of the faults until Ctrl-C; with `--exit` do each fault once. Returns the worst status."""
+        from .faults import Faults
+        from .faults_page import serving
+
+        latest = [""]
+
+        def say(line: str) -> None:
+            latest[0] = line
+            if self.leave:
+                self.say(line)
+
+        shop = trading.Trading(self.bootstrap, store, await self._known(), lambda line: None, rate=_FAULTS_RATE)
+        faults = Faults(self.bootstrap, self.workers, self.servers, shop, say)
+        async with serving(faults) as url:
+            self.say(f"Break it: {url}")
+            if self.leave:
+                await faults.round()
+            else:
+                await self._watch(
+                    asyncio.create_task(faults.run()), [*_signs(self.worker.url), f"Break it: {url}"], latest
+                )
+        return faults.status
+
+    async def _watch(self, trade: asyncio.Task[NoReturn], signs: list[str], latest: list[str]) -> None:
+        """Show the state of the shop until this task, which sells, has failed, or until Ctrl-C."""
         try:
-            with always_in_sight(_signs(self.worker.url)) as show:
+            with always_in_sight(signs) as show:
                 while not trade.done():
                     sums = await self._counts()
                     show(
@@ -224,14 +273,15 @@ def _summary(sums: dict[str, Any]) -> str:
     )
 
 
-async def _guard(worker: Worker, servers: Servers) -> NoReturn:
-    """Wait until the worker or a server has died.
+async def _guard(workers: list[Worker], servers: Servers) -> NoReturn:
+    """Wait until a worker or a server has died, but not by a fault of this demo.
 
     Raises:
-        Refused: The worker or a server has died.
+        Refused: A worker or a server has died.
     """
     while True:
-        worker.check()
+        for worker in workers:
+            worker.check()
         if failure := servers.failure():
             raise Refused(failure)
         await asyncio.sleep(_POLL_SECONDS)

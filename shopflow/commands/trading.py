@@ -50,6 +50,10 @@ class Trading:
     Arguments:
         customer_ids: Who buys. New customers are added.
         say: Gets a line about each event but the purchases.
+        rate: Purchases a second; None: two to five.
+
+    Attributes:
+        open: While it is not set, nothing is sent.
     """
 
     def __init__(
@@ -59,11 +63,16 @@ class Trading:
         customer_ids: list[str],
         say: Callable[[str], None],
         rng: random.Random | None = None,
+        *,
+        rate: float | None = None,
     ) -> None:
         self._bootstrap = bootstrap
         self._store = store
         self._customer_ids = customer_ids
         self._say = say
+        self._rate = rate
+        self.open = asyncio.Event()
+        self.open.set()
         self._rng = rng or random.Random()  # noqa: S311 - examples, not secrets
         self._purchases = samples.purchases(
             self._rng, customer_ids, [product.product_id for product in samples.PRODUCTS], now
@@ -73,7 +82,7 @@ class Trading:
         """Send events until it is cancelled."""
         async with connection.producer(self._bootstrap) as self._producer:
             await asyncio.gather(
-                self._repeat(self.buy, pause),
+                self._repeat(self.buy, lambda: 1 / self._rate if self._rate else pause()),
                 self._repeat(self.register, lambda: REGISTRATION_SECONDS),
                 self._repeat(self.deliver, lambda: DELIVERY_SECONDS),
                 self._repeat(self.send_bad_event, lambda: BAD_EVENT_SECONDS),
@@ -83,6 +92,7 @@ class Trading:
     async def _repeat(self, send: Callable[[], Awaitable[None]], seconds: Callable[[], float]) -> NoReturn:
         while True:
             await asyncio.sleep(seconds())
+            await self.open.wait()
             try:
                 await send()
             except Unavailable as error:
@@ -91,6 +101,12 @@ class Trading:
     async def buy(self) -> None:
         """A random customer buys. The worker gives the price."""
         await self._send(topics.purchases, next(self._purchases))
+
+    async def buy_twice(self) -> None:
+        """A producer sends one purchase twice."""
+        purchase = next(self._purchases)
+        await self._send(topics.purchases, purchase)
+        await self._send(topics.purchases, purchase)
 
     async def register(self) -> None:
         """A new customer registers, unless the shop has enough."""

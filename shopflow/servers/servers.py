@@ -9,6 +9,7 @@ ours, so files of an earlier run do no harm.
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -70,6 +71,12 @@ class Servers:
         self._config = config
         self._say = say
         self._launched: list[Server] = []
+        self._away: Server | None = None
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """The keys, `kafka` and `mongodb`, of the servers that this process started."""
+        return tuple(server.key for server in self._launched)
 
     @property
     def started(self) -> tuple[str, ...]:
@@ -104,9 +111,31 @@ class Servers:
         """A line about a server that this process started and that has died; None if there is none."""
         for server in self._launched:
             status = server.exit_status()
-            if status is not None:
+            if status is not None and server is not self._away:
                 return f"{server.name} has died, {ending(status)}; its log: {server.log}"
         return None
+
+    def outage(self, key: str, seconds: float, ending: threading.Event) -> None:
+        """Stop a server that this process started, and start it again later, at the same address. For demonstrations.
+
+        Arguments:
+            ending: When it is set, the server is left as it is: it is to be stopped anyway.
+
+        Raises:
+            Refused: Another process started it, or it does not start again.
+        """
+        server = next((each for each in self._launched if each.key == key), None)
+        if server is None:
+            raise Refused(f"this process did not start {key}, and does not stop it")
+        with locked(self._config.data_path / "servers.lock"):  # nobody else starts one meanwhile
+            self._away = server
+            server.await_stop()
+            if ending.wait(seconds):
+                return
+            server.launch(self._say)
+            while not server.is_up(self._say):
+                time.sleep(POLL_SECONDS)
+            self._away = None
 
     def stop(self) -> None:
         """Stop the servers that `start` started. It takes at most 15 seconds; the second call does nothing."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from shopflow.config.settings import Config
 from shopflow.errors import Refused
@@ -28,37 +30,68 @@ def check_port(bind: str, port: int) -> None:
 
 
 class Worker:
-    """A running worker process.
+    """A worker process. It runs until it is stopped, or killed for a demonstration.
 
     Attributes:
         url: The base URL of its views.
         log: The file with its log.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-        self._process = process
+    def __init__(self, command: list[str], variables: Mapping[str, str], lock: IO[bytes], url: str, log: Path) -> None:
+        self._command, self._variables, self._lock = command, variables, lock
+        self._killed = False
         self.url = url
         self.log = log
+        self.start()
+
+    def start(self) -> None:
+        """Start it; also again after `kill`."""
+        self._process = keeper.start(
+            [self._command], self.log, self._lock, _STOP_SECONDS, stdout=subprocess.PIPE, env=dict(self._variables)
+        )
+        assert self._process.stdout is not None  # noqa: S101 - a pipe
+        with self._process.stdout as told:
+            self._pid = int(told.readline() or 0)
+        self._killed = False
+
+    def send(self, number: int) -> None:
+        """Send a signal to it, unless it has ended."""
+        if self._pid and self._process.poll() is None:
+            os.kill(self._pid, number)
+
+    def kill(self) -> None:
+        """Kill it, and wait for its end."""
+        self._killed = True
+        self.send(signal.SIGKILL)
+        self._process.wait()
+
+    def stop(self) -> None:
+        """Stop it, and wait for its end."""
+        keeper.order_stop(self._process)
+        self._process.wait()
 
     def check(self) -> None:
-        """Raise `Refused` if the worker has ended."""
-        if (status := self._process.poll()) is not None:
+        """Raise `Refused` if the worker has ended, but not by `kill`."""
+        if (status := self._process.poll()) is not None and not self._killed:
             raise Refused(f"the worker has ended with status {status}; its log: {self.log}")
 
 
 @contextmanager
-def child_worker(config: Config, name: str, variables: Mapping[str, str] | None = None) -> Iterator[Worker]:
+def child_worker(
+    config: Config, name: str, variables: Mapping[str, str] | None = None, *, first: bool = True
+) -> Iterator[Worker]:
     """Run a worker while the body runs, on the configured port if that is free, else on any free port.
 
     Arguments:
         name: The command's name, for its files in `data_dir`.
         variables: Environment variables, over those of this process.
+        first: False: leave the configured port to another worker.
 
     Raises:
         Refused: The same command runs in the same `data_dir` already.
     """
     host = reached_at(config.web.bind)
-    port = _web_port(host, config)
+    port = _web_port(host, config) if first else any_port(host)
     folder = config.data_path
     log = folder / f"{name}-worker.log"
     folder.mkdir(parents=True, exist_ok=True)
@@ -68,12 +101,12 @@ def child_worker(config: Config, name: str, variables: Mapping[str, str] | None 
             raise Refused(f"data_dir: a {name} is running already in {folder}")
         command = [sys.executable, "-m", "shopflow", "worker", "--web-port", str(port), "-l", "info"]
         variables = {**os.environ, **(variables or {})}
-        process = keeper.start([command], log, lock, _STOP_SECONDS, stdout=subprocess.DEVNULL, env=variables)
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        worker = Worker(command, variables, lock, url, log)
         try:
-            yield Worker(process, f"http://{f'[{host}]' if ':' in host else host}:{port}", log)
+            yield worker
         finally:
-            keeper.order_stop(process)
-            process.wait()
+            worker.stop()
 
 
 def reached_at(bind: str) -> str:

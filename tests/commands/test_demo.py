@@ -152,3 +152,34 @@ def test_two_to_five_purchases_a_second_are_made(monkeypatch: pytest.MonkeyPatch
         pauses.append(pause())
     assert 1 / 5 <= min(pauses) < 0.21
     assert 0.49 < max(pauses) <= 1 / 2
+
+
+def test_one_purchase_is_sent_twice_unchanged(world: World) -> None:
+    """It is a repeat only if both have one id and one key."""
+
+    async def twice() -> None:
+        async with world._producer(None) as world.trading._producer:
+            await world.trading.buy_twice()
+
+    asyncio.run(twice())
+    first, second = world.events("shop.purchases")
+    assert first == second
+
+
+def test_nothing_is_sent_while_the_shop_is_closed(world: World) -> None:
+    """`verify` compares a shop in which nothing moves."""
+    world.trading.open.clear()
+
+    async def closed() -> int:
+        task = asyncio.create_task(world.trading.run())
+        for _ in range(200):
+            await asyncio.sleep(0)
+        count = len(world.sent)
+        world.trading.open.set()
+        while not world.sent:
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait({task})
+        return count
+
+    assert asyncio.run(closed()) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from urllib.request import urlopen
 
@@ -54,6 +55,29 @@ def test_the_demo_takes_servers_that_run_already(open_shop: OpenShop) -> None:
         assert "Purchases: 500 in Kafka, 500 in MongoDB, 500 in the tables" in done.stdout
         assert shop.leftovers() == []
         shop.agrees()
+
+
+@pytest.mark.slow
+def test_a_demo_survives_all_its_faults(open_embedded_shop: OpenShop) -> None:
+    """`--faults --exit` does each fault once; after each, Kafka, MongoDB and the tables agree. Nothing is left."""
+    with open_embedded_shop() as shop:
+        done = shop.run(*DEMO, "--faults", seconds=400)
+        assert done.status == 0, done
+        told = [
+            *("Worker 1 is killed", "Worker 1 is started again", "Worker 1 is frozen", "Worker 1 wakes up"),
+            *("MongoDB is being stopped", "MongoDB is back", "Kafka is being stopped", "Kafka is back"),
+            *("A bad purchase was sent", "A purchase was sent twice"),
+        ]
+        places = [done.stdout.find(text) for text in told]
+        assert -1 not in places, done
+        assert places == sorted(places)
+        frozen, woken = places[2:4]
+        assert "Worker 2 has partitions 0, 1, 2, 3." in done.stdout[frozen:woken]
+        assert done.stdout.count("verify: all agree.") == 6
+        verdicts = [line for line in done.stdout.splitlines() if "verify: all agree." in line]
+        assert re.search(r" \+ [1-9]\S* repeated \+ [1-9]\S* rejected;", verdicts[-1]), verdicts
+        assert shop.leftovers() == []
+        assert shop.locked() == []
 
 
 def test_an_interrupted_demo_that_was_to_verify_does_not_claim_success(open_shop: OpenShop) -> None:
