@@ -44,6 +44,7 @@ from .store.types import CUSTOMERS, PRODUCTS
 from .tables import customer_windows, product_sales, purchase_counts, rules
 from .web.monitoring.metrics import Metrics, Rebalances
 from .web.monitoring.probes import Health
+from .web.monitoring.spans import traced
 
 #: What to do about the troubles of the heart.
 _ADVICE = {
@@ -165,7 +166,8 @@ class Parts:
         lags.looked = looked
         metrics.watch(app, lags, self.limit, self.mongodb_outage)
         app.sensors.add(Rebalances(metrics))
-        app.on_batch, app.skipped, app.advice = metrics.batch, _skipped, _ADVICE
+        app.on_batch = traced(metrics.batch, config.app_id)
+        app.skipped, app.advice = _skipped, _ADVICE
 
         @app.on_partitions_assigned.connect
         async def forget(*args: Any, **kwargs: Any) -> None:

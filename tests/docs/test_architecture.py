@@ -107,6 +107,7 @@ def test_every_import_keeps_the_rules() -> None:
         ("prometheus_client", {"shopflow.web"}),
         ("bokeh", {"shopflow.web"}),
         ("jinja2", {"shopflow.web"}),
+        ("opentelemetry", {"shopflow.web"}),
     ],
 )
 def test_each_library_has_one_room(package: str, owners: set[str]) -> None:
