@@ -54,7 +54,11 @@ class PatientRecovery(Recovery):
 
 
 class Tables(TableManager):
-    """Faust's table manager with `PatientRecovery`."""
+    """Faust's table manager with `PatientRecovery`. It starts at once; Faust's sleeps for a second first."""
+
+    async def on_start(self) -> None:
+        await self._update_channels()
+        await self.recovery.start()
 
     @property
     def recovery(self) -> Recovery:

@@ -60,7 +60,7 @@ app: App = App(
     broker_session_timeout=config.batching.session_timeout_seconds,
     # Faust wants it no shorter than the session timeout; 90 s is its default.
     broker_request_timeout=max(90.0, config.batching.session_timeout_seconds),
-    broker_heartbeat_interval=config.batching.session_timeout_seconds / 20,
+    broker_heartbeat_interval=config.batching.session_timeout_seconds / 40,
     producer_linger=0.0,  # records are sent in whole batches already
     producer_max_batch_size=256 * 1024,
     producer_max_request_size=17 * 1024 * 1024,
