@@ -13,6 +13,7 @@ import fcntl
 import json
 import logging
 import os
+import zlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from time import monotonic
@@ -78,6 +79,10 @@ class _Member(NamedTuple):
     assignment: bytes
 
 
+class _NotOursError(Exception):
+    """An assignment is another worker's."""
+
+
 class Instance:
     """Lets the coordinator of an `AIOKafkaConsumer` join under a name. All in the consumer's thread.
 
@@ -96,7 +101,9 @@ class Instance:
         self._waits_since: float | None = None
         self._rejoin: Callable[[Any], Awaitable[bool]] = coordinator._do_rejoin_group
         self._send: Callable[[Any], Awaitable[Any]] = coordinator._send_req
+        self._begin: Callable[..., Awaitable[None]] = coordinator._on_join_complete
         coordinator._do_rejoin_group = self._join
+        coordinator._on_join_complete = self._begin_if_ours
         coordinator._send_req = self._send_known
 
     def leave_at_stop(self) -> None:
@@ -126,7 +133,23 @@ class Instance:
         if unknown and not await self._may_join(subscription.topics):
             await asyncio.wait([self._coordinator._closing], timeout=_LOOK_SECONDS)
             return False
-        return await self._rejoin(subscription)
+        try:
+            return await self._rejoin(subscription)
+        except _NotOursError:
+            self._coordinator.reset_generation()
+            return False
+
+    async def _begin_if_ours(self, generation: int, member_id: str, protocol: str, assignment: bytes) -> None:
+        """Begin with an assignment.
+
+        Raises:
+            _NotOursError: It is for the address of another worker, which took the name in the same rebalance.
+        """
+        data = ConsumerProtocol.ASSIGNMENT.decode(assignment).user_data
+        url = json.loads(zlib.decompress(data))["url"] if data else None
+        if url is not None and url != _url(self._metadata(())):
+            raise _NotOursError
+        await self._begin(generation, member_id, protocol, assignment)
 
     async def _may_join(self, topics: Any) -> bool:
         """True if no member has the name, or only one that has ended, with the same topics and address."""

@@ -6,13 +6,14 @@ import asyncio
 import fcntl
 import json
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from aiokafka.coordinator.protocol import ConsumerProtocolMemberMetadata
+from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment, ConsumerProtocolMemberMetadata
 from aiokafka.errors import GroupAuthorizationFailedError, UnknownMemberIdError
 from aiokafka.protocol.group import LeaveGroupRequest
 
@@ -37,7 +38,9 @@ class Coordinator:
         self.member: tuple[Any, ...] | None = None
         self.left: list[str] = []
         self.joins = 0
+        self.begun = 0
         self.error = 0
+        self.assigned_to = URL
 
     def has(self, member_id: str, topics: Any = ("a", "b"), url: str = URL, name: str = "name") -> None:
         """The group has this member."""
@@ -52,7 +55,15 @@ class Coordinator:
 
     async def _do_rejoin_group(self, subscription: Any) -> bool:
         self.joins += 1
+        data = zlib.compress(json.dumps({"url": self.assigned_to}).encode())
+        await self._on_join_complete(1, "m1", "faust", ConsumerProtocolMemberAssignment(4, [], data).encode())
         return True
+
+    async def _on_join_complete(self, *_: Any) -> None:
+        self.begun += 1
+
+    def reset_generation(self) -> None:
+        self.member_id = ""
 
     def coordinator_dead(self) -> None:
         self.left.append("coordinator")
@@ -189,6 +200,18 @@ def test_a_member_that_kafka_knows_joins_again_without_a_look(coordinator: Coord
     coordinator.member_id = "m1"
     coordinator.has("m1")
     assert join(coordinator)
+
+
+def test_an_assignment_of_another_worker_is_not_begun(coordinator: Coordinator, tmp_path: Path) -> None:
+    """Two workers with one name joined in the same rebalance: Kafka gives both what is for the later one."""
+    worker(coordinator, tmp_path)
+    coordinator.assigned_to, coordinator.member_id = "http://127.0.0.1:6067", "m1"
+    assert not join(coordinator)
+    assert coordinator.begun == 0
+    assert coordinator.member_id == ""  # so the next attempt looks for the name's holder
+    coordinator.assigned_to = URL
+    assert join(coordinator)
+    assert coordinator.begun == 1
 
 
 def test_while_the_group_is_not_known_nobody_joins(coordinator: Coordinator, tmp_path: Path) -> None:
