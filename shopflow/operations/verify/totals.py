@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from time import monotonic
@@ -58,13 +59,14 @@ async def verify(bootstrap: Bootstrap, store: MongoStore, shop: Layout, *, token
         lags = before[0]
         if any(topic not in lags for topic in shop.events):
             raise Unavailable("Kafka", "the shop's topics do not exist yet: start a worker, or seed some events")
-        lag = await _lag(bootstrap, lags, held_up, shop)
-        report = await _compare(bootstrap, store, before, shop, token=token, lag=lag)
+        lag, hidden = await _lag(bootstrap, lags, held_up, shop)
+        report = await _compare(bootstrap, store, before, shop, token=token, lag=lag, hidden=hidden)
         after = await _state(bootstrap, shop)
         moved = before != after or last not in (None, before)
         last = after
         unchanged = 0 if moved else unchanged + 1
-        if unchanged and _settled(report, unchanged, waits=_waiting(lags, shop) > 0, patient=monotonic() < deadline):
+        unclear, patient = report.status == 2 or held_up.undecided, monotonic() < deadline
+        if unchanged and (not patient if unclear else _settled(report, unchanged, waits=_waiting(lags, shop) > 0)):
             return report
         if moved:
             report.status = 2
@@ -73,10 +75,8 @@ async def verify(bootstrap: Bootstrap, store: MongoStore, shop: Layout, *, token
     return report
 
 
-def _settled(report: Report, unchanged: int, *, waits: bool, patient: bool) -> bool:
+def _settled(report: Report, unchanged: int, *, waits: bool) -> bool:
     """True if another comparison would give the same report."""
-    if report.status == 2:
-        return not patient
     return report.status == 0 or not waits or unchanged >= _UNCHANGED_ATTEMPTS
 
 
@@ -89,23 +89,43 @@ def _waiting(lags: dict[str, offsets.Lag], shop: Layout) -> int:
     return sum(lags[topic].all_waiting for topic in shop.events)
 
 
-async def _lag(bootstrap: Bootstrap, lags: dict[str, offsets.Lag], held_up: HeldUp, shop: Layout) -> Check:
-    """Check that no event waits, and that no open transaction keeps events or other records from their readers."""
+async def _lag(
+    bootstrap: Bootstrap, lags: dict[str, offsets.Lag], held_up: HeldUp, shop: Layout
+) -> tuple[Check, list[str]]:
+    """Check that no event waits, and that no open transaction keeps events or other records from their readers.
+
+    Also returns the partitions of what is compared here that have such records.
+    """
     spans = {(topic, number): span for topic in shop.events for number, span in lags[topic].spans.items()}
     for topic, found in (await offsets.spans(bootstrap, shop.group, shop.records)).items():
         spans |= {(topic, number): span for number, span in found.items()}
     holds = await held_up.look(spans)
     waiting = _waiting(lags, shop)
     detail = "; ".join([f"{waiting} events wait in Kafka", *(hold.text for hold in holds)])
+    compared = {shop.changelog, shop.sales_changelog, shop.vouchers, shop.alerts}
+    hidden = [f"{topic}[{number}]" for (topic, number), span in spans.items() if span.held and topic in compared]
     if holds or any(lags[topic].waiting for topic in shop.events):
-        return Check("lag", False, detail)
+        return Check("lag", False, detail), hidden
     if held_up.undecided:
-        return Check("lag", None, f"{detail}; a transaction is open, and may be committed soon")
-    return Check("lag", True, detail)
+        return Check("lag", None, f"{detail}; a transaction is open, and may be committed soon"), hidden
+    return Check("lag", True, detail), hidden
+
+
+def _judged(checks: Sequence[Check], hidden: Sequence[str]) -> list[Check]:
+    """The checks; a difference is only a doubt while an open transaction hides records of these partitions."""
+    cause = f"records of {', '.join(hidden)} are held up by an open transaction, which may be the cause: "
+    return [Check(one.name, None, cause + one.detail) if hidden and one.good is False else one for one in checks]
 
 
 async def _compare(
-    bootstrap: Bootstrap, store: MongoStore, state: _State, shop: Layout, *, token: str, lag: Check
+    bootstrap: Bootstrap,
+    store: MongoStore,
+    state: _State,
+    shop: Layout,
+    *,
+    token: str,
+    lag: Check,
+    hidden: Sequence[str],
 ) -> Report:
     lags, live = state
     counts = await Tables.read(bootstrap, shop.changelog, shop.partitions)
@@ -138,21 +158,18 @@ async def _compare(
     stored = f"{totals.purchases} stored, {sums['purchases']} counted"
     if sizes["purchases"] > totals.purchases and (apart := await store.removed()):
         stored += f"; {apart} more are stored that Kafka no longer has, and in no count since `replay --lose-counts`"
-    report.add(
-        [
-            lag,
-            accounts,
-            Check("purchases in MongoDB and tables", totals.purchases == sums["purchases"], stored),
-            customers,
-            _sums(counts),
-            sales,
-            await compare_announcements(bootstrap, shop.group, shop.vouchers, announcements.VOUCHERS, store),
-            await compare_announcements(bootstrap, shop.group, shop.alerts, announcements.ALERTS, store),
-            await workers.compare_workers(live, counts, token),
-            await workers.troubles(live, shop.purchases, partial(client.session, token)),
-            _registrations(unregistered),
-        ]
-    )
+    compared = [
+        accounts,
+        Check("purchases in MongoDB and tables", totals.purchases == sums["purchases"], stored),
+        customers,
+        _sums(counts),
+        sales,
+        await compare_announcements(bootstrap, shop.group, shop.vouchers, announcements.VOUCHERS, store),
+        await compare_announcements(bootstrap, shop.group, shop.alerts, announcements.ALERTS, store),
+        await workers.compare_workers(live, counts, token),
+    ]
+    troubles = await workers.troubles(live, shop.purchases, partial(client.session, token))
+    report.add([lag, *_judged(compared, hidden), troubles, _registrations(unregistered)])
     return report
 
 
