@@ -206,7 +206,7 @@ def judge_rights(specs: Sequence[TopicSpec], found: Mapping[str, Found]) -> list
 def judge_ids(
     specs: Sequence[TopicSpec], found: Mapping[str, Found], ids: Mapping[str, Collection[str]]
 ) -> list[Finding]:
-    """The topics of events and changelogs that are no longer those that were read.
+    """The topics that are no longer those that were read or written.
 
     Arguments:
         ids: The ids of those that were read, by name.
@@ -215,14 +215,23 @@ def judge_ids(
         Finding(
             "topic-replaced",
             spec.name,
-            f"Topic {spec.name} was deleted and made anew: the counts are of the old one, and new events at its "
-            "offsets are taken for counted ones; run `faust -A shopflow replay`, then restart the workers",
-            stops=True,
+            f"Topic {spec.name} was deleted and made anew: {_REPLACED[spec.role]}",
+            stops=spec.role is not Role.RECORDS,
         )
         for spec in specs
-        if spec.name in found and spec.role is not Role.RECORDS
+        if spec.name in found
         if set(ids.get(spec.name, ())) - {found[spec.name].id}
     ]
+
+
+#: What it means that a topic is another one now.
+_REPLACED = {
+    Role.EVENTS: "the counts are of the old one, and new events at its offsets are taken for counted ones; run "
+    "`faust -A shopflow replay`, then restart the workers",
+    Role.CHANGELOG: "the new one lacks what the tables have; run `faust -A shopflow replay`, then restart the workers",
+    Role.RECORDS: "its records are lost; `faust -A shopflow replay` makes dead letters and decided prices again, "
+    "but no marks of retries. It is told until the workers are restarted",
+}
 
 
 def _largest(topic: Found) -> int:
