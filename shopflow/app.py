@@ -37,6 +37,8 @@ _AGENTS_AND_VIEWS = (
     "shopflow.web.api.counts",
     "shopflow.web.api.sales",
     "shopflow.web.page.views",
+    "shopflow.web.page.trace",
+    "shopflow.web.page.letters",
     "shopflow.web.api.events",
     "shopflow.web.api.collections",
     "shopflow.web.api.openapi",

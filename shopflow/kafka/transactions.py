@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
@@ -85,7 +85,9 @@ async def transactions(bootstrap: Bootstrap, transactional_id: str) -> AsyncIter
     Raises:
         Unavailable: Kafka does not answer.
     """
-    asyncio.get_running_loop().set_exception_handler(_leave_to_caller)
+    loop = asyncio.get_running_loop()
+    if not isinstance(before := loop.get_exception_handler(), _LeaveToCaller):
+        loop.set_exception_handler(_LeaveToCaller(before))
     client = AIOKafkaProducer(
         **bootstrap.options,
         transactional_id=transactional_id,
@@ -107,7 +109,16 @@ async def transactions(bootstrap: Bootstrap, transactional_id: str) -> AsyncIter
             await within(_STOP_SECONDS, client.stop())
 
 
-def _leave_to_caller(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Ignore unretrieved `KafkaError`s: a fenced aiokafka producer leaves futures that no caller can reach."""
-    if not isinstance(context.get("exception"), KafkaError):
-        loop.default_exception_handler(context)
+class _LeaveToCaller:
+    """Ignores unretrieved `KafkaError`s: a fenced aiokafka producer leaves futures that no caller can reach."""
+
+    def __init__(self, before: Callable[[asyncio.AbstractEventLoop, dict[str, Any]], object] | None) -> None:
+        self._before = before
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if isinstance(context.get("exception"), KafkaError):
+            return
+        if self._before is None:
+            loop.default_exception_handler(context)
+        else:
+            self._before(loop, context)

@@ -56,6 +56,10 @@ class Id(NamedTuple):
         return cls(int(partition), int(offset))
 
 
+class Missing(Refused):
+    """A dead letter that does not exist (any more)."""
+
+
 class Failure(msgspec.Struct, frozen=True):
     """An earlier dead letter of a retried record."""
 
@@ -191,7 +195,7 @@ async def check(bootstrap: Bootstrap, shop: Layout, ids: Iterable[Id]) -> None:
     """Check that all of these dead letters exist.
 
     Raises:
-        Refused: One does not exist (any more).
+        Missing: One does not exist (any more).
         Unavailable: Kafka does not answer.
     """
     async for _ in chosen(bootstrap, shop, ids):
@@ -204,19 +208,19 @@ async def chosen(
     """Read these dead letters, each once.
 
     Raises:
-        Refused: One does not exist (any more).
+        Missing: One does not exist (any more).
         Unavailable: Kafka does not answer.
     """
     ids, topic = list(dict.fromkeys(ids)), shop.dead_letters
     count = await count_partitions(bootstrap, topic)
     for one in ids:
         if one.partition >= count:
-            raise Refused(f"there is no dead letter {one} in topic {topic}")
+            raise Missing(f"there is no dead letter {one} in topic {topic}")
     for one in ids:
         async with reading.runs(bootstrap, topic, one.partition, start=one.offset, end=one.offset + 1) as runs:
             found = [record async for run in runs for record in run]
         if not found:
-            raise Refused(f"there is no dead letter {one} in topic {topic}")
+            raise Missing(f"there is no dead letter {one} in topic {topic}")
         progress(1)
         yield Letter.of(found[0])
 
@@ -305,18 +309,21 @@ async def became(
 async def _source_of(store: MongoStore, shop: Layout, letter: Letter) -> Document | None:
     """The `source` of the document with the dead letter's id; None if there is none."""
     collection = {shop.products: PRODUCTS, shop.customers: CUSTOMERS, shop.purchases: PURCHASES}[letter.topic]
-    id_ = (letter.key or b"").decode("utf-8", "replace")
-    if collection == PURCHASES:
-        try:
-            id_ = msgspec.json.decode(letter.value or b"", type=_Purchase).purchase_id
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return None
+    id_ = purchase_id_of(letter) if collection == PURCHASES else (letter.key or b"").decode("utf-8", "replace")
     found: Document | None = (await store.documents(collection, [id_])).get(id_, {}).get("source")
     return found
 
 
 class _Purchase(msgspec.Struct):
     purchase_id: str
+
+
+def purchase_id_of(letter: Letter) -> str:
+    """The id of the purchase in a dead letter's value; empty if it has none."""
+    try:
+        return msgspec.json.decode(letter.value or b"", type=_Purchase).purchase_id
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return ""
 
 
 async def marked(bootstrap: Bootstrap, shop: Layout, partition: int) -> dict[Id, Any]:

@@ -117,7 +117,7 @@ class Retry:
         if letter.id in self._marked:  # perhaps by another retry, while this one had no producer
             self.outcome.already += 1
             return False
-        if why := _fault(letter, self._shop):
+        if why := fault(letter, self._shop):
             self.outcome.refused.append((letter.id, why))
             return False
         return True
@@ -164,7 +164,7 @@ class Retry:
         self._under_way = False
 
 
-def _fault(letter: Letter, shop: Layout) -> str:
+def fault(letter: Letter, shop: Layout) -> str:
     """Why the dead letter can't be retried; empty if it can."""
     if any(name == RAW for name, _ in letter.headers):
         return "it has only the bytes of what could not be read, so it can't be accepted this time either"

@@ -17,7 +17,7 @@ from shopflow.shop.counts import decode_count, decode_totals
 from shopflow.shop.decoding import Decoder
 from shopflow.shop.prices import prices_in
 from shopflow.shop.text import day, day_and_time, gift, grouped, money, visible
-from shopflow.store.types import BEGINNING, Document, PriceHistory
+from shopflow.store.types import BEGINNING, REMOVED, Document, PriceHistory
 
 from .letters import Letter, is_of_sender, time_of
 
@@ -71,6 +71,15 @@ def names(value: bytes | None, purchase_id: str) -> bool:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return purchase_id.encode() in value
     return isinstance(sent, dict) and sent.get("purchase_id") == purchase_id
+
+
+def source_in(document: Document) -> Document | None:
+    """The document's `source`; None if it does not name a record, as in a document that came past Kafka."""
+    source = document.get("source")
+    if not isinstance(source, dict) or source.get("origin") not in {"kafka", REMOVED}:
+        return None
+    kinds = {"topic": str, "partition": int, "offset": int}
+    return source if all(isinstance(source.get(name), kind) for name, kind in kinds.items()) else None
 
 
 def event_of(record: Any, purchase_id: str) -> Purchase | None:

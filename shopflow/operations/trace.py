@@ -21,7 +21,7 @@ from shopflow.models import MAX_ID_LENGTH
 from shopflow.shop.announcements import VOUCHERS
 from shopflow.shop.layout import Layout
 from shopflow.shop.prices import prices_in
-from shopflow.shop.text import clock, grouped, visible
+from shopflow.shop.text import clock, grouped, later, visible
 from shopflow.store import MongoStore
 from shopflow.store.rules import sale_id
 from shopflow.store.types import PURCHASES, REMOVED, SALES, Document
@@ -90,9 +90,9 @@ class Tracer:
 
     async def _stored(self, found: Trace, document: Document) -> None:
         found.customer_id, found.product_id = (str(document.get(name, "")) for name in ("customer_id", "product_id"))
-        source = document.get("source") or {}
+        source = steps.source_in(document)
         found.state, found.verdict, found.steps = "stored", "It is stored once", [steps.bought(document)]
-        if source.get("origin") not in {"kafka", REMOVED}:
+        if source is None:
             found.state, found.verdict = "direct", "It was written to MongoDB past Kafka, so no count has it"
             found.steps.append(steps.in_mongodb(document))
             return
@@ -259,9 +259,11 @@ class Tracer:
         return made
 
     async def _retried(self, letter: Letter, retry: tuple[datetime, Mark], stored: Document | None) -> Step:
-        when, mark = retry
+        mark = retry[1]
+        when: datetime | None = retry[0]
         text = f"dead letter {letter.id} became offset {mark.offset} of {mark.topic}[{mark.partition}]"
         if stored and (stored["partition"], stored["offset"]) == (mark.partition, mark.offset):
+            when = None  # the record, which comes next, has its own
             text += ", which is stored"
         else:
             became = await letters.became(
@@ -288,7 +290,7 @@ def lines_of(found: Trace) -> Iterator[str]:
     yield f"Purchase {visible(found.purchase_id)}: {visible(found.verdict)}."
     for step in found.steps:
         time = clock(step.time) if step.time else ""
-        seconds = "" if step.seconds is None else f"{step.seconds:+.3f} s"
+        seconds = "" if step.seconds is None else later(step.seconds)
         yield f"{step.name:<10} {time:<23} {seconds:>12}  {step.text}"
     yield from (f"Searched: {text}." for text in found.searched)
 

@@ -69,6 +69,14 @@ def clock(at: datetime) -> str:
     return f"{day_and_time(at)}.{at.microsecond // 1000:03}"
 
 
+def later(seconds: float) -> str:
+    """Format the time between two steps: in milliseconds, or coarse if it is long."""
+    for size, unit in ((86_400, "days"), (3_600, "h"), (60, "min")):
+        if abs(seconds) >= 2 * size:
+            return f"{seconds / size:+.0f} {unit}"
+    return f"{seconds:+.3f} s"
+
+
 def day(at: Any) -> str:
     return day_and_time(at)[: len("2026-01-31")] if isinstance(at, datetime) else _as_it_is(at)
 

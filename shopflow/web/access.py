@@ -215,8 +215,8 @@ class Guard:
         if writes:
             if may_read and scheme == "bearer":
                 scope = (bearer[0], f'{bearer[1]}, error="insufficient_scope"')
-                raise Refusal(403, "the read token can't send events; use the write token", [scope])
-            reason = "the token is wrong" if scheme == "bearer" else "sending events needs the write token"
+                raise Refusal(403, "the read token can't send events or retry; use the write token", [scope])
+            reason = "the token is wrong" if scheme == "bearer" else "this needs the write token"
             raise Refusal(401, f"{reason}: send Authorization: Bearer TOKEN", [bearer])
         if not may_read:
             reason = "the token is wrong" if shown else "reading needs the read token"

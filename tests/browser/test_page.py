@@ -113,11 +113,13 @@ def test_nothing_that_an_event_brings_runs_as_a_script(shop: Shop, worker: Worke
     )
     until(lambda: len(tab.table("letters")) >= 1, "the dead letter is there", SOON)
     until(lambda: "rejected" in tab.sentences(), "the page says so", SOON)
-    tab.page.locator('[data-table="latest"] a').first.click()  # the page of the customer, from the server
+    tab.page.locator(
+        '[data-table="latest"] a[href*="customer"]'
+    ).first.click()  # the page of the customer, from the server
     assert tab.page.locator("#customer h3").inner_text() == cut(f"{HOSTILE} </td>")
     assert tab.page.locator("#customer dd").first.inner_text() == HOSTILE
     assert tab.table("customer")[0][1] == cut(HOSTILE)
-    tab.page.locator('[data-table="customer"] a').first.click()
+    tab.page.locator('[data-table="customer"] a[href*="product"]').first.click()
     assert tab.page.locator("#product h3").inner_text() == cut(HOSTILE)
     assert tab.table("prices")[0][2] == "3,99 zł"
     until(lambda: len(tab.column("units", "course")) >= 1, "its chart is drawn", SOON)

@@ -1,4 +1,4 @@
-"""Log lines that a command leaves out, beside its one line about an error."""
+"""Log lines that are left out: those beside a command's one line about an error, and those of a fenced producer."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import asyncio
 import gc
 import logging
 import ssl
+from typing import Any
 
 import pytest
+from aiokafka.errors import ProducerFenced
 
-from shopflow.kafka import connection
+from shopflow.kafka import connection, transactions
 
 
 @pytest.mark.parametrize(
@@ -34,3 +36,32 @@ def test_the_error_of_a_connection_that_was_given_up_is_no_news(
         logger.filters = filters
         logging.getLogger("aiokafka").setLevel(level)
     assert any("never retrieved" in record.getMessage() for record in caplog.records) == printed
+
+
+def test_a_transaction_in_a_worker_leaves_its_handler_of_errors_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page retries in a worker, whose own handler gets all other errors, however often it was retried before."""
+    told: list[Any] = []
+
+    class Client:
+        """A producer that does nothing."""
+
+        def __init__(self, **options: Any) -> None: ...
+
+        async def start(self) -> None: ...
+
+        async def stop(self) -> None: ...
+
+    async def retry_three_times() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda loop, context: told.append(context["exception"]))
+        for _ in range(3):
+            bootstrap: Any = type("Bootstrap", (), {"options": {}})
+            async with transactions.transactions(bootstrap, "id"):
+                pass
+        for error in (ProducerFenced(), bug):
+            loop.call_exception_handler({"message": "", "exception": error})
+
+    bug = ValueError("a bug")
+    monkeypatch.setattr(transactions, "AIOKafkaProducer", Client)
+    asyncio.run(retry_three_times())
+    assert told == [bug]

@@ -15,6 +15,7 @@ from shopflow.operations import letters, steps
 from shopflow.operations.letters import Became, Id, Mark
 from shopflow.operations.steps import Rows, Step
 from shopflow.shop.counts import advance
+from shopflow.shop.text import later
 from shopflow.store.types import PriceHistory
 from tests.operations.test_letters import SHOP, dead, letter
 from tests.support.events import purchase, record, unpriced
@@ -157,6 +158,17 @@ def test_the_price_says_where_it_came_from() -> None:
     assert not steps.price(DOCUMENT, plain, None, None).known
 
 
+@pytest.mark.parametrize(
+    "source",
+    [None, "kafka", {"origin": "direct"}, {"origin": "kafka"}, {"origin": "kafka", **SOURCE, "partition": [0]}],
+)
+def test_a_source_that_names_no_record_is_none(source: Any) -> None:
+    """Another program may have written anything."""
+    assert steps.source_in({"source": source}) is None
+    good = {"origin": "kafka", **SOURCE}
+    assert steps.source_in({"source": good}) == good
+
+
 def test_repeats_say_what_was_searched() -> None:
     assert steps.repeats([], 8, 8, 8).text == "none (no later record)"
     assert steps.repeats([9], 8, 18, 30).text == (
@@ -169,6 +181,22 @@ def test_steps_are_measured_from_the_last_that_has_a_time() -> None:
     made = [Step(name=str(at), text="", time=at and NOON + timedelta(seconds=at)) for at in (1, None, 3.5, 3)]
     steps.measure(made)
     assert [one.seconds for one in made] == [None, None, 2.5, -0.5]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (0.0071, "+0.007 s"),
+        (-0.105, "-0.105 s"),
+        (119.9, "+119.900 s"),
+        (120, "+2 min"),
+        (7_200, "+2 h"),
+        (2e8, "+2315 days"),
+    ],
+)
+def test_long_times_are_shown_coarsely(seconds: float, shown: str) -> None:
+    """A purchase from years ago does not break the columns."""
+    assert later(seconds) == shown
 
 
 class Store:

@@ -72,6 +72,18 @@ def test_units_in_spans_touch_each_purchase_once(store: MongoStore, run: Run) ->
     assert run(store.sold_at("milk", [])) == []
 
 
+def test_what_a_customer_bought_before_a_record_is_summed(store: MongoStore, run: Run) -> None:
+    """Direct purchases, later ones, and those of other partitions or customers are not in the sums."""
+    mine = [purchase(str(offset), kafka(offset), quantity=offset, value=10 * offset) for offset in range(1, 5)]
+    others = [
+        purchase("direct", DIRECT), purchase("ola", kafka(1), "ola"), purchase("other", kafka(1, 1)),
+        purchase("set-apart", {**kafka(2), "origin": "removed"}),
+    ]  # fmt: skip
+    run(store.insert_purchases([*mine, *others]))
+    assert run(store.bought_before("anna", kafka(4))) == (3, 6, 60)
+    assert run(store.bought_before("anna", kafka(1))) == (0, 0, 0)
+
+
 def test_purchases_of_another_program_break_no_sum(store: MongoStore, run: Run, database: Database[Document]) -> None:
     """A purchase without a time is in no sum. Prices that are no whole numbers are summed up together."""
     buy(store, run)

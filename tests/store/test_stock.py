@@ -124,6 +124,14 @@ def test_the_newest_alerts_come_first(store: MongoStore, run: Run) -> None:
     assert run(store.alerts(0)) == []
 
 
+def test_the_alert_after_a_time_is_of_this_product(store: MongoStore, run: Run) -> None:
+    """The first alert at this time or later; those of other products are not looked at."""
+    given = [alert(name, 1, at=NOON + hours * HOUR) for name, hours in (("late", 2), ("first", 1), ("before", 0))]
+    run(store.restore("alerts", [*given, {**alert("bread", 1, at=NOON + HOUR), "product_id": "bread"}]))
+    assert run(store.alert_since("milk", NOON + HOUR)) == given[1]
+    assert run(store.alert_since("milk", NOON + 3 * HOUR)) is None
+
+
 def test_two_workers_that_find_the_same_agree(store: MongoStore, run: Run) -> None:
     """Several workers insert the alert at once. Each that gets an answer gets the same document."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import random
 from collections.abc import Iterator
@@ -353,3 +354,60 @@ def test_headers_that_lie_about_a_history_do_no_harm(open_shop: OpenShop) -> Non
         assert [name for name, _ in back.headers] == ["shopflow.retry.count", "shopflow.retry.history"]
         assert dict(back.headers)["shopflow.retry.count"] == b"1"
         assert len(json.loads(dict(back.headers)["shopflow.retry.history"])) == 1
+
+
+# -- over HTTP
+
+WRITE = "write-" + "w" * 20
+READ = "read-" + "r" * 20
+
+
+def asked(worker: Worker, method: str, path: str, *, token: str = "", form: bool = False) -> tuple[int, str, str]:
+    """Status, body and `Location` of an answer."""
+    connection = http.client.HTTPConnection(worker.host, worker.port, timeout=60)
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    if form:
+        headers |= {"Content-Type": "application/x-www-form-urlencoded", "Sec-Fetch-Site": "same-origin"}
+    try:
+        connection.request(method, path, b"" if method == "POST" else None, headers)
+        response = connection.getresponse()
+        return response.status, response.read().decode(), response.headers.get("Location", "")
+    except OSError as error:  # it is starting
+        return 0, repr(error), ""
+    finally:
+        connection.close()
+
+
+@pytest.mark.slow
+def test_a_retry_over_http_needs_the_write_token_and_happens_once(open_shop: OpenShop) -> None:
+    """The page shows the dead letter to readers, and what became of the retry; command and HTTP retry it once."""
+    with open_shop(batching_product_wait_seconds=0.1, web_read_token=READ, web_write_token=WRITE) as shop:
+        worker = shop.start_worker()
+        until(lambda: asked(worker, "GET", "/counts/", token=READ)[0] == 200, "the worker serves", 60)
+        offered, events = product(), [unpriced("", quantity=2) for _ in range(3)]
+        for event in events:
+            event["product_id"] = offered["product_id"]
+        shop.sell(*events)
+        found = until(lambda: letters if len(letters := listed(shop)) == 3 else None, "three dead letters")
+        path = f"/dead-letters/{found[0]['id']}/"
+        assert asked(worker, "GET", path)[0] == 401
+        status, html, _ = asked(worker, "GET", path, token=READ)
+        assert (status, "not retried yet" in html, "unknown product" in html) == (200, True, True)
+        assert [asked(worker, "POST", f"{path}retry", token=token)[0] for token in ("", READ)] == [401, 403]
+        assert asked(worker, "POST", "/dead-letters/0:99999/retry", token=WRITE)[0] == 404
+        shop.offer(offered)
+        until(lambda: shop.db.products.find_one({"_id": offered["product_id"]}), "the product is stored")
+        assert json.loads(asked(worker, "POST", f"{path}retry", token=WRITE)[1]) == {
+            "retried": 1, "already": 0, "refused": [],
+        }  # fmt: skip
+        assert asked(worker, "POST", f"{path}retry", token=WRITE, form=True)[::2] == (303, path)
+        until(lambda: "it is stored" in asked(worker, "GET", path, token=READ)[1], "the page says that it is stored")
+        assert retry(shop, found[0]["id"], found[1]["id"]).startswith("1 retried, 1 had been retried before")
+        everything = asked(worker, "POST", "/dead-letters/retry?reason=unknown%20product", token=WRITE)
+        assert json.loads(everything[1]) == {"retried": 1, "already": 2, "refused": []}
+        until(lambda: all(shop.stored(event) for event in events), "all are stored")
+        assert len(shop.read("retries")) == 3
+        trace = asked(worker, "GET", f"/trace/?purchase={events[0]['purchase_id']}", token=READ)
+        assert (trace[0], "It is stored once" in trace[1]) == (200, True)
+        until(lambda: shop.run("verify").status == 0, "all is counted once")
+        assert (WRITE in worker.output, "Traceback" in worker.output) == (False, False)

@@ -430,7 +430,7 @@ def test_the_document_comes_from_the_records_and_the_limits(monkeypatch: pytest.
 def test_the_examples_are_accepted(sender: Sender, http: Http) -> None:
     """The example that `/docs/` offers to send is accepted with 202."""
     for path, methods in openapi.document()["paths"].items():
-        if "post" in methods:
+        if path.startswith("/events/"):
             example = methods["post"]["requestBody"]["content"]["application/json"]["example"]
             assert http.ask("POST", path, example)[0] == 202
 

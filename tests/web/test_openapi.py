@@ -29,7 +29,7 @@ RECORDS = {
 }
 #: Pages for people, descriptions, Faust's own views, and what only Prometheus and other workers request.
 NOT_DESCRIBED = re.compile(
-    r"/|/page/.*|/docs.*|/(?:open|async)api\.json|/schemas/.*|/metrics|/board|/table.*|/router.*|/static.*"
+    r"/|/page/.*|/trace|/dead-letters(/{letter_id})?|/docs.*|/(?:open|async)api\.json|/schemas/.*|/metrics|/board|/table.*|/router.*|/static.*"
 )
 
 

@@ -214,11 +214,20 @@ def test_a_table_has_the_numbers_of_the_charts() -> None:
 def test_a_customer() -> None:
     """A known customer has a name, facts and purchases. An unknown one has the id and the problems."""
     at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
-    bought = {"purchased_at": at, "product_id": "p", "product_name": None, "quantity": 2, "price": 5, "value": 10}
+    bought = {
+        "_id": "b 1",
+        "purchased_at": at,
+        "product_id": "p",
+        "product_name": None,
+        "quantity": 2,
+        "price": 5,
+        "value": 10,
+    }
     known = {"first_name": "Anna", "last_name": "Nowak", "address": "a", "city": None, "registered_at": at}
     found = render.customer("anna", {"purchases": 1, "items": 2, "spent": 10}, known, [bought], [])
     assert found.name == "Anna Nowak"
     assert list(found.facts) == ["Address", "Registered", "Purchases", "Items", "Spent"]
+    assert found.purchases[0][0].href == "/trace/?purchase=b%201"
     assert plain(cell.text for cell in found.purchases[0][1:]) == ["p", "2", "0,05 zł", "0,10 zł"]
     nobody = render.customer(HOSTILE, None, None, [], ["why"])
     assert (nobody.customer_id, nobody.name, nobody.facts, nobody.problems) == (visible(HOSTILE), "", {}, ["why"])

@@ -33,11 +33,11 @@ def document() -> dict[str, Any]:
     if settings.read_token or settings.write_token:
         parts["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
     for path, operations in found["paths"].items():
-        for operation in operations.values():
+        for method, operation in operations.items():
             if "requestBody" in operation:
                 operation["summary"] = f"Send {path.rpartition('/')[2]}: one, or an array of up to {most}."
                 operation["requestBody"]["content"]["application/json"]["schema"]["oneOf"][1]["maxItems"] = most
-            token = settings.write_token if "requestBody" in operation else settings.read_token
+            token = settings.write_token if method == "post" else settings.read_token
             if token and operation["responses"].pop("421", None):  # the probes need neither a token nor a name
                 operation["responses"]["401"] = {"$ref": "#/components/responses/Unauthorized"}
                 operation["security"] = [{"token": []}]

@@ -101,7 +101,7 @@ def shown(now: ShopState) -> Shown:
     return Shown(
         level=level,
         headline=f"{attention} attention" if found else "All is well",
-        sentences=[Cell(visible(warning.text), level=warning.level) for warning in found],
+        sentences=[Cell(visible(warning.text), warning.href, warning.level) for warning in found],
         services=_services(now),
         numbers=_numbers(now),
         tables={
@@ -245,6 +245,11 @@ def _linked(kind: str, id_: str, name: Any) -> Cell:
     return Cell(short(str(name or id_)), f"/?{kind}={quoted(id_)}#{kind}")
 
 
+def traced(purchase_id: str) -> str:
+    """The address of the page that follows a purchase."""
+    return f"/trace/?purchase={quoted(purchase_id)}"
+
+
 def quoted(id_: str) -> str:
     return quote(id_.encode("utf-8", "backslashreplace"), safe="")
 
@@ -279,7 +284,7 @@ def _given(voucher: Mapping[str, Any]) -> tuple[str, str, str]:
 def _latest(now: ShopState) -> Rows:
     return [
         row(
-            _clock(sale.at),
+            Cell(_clock(sale.at), traced(sale.purchase_id)),
             _buyer(now, sale.customer_id),
             *_sold(now, sale.product_id, sale.quantity, sale.value),
         )
@@ -293,7 +298,7 @@ def _letters(now: ShopState) -> Rows:
             day_and_time(letter.time),
             visible(letter.reason, _LONG) or "none given",
             f"{short(letter.topic)}:{letter.partition}:{letter.offset}" if letter.topic else "unknown",
-            str(letter.id),
+            Cell(str(letter.id), f"/dead-letters/{letter.id}/"),
         )
         for letter in now.letters
     ]
@@ -342,7 +347,7 @@ def customer(
         }
     bought = [
         row(
-            day_and_time(one.get("purchased_at")),
+            Cell(day_and_time(one.get("purchased_at")), traced(str(one["_id"]))),
             _linked("product", str(one.get("product_id", "-")), one.get("product_name")),
             grouped(one.get("quantity")),
             money(one.get("price")),

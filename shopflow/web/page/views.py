@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader
 from shopflow.app import app, store
 from shopflow.errors import Unavailable
 from shopflow.models import MAX_ID_LENGTH
-from shopflow.shop.text import day_and_time
+from shopflow.shop.text import clock, day_and_time, later, visible
 from shopflow.store.types import Document
 from shopflow.web import peers
 from shopflow.web.access import Refusal
@@ -24,7 +24,7 @@ from shopflow.web.cached import Age
 from . import charts, product, render, snapshot
 from .warnings import ShopState
 
-_OWN_FILES = ("page.js", "page.css")
+_OWN_FILES = ("page.js", "page.css", "letters.js")
 _BOKEH = "bokeh.min.js"
 #: The number of a customer's purchases and vouchers that are shown.
 _PURCHASES, _VOUCHERS = 20, 10
@@ -40,6 +40,14 @@ _POLICY = (
 _templates = Environment(
     loader=FileSystemLoader(STATIC.with_name("templates")), autoescape=True, trim_blocks=True, lstrip_blocks=True
 )
+
+
+def html_page(web: Any, template: str, **values: Any) -> Any:
+    """Another page in the same form. It needs no charts."""
+    html = _templates.get_template(template).render(
+        values, quoted=render.quoted, visible=visible, clock=clock, later=later
+    )
+    return web.html(html, headers={"Content-Security-Policy": _POLICY.format(styles="")})
 
 
 @app.page("/")

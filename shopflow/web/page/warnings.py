@@ -158,6 +158,7 @@ class ShopState:
 class Warning:
     level: str  #: "warn" or "bad"
     text: str
+    href: str = ""  #: a page with more about it
 
 
 def warnings(now: ShopState) -> list[Warning]:
@@ -236,6 +237,7 @@ def _letters(now: ShopState) -> Iterator[Warning]:
             "warn",
             f"{count} {records} rejected in the last {NEWS_SECONDS / 60:.0f} minutes. "
             f"The last reason: {recent[0].reason[:_SHORT] or 'none given'}",
+            "/dead-letters/",
         )
 
 

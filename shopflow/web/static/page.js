@@ -70,9 +70,8 @@ function show(now) {
     list.shown = sentences;
     list.replaceChildren(...now.sentences.map((sentence) => {
       const item = document.createElement("li");
-      item.textContent = sentence.text;
       setLevel(item, sentence.level);
-      return item;
+      return filled(item, sentence);
     }));
   }
   for (const item of document.querySelectorAll("[data-service]")) {
