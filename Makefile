@@ -13,8 +13,9 @@ BENCH_ARGS ?=
 
 .PHONY: demo test test-slow test-all test-browser test-faults test-network test-containers test-kubernetes kubernetes-rules bench bench-recovery bench-latency bench-seeding bench-scaling bench-takeover bench-faults lint lock install clean
 
+# The program shopflow, not faust: Ctrl-C is one sentence from the first tenth of a second on.
 demo: $(VENV)/installed
-	$(BIN)/faust -A shopflow demo $(DEMO_ARGS)
+	$(BIN)/shopflow demo $(DEMO_ARGS)
 
 # TEST_ARGS="tests/shop -x" runs some of them; with "-m slow" in it also slow ones.
 test: $(VENV)/installed-dev

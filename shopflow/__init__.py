@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from importlib import import_module
+from pathlib import Path
 from traceback import walk_tb
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, cast
@@ -46,6 +49,21 @@ def explain(kind: type[BaseException], error: BaseException, trace: TracebackTyp
         sys.__excepthook__(kind, error, trace)
 
 
+def stop_at_once(*_: object) -> None:
+    """A handler of Ctrl-C while a program is imported: nothing runs yet that must be stopped."""
+    os.write(2, b"Stopped.\n")
+    os._exit(128 + signal.SIGINT)
+
+
+def _is_program() -> bool:
+    """True in `faust`, `shopflow`, `python -m faust` and `python -m shopflow`, but not where this is a library."""
+    program = Path(sys.argv[0] if sys.argv else "")
+    named = program.name in {"faust", "shopflow"} or program.parts[-2:] == ("faust", "__main__.py")
+    return named or (program.name == "-m" and "shopflow" in sys.orig_argv)
+
+
+if _is_program() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, stop_at_once)  # a command sets Python's own again
 sys.modules[__name__].__class__ = _Package
 if "faust.cli.base" in sys.modules:  # this is the program `faust`
     sys.excepthook = explain

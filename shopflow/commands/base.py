@@ -21,6 +21,7 @@ import click
 from click.core import ParameterSource
 from faust.cli import AppCommand, option
 
+from shopflow import stop_at_once
 from shopflow.app import app, config, store
 from shopflow.errors import Refused, Unavailable
 from shopflow.kafka import connection
@@ -40,9 +41,7 @@ def exit_with(run: Callable[[], int | None]) -> NoReturn:
 
     Status 2: the request was refused (`Refused`). 1: a server is away or a disk is full. 130: Ctrl-C.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # an encoding without ł gets \u0142 instead of an error
-            stream.reconfigure(errors="backslashreplace")
+    _prepare()
     try:
         status = run() or 0
     except Refused as error:
@@ -67,6 +66,14 @@ def exit_with(run: Callable[[], int | None]) -> NoReturn:
         click.echo(f"Error: {error.filename or 'stdout'}: {error.strerror}", err=True)
         status = 1
     sys.exit(status)
+
+
+def _prepare() -> None:
+    if signal.getsignal(signal.SIGINT) is stop_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # an encoding without ł gets \u0142 instead of an error
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _give_up_stdout() -> None:

@@ -24,7 +24,7 @@ from shopflow.errors import Refused, Unavailable
 from shopflow.kafka import offsets
 from shopflow.kafka.security import Bootstrap
 from shopflow.servers.servers import Servers
-from shopflow.servers.worker import Worker, child_worker
+from shopflow.servers.worker import Worker, check_alone, child_worker
 from shopflow.shop.text import money
 from shopflow.web.client import bearer
 
@@ -59,6 +59,7 @@ _FAULTS_RATE = 30.0
 )
 def demo(self: ServingCommand, leave: bool, faulty: bool, **plan: Any) -> int:
     """Start servers if none run, and a worker; send example events, and show live progress."""
+    check_alone(config, "demo")
     with Servers(config, self.say) as servers, ExitStack() as stack:
         try:
             addresses = servers.start()

@@ -23,7 +23,7 @@ from shopflow.operations import export as exporting
 from shopflow.operations import letters
 from shopflow.operations.verify.report import Check
 from shopflow.servers.servers import Servers, locate
-from shopflow.servers.worker import check_port, child_worker, reached_at
+from shopflow.servers.worker import check_port, child_worker, reached_at, url_of
 from shopflow.shop.text import visible
 
 from . import lines
@@ -107,8 +107,7 @@ async def doctor(self: Command, as_json: bool) -> int:
     as_json = as_json or self.json
     checks = list(looks.machine(config.data_path, app.conf.ignored))
     bind, port = config.web.bind, config.web.port
-    host = reached_at(bind)
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    url = url_of(reached_at(bind), port)
     checks.append(await looks.port(url, partial(check_port, bind, port)))
     for server, look in (("Kafka", _look_at_kafka), ("MongoDB", _look_at_mongodb)):
         try:

@@ -26,7 +26,7 @@ from shopflow.kafka import connection
 from shopflow.kafka.topics import ensure_topics, wait_for
 from shopflow.operations.watch import check_changelog
 from shopflow.servers.servers import Servers
-from shopflow.servers.worker import check_port
+from shopflow.servers.worker import check_port, reached_at, url_of
 from shopflow.web import access
 
 from .base import ServingCommand, check_mongodb, choose_datadir, exit_with, run, with_options
@@ -62,6 +62,18 @@ class worker(faust_worker):  # noqa: N801 - the class's name is the command's
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         exit_with(lambda: self._serve(*args, **kwargs))
+
+    def on_worker_created(self, worker: Any) -> None:
+        """Let the worker say when it is ready, and where."""
+        super().on_worker_created(worker)
+        finished = worker.on_startup_finished
+
+        async def ready() -> None:
+            await finished()
+            worker.say(f"Ready: {url_of(reached_at(app.conf.web_bind), app.conf.web_port)}/")
+
+        if app.conf.web_enabled:
+            worker.on_startup_finished = ready
 
     def _serve(self, *args: Any, **kwargs: Any) -> int:
         """Check, start missing servers, run, stop the started servers. Returns the exit status."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import random
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +18,10 @@ HOST = "127.0.0.1"
 POLL_SECONDS = 0.05
 #: The time limit for each step of a check whether a server answers.
 PROBE_SECONDS = 2.0
+#: Linux says here from which to which port outgoing connections have theirs.
+_OUTGOING_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+#: The lowest port that is chosen, above those of well-known programs; how many are tried.
+_FIRST_PORT, _PORT_ATTEMPTS = 20_000, 100
 
 
 @contextmanager
@@ -82,11 +88,26 @@ def check_free(host: str, port: int) -> None:
 
 
 def any_port(host: str = HOST) -> int:
-    """A port on which no program listens."""
+    """A port on which no program listens, and which the system gives to no outgoing connection.
+
+    An outgoing connection can have the very port that it is to: then it is connected to itself, and its port is taken.
+    """
+    first_outgoing = _first_outgoing_port()
+    for _ in range(_PORT_ATTEMPTS if first_outgoing > _FIRST_PORT else 0):
+        port = random.SystemRandom().randrange(_FIRST_PORT, first_outgoing)
+        with contextlib.suppress(OSError):
+            check_free(host, port)
+            return port
     with socket.socket(_family(host)) as probe:
         probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
+        return int(probe.getsockname()[1])
+
+
+def _first_outgoing_port() -> int:
+    try:
+        return int(_OUTGOING_PORTS.read_text(encoding="ascii").split()[0])
+    except (OSError, ValueError, IndexError):
+        return 32_768  # the lowest of today's systems
 
 
 def _family(host: str) -> socket.AddressFamily:

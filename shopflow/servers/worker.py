@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -12,11 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from shopflow.config.settings import Config
+from shopflow.config.settings import Config, Web
 from shopflow.errors import Refused
 
 from . import keeper
-from .locks import any_port, check_free, locked
+from .locks import any_port, check_free, is_locked, locked
 
 _STOP_SECONDS = 20.0
 
@@ -26,7 +25,9 @@ def check_port(bind: str, port: int) -> None:
     try:
         check_free(bind, port)
     except OSError as error:
-        raise Refused(f"web.port: {bind}:{port}: {error.strerror}; choose another with --web-port") from error
+        raise Refused(
+            f"web.port: {bind}:{port}: {error.strerror}; choose another with --web-port or SHOPFLOW_WEB_PORT"
+        ) from error
 
 
 class Worker:
@@ -80,7 +81,7 @@ class Worker:
 def child_worker(
     config: Config, name: str, variables: Mapping[str, str] | None = None, *, first: bool = True
 ) -> Iterator[Worker]:
-    """Run a worker while the body runs, on the configured port if that is free, else on any free port.
+    """Run a worker while the body runs, on the configured port; if that is the default and taken, on any free port.
 
     Arguments:
         name: The command's name, for its files in `data_dir`.
@@ -88,20 +89,23 @@ def child_worker(
         first: False: leave the configured port to another worker.
 
     Raises:
-        Refused: The same command runs in the same `data_dir` already.
+        Refused: The same command runs in the same `data_dir` already, or another program has the configured port.
     """
-    host = reached_at(config.web.bind)
-    port = _web_port(host, config) if first else any_port(host)
     folder = config.data_path
     log = folder / f"{name}-worker.log"
     folder.mkdir(parents=True, exist_ok=True)
-    keeper.cut(log, 0)
     with locked(folder / f"{name}.lock", wait=False) as lock:
         if lock is None:
-            raise Refused(f"data_dir: a {name} is running already in {folder}")
+            raise already_running(config, name)
+        host = reached_at(config.web.bind)
+        port = _web_port(host, config) if first else any_port(host)
+        url = url_of(host, port)
+        lock.truncate(0)
+        lock.write(url.encode())
+        lock.flush()
+        keeper.cut(log, 0)
         command = [sys.executable, "-m", "shopflow", "worker", "--web-port", str(port), "-l", "info"]
         variables = {**os.environ, **(variables or {})}
-        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         worker = Worker(command, variables, lock, url, log)
         try:
             yield worker
@@ -114,8 +118,30 @@ def reached_at(bind: str) -> str:
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(bind, bind)  # noqa: S104 - nothing is bound here
 
 
+def url_of(host: str, port: int) -> str:
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def check_alone(config: Config, name: str) -> None:
+    """Raise `Refused` if this command runs in this `data_dir` already."""
+    if is_locked(config.data_path / f"{name}.lock"):
+        raise already_running(config, name)
+
+
+def already_running(config: Config, name: str) -> Refused:
+    """The error, with the address of the worker that runs."""
+    url = (config.data_path / f"{name}.lock").read_text(encoding="utf-8", errors="replace")
+    where = f": {url}/" if url else ""
+    return Refused(f"data_dir: a {name} is running already in {config.data_path}{where}")
+
+
 def _web_port(host: str, config: Config) -> int:
-    with contextlib.suppress(Refused):
-        check_port(host, config.web.port)
-        return config.web.port
-    return any_port(host)
+    """The configured port. If nobody asked for it, and it is taken: any free port."""
+    wanted = config.web.port
+    try:
+        check_port(host, wanted)
+    except Refused:
+        if wanted != Web().port or "SHOPFLOW_WEB_PORT" in os.environ:
+            raise
+        return any_port(host)
+    return wanted

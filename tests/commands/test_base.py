@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -61,3 +63,19 @@ def test_what_a_command_raises_or_returns_is_passed_on() -> None:
         base.run(failing(interrupted=False))
     with pytest.raises(KeyboardInterrupt):
         base.run(failing(interrupted=True))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (["faust"], 130, "Stopped.\n"),
+        (["/bin/shopflow", "demo"], 130, "Stopped.\n"),
+        (["my.py"], -2, "KeyboardInterrupt\n"),
+    ],
+)
+def test_ctrl_c_while_the_program_is_imported_is_one_sentence(arguments: list[str], status: int, says: str) -> None:
+    """Importing all takes a second. Where shopflow is a library, Ctrl-C is the program's own matter."""
+    program = f"import os, sys; sys.argv = {arguments!r}; import shopflow; os.kill(os.getpid(), 2)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr[-len(says) :]) == (status, says)
+    assert (done.stderr == says) == (status == 130)

@@ -81,7 +81,14 @@ class OpenDemo:
         log = self.folder / "served.log"
         process = self.bash(f"exec {line}", log)
         try:
-            until(lambda: "OK ^" in log.read_text(errors="replace") or process.poll() is not None, line, SECONDS)
+            until(
+                lambda: (
+                    f"Ready: http://127.0.0.1:{self.port}/" in log.read_text(errors="replace")
+                    or process.poll() is not None
+                ),
+                line,
+                SECONDS,
+            )
             assert process.poll() is None, log.read_text(errors="replace")
             os.killpg(process.pid, signal.SIGINT)
             assert process.wait(SECONDS) == 0, log.read_text(errors="replace")

@@ -97,7 +97,7 @@ def test_an_alert_comes_when_the_document_says(rule: dict[str, Any]) -> None:
     ("message", "in_code"),
     [
         ("`MongoDB is away` or `Kafka is away`", "is away"),
-        ("choose another with --web-port`", "choose another with --web-port"),
+        ("choose another with --web-port or SHOPFLOW_WEB_PORT`", "choose another with --web-port or SHOPFLOW_WEB_PORT"),
         ("`the embedded Kafka isn't running`", "isn't running"),
         ("`does not know`", "does not know "),
         ("`can't be fetched`", "can't be fetched"),

@@ -19,9 +19,9 @@ from typing import Any
 import msgspec.structs
 import pytest
 
-from shopflow.config.settings import Config, Embedded, MongoDB
+from shopflow.config.settings import Config, Embedded, MongoDB, Web
 from shopflow.errors import Refused
-from shopflow.servers import fetch, kafka, keeper, locks, mongodb
+from shopflow.servers import fetch, kafka, keeper, locks, mongodb, worker
 from shopflow.servers.server import Server, _last_words, ending
 from shopflow.servers.servers import Addresses, Servers, locate
 
@@ -132,6 +132,45 @@ def test_the_default_port_is_taken_if_it_is_free(taken: int) -> None:
     assert locks.choose_port("f", 0, free) == free
     assert locks.choose_port("f", free, taken) == free
     assert locks.choose_port("f", 0, taken) not in (0, taken)
+
+
+@pytest.mark.parametrize(("outgoing", "below"), [("25000\t60999\n", 25_000), ("1024\t65535\n", 65_536), ("", 32_768)])
+def test_a_chosen_port_is_none_of_an_outgoing_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outgoing: str, below: int
+) -> None:
+    """A client that waited for Kafka was connected to itself once, and Kafka could not have its port.
+
+    Where the system gives all ports to outgoing connections, any port is taken.
+    """
+    file = tmp_path / "ip_local_port_range"
+    file.write_text(outgoing)
+    monkeypatch.setattr(locks, "_OUTGOING_PORTS", file)
+    assert all(1_024 <= locks.any_port() < below for _ in range(20))
+
+
+def test_the_web_port_that_was_asked_for_is_taken_or_refused(taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only where nobody asked for a port, another one is chosen if the default is taken."""
+    monkeypatch.delenv("SHOPFLOW_WEB_PORT", raising=False)
+    free = locks.any_port()
+    assert worker._web_port("127.0.0.1", Config(web=Web(port=free))) == free
+    with pytest.raises(Refused, match=rf"^web\.port: 127\.0\.0\.1:{taken}: .* or SHOPFLOW_WEB_PORT$"):
+        worker._web_port("127.0.0.1", Config(web=Web(port=taken)))
+    monkeypatch.setattr(worker, "Web", lambda: Web(port=taken))
+    assert worker._web_port("127.0.0.1", Config(web=Web(port=taken))) not in (0, taken)
+    monkeypatch.setenv("SHOPFLOW_WEB_PORT", str(taken))
+    with pytest.raises(Refused):
+        worker._web_port("127.0.0.1", Config(web=Web(port=taken)))
+
+
+def test_a_second_demo_says_where_the_first_is(tmp_path: Path) -> None:
+    """The lock of a demo that runs has its address. A lock without a holder does not matter."""
+    config = Config(data_dir=str(tmp_path))
+    worker.check_alone(config, "demo")
+    (tmp_path / "demo.lock").write_text("http://127.0.0.1:6066")
+    worker.check_alone(config, "demo")
+    with locks.locked(tmp_path / "demo.lock"), pytest.raises(Refused) as refused:
+        worker.check_alone(config, "demo")
+    assert str(refused.value) == f"data_dir: a demo is running already in {tmp_path}: http://127.0.0.1:6066/"
 
 
 @pytest.mark.usefixtures("silent")
