@@ -11,8 +11,8 @@ import signal
 import socket
 import sys
 import zlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -25,8 +25,10 @@ from shopflow import stop_at_once
 from shopflow.app import app, config, store
 from shopflow.errors import Refused, Unavailable
 from shopflow.kafka import connection
-from shopflow.servers.servers import Addresses, locate
+from shopflow.servers.servers import Addresses, Servers, locate
 from shopflow.shop.times import read_time
+
+from .progress import Activity
 
 T = TypeVar("T")
 _CANCEL_AGAIN_SECONDS = 2.0
@@ -130,6 +132,16 @@ class ServingCommand(Command):
             exit_with(lambda: self.run(**{**self.kwargs, **kwargs}))
         finally:
             signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def running_servers(say: Callable[[str], None]) -> Iterator[tuple[Servers, Addresses]]:
+    """Start the embedded servers that don't run yet. Those that were started stop at the end."""
+    with ExitStack() as stack:
+        with Activity("Starting Kafka and MongoDB", say) as shown:
+            servers = stack.enter_context(Servers(config, shown.say, shown.loading))
+            addresses = servers.start()
+        yield servers, addresses
 
 
 def choose_datadir(command: AppCommand, port: int) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import random
 import signal
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack, aclosing
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
 from time import monotonic
@@ -29,8 +29,8 @@ from shopflow.shop.text import money
 from shopflow.web.client import bearer
 
 from . import lines, samples, seeding, trading
-from .base import ServingCommand, cancel, check_mongodb, now, run
-from .progress import always_in_sight, progress_bar
+from .base import ServingCommand, cancel, check_mongodb, now, run, running_servers
+from .progress import Activity, always_in_sight, fitted, progress_bar
 
 #: Each demo has the same customers.
 _SEED = 1
@@ -60,9 +60,8 @@ _FAULTS_RATE = 30.0
 def demo(self: ServingCommand, leave: bool, faulty: bool, **plan: Any) -> int:
     """Start servers if none run, and a worker; send example events, and show live progress."""
     check_alone(config, "demo")
-    with Servers(config, self.say) as servers, ExitStack() as stack:
+    with running_servers(self.say) as (servers, addresses), ExitStack() as stack:
         try:
-            addresses = servers.start()
             connect(addresses)
             check_mongodb(addresses)
             workers = [stack.enter_context(child_worker(config, "demo", _promotions()))]
@@ -110,7 +109,8 @@ class _Demo:
         from shopflow.operations.verify.totals import verify
 
         self.say(f"Starting a worker ... (its log: {self.worker.log})")
-        await self._wait_for_worker()
+        with Activity("The worker starts", self.say):
+            await self._wait_for_worker()
         self.say(f"The shop: {self.worker.url}/")
         self.say(f"Counts of all customers: {self.worker.url}/counts/")
         await self._offer_and_register()
@@ -168,7 +168,7 @@ class _Demo:
         await self._drained()
         self.say(f"{self.purchases} purchases were made, stored and counted in {monotonic() - began:.1f} s.")
         if sums := await self._counts():
-            self.say(_summary(sums))
+            self.say(fitted(_summary(sums)))
 
     async def _send(self, topic: Any, events: Iterable[seeding.Event], count: int, rate: float = 0) -> None:
         name = topic.get_topic_name()
@@ -177,6 +177,10 @@ class _Demo:
             await seeding.through_kafka(self.bootstrap, name, topics.KEYS[name], paced, advance)
 
     async def _drained(self) -> None:
+        with Activity("The worker stores and counts", self.say):
+            await self._wait_until_drained()
+
+    async def _wait_until_drained(self) -> None:
         last, since = None, monotonic()
         while True:
             lags = await offsets.lags(self.bootstrap, config.app_id, topics.LAYOUT.events)
@@ -244,21 +248,22 @@ class _Demo:
     async def _show_voucher(self) -> None:
         async with aclosing(store.vouchers(limit=1)) as found:
             async for voucher in found:
-                self.say(f"The newest voucher: {lines.voucher(voucher)}")
+                self.say(fitted(f"The newest voucher: {lines.voucher(voucher)}"))
 
 
 def _signs(url: str) -> list[str]:
     """The lines that an open demo keeps in sight."""
     return [
         "",
-        f"The shop is open: {url}/  In another terminal, in this folder:",
-        "    .venv/bin/faust -A shopflow list-products --sales",
-        "    .venv/bin/faust -A shopflow list-customers --limit 3",
-        f"    .venv/bin/faust -A shopflow price-history {samples.PRODUCTS[0].product_id}",
-        "    .venv/bin/faust -A shopflow list-vouchers --limit 3",
-        "    .venv/bin/faust -A shopflow dead-letters",
-        "    .venv/bin/faust -A shopflow seed-purchases --rate 10",
-        f"    curl {url}/sales/",
+        f"The shop is open: {url}/",
+        "In another terminal, in this folder:",
+        "  .venv/bin/faust -A shopflow list-products --sales",
+        "  .venv/bin/faust -A shopflow list-customers --limit 3",
+        f"  .venv/bin/faust -A shopflow price-history {samples.PRODUCTS[0].product_id}",
+        "  .venv/bin/faust -A shopflow list-vouchers --limit 3",
+        "  .venv/bin/faust -A shopflow dead-letters",
+        "  .venv/bin/faust -A shopflow seed-purchases --rate 10",
+        f"  curl {url}/sales/",
         "Customers buy, register and get vouchers; prices change. Ctrl-C closes it.",
     ]
 

@@ -22,12 +22,12 @@ from shopflow.kafka.topics import count_partitions, ensure_topics
 from shopflow.operations import export as exporting
 from shopflow.operations import letters
 from shopflow.operations.verify.report import Check
-from shopflow.servers.servers import Servers, locate
+from shopflow.servers.servers import locate
 from shopflow.servers.worker import check_port, child_worker, reached_at, url_of
 from shopflow.shop.text import visible
 
 from . import lines
-from .base import JSON, Command, ServingCommand, check_mongodb, mongodb, run
+from .base import JSON, Command, ServingCommand, check_mongodb, mongodb, run, running_servers
 from .progress import progress_bar
 
 if TYPE_CHECKING:
@@ -150,8 +150,7 @@ def replay(self: ServingCommand, keep_tables: bool, lose_counts: bool) -> int:
         raise Refused("--lose-counts: has no use with --keep-tables, which counts nothing")
     begun = False
     try:
-        with Servers(config, self.say) as servers:
-            addresses = servers.start()
+        with running_servers(self.say) as (_, addresses):
             connect(addresses)
             check_mongodb(addresses)
             bootstrap = kafka_at(addresses)

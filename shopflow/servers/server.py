@@ -20,6 +20,7 @@ from shopflow.config.settings import Config
 from shopflow.errors import Refused
 
 from . import keeper
+from .fetch import Loading
 from .locks import POLL_SECONDS, PROBE_SECONDS, choose_port, is_locked, locked
 
 STOP_SECONDS = 10.0
@@ -34,6 +35,7 @@ class Server(ABC):
     field: str  #: the setting that has the value `embedded`
     default_port: int
     modules: tuple[str, ...]  #: installed by `shopflow[embedded]`
+    loading: Loading | None = None  #: shows how far the download of its program is
     _keeper_output: IO[bytes]  #: has the server's process id
 
     def __init__(self, config: Config) -> None:

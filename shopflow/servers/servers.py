@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from shopflow.config.settings import Config
 from shopflow.errors import Refused
 
+from .fetch import Loading
 from .kafka import KafkaServer
 from .locks import POLL_SECONDS, locked
 from .mongodb import MongoDBServer
@@ -65,11 +66,13 @@ class Servers:
 
     Arguments:
         say: Gets lines of progress for the user.
+        loading: Shows how far a download is; None: lines.
     """
 
-    def __init__(self, config: Config, say: Callable[[str], None] = print) -> None:
+    def __init__(self, config: Config, say: Callable[[str], None] = print, loading: Loading | None = None) -> None:
         self._config = config
         self._say = say
+        self._loading = loading
         self._launched: list[Server] = []
         self._away: Server | None = None
 
@@ -166,6 +169,7 @@ class Servers:
                 addresses[server.key] = record["address"]
                 self._say(f"{server.title} is running: {record['address']}")
         for server in missing:
+            server.loading = self._loading
             server.choose_port()  # before any server is started: most errors are found here
         for server in missing:
             for dead in [each for each in self._launched if each.key == server.key]:

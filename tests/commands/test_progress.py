@@ -7,7 +7,8 @@ import io
 import pytest
 
 from shopflow.commands import progress
-from shopflow.commands.progress import always_in_sight, progress_bar
+from shopflow.commands.progress import Activity, always_in_sight, fitted, progress_bar
+from tests.support.shop import until
 
 
 class Terminal(io.StringIO):
@@ -121,3 +122,36 @@ def test_on_a_terminal_a_state_is_rewritten() -> None:
         assert stream.getvalue().count("the address") == 2
         assert "\x1b[1A" in stream.getvalue(), "the cursor goes up"
     assert stream.getvalue().endswith("\x1b[1A\x1b[2K" * 2), "both lines are erased"
+
+
+def test_an_activity_is_shown_on_a_terminal_until_it_ends() -> None:
+    """Lines are printed above it, whole. A download has a bar of bytes. At the end nothing is left."""
+    stream = Terminal()
+    with Activity("Starting", pytest.fail, stream) as shown:
+        shown.say("[up] " + "x" * 100)
+        assert shown.loading is not None
+        with shown.loading("Kafka", 44_000_000) as advance:
+            advance(22_000_000)
+            until(lambda: "22.0/44.0 MB" in stream.getvalue(), "the bar")
+    assert "Starting" in stream.getvalue()
+    assert "[up] " + "x" * 100 in stream.getvalue()
+    assert stream.getvalue().endswith("\x1b[2K")
+
+
+def test_elsewhere_an_activity_is_what_is_said() -> None:
+    """A log gets the lines only."""
+    said: list[str] = []
+    stream = io.StringIO()
+    with Activity("Starting", said.append, stream) as shown:
+        shown.say("up")
+    assert (said, stream.getvalue(), shown.loading) == (["up"], "", None)
+
+
+def test_a_line_is_broken_between_words_only() -> None:
+    """A number and its unit stay together. A line that fits, or that goes into a file, stays as it is."""
+    amount = "42\N{NO-BREAK SPACE}332,78\N{NO-BREAK SPACE}zł"
+    assert fitted(f"22:08:23  2034 purchases of 100 customers: 6152 items, {amount}", 60).split("\n") == [
+        "22:08:23  2034 purchases of 100 customers: 6152 items,", f"    {amount}",
+    ]  # fmt: skip
+    assert fitted("    a  b", 8) == "    a  b"
+    assert fitted("a " * 500) == "a " * 500

@@ -81,14 +81,8 @@ class OpenDemo:
         log = self.folder / "served.log"
         process = self.bash(f"exec {line}", log)
         try:
-            until(
-                lambda: (
-                    f"Ready: http://127.0.0.1:{self.port}/" in log.read_text(errors="replace")
-                    or process.poll() is not None
-                ),
-                line,
-                SECONDS,
-            )
+            ready = f"Ready: http://127.0.0.1:{self.port}/" if "-A shopflow" in line else "OK ^"
+            until(lambda: ready in log.read_text(errors="replace") or process.poll() is not None, line, SECONDS)
             assert process.poll() is None, log.read_text(errors="replace")
             os.killpg(process.pid, signal.SIGINT)
             assert process.wait(SECONDS) == 0, log.read_text(errors="replace")

@@ -12,7 +12,8 @@ import socket
 import socketserver
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -325,6 +326,25 @@ def test_jars_are_fetched_once(maven: Maven) -> None:
     assert said[0] == "Fetching Apache Kafka 1 (once, about 44 MB) ..."
     maven.jar.unlink()
     assert fetch.jars_of("1", pytest.fail) == jars
+
+
+def test_a_fetch_shows_how_far_it_is(maven: Maven, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The total is that of the jars that are missing. Without a bar there are lines now and then."""
+    shown: list[Any] = []
+
+    @contextmanager
+    def loading(what: str, total: int) -> Iterator[Callable[[int], None]]:
+        shown.append((what, total))
+        yield shown.append
+
+    (jar,) = fetch.jars_of("1", lambda _: None, loading)
+    assert shown[0] == ("Apache Kafka 1", maven.jar.stat().st_size)
+    assert sum(shown[1:]) == maven.jar.stat().st_size
+    jar.unlink()
+    said: list[str] = []
+    monkeypatch.setattr(fetch, "_LINE_SECONDS", 0.0)
+    fetch.jars_of("1", said.append)
+    assert said[-1] == "  Apache Kafka 1: 0 of 0 MB"
 
 
 def test_a_lost_jar_is_fetched_again(maven: Maven) -> None:
