@@ -110,7 +110,7 @@ class BatchConsumer(driver.Consumer):
         read = found.offset if counted is None else max(found.offset, counted) if ours else counted
         self._losses.look(tp, read, start, earliest, end)
         if counted is not None or not self._tables(tp):  # else the tables are not recovered yet
-            self._losses.started(tp, found.offset, metadata, counted)
+            self._losses.started(tp, found.offset, metadata, counted, earliest)
 
     def _counted(self, tp: TP) -> int | None:
         """The offset up to which all tables of the partition have counted; None if it has none."""

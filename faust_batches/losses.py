@@ -118,8 +118,9 @@ class Losses:
         """Record that a partition ends before the offset up to which it was read."""
         self._short.add(tp)
         text = (
-            f"{_name(tp)} ends at offset {end}, but was read up to offset {done}: Kafka has lost its end; new records "
-            f"are not read until they reach offset {done}{self._advice(TOO_SHORT, tp)}"
+            f"{_name(tp)} ends at offset {end}, but was read up to offset {done}: Kafka has lost its end, or somebody "
+            f"has set the offset too high; new records are not read until they reach offset {done}"
+            f"{self._advice(TOO_SHORT, tp)}"
         )
         self._app.troubles.begin(TOO_SHORT, _name(tp), text, stops=True)
 
@@ -129,19 +130,22 @@ class Losses:
             self._short.remove(tp)
             self._app.troubles.end(TOO_SHORT, _name(tp))
 
-    def started(self, tp: TP, committed: int, metadata: str, counted: int | None) -> None:
+    def started(self, tp: TP, committed: int, metadata: str, counted: int | None, earliest: int) -> None:
         """Record where a partition starts: was its offset committed by a worker?
 
         Arguments:
             metadata: What is committed beside the offset; other programs write other text or none.
             counted: The offset up to which the partition's tables have counted; None: it has none.
+            earliest: The offset of the first record that Kafka has.
         """
         if metadata == SET_BACK_BY:
             self._settled(tp, mended=True)
         if metadata.startswith(COMMITTED_BY) or committed == counted:
             return
         by = f"by {metadata!r}" if metadata else "by another program than a worker (kafka-consumer-groups.sh, say)"
-        if counted is None:
+        if counted is None and committed <= earliest:
+            means = "it is read again from its first record on: nothing is skipped"
+        elif counted is None:
             means = f"records before it that no worker had read are skipped{self._advice(MOVED, tp)}"
         elif counted < committed:
             means = f"the tables have counted up to offset {counted}; the worker goes on from there: nothing is lost"

@@ -91,13 +91,15 @@ def test_a_partition_that_is_too_short_is_told_until_it_is_long_enough_or_anothe
 def test_an_offset_that_something_else_set_is_told_until_it_is_set_back() -> None:
     """Or for a day: the worker can't know whether somebody has read the skipped records otherwise."""
     case = Case()
-    case.losses.started(SOLD, 8, COMMITTED_BY, None)
+    case.losses.started(SOLD, 8, COMMITTED_BY, None, 0)
     assert case.told == {}
-    case.losses.started(SOLD, 8, "by hand", None)
+    case.losses.started(SOLD, 8, "by hand", None, 0)
     assert case.told[MOVED].startswith("The committed offset of sold[0] was set to 8 by 'by hand'; records before it")
-    case.losses.started(SOLD, 0, SET_BACK_BY, None)
+    case.losses.started(SOLD, 0, SET_BACK_BY, None, 0)
     assert case.told == {}
-    case.losses.started(SOLD, 8, "", None)
+    case.losses.started(SOLD, 3, "", None, 3)
+    assert case.told[MOVED].endswith("it is read again from its first record on: nothing is skipped")
+    case.losses.started(SOLD, 8, "", None, 3)
     case.now += TOLD_SECONDS + 1
     case.losses.look_again([SOLD])
     assert case.told == {}
