@@ -22,6 +22,8 @@ from shopflow.store.types import BEGINNING, REMOVED, Document, PriceHistory
 from .letters import Letter, is_of_sender, time_of
 
 _LONG = 200
+#: Repeats that are named.
+_SHOWN = 20
 
 _decode = Decoder(Purchase, "customer_id", 0).of_any_size
 
@@ -311,7 +313,7 @@ def repeats(found: Sequence[int], start: int, end: int, last: int) -> Step:
     rest = f", not those from {end} to {last - 1}" if end < last else ""
     if not found:
         return Step(name="repeats", text=f"none ({searched}{rest})", facts={"offsets": []})
-    at = ", ".join(map(str, found))
+    at = ", ".join(map(str, found[:_SHOWN])) + (f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else "")
     text = f"sent again at offset {at}: counted once all the same ({searched}{rest})"
     return Step(name="repeats", text=text, facts={"offsets": list(found)})
 

@@ -5,7 +5,8 @@ A step that can't be known says so, and why. Single records and small parts of t
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Iterator
+from collections import deque
+from collections.abc import AsyncGenerator, Collection, Iterable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -32,6 +33,8 @@ from .steps import Rows, Step
 
 #: The rows that a batch has in the changelog are in no order. These are more.
 _BATCH_ROWS = 10_000
+#: Dead letters and records of one id that are shown. A producer may send an id for ever.
+_MOST = 20
 #: The clocks of workers may differ by so much.
 _CLOCKS = timedelta(seconds=5)
 
@@ -221,12 +224,15 @@ class Tracer:
         partitions = (await offsets.spans(self.bootstrap, self.shop.group, [topic])).get(topic, {})
         found.steps = await self._letters(found, partitions)
         waiting: list[tuple[Any, Span]] = []
-        handled: list[tuple[Any, Span]] = []
+        handled: deque[tuple[Any, Span]] = deque(maxlen=_MOST)
         for number, span in partitions.items():
             start, end = max(span.start, span.done - self.search), min(span.end, span.done + self.search)
             async with aclosing(self._naming(found.purchase_id, topic, number, start, end)) as records:
                 async for record in records:
-                    (handled if record.offset < span.done else waiting).append((record, span))
+                    if record.offset < span.done:
+                        handled.append((record, span))
+                    elif len(waiting) < _MOST:
+                        waiting.append((record, span))
         found.searched.append(
             f"{topic}: in each partition the last {self.search} handled records, and the first {self.search} that wait"
         )
@@ -248,13 +254,14 @@ class Tracer:
         spans = (await offsets.spans(self.bootstrap, self.shop.group, [topic])).get(topic, {})
         for number in sorted(set(partitions) & spans.keys()):
             span = spans[number]
-            start = max(span.start, span.end - self.search)
+            start, latest = max(span.start, span.end - self.search), deque[Letter](maxlen=_MOST)
             async with aclosing(self._naming(found.purchase_id, topic, number, start, span.end)) as records:
                 async for record in records:
-                    letter = Letter.of(record)
-                    made.append(steps.rejected(letter))
-                    mark = await letters.mark_of(self.bootstrap, self.shop, letter.id)
-                    made += [] if mark is None else [await self._retried(letter, mark, stored)]
+                    latest.append(Letter.of(record))
+            for letter in latest:
+                made.append(steps.rejected(letter))
+                mark = await letters.mark_of(self.bootstrap, self.shop, letter.id)
+                made += [] if mark is None else [await self._retried(letter, mark, stored)]
         found.searched.append(f"{topic}: the last {self.search} records of each partition that may have it")
         return made
 
@@ -295,7 +302,7 @@ def lines_of(found: Trace) -> Iterator[str]:
     yield from (f"Searched: {text}." for text in found.searched)
 
 
-def _judge(found: Trace, handled: list[tuple[Any, Span]], waiting: list[tuple[Any, Span]]) -> None:
+def _judge(found: Trace, handled: Collection[Any], waiting: list[tuple[Any, Span]]) -> None:
     """Set the state of a purchase that is not stored."""
     rejected = [step for step in found.steps if step.letter]
     if waiting:

@@ -7,13 +7,15 @@ import json
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+import msgspec
 import pytest
 
-from shopflow.kafka import reading
+from shopflow.kafka import offsets, reading
 from shopflow.kafka.offsets import Span
 from shopflow.operations import letters, steps
 from shopflow.operations.letters import Became, Id, Mark
 from shopflow.operations.steps import Rows, Step
+from shopflow.operations.trace import Trace, Tracer
 from shopflow.shop.counts import advance
 from shopflow.shop.text import later
 from shopflow.store.types import PriceHistory
@@ -176,6 +178,12 @@ def test_repeats_say_what_was_searched() -> None:
     )
 
 
+def test_a_producer_that_sends_an_id_for_ever_fills_no_page() -> None:
+    told = steps.repeats(range(8, 5_000), 8, 5_000, 5_000)
+    assert "26, 27 and 4972 more: counted once" in told.text
+    assert len(told.text) < 300
+
+
 def test_steps_are_measured_from_the_last_that_has_a_time() -> None:
     """A step without a time has no length, and does not break the chain."""
     made = [Step(name=str(at), text="", time=at and NOON + timedelta(seconds=at)) for at in (1, None, 3.5, 3)]
@@ -200,15 +208,15 @@ def test_long_times_are_shown_coarsely(seconds: float, shown: str) -> None:
 
 
 class Store:
-    """MongoDB with the source of one purchase."""
+    """MongoDB with the source of one document: its id, and the offset in the topic of its collection."""
 
-    def __init__(self, offset: int | None) -> None:
-        self._offset = offset
+    def __init__(self, offset: int | None, collection: str = "purchases", name: str = "b-1") -> None:
+        self._offset, self._asked = offset, (collection, [name])
 
     async def documents(self, collection: str, ids: list[str]) -> Any:
-        assert (collection, ids) == ("purchases", ["b-1"])
-        source = {"topic": "shop.purchases", "partition": 0, "offset": self._offset}
-        return {} if self._offset is None else {"b-1": {"source": source}}
+        assert (collection, ids) == self._asked
+        source = {"topic": f"shop.{collection}", "partition": 0, "offset": self._offset}
+        return {} if self._offset is None else {ids[0]: {"source": source}}
 
 
 @pytest.mark.parametrize(
@@ -238,3 +246,100 @@ def test_what_became_of_a_retry(
     store: Any = Store(stored)
     found = asyncio.run(letters.became(bootstrap, store, SHOP, letter(value=value), retry=retry, search=10))
     assert found == expected if expected else found.state == "unknown"
+
+
+def test_what_became_of_a_product_is_looked_up_by_its_key() -> None:
+    """Only purchases have an id in their value that is not the key. A mark of another program says nothing."""
+    found = letter(topic="shop.products")
+    store: Any = Store(9, "products", "anna")
+    bootstrap: Any = "kafka:1"
+
+    def became(topic: str) -> Became:
+        retry = found.time, Mark("0:0", topic, 0, 9)
+        return asyncio.run(letters.became(bootstrap, store, SHOP, found, retry=retry, search=10))
+
+    assert became("shop.products") == Became("stored", "it is stored")
+    assert became("").state == "unknown"
+    assert became("shop.purchases").state == "unknown"
+
+
+class Nothing:
+    """MongoDB without any document."""
+
+    async def documents(self, collection: str, ids: list[str]) -> Any:
+        return {}
+
+
+class Log:
+    """The topics of a shop with one partition, and how far the workers are."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.topics: dict[str, list[FakeRecord]] = {SHOP.purchases: [], SHOP.dead_letters: [], SHOP.retries: []}
+        self.done = 0
+        FakeTopics(monkeypatch, lambda topic: [self.topics[topic]] if topic in self.topics else [])
+        monkeypatch.setattr(offsets, "spans", self._spans)
+
+    async def _spans(self, bootstrap: Any, group: str, names: list[str]) -> dict[str, dict[int, Span]]:
+        ends = {name: len(self.topics[name]) for name in names}
+        return {name: {0: Span(0, min(self.done, end), end)} for name, end in ends.items()}
+
+    def sell(self, *ids: str) -> None:
+        self.topics[SHOP.purchases] = numbered([record(purchase(name)) for name in ids])
+
+    def reject(self, *letters: FakeRecord) -> None:
+        self.topics[SHOP.dead_letters] = numbered(letters)
+
+    def trace(self, purchase_id: str = "b-1", search: int = 100) -> Trace:
+        bootstrap: Any = "kafka:1"
+        store: Any = Nothing()
+        return asyncio.run(Tracer(bootstrap, store, SHOP, search).trace(purchase_id))
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> Log:
+    return Log(monkeypatch)
+
+
+def test_what_waits_has_its_place_in_the_queue(log: Log) -> None:
+    """The first record of the id counts; behind it are those that the workers handle before it."""
+    log.sell("a", "b", "c", "b-1", "b-1")
+    log.done = 1
+    found = log.trace()
+    assert (found.state, found.customer_id) == ("waiting", "anna")
+    assert (
+        found.verdict
+        == "It waits in Kafka, at offset 3 of shop.purchases[0]: 2 offsets of its partition come before it"
+    )
+    assert [step.name for step in found.steps].count("in Kafka") == 2
+    log.done = 3
+    assert log.trace().verdict.endswith(": it is the next one")
+
+
+def test_what_was_handled_and_is_nowhere_is_called_lost(log: Log) -> None:
+    """Nobody is told that all is well; what was searched is told."""
+    log.sell("b-1", "other")
+    log.done = 2
+    found = log.trace()
+    assert found.state == "lost"
+    assert "verify --deep" in found.searched[-1]
+    assert log.trace("none").state == "unknown"
+    assert log.trace("none").steps == []
+    assert log.trace("x" * 129).verdict == "A purchase's id has 1 to 128 characters"
+
+
+def test_a_rejected_purchase_has_its_dead_letters_and_what_became_of_them(log: Log) -> None:
+    """An id that was rejected ever so often does not make the trace long."""
+    value = record(purchase("b-1")).value
+    log.reject(dead(0, value=value))
+    found = log.trace()
+    assert (found.state, [step.letter for step in found.steps]) == ("rejected", ["0:0"])
+    assert "unknown product" in found.verdict
+    mark = Mark("0:0", "shop.purchases", 0, 300)
+    log.topics[SHOP.retries] = [FakeRecord(b"0:0", msgspec.json.encode(mark), 0)]
+    assert log.trace().verdict.startswith(
+        "It was rejected: dead letter 0:0 became offset 300 of shop.purchases[0]: it waits"
+    )
+    log.topics[SHOP.retries] = []
+    log.reject(*(dead(number, value=value) for number in range(90)))
+    assert [step.letter for step in log.trace().steps] == [f"0:{number}" for number in range(70, 90)]
+    assert log.trace(search=5).steps[0].letter == "0:85"
