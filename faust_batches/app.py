@@ -199,6 +199,11 @@ class App(faust.App):
         return bool(self.joined and not self.rebalancing and not self.in_recovery)
 
     @property
+    def recovering(self) -> dict[TP, tuple[int, int]]:
+        """Changelog partition -> the offsets that are recovered, and all; empty unless tables are being recovered."""
+        return cast(Tables, self.tables).progress
+
+    @property
     def owned(self) -> list[TP]:
         """Our partitions of the batched topics; none before the first assignment."""
         if self._consumer is None or not self.consumer_generation_id:

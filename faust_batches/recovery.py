@@ -61,6 +61,17 @@ class Tables(TableManager):
         await self.recovery.start()
 
     @property
+    def progress(self) -> dict[TP, tuple[int, int]]:
+        """Changelog partition -> the offsets that are recovered, and all; empty while nothing is recovered."""
+        recovery = self.recovery
+        found = {}
+        for tp in recovery.active_tps if recovery.in_recovery else ():
+            done, last = recovery.active_offsets.get(tp), recovery.active_highwaters.get(tp)
+            if last is not None and last >= 0:
+                found[tp] = (0 if done is None else min(done, last) + 1, last + 1)
+        return found
+
+    @property
     def recovery(self) -> Recovery:
         if self._recovery is None:
             self._recovery = PatientRecovery(self.app, self, beacon=self.beacon, loop=self.loop)

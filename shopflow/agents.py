@@ -43,6 +43,12 @@ async def watch_stock() -> None:
     await repeated("The stock", parts.stock_watch.round, lambda: not app.should_stop)
 
 
+@app.task  # type: ignore[untyped-decorator]
+async def remember_sales() -> None:
+    """Learn from MongoDB what was sold in the last minutes before this worker owned a partition."""
+    await repeated("The sales of the last minutes", parts.past.round, lambda: not app.should_stop)
+
+
 async def watch_ground() -> None:
     """Look at what the guarantee stands on, while the worker runs."""
     await repeated("The check of the topics", parts.ground.round, lambda: not app.should_stop)

@@ -32,7 +32,7 @@ from .shop.prices import PriceLog, Prices
 from .shop.promotions.vouchers import Promotions, VoucherLog
 from .shop.promotions.windows import Rules
 from .shop.purchases import Purchases
-from .shop.recent_sales import Board
+from .shop.recent_sales import Board, Past
 from .shop.sales import Sales
 from .shop.sales_mirror import Mirror
 from .shop.stock import AlertLog, Watch
@@ -115,6 +115,7 @@ class Parts:
             return any(self.lags.waiting(tp) > config.batching.max_records for tp in ours)
 
         self.sales_mirror = Mirror(sales, store, owned_sales, self.mongodb_outage, waits)
+        self.past = Past(self.board, store, counts, sales, topics.purchases.get_topic_name(), owned_sales, waits)
         alert_log = AlertLog(topics.ALERTS, topics.products.get_topic_name(), app.publish, read_since)
         self.stock_watch = Watch(
             store, alert_log, owned_products, lambda: app.lease.valid,
@@ -171,7 +172,7 @@ class Parts:
 
         @app.on_partitions_assigned.connect
         async def forget(*args: Any, **kwargs: Any) -> None:
-            for part in (dead_letters, price_log, promotions, self.sales_mirror, self.stock_watch):
+            for part in (dead_letters, price_log, promotions, self.sales_mirror, self.stock_watch, self.past):
                 part.forget()
 
     async def _mongodb_answers(self) -> bool:

@@ -36,4 +36,4 @@ def test_parts_work_with_another_store_and_other_tables() -> None:
     assert b"anna" in counts.rows[0]
     assert len(sales.rows[0]) == 4, "total, day, hour and the totals"
     assert published == ["shop.customer-activity"]
-    assert parts.board.snapshot().latest[0].purchase_id == "p"
+    assert parts.board.snapshot({0}).latest[0].purchase_id == "p"

@@ -61,7 +61,7 @@ class Purchases:
         rejections: Publishes dead letters.
         max_event_bytes: A larger event is a bad record.
         followers: Called with each counted batch, in this order.
-        sold: Called with the new purchases of each finished batch.
+        sold: Called with each finished batch and its new purchases, as (record, event) by offset.
         topic_id: Returns Kafka's id of the topic of the purchases; empty: not known.
     """
 
@@ -72,7 +72,7 @@ class Purchases:
     _: KW_ONLY
     max_event_bytes: int
     followers: Sequence[Follower] = ()
-    sold: Callable[[Sequence[Purchase]], None] = lambda purchases: None
+    sold: Callable[[Batch, Sequence[tuple[Any, Purchase]]], None] = lambda batch, fresh: None
     topic_id: Callable[[], str] = str
 
     def __post_init__(self) -> None:
@@ -117,7 +117,7 @@ class Purchases:
             await self.counts.write(batch, changes.rows())  # 3, 4
             for follow in self.followers:
                 await follow(batch, CountedBatch(fresh, repeated, rejected, changes))  # 5
-        self.sold([event for _, event in fresh])
+        self.sold(batch, fresh)
 
     async def _insert(self, batch: Batch, decoded: DecodedBatch[Purchase], priced: Priced) -> Collection[int]:
         """Insert the accepted purchases. Returns the indexes of the duplicates."""

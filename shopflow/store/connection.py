@@ -288,9 +288,11 @@ class Connection:
                 found += answer
         return found
 
-    async def _aggregate(self, name: str, stages: Sequence[Document]) -> AsyncIterator[Document]:
-        """The result of an aggregation. The first document may take up to `SUM_SECONDS`."""
-        async with self._long_request():
+    async def _aggregate(
+        self, name: str, stages: Sequence[Document], seconds: float = SUM_SECONDS
+    ) -> AsyncIterator[Document]:
+        """The result of an aggregation. The first document may take up to `seconds`."""
+        async with self._long_request(seconds):
             cursor = await self._collection(name).aggregate(stages, allowDiskUse=True)
         with translated():
             async with cursor:
@@ -298,10 +300,10 @@ class Connection:
                     yield document
 
     @asynccontextmanager
-    async def _long_request(self) -> AsyncIterator[None]:
-        """Give the body's requests a time limit of `SUM_SECONDS`."""
+    async def _long_request(self, seconds: float = SUM_SECONDS) -> AsyncIterator[None]:
+        """Give the body's requests a time limit, which the server gets, too."""
         await self.ping()  # else the driver would wait as long for a server that is away
-        with translated(), pymongo.timeout(SUM_SECONDS):
+        with translated(), pymongo.timeout(seconds):
             yield
 
 

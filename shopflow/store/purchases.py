@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from operator import itemgetter
+
+import pymongo
 
 from shopflow.errors import Unavailable
 
@@ -16,6 +18,8 @@ from .types import CUSTOMERS, PRODUCTS, PURCHASES, REMOVED, Document, Inserted, 
 
 CUSTOMERS_AT_ONCE = 100
 
+#: The time limit of each request for the sales of the last minutes.
+_RECENT_SECONDS = 5.0
 #: The most bytes of a purchase without its three texts.
 _MOST_REST_BYTES = 1_000
 
@@ -203,6 +207,33 @@ class Purchases(Connection):
         """Units of the product's purchases that came from Kafka, of `since` or later and before `until`."""
         stages = [_sold_in(product_id, (since, until)), {"$match": FROM_KAFKA}, {"$group": {"_id": None, **_SOLD}}]
         return sum([int(sums["units"]) async for sums in self._aggregate(PURCHASES, stages)])
+
+    # -- the last minutes
+
+    async def recently_sold(
+        self, product_id: str, since: datetime, topic: str, before: Mapping[int, int], limit: int
+    ) -> tuple[list[tuple[int, int, int, int]], list[Document]]:
+        """A product's purchases from Kafka that were made at `since` or later, read within seconds or not at all.
+
+        Arguments:
+            before: Partition of the topic -> offset. Only purchases that came before it from that partition count.
+
+        Returns:
+            `(partition, Unix time, purchases, revenue)` of each second, in no order; the latest ones, at most `limit`.
+        """
+        second = {"$dateTrunc": {"date": "$purchased_at", "unit": "second"}}
+        by_second = {"_id": {"partition": "$source.partition", "second": second}, "purchases": {"$sum": 1}, **_SOLD}
+        places = [{"source.partition": partition, "source.offset": {"$lt": end}} for partition, end in before.items()]
+        condition = {**FROM_KAFKA, "source.topic": topic, "$or": places}
+        stages = [_sold_in(product_id, (since, None)), {"$match": condition}, {"$group": by_second}]
+        sums = [
+            (of["partition"], int(of["second"].timestamp()), int(one["purchases"]), int(one["revenue"]))
+            async for one in self._aggregate(PURCHASES, stages, _RECENT_SECONDS)
+            for of in [one["_id"]]
+        ]
+        condition |= _sold_in(product_id, (since, None))["$match"]
+        with pymongo.timeout(_RECENT_SECONDS):
+            return sums, await self._read(PURCHASES, condition, sort=[("purchased_at", -1)], limit=limit)
 
     # -- inserting
 

@@ -321,19 +321,27 @@ def test_a_worker_that_is_gone_is_said_to_be_gone(open_shop: OpenShop, open_tab:
         tab.open()
         becomes(lambda: tab.page.locator('[data-service="Workers"] strong').inner_text(), "2 up", SOON)
         until(lambda: {row[2] for row in tab.table("partitions")} == {"running"}, "all run", SOON)
-        assert {row[1] for row in tab.table("partitions")} == {f"127.0.0.1:{first.port}", f"127.0.0.1:{second.port}"}
+        names = {f"127.0.0.1:{first.port}", f"127.0.0.1:{second.port}"}
+        assert {row[1] for row in tab.table("partitions")} == names
+        assert {row[3] for row in tab.table("partitions")} == names, "each has the copies of the other's"
+        links = tab.page.locator('[data-table="partitions"] a').all()
+        assert {link.get_attribute("href") for link in links} == {f"http://{name}/" for name in names}
         shop.sell(*(purchase(f"c{number}", purchased_at=now()) for number in range(40)))
         becomes(lambda: tab.number("Purchases so far"), "40", SOON)
         becomes(lambda: sum(tab.column("purchases")), 40, SOON)
         second.kill()
         until(lambda: f"127.0.0.1:{second.port} does not answer" in tab.sentences(), "the page says so", SOON)
         becomes(tab.sentences, "All is well", 60)  # the first has taken its partitions
+        becomes(lambda: sum(tab.column("purchases")), 40, SOON)  # and has learned from MongoDB what they sold
+        becomes(lambda: tab.note("workers"), "", SOON)
         first.kill()
         until(lambda: "Connection lost" in tab.page.locator("#lost").inner_text(), "the page says so", SOON)
         assert tab.page.title() == "shopflow: connection lost"
         tab.keep("lost")
         shop.start_worker(port=first.port)
         until(lambda: not tab.page.locator("#lost").is_visible(), "the page goes on by itself", 60)
+        becomes(lambda: sum(tab.column("purchases")), 40, SOON)  # the charts are kept
+        becomes(lambda: len(tab.table("latest")), 12, SOON)
 
 
 def test_it_says_when_mongodb_is_away(servers: Addresses, open_shop: OpenShop, open_tab: OpenTab) -> None:

@@ -7,6 +7,7 @@ import logging
 
 import pytest
 from faust.tables.recovery import RebalanceAgain, ServiceStopped
+from faust.types import TP
 
 from faust_batches import App
 from faust_batches.recovery import PatientRecovery
@@ -76,3 +77,19 @@ def test_the_end_of_the_worker_is_the_end(end: str) -> None:
         assert not ours.signal_recovery_start.is_set()
 
     asyncio.run(step())
+
+
+def test_the_progress_of_a_recovery_is_known() -> None:
+    """It counts offsets of the changelogs. Empty partitions, and those whose end is not known yet, are left out."""
+
+    async def progress() -> None:
+        ours = recovery()
+        begun, none, empty, unasked, complete = (TP("changelog", number) for number in range(5))
+        ours.active_tps |= {begun, none, empty, unasked, complete}
+        ours.active_offsets.update({begun: 61, none: None, empty: -1, unasked: 3, complete: 99})
+        ours.active_highwaters.update({begun: 99, none: 99, empty: -1, complete: 99})
+        assert ours.app.recovering == {}  # type: ignore[attr-defined]
+        ours.in_recovery = True
+        assert ours.app.recovering == {begun: (62, 100), none: (0, 100), complete: (100, 100)}  # type: ignore[attr-defined]
+
+    asyncio.run(progress())

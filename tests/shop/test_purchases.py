@@ -749,9 +749,9 @@ def test_what_is_not_too_much_goes_on(shop: FakeShop) -> None:
 def test_sold_is_called_when_the_batch_is_finished() -> None:
     """`sold` gets the accepted purchases without duplicates. It is not called for a batch that was lost."""
     sold: list[Any] = []
-    shop = FakeShop(sold=sold.append)
+    shop = FakeShop(sold=lambda batch, fresh: sold.append(fresh))
     shop.handle(shop.batch(purchase("p1"), b"bad", purchase("p2"), purchase("p1")))
-    assert [[event.purchase_id for event in batch] for batch in sold] == [["p1", "p2"]]
+    assert [[event.purchase_id for _, event in fresh] for fresh in sold] == [["p1", "p2"]]
     lost = shop.batch(purchase("p3"), start=4)
     lost.lost = True
     with pytest.raises(PartitionLost):

@@ -57,7 +57,7 @@ class FakeWorker:
         dead_letters: str = "dead",
         followers: Sequence[Any] = (),
         registered: Any = None,
-        sold: Any = lambda purchases: None,
+        sold: Any = lambda batch, fresh: None,
     ) -> None:
         self.price_records = [] if price_log is None else price_log
         self.events = counts.events

@@ -72,7 +72,7 @@ def visitor(monkeypatch: pytest.MonkeyPatch, store: ObservedStore, by_hand: ByHa
     by_hand.put("products", {"_id": HOSTILE, "name": HOSTILE, "price": 5})
     seen = replace(
         WELL,
-        board=Snapshot({}, [sale]),
+        board=Snapshot({}, [sale], WELL.board.since),
         products={HOSTILE: HOSTILE},
         learned=Learned([sold], [sold], [sold], [given], [{"product_id": HOSTILE, "left": 1, "stock": 2, "at": NOW}]),
     )

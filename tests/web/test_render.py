@@ -15,9 +15,14 @@ from shopflow.web.page import render
 from shopflow.web.page.render import Cell
 from shopflow.web.page.warnings import Learned, ShopState, WorkerState
 from tests.support.text import plain
-from tests.web.test_warnings import AT, GONE, WELL, letter, report, state
+from tests.web.test_warnings import AT, GONE, KNOWN, WELL, letter, report, state
 
 HOSTILE = "<img src=x>\x1b[2J\u202e"
+
+
+def replaced(seconds: dict[int, tuple[int, int]]) -> Snapshot:
+    """A board that knows all, with these sales."""
+    return Snapshot(seconds, since=KNOWN.since)
 
 
 def texts(name: str, now: object = WELL) -> list[list[str]]:
@@ -28,18 +33,26 @@ def texts(name: str, now: object = WELL) -> list[list[str]]:
 def test_the_charts_end_with_the_last_whole_second() -> None:
     """The current second is left out: it would always look like a slump. Money is the sum of sixty seconds."""
     now = 1_000.7
-    board = Snapshot({1_000: (9, 9), 999: (3, 250), 960: (1, 100), 641: (1, 50), 640: (9, 9), 700: (2, 1_000)})
+    seconds = {1_000: (9, 9), 999: (3, 250), 960: (1, 100), 641: (1, 50), 640: (9, 9), 700: (2, 1_000)}
+    board = replaced(seconds)
     found = render.series(board, now)
     assert (found.ago[0], found.ago[-1]) == (-299, 0)
     assert (found.purchases[-1], found.money[-1]) == (3, 3.5)
     assert found.money[0] == 10.5  # of second 700, and of the minute before the chart
     assert len(found.ago) == len(found.purchases) == len(found.money) == 300
-    assert render.series(Snapshot(), now).money == [0.0] * 300
+    assert render.series(KNOWN, now).money == [0.0] * 300
+
+
+def test_the_charts_begin_when_the_first_sales_are_known() -> None:
+    """What is not known is left out: a zero would say that nothing was sold."""
+    found = render.series(Snapshot({990: (2, 5)}, since={0: 995.5, 1: 990.0}), 1_000.7)
+    assert (found.ago, found.purchases) == ([*range(-9, 1)], [2, *[0] * 9])
+    assert render.series(Snapshot(), 1_000.7) == render.Series([], [], [])
 
 
 def test_a_shop_that_is_well() -> None:
     """The headline says that all is well, and the numbers are summed over all workers."""
-    board = Snapshot({int(AT) - 1: (20, 4_500), int(AT) - 70: (1, 1)})
+    board = replaced({int(AT) - 1: (20, 4_500), int(AT) - 70: (1, 1)})
     workers = [WorkerState("http://h:1", report(0, 1))]
     workers[0].report.counted[1].update(purchases=1_234_567, spent=100)  # type: ignore[union-attr]
     found = render.shown(replace(WELL, board=board, workers=[*workers, WorkerState("http://h:2", report())]))
@@ -67,11 +80,38 @@ def test_a_shop_with_faults() -> None:
     assert (found.level, found.headline) == ("bad", "2 things need attention")
     assert [cell.text for cell in found.services.values()] == ["not known", "down", "1 up, 1 down"]
     assert texts("partitions", now) == [
-        ["0", "h:1", "running", "not known"],
-        ["1", "none", "its worker does not answer", "not known"],
+        ["0", "h:1", "running", "none", "not known"],
+        ["1", "none", "its worker does not answer", "none", "not known"],
     ]
     assert texts("partitions", replace(now, workers=workers[:1]))[1][2] == "no worker"
-    assert texts("partitions", replace(now, workers=[state(1, 0, 1, serving=False)]))[0][2] == "recovering"
+
+
+def test_a_recovery_shows_its_progress() -> None:
+    """A partition shows how much of its counts is recovered, and which worker has a copy. Names lead to the workers."""
+    recovering = state(1, 0, 1, serving=False, recovering={0: (3_000, 10_000)})
+    now = replace(WELL, workers=[recovering, state(2, standby=[0])])
+    first, second = render.shown(now).tables["partitions"]
+    assert plain([cell.text for cell in first]) == ["0", "h:1", "recovering, 30 %, 7 000 left", "h:2", "0"]
+    assert [cell.text for cell in second[1:4]] == ["h:1", "waits for the others", "none"]
+    assert [cell.href for cell in first[1:4]] == ["http://h:1/", "", "http://h:2/"]
+    assert texts("partitions", replace(now, workers=[state(1, 0, 1, serving=False)]))[0][2] == "in a rebalance"
+
+
+def test_since_when_the_last_minutes_are_known() -> None:
+    """A worker that took partitions over may not know yet what was sold before. Older gaps are behind the charts."""
+    late = replace(WELL, board=Snapshot({int(AT) - 1: (20, 4_500)}, since={0: AT - 30, 1: 0.0}))
+    assert notes(late)["workers"] == f"Not known: what was sold in 1 of 2 partitions before {clock(AT - 30)}."
+    assert "Purchases per second" not in notes(late)
+    assert (
+        notes(late)["Money in the last minute"] == f"without what was sold in 1 of 2 partitions before {clock(AT - 30)}"
+    )
+    assert plain(texts("minutes", late)[2][1:]) == ["at least 0", "at least 0,00 zł"]
+    every = replace(late, board=Snapshot({}, since={0: AT - 30, 1: AT - 40}))
+    assert notes(every)["workers"] == f"Not known: what was sold before {clock(AT - 30)}."
+    assert texts("minutes", every)[2][1:] == ["not known", "not known"]
+    assert "workers" not in notes(replace(WELL, board=Snapshot({}, since={0: AT - 400, 1: AT - 900})))
+    lost = notes(replace(late, board=Snapshot({}, since={0: AT - 30})))["workers"]
+    assert lost == f"Not known: the purchases of 1 of 2 partitions, and what was sold before {clock(AT - 30)}."
 
 
 def notes(now: ShopState) -> dict[str, str]:
@@ -134,12 +174,14 @@ def test_sums_without_all_workers_are_said_to_be_partial() -> None:
     late.report.counted[0].update(purchases=7, spent=700)  # type: ignore[union-attr]
     early.report.counted[0].update(purchases=5, spent=900)  # type: ignore[union-attr]
     now = replace(WELL, workers=[late, early, WorkerState("http://h:2", None)])
+    now = replace(now, board=Snapshot(since={0: 0.0}))
     found = render.shown(now)
     sums = plain([found.numbers["Purchases so far"], found.numbers["Money so far"]])
     assert sums == ["at least 7", "at least 7,00 zł"]
     assert notes(now) | {"kafka": "", "mongodb": "", "bestsellers": ""} == {
-        "workers": "Without h:2, which gives no answer.",
-        **dict.fromkeys(("Purchases per second", "Money in the last minute"), "without 1 worker"),
+        "workers": "Not known: the purchases of 1 of 2 partitions.",
+        "Purchases per second": "without the purchases of 1 of 2 partitions",
+        "Money in the last minute": "without the purchases of 1 of 2 partitions",
         **dict.fromkeys(("Purchases so far", "Money so far"), "1 of 2 partitions not known"),
         "kafka": "", "mongodb": "", "bestsellers": "",
     }  # fmt: skip
@@ -205,7 +247,7 @@ def test_dead_letters_have_their_reasons() -> None:
 def test_a_table_has_the_numbers_of_the_charts() -> None:
     """A table has the charts' numbers of the last ten minutes, for screen readers."""
     minute = int(AT) // 60
-    rows = texts("minutes", replace(WELL, board=Snapshot({minute * 60 - 1: (2, 300), minute * 60 - 60: (1, 5)})))
+    rows = texts("minutes", replace(WELL, board=replaced({minute * 60 - 1: (2, 300), minute * 60 - 60: (1, 5)})))
     assert len(rows) == 10
     assert rows[1][1:] == ["3", "3,05 zł"]
     assert rows[2][1:] == ["0", "0,00 zł"]

@@ -17,6 +17,7 @@ from shopflow.web.page.warnings import Report, ShopState, Waiting, WorkerState, 
 
 AT = 1_800_000_000.0
 FRESH, GONE = Age(AT, ""), Age(AT - 42, "gone")
+KNOWN = Snapshot(since={0: 0.0, 1: 0.0})
 STUCK = Trouble("open-transaction", "sold[0]", "An open transaction holds 3 events up", stops=True, since=AT - 130)
 
 
@@ -41,7 +42,7 @@ def letter(reason: str, ago: float) -> Letter:
 WELL = ShopState(
     AT,
     [state(1, 0), state(2, 1)],
-    Snapshot(),
+    KNOWN,
     topics=("sold",),
     partitions=2,
     spans={"sold": {0: Span(0, 5, 5), 1: Span(0, 7, 9)}},
@@ -91,7 +92,11 @@ def test_what_an_open_transaction_holds_up_waits() -> None:
         ),
         (
             {"workers": [state(1, 0), state(2, 1, serving=False)]},
-            "The worker h:2 is in a rebalance, or recovers its counts.",
+            "The worker h:2 is in a rebalance.",
+        ),
+        (
+            {"workers": [state(1, 0), state(2, 1, serving=False, recovering={0: (9, 10), 1: (53, 90)})]},
+            "The worker h:2 recovers its counts: 62 %.",
         ),
         ({"workers": [state(1, 0)]}, "No worker owns partition 1 of sold."),
         ({"workers": [state(1)]}, "No worker owns partitions 0, 1 of sold."),

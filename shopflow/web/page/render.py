@@ -77,13 +77,20 @@ class Customer(msgspec.Struct):
 
 
 def series(board: Snapshot, now: float) -> Series:
-    """The last five minutes, second by second."""
+    """The last five minutes, second by second, as far as they are known.
+
+    Arguments:
+        now: When the board was asked for.
+    """
+    known = min(board.since.values(), default=now)
     last = int(now) - 1
     earned = sum(_money(board, second) for second in range(last - CHART_SECONDS - 59, last - CHART_SECONDS + 1))
     found = Series([], [], [])
     for ago in range(CHART_SECONDS - 1, -1, -1):
         second = last - ago
         earned += _money(board, second) - _money(board, second - 60)
+        if second < int(known):
+            continue
         found.ago.append(-ago)
         found.purchases.append(board.seconds.get(second, (0, 0))[0])
         found.money.append(earned / 100)
@@ -123,23 +130,32 @@ def shown(now: ShopState) -> Shown:
 def _notes(now: ShopState) -> dict[str, Cell]:
     mirrored, began = moment(now.at, "MongoDB", now.mirrored, now.refusing), now.learned.since
     since = f" This hour began at {_clock(began.timestamp())[:-3]}." if began else ""
-    silent = [worker.name for worker in now.workers if not worker.report]
-    without = Cell(f"Without {', '.join(silent)}, which gives no answer.", level="warn") if silent else Cell("")
+    lacking = _lacking(now, CHART_SECONDS + 60)
     return {
         "mongodb": mirrored,
         "bestsellers": Cell(mirrored.text + since, level=mirrored.level),
         "kafka": moment(now.at, "Kafka", now.kafka, now.refusing),
-        "workers": without,
-        **_of_numbers(now, silent),
+        "workers": Cell(f"Not known: {lacking}." if lacking else "", level="warn" if lacking else ""),
+        **_of_numbers(now),
     }
 
 
-def _of_numbers(now: ShopState, silent: Sequence[str]) -> dict[str, Cell]:
+def _lacking(now: ShopState, seconds: int) -> str:
+    """The purchases of these last seconds that are not known; empty: all are."""
+    asked, since, every = now.asked.at or now.at, now.board.since, now.partitions
+    missing, late = every - len(since), [one for one in since.values() if one > asked - seconds]
+    found = [f"the purchases of {missing} of {every} partitions"] if missing else []
+    if late:
+        where = f" in {len(late)} of {every} partitions" if len(late) < every - missing else ""
+        found.append(f"what was sold{where} before {_clock(max(late))}")
+    return ", and ".join(found)
+
+
+def _of_numbers(now: ShopState) -> dict[str, Cell]:
     found = dict.fromkeys(_numbers(now), Cell(""))
-    if silent:
-        workers = "1 worker" if len(silent) == 1 else f"{len(silent)} workers"
-        without = Cell(f"without {workers}", level="warn")
-        found |= dict.fromkeys(("Purchases per second", "Money in the last minute"), without)
+    for name, seconds in (("Purchases per second", _AVERAGE_SECONDS), ("Money in the last minute", 60)):
+        if lacking := _lacking(now, seconds):
+            found[name] = Cell(f"without {lacking}", level="warn")
     if uncounted := now.partitions - len(now.counted):
         lacks = Cell(f"{uncounted} of {now.partitions} partitions not known", level="warn")
         found |= dict.fromkeys(("Purchases so far", "Money so far"), lacks)
@@ -199,23 +215,34 @@ def _total(now: ShopState, name: str, form: Callable[[int], str]) -> str:
 
 
 def _partitions(now: ShopState) -> Rows:
-    """A row for each partition: its workers, its state, and its lag in each topic."""
+    """A row for each partition: its workers, its state, the workers with a copy of it, and its lag in each topic."""
     rows = []
     owners = {topic: now.owners(topic) for topic in now.topics}
     for number in range(now.partitions):
         having = list({owned[number].url: owned[number] for owned in owners.values() if number in owned}.values())
         missing = any(number not in owned for owned in owners.values())
-        workers = Cell(", ".join(worker.name for worker in having) or "none", level="" if having else "bad")
-        state = _state(having, missing=missing, silent=len(now.reports) < len(now.workers))
-        rows.append(row(str(number), workers, state, *(_waiting(now, topic, number) for topic in now.topics)))
+        state = _state(having, number, missing=missing, silent=len(now.reports) < len(now.workers))
+        copies = [worker for worker in now.workers if worker.report and number in worker.report.standby]
+        lag = (_waiting(now, topic, number) for topic in now.topics)
+        rows.append(row(str(number), _workers(having, "bad"), state, _workers(copies), *lag))
     return rows
 
 
-def _state(having: Sequence[WorkerState], *, missing: bool, silent: bool) -> Cell:
+def _workers(found: Sequence[WorkerState], level: str = "") -> Cell:
+    """The names; of one worker alone with a link to its page."""
+    if not found:
+        return Cell("none", level=level)
+    return Cell(", ".join(one.name for one in found), f"{found[0].url}/" if len(found) == 1 else "")
+
+
+def _state(having: Sequence[WorkerState], number: int, *, missing: bool, silent: bool) -> Cell:
     if missing:
         return Cell("its worker does not answer" if silent else "no worker", level="bad")
-    if any(worker.report and not worker.report.serving for worker in having):
-        return Cell("recovering", level="warn")
+    for report in [worker.report for worker in having if worker.report and not worker.report.serving]:
+        if number not in report.recovering:
+            return Cell("waits for the others" if report.recovering else "in a rebalance", level="warn")
+        done, every = report.recovering[number]
+        return Cell(f"recovering, {100 * done // every} %, {grouped(every - done)} left", level="warn")
     return Cell("running", level="good")
 
 
@@ -307,12 +334,19 @@ def _letters(now: ShopState) -> Rows:
 def _minutes(now: ShopState) -> Rows:
     """The numbers of the charts by minute, newest first."""
     rows = []
-    this = int(now.asked.at or now.at) // 60
+    asked, since = now.asked.at or now.at, now.board.since.values()
+    known = min(since, default=asked)
+    complete = max(since, default=asked) if len(since) == now.partitions else asked
+    this = int(asked) // 60
     for minute in range(this, this - _MINUTES, -1):
         sums = [now.board.seconds.get(second, (0, 0)) for second in range(minute * 60, minute * 60 + 60)]
-        since = datetime.fromtimestamp(minute * 60).astimezone()
-        purchases, earned = sum(count for count, _ in sums), sum(grosze for _, grosze in sums)
-        rows.append(row(f"{since:%H:%M}", grouped(purchases), money(earned)))
+        begins = datetime.fromtimestamp(minute * 60).astimezone()
+        texts = grouped(sum(count for count, _ in sums)), money(sum(grosze for _, grosze in sums))
+        if minute * 60 + 60 <= known:
+            texts = (_UNKNOWN, _UNKNOWN)
+        elif minute * 60 < complete:
+            texts = (f"at least {texts[0]}", f"at least {texts[1]}")
+        rows.append(row(f"{begins:%H:%M}", *texts))
     return rows
 
 

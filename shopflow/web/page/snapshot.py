@@ -40,6 +40,7 @@ _REST = 9.0
 _LETTERS = 20
 #: The number of best-selling products, vouchers and alerts that are shown.
 _BESTSELLERS, _VOUCHERS, _ALERTS = 10, 8, 5
+_CHANGELOG = purchase_counts.changelog_topic_name
 #: The number of measurements that make a trend.
 _TREND = 60
 
@@ -58,13 +59,23 @@ def report() -> Report:
     return Report(
         serving=app.serving,
         assigned={topic: sorted(numbers) for topic, numbers in assigned.items() if topic in topics.KEYS},
-        board=parts.board.snapshot(),
+        board=parts.board.snapshot(assigned.get(topics.purchases.get_topic_name(), ())),
         counted=_counted(),
+        recovering=_recovering(),
+        standby=sorted(tp.partition for tp in app.assignor.assigned_standbys() if tp.topic == _CHANGELOG),
         mongodb_away=parts.mongodb_outage.seconds,
         kafka_away=app.kafka_outage.seconds,
         stopped=parts.limit.stopped,
         troubles=app.troubles.present,
     )
+
+
+def _recovering() -> dict[int, tuple[int, int]]:
+    found: dict[int, tuple[int, int]] = {}
+    for tp, (done, every) in app.recovering.items():
+        before = found.get(tp.partition, (0, 0))
+        found[tp.partition] = (before[0] + done, before[1] + every)
+    return found
 
 
 def _counted() -> dict[int, dict[str, int]]:

@@ -31,6 +31,8 @@ class Report(msgspec.Struct):
     Arguments:
         serving: False during a rebalance and while the counts are recovered.
         assigned: Topic -> the partitions that it owns.
+        recovering: Its partition -> the offsets of the changelogs that are recovered, and all.
+        standby: The partitions whose counts it keeps for another worker.
         mongodb_away, kafka_away: Seconds since the server last answered. None: it answers.
         stopped: Topic -> why the worker stopped it.
         troubles: What a person must know or mend.
@@ -40,6 +42,8 @@ class Report(msgspec.Struct):
     assigned: dict[str, list[int]]
     board: Snapshot
     counted: dict[int, dict[str, int]] = {}  #: its partition -> customers, purchases, items, spent (grosze)
+    recovering: dict[int, tuple[int, int]] = {}
+    standby: list[int] = []
     mongodb_away: float | None = None
     kafka_away: float | None = None
     stopped: dict[str, str] = {}
@@ -187,7 +191,8 @@ def _workers(now: ShopState) -> Iterator[Warning]:
             yield Warning("bad", f"The worker {worker.name} does not answer. Its numbers are missing here.")
             continue
         if not worker.report.serving:
-            yield Warning("warn", f"The worker {worker.name} is in a rebalance, or recovers its counts.")
+            does = f"recovers its counts: {share(worker.report)} %" if worker.report.recovering else "is in a rebalance"
+            yield Warning("warn", f"The worker {worker.name} {does}.")
         for topic, why in worker.report.stopped.items():
             yield Warning("bad", f"The worker {worker.name} has stopped taking {topic}: {why}.")
 
@@ -239,6 +244,12 @@ def _letters(now: ShopState) -> Iterator[Warning]:
             f"The last reason: {recent[0].reason[:_SHORT] or 'none given'}",
             "/dead-letters/",
         )
+
+
+def share(report: Report) -> int:
+    """The percentage of the changelogs that is recovered."""
+    done, every = map(sum, zip(*report.recovering.values(), strict=True))
+    return 100 * done // every
 
 
 def duration(seconds: float) -> str:

@@ -20,7 +20,7 @@ function setLevel(element, level) {
 }
 
 function filled(made, cell) {
-  if (cell.href && cell.href.startsWith("/")) {
+  if (/^(\/|https?:)/.test(cell.href)) {
     const link = document.createElement("a");
     link.href = cell.href;
     link.textContent = cell.text;
