@@ -51,6 +51,8 @@ _SERVER_TROUBLE = {
 }
 _TROUBLE_CODES = {code for named in _SERVER_TROUBLE.values() for code in named.values()}
 
+#: The driver's words for bytes that no MongoDB sends: at that port is a web server, for example.
+_NO_MONGODB = re.compile(r"Message length \(-?[0-9]+\) |Got opcode ")
 _LOGIN = "correct them and restart the workers, or have an administrator of MongoDB set the password again"
 _RIGHTS = (
     'an administrator of MongoDB grants it with db.grantRolesToUser("USER", [{role: "readWrite", db: "DATABASE"}]), '
@@ -107,6 +109,8 @@ def reason(error: PyMongoError) -> str:
     code = error.code if isinstance(error, OperationFailure) else None
     if code in _AUTHENTICATION.values():
         return "authentication failed: check the user and the password in mongodb.uri"
+    if _NO_MONGODB.search(str(error)):
+        return "what answers does not speak MongoDB's protocol: is it the right address in mongodb.uri?"
     # The rest of the text is the topology, the timeouts, the reply and the command, which contains whole documents.
     text = re.split(r" \(configured timeouts|, Timeout: |, full error: | to execute command", str(error), maxsplit=1)[0]
     return one_line(text) or type(error).__name__

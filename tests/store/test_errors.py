@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from pymongo.errors import OperationFailure
+from pymongo.errors import OperationFailure, ServerSelectionTimeoutError
 
 from shopflow.errors import Refusal, Unavailable
 from shopflow.store.errors import failure, translated
@@ -33,3 +33,10 @@ def test_a_refusal_names_the_setting_or_the_command(code: int, advice: str) -> N
 def test_what_ends_by_itself_is_no_refusal(code: int | None) -> None:
     """A full disk, too: it is told as an outage, which ends when there is space."""
     assert type(failure(code, "no", "sales")) is Unavailable
+
+
+def test_a_server_of_another_kind_is_called_so() -> None:
+    """A web server, here: its `HTTP` is read as a length."""
+    text = "Message length (1347703880) is larger than server max message size (48000000) (configured timeouts: 1)"
+    with pytest.raises(Unavailable, match="does not speak MongoDB's protocol"), translated():
+        raise ServerSelectionTimeoutError(text)
