@@ -53,8 +53,14 @@ def key_of(period: str, start: str, product_id: str) -> str:
 
 
 def start_of(key: str) -> tuple[str, datetime | None, str]:
-    """Parse a row's key: the period, its start, the product_id."""
+    """Parse a row's key: the period, its start, the product_id.
+
+    Raises:
+        ValueError: It is none: another program wrote the row into the changelog.
+    """
     period, start, product_id = key.split(" ", 2)
+    if period not in PERIODS:
+        raise ValueError(f"no period: {period}")
     if not start:
         return period, None, product_id
     time = datetime.fromisoformat(start if period == "day" else f"{start}:00")

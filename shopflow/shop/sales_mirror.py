@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic
@@ -129,7 +130,7 @@ class Mirror:
             return
         rows = dict(waiting)
         totals = decode_totals(rows[TOTALS_KEY]) if TOTALS_KEY in rows else None
-        sales = [_partition_sales(key, value) for key, value in rows.items() if key != TOTALS_KEY]
+        sales = [one for key, value in rows.items() if key != TOTALS_KEY and (one := _partition_sales(key, value))]
         # The totals last: a reader that sees a new total sees its days and hours, too.
         for some in ([one for one in sales if one.start], [one for one in sales if not one.start]):
             for start in range(0, len(some), _AT_ONCE):
@@ -144,6 +145,9 @@ class Mirror:
                 del waiting[key]
 
 
-def _partition_sales(key: bytes, value: bytes) -> PartitionSales:
+def _partition_sales(key: bytes, value: bytes) -> PartitionSales | None:
+    """The sales of a row; None if another program wrote it into the changelog: `verify` names it."""
     row = decode_row(value)
-    return PartitionSales(*sale_of(key, row), position=(row.era, row.offset))
+    with suppress(ValueError):
+        return PartitionSales(*sale_of(key, row), position=(row.era, row.offset))
+    return None

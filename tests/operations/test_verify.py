@@ -603,6 +603,16 @@ def test_sales_changed_by_hand_are_found(shop: VerifiedShop) -> None:
     assert "milk of the day 2026-05-01T00:00:00+00:00: 1 purchases, 7 units, 600 grosze in MongoDB" in found.detail
 
 
+def test_a_row_of_another_program_is_named(shop: VerifiedShop) -> None:
+    """Its key is no key of sales. It ended `verify` with a traceback."""
+    shop.sell("anna")
+    shop.kafka.sales.append(FakeRecord(b"anna", b"{}"))
+    (sold,) = [check for check in shop.verify().checks if check.name == "sales"]
+    assert (
+        sold.detail == "1 differ: 'anna' in the table is no row of sales: another program wrote it into the changelog"
+    )
+
+
 def test_sales_on_their_way_to_mongodb_are_waited_for(shop: VerifiedShop) -> None:
     """A worker writes them a moment after the purchases. If none runs, the next worker does."""
     shop.sell("anna")

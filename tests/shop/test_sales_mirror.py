@@ -14,6 +14,7 @@ from shopflow.errors import Unavailable
 from shopflow.models import Purchase
 from shopflow.shop import sales_mirror as mirror
 from shopflow.shop.counts import decode_totals, new_era_totals
+from shopflow.shop.sales import PERIODS
 from shopflow.shop.sales_mirror import Mirror
 from shopflow.store.rules import sale_id
 from shopflow.store.types import PartitionSales
@@ -166,6 +167,18 @@ def test_after_a_rebalance_it_is_looked_through_from_where_mongodb_is(mirrored: 
     mirrored.bring_up_to_date()
     assert mirrored.units() == 3
     assert mirrored.store.calls == ["sales_position", "put_sales", "put_sales", "reached_sales"]
+
+
+def test_a_row_of_another_program_is_left_out(mirrored: Mirrored) -> None:
+    """It came through the changelog. The shop's own rows are written all the same."""
+    mirrored.sell(2)
+    row = mirrored.table.rows[b"total  milk"]
+    foreign = dict.fromkeys((b"anna", b"\xff  ", b"year 2024 milk", b"day 2024-99-01 milk"), row)
+    mirrored.table.rows |= foreign
+    mirrored.mirror.changed(0, list(foreign.items()))
+    mirrored.bring_up_to_date()
+    assert mirrored.units() == 2
+    assert len(mirrored.store.parts) == len(PERIODS)
 
 
 def test_a_partition_that_goes_while_it_is_looked_through_is_left(mirrored: Mirrored) -> None:

@@ -81,7 +81,11 @@ def _compare(rows: Mapping[str, Counts], found: Mapping[str, Counts], where: str
     for key in sorted(rows.keys() | found.keys()):
         ours, theirs = rows.get(key), found.get(key)
         if ours != theirs:
-            period, start, product_id = start_of(key)
+            try:
+                period, start, product_id = start_of(key)
+            except ValueError:
+                wrong.add(f"{key!r} in the table is no row of sales: another program wrote it into the changelog")
+                continue
             when = f" of the {period} {start.isoformat()}" if start else ""
             difference = f"{in_words(theirs, 'units')} {where}, {in_words(ours, 'units')} in the table"
             wrong.add(f"{product_id}{when}: {difference}")
