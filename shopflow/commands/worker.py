@@ -126,6 +126,10 @@ async def _prepare(say: Callable[[str], None]) -> None:
     await ensure_topics(connected_kafka(), topics.SPECS)
     shop = topics.LAYOUT
     await check_changelog(connected_kafka(), shop.group, shop.purchases, shop.changelog)
+    try:
+        await check_changelog(connected_kafka(), shop.group, shop.purchases, shop.sales_changelog)
+    except Refused as lost:  # the purchases are counted all the same
+        app.troubles.begin("changelog-empty", shop.sales_changelog, str(lost), stops=False)
 
 
 class _Watch:

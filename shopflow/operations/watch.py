@@ -20,7 +20,7 @@ KINDS = ("topic-missing", "topic-partitions", "topic-config", "topic-copies", "t
 
 
 async def check_changelog(bootstrap: Bootstrap, group: str, source: str, changelog: str) -> None:
-    """Check at a worker's start that the changelog of the counts has records where purchases were counted.
+    """Check at a worker's start that a changelog has records where purchases were counted.
 
     Raises:
         Refused: They were deleted. A worker would count from the committed offset on, beginning with zero.

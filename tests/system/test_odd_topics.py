@@ -142,6 +142,14 @@ def test_a_changelog_that_was_deleted_is_said_at_the_start_and_counted_again(ope
         assert worker.count("anna")[1]["purchases"] == 5
         shop.agrees()
 
+        assert worker.stop() == 0
+        sales = f"{shop.name}-product_sales-changelog"
+        administered(shop, lambda admin: admin.delete_topics([sales]))
+        until(lambda: sales not in shop.describe_topics(), "the changelog of sales is deleted")
+        worker = shop.start_worker().ready()
+        assert troubles(worker) == {("changelog-empty", sales, "false")}
+        assert "is empty, though 5 purchases were counted" in str(ready(worker)["warnings"])
+
 
 def make_anew(shop: Shop, kind: str, **configs: str) -> None:
     """Delete a topic of events and make it again, as an operator who resets a test system does."""
