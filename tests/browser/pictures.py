@@ -26,7 +26,7 @@ from tests.support.shop import free_port, until
 ROOT = Path(__file__).parents[2]
 TARGET = ROOT / "docs" / "faults.gif"
 DEMO = ("demo", "--customers", "50", "--purchases", "500", "--rate", "0", "--faults")
-SIZE = {"width": 800, "height": 760}
+SIZE = {"width": 800, "height": 860}
 #: Between two pictures, how long each is shown, and how long the last one is.
 PAUSE_SECONDS, SHOWN_MS, LAST_MS = 1.0, 400, 4_000
 COLORS = 48
