@@ -105,7 +105,7 @@ def test_nothing_that_an_event_brings_runs_as_a_script(shop: Shop, worker: Worke
     tab.open()
     shop.sell(*(purchase(HOSTILE, product_id="evil", quantity=9, price=100, purchased_at=now()) for _ in range(30)))
     shop.send("purchases", Record(b"anna", f'{{"purchase_id": "{HOSTILE[:9]}", "quantity": 0}}'.encode()))
-    until(lambda: tab.table("hour")[0][0] == cut(HOSTILE), "the best seller has its name", SOON)
+    until(lambda: tab.table("ever")[0][0] == cut(HOSTILE), "the best seller has its name", SOON)
     until(
         lambda: tab.table("latest")[0][1:3] == [cut(f"{HOSTILE} </td>"), cut(HOSTILE)],
         "the latest have their names",
@@ -307,7 +307,7 @@ def test_without_javascript_it_shows_the_same_and_comes_anew(worker: Worker, ope
     html = page.content()
     assert 'http-equiv="refresh"' in html
     assert int(tab.page.locator('[data-number="Purchases so far"]').inner_text()) >= 1
-    assert "Mleko" in page.locator('[data-table="hour"]').inner_text()
+    assert "Mleko" in page.locator('[data-table="ever"]').inner_text()
 
 
 def test_a_worker_that_is_gone_is_said_to_be_gone(open_shop: OpenShop, open_tab: OpenTab) -> None:
