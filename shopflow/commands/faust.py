@@ -38,6 +38,16 @@ from .base import Command, choose_datadir, with_options
 
 #: What is printed about a message that was sent.
 _SENT = ("topic", "partition", "topic_partition", "offset", "timestamp", "timestamp_type", "log_start_offset")
+#: The commands in `--help`, by what they are for. The others are Faust's.
+_GROUPS = {
+    "Start": ("demo", "worker", "servers"),
+    "Send example events": ("seed-products", "seed-customers", "seed-purchases"),
+    "Look": (
+        *("list-products", "list-customers", "list-vouchers", "price-history", "trace", "tail", "try-promotion"),
+        *("export", "describe"),
+    ),
+    "Check and mend": ("verify", "doctor", "dead-letters", "replay", "repartition", "create-topics"),
+}
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
 
@@ -251,4 +261,20 @@ def _resolve(ctx: click.Context, args: list[str]) -> Any:
         raise
 
 
+def _format_options(ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    """Click's `format_options`, with the commands first, in groups."""
+    grouped = {name for names in _GROUPS.values() for name in names}
+    others = tuple(name for name in cli.list_commands(ctx) if name not in grouped)
+    for title, names in {**_GROUPS, "Commands of Faust": others}.items():
+        with formatter.section(title):
+            limit = formatter.width - 6 - max(map(len, names))
+            formatter.write_dl([(name, cli.commands[name].get_short_help_str(limit)) for name in names])
+    click.Command.format_options(cli, ctx, formatter)
+
+
+cli.help = """shopflow: a small shop made of events. A worker brings products, customers and purchases from Kafka to
+MongoDB, counts each purchase once, and serves the counts and a live page over HTTP.
+
+Begin with `demo`. COMMAND --help says more about a command, docs/COMMANDS.md about all."""
 cli.resolve_command = _resolve  # type: ignore[method-assign]  # Faust makes the group
+cli.format_options = _format_options  # type: ignore[method-assign]

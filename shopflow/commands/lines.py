@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from textwrap import wrap
@@ -18,12 +18,14 @@ from shopflow.operations.verify.report import Check, Report
 from shopflow.shop.price_history import Period, Prices, SalesOverTime
 from shopflow.shop.promotions.trial import Trial
 from shopflow.shop.stock import in_words
-from shopflow.shop.text import day, day_and_time, gift, money, text_of, visible, whole
+from shopflow.shop.text import day, day_and_time, gift, grouped, money, text_of, visible, whole
 from shopflow.store.types import Document
 
+from .output import NOTHING_YET, Column, JsonArray, aligned, as_one_line, one_by_one
 from .plots import Paper, price_and_units
 
-_NOTHING_YET = "none yet"
+#: A terminal with fewer columns gets fewer, or more lines.
+_WIDE = 80
 #: Characters of a key or a reason in a list.
 _SHORT = 200
 #: Reasons that a summary names, and that it counts separately.
@@ -36,12 +38,14 @@ def products(
     left: Mapping[str, int] | None = None,
     *,
     as_json: bool,
+    terminal: int | None = None,
 ) -> Iterator[str]:
-    """One line per product; as JSON one array.
+    """A header and one line per product; as JSON one array.
 
     Arguments:
         sold: The sales by product_id. None: they are not shown.
         left: The units left by product_id, for products with a stock.
+        terminal: Its width; None: no limit.
     """
     left = left or {}
     if as_json:
@@ -52,21 +56,27 @@ def products(
                 document["left"] = left[name]
             if sold is not None:
                 document.update({field: _sold(sold, name)[field] for field in _SOLD})
-        yield _json(shown)
+        yield as_one_line(shown)
         return
     if not documents:
-        yield f"Products: {_NOTHING_YET}."
-    names = [_name(document) for document in documents]
-    width = max(map(len, names), default=0)
-    for name, document in zip(names, documents, strict=True):
-        line = f"{name:<{width}} {money(document.get('price')):>12}  {text_of(document, 'type')}  ({_id(document)})"
-        if document["_id"] in left:
-            units = left[document["_id"]]
-            line += f"  {units} left of {document['stock']}" if units > 0 else f"  {in_words(units)}"
-        if sold is not None:
-            sale = _sold(sold, document["_id"])
-            line += f"  {sale['units']} sold in {sale['purchases']} purchases, {money(sale['revenue'])}"
-        yield line
+        yield f"Products: {NOTHING_YET}."
+        return
+    columns = [Column("product"), Column("price", number=True)]
+    columns += [Column("left")] if left else []
+    columns += [Column("sold", number=True), Column("revenue", number=True)] if sold is not None else []
+    rows = [_product(document, sold, left) for document in documents]
+    yield from aligned([*columns, Column("type"), Column("id")], rows, terminal)
+
+
+def _product(document: Document, sold: Mapping[str, Document] | None, left: Mapping[str, int]) -> list[str]:
+    name = document["_id"]
+    cells = [_name(document), money(document.get("price"))]
+    if left:
+        cells.append(in_words(left[name], document["stock"]) if name in left else "")
+    if sold is not None:
+        sale = _sold(sold, name)
+        cells += [grouped(sale["units"]), money(sale["revenue"])]
+    return [*cells, text_of(document, "type"), _id(document)]
 
 
 _SOLD = ("purchases", "units", "revenue")
@@ -84,25 +94,31 @@ def _sold(sold: Mapping[str, Document], product_id: str) -> Document:
     return sold.get(product_id) or dict.fromkeys(_SOLD, 0)
 
 
-def price_history(found: Prices, *, as_json: bool) -> Iterator[str]:
-    """One line per price, oldest first, with the sales at it; as JSON one object."""
+def price_history(found: Prices, *, as_json: bool, terminal: int | None = None) -> Iterator[str]:
+    """One line per price, oldest first, with the sales at it; as JSON one object.
+
+    Arguments:
+        terminal: Its width; None: no limit. A narrow one has no room for the end of a price, where the next one begins.
+    """
     if as_json:
-        yield _json(found)
+        yield as_one_line(found)
         return
     yield f"{visible(found.name or 'no longer offered')}  ({visible(found.product_id)})"
-    yield f"{'since':<19}  {'until':<19}  {'price':>12}  {'units':>9}  {'revenue':>14}"
-    for period, other in found.rows():
-        yield _period(period, other)
+    until = terminal is None or terminal >= _WIDE
+    columns = [Column("since"), *([Column("until")] if until else [])]
+    columns += [Column(name, number=True) for name in ("price", "units", "revenue")]
+    rows = [_period(period, other) for period, other in found.rows()]
+    yield from aligned(columns, [row if until else [row[0], *row[2:]] for row in rows], terminal)
 
 
-def _period(period: Period, other: bool) -> str:
+def _period(period: Period, other: bool) -> list[str]:
     since = "before that" if period.since is None else day_and_time(period.since)
     until = "" if period.until is None else day_and_time(period.until)
     if other:
         since, until = "  at another price", ""
     nothing = "several" if other else "not for sale"
     price = nothing if period.price is None else money(period.price)
-    return f"{since:<19}  {until:<19}  {price:>12}  {period.units:>9}  {money(period.revenue):>14}"
+    return [since, until, price, grouped(period.units), money(period.revenue)]
 
 
 def sales_over_time(on: Paper, found: Prices, sold: SalesOverTime) -> Iterator[str]:
@@ -115,27 +131,42 @@ def sales_over_time(on: Paper, found: Prices, sold: SalesOverTime) -> Iterator[s
     yield from price_and_units(on, start, end, shown, bars, bucket=sold.bucket)
 
 
-def customers(documents: AsyncIterator[Document], *, as_json: bool) -> AsyncIterator[str]:
-    """One line per customer, and below it one per purchase; as JSON one array, with a line per customer."""
-    return _each(documents, _public_customer if as_json else None, _customer, "Customers")
-
-
-async def _each(
-    documents: AsyncIterator[Document],
-    public: Callable[[Document], Any] | None,
-    lines: Callable[[Document], Iterable[str]],
-    what: str,
+async def customers(
+    documents: AsyncIterator[Document], *, as_json: bool, purchases: bool = False, terminal: int | None = None
 ) -> AsyncIterator[str]:
-    """With `public`, a JSON array of its results. Otherwise the lines of each document, or a line if there is none."""
-    array, found = _Array(), False
-    async for document in documents:
-        found = True
-        for line in [array.line(public(document))] if public else lines(document):
+    """One line per customer; as JSON one array, with a line per customer and all purchases.
+
+    Arguments:
+        purchases: Below each customer a line for each purchase.
+        terminal: Its width; None: no limit. A narrow one has a line of its own for the id.
+    """
+    if as_json or purchases:
+        async for line in one_by_one(documents, _public_customer if as_json else None, _customer, "Customers"):
             yield line
-    if public:
-        yield array.end()
-    elif not found:
-        yield f"{what}: {_NOTHING_YET}."
+        return
+    found = False
+    async for document in documents:
+        if not found:
+            yield _CUSTOMER.format("customer", "purchases", "spent", "id")
+        found = True
+        for line in _short_customer(document, narrow=terminal is not None and terminal < _WIDE):
+            yield line
+    yield "What each bought: list-customers --purchases" if found else f"Customers: {NOTHING_YET}."
+
+
+#: Each customer is printed before the next is read, so the columns have fixed widths.
+_CUSTOMER = "{:<22} {:>9} {:>13}  {}"
+
+
+def _short_customer(document: Document, *, narrow: bool) -> Iterator[str]:
+    name = " ".join(text_of(document, field) for field in ("first_name", "last_name"))
+    spent = sum(whole(purchase.get("value")) or 0 for purchase in document["purchases"])
+    sums = name, grouped(len(document["purchases"])), money(spent)
+    if narrow:
+        yield _CUSTOMER.format(*sums, "").rstrip()
+        yield f"    {_id(document)}"
+    else:
+        yield _CUSTOMER.format(*sums, _id(document))
 
 
 def _customer(document: Document) -> Iterator[str]:
@@ -169,7 +200,7 @@ def _public(document: Document, key: str) -> Document:
 def vouchers(documents: AsyncIterator[Document], *, as_json: bool) -> AsyncIterator[str]:
     """One line per voucher; as JSON one array, with a line per voucher."""
     public = partial(_public, key="voucher_id") if as_json else None
-    return _each(documents, public, lambda document: [voucher(document)], "Vouchers")
+    return one_by_one(documents, public, lambda document: [voucher(document)], "Vouchers")
 
 
 def voucher(document: Document) -> str:
@@ -181,7 +212,7 @@ def voucher(document: Document) -> str:
 def tried(trial: Trial, *, as_json: bool) -> str:
     """The line that `try-promotion` prints."""
     if as_json:
-        return _json(trial.as_json())
+        return as_one_line(trial.as_json())
     what = "registrations" if trial.of_registrations else "purchases"
     found = f"{trial.rule}: {trial.vouchers} vouchers for {len(trial.customers)} customers"
     span = f", from {day_and_time(trial.first)} to {day_and_time(trial.last)}" if trial.first and trial.last else ""
@@ -199,7 +230,7 @@ _MARKS = {True: "ok ", False: "NOT", None: "?? "}
 def report(found: Report, *, as_json: bool) -> Iterator[str]:
     """The lines that `verify` prints."""
     if as_json:
-        yield _json(found)
+        yield as_one_line(found)
         return
     yield (
         f"Purchases: {found.kafka.get('purchases', 0)} in Kafka, {found.mongodb.get('purchases', 0)} in MongoDB, "
@@ -222,7 +253,7 @@ def doctor(checks: Sequence[Check], *, columns: int | None, as_json: bool) -> It
     """
     status = doctor_status(checks)
     if as_json:
-        yield _json({"status": status, "checks": checks})
+        yield as_one_line({"status": status, "checks": checks})
         return
     for check in checks:
         line = f"{_MARKS[check.good]} {check.name}: {visible(check.detail)}"
@@ -257,29 +288,6 @@ def _bytes(data: bytes | None) -> Any:
         return {"base64": base64.b64encode(data).decode()}
 
 
-def _json(document: Any) -> str:
-    """JSON with control characters escaped."""
-    text = msgspec.json.encode(document, enc_hook=str).decode()
-    return text if text.isprintable() else "".join(one if one.isprintable() else _escaped(one) for one in text)
-
-
-class _Array:
-    def __init__(self) -> None:
-        self._before = "["
-
-    def line(self, element: Any) -> str:
-        before, self._before = self._before, ","
-        return before + _json(element)
-
-    def end(self) -> str:
-        return "]" if self._before == "," else "[]"
-
-
-def _escaped(letter: str) -> str:
-    units = letter.encode("utf-16-be").hex()
-    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
-
-
 async def dead_letters(
     letters: AsyncIterator[Letter], retried: Mapping[Id, datetime], *, limit: int | None, as_json: bool
 ) -> AsyncGenerator[str, None]:
@@ -289,7 +297,7 @@ async def dead_letters(
         retried: The times of the retries, by dead letter.
         limit: At most this many, the newest; None: all.
     """
-    array, count = _Array(), 0
+    array, count = JsonArray(), 0
     reasons: Counter[str] = Counter()
     newest: deque[Letter] = deque(maxlen=limit)
 
@@ -357,7 +365,7 @@ def _public_letter(letter: Letter, retried: datetime | None) -> dict[str, Any]:
 def dead_letter(letter: Letter, retried: tuple[datetime, Mark] | None, *, as_json: bool) -> Iterator[str]:
     when, mark = retried or (None, None)
     if as_json:
-        yield _json(
+        yield as_one_line(
             {
                 **_public_letter(letter, when),
                 "put_back_to": mark and {"topic": mark.topic, "partition": mark.partition, "offset": mark.offset},
@@ -394,7 +402,7 @@ def records(found: Iterable[Any], *, as_json: bool) -> Iterator[str]:
     Behind the value are the headers of CloudEvents and of W3C Trace Context. The array has all headers. In it a JSON
     value is unchanged. Any other is text if it is UTF-8, else an object with Base64.
     """
-    array, shown = _Array(), False
+    array, shown = JsonArray(), False
     for record in found:
         shown, number, offset, time = True, record.partition, record.offset, time_of(record)
         if as_json:
@@ -410,7 +418,7 @@ def records(found: Iterable[Any], *, as_json: bool) -> Iterator[str]:
     if as_json:
         yield array.end()
     elif not shown:
-        yield f"Records: {_NOTHING_YET}."
+        yield f"Records: {NOTHING_YET}."
 
 
 def _value(data: bytes | None) -> Any:
@@ -422,7 +430,7 @@ def _value(data: bytes | None) -> Any:
 
 def trace(found: Any, texts: Iterable[str], *, as_json: bool) -> Iterable[str]:
     """The lines that `trace` prints; as JSON one object."""
-    return [_json(found)] if as_json else texts
+    return [as_one_line(found)] if as_json else texts
 
 
 def retried(outcome: Outcome) -> str:

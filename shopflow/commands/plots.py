@@ -51,7 +51,7 @@ def price_and_units(
     """The lines of a plot: the price as steps, and below it the units sold in each bucket.
 
     Arguments:
-        bucket: The length of a bucket: `hour` or `day`.
+        bucket: The length of a bucket: `minute`, `hour` or `day`.
     """
     known = [grosze for _, _, grosze in prices if grosze is not None]
     grosze = _ticks(min(known, default=0), max(known, default=0))

@@ -24,6 +24,7 @@ from shopflow.shop.promotions import trial
 
 from . import lines, plots
 from .base import JSON, Command, Time, mongodb, now
+from .output import width
 from .progress import progress_bar
 
 
@@ -34,18 +35,20 @@ async def list_products(self: Command, as_json: bool, sales: bool) -> None:
         products = await store.products()
         sold = {sale["product_id"]: sale async for sale in store.sales("total")} if sales else None
         left = await stock.left_of(store, products)
-    for line in lines.products(products, sold, left, as_json=as_json or self.json):
+    for line in lines.products(products, sold, left, as_json=as_json or self.json, terminal=width()):
         self.say(line)
 
 
 @Command.from_handler(
     JSON,
     option("--limit", type=click.IntRange(0), default=None, help="At most this many customers."),
+    option("--purchases", is_flag=True, help="With what each bought; --json has it anyway."),
 )
-async def list_customers(self: Command, as_json: bool, limit: int | None) -> None:
-    """List the customers in MongoDB, each with their purchases."""
+async def list_customers(self: Command, as_json: bool, limit: int | None, purchases: bool) -> None:
+    """List the customers in MongoDB: how much each bought."""
     async with mongodb():
-        async for line in lines.customers(store.customers(limit), as_json=as_json or self.json):
+        found = store.customers(limit)
+        async for line in lines.customers(found, as_json=as_json or self.json, purchases=purchases, terminal=width()):
             self.say(line)
 
 
@@ -61,7 +64,7 @@ async def price_history(self: Command, product_id: str, as_json: bool, since: da
         found = await history.read(store, product_id, since)
         if found is None:
             raise Refused(f"product_id: there is no product {product_id!r} in MongoDB, and never was")
-        for line in lines.price_history(found, as_json=as_json):
+        for line in lines.price_history(found, as_json=as_json, terminal=width()):
             self.say(line)
         if paper and not as_json and not self.quiet:
             sold = await history.sales_over_time(store, product_id, found.prices, now(), since)

@@ -12,7 +12,7 @@ from shopflow.store.types import BEGINNING, PriceHistory, Sold
 
 #: The most prices besides the one in force that a period names.
 _OTHERS = 5
-#: The longest span with sales by the minute, if requested.
+#: The longest span with sales by the minute.
 _BY_THE_MINUTE = timedelta(hours=2)
 #: The longest span with sales by the hour. A longer one has sales by the day.
 _BY_THE_HOUR = timedelta(days=4)
@@ -139,15 +139,12 @@ async def sales_over_time(
     prices: Sequence[Period],
     now: datetime,
     since: datetime | None = None,
-    *,
-    by_the_minute: bool = False,
 ) -> SalesOverTime:
-    """Sales of a product up to `now`, by the hour or by the day.
+    """Sales of a product up to `now`: by the minute, by the hour, or by the day if it is long since it was first sold.
 
     Arguments:
         prices: The result of `read`.
         since: The start, but not before the first price; if that is unknown, not before the first purchase.
-        by_the_minute: A short span has sales by the minute.
 
     Raises:
         Unavailable: MongoDB does not answer.
@@ -158,5 +155,5 @@ async def sales_over_time(
         known = by_day[0].since if by_day else None
     start = min(max(since or BEGINNING, known or now), now - _SHORTEST)
     bucket = "hour" if now - start <= _BY_THE_HOUR else "day"
-    bucket = "minute" if by_the_minute and now - start <= _BY_THE_MINUTE else bucket
+    bucket = "minute" if now - start <= _BY_THE_MINUTE else bucket
     return SalesOverTime(start, now, bucket, tuple(await store.units_over_time(product_id, start, now, bucket)))

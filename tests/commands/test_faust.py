@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -215,3 +216,14 @@ def test_the_topics_are_described_without_a_server(tmp_path: Path) -> None:
     refused = run(tmp_path, CONSOLE, "describe", "dead-letters")
     assert (refused.status, refused.stdout) == (2, "")
     assert refused.stderr == "Error: TOPIC: the values of dead-letters are as they came, and have no schema\n"
+
+
+def test_help_says_what_shopflow_is_and_groups_its_commands(tmp_path: Path) -> None:
+    """Each command is there once. Those of Faust are the last group; every other is in a group of shopflow."""
+    text = run(tmp_path, CONSOLE, "--help").stdout
+    assert text.index("shopflow: a small shop made of events.") < text.index("Start:") < text.index("Options:")
+    found = re.findall(r"^  ([a-z][a-z-]+)  +\S", text.partition("Options:")[0], re.MULTILINE)
+    assert len(found) == len(set(found))
+    fausts = {"agents", "clean-versions", "completion", "livecheck", "model", "models", "reset", "send", "tables"}
+    assert set(found[-len(fausts) :]) == fausts
+    assert {"demo", "worker", "verify", "list-products"} <= set(found)

@@ -31,15 +31,18 @@ BOUGHT = purchase("p1", DIRECT, quantity=3, price=389, value=1167, product_name=
 ANNA = customer("anna", source=DIRECT, last_name="Żółć")
 
 
-def lines(*customers: dict[str, Any], as_json: bool) -> list[str]:
-    """The lines of `list-customers`."""
-    return asyncio.run(everything(listing.customers(each(customers), as_json=as_json)))
+def lines(*customers: dict[str, Any], as_json: bool, purchases: bool = True, terminal: int | None = None) -> list[str]:
+    """The lines of `list-customers --purchases`."""
+    shown = listing.customers(each(customers), as_json=as_json, purchases=purchases, terminal=terminal)
+    return asyncio.run(everything(shown))
 
 
 def test_products_have_name_price_and_type() -> None:
-    """A product is one line. Without products there is a line that says so."""
-    (line,) = listing.products([MILK], as_json=False)
-    assert line.split() == ["Mleko", "Łaciate", "3,89", "zł", "mleko", "(milk)"]
+    """A product is one line, below a header. Without products there is a line that says so."""
+    assert plain(listing.products([MILK], as_json=False)) == [
+        "product          price  type   id",
+        "Mleko Łaciate  3,89 zł  mleko  milk",
+    ]
     assert list(listing.products([], as_json=False)) == ["Products: none yet."]
 
 
@@ -58,6 +61,22 @@ def test_a_customer_has_what_they_bought() -> None:
     assert first == "Anna Żółć, ul. Długa 1, 00-001 Łódź  (anna)"
     assert plain(second).endswith("3 x Mleko Łaciate, 3,89 zł each = 11,67 zł")
     assert plain(third).strip() == "1 purchases, 11,67 zł"
+
+
+def test_customers_are_a_line_each() -> None:
+    """The columns stand below each other, and a last line names the option that shows more."""
+    bob = {**ANNA, "_id": "bob", "first_name": "Bob", "last_name": "B" * 30, "purchases": []}
+    assert plain(lines({**ANNA, "purchases": [BOUGHT]}, bob, as_json=False, purchases=False)) == [
+        "customer               purchases         spent  id",
+        "Anna Żółć                      1      11,67 zł  anna",
+        f"Bob {'B' * 30}         0       0,00 zł  bob",
+        "What each bought: list-customers --purchases",
+    ]
+    assert plain(lines({**ANNA, "purchases": [BOUGHT]}, as_json=False, purchases=False, terminal=60))[1:3] == [
+        "Anna Żółć                      1      11,67 zł",
+        "    anna",
+    ]
+    assert lines(as_json=False, purchases=False) == ["Customers: none yet."]
 
 
 def test_a_product_without_a_name_is_called_by_its_id() -> None:
@@ -98,7 +117,26 @@ def test_polish_letters_are_written_as_they_are() -> None:
 def test_prices_are_in_one_column() -> None:
     """Long names and Polish letters don't move the prices."""
     documents = [MILK, {**MILK, "name": "Śmietana kremówka z Łowicza", "price": 129900}, {**MILK, "name": "Ser"}]
-    assert len({line.index("zł") for line in listing.products(documents, as_json=False)}) == 1
+    assert len({line.index("zł") for line in list(listing.products(documents, as_json=False))[1:]}) == 1
+
+
+def test_what_does_not_fit_is_on_a_second_line() -> None:
+    """No line is longer than the terminal, and no number, name or id is broken."""
+    long = {**MILK, "_id": "mleko-mlekovita-3-2", "name": "Mleko Mlekovita 3,2% 1 l", "stock": 2000, "price": 1_234_567}
+    sold = {"mleko-mlekovita-3-2": {"units": 7_001, "revenue": 2_793_399}}
+    left = {"mleko-mlekovita-3-2": 1_544}
+    assert plain(listing.products([long], sold, left, as_json=False, terminal=60)) == [
+        "product                          price  left",
+        "     sold       revenue  type   id",
+        "Mleko Mlekovita 3,2% 1 l  12 345,67 zł  1 544 of 2 000",
+        "    7 001  27 933,99 zł  mleko  mleko-mlekovita-3-2",
+    ]
+    for terminal in (80, 60):
+        for found in (
+            listing.price_history(PRICES, as_json=False, terminal=terminal),
+            lines({**ANNA, "_id": "f" * 32, "purchases": [BOUGHT]}, as_json=False, purchases=False, terminal=terminal),
+        ):
+            assert max(map(len, found)) <= terminal
 
 
 def test_a_customer_who_bought_nothing_has_a_line_that_says_so() -> None:
@@ -374,13 +412,13 @@ def test_prices_over_time_are_a_line_each() -> None:
     times = [(NOON + number * HOUR).astimezone().strftime("%Y-%m-%d %H:%M:%S") for number in range(3)]
     assert plain(listing.price_history(PRICES, as_json=False)) == [
         "Mleko Łaciate  (milk)",
-        "since                until                       price      units         revenue",
-        f"before that          {times[0]}       3,89 zł          1         3,89 zł",
-        f"{times[0]}  {times[1]}       3,89 zł       1234     4 800,26 zł",
-        "  at another price                             3,33 zł        527     1 754,91 zł",
-        "  at another price                             several          3         9,99 zł",
-        f"{times[1]}  {times[2]}  not for sale          0         0,00 zł",
-        f"{times[2]}                            4,19 zł          2         8,38 zł",
+        "since                until                       price  units      revenue",
+        f"before that          {times[0]}       3,89 zł      1      3,89 zł",
+        f"{times[0]}  {times[1]}       3,89 zł  1 234  4 800,26 zł",
+        "  at another price                             3,33 zł    527  1 754,91 zł",
+        "  at another price                             several      3      9,99 zł",
+        f"{times[1]}  {times[2]}  not for sale      0      0,00 zł",
+        f"{times[2]}                            4,19 zł      2      8,38 zł",
     ]
 
 
@@ -475,8 +513,10 @@ def test_a_product_with_a_stock_shows_what_is_left() -> None:
     """`left` is shown if it is known. A product whose stock is not tracked has no such text."""
     stocked = {**MILK, "stock": 300, "stock_limit": 30}
     lines = list(listing.products([stocked, {**MILK, "_id": "other"}], left={"milk": 12}, as_json=False))
-    assert [line.partition("  12 left of 300")[1] != "" for line in lines] == [True, False]
-    assert "left" not in lines[1]
+    assert [line.partition("  12 of 300")[1] != "" for line in lines[1:]] == [True, False]
+    assert lines[0].split() == ["product", "price", "left", "type", "id"]
+    (_, line) = listing.products([stocked], left={"milk": -1333}, as_json=False)
+    assert "sold out, 1 333 ordered beyond it" in plain(line)
     one, other = json.loads("".join(listing.products([stocked, MILK], left={"milk": 12}, as_json=True)))
     assert (one["left"], one["stock"], one["stock_limit"]) == (12, 300, 30)
     (untracked,) = json.loads("".join(listing.products([MILK], as_json=True)))
@@ -513,10 +553,10 @@ def test_no_listing_sends_commands_to_a_terminal() -> None:
 
 def test_documents_of_other_programs_are_listed_as_they_are() -> None:
     """A missing field is `-`, and a price that was stored as a double is a price."""
-    (line,) = listing.products([{"_id": "milk", "price": 449.0}], as_json=False)
-    assert line.split() == ["milk", "4,49", "zł", "-", "(milk)"]
-    (line,) = listing.products([{"_id": "milk", "name": 5, "price": "cheap", "type": ["a"]}], as_json=False)
-    assert line.split() == ["5", "cheap", "['a']", "(milk)"]
+    (_, line) = listing.products([{"_id": "milk", "price": 449.0}], as_json=False)
+    assert line.split() == ["milk", "4,49", "zł", "-", "milk"]
+    (_, line) = listing.products([{"_id": "milk", "name": 5, "price": "cheap", "type": ["a"]}], as_json=False)
+    assert line.split() == ["5", "cheap", "['a']", "milk"]
     name, purchase, total = lines({"_id": "anna", "purchases": [{"_id": "p"}]}, as_json=False)
     assert name == "- -, -  (anna)"
     assert purchase.split() == ["-", "-", "x", "-,", "-", "each", "=", "-"]

@@ -210,7 +210,7 @@ class Tour:
             "seed-customers": lambda said: "customers in Kafka" in said,
             "seed-purchases": lambda said: self.sends(int(words[words.index("--count") + 1])),
             "buy.py": lambda said: self.buys(*words[2:]),
-            "list-products": lambda said: len(said.splitlines()) == 13,
+            "list-products": lambda said: len(said.splitlines()) == 14,
             "list-customers": lambda said: CUSTOMER.fullmatch(said) is not None,
             "price-history": lambda said: len(said.splitlines()) == 3 and "zł" in said,
             "list-vouchers": lambda said: 1 <= said.count(" off ") <= 3,

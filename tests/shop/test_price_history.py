@@ -52,10 +52,10 @@ class Milk:
         assert prices is not None
         return prices
 
-    def sold(self, now: datetime, since: datetime | None = None, *, by_the_minute: bool = False) -> SalesOverTime:
+    def sold(self, now: datetime, since: datetime | None = None) -> SalesOverTime:
         """The sales that are shown below the prices."""
         prices = self.found(since).prices
-        return self.run(sales_over_time(self.store, "milk", prices, now, since, by_the_minute=by_the_minute))
+        return self.run(sales_over_time(self.store, "milk", prices, now, since))
 
 
 @pytest.fixture
@@ -174,12 +174,12 @@ def test_some_days_are_shown_by_the_hour_and_more_by_the_day(milk: Milk) -> None
     assert milk.sold(NOON + 20 * DAY, NOON - 99 * DAY).start == NOON
 
 
-def test_an_hour_is_shown_by_the_minute_where_that_is_wanted(milk: Milk) -> None:
+def test_an_hour_is_shown_by_the_minute(milk: Milk) -> None:
     """Up to two hours are shown by the minute."""
     milk.costs((300, NOON), bought=((NOON + MINUTE, 2, 1), (NOON + 1.5 * MINUTE, 3, 1), (NOON + 9 * MINUTE, 1, 1)))
-    near = milk.sold(NOON + HOUR, by_the_minute=True)
+    near = milk.sold(NOON + HOUR)
     assert (near.bucket, near.width, [one.units for one in near.sold]) == ("minute", MINUTE, [5, 1])
-    assert milk.sold(NOON + 3 * HOUR, by_the_minute=True).bucket == "hour"
+    assert milk.sold(NOON + 3 * HOUR).bucket == "hour"
 
 
 def test_only_the_last_prices_where_they_are_many(milk: Milk) -> None:
@@ -194,11 +194,11 @@ def test_a_course_has_a_length_whatever_is_known(milk: Milk) -> None:
     """The chart is an hour long if the first price is new, or in the future, or missing with nothing sold."""
     for at in (NOON, NOON + DAY):
         milk.costs((300, at))
-        assert milk.sold(NOON) == SalesOverTime(NOON - HOUR, NOON, "hour", ())
+        assert milk.sold(NOON) == SalesOverTime(NOON - HOUR, NOON, "minute", ())
         assert milk.sold(NOON, NOON + 9 * DAY).start == NOON - HOUR
     milk.costs()
     milk.put({"_id": "milk", "price": 7})
-    assert milk.sold(NOON) == SalesOverTime(NOON - HOUR, NOON, "hour", ())
+    assert milk.sold(NOON) == SalesOverTime(NOON - HOUR, NOON, "minute", ())
     milk.costs(bought=((NOON - 2 * HOUR, 5, 100),))
     milk.put({"_id": "milk", "price": 7})
     day = NOON.replace(hour=0)

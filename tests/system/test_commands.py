@@ -80,7 +80,7 @@ def test_create_topics_makes_all_that_a_worker_makes(open_shop: OpenShop) -> Non
 def test_an_output_that_can_not_take_polish_letters_is_no_error(seeded: Shop) -> None:
     """In an old locale other characters replace the letters, and the list is complete."""
     done = seeded.run("list-products", program=("env", "PYTHONUTF8=0", "PYTHONIOENCODING=ascii", *FAUST))
-    assert (done.status, len(done.stdout.splitlines()), done.stderr) == (0, 13, "")
+    assert (done.status, len(done.stdout.splitlines()), done.stderr) == (0, 14, "")
 
 
 def test_the_same_seed_gives_the_same_customers(seeded: Shop) -> None:
@@ -105,10 +105,10 @@ def test_products_seeded_again_are_the_same_with_new_prices(seeded: Shop) -> Non
 
 
 def test_products_are_listed(seeded: Shop) -> None:
-    """Text has a line for each product with the price in zł; JSON has the contract's fields."""
+    """Text has a header and a line for each product with the price in zł; JSON has the contract's fields."""
     for_people, as_json = seeded.run_all([["list-products"], ["list-products", "--json"]])
     assert for_people.status == 0
-    assert len(for_people.stdout.splitlines()) == 13
+    assert len(for_people.stdout.splitlines()) == 14
     assert for_people.stdout.count("\N{NO-BREAK SPACE}zł") == 13
     for product in as_json.json():
         fields = {"product_id", "name", "type", "price", "updated_at", "stock", "stock_limit", "left", "source"}
@@ -120,7 +120,7 @@ def test_products_are_listed(seeded: Shop) -> None:
 def test_customers_are_listed_with_what_they_bought(seeded: Shop) -> None:
     """Text has Polish letters; JSON has the contract's fields of customers and purchases."""
     for_people, as_json, limited = seeded.run_all(
-        [["list-customers"], ["list-customers", "--json"], ["list-customers", "--limit", "2", "--json"]]
+        [["list-customers", "--purchases"], ["list-customers", "--json"], ["list-customers", "--limit", "2", "--json"]]
     )
     assert for_people.status == 0
     assert set(for_people.stdout) & set("ąćęłńóśźż")

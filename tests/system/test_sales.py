@@ -85,7 +85,7 @@ def test_sales_are_right_over_all_workers_through_kills_and_a_replay(shop: Shop)
     assert shop.agrees()["status"] == 0
     listed = {row["product_id"]: row for row in shop.run("list-products", "--sales", "--json").json()}
     assert listed["milk"]["units"] == expected(events, 0)[("milk",)][1]
-    assert "sold in" in shop.run("list-products", "--sales").stdout
+    assert "revenue" in shop.run("list-products", "--sales").stdout
 
     assert shop.run("replay").status == 0
     shop.drain()

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from shopflow.shop.stock import in_words
 from tests.conftest import OpenShop
 from tests.support.shop import Json, Shop, becomes, product, purchase, until
 
@@ -111,7 +112,7 @@ def test_each_stocking_alerts_once_whatever_dies(shop: Shop) -> None:
         assert record.partition == shop.db.products.find_one({"_id": event["product_id"]})["source"]["partition"]
         assert expected[event["product_id"]] <= event["left"] <= event["limit"] == LIMIT
         assert (event["kind"], event["stock"]) == ("stock", STOCK)
-    assert f" {expected['p0']} left of {STOCK}" in shop.run("list-products").stdout
+    assert in_words(expected["p0"], STOCK) in shop.run("list-products").stdout
 
     assert shop.run("replay").status == 0
     becomes(lambda: listed(shop), expected)

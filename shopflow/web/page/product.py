@@ -106,7 +106,7 @@ async def _ask(product_id: str) -> Picture | None:
     prices = await price_history.read(store, product_id, most=_PRICES)
     if prices is None:
         return None
-    course = await price_history.sales_over_time(store, product_id, prices.prices, now, now - _BACK, by_the_minute=True)
+    course = await price_history.sales_over_time(store, product_id, prices.prices, now, now - _BACK)
     documents = await store.documents("products", [product_id])
     left = await stock.left_of(store, list(documents.values()))
     return Picture(prices, course, (left[product_id], documents[product_id]["stock"]) if left else None)
