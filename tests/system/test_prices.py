@@ -203,7 +203,7 @@ def test_a_terminal_shows_a_plot_and_other_outputs_plain_lines(seeded: Shop) -> 
     assert any("\x1b[" in line for line in colored)
     drawn = on_a_terminal(seeded, "price-history", "chleb-zytni", NO_COLOR="1")
     assert drawn[: len(plain)] == plain
-    assert {"Price, zł", "Units sold per hour"} <= set(drawn)
+    assert {"Price, zł", "Units sold per minute"} <= set(drawn)
     # If none of the purchases is one of this product, only its new price is drawn: a dot at the right edge.
     assert BLOCKS & set("".join(drawn)), "\n".join(drawn)
     assert not any("\x1b" in line for line in drawn)
