@@ -21,6 +21,7 @@ from shopflow.web import client as http
 from . import surroundings
 from .verify import workers
 from .verify.report import Check
+from .watch import check_changelog
 
 #: A share of a topic's retention: an older unread record is told.
 _OLD_SHARE = 0.5
@@ -82,6 +83,7 @@ async def kafka(bootstrap: Bootstrap, specs: Sequence[TopicSpec], shop: Layout) 
             spans = await offsets.spans(bootstrap, shop.group, [*shop.events, *shop.records])
             yield await unread(bootstrap, shop, spans, topics)
             yield await transactions(bootstrap, spans)
+            yield await _counts(bootstrap, shop)
     except Refused as refused:
         yield Check("Kafka", False, str(refused))
     except Unavailable as error:
@@ -183,6 +185,16 @@ async def transactions(bootstrap: Bootstrap, spans: Mapping[str, Mapping[int, of
     if any(lasting):
         return Check("transactions", False, texts)
     return Check("transactions", None, f"{texts}; that is normal for some seconds: run this again")
+
+
+async def _counts(bootstrap: Bootstrap, shop: Layout) -> Check:
+    """Check that the counts and sales of the purchases were not deleted; workers begin with them."""
+    try:
+        for changelog in (shop.changelog, shop.sales_changelog):
+            await check_changelog(bootstrap, shop.group, shop.purchases, changelog)
+    except Refused as lost:
+        return Check("counts", False, str(lost))
+    return Check("counts", True, "the changelogs have records wherever purchases were counted")
 
 
 async def mongodb(store: MongoStore) -> AsyncIterator[Check]:

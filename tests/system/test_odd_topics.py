@@ -130,6 +130,9 @@ def test_a_changelog_that_was_deleted_is_said_at_the_start_and_counted_again(ope
         assert worker.stop() == 0
         administered(shop, lambda admin: admin.delete_topics([shop.changelog]))
         until(lambda: shop.changelog not in shop.describe_topics(), "the changelog is deleted")
+        checked = shop.run("doctor")
+        assert checked.status == 1
+        assert f"NOT counts: topic {shop.changelog}: is empty, though 5 purchases were counted" in checked.stdout
         refused = shop.run("worker", "--web-port", str(port))
         assert refused.status == 2
         assert refused.errors[-1] == (
