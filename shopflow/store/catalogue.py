@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import AsyncIterator, Collection, Sequence
 from datetime import datetime
+from functools import cache
 from operator import itemgetter
 
 from shopflow.errors import Unavailable
@@ -12,6 +15,14 @@ from .connection import BY_ID, FROM_KAFKA, REQUESTS_AT_ONCE, Connection
 from .errors import UNENCODABLE, described, is_taken, unencodable
 from .rules import newest, no_price_document, price_document, removals, replacement
 from .types import BEGINNING, CUSTOMERS, PRICES, PRODUCTS, TIME, Deletion, Document, PriceHistory
+
+#: The fields with the names of products and customers.
+_NAMES = {PRODUCTS: ("name",), CUSTOMERS: ("first_name", "last_name")}
+#: How long MongoDB looks for a name. There is no index of names: each would slow down every registration, and the ones
+#: that ignore case and accents are unknown to some servers.
+SEARCH_SECONDS = 2.0
+#: Letters that Unicode does not take apart into a letter and an accent.
+_STROKES = str.maketrans("łŁđĐøØħĦ", "lLdDoOhH")
 
 
 class Catalogue(Connection):
@@ -59,9 +70,25 @@ class Catalogue(Connection):
         found = await self._read(PRODUCTS, {})
         return sorted(found, key=lambda product: (str(product.get("name", "")), product["_id"]))
 
-    async def products_after(self, after: str, limit: int) -> list[Document]:
-        """At most `limit` products with ids greater than `after`, by id."""
-        return await self._read(PRODUCTS, {"_id": {"$gt": after}}, sort=BY_ID, limit=limit)
+    async def after(self, name: str, after: str, limit: int, text: str | None = None) -> list[Document]:
+        """At most `limit` products or customers with ids greater than `after`, by id.
+
+        Arguments:
+            name: The collection.
+            text: Only those with a name in which each word of the text begins a word, whatever the case and accents.
+
+        Raises:
+            Slow: MongoDB has not found them within `SEARCH_SECONDS`.
+        """
+        condition: Document = {"_id": {"$gt": after}}
+        if text is None:
+            return await self._read(name, condition, sort=BY_ID, limit=limit)
+        words = "".join(letter if letter.isprintable() else " " for letter in text).split()
+        if not words:
+            return []
+        begins = [{"$regex": rf"(^|[\s'-]){''.join(map(_alike, word))}"} for word in words]
+        condition["$and"] = [{"$or": [{field: one} for field in _NAMES[name]]} for one in begins]
+        return await self._read(name, condition, sort=BY_ID, limit=limit, most_ms=int(1_000 * SEARCH_SECONDS))
 
     async def stocked(self, topic: str, partitions: Collection[int], after: str, limit: int) -> list[Document]:
         """At most `limit` products with a stock, from these partitions, with ids greater than `after`, by id."""
@@ -150,3 +177,20 @@ class Catalogue(Connection):
 
     async def _delete(self, name: str, deletions: Sequence[Deletion]) -> None:
         await self._write(name, [operation for deletion in deletions for operation in removals(deletion)])
+
+
+def _alike(letter: str) -> str:
+    """A pattern of all letters that differ from this one in case and accents only."""
+    return f"[{_families().get(_plain(letter), letter + letter.swapcase())}]" if letter.isalpha() else re.escape(letter)
+
+
+@cache
+def _families() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for letter in filter(str.isalpha, map(chr, range(ord("A"), 0x180))):  # Latin, with the letters of Europe
+        found[_plain(letter)] = found.get(_plain(letter), "") + letter
+    return found
+
+
+def _plain(letter: str) -> str:
+    return unicodedata.normalize("NFD", letter.translate(_STROKES))[0].lower()

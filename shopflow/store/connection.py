@@ -256,13 +256,21 @@ class Connection:
         self.on_write(collection, monotonic() - began, outcomes)
 
     async def _read(
-        self, name: str, condition: Document, fields: Fields = None, *, sort: Sort = (), limit: int | None = None
+        self,
+        name: str,
+        condition: Document,
+        fields: Fields = None,
+        *,
+        sort: Sort = (),
+        limit: int | None = None,
+        most_ms: int | None = None,
     ) -> list[Document]:
-        """At most `limit` documents (None: all), in one list."""
+        """At most `limit` documents (None: all), in one list. After `most_ms` the server gives up: `Slow`."""
         if limit is not None and limit < 1:
             return []
         with translated():
-            return await self._collection(name).find(condition, fields, sort=sort, limit=limit or 0).to_list()
+            found = self._collection(name).find(condition, fields, sort=sort, limit=limit or 0, max_time_ms=most_ms)
+            return await found.to_list()
 
     async def _stream(
         self, name: str, condition: Document, fields: Fields = None, *, sort: Sort = (), limit: int | None = None

@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Error, Locator
 
 from shopflow.servers.servers import Addresses
 from tests.conftest import OpenShop
 from tests.support.proxy import Proxy
 from tests.support.shop import Json, Record, Shop, Worker, becomes, customer, product, purchase, until
-from tests.support.text import plain
+from tests.support.text import plain, solid
 
 from .conftest import OpenTab, Tab
 
@@ -251,8 +252,101 @@ def test_a_customer_is_found_by_id_with_the_keyboard_alone(shop: Shop, worker: W
     page.fill("#customer-id", "nobody")
     page.keyboard.press("Enter")
     page.wait_for_url("**/?customer=nobody*")
-    assert page.locator("#customer .problem").inner_text() == "There is no customer with this id."
+    assert page.locator("#customer .problem").inner_text() == "There is no customer with this name or id."
     quiet(tab)
+
+
+def test_a_name_is_enough(shop: Shop, worker: Worker, open_tab: OpenTab) -> None:
+    """While a name is typed, those who have it are shown, whatever the accents; the keyboard alone leads to them."""
+    shop.register(customer("lukasz", first_name="Łukasz", last_name="Żak", city="Łódź"))
+    shop.drain()
+    tab = open_tab(worker)
+    page = tab.open()
+    page.focus("#customer-id")
+    page.keyboard.type("zak lu")
+    link = page.get_by_role("link", name="Łukasz Żak, Łódź")
+    link.wait_for()
+    page.keyboard.press("ArrowDown")
+    assert link.evaluate("link => link === document.activeElement")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/?customer=lukasz#customer")
+    assert page.locator("#customer h3").inner_text() == "Łukasz Żak"
+    page.fill("#product-id", "mlek")
+    page.locator("#product-matches a", has_text="Mleko").click()
+    page.wait_for_url("**/?product=milk#product")
+    quiet(tab)
+    tab = open_tab(worker, java_script_enabled=False)
+    page = tab.open()
+    page.fill("#customer-id", "nowak")
+    page.keyboard.press("Enter")
+    page.locator("#customer-matches a", has_text="Zofia Nowak").click()
+    assert page.locator("#customer h3").inner_text() == "Zofia Nowak"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1400])
+def test_everybody_can_use_it(worker: Worker, open_tab: OpenTab, width: int, scheme: str) -> None:
+    """axe finds nothing, with everything unfolded; nothing is to be scrolled sideways."""
+    tab = open_tab(worker, viewport={"width": width, "height": 844}, color_scheme=scheme)
+    page = tab.open("/?customer=anna&product=milk")
+    until(lambda: page.locator("#product-chart canvas").count() >= 1, "the charts are drawn")
+    page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
+    found = Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21aa", "wcag22aa", "best-practice"]})
+    assert found.violations_count == 0, found.generate_report()
+    assert tab.width() == width
+    assert not page.evaluate(
+        "[...document.querySelectorAll('td, th, dd, a')].filter(one => one.checkVisibility() "
+        "&& one.getBoundingClientRect().right > innerWidth).map(one => one.textContent)"
+    )
+    tab.keep(f"unfolded-{width}-{scheme}")
+
+
+def test_a_phone_shows_what_matters_first(worker: Worker, open_tab: OpenTab) -> None:
+    """The state, what waits and what is sold are on the first screen; the rest is folded, also without a script."""
+    for script in (True, False):
+        tab = open_tab(worker, viewport={"width": 390, "height": 844}, is_mobile=True, java_script_enabled=script)
+        page = tab.open()
+        for first in ("#condition", '[data-number="Events waiting"]', '[data-number="Money so far"]'):
+            box = page.locator(first).bounding_box()
+            assert box
+            assert box["y"] + box["height"] < 600, first
+        height = page.locator("html").bounding_box()
+        assert height
+        assert height["height"] < 2_000
+        assert not page.locator('[data-table="letters"]').is_visible()
+        page.locator("#letters summary").click()
+        page.locator('[data-table="letters"]').wait_for(state="attached")
+        assert page.locator("#letters .hint").is_visible()
+    tab = open_tab(worker, viewport={"width": 1400, "height": 900}, java_script_enabled=False)
+    assert tab.open().locator("#letters .hint").is_visible()  # a wide screen folds nothing
+
+
+def test_the_tiles_keep_their_size_at_millions(worker: Worker, open_tab: OpenTab) -> None:
+    """Large sums stay on one line, in tiles of the same size."""
+    for width in (1400, 390):
+        page = open_tab(worker, viewport={"width": width, "height": 844}).open()
+        measure = "[...document.querySelectorAll('.numbers')].map(one => [one.offsetWidth, one.offsetHeight])"
+        before = page.evaluate(measure)
+        for name, text in (("Purchases so far", "22 986 114"), ("Money so far", "123 456 789,00 zł")):
+            page.eval_on_selector(f'[data-number="{name}"]', "(one, text) => one.textContent = text", solid(text))
+        assert page.evaluate(measure) == before
+        assert page.evaluate("document.querySelector('.tiles').scrollWidth") <= width
+
+
+def test_the_first_load_is_light_and_quick(worker: Worker, open_tab: OpenTab) -> None:
+    """A browser that has nothing gets less than 500 KB, and shows the page before Bokeh's script is there."""
+    tab = open_tab(worker)
+    page = tab.page
+    sizes = page.context.new_cdp_session(page)
+    sizes.send("Network.enable")
+    loaded: list[float] = []
+    sizes.on("Network.loadingFinished", lambda event: loaded.append(event["encodedDataLength"]))
+    tab.open()
+    until(lambda: len(tab.column("purchases")) == 300, "the charts have data")
+    assert sum(loaded[:8]) > 300_000  # Bokeh is among them
+    assert sum(loaded) < 500_000
+    painted = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+    assert painted < 3_000  # a machine with nothing else to do takes less than one second
 
 
 def test_it_has_names_for_those_who_do_not_see_it(worker: Worker, open_tab: OpenTab) -> None:
@@ -263,7 +357,7 @@ def test_it_has_names_for_those_who_do_not_see_it(worker: Worker, open_tab: Open
         assert page.locator(landmark).count() == 1, landmark
     assert page.locator("table").count() == page.locator("table > caption").count() == 9
     assert page.locator("table:not(:has(thead th[scope=col]))").count() == 0
-    assert page.get_by_label("Customer’s id").count() == 1
+    assert page.get_by_label("Customer’s name or id").count() == 1
     assert page.locator("#charts").get_attribute("role") == "img"
     quiet(tab)
 
@@ -443,7 +537,7 @@ def test_it_works_with_a_token_for_reading(open_shop: OpenShop, open_tab: OpenTa
         until(lambda: _answers(tab, first) and _answers(tab, second), "both workers answer", 60)
         tab.open("/?customer=nobody")
         becomes(lambda: tab.page.locator('[data-service="Workers"] strong').inner_text(), "2 up", 60)
-        assert tab.page.locator("#customer .problem").inner_text() == "There is no customer with this id."
+        assert tab.page.locator("#customer .problem").inner_text() == "There is no customer with this name or id."
         until(lambda: len(tab.column("purchases")) == 300, "the charts have data", SOON)
         assert "let-me-in" not in tab.page.content()
 

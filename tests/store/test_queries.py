@@ -9,16 +9,18 @@ import msgspec
 import pytest
 from pymongo.database import Database
 
-from shopflow.store import MongoStore
+from shopflow.errors import Slow
+from shopflow.store import MongoStore, catalogue
 from shopflow.store.types import Document, Sold
 from tests.conftest import Run
 from tests.support.documents import DAY, DIRECT, HOUR, MINUTE, NOON, customer, kafka, product, purchase, voucher
 from tests.support.iterators import everything
+from tests.support.stores import ByHand
 
 
 def product_ids(store: MongoStore, run: Run, limit: int = 9) -> list[str]:
     """The products' ids, in their order."""
-    return [one["_id"] for one in run(store.products_after("", limit))]
+    return [one["_id"] for one in run(store.after("products", "", limit))]
 
 
 #: When something is bought around a day's end, and how many.
@@ -194,10 +196,10 @@ def test_ids_that_are_no_text_are_passed_over(store: MongoStore, run: Run, datab
 def test_products_are_paged_by_their_ids(store: MongoStore, run: Run) -> None:
     """A page begins after the given id, which may hold any text."""
     run(store.upsert_products([product(1, NOON, kafka(1), name) for name in ("b", "$gt", "a", "ł")]))
-    assert [one["_id"] for one in run(store.products_after("", 9))] == ["$gt", "a", "b", "ł"]
-    assert [one["_id"] for one in run(store.products_after("a", 1))] == ["b"]
-    assert run(store.products_after("b", 1)) == [product(1, NOON, kafka(1), "ł")]
-    assert run(store.products_after("", 0)) == run(store.products_after("ł", 9)) == []
+    assert [one["_id"] for one in run(store.after("products", "", 9))] == ["$gt", "a", "b", "ł"]
+    assert [one["_id"] for one in run(store.after("products", "a", 1))] == ["b"]
+    assert run(store.after("products", "b", 1)) == [product(1, NOON, kafka(1), "ł")]
+    assert run(store.after("products", "", 0)) == run(store.after("products", "ł", 9)) == []
 
 
 def test_purchases_are_paged_by_time_and_id(store: MongoStore, run: Run) -> None:
@@ -311,3 +313,36 @@ def test_purchases_that_are_set_apart_are_in_no_sum(store: MongoStore, run: Run)
     assert (run(store.totals()).purchases, run(store.removed()), run(store.sizes())["purchases"]) == (0, 2, 3)
     run(store.insert_purchases([purchase("p2", kafka(2))]))
     assert (run(store.totals()).purchases, run(store.removed()), run(store.sizes())["purchases"]) == (1, 1, 3)
+
+
+def test_names_are_found_by_the_beginnings_of_their_words(store: MongoStore, by_hand: ByHand, run: Run) -> None:
+    """Each word must begin a word of the name. Case and accents don't matter; signs of patterns are plain text."""
+    for number, (first, last) in enumerate(
+        (("Łukasz", "Żak-Nowak"), ("ŁUCJA", "Kowalska"), ("Anna", "Kowal"), ("A.*", "$x"), ("Édouard", "O'Neill"))
+    ):
+        by_hand.put("customers", {"_id": str(number), "first_name": first, "last_name": last})
+    by_hand.put("customers", {"_id": "strange", "first_name": 7})
+    by_hand.put("products", {"_id": "m", "name": "Masło extra Łaciate"})
+
+    def found(text: str, name: str = "customers") -> str:
+        return " ".join(one["_id"] for one in run(store.after(name, "", 9, text)))
+
+    assert {text: found(text) for text in ("lu", "ŁU", "zak", "nowak lu", "kow", "kow an", "owal", "edo neil")} == {
+        "lu": "0 1", "ŁU": "0 1", "zak": "0", "nowak lu": "0", "kow": "1 2", "kow an": "2", "owal": "", "edo neil": "4",
+    }  # fmt: skip
+    assert {text: found(text) for text in (".", "a.", "a.*", "$", "(", "[", "\\", "\0", " \t", "я", "ß")} == {
+        ".": "", "a.": "3", "a.*": "3", "$": "3", "(": "", "[": "", "\\": "", "\0": "", " \t": "", "я": "", "ß": "",
+    }  # fmt: skip
+    assert found("laciate MASLO", "products") == "m"
+    assert [one["_id"] for one in run(store.after("customers", "0", 1, "lu"))] == ["1"]
+
+
+def test_a_search_that_takes_too_long_is_given_up(
+    store: MongoStore, by_hand: ByHand, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MongoDB ends a search by itself: nobody who types a name keeps it busy."""
+    for number in range(300):
+        by_hand.put("customers", {"_id": str(number), "first_name": "Anna"})
+    monkeypatch.setattr(catalogue, "SEARCH_SECONDS", 0.001)
+    with pytest.raises(Slow):
+        run(store.after("customers", "", 9, "zofia"))

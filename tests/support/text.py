@@ -15,3 +15,8 @@ def plain(shown: Any) -> Any:
     if isinstance(shown, dict):
         return {name: plain(value) for name, value in shown.items()}
     return [plain(value) for value in shown]
+
+
+def solid(text: str) -> str:
+    """The text with spaces where no line is broken."""
+    return text.replace(" ", "\N{NO-BREAK SPACE}")

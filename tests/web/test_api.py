@@ -21,7 +21,7 @@ from yarl import URL
 from shopflow import topics
 from shopflow.app import app
 from shopflow.config.settings import Config, Web
-from shopflow.errors import Unavailable
+from shopflow.errors import Slow, Unavailable
 from shopflow.operations import describe
 from shopflow.store.types import Document
 from shopflow.web import answers as web
@@ -277,6 +277,46 @@ def test_products_come_in_pages(shown: ObservedStore, http: Http, by_hand: ByHan
     assert ([one["product_id"] for one in answer["products"]], answer["next"]) == (["c"], None)
 
 
+def test_customers_and_products_are_found_by_name(shown: ObservedStore, http: Http, by_hand: ByHand) -> None:
+    """`q` finds by name, a page at a time; without it all are listed. A wrong `q` gets 400 with its name."""
+    names = {"a": "Anna", "b": "ŁUCJA", "c": "Łukasz", "d": "Lucyna"}
+    for one, name in names.items():
+        by_hand.put("customers", {"_id": one, "first_name": name, "last_name": "Żak"})
+    put_all(by_hand, "products", {"_id": "m", "name": "Masło extra"})
+    status, answer, _ = http.ask("GET", "/customers/?q=lu%20zak&limit=2")
+    assert (status, answer["next"]) == (200, "c")
+    assert answer["customers"][0] == {"customer_id": "b", "first_name": "ŁUCJA", "last_name": "Żak"}
+    _, answer, _ = http.ask("GET", "/customers?q=lu%20zak&limit=2&after=c")
+    assert ([one["customer_id"] for one in answer["customers"]], answer["next"]) == (["d"], None)
+    assert [one["customer_id"] for one in http.ask("GET", "/customers/")[1]["customers"]] == list(names)
+    assert [one["product_id"] for one in http.ask("GET", "/products/?q=EXTRA")[1]["products"]] == ["m"]
+    assert http.ask("GET", "/products/?q=aslo")[1]["products"] == []
+    for query in ("q=", f"q={'x' * 101}"):
+        status, answer, _ = http.ask("GET", f"/customers/?{query}")
+        assert (status, list(fields(answer))) == (400, ["q"])
+
+
+def test_a_search_of_too_many_is_refused(shown: ObservedStore, monkeypatch: pytest.MonkeyPatch, http: Http) -> None:
+    """A rare name among very many customers gets 503, which says what to do."""
+
+    async def slow(*arguments: Any) -> None:
+        raise Slow("MongoDB", "it did not finish a request in time")
+
+    monkeypatch.setattr(shown, "after", slow)
+    status, answer, _ = http.ask("GET", "/customers/?q=anna&limit=9")
+    assert (status, answer) == (503, {"error": "MongoDB has not found 10 such customers within 2 s: "
+        "there are too many customers to look for a rare name; ask by id"})  # fmt: skip
+
+
+def test_a_purchase_is_found_by_its_id(shown: ObservedStore, http: Http, by_hand: ByHand) -> None:
+    """The purchase has its customer. An unknown id gets 404."""
+    put_all(by_hand, "purchases", purchase("b/1"))
+    status, answer, _ = http.ask("GET", "/purchases/b%2F1/")
+    assert (status, answer["purchase_id"], answer["customer_id"]) == (200, "b/1", "anna")
+    assert http.ask("GET", "/purchases/none")[:2] == (404, {"error": "No purchase with this id is stored."})
+    assert http.ask("GET", f"/purchases/{'b' * 129}")[0] == 404
+
+
 def test_a_customer_is_found_by_any_id(shown: ObservedStore, http: Http, by_hand: ByHand) -> None:
     """An id with slashes, quotes or `$` is a value, never an operator or a path."""
     names = ['{"$gt": ""}', "a/b", "../x", "Żółć 100%", "$where", "\0"]
@@ -352,7 +392,7 @@ def test_a_cursor_beyond_all_times_is_one_of_the_ends(
 
 def test_mongodb_away_or_slow_is_said_so(shown: ObservedStore, monkeypatch: pytest.MonkeyPatch, http: Http) -> None:
     """While MongoDB does not answer, the client gets 503 with `Retry-After`, within the time limit."""
-    for path in ("/products/", "/customers/anna/", "/customers/anna/purchases/"):
+    for path in ("/products/", "/customers/?q=a", "/customers/anna/", "/customers/anna/purchases/", "/purchases/b/"):
         shown.away(1)
         status, answer, headers = http.ask("GET", path)
         assert (status, answer, headers["Retry-After"]) == (503, {"error": "MongoDB: away"}, "1")
@@ -360,7 +400,7 @@ def test_mongodb_away_or_slow_is_said_so(shown: ObservedStore, monkeypatch: pyte
     async def never(*arguments: Any) -> None:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(shown, "products_after", never)
+    monkeypatch.setattr(shown, "after", never)
     monkeypatch.setattr(reading, "MONGODB_SECONDS", 0.05)
     assert http.ask("GET", "/products/")[:2] == (503, {"error": "MongoDB: no answer within 0.05 s"})
 
@@ -392,7 +432,7 @@ def test_a_fault_is_told_without_its_details(shown: ObservedStore, monkeypatch: 
     async def broken(*arguments: Any) -> None:
         raise RuntimeError("secret")
 
-    monkeypatch.setattr(shown, "products_after", broken)
+    monkeypatch.setattr(shown, "after", broken)
     status, answer, _ = http.ask("GET", "/products/")
     assert status == 500
     assert "secret" not in str(answer)

@@ -16,7 +16,7 @@ from shopflow.models import MAX_ID_LENGTH, Customer, PartitionTotals, Product, P
 from shopflow.shop.decoding import struct_of
 from shopflow.shop.sales import PERIODS
 from shopflow.web.api import openapi, sales
-from shopflow.web.api.collections import CURSOR
+from shopflow.web.api.collections import CURSOR, MAX_NAME_LENGTH
 from shopflow.web.api.counts import MOST_ROWS
 from shopflow.web.api.events import FORMS
 
@@ -84,6 +84,8 @@ def test_the_limits_are_those_of_the_code() -> None:
     assert parameters("/sales/")["limit"] == {**rows, "maximum": sales.MOST_ROWS}
     assert parameters("/sales/")["by"]["enum"] == SCHEMAS["Sales"]["properties"]["by"]["enum"] == list(PERIODS)
     assert parameters("/customers/{customer_id}/purchases/")["after"]["pattern"] == CURSOR
+    name = {"type": "string", "minLength": 1, "maxLength": MAX_NAME_LENGTH}
+    assert parameters("/customers/")["q"] == parameters("/products/")["q"] == name
     assert parameters("/counts/{customer_id}/")["customer_id"]["maxLength"] == MAX_ID_LENGTH
     assert set(SCHEMAS["PartitionPage"]["properties"]["totals"]["required"]) == set(PartitionTotals._options.fields)
 

@@ -83,6 +83,7 @@ def visitor(monkeypatch: pytest.MonkeyPatch, store: ObservedStore, by_hand: ByHa
     monkeypatch.setattr(snapshot, "shop_state", shop_state)
     monkeypatch.setattr(page.counts, "find", made.find)
     monkeypatch.setattr(page, "store", store)
+    monkeypatch.setattr(page.collections, "store", store)
     monkeypatch.setattr(product, "store", store)
     product._watched.cache_clear()
     return made
@@ -113,7 +114,7 @@ def test_a_product_is_shown_with_its_prices(visitor: Visitor, monkeypatch: pytes
     assert plain(found["facts"]["Price now"]) == "0,05 zł"
     assert plain(cell["text"] for cell in found["tables"]["prices"][0])[2:] == ["0,05 zł", "0", "0,00 zł", "-"]
     assert visitor.fetched(page.course, product=HOSTILE)[1]["y0"] == [0.05]
-    assert "There is no product with this id." in visitor.index(product="tea")[0]
+    assert "There is no product with this name or id." in visitor.index(product="tea")[0]
 
 
 def test_a_products_chart_fetches_that_products_columns(visitor: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,11 +154,32 @@ def test_no_customer_is_looked_for_unless_one_is_named(visitor: Visitor) -> None
     assert visitor.asked == ["anna"]
 
 
+def test_a_name_leads_to_those_who_have_it(visitor: Visitor, by_hand: ByHand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that is no id gives links, also to the page's script; more than a few, and an outage, are told."""
+    for number in range(10):
+        by_hand.put("customers", {"_id": f"c/{number}", "first_name": "Łucja", "last_name": HOSTILE, "city": "Łódź"})
+    html = visitor.index("lucj")[0]
+    assert re.findall('<li><a href="([^"]*)">(Łucja [^<]*)</a></li>', html)[0][0] == "/?customer=c%2F0#customer"
+    assert html.count(", Łódź</a></li>") == 8
+    assert "There are more" in html
+    assert 'id="customer"' not in html
+    assert "<img" not in html
+    (link,) = visitor.fetched(page.matches, product="</SCRI")[1]
+    assert (link["text"], link["href"].startswith("/?product=%3C")) == (HOSTILE, True)
+    assert visitor.fetched(page.matches, customer="x" * 101)[1] == visitor.fetched(page.matches, customer=" ")[1] == []
+
+    async def slow(*arguments: Any) -> None:
+        raise Refusal(503, "there are too many customers")
+
+    monkeypatch.setattr(page.collections, "named", slow)
+    assert "<li>there are too many customers.</li>" in visitor.index("lucj")[0]
+
+
 def test_what_is_not_known_of_a_customer_is_said(
     visitor: Visitor, monkeypatch: pytest.MonkeyPatch, store: ObservedStore
 ) -> None:
     """The page comes also while the counts or MongoDB don't answer, and says what is unknown."""
-    assert visitor.problems("nobody") == ["There is no customer with this id."]
+    assert visitor.problems("nobody") == ["There is no customer with this name or id."]
     assert visitor.problems("x" * 129) == ["A customer&#39;s id has at most 128 characters."]
     visitor.answer = Refusal(503, "the counts are being recovered")
     assert visitor.problems("anna") == ["The counts are not known now: the counts are being recovered."]

@@ -84,7 +84,7 @@ def test_what_is_not_known_is_said(milk: ObservedStore, run: Run) -> None:
         assert (await product.course("")).units == []
         assert (await shown("x" * 129)).problems == ["A product's id has at most 128 characters."]
         assert "price_history" not in milk.calls
-        assert (await shown("tea")).problems == ["There is no product with this id."]
+        assert (await shown("tea")).problems == ["There is no product with this name or id."]
         milk.away(1)
         assert (await shown("milk")).problems == []
         assert (await shown("milk")).moment == Cell("Not known: MongoDB does not answer.", level="warn")

@@ -72,6 +72,18 @@ def test_a_shop_that_is_well() -> None:
     }
 
 
+def test_an_empty_shop_is_told_how_to_fill_it() -> None:
+    """Only where it is known that nothing was sold: all partitions are counted, and MongoDB answers."""
+    assert render.shown(WELL).empty
+    sold = Learned([{"product_id": "p", "units": 1, "revenue": 5}])
+    assert not render.shown(replace(WELL, learned=sold)).empty
+    assert not render.shown(replace(WELL, mirrored=replace(WELL.mirrored, failure="away"))).empty
+    assert not render.shown(replace(WELL, workers=[state(1, 0)])).empty
+    bought = state(1, 0, 1)
+    bought.report.counted[0].update(purchases=1)  # type: ignore[union-attr]
+    assert not render.shown(replace(WELL, workers=[bought])).empty
+
+
 def test_a_shop_with_faults() -> None:
     """Each fault is shown in the headline, in its service and in its partition."""
     workers = [state(1, 0, mongodb_away=3.0), WorkerState("http://h:2", None)]

@@ -83,7 +83,7 @@ async def shown(product_id: str) -> Product | None:
         return product(product_id, None, [f"A product's id has at most {MAX_ID_LENGTH} characters."])
     cached = _watched(product_id)
     found = await cached.get(_PATIENCE_SECONDS)
-    problems = ["There is no product with this id."] if found is None and cached.age.known(time()) else []
+    problems = ["There is no product with this name or id."] if found is None and cached.age.known(time()) else []
     made = product(product_id, found, problems)
     made.moment = moment(time(), "MongoDB", cached.age)
     return made

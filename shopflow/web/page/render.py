@@ -55,6 +55,7 @@ class Shown(msgspec.Struct):
     """The moment of what is shown, by a number's name or a source. With a level: it is not known now, or not whole."""
 
     time: str
+    empty: bool  #: Nothing was sold yet; False also if that is not known.
     facts: dict[str, str] = {}  #: of the product that is shown
 
 
@@ -124,7 +125,13 @@ def shown(now: ShopState) -> Shown:
         },
         notes=_notes(now),
         time=_clock(now.at, zone=True),
+        empty=_empty(now),
     )
+
+
+def _empty(now: ShopState) -> bool:
+    counted = len(now.counted) == now.partitions and now.mirrored.known(now.at)
+    return counted and not now.learned.ever and not any(sums["purchases"] for sums in now.counted.values())
 
 
 def _notes(now: ShopState) -> dict[str, Cell]:
@@ -392,6 +399,19 @@ def customer(
     given = [row(_minute(one.get("issued_at")), *_given(one)) for one in vouchers]
     missing = [visible(problem) for problem in problems]
     return Customer(visible(customer_id, _LONG), short(name), facts, bought, missing, given)
+
+
+def matches(kind: str, found: Sequence[Document], most: int) -> list[Cell]:
+    """Links to products or customers that a search found, and a sentence if there are more than `most`."""
+    one = kind.removesuffix("s")
+    links = [_linked(one, str(document["_id"]), _named(document)) for document in found[:most]]
+    return links + [Cell("There are more: type more of the name.")] * (len(found) > most)
+
+
+def _named(document: Document) -> str:
+    """The name; a customer's with the city, to tell those of one name apart."""
+    names = (str(document[field]) for field in ("name", "first_name", "last_name") if document.get(field))
+    return " ".join(names) + (f", {document['city']}" if document.get("city") else "")
 
 
 def short(text: str) -> str:

@@ -14,11 +14,11 @@ from shopflow.app import app, store
 from shopflow.errors import Unavailable
 from shopflow.models import MAX_ID_LENGTH
 from shopflow.shop.text import clock, day_and_time, later, visible
-from shopflow.store.types import Document
+from shopflow.store.types import CUSTOMERS, PRODUCTS, Document
 from shopflow.web import peers
 from shopflow.web.access import Refusal
 from shopflow.web.answers import STATIC, route, static_file
-from shopflow.web.api import counts
+from shopflow.web.api import collections, counts
 from shopflow.web.cached import Age
 
 from . import charts, product, render, snapshot
@@ -28,6 +28,9 @@ _OWN_FILES = ("page.js", "page.css", "letters.js")
 _BOKEH = "bokeh.min.js"
 #: The number of a customer's purchases and vouchers that are shown.
 _PURCHASES, _VOUCHERS = 20, 10
+#: The number of names that a search shows.
+_MATCHES = 8
+_NOBODY = "There is no customer with this name or id."
 _MONGODB_SECONDS = 3.0
 
 #: Only files of the worker, and no script inside the page, whatever names hold. Bokeh sets style attributes and style
@@ -52,18 +55,20 @@ def html_page(web: Any, template: str, **values: Any) -> Any:
 
 @app.page("/")
 async def index(web: Any, request: Any) -> Any:
-    wanted, product_id = request.query.get("customer", "").strip(), _product_id(request)
+    wanted, product_id = _wanted(request, "customer"), _wanted(request, "product")
     now, customer, looked_at = await asyncio.gather(snapshot.shop_state(), _customer(wanted), product.shown(product_id))
+    customers = await _matches(CUSTOMERS, wanted) if customer and customer.problems == [_NOBODY] else []
+    products = await _matches(PRODUCTS, product_id) if looked_at and looked_at.problems else []
     drawn = charts.available()
     html = _templates.get_template("page.html").render(
         now=_shown(now, looked_at),
         waiting=[f"{topic.rpartition('.')[2].capitalize()} waiting" for topic in now.topics],
         wanted=wanted,
-        customer=customer,
+        customer=None if customers else customer,
         product_id=product_id,
-        product=looked_at,
-        product_matches=[],
-        customer_matches=[],
+        product=None if products else looked_at,
+        product_matches=products,
+        customer_matches=customers,
         today=day_and_time(datetime.now(timezone.utc).replace(hour=0, minute=0))[len("2026-01-31 ") : -3],
         charts=drawn,
     )
@@ -74,7 +79,7 @@ async def index(web: Any, request: Any) -> Any:
 @route("get", "/page/data.json")
 async def data(request: Any) -> tuple[int, Any]:
     """The parts of the page that change; with `?product=ID` also that product's prices."""
-    now, looked_at = await asyncio.gather(snapshot.shop_state(), product.shown(_product_id(request)))
+    now, looked_at = await asyncio.gather(snapshot.shop_state(), product.shown(_wanted(request, "product")))
     return 200, _shown(now, looked_at)
 
 
@@ -86,6 +91,23 @@ def _shown(now: ShopState, looked_at: product.Product | None) -> render.Shown:
     return shown
 
 
+@route("get", "/page/matches.json")
+async def matches(request: Any) -> tuple[int, Any]:
+    """Links to the products or customers with such a name: `?product=NAME` or `?customer=NAME`."""
+    kind, name = (PRODUCTS, "product") if "product" in request.query else (CUSTOMERS, "customer")
+    return 200, await _matches(kind, _wanted(request, name))
+
+
+async def _matches(kind: str, text: str) -> list[render.Cell]:
+    """Links to those with such a name, or a sentence that says why they are not known."""
+    if not 1 <= len(text) <= collections.MAX_NAME_LENGTH:
+        return []
+    try:
+        return render.matches(kind, await collections.named(kind, text, _MATCHES + 1), _MATCHES)
+    except (Refusal, Unavailable) as error:
+        return [render.Cell(f"{error}.")]
+
+
 @route("get", "/page/series.json")
 async def series(request: Any) -> tuple[int, Any]:
     return 200, render.series(*await snapshot.sales())
@@ -94,7 +116,7 @@ async def series(request: Any) -> tuple[int, Any]:
 @route("get", "/page/course.json")
 async def course(request: Any) -> tuple[int, Any]:
     """The columns of a product's chart: `?product=ID`."""
-    return 200, await product.course(_product_id(request))
+    return 200, await product.course(_wanted(request, "product"))
 
 
 @route("get", "/page/charts.json")
@@ -106,7 +128,7 @@ async def chart(request: Any) -> tuple[int, Any]:
     if not charts.available():
         raise Refusal(404, "the extra `page` is not installed: there are no charts")
     dark, wide = (request.query.get(name) == "1" for name in ("dark", "wide"))
-    if product_id := _product_id(request):
+    if product_id := _wanted(request, "product"):
         url = f"/page/course.json?product={render.quoted(product_id)}"
         return 200, await asyncio.to_thread(charts.product, url, dark=dark)
     return 200, await asyncio.to_thread(charts.document, dark=dark, wide=wide)
@@ -127,8 +149,8 @@ async def static(web: Any, request: Any, name: str) -> Any:
     return await static_file(request, path)
 
 
-def _product_id(request: Any) -> str:
-    return str(request.query.get("product", "")).strip()
+def _wanted(request: Any, name: str) -> str:
+    return str(request.query.get(name, "")).strip()
 
 
 async def _customer(customer_id: str) -> render.Customer | None:
@@ -144,7 +166,7 @@ async def _customer(customer_id: str) -> render.Customer | None:
     document, purchases, vouchers = stored
     problems += filter(None, [why, away])
     if not problems and not count and not document and not purchases and not vouchers:
-        problems.append("There is no customer with this id.")
+        problems.append(_NOBODY)
     made = render.customer(customer_id, count, document, purchases, problems, vouchers=vouchers)
     made.moment = render.moment(time.time(), "MongoDB", asked)
     return made

@@ -90,6 +90,7 @@ function show(now) {
   for (const item of document.querySelectorAll("[data-fact]")) {
     if (item.dataset.fact in now.facts) setText(item, now.facts[item.dataset.fact]);
   }
+  byId("empty").hidden = !now.empty;
   setText(byId("time"), now.time);
   // The page was rendered before the product was known: render it again.
   if (Object.keys(now.facts).length && !document.querySelector("[data-fact]")) location.reload();
@@ -194,6 +195,7 @@ const narrow = matchMedia("(max-width: 45rem)");
 unfold(narrow.matches);
 narrow.addEventListener("change", () => unfold(narrow.matches));
 addEventListener("hashchange", () => { if (byId(location.hash.slice(1))?.matches(".fold")) byId(location.hash.slice(1)).open = true; });
+document.querySelectorAll("form:has(.matches) input").forEach(suggest);
 if (byId("charts")) {
   if (window.Bokeh) drawSafely();
   else byId("bokeh").addEventListener("load", drawSafely);
