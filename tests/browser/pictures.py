@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,7 +20,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
-from tests.support.shop import free_port, until
+from tests.support.shop import Process, free_port, until
 
 ROOT = Path(__file__).parents[2]
 TARGET = ROOT / "docs" / "faults.gif"
@@ -54,13 +53,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "demo.log"
         settings = {"SHOPFLOW_DATA_DIR": f"{folder}/data", "SHOPFLOW_WEB_PORT": str(free_port())}
-        with log.open("wb") as output:
-            demo = subprocess.Popen(
-                [sys.executable, "-m", "shopflow", *DEMO],
-                cwd=ROOT, env={**os.environ, **settings}, stdout=output, stderr=output, start_new_session=True,
-            )  # fmt: skip
+        demo = Process([sys.executable, "-m", "shopflow", *DEMO], {**os.environ, **settings}, ROOT, log)
         try:
-            found = until(lambda: re.search(r"Break it: (\S+)", log.read_text()), "the demo is open", 240)
+            found = until(lambda: re.search(r"Break it: (\S+)", demo.output), "the demo is open", 240)
             frames: list[Image.Image] = []
             with sync_playwright() as playwright:
                 browser = playwright.chromium.launch(
@@ -73,8 +68,7 @@ def main() -> None:
                     record(page, button, frames)
                 browser.close()
         finally:
-            os.killpg(demo.pid, signal.SIGINT)
-            demo.wait(60)
+            demo.stop(signal.SIGINT, 60)
     times = [SHOWN_MS] * (len(frames) - 1) + [LAST_MS]
     frames[0].save(TARGET, save_all=True, append_images=frames[1:], duration=times, loop=0, optimize=True)
     print(f"{TARGET.relative_to(ROOT)}: {len(frames)} pictures, {TARGET.stat().st_size // 1024} KiB")
