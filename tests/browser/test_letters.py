@@ -101,7 +101,7 @@ def test_all_of_a_reason_are_retried_with_the_token_kept(shop: Shop, worker: Wor
     tab = open_tab(worker, viewport={"width": 390, "height": 844})
     page = tab.open("/dead-letters/")
     page.locator("#token").fill(WRITE)
-    page.get_by_role("button", name="Retry all with this reason").first.click()
+    page.get_by_role("button", name="Retry all whose reason contains this").first.click()
     page.locator('[role="status"]').wait_for()
     assert page.locator('[role="status"]').inner_text().startswith("2 retried, ")
     assert page.locator("#token").input_value() == WRITE

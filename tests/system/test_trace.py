@@ -15,8 +15,9 @@ pytestmark = pytest.mark.servers
 
 @pytest.fixture(scope="module")
 def shop(open_shop: OpenShop) -> Iterator[Shop]:
-    """A shop in which purchases wait only 0.1 s for their products, and every purchase earns a voucher."""
-    with open_shop(batching_product_wait_seconds=0.1) as shop:
+    """A shop in which purchases wait only 0.1 s for their products, and the second of a customer earns a voucher."""
+    rule = {"name": "second", "kind": "nth", "n": 2, "voucher": {"text": "any", "percent": 5}}
+    with open_shop(batching_product_wait_seconds=0.1, promotions=json.dumps([rule])) as shop:
         yield shop
 
 
@@ -40,8 +41,8 @@ def step(found: Json, name: str) -> Json:
 
 
 def test_a_purchase_is_followed_through_every_step(shop: Shop, worker: Worker) -> None:
-    """The steps have the record, the batch, the price and its origin, the counts before and after, and the repeat."""
-    offered = product(price=250)
+    """The steps have record, batch, price with its origin, counts before and after, voucher, alert, and the repeat."""
+    offered = product(price=250, stock=2, stock_limit=1)
     shop.offer(offered)
     until(lambda: shop.db.products.find_one({"_id": offered["product_id"]}), "the product is stored")
     first = purchase(quantity=3, price=100)
@@ -54,6 +55,7 @@ def test_a_purchase_is_followed_through_every_step(shop: Shop, worker: Worker) -
     until(lambda: shop.stored(event), "it is stored")
     (again,) = shop.sell(event)
     shop.drain()
+    given = until(lambda: shop.db.alerts.find_one({"product_id": offered["product_id"]}), "there is an alert")
     found = traced(shop, event)
     assert (found["state"], found["verdict"]) == ("stored", "It is stored once and counted once")
     assert (found["customer_id"], found["product_id"]) == (event["customer_id"], offered["product_id"])
@@ -68,6 +70,14 @@ def test_a_purchase_is_followed_through_every_step(shop: Shop, worker: Worker) -
     assert counts["facts"]["after"] == {"purchases": 2, "items": 5, "spent": 800}
     assert counts["text"].endswith("from the changelog")
     assert counts["time"] >= in_kafka["time"]
+    (earned,) = shop.db.vouchers.find({"customer_id": event["customer_id"]})
+    voucher = step(found, "voucher")
+    assert voucher["facts"] == {"voucher_id": earned["_id"]}
+    assert voucher["time"] >= in_kafka["time"]
+    assert "second: 5% off any" in voucher["text"]
+    assert step(found, "alert")["facts"] == {"alert_id": given["_id"]}
+    assert "0 left of 2" in step(found, "alert")["text"]
+    assert [one["name"] for one in traced(shop, first)["steps"] if one["name"].startswith("voucher")] == ["vouchers"]
     assert step(found, "repeats")["facts"] == {"offsets": [again.offset]}
     before = step(traced(shop, first), "count")
     assert before["facts"]["after"] == {"purchases": 1, "items": 3, "spent": 300}
@@ -83,7 +93,9 @@ def test_a_purchase_is_followed_through_every_step(shop: Shop, worker: Worker) -
 def test_a_rejected_purchase_is_followed_to_its_retry(shop: Shop, worker: Worker) -> None:
     """Rejected, then retried and stored: both are told, with the dead letter's id."""
     offered = product()
-    event = purchase(product_id=offered["product_id"])
+    event = purchase(
+        "c-again", product_id=offered["product_id"]
+    )  # a retry leaves a marker in its partition, where "c-waits" is not
     del event["price"]
     shop.sell(event)
     found = until(lambda: now if (now := traced(shop, event))["state"] == "rejected" else None, "rejected")
