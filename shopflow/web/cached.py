@@ -47,7 +47,7 @@ class Cached(Generic[T]):
         ask: Makes the request; may raise `Unavailable`.
         seconds: How old the answer may be.
         first: The answer before the first one has arrived.
-        rest: After a request there is none for this many times as long as it took.
+        rest: After an answer there is no request for this many times as long as it took.
     """
 
     def __init__(self, ask: Callable[[], Awaitable[T]], seconds: float, first: T, *, rest: float = 0.0) -> None:
@@ -90,4 +90,4 @@ class Cached(Generic[T]):
         finally:
             self.failure = failure
             self._asked, self._task = monotonic(), None
-            self._pause = max(self._seconds, self._rest * (self._asked - began))
+            self._pause = self._seconds if failure else max(self._seconds, self._rest * (self._asked - began))

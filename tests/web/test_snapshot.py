@@ -79,7 +79,10 @@ def test_a_server_that_is_slow_holds_nobody_up() -> None:
 
 
 def test_a_slow_server_gets_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a slow request there is a pause of `rest` times its duration, so that the page never overloads a server."""
+    """After a slow request there is a pause of `rest` times its duration, so that the page never overloads a server.
+
+    There is none after a request that failed: the page must know soon that the server is back.
+    """
 
     async def run() -> None:
         server = Server()
@@ -95,7 +98,12 @@ def test_a_slow_server_gets_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
         server.time += 17.9
         assert await cached.get() == 1
         server.time += 0.1
-        assert await cached.get() == 2
+        server.fails = Unavailable("MongoDB", "away")
+        assert await cached.get() == 1
+        server.time += 1.0
+        server.fails = None
+        assert await cached.get() == 3
+        assert cached.failure == ""
 
     asyncio.run(run())
 
