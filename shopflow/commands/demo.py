@@ -25,7 +25,7 @@ from shopflow.kafka import offsets
 from shopflow.kafka.security import Bootstrap
 from shopflow.servers.servers import Servers
 from shopflow.servers.worker import Worker, check_alone, child_worker
-from shopflow.shop.text import money
+from shopflow.shop.text import grouped, money
 from shopflow.web.client import bearer
 
 from . import lines, samples, seeding, trading
@@ -139,18 +139,13 @@ class _Demo:
             raise Unavailable("demo", why) from error
 
     async def _counts(self) -> dict[str, Any] | None:
-        """The worker's totals; None if it does not answer, as while it starts or stops."""
-        try:
-            async with (
-                aiohttp.ClientSession(headers=bearer(config.web.read_token)) as http,
-                http.get(f"{self.worker.url}/counts/") as response,
-            ):
-                if response.status == 200:
-                    sums: dict[str, Any] = await response.json()
-                    return sums
-        except aiohttp.ClientError:
-            return None
-        return None
+        """The totals of the demo's workers; None if none answers, as while they start or stop."""
+        answers = [sums for sums in await asyncio.gather(*map(_counts_of, self.workers)) if sums]
+        return (
+            {name: sum((sums[name] for sums in answers[1:]), answers[0][name]) for name in answers[0]}
+            if answers
+            else None
+        )
 
     async def _offer_and_register(self) -> None:
         at = now()
@@ -268,14 +263,30 @@ def _signs(url: str) -> list[str]:
     ]
 
 
+async def _counts_of(worker: Worker) -> dict[str, Any] | None:
+    try:
+        async with (
+            aiohttp.ClientSession(headers=bearer(config.web.read_token)) as http,
+            http.get(f"{worker.url}/counts/") as response,
+        ):
+            if response.status == 200:
+                sums: dict[str, Any] = await response.json()
+                return sums
+    except aiohttp.ClientError:
+        return None
+    return None
+
+
 def _clock() -> str:
     return f"{datetime.now().astimezone():%H:%M:%S}"
 
 
 def _summary(sums: dict[str, Any]) -> str:
+    """The totals in words. Other workers may have some of the partitions, or nobody while these change hands."""
+    least = "" if len(set(sums["partitions"])) == config.topics.partitions else "at least "
     return (
-        f"{_clock()}  {sums['purchases']} purchases of {sums['customers']} customers: "
-        f"{sums['items']} items, {money(sums['spent'])}"
+        f"{_clock()}  {least}{grouped(sums['purchases'])} purchases of {grouped(sums['customers'])} customers: "
+        f"{grouped(sums['items'])} items, {money(sums['spent'])}"
     )
 
 

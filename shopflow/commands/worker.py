@@ -37,6 +37,7 @@ _KAFKA_SECONDS = 30.0
 _STOP_SECONDS = 20.0
 _STOP_WITHOUT_KAFKA_SECONDS = 5.0
 _WATCH_SECONDS = 0.5
+_READY_SECONDS = 1.0
 #: The thresholds of Python's garbage collector, by generation.
 _GC_THRESHOLD = (100_000, 20, 100)
 _PROBE_SECONDS = 2.0
@@ -68,12 +69,12 @@ class worker(faust_worker):  # noqa: N801 - the class's name is the command's
         super().on_worker_created(worker)
         finished = worker.on_startup_finished
 
-        async def ready() -> None:
+        async def started() -> None:
             await finished()
-            worker.say(f"Ready: {url_of(reached_at(app.conf.web_bind), app.conf.web_port)}/")
+            app.add_future(_tell_ready(worker.say))
 
         if app.conf.web_enabled:
-            worker.on_startup_finished = ready
+            worker.on_startup_finished = started
 
     def _serve(self, *args: Any, **kwargs: Any) -> int:
         """Check, start missing servers, run, stop the started servers. Returns the exit status."""
@@ -103,6 +104,18 @@ class worker(faust_worker):  # noqa: N801 - the class's name is the command's
                 except SystemExit as end:
                     return 1 if watch.failed else int(end.code or 0)
         return 0
+
+
+async def _tell_ready(say: Callable[[str], None]) -> None:
+    """Say where the worker listens, and when it does its share of the work."""
+    from shopflow.bootstrap import parts
+
+    url = f"{url_of(reached_at(app.conf.web_bind), app.conf.web_port)}/"
+    if reasons := await parts.health.ready():
+        say(f"Listens at {url}, but is not ready: {reasons[0]}")
+    while await parts.health.ready():
+        await asyncio.sleep(_READY_SECONDS)
+    say(f"Ready: {url}")
 
 
 def _check_log(file: str | None) -> None:

@@ -15,13 +15,14 @@ import msgspec
 import pytest
 from aiokafka.errors import KafkaConnectionError
 
-from shopflow.commands import samples, trading
+from shopflow.commands import demo, samples, trading
 from shopflow.commands.trading import Trading, pause
 from shopflow.errors import Rejected, Unavailable
 from shopflow.models import Purchase
 from shopflow.shop.decoding import Decoder
 from shopflow.shop.stock import alert_document
 from shopflow.store.types import Document
+from tests.support.text import plain
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
 EVENTS = ("shop.products", "shop.customers", "shop.purchases")
@@ -183,3 +184,11 @@ def test_nothing_is_sent_while_the_shop_is_closed(world: World) -> None:
         return count
 
     assert asyncio.run(closed()) == 0
+
+
+def test_totals_without_some_partitions_are_the_least() -> None:
+    """Another worker may have the others: what the demo's workers count is not all."""
+    sums = {"purchases": 2_097, "customers": 100, "items": 6_292, "spent": 4_145_335, "partitions": [0, 1, 2, 3]}
+    whole = "2 097 purchases of 100 customers: 6 292 items, 41 453,35 zł"
+    assert plain(demo._summary(sums)).endswith(f"  {whole}")
+    assert plain(demo._summary({**sums, "partitions": [0, 2]})).endswith(f"  at least {whole}")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.conftest import OpenShop
+from tests.support.proxy import Proxy
 from tests.support.shop import Shop, becomes, purchase, shared, until
 
 pytestmark = pytest.mark.servers
@@ -78,3 +79,17 @@ def test_a_worker_that_lost_its_tables_recovers_them_from_kafka(shop: Shop) -> N
     assert other.stop() == 0
     assert shop.run("reset", web_port=other.port).status == 0
     assert shop.start_worker(port=other.port).ready().counts()["purchases"] == 100
+
+
+def test_a_worker_says_that_it_is_ready_when_it_is(shop: Shop) -> None:
+    """With MongoDB frozen at the start it listens, and joins the group, but stores nothing."""
+    assert shop.servers
+    with Proxy(shop.servers.mongodb) as proxy:
+        proxy.freeze()
+        worker = shop.start_worker(mongodb_uri=proxy.uri)
+        url = f"http://127.0.0.1:{worker.port}/"
+        listens = f"Listens at {url}, but is not ready: MongoDB does not answer\n"
+        until(lambda: listens in worker.output, "it listens", 60)
+        assert "Ready: http" not in worker.output
+        proxy.heal()
+        until(lambda: f"Ready: {url}\n" in worker.output, "it is ready")
