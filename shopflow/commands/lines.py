@@ -182,7 +182,7 @@ def _customer(document: Document) -> Iterator[str]:
         yield "    nothing bought yet"
     else:
         total = sum(whole(purchase.get("value")) or 0 for purchase in purchases)
-        yield f"    {len(purchases)} purchases, {money(total)}"
+        yield f"    {grouped(len(purchases))} purchases, {money(total)}"
 
 
 def _public_customer(document: Document) -> Document:

@@ -37,11 +37,12 @@ SECONDS = 40.0
 VERIFY = ".venv/bin/faust -A shopflow verify"
 
 
-#: A customer in the output of `list-customers`.
+#: A customer in the output of `list-customers`. Of five customers, the first buys none of 20 purchases in 1 % of cases.
 CUSTOMER = re.compile(
     r".+, .+, \d\d-\d{3} .+  \([0-9a-f]{32}\)\n"
+    r"(    nothing bought yet\n|"
     r"(    [\d: -]{19}  \d x .+, \d+,\d\d\szł each = [\d\s]+,\d\d\szł\n)+"
-    r"    \d+ purchases, [\d\s]+,\d\d\szł\n"
+    r"    [\d\s]+ purchases, [\d\s]+,\d\d\szł\n)"
 )
 
 
