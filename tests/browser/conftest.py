@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from tests.support.shop import Worker
@@ -17,6 +18,12 @@ from tests.support.text import plain
 _PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 #: The variable that names a folder for pictures of the pages.
 _PICTURES = "SHOPFLOW_TEST_PICTURES"
+
+
+def check_for_everybody(page: Page) -> None:
+    """axe finds nothing on the page."""
+    found = Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21aa", "wcag22aa", "best-practice"]})
+    assert found.violations_count == 0, found.generate_report()
 
 
 class Tab:

@@ -13,6 +13,8 @@ from playwright.sync_api import Browser, expect
 from shopflow.commands.faults import FAULTS, Faults, State
 from shopflow.commands.faults_page import serving
 
+from .conftest import check_for_everybody
+
 
 class Worker:
     """A worker that is never asked."""
@@ -90,6 +92,7 @@ def test_a_button_works_and_what_happens_is_shown(chromium: Browser, opened: Ope
         if scripts:
             assert page.evaluate("document.activeElement.textContent").startswith("Kill the worker")
             assert page.evaluate("document.documentElement.scrollWidth") <= width
+            check_for_everybody(page)
         assert errors == []
     finally:
         context.close()

@@ -11,7 +11,7 @@ from playwright.sync_api import Error
 from tests.conftest import OpenShop
 from tests.support.shop import Json, Shop, Worker, product, purchase, until
 
-from .conftest import OpenTab, Tab
+from .conftest import OpenTab, Tab, check_for_everybody
 from .test_page import HOSTILE, SOON, now, quiet
 
 pytestmark = pytest.mark.servers
@@ -72,6 +72,7 @@ def test_a_dead_letter_is_looked_at_and_retried_from_the_page(shop: Shop, worker
     page.locator('[data-table="letters"] a').first.click()
     assert HOSTILE[:20] in page.get_by_label("Value as text").inner_text()
     assert "not retried yet" in became(tab, "none")
+    check_for_everybody(page)
     tab.keep("dead-letter")
     page.locator("#token").fill("wrong")
     page.get_by_role("button", name="Retry it").click()
@@ -90,6 +91,7 @@ def test_a_dead_letter_is_looked_at_and_retried_from_the_page(shop: Shop, worker
     assert event["customer_id"] in steps["bought"]
     assert "which is stored" in steps["retried"]
     assert "purchases 0 → 1" in steps["count"]
+    check_for_everybody(page)
     tab.keep("trace")
     quiet(tab)
 
@@ -107,9 +109,11 @@ def test_all_of_a_reason_are_retried_with_the_token_kept(shop: Shop, worker: Wor
     assert page.locator("#token").input_value() == WRITE
     until(lambda: all(shop.stored(event) for event in events), "they are stored")
     assert tab.width() <= 390
+    check_for_everybody(page)
     tab.keep("dead-letters-phone")
     tab.open(f"/trace/?purchase={events[0]['purchase_id']}")
     assert tab.width() <= 390
+    check_for_everybody(page)
     tab.keep("trace-phone")
     quiet(tab)
 
