@@ -10,6 +10,8 @@ BatchError
 
 from __future__ import annotations
 
+from faust.exceptions import ImproperlyConfigured
+
 
 class BatchError(Exception):
     """Base of all errors that are raised on purpose."""
@@ -41,6 +43,10 @@ class Refusal(Unavailable):
         self.args = (text,)  # it names the service
         self.subject = subject
         self.text = text
+
+
+class ChangelogUnusable(ImproperlyConfigured):
+    """A table can't be used with the changelog that there is. The log has said so in a critical line."""
 
 
 class PartitionLost(BatchError):  # noqa: N818 - named by the reaction

@@ -13,13 +13,17 @@ from time import monotonic
 
 from aiokafka.errors import KafkaError
 
+from .errors import ChangelogUnusable
+
 #: The libraries whose lines are judged. All of them log by templates.
 LIBRARIES = {"aiokafka", "asyncio", "faust", "mode"}
+#: Faust's services put their names before their lines. Ours are services with loggers of their own.
+_SERVICE = "[^"
 REPEAT_SECONDS = 600.0
 #: The most lines that are remembered.
 _REMEMBERED = 1_000
 
-#: Lines of a rebalance, of a stop, or of a timer that waited for Kafka.
+#: Lines of a rebalance, of a stop, of an end whose reason follows, or of a timer that waited for Kafka.
 NORMAL = {
     "Fetcher is ignoring cancel or slow :(",
     "Heartbeat failed for group %s because it is rebalancing",
@@ -28,6 +32,7 @@ NORMAL = {
     "OffsetCommit failed for group %s due to group error (%s), will rejoin",
     "Recovery rebalancing again",
     "Thread keepalive is not responding...",  # /health/live reports it if it lasts
+    "We experienced a crash! Reraising original exception...",
     "Timer %s is overlapping (interval=%r runtime=%r)",
     "Topic %s is not available during auto-create initialization",
     "wait_empty: Waiting for tasks %r",
@@ -71,6 +76,9 @@ SUSPICIOUS = {
 }
 
 
+_STOPPING = "Error while stopping child %r: %r"
+
+
 class Noise(logging.Filter):
     """A filter for all loggers of `LIBRARIES`.
 
@@ -87,13 +95,15 @@ class Noise(logging.Filter):
 
     def install(self) -> None:
         """Add the filter to the loggers that exist: a logger's filter does not apply to its children."""
-        for name, logger in list(logging.Logger.manager.loggerDict.items()):
-            if name.partition(".")[0] in LIBRARIES and isinstance(logger, logging.Logger):
+        for logger in list(logging.Logger.manager.loggerDict.values()):
+            if isinstance(logger, logging.Logger):
                 logger.addFilter(self)
 
     def filter(self, record: logging.LogRecord) -> bool:
         """False for noise. A suspicious line is kept for `suspicion`, also if it passes."""
-        if record.msg in SUSPICIOUS:
+        if record.name.partition(".")[0] not in LIBRARIES and not str(record.msg).startswith(_SERVICE):
+            return True
+        if _template(record) in SUSPICIOUS:
             self._suspicion = record.getMessage()
         return self._verbose or not (self._is_noise(record) or self._is_repeated(record))
 
@@ -104,15 +114,22 @@ class Noise(logging.Filter):
 
     @staticmethod
     def _is_noise(record: logging.LogRecord) -> bool:
-        if any(record.msg in known for known in (NORMAL, TOLD, SUSPICIOUS)):
+        if any(_template(record) in known for known in (NORMAL, TOLD, SUSPICIOUS)):
             return True
         if record.levelno < logging.WARNING:
             return record.name.startswith("aiokafka")
         error = record.exc_info[1] if record.exc_info else None
+        about = (error, *(record.args or ()))
+        if any(isinstance(one, ChangelogUnusable) for one in about):  # a critical line has told it
+            return True
+        if _template(record) == _STOPPING and isinstance(
+            error, RuntimeError
+        ):  # the loop of a thread that has ended is closed
+            return True
         if record.name == "asyncio":  # the error of a connection that aiokafka gave up is raised to its user
             return isinstance(error, (OSError, KafkaError)) and "never retrieved" in record.getMessage()
         # Faust cancels the actors in a rebalance, and all that waits when the worker stops.
-        return any(isinstance(one, asyncio.CancelledError) for one in (error, *(record.args or ())))
+        return any(isinstance(one, asyncio.CancelledError) for one in about)
 
     def _is_repeated(self, record: logging.LogRecord) -> bool:
         if record.levelno < logging.WARNING:
@@ -124,3 +141,9 @@ class Noise(logging.Filter):
                 self._last.clear()
             self._last[line] = now
         return repeated
+
+
+def _template(record: logging.LogRecord) -> str:
+    """The line without its arguments and without the name of a service."""
+    text = str(record.msg)
+    return text.partition("]: ")[2] if text.startswith(_SERVICE) else text

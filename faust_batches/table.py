@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import faust
 import msgspec
 from aiokafka.errors import KafkaError
-from faust.exceptions import ImproperlyConfigured
 from faust.types import TP
 
 from .audit import Audit
-from .errors import BatchError, Unavailable
+from .errors import BatchError, ChangelogUnusable, Unavailable
 from .position import TOTALS_KEY, Position, position_of, settled_in
 from .rocks import RocksStore, Row
 from .unreadable import Unreadable, UnreadableRecord
@@ -31,6 +30,8 @@ V = TypeVar("V")
 
 #: The kind of the trouble of a changelog with a record that can't be read.
 KIND = "unreadable-changelog"
+#: The kind of the advice about a changelog that was deleted.
+LOST = "changelog-lost"
 
 #: Rows processed before other coroutines may run.
 _SLICE = 2_000
@@ -264,7 +265,7 @@ class Table(faust.Table[str, Any]):
             end: The last offset of the changelog.
 
         Raises:
-            ImproperlyConfigured: The changelog was deleted, or lost its end. Nothing was changed.
+            ChangelogUnusable: The changelog was deleted, or lost its end. Nothing was changed.
         """
         topic = self.changelog_topic_name
         eras = [-1]
@@ -278,9 +279,10 @@ class Table(faust.Table[str, Any]):
             why = (
                 f"table {self.name}: the changelog {topic}[{partition}] ends at offset {end}, but this worker has read "
                 f"it up to {offset}: it was deleted or lost its end. Restore it, or count everything again"
+                f"{self.app.advice.get(LOST, '')}"
             )
             self.log.critical(why)
-            raise ImproperlyConfigured(why)
+            raise ChangelogUnusable(why)
         self.log.warning("%s: partition %d began anew; the worker's copy is dropped", self.name, partition)
         self.drop(partition)
 
@@ -289,7 +291,7 @@ class Table(faust.Table[str, Any]):
         for partition in range(self.partitions or 0):  # also those that went to other workers
             self._rocks.clear_failure(partition)
         ours = {tp.partition for tp in active_tps if tp.topic == self.changelog_topic_name}
-        self._check_partitions(ours)
+        await self._check_partitions(ours)
         for partition in ours:
             with suppress(Unavailable):
                 self.next_offset(partition)  # the consumer's seek comes next: damage must be noticed before
@@ -300,22 +302,20 @@ class Table(faust.Table[str, Any]):
             await self._publish_marked(partition)
         await super().on_recovery_completed(active_tps, standby_tps)
 
-    def _check_partitions(self, ours: set[int]) -> None:
-        """Check that each assigned partition of `source` comes with its partition of the table.
+    async def _check_partitions(self, ours: set[int]) -> None:
+        """End the worker unless each assigned partition of `source` comes with its partition of the table.
 
         Faust assigns topics together only if they have the same number of partitions.
-
-        Raises:
-            ImproperlyConfigured: The changelog has another number of partitions than `source`.
         """
         sources = {tp.partition for tp in self.app.owned if tp.topic == self.source}
         if not sources <= ours:
             why = (
                 f"table {self.name}: its changelog {self.changelog_topic_name} must have as many partitions as "
-                f"{self.source}. Set topic_partitions of the App to that number before the changelog is created"
+                f"{self.source}, but was deleted, or created with another number. Set topic_partitions of the App to "
+                f"that number before it is created, and count everything again{self.app.advice.get(LOST, '')}"
             )
             self.log.critical(why)
-            raise ImproperlyConfigured(why)
+            await self.app.crash(ChangelogUnusable(why))  # Faust drops what is raised here
 
     async def _publish_marked(self, partition: int) -> None:
         """Publish the values of marked keys again, after the outdated ones, and remove the marks."""

@@ -51,6 +51,7 @@ _ADVICE = {
     "unreadable-batch": "; `faust -A shopflow dead-letters skip {topic}:{partition}:{offset}` steps over it",
     "partition-too-short": "; `faust -A shopflow replay` reads them",
     "offset-moved": "; `faust -A shopflow replay --keep-tables` reads them",
+    "changelog-lost": ": `faust -A shopflow replay`",
     "unreadable-changelog": "; `faust -A shopflow replay` counts everything again",
 }
 

@@ -13,6 +13,7 @@ import mode
 import pytest
 
 from faust_batches import noise
+from faust_batches.errors import ChangelogUnusable
 from faust_batches.noise import REPEAT_SECONDS, Noise
 
 _CONNECT = "Unable connect to node with id %s: %s"
@@ -50,6 +51,12 @@ def test_what_is_not_known_is_news_but_not_each_second() -> None:
     [
         (line("Timer %s is overlapping (interval=%r runtime=%r)", "commit", 1, 2, name="mode.timers"), False),
         (line("Timer %s is overlapping (interval=%r runtime=%r)", "commit", 1, 2, name="faust.consumer"), False),
+        (line("[^--C]: Timer %s is overlapping (interval=%r runtime=%r)", "commit", 1, 2, name="faust_batches"), False),
+        (line("[^Worker]: We experienced a crash! Reraising original exception...", name="faust.worker"), False),
+        (line("[^Table]: a fault", name="faust_batches.table"), True),
+        (line("Crashed reason=%r", ChangelogUnusable("gone"), name="faust_batches.app"), True),
+        (line("[^-App]: Crashed reason=%r", ChangelogUnusable("gone"), name="faust_batches.app"), False),
+        (line("[^-C]: Error while stopping child %r: %r", 1, 2, name="mode", error=RuntimeError("closed")), False),
         (line("Crashed reason=%r", asyncio.CancelledError(), name="faust.agents.actor"), False),
         (line("Error: %r", None, name="mode.worker", error=asyncio.CancelledError()), False),
         (line("Crashed reason=%r", ValueError("a fault"), name="faust.agents.actor"), True),
@@ -62,6 +69,11 @@ def test_what_is_not_known_is_news_but_not_each_second() -> None:
 def test_a_line_is_judged_by_what_it_says(record: logging.LogRecord, passes: bool) -> None:
     """Lines of normal work, of cancelled actors and of lost connections that were given up don't pass."""
     assert Noise().filter(record) == passes
+
+
+def test_lines_of_others_are_not_judged() -> None:
+    """An application may say the same as often as it likes."""
+    assert [Noise().filter(line("Sold out", name="shopflow.shop")) for _ in range(2)] == [True, True]
 
 
 def test_each_template_is_one_of_the_libraries() -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from aiokafka.admin import NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.admin.new_partitions import NewPartitions
 
@@ -211,3 +214,26 @@ def test_purchases_that_were_made_anew_are_told_and_their_counts_are_not_lost_un
         assert (
             "7 stored, 7 counted; 5 more are stored that Kafka no longer has, and in no count since" in checked.stdout
         )
+
+
+def test_a_changelog_that_is_made_anew_under_a_worker_ends_it_in_one_line(open_shop: OpenShop) -> None:
+    """At the next rebalance it has read more than there is, or gets no partition of it. Faust would end it with three
+    tracebacks, or let it count into a table that is not recovered.
+    """
+    with open_shop(batching_session_timeout_seconds=6) as shop:
+        worker = shop.start_worker().ready()
+        shop.sell(*(purchase("anna") for _ in range(5)))
+        shop.drain()
+        administered(shop, lambda admin: admin.delete_topics([shop.changelog]))
+        until(lambda: shop.changelog not in shop.describe_topics(), "the changelog is deleted")
+        anew = NewTopic(shop.changelog, PARTITIONS, 1, topic_configs={"cleanup.policy": "compact"})
+        administered(shop, lambda admin: admin.create_topics([anew]))
+        worker.send(signal.SIGSTOP)
+        time.sleep(8)
+        worker.send(signal.SIGCONT)
+        assert worker.wait(60) == 1
+        (told,) = [line for line in worker.output.splitlines() if "[CRITICAL]" in line]
+        assert shop.changelog in told
+        assert "deleted" in told
+        assert told.strip().endswith("count everything again: `faust -A shopflow replay`")
+        assert "Traceback" not in worker.output
