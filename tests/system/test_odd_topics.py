@@ -91,11 +91,16 @@ def test_what_topics_lack_is_told_while_the_worker_runs_until_it_is_mended(open_
         configure(shop, shop.changelog, cleanup_policy="compact")
         configure(shop, products, cleanup_policy="compact")
         shop.create_topic("dead-letters", PARTITIONS, retention_ms="-1", max_message_bytes="17825792")
-        becomes(lambda: troubles(worker), set(), 60)
+        becomes(lambda: troubles(worker), {("topic-replaced", letters, "false")}, 60)  # its records are gone
         assert "It is over after" in worker.output
-        assert ready(worker) == {"reasons": [], "warnings": []}
+        said = ready(worker)
+        assert said["reasons"] == []
+        assert [f"Topic {letters} was deleted and made anew" in text for text in said["warnings"]] == [True]
         shop.sell(purchase("anna"))
         shop.drain()
+        assert worker.stop() == 0
+        worker = shop.start_worker().ready()
+        assert ready(worker) == {"reasons": [], "warnings": []}
         shop.agrees()
 
 
