@@ -93,6 +93,7 @@ class Ground:
     ) -> None:
         self._troubles, self._bootstrap, self._specs, self._counted = troubles, bootstrap, specs, counted
         self._seen: dict[str, str] = {}
+        self._short: set[str] = set()  # the topics that lacked copies at the last look
 
     def topic_id(self, topic: str) -> str:
         """Kafka's id of a topic, as it was seen first; empty before."""
@@ -106,11 +107,15 @@ class Ground:
 
     def _record(self, findings: Sequence[Finding]) -> None:
         refused = {trouble.subject for trouble in self._troubles.present if trouble.kind == REFUSED}
+        short = {one.subject for one in findings if one.kind == "topic-copies"}
         told = []
         for one in findings:
+            if one.subject in short - self._short and one.kind == "topic-copies":
+                continue  # a broker that starts, or wakes up, has no copy for a moment
             topic = one.subject.removesuffix(" max.message.bytes")
             if topic in refused and (topic != one.subject or one.kind == "topic-missing"):
                 self._troubles.end(one.kind, one.subject, mended=False)  # the refusal tells the same, and what waits
             else:
                 told.append(one)
+        self._short = short
         record(self._troubles, told, *KINDS)

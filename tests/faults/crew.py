@@ -280,7 +280,7 @@ class Crew:
     def check_outages(self, server: str, most: int) -> None:
         """Each worker logged each outage of the server once at its beginning and once at its end."""
         for worker in self.workers:
-            away, back = (worker.output.count(f"{server} is {what}") for what in ("away", "back"))
+            away, back = (worker.output.count(f"{server} is {what}") for what in ("away; ", "back after "))
             assert away == back <= most, f"{worker.log.name}: {away} times away, {back} times back"
 
     def share(self) -> None:

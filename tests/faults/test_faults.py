@@ -156,8 +156,9 @@ def test_a_full_disk_is_waited_for(crew: Crew) -> None:
         crew.wait(8)
     assert small.status is None, "it waits, it does not end"
     crew.check()
-    said = [small.output.count(what) for what in ("RocksDB can't write", "RocksDB writes again")]
-    assert said == [1, 1], "one line when the disk is full, one when it is not any more"
+    full, over = (small.output.count(what) for what in ("RocksDB can't write", "RocksDB writes again"))
+    # Each partition has a database: one may fail for the first time when the others write again.
+    assert 1 <= full == over <= 2, "one line when the disk is full, one when it is not any more"
 
 
 def test_mongodb_killed_is_waited_for(open_crew: OpenCrew) -> None:
@@ -228,6 +229,7 @@ def test_a_million_purchases_waiting_for_mongodb_take_no_memory(open_crew: OpenC
     """Records wait in Kafka, not in the worker's memory. The outage is one line in the log, however long it lasts."""
     with open_crew(proxied=True, size=0, promotions="[]") as crew:
         worker = crew.start().ready(oracle.PARTITIONS)
+        until(lambda: "Ready: http" in worker.output, "it has said so")
         said = len(worker.output.splitlines())
         with crew.refusing():
             oracle.send(crew.shop, "purchases", (small_purchase(number) for number in range(MILLION)))

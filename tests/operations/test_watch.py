@@ -43,6 +43,24 @@ def test_what_a_refusal_tells_is_told_once(monkeypatch: pytest.MonkeyPatch, capl
     assert told() == {SMALL.text, "Kafka refuses bought", COMPACTED.text}
 
 
+def test_a_broker_that_wakes_up_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a moment no copy is up to date. What is still so at the next look is told, until it is over."""
+    short = Finding("topic-copies", "sold", "Topic sold has 0 copies up to date", stops=True)
+    looks: list[list[Finding]] = [[short], [], [short], [short], [short], []]
+
+    async def topics(*_: Any) -> list[Finding]:
+        return looks.pop(0)
+
+    monkeypatch.setattr(watch, "topics", topics)
+    troubles = Troubles()
+    ground = watch.Ground(troubles, lambda: None, [], dict)  # type: ignore[arg-type, return-value]
+    told = []
+    while looks:
+        asyncio.run(ground.round())
+        told.append(len(troubles.present))
+    assert told == [0, 0, 0, 1, 1, 0]
+
+
 COUNTED, UNREAD, ROWS, DELETED, NEVER = Span(0, 5, 9), Span(0, 0, 9), Span(3, 3, 7), Span(7, 7, 7), Span(0, 0, 0)
 
 
