@@ -45,7 +45,7 @@ SET_BACK_BY = f"{COMMITTED_BY}, set back"
 #: How long Kafka may hold an empty fetch: after one with records or while tables recover, and after one without.
 #: A partition whose records were just taken is in no fetch under way, so its next record may wait this long; and what a
 #: recovery asks of the same broker waits behind the fetch. Faust always uses 1500.
-FETCH_WAIT_MS, IDLE_FETCH_WAIT_MS = 10, 500
+FETCH_WAIT_MS, IDLE_FETCH_WAIT_MS = 10, 100
 
 
 class CommittedThread(driver.AIOKafkaConsumerThread):
