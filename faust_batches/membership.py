@@ -31,11 +31,15 @@ from .refusals import kafka_failure
 if TYPE_CHECKING:
     from .app import App
 
+#: Makes the leader's assignment of a response to JoinGroup.
+Assign = Callable[[Any], Awaitable[Any]]
 #: The kinds of troubles: the group can't be joined; aiokafka has ended, which only a restart mends.
 NOT_IN_GROUP, CLIENT_ENDED = "not-in-group", "client-ended"
 #: Between two tries to join the group.
 REJOIN_SECONDS = 5.0
 _LOOK_SECONDS = 1.0
+#: For how long the leader of the group waits for a subscribed topic that Kafka does not know, as one just created.
+_NEW_TOPIC_SECONDS = 3.0
 #: A topic that Kafka does not give out is refused again within this time.
 _REFUSED_AGAIN_SECONDS = 5.0
 #: What a worker writes beside each offset that it commits, so that one that something else has set is known.
@@ -91,6 +95,7 @@ class CommittedThread(driver.AIOKafkaConsumerThread):
         await super().on_start()
         coordinator: Any = self._ensure_consumer()._coordinator
         coordinator._do_heartbeat = self._renewing_lease(coordinator._do_heartbeat)
+        coordinator._perform_assignment = _with_new_topics(coordinator, coordinator._perform_assignment)
         bear(self._ensure_consumer(), self.consumer.standstills.stops)  # type: ignore[attr-defined]
         notice_cuts(coordinator._client, self.app.conf.broker_session_timeout)
         coordinator._push_error_to_user = self._stay_out
@@ -234,3 +239,22 @@ def _kept_out(group: str, error: Exception) -> str:
             f"(kafka-consumer-groups.sh --describe --members --group {group} names it)"
         )
     return f"This worker can't join the consumer group {group}, and tries again: {error or type(error).__name__}"
+
+
+def _with_new_topics(coordinator: Any, assign: Assign) -> Assign:
+    """Let the leader of the group assign also topics that were just created.
+
+    Not every broker knows such a topic at once. Faust would leave it out until the next rebalance: a table would be
+    without its changelog.
+    """
+
+    async def assign_all(response: Any) -> Any:
+        deadline = monotonic() + _NEW_TOPIC_SECONDS
+        assignments = await assign(response)
+        while 0 in coordinator._metadata_snapshot.values() and monotonic() < deadline:  # partitions of each topic
+            await asyncio.sleep(_NEW_TOPIC_SECONDS / 30)
+            await coordinator._client.force_metadata_update()
+            assignments = await assign(response)
+        return assignments
+
+    return assign_all

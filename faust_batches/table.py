@@ -267,8 +267,7 @@ class Table(faust.Table[str, Any]):
         Raises:
             ChangelogUnusable: The changelog was deleted, or lost its end. Nothing was changed.
         """
-        topic = self.changelog_topic_name
-        eras = [-1]
+        topic, eras = self.changelog_topic_name, [-1]
 
         def take(_: int, records: list[Any]) -> None:
             eras.extend(position_of(record.value).era for record in records if record.key == TOTALS_KEY)
@@ -276,13 +275,10 @@ class Table(faust.Table[str, Any]):
         await self.app.read_partition(topic, partition, take)
         totals = self._rocks.reader(partition)(TOTALS_KEY)
         if self._sums and (totals is None or position_of(totals).era >= max(eras)):
-            why = (
-                f"table {self.name}: the changelog {topic}[{partition}] ends at offset {end}, but this worker has read "
-                f"it up to {offset}: it was deleted or lost its end. Restore it, or count everything again"
-                f"{self.app.advice.get(LOST, '')}"
+            raise self._fatal(
+                f"the changelog {topic}[{partition}] ends at offset {end}, but this worker has read it up to {offset}: "
+                f"it was deleted or lost its end. Restore it, or count everything again{self.app.advice.get(LOST, '')}"
             )
-            self.log.critical(why)
-            raise ChangelogUnusable(why)
         self.log.warning("%s: partition %d began anew; the worker's copy is dropped", self.name, partition)
         self.drop(partition)
 
@@ -305,17 +301,23 @@ class Table(faust.Table[str, Any]):
     async def _check_partitions(self, ours: set[int]) -> None:
         """End the worker unless each assigned partition of `source` comes with its partition of the table.
 
-        Faust assigns topics together only if they have the same number of partitions.
+        Faust assigns topics together only if they have the same number of partitions. It drops what is raised here.
         """
-        sources = {tp.partition for tp in self.app.owned if tp.topic == self.source}
-        if not sources <= ours:
+        if {tp.partition for tp in self.app.owned if tp.topic == self.source} <= ours:
+            return
+        name, count = self.changelog_topic_name, self.app.consumer.topic_partitions
+        why = "Kafka showed it too late. Start the worker again"
+        if count(name) != count(str(self.source)):
             why = (
-                f"table {self.name}: its changelog {self.changelog_topic_name} must have as many partitions as "
-                f"{self.source}, but was deleted, or created with another number. Set topic_partitions of the App to "
-                f"that number before it is created, and count everything again{self.app.advice.get(LOST, '')}"
+                "was deleted, or created with another number. Set topic_partitions of the App to that number before it "
+                f"is created, and count everything again{self.app.advice.get(LOST, '')}"
             )
-            self.log.critical(why)
-            await self.app.crash(ChangelogUnusable(why))  # Faust drops what is raised here
+        await self.app.crash(self._fatal(f"changelog {name} must have as many partitions as {self.source}, but {why}"))
+
+    def _fatal(self, why: str) -> ChangelogUnusable:
+        text = f"table {self.name}: {why}"
+        self.log.critical(text)
+        return ChangelogUnusable(text)
 
     async def _publish_marked(self, partition: int) -> None:
         """Publish the values of marked keys again, after the outdated ones, and remove the marks."""

@@ -574,8 +574,12 @@ def test_a_recovery_waits_for_the_end_of_the_damage(tmp_path: Path, offset_first
     assert (bench.reads, bench.count("k7")) == (1, (1, 7))
 
 
+@pytest.mark.parametrize(
+    ("changelog", "told"),
+    [(1, "was deleted, or created with another number"), (2, "but Kafka showed it too late. Start the worker again")],
+)
 def test_a_table_that_is_shared_out_otherwise_than_its_source_ends_the_worker(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, changelog: int, told: str
 ) -> None:
     """If the changelog has another number of partitions, another worker's table would count a record.
 
@@ -588,11 +592,14 @@ def test_a_table_that_is_shared_out_otherwise_than_its_source_ends_the_worker(
 
     monkeypatch.setattr(App, "crash", crash)
     bench.table.source = "views"
+    counts = {"views": 2, bench.table.changelog_topic_name: changelog}
+    monkeypatch.setattr(App, "consumer", SimpleNamespace(topic_partitions=counts.get))
     monkeypatch.setattr(App, "owned", [TP("views", 0), TP("views", 1), TP("others", 7)])
     bench.recovered()
     (reason,) = crashed
     assert isinstance(reason, ChangelogUnusable)
     assert "must have as many partitions as views" in str(reason)
+    assert told in str(reason)
     monkeypatch.setattr(App, "owned", [TP("views", 0), TP("others", 7)])
     bench.recovered()
     assert len(crashed) == 1
