@@ -63,7 +63,8 @@ def test_a_stock_is_shown_as_it_is_left(milk: ObservedStore, by_hand: ByHand, ru
         product._watched.cache_clear()
         by_hand.change("products", "milk", stock=40)
         hour = by_hand.find("products", "milk")["updated_at"].replace(minute=0, second=0, microsecond=0) + HOUR
-        await milk.put_sales(0, [PartitionSales("hour", hour, "milk", 1, 3, 900, (0, 1))])
+        periods = (("hour", hour), ("day", hour.replace(hour=0)))  # the hour may be of the next day
+        await milk.put_sales(0, [PartitionSales(*period, "milk", 1, 3, 900, (0, 1)) for period in periods])
         assert (await shown("milk")).facts["In stock"] == "37 of 40"
 
     run(look())
