@@ -17,7 +17,7 @@ from .errors import ChangelogUnusable
 
 #: The libraries whose lines are judged. All of them log by templates.
 LIBRARIES = {"aiokafka", "asyncio", "faust", "mode"}
-#: Faust's services put their names before their lines. Ours are services with loggers of their own.
+#: How a line of a service begins: with its name. Our subclasses of Faust's services have loggers of their own.
 _SERVICE = "[^"
 REPEAT_SECONDS = 600.0
 #: The most lines that are remembered.
@@ -74,13 +74,12 @@ SUSPICIOUS = {
     "Got error produce response: %s",
     "Got error produce response on topic-partition %s, retrying. Error: %s",
 }
-
-
+#: The end of a service whose thread has ended: its loop is closed.
 _STOPPING = "Error while stopping child %r: %r"
 
 
 class Noise(logging.Filter):
-    """A filter for all loggers of `LIBRARIES`.
+    """A filter for the loggers of `LIBRARIES`, and for the lines of services in all loggers.
 
     Arguments:
         verbose: True: every line passes, as with `-l debug`.
@@ -114,7 +113,8 @@ class Noise(logging.Filter):
 
     @staticmethod
     def _is_noise(record: logging.LogRecord) -> bool:
-        if any(_template(record) in known for known in (NORMAL, TOLD, SUSPICIOUS)):
+        template = _template(record)
+        if any(template in known for known in (NORMAL, TOLD, SUSPICIOUS)):
             return True
         if record.levelno < logging.WARNING:
             return record.name.startswith("aiokafka")
@@ -122,9 +122,7 @@ class Noise(logging.Filter):
         about = (error, *(record.args or ()))
         if any(isinstance(one, ChangelogUnusable) for one in about):  # a critical line has told it
             return True
-        if _template(record) == _STOPPING and isinstance(
-            error, RuntimeError
-        ):  # the loop of a thread that has ended is closed
+        if template == _STOPPING and isinstance(error, RuntimeError):
             return True
         if record.name == "asyncio":  # the error of a connection that aiokafka gave up is raised to its user
             return isinstance(error, (OSError, KafkaError)) and "never retrieved" in record.getMessage()
@@ -144,6 +142,6 @@ class Noise(logging.Filter):
 
 
 def _template(record: logging.LogRecord) -> str:
-    """The line without its arguments and without the name of a service."""
+    """The text of a line before its arguments are put in, without the name of a service."""
     text = str(record.msg)
     return text.partition("]: ")[2] if text.startswith(_SERVICE) else text

@@ -12,7 +12,6 @@ from datetime import datetime
 from time import monotonic
 from typing import Any, NoReturn
 
-import aiohttp
 import click
 import msgspec
 from faust.cli import option
@@ -26,7 +25,7 @@ from shopflow.kafka.security import Bootstrap
 from shopflow.servers.servers import Servers
 from shopflow.servers.worker import Worker, check_alone, child_worker
 from shopflow.shop.text import grouped, money
-from shopflow.web.client import bearer
+from shopflow.web import client
 
 from . import lines, samples, seeding, trading
 from .base import ServingCommand, cancel, check_mongodb, now, run, running_servers
@@ -140,12 +139,10 @@ class _Demo:
 
     async def _counts(self) -> dict[str, Any] | None:
         """The totals of the demo's workers; None if none answers, as while they start or stop."""
-        answers = [sums for sums in await asyncio.gather(*map(_counts_of, self.workers)) if sums]
-        return (
-            {name: sum((sums[name] for sums in answers[1:]), answers[0][name]) for name in answers[0]}
-            if answers
-            else None
-        )
+        async with client.session(config.web.read_token) as http:
+            answers = await asyncio.gather(*(client.counts(http, worker.url) for worker in self.workers))
+        found = [sums for sums in answers if sums]
+        return {name: sum((sums[name] for sums in found[1:]), found[0][name]) for name in found[0]} if found else None
 
     async def _offer_and_register(self) -> None:
         at = now()
@@ -261,20 +258,6 @@ def _signs(url: str) -> list[str]:
         f"  curl {url}/sales/",
         "Customers buy, register and get vouchers; prices change. Ctrl-C closes it.",
     ]
-
-
-async def _counts_of(worker: Worker) -> dict[str, Any] | None:
-    try:
-        async with (
-            aiohttp.ClientSession(headers=bearer(config.web.read_token)) as http,
-            http.get(f"{worker.url}/counts/") as response,
-        ):
-            if response.status == 200:
-                sums: dict[str, Any] = await response.json()
-                return sums
-    except aiohttp.ClientError:
-        return None
-    return None
 
 
 def _clock() -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from signal import SIGCONT, SIGSTOP
 from time import monotonic
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 import aiohttp
 
@@ -26,7 +26,7 @@ from shopflow.operations.verify.report import Report
 from shopflow.servers.servers import Servers
 from shopflow.servers.worker import Worker
 from shopflow.shop.text import grouped
-from shopflow.web.client import bearer
+from shopflow.web.client import bearer, counts
 
 from .base import cancel, now
 from .trading import Trading
@@ -293,12 +293,8 @@ class Faults:
 
 async def _partitions(http: aiohttp.ClientSession, worker: Worker) -> list[int] | None:
     """The partitions that a worker owns; None if it does not answer."""
-    try:
-        async with http.get(f"{worker.url}/counts/") as response:
-            found: dict[str, Any] = await response.json() if response.status == 200 else {}
-    except (aiohttp.ClientError, asyncio.TimeoutError):
-        return None
-    return found.get("partitions")
+    sums = await counts(http, worker.url)
+    return None if sums is None else sums["partitions"]
 
 
 def listed(partitions: Sequence[int]) -> str:

@@ -49,6 +49,16 @@ async def ask(http: aiohttp.ClientSession, worker: str, url: str | URL, **option
         raise Unavailable(worker, f"does not answer: {str(error) or type(error).__name__}") from error
 
 
+async def counts(http: aiohttp.ClientSession, url: str) -> dict[str, Any] | None:
+    """The totals of a worker's partitions; None if it does not answer, or its tables are not complete."""
+    try:
+        status, body = await ask(http, url, f"{url}/counts/")
+    except Unavailable:
+        return None
+    sums: dict[str, Any] | None = msgspec.json.decode(body) if status == 200 else None
+    return sums
+
+
 async def pages(http: aiohttp.ClientSession, url: str, partition: int) -> AsyncIterator[Page]:
     """The customers of a worker's partition, by id.
 
