@@ -8,10 +8,11 @@ from .errors import PartitionLost
 class Cursor:
     """The offset at which the next run of records of a partition must start."""
 
-    __slots__ = ("_refused", "next")
+    __slots__ = ("_refused", "next", "short")
 
     def __init__(self, offset: int) -> None:
         self.next = offset
+        self.short = False  #: True if the log seemed to end before `next` when the last run came
         self._refused: int | None = None
 
     def admits(self, first: int) -> bool:

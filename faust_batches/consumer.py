@@ -232,11 +232,14 @@ class BatchConsumer(driver.Consumer):
         start = cursor.next
         if not cursor.admits(first):
             end = self.highwater(tp)  # None: not known in a new assignment
-            if first < start and end is not None and end < start:
+            short = first < start and end is not None and end < start
+            if short and cursor.short:
                 self._losses.too_short(tp, end, start)  # nothing is there to fetch again
-            else:
+            else:  # the end that came with records may be older than they are
+                cursor.short = short
                 self._fetch_again(tp, start)
             return None
+        cursor.short = False
         self._losses.long_enough(tp)
         if first == start or tp.topic not in self.app.batched_topics:
             return 0

@@ -43,7 +43,8 @@ def bear(consumer: Any, stops: Stops = lambda bad: False) -> None:
     """Let a started `AIOKafkaConsumer` bear whatever it fetches: nothing in a partition makes it raise."""
     fetcher: Fetcher = consumer._fetcher
     fetcher._client = _Client(fetcher)
-    names = {**vars(aiokafka_fetcher), "MemoryRecords": _Bytes, "PartitionRecords": partial(_Records, fetcher, stops)}
+    records = partial(_Records, fetcher, stops, {})
+    names = {**vars(aiokafka_fetcher), "MemoryRecords": _Bytes, "PartitionRecords": records}
     proc: Any = Fetcher._proc_fetch_request
     fetch = FunctionType(proc.__code__, names).__get__(fetcher)
 
@@ -98,15 +99,29 @@ class _Bytes:
 
 
 class _Records(PartitionRecords):  # type: ignore[misc]
-    """aiokafka's iterator over the fetched records of a partition, with an `UnreadableRecord` where that raises."""
+    """aiokafka's iterator over the fetched records of a partition, with an `UnreadableRecord` where that raises.
 
-    def __init__(self, fetcher: Fetcher, stops: Stops, tp: TopicPartition, records: _Bytes, *args: Any) -> None:
+    Arguments:
+        doubts: Partition -> the next offset to read when a batch reached beyond the end of the log. It is kept from
+            answer to answer.
+    """
+
+    def __init__(
+        self,
+        fetcher: Fetcher,
+        stops: Stops,
+        doubts: dict[TopicPartition, int],
+        tp: TopicPartition,
+        records: _Bytes,
+        *args: Any,
+    ) -> None:
         super().__init__(tp, records, *args)
         self.next_fetch_offset: int
         self._first = self.next_fetch_offset
         self._state = fetcher._subscriptions.subscription.assignment.state_value(tp)
         self._end_of_log = self._state.highwater
         self._stops, self._stopped = stops, False
+        self._doubts = doubts
         if records.data is _NOTHING:
             self._records_iterator = self._bad(b"", self._first, self._first + 1, KAFKA_FAILED)
 
@@ -155,6 +170,7 @@ class _Records(PartitionRecords):  # type: ignore[misc]
             raise ValueError("its checksum is wrong")
         if batch.next_offset > self._end_of_log:
             raise ValueError(f"it ends at offset {batch.next_offset}, but the log at {self._end_of_log}")
+        self._doubts.pop(self._tp, None)
 
     def _is_skipped(self, batch: Any) -> bool:
         """True for control batches, and for batches of aborted transactions.
@@ -196,6 +212,9 @@ class _Records(PartitionRecords):  # type: ignore[misc]
             return True  # it has nothing that was not read already
         if following < 0 and self.next_fetch_offset > self._first:
             return False  # the next answer begins with it, and has the batch behind it, too: that says where it ends
+        if end > self._end_of_log and self._doubts.get(self._tp) != self.next_fetch_offset:
+            self._doubts[self._tp] = self.next_fetch_offset
+            return False  # Kafka looks for the end before it reads: the next answer's end is behind a good batch
         start = base if self.next_fetch_offset <= base < self._end_of_log else self.next_fetch_offset
         if start < following <= self._end_of_log:
             end = following  # rather than the end that the batch itself says: that may be what is damaged
