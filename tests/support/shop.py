@@ -56,11 +56,11 @@ MODULE = (sys.executable, "-m", "shopflow")
 CONSOLE = (sys.executable, "-c", "from shopflow.__main__ import main; main()")  # the script that pip installs
 
 #: Comes before a command. On Linux the kernel kills the command if the tests are killed, so that no worker is left.
-_ENDS_WITH_US = (
+ENDS_WITH_US = (
     [
         *(sys.executable, "-IS", "-c"),
         "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); "
-        f"os.getppid() == {os.getpid()} or sys.exit(1); os.execv(sys.argv[1], sys.argv[1:])",
+        f"os.getppid() == {os.getpid()} or sys.exit(1); os.execvp(sys.argv[1], sys.argv[1:])",
     ]
     if sys.platform == "linux"
     else []
@@ -193,7 +193,7 @@ class Process:
         self.log = log
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                [*_ENDS_WITH_US, *command],
+                [*ENDS_WITH_US, *command],
                 env=environment,
                 cwd=folder,
                 stdin=subprocess.DEVNULL,
