@@ -53,10 +53,11 @@ class worker(faust_worker):  # noqa: N801 - the class's name is the command's
     options = with_options(
         faust_worker.options,
         {
-            "--web-port": {"help": f"The port to listen on.  [configured: {app.conf.web_port}]"},
-            "--web-bind": {"help": f"The address to listen on.  [configured: {app.conf.web_bind}]"},
+            "--web-port": {"help": f"The port to listen on.  [configured: {config.web.port}]"},
+            "--web-bind": {"help": f"The address to listen on.  [configured: {config.web.bind}]"},
             "--web-host": {
-                "help": f"The name under which other workers reach this one.  [configured: {app.conf.web_host}]"
+                "help": "The name under which other workers reach this one.  "
+                f"[configured: {config.web.host or '127.0.0.1 if bound to it, else the name of this machine'}]"
             },
         },
     )
