@@ -52,7 +52,9 @@ app: App = App(
     store="rocksdb://?driver=rocksdict",
     origin="shopflow",
     # An explicit list: with autodiscover=True, Faust warns if a module fails to import, and runs without its agents.
-    autodiscover=[f"shopflow.commands.{name}" for name in ("worker", "faust", "seed", "show", "operate", "demo")],
+    autodiscover=[
+        f"shopflow.commands.{name}" for name in ("worker", "workers", "faust", "seed", "show", "operate", "demo")
+    ],
     # Each worker on a machine needs its own. The command `worker` changes it for another web port or --datadir.
     datadir=str(config.data_path / f"worker-{config.web.port}"),
     topic_partitions=config.topics.partitions,

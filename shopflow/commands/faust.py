@@ -40,7 +40,7 @@ from .base import Command, choose_datadir, with_options
 _SENT = ("topic", "partition", "topic_partition", "offset", "timestamp", "timestamp_type", "log_start_offset")
 #: The commands in `--help`, by what they are for. The others are Faust's.
 _GROUPS = {
-    "Start": ("demo", "worker", "servers"),
+    "Start": ("demo", "worker", "workers", "servers"),
     "Send example events": ("seed-products", "seed-customers", "seed-purchases"),
     "Look": (
         *("list-products", "list-customers", "list-vouchers", "price-history", "trace", "tail", "try-promotion"),

@@ -30,14 +30,14 @@ class Spec(TypedDict):
     """The arguments of a keeper."""
 
     commands: list[list[str]]  # run one after the other; the last is the server
-    log: str  # the file that gets their output
+    log: str  # the file that gets their output; empty: standard error
     log_bytes: int  # a longer log is moved to `<log>.1`
     lock: int  # the descriptor of a locked file: locked until both the keeper and the server have ended
     stop_seconds: float  # from SIGTERM to SIGKILL
 
 
 def start(
-    commands: list[list[str]], log: Path, lock: IO[bytes], stop_seconds: float, **options: Any
+    commands: list[list[str]], log: Path | None, lock: IO[bytes], stop_seconds: float, **options: Any
 ) -> subprocess.Popen[bytes]:
     """Start a keeper in its own process session, so that the terminal's Ctrl-C does not reach it.
 
@@ -45,7 +45,9 @@ def start(
         commands, log, lock, stop_seconds: See `Spec`.
         options: For `Popen`.
     """
-    spec = Spec(commands=commands, log=str(log), log_bytes=LOG_BYTES, lock=lock.fileno(), stop_seconds=stop_seconds)
+    spec = Spec(
+        commands=commands, log=str(log or ""), log_bytes=LOG_BYTES, lock=lock.fileno(), stop_seconds=stop_seconds
+    )
     return subprocess.Popen(
         [sys.executable, "-IS", str(Path(__file__)), json.dumps(spec)],
         stdin=subprocess.PIPE,
@@ -81,7 +83,7 @@ def main(spec: Spec) -> int:
 
 
 def _run(command: list[str], spec: Spec, woken: int, orders: list[int], *, last: bool) -> int:
-    with Path(spec["log"]).open("ab") as log:  # appending, so that the log can be cut while the server writes to it
+    with _output(spec["log"]) as log:
         server = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -99,8 +101,14 @@ def _run(command: list[str], spec: Spec, woken: int, orders: list[int], *, last:
             os.read(woken, 4096)
         if 0 in ready and not os.read(0, 4096):
             orders.append(0)
-        cut(Path(spec["log"]), spec["log_bytes"])
+        if spec["log"]:
+            cut(Path(spec["log"]), spec["log_bytes"])
     return _stop(server, spec["stop_seconds"])
+
+
+def _output(log: str) -> IO[bytes]:
+    """Where the output goes. A file is appended to, so that it can be cut while the server writes to it."""
+    return Path(log).open("ab") if log else os.fdopen(2, "wb", closefd=False)
 
 
 def _stop(server: subprocess.Popen[bytes], seconds: float) -> int:

@@ -35,10 +35,12 @@ class Worker:
 
     Attributes:
         url: The base URL of its views.
-        log: The file with its log.
+        log: The file with its log; None: standard error of this process.
     """
 
-    def __init__(self, command: list[str], variables: Mapping[str, str], lock: IO[bytes], url: str, log: Path) -> None:
+    def __init__(
+        self, command: list[str], variables: Mapping[str, str], lock: IO[bytes], url: str, log: Path | None
+    ) -> None:
         self._command, self._variables, self._lock = command, variables, lock
         self._killed = False
         self.url = url
@@ -66,14 +68,23 @@ class Worker:
         self.send(signal.SIGKILL)
         self._process.wait()
 
+    def order_stop(self) -> None:
+        """Stop it, without waiting for its end."""
+        keeper.order_stop(self._process)
+
     def stop(self) -> None:
         """Stop it, and wait for its end."""
-        keeper.order_stop(self._process)
+        self.order_stop()
         self._process.wait()
+
+    @property
+    def status(self) -> int | None:
+        """Its exit status; None while it runs."""
+        return self._process.poll()
 
     def check(self) -> None:
         """Raise `Refused` if the worker has ended, but not by `kill`."""
-        if (status := self._process.poll()) is not None and not self._killed:
+        if (status := self.status) is not None and not self._killed:
             raise Refused(f"the worker has ended with status {status}; its log: {self.log}")
 
 

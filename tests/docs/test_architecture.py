@@ -216,7 +216,7 @@ def test_there_are_no_commands_but_those_of_the_contract() -> None:
     import_commands()
     ours = {name for name, command in cli.commands.items() if command.callback.__module__.startswith("shopflow.")}
     assert ours == {
-        *("worker", "servers", "demo", "create-topics", "verify", "doctor", "replay", "repartition"),
+        *("worker", "workers", "servers", "demo", "create-topics", "verify", "doctor", "replay", "repartition"),
         *("seed-products", "seed-customers", "seed-purchases"),
         *("list-products", "list-customers", "price-history", "export", "dead-letters"),
         *("list-vouchers", "try-promotion", "trace", "tail", "describe"),
