@@ -18,6 +18,7 @@ NOT_RUN = {
     "make demo": "installs packages; its command is run instead",
     "make lint": "installs packages",
     "make test": "would run this test again",
+    ".venv/bin/faust -A shopflow workers": "tests/system/test_workers.py runs it, with other ports",
     ".venv/bin/python -m pip": "installs packages",
     ".venv/bin/python -m pytest tests": "would run tests in a test",
     "python3 -m venv": "installs packages",
