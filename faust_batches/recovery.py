@@ -57,8 +57,14 @@ class Tables(TableManager):
     """Faust's table manager with `PatientRecovery`. It starts at once; Faust's sleeps for a second first."""
 
     async def on_start(self) -> None:
-        await self._update_channels()
-        await self.recovery.start()
+        try:
+            await self._update_channels()
+        except asyncio.InvalidStateError:
+            if not self.app.should_stop:
+                raise
+            self.log.info("Stopped while a changelog was created")  # Faust cancels what it then wants to answer
+        else:
+            await self.recovery.start()
 
     @property
     def progress(self) -> dict[TP, tuple[int, int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Any
 
 import pytest
 from faust.tables.recovery import RebalanceAgain, ServiceStopped
@@ -93,3 +94,21 @@ def test_the_progress_of_a_recovery_is_known() -> None:
         assert ours.app.recovering == {begun: (62, 100), none: (0, 100), complete: (100, 100)}  # type: ignore[attr-defined]
 
     asyncio.run(progress())
+
+
+def test_a_stop_while_a_changelog_is_created_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Faust's own answer to what it has cancelled fails. In a start that goes on, such an error is one."""
+
+    async def cancelled(tables: Any) -> None:
+        raise asyncio.InvalidStateError("invalid state")
+
+    async def start(*, stopping: bool) -> None:
+        tables: Any = recovery().tables
+        monkeypatch.setattr(type(tables), "_update_channels", cancelled)
+        if stopping:
+            tables.app._stopped.set()
+        await tables.on_start()
+
+    asyncio.run(start(stopping=True))
+    with pytest.raises(asyncio.InvalidStateError):
+        asyncio.run(start(stopping=False))
