@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 #: Pause before a changelog run that could not be written to the table is fetched again.
 RETRY_SECONDS = 1.0
+#: Between two looks whether there is a partition to fetch from.
+_PARTITIONS_SECONDS = 0.02
 #: Between two looks at the partitions that stand still.
 _STANDSTILL_SECONDS = 2.0
 
@@ -192,6 +194,19 @@ class BatchConsumer(driver.Consumer):
                     # just raised it above records that must be read again. Here the cursor decides.
                     self._read_offset[tp] = None
                 yield tp, message
+
+    async def _wait_next_records(self, timeout: float) -> tuple[Any, Any]:
+        """Fetch, as soon as there is a partition to fetch from.
+
+        Faust looks for one once a second: a recovery, or records behind full queues, would wait for that.
+        """
+        if not self.flow_active:
+            await self.wait(self.can_resume_flow)  # type: ignore[arg-type]
+        for _ in range(round(1 / _PARTITIONS_SECONDS)):
+            if self._get_active_partitions():
+                return await super()._wait_next_records(timeout)
+            await self.sleep(_PARTITIONS_SECONDS)
+        return {}, set()
 
     async def _messages(self, tp: TP, run: list[Any]) -> AsyncIterator[Any]:
         batched, reader = tp.topic in self.app.batched_topics, self.app.readers.get(tp.topic)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from aiokafka.errors import IllegalStateError, KafkaConnectionError, KafkaError
 from aiokafka.structs import OffsetAndMetadata
+from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from intervaltree import IntervalTree
 from mode.utils.queues import ThrowableQueue
@@ -841,3 +843,29 @@ def test_a_revoked_partition_has_nothing_to_commit(seeking: Seeking) -> None:
     assert not batch.owned
     assert seeking._new_offset(RECORDS) is None
     assert batches(seeking, (9, 11)) == []
+
+
+def test_a_fetch_begins_as_soon_as_there_is_a_partition(consumer: Consumer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with nothing to fetch from, the consumer looks around after a second. Faust looks only then."""
+    looks = 0
+
+    def active() -> set[TP]:
+        nonlocal looks
+        looks += 1
+        return {RECORDS} if looks == 3 else set()
+
+    async def fetch(self: Any, timeout: float) -> tuple[Any, Any]:
+        return {RECORDS: run_of(0, 1)}, {RECORDS}
+
+    monkeypatch.setattr(driver.Consumer, "_wait_next_records", fetch)
+    monkeypatch.setattr(consumer, "_get_active_partitions", active)
+    monkeypatch.setattr(consumer, "sleep", asyncio.sleep)
+
+    async def story() -> None:
+        began = time.monotonic()
+        records, partitions = await BatchConsumer._wait_next_records(consumer, 1.0)
+        assert (list(records), partitions, looks) == ([RECORDS], {RECORDS}, 3)
+        assert time.monotonic() - began < 0.5
+        assert await BatchConsumer._wait_next_records(consumer, 1.0) == ({}, set())
+
+    asyncio.run(story())
