@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from time import monotonic
 from typing import TYPE_CHECKING, TypeVar
 
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, NotLeaderForPartitionError
 
 from .errors import Refusal, Slow, Unavailable
 from .producer import Undecided
@@ -186,7 +186,7 @@ async def retrying_kafka(outage: Outage, batch: Batch, attempt: Callable[[], Awa
     async def twice() -> T:
         try:
             return await attempt()
-        except Undecided:  # a leader moves, or a connection broke: that alone is no outage
+        except (Undecided, NotLeaderForPartitionError):  # a leader moves, a connection broke: that is no outage
             await asyncio.sleep(UNDECIDED_PAUSE_SECONDS)
             await batch.wait_for_lease()
             return await attempt()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from typing import Any
 
 import pytest
+from aiokafka.errors import NotLeaderForPartitionError
 
 from faust_batches import Outage, PartitionLost, Troubles, Unavailable, retrying
 from faust_batches import outage as outages
@@ -237,3 +239,23 @@ def test_a_refused_request_is_repeated_less_often(pauses: list[float]) -> None:
 
     assert asyncio.run(retrying(Outage("Kafka", troubles=Troubles()), lambda: None, ask)) == "answer"
     assert pauses == [outages.REFUSED_PAUSE_SECONDS] * 2
+
+
+def test_a_leader_that_moves_is_no_outage(pauses: list[float], caplog: pytest.LogCaptureFixture) -> None:
+    """A broker that wakes up is not yet a leader again: one more attempt, and no line."""
+    answers: list[Exception | str] = [NotLeaderForPartitionError(), "read"]
+
+    class OurBatch:
+        def check_owned(self) -> None: ...
+
+        async def wait_for_lease(self) -> None: ...
+
+    async def attempt() -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    batch: Any = OurBatch()
+    assert asyncio.run(outages.retrying_kafka(Outage("Kafka"), batch, attempt)) == "read"
+    assert caplog.text == ""
