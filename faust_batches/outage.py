@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from time import monotonic
 from typing import TYPE_CHECKING, TypeVar
 
-from aiokafka.errors import KafkaError, NotLeaderForPartitionError
+from aiokafka.errors import KafkaError, LeaderNotAvailableError, NotLeaderForPartitionError
 
 from .errors import Refusal, Slow, Unavailable
 from .producer import Undecided
@@ -31,8 +31,11 @@ REFUSED_PAUSE_SECONDS = 5.0
 REFUSED = "refused"
 #: After this long, a topic that Kafka does not know is gone, and one without a leader gets none by itself.
 PASSING_SECONDS = 15.0
-#: Pause before a batch of records is sent again that a broker did not acknowledge for a passing reason.
-UNDECIDED_PAUSE_SECONDS = 0.5
+#: How often a request is made before its failure is an outage: a connection broke, or a leader moves, as when a broker
+#: wakes up. A failure of another kind is one at once.
+_TRIES = ((Undecided, 2), (NotLeaderForPartitionError, 6), (LeaderNotAvailableError, 6))
+#: Pause between two of these tries.
+_TRY_PAUSE_SECONDS = 0.5
 #: Pause of `repeated` after an error.
 ERROR_PAUSE_SECONDS = 1.0
 
@@ -183,22 +186,27 @@ async def retrying_kafka(outage: Outage, batch: Batch, attempt: Callable[[], Awa
 
     passing_since: float | None = None
 
-    async def twice() -> T:
-        try:
-            return await attempt()
-        except (Undecided, NotLeaderForPartitionError):  # a leader moves, a connection broke: that is no outage
-            await asyncio.sleep(UNDECIDED_PAUSE_SECONDS)
+    async def patiently() -> T:
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                return await attempt()
+            except (KafkaError, Unavailable) as error:
+                cause = _cause(error)
+                if tries >= next((most for kind, most in _TRIES if isinstance(cause, kind)), 1):
+                    raise
+            await asyncio.sleep(_TRY_PAUSE_SECONDS)
             await batch.wait_for_lease()
-            return await attempt()
 
     async def translated() -> T:
         nonlocal passing_since
         await batch.wait_for_lease()
         try:
-            return await twice()
+            return await patiently()
         except (KafkaError, Unavailable) as error:
-            cause = error if isinstance(error, KafkaError) else error.__cause__
-            if not isinstance(cause, KafkaError):
+            cause = _cause(error)
+            if cause is None:
                 raise
             await batch.wait_for_lease()  # raises if the lease expired and the partition was lost: that is no outage
             passing_since = (passing_since or monotonic()) if is_passing(cause) else None
@@ -206,6 +214,12 @@ async def retrying_kafka(outage: Outage, batch: Batch, attempt: Callable[[], Awa
             raise kafka_failure(cause, batch.tp.topic, lasting=lasting) from cause
 
     return await retrying(outage, batch.check_owned, translated)
+
+
+def _cause(error: KafkaError | Unavailable) -> KafkaError | None:
+    """Kafka's error; None if `Unavailable` has none."""
+    cause = error if isinstance(error, KafkaError) else error.__cause__
+    return cause if isinstance(cause, KafkaError) else None
 
 
 async def repeated(subject: str, work: Callable[[], Awaitable[float]], going: Callable[[], bool]) -> None:

@@ -8,7 +8,7 @@ import threading
 from typing import Any
 
 import pytest
-from aiokafka.errors import NotLeaderForPartitionError
+from aiokafka.errors import KafkaError, LeaderNotAvailableError, NotLeaderForPartitionError
 
 from faust_batches import Outage, PartitionLost, Troubles, Unavailable, retrying
 from faust_batches import outage as outages
@@ -241,9 +241,13 @@ def test_a_refused_request_is_repeated_less_often(pauses: list[float]) -> None:
     assert pauses == [outages.REFUSED_PAUSE_SECONDS] * 2
 
 
-def test_a_leader_that_moves_is_no_outage(pauses: list[float], caplog: pytest.LogCaptureFixture) -> None:
-    """A broker that wakes up is not yet a leader again: one more attempt, and no line."""
-    answers: list[Exception | str] = [NotLeaderForPartitionError(), "read"]
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("error", [NotLeaderForPartitionError, LeaderNotAvailableError])
+def test_a_leader_that_moves_is_no_outage(
+    pauses: list[float], caplog: pytest.LogCaptureFixture, error: type[KafkaError], wrapped: bool
+) -> None:
+    """A broker that wakes up is not yet a leader again: more attempts, and no line."""
+    answers: list[Exception | str] = [error(), error(), "read"]
 
     class OurBatch:
         def check_owned(self) -> None: ...
@@ -253,6 +257,8 @@ def test_a_leader_that_moves_is_no_outage(pauses: list[float], caplog: pytest.Lo
     async def attempt() -> str:
         answer = answers.pop(0)
         if isinstance(answer, Exception):
+            if wrapped:  # as reads do
+                raise Unavailable("Kafka", "moved") from answer
             raise answer
         return answer
 
