@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from time import monotonic, sleep
 from typing import IO, NoReturn
@@ -18,9 +18,8 @@ from faust.cli.params import CaseInsensitiveChoice, TCPPort
 
 from shopflow.app import config
 from shopflow.errors import Refused
-from shopflow.servers.locks import locked
 from shopflow.servers.servers import Servers
-from shopflow.servers.worker import Worker, already_running, check_port, reached_at, url_of
+from shopflow.servers.worker import Worker, alone, check_port, reached_at, url_of, write_url
 
 from .base import ServingCommand, running_servers
 
@@ -51,18 +50,18 @@ _LAST_PORT = 65_535
     ),
 )
 def workers(self: ServingCommand, count: int | None, web_port: int | None, level: str) -> int:
-    """Start several workers, and start one that ends again. They share the partitions."""
-    ports = _ports(web_port or config.web.port, count or min(_processors(), config.topics.partitions))
-    if len(ports) > config.topics.partitions:
+    """Start several workers, which share the partitions. A worker that ends is started again."""
+    count = count or min(_processors(), config.topics.partitions)
+    if count > config.topics.partitions:
         self.say(f"Warning: there are {config.topics.partitions} partitions; the other workers only have copies.")
     given = self.ctx.find_root().get_parameter_source("datadir") is not ParameterSource.DEFAULT
     folder = Path(self.datadir) if given and self.datadir else None
-    with (
-        running_servers(self.say) as (servers, _),
-        _lock() as lock,
-        _running([_Kept(port, folder, level, lock) for port in ports]) as kept,
-    ):
-        self.say(f"The shop: {kept[0].worker.url}/ ({len(kept)} workers)")
+    with alone(config, "workers") as lock, ExitStack() as stack:
+        ports = _ports(web_port or config.web.port, count)
+        servers, _ = stack.enter_context(running_servers(self.say))
+        kept = stack.enter_context(_running([_Kept(port, folder, level, lock) for port in ports]))
+        write_url(lock, kept[0].worker.url)
+        self.say(f"The shop: {kept[0].worker.url}/ ({count} workers)")
         try:
             _watch(kept, servers, self.say)
         except KeyboardInterrupt:  # said at once: the workers take seconds to stop
@@ -89,7 +88,7 @@ class _Kept:
             url_of(reached_at(config.web.bind), port),
             None,
         )
-        self._started = self._born = monotonic()
+        self._started, self._first = monotonic(), True
         self._pause = _PAUSE_SECONDS
         self._due: float | None = None
 
@@ -97,14 +96,14 @@ class _Kept:
         """Start the worker again when it is due.
 
         Raises:
-            Refused: It has ended soon after its first start.
+            Refused: It has ended by itself soon after its first start.
         """
         now, status = monotonic(), self.worker.status
         if status is None:
             return
         if self._due is None:
             told = f"the worker at {self.worker.url} has ended with status {status}"
-            if status < _SIGNALLED and self._started == self._born and now - self._born < _HOPELESS_SECONDS:
+            if status < _SIGNALLED and self._first and now - self._started < _HOPELESS_SECONDS:
                 raise Refused(told)
             if now - self._started > _LONGEST_PAUSE_SECONDS:
                 self._pause = _PAUSE_SECONDS
@@ -112,7 +111,7 @@ class _Kept:
             self._due = now + self._pause
             self._pause = min(2 * self._pause, _LONGEST_PAUSE_SECONDS)
         elif now >= self._due:
-            self._started, self._due = now, None
+            self._started, self._first, self._due = now, False, None
             self.worker.start()
 
 
@@ -128,21 +127,11 @@ def _running(kept: list[_Kept]) -> Iterator[list[_Kept]]:
             one.worker.stop()
 
 
-@contextmanager
-def _lock() -> Iterator[IO[bytes]]:
-    """Hold the lock of this command in `data_dir`."""
-    config.data_path.mkdir(parents=True, exist_ok=True)
-    with locked(config.data_path / "workers.lock", wait=False) as lock:
-        if lock is None:
-            raise already_running(config, "workers")
-        yield lock
-
-
 def _watch(kept: list[_Kept], servers: Servers, say: Callable[[str], None]) -> NoReturn:
-    """Start workers that have ended again.
+    """Look after the workers until Ctrl-C.
 
     Raises:
-        Refused: A worker has no chance, or a server that was started for them has died.
+        Refused: A worker has ended soon after its first start, or a server that was started for them has died.
     """
     while True:
         for one in kept:

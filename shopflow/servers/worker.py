@@ -102,18 +102,12 @@ def child_worker(
     Raises:
         Refused: The same command runs in the same `data_dir` already, or another program has the configured port.
     """
-    folder = config.data_path
-    log = folder / f"{name}-worker.log"
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / f"{name}.lock", wait=False) as lock:
-        if lock is None:
-            raise already_running(config, name)
+    log = config.data_path / f"{name}-worker.log"
+    with alone(config, name) as lock:
         host = reached_at(config.web.bind)
         port = _web_port(host, config) if first else any_port(host)
         url = url_of(host, port)
-        lock.truncate(0)
-        lock.write(url.encode())
-        lock.flush()
+        write_url(lock, url)
         keeper.cut(log, 0)
         command = [sys.executable, "-m", "shopflow", "worker", "--web-port", str(port), "-l", "info"]
         variables = {**os.environ, **(variables or {})}
@@ -133,17 +127,37 @@ def url_of(host: str, port: int) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
+@contextmanager
+def alone(config: Config, name: str) -> Iterator[IO[bytes]]:
+    """Hold the lock of this command in `data_dir`.
+
+    Raises:
+        Refused: The command runs there already. The message has the address that `write_url` wrote.
+    """
+    config.data_path.mkdir(parents=True, exist_ok=True)
+    with locked(config.data_path / f"{name}.lock", wait=False) as lock:
+        if lock is None:
+            raise _already_running(config, name)
+        yield lock
+
+
+def write_url(lock: IO[bytes], url: str) -> None:
+    """Write the address of the command's worker into its lock, for whoever starts the command again."""
+    lock.truncate(0)
+    lock.write(url.encode())
+    lock.flush()
+
+
 def check_alone(config: Config, name: str) -> None:
     """Raise `Refused` if this command runs in this `data_dir` already."""
     if is_locked(config.data_path / f"{name}.lock"):
-        raise already_running(config, name)
+        raise _already_running(config, name)
 
 
-def already_running(config: Config, name: str) -> Refused:
-    """The error, with the address of the worker that runs."""
+def _already_running(config: Config, name: str) -> Refused:
     url = (config.data_path / f"{name}.lock").read_text(encoding="utf-8", errors="replace")
-    where = f": {url}/" if url else ""
-    return Refused(f"data_dir: a {name} is running already in {config.data_path}{where}")
+    where, what = f": {url}/" if url else "", "workers are" if name == "workers" else f"a {name} is"
+    return Refused(f"data_dir: {what} running already in {config.data_path}{where}")
 
 
 def _web_port(host: str, config: Config) -> int:
