@@ -13,13 +13,12 @@ from time import monotonic
 from typing import Any, NoReturn
 
 import msgspec
-from aiokafka.errors import KafkaError
 
-from faust_batches.refusals import kafka_failure
 from shopflow import topics
 from shopflow.errors import Unavailable
 from shopflow.kafka import connection
 from shopflow.kafka.security import Bootstrap
+from shopflow.kafka.sender import Sender
 from shopflow.shop.stock import alert_id, stocked
 from shopflow.shop.text import money
 from shopflow.store import MongoStore
@@ -80,13 +79,16 @@ class Trading:
 
     async def run(self) -> NoReturn:
         """Send events until it is cancelled."""
-        async with connection.producer(self._bootstrap) as self._producer:
+        self._sender = Sender(lambda: connection.producer(self._bootstrap))
+        try:
             await asyncio.gather(
                 self._repeat(self.buy, lambda: 1 / self._rate if self._rate else pause()),
                 self._repeat(self.register, lambda: REGISTRATION_SECONDS),
                 self._repeat(self.deliver, lambda: DELIVERY_SECONDS),
                 self._repeat(self.send_bad_event, lambda: BAD_EVENT_SECONDS),
             )
+        finally:
+            await self._sender.close()
         raise AssertionError("the events of an open shop do not end")
 
     async def _repeat(self, send: Callable[[], Awaitable[None]], seconds: Callable[[], float]) -> NoReturn:
@@ -137,11 +139,7 @@ class Trading:
 
     async def _send(self, topic: Any, event: seeding.Event) -> None:
         name = topic.get_topic_name()
-        key = event[topics.KEYS[name]].encode()
-        try:
-            await self._producer.send_and_wait(name, msgspec.json.encode(event), key=key)
-        except KafkaError as error:
-            raise kafka_failure(error, name) from error
+        await self._sender.send(name, [(event[topics.KEYS[name]].encode(), msgspec.json.encode(event))])
 
 
 def pause() -> float:

@@ -1,4 +1,8 @@
-"""The producer for events that come over HTTP: started at the first event, shared, and replaced after a failure."""
+"""A producer for as long as a program runs: started at the first event, shared, and replaced after a failure.
+
+A producer of aiokafka does not outlive every failure. A batch that waits for a leader for more than 40 s fails, but its
+sequence numbers are used up: Kafka refuses each later record of that partition with OutOfOrderSequenceNumber.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,8 @@ _CLOSE_SECONDS = 2.0
 class Sender:
     """Sends keys and values. The key determines the partition, as in Java's producers.
 
-    Faust's producer is not used: it sends nothing without a valid lease, and events that come over HTTP need no lease.
+    A worker does not use Faust's producer for events that come over HTTP: it sends nothing without a valid lease, and
+    these events need no lease.
 
     Arguments:
         connect: Returns a producer as an async context manager, whose start raises `Unavailable`.
