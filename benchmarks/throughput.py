@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks import benthos
 from benchmarks.report import plot, print_table, write
 from benchmarks.rig import Contender, FailedError, Load, Measured, Rig, module, opened
 from shopflow.config.promotions import EXAMPLES
@@ -24,6 +25,7 @@ from shopflow.config.promotions import EXAMPLES
 #: Faust's workers print this when the tables are recovered and they begin to consume.
 FAUST_STARTED = r"Worker ready"
 CONNECT_STARTED = r"finished initialization and start"
+BENTHOS_STARTED = r"kafka_franz is now active"
 QUIX_STARTED = r"application started and is now processing"
 WORKER = ("worker", "-l", "info", "--web-port", "{port}")
 
@@ -36,6 +38,7 @@ CONTENDERS = (
     Contender(
         "connector", (*module("connector"), "{port}"), started=CONNECT_STARTED, share=0.3, group="connect-{name}"
     ),
+    Contender("benthos", module("benthos"), started=BENTHOS_STARTED, share=0.2),
     Contender("plain-faust", (*FAUST, "-A", "benchmarks.plain_faust", *WORKER), started=FAUST_STARTED, share=0.04),
     Contender("textbook", (*FAUST, "-A", "benchmarks.textbook", *WORKER), started=FAUST_STARTED, share=0.02),
 )
@@ -129,6 +132,8 @@ def main() -> None:
         "--out", type=Path, default=Path("benchmark.json"), help="the figures; beside it the plot, as .svg"
     )
     arguments = parser.parse_args()
+    if not arguments.only or "benthos" in arguments.only:
+        benthos.build()
     with (
         tempfile.TemporaryDirectory(prefix="shopflow-bench-") as folder,
         opened(arguments.mongodb, Path(folder)) as rig,
