@@ -94,7 +94,7 @@ def build() -> None:
     except FileNotFoundError:
         print("Benthos can't be built: there is no Go (https://go.dev/dl/)", flush=True)
     except subprocess.CalledProcessError as error:
-        print(f"Benthos can't be built: {(error.stderr or error.stdout).strip().splitlines()[-1:]}", flush=True)
+        print(f"Benthos can't be built: {' '.join(error.cmd)}: {error.stderr.strip()}", flush=True)
 
 
 def main() -> None:
