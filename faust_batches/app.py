@@ -18,6 +18,7 @@ from faust.types import TP
 from faust.web.exceptions import ServiceUnavailable
 
 from .agent import WAITING_BATCHES, BatchedTopic, Handler, Restarts, each_batch, in_turn
+from .assignor import EvenAssignor
 from .batch import Batch
 from .consumer import BatchConsumer
 from .fetching import bear
@@ -34,6 +35,7 @@ from .troubles import Troubles
 SETTINGS = {
     "topic_disable_leader": True,  # one topic less to create, and to be allowed to create
     "TableManager": Tables,
+    "PartitionAssignor": EvenAssignor,
     "stream_wait_empty": False,  # else a rebalance waits for batches that wait for a server
     "broker_max_poll_records": 4_000,
     # A batch may wait for a server for hours without losing its partition. Only missing heartbeats lose it.
