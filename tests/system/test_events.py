@@ -192,22 +192,26 @@ def test_while_kafka_is_away_senders_are_asked_to_come_again(open_embedded_shop:
 
 
 class Load:
-    """Clients that make purchases at a steady rate, each until it is confirmed."""
+    """Clients that make purchases at a steady rate until `enough`, and send each until it is confirmed."""
 
-    def __init__(self, workers: list[Worker], choice: random.Random, count: int) -> None:
+    def __init__(self, workers: list[Worker], choice: random.Random) -> None:
         self.ports = [worker.port for worker in workers]
-        self.sold = [purchase(f"c-{choice.randrange(100)}", purchase_id=f"b-{number}") for number in range(count)]
+        self.choice = choice
+        self.enough = threading.Event()
+        self.sold: list[Json] = []
         self.tries: Counter[str] = Counter()
         self.confirmed: set[str] = set()
 
     async def run(self) -> None:
-        """Make all purchases."""
+        """Make all purchases, and wait until each is confirmed."""
         timeout = aiohttp.ClientTimeout(total=20)
         async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
             began, buying = time.monotonic(), []
-            for number, event in enumerate(self.sold):
+            while not self.enough.is_set():
+                number = len(self.sold)
                 await asyncio.sleep(began + number / RATE - time.monotonic())
-                buying.append(asyncio.create_task(self._buy(session, number, event)))
+                self.sold.append(purchase(f"c-{self.choice.randrange(100)}", purchase_id=f"b-{number}"))
+                buying.append(asyncio.create_task(self._buy(session, number, self.sold[-1])))
             await asyncio.gather(*buying)
 
     async def _buy(self, session: aiohttp.ClientSession, number: int, event: Json) -> None:
@@ -240,26 +244,27 @@ def test_every_confirmed_purchase_is_there_once_while_workers_are_killed(open_sh
     with open_shop() as shop:
         workers = [shop.start_worker(), shop.start_worker()]
         until(lambda: shared(workers), "both workers have partitions", 60)
-        load, kills = Load(workers, choice, int(RATE * HTTP_SECONDS)), 0
+        load, kills, began = Load(workers, random.Random(choice.random())), 0, time.monotonic()
         thread = threading.Thread(target=lambda: asyncio.run(load.run()))
         thread.start()
-        while thread.is_alive():
-            thread.join(choice.uniform(1, 4))
-            if not thread.is_alive():
-                break
-            number = choice.randrange(2)
-            workers[number].kill()
-            kills += 1
-            workers[number] = shop.start_worker(port=workers[number].port)
-            fresh = workers[number]
-            until(lambda fresh=fresh: fresh.get("/counts/")[0], "it answers again")
+        try:
+            while kills < 2 or time.monotonic() - began < HTTP_SECONDS:
+                time.sleep(choice.uniform(1, 4))  # the moment of the kill is by chance
+                number = choice.randrange(2)
+                workers[number].kill()
+                kills += 1
+                workers[number] = shop.start_worker(port=workers[number].port)
+                fresh = workers[number]
+                until(lambda fresh=fresh: fresh.get("/counts/")[0], "it answers again")
+        finally:
+            load.enough.set()
+            thread.join()
         print(f"{kills} kills, {dict(load.tries)}")
         wanted = {event["purchase_id"] for event in load.sold}
         assert load.confirmed == wanted
         until(lambda: shared(workers), "both workers have partitions again", 60)
         shop.drain()
         assert {one["_id"] for one in shop.db.purchases.find({}, {"_id": 1})} == wanted
-        assert kills >= 2
 
         def sums() -> int:
             return sum(worker.counts().get("purchases", 0) for worker in workers)
