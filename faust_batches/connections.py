@@ -1,8 +1,11 @@
-"""Lets an aiokafka client notice a cut network, and connect soon after its end."""
+"""Lets an aiokafka client notice a cut network, connect soon after its end, and ask for leaders with pauses."""
 
 from __future__ import annotations
 
+import asyncio
 import socket
+from collections import deque
+from time import monotonic
 from typing import Any
 
 #: Of one attempt. In a cut network the kernel sends its packets after 0, 1, 3, 7, 15 ... seconds: after a long cut, a
@@ -10,6 +13,8 @@ from typing import Any
 _CONNECT_SECONDS = 5.0
 #: A connection that is silent for so long is probed as often.
 _PROBE_SECONDS = 2
+#: So many requests for metadata may come within a second. Each further one waits first.
+_REFRESHES, _REFRESH_PAUSE_SECONDS = 10, 0.1
 
 
 def notice_cuts(client: Any, seconds: float) -> None:
@@ -29,6 +34,23 @@ def notice_cuts(client: Any, seconds: float) -> None:
         return connection
 
     client._get_conn = connected
+
+
+def pace_refreshes(client: Any) -> None:
+    """Let an `AIOKafkaClient` pause between its requests for metadata when many come at once.
+
+    While Kafka answers that a partition has no leader, as during its orderly stop, aiokafka asks again at once, as long
+    as records wait for that partition: thousands of times a second.
+    """
+    refresh, recent = client._metadata_update, deque[float](maxlen=_REFRESHES)
+
+    async def refreshed(*args: Any) -> Any:
+        if len(recent) == _REFRESHES and monotonic() - recent[0] < 1:
+            await asyncio.sleep(_REFRESH_PAUSE_SECONDS)
+        recent.append(monotonic())
+        return await refresh(*args)
+
+    client._metadata_update = refreshed
 
 
 def _probe(link: socket.socket, seconds: float) -> None:

@@ -21,7 +21,7 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from mode import Service
 
-from .connections import notice_cuts
+from .connections import notice_cuts, pace_refreshes
 from .errors import Refusal
 from .fetching import bear
 from .instance import Instance
@@ -98,6 +98,7 @@ class CommittedThread(driver.AIOKafkaConsumerThread):
         coordinator._perform_assignment = _with_new_topics(coordinator, coordinator._perform_assignment)
         bear(self._ensure_consumer(), self.consumer.standstills.stops)  # type: ignore[attr-defined]
         notice_cuts(coordinator._client, self.app.conf.broker_session_timeout)
+        pace_refreshes(coordinator._client)
         coordinator._push_error_to_user = self._stay_out
         if coordinator._group_instance_id is not None:
             assignor: Any = self._assignor

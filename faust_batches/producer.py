@@ -16,7 +16,7 @@ from aiokafka.protocol.produce import ProduceRequest
 from faust.transport.drivers import aiokafka as driver
 from mode import Service
 
-from .connections import notice_cuts
+from .connections import notice_cuts, pace_refreshes
 from .lease import Lease
 from .refusals import InvalidRecordError, name_topic
 
@@ -58,6 +58,7 @@ class LeaseProducer(driver.Producer):
         await super().on_start()
         client: Any = self._ensure_producer().client
         notice_cuts(client, self._lease.timeout)
+        pace_refreshes(client)
         client.send = self._guarded(client)
         if hasattr(signal, "SIGCONT") and threading.current_thread() is threading.main_thread():
             # A process that was frozen recalls before its event loop writes the rest of a request.

@@ -24,6 +24,7 @@ from aiokafka.errors import (
 )
 
 from faust_batches import bear
+from faust_batches.connections import pace_refreshes
 from faust_batches.noise import Noise
 from faust_batches.refusals import kafka_failure
 from shopflow.errors import Refused, Unavailable
@@ -182,6 +183,7 @@ def producer(bootstrap: Bootstrap) -> Any:
         max_batch_size=262_144,
         max_request_size=MAX_MESSAGE_BYTES,
     )
+    pace_refreshes(client.client)
     return _started(client, client.stop, bootstrap)
 
 

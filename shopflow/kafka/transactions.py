@@ -11,6 +11,7 @@ from typing import Any
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaConnectionError, KafkaError
 
+from faust_batches.connections import pace_refreshes
 from faust_batches.refusals import name_topic
 from shopflow.errors import Unavailable
 
@@ -96,6 +97,7 @@ async def transactions(bootstrap: Bootstrap, transactional_id: str) -> AsyncIter
         max_request_size=2
         * MAX_MESSAGE_BYTES,  # so that Kafka, not the client, refuses a record too large for its topic
     )
+    pace_refreshes(client.client)
     try:
         try:
             await within(_COMMIT_SECONDS, client.start())
