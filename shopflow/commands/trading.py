@@ -20,7 +20,7 @@ from shopflow.kafka import connection
 from shopflow.kafka.security import Bootstrap
 from shopflow.kafka.sender import Sender
 from shopflow.shop.stock import alert_id, stocked
-from shopflow.shop.text import money
+from shopflow.shop.text import grouped, money
 from shopflow.store import MongoStore
 
 from . import samples, seeding
@@ -80,14 +80,20 @@ class Trading:
     async def run(self) -> NoReturn:
         """Send events until it is cancelled."""
         self._sender = Sender(lambda: connection.producer(self._bootstrap))
-        try:
-            await asyncio.gather(
-                self._repeat(self.buy, lambda: 1 / self._rate if self._rate else pause()),
-                self._repeat(self.register, lambda: REGISTRATION_SECONDS),
-                self._repeat(self.deliver, lambda: DELIVERY_SECONDS),
-                self._repeat(self.send_bad_event, lambda: BAD_EVENT_SECONDS),
+        loops = [
+            asyncio.ensure_future(self._repeat(send, seconds))
+            for send, seconds in (
+                (self.buy, lambda: 1 / self._rate if self._rate else pause()),
+                (self.register, lambda: REGISTRATION_SECONDS),
+                (self.deliver, lambda: DELIVERY_SECONDS),
+                (self.send_bad_event, lambda: BAD_EVENT_SECONDS),
             )
+        ]
+        try:
+            await asyncio.gather(*loops)
         finally:
+            for each in loops:
+                each.cancel()  # an error in one of them leaves the others running
             await self._sender.close()
         raise AssertionError("the events of an open shop do not end")
 
@@ -129,7 +135,7 @@ class Trading:
             if product is chosen or product["product_id"] in low:
                 await self._send(topics.products, product)
                 name = product["name"] + (" ran low" if product["product_id"] in low else "")
-                self._say(f"{name}: {product['stock']} are delivered, now {money(product['price'])} each.")
+                self._say(f"{name}: {grouped(product['stock'])} are delivered, now {money(product['price'])} each.")
 
     async def send_bad_event(self) -> None:
         """Send a purchase that becomes a dead letter."""
