@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import ssl
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -44,6 +45,8 @@ def test_a_transaction_in_a_worker_leaves_its_handler_of_errors_in_place(monkeyp
 
     class Client:
         """A producer that does nothing."""
+
+        client = SimpleNamespace(_metadata_update=None)
 
         def __init__(self, **options: Any) -> None: ...
 
