@@ -29,7 +29,7 @@ from benchmarks.rig import PARTITIONS, Load, sale
 from shopflow.config.settings import Batching, Config
 from shopflow.kafka.connection import quiet
 from shopflow.servers.servers import Addresses, Servers
-from tests.support.shop import Shop, Worker, free_port, until
+from tests.support.shop import Shop, Worker, free_port, shared, until
 
 CUSTOMERS = 1_000
 #: The most purchases of a run.
@@ -119,8 +119,8 @@ class Crew:
         return self._shop.start_worker(port=port)
 
     def calm(self) -> float:
-        """Wait until each partition has one owner and moves on. Returns the time at which that began."""
-        until(self._is_shared, "the workers share the partitions", _LIMIT_SECONDS)
+        """Wait until the workers share the partitions, and each moves on. Returns the time at which that began."""
+        until(lambda: shared(self.workers, PARTITIONS), "the workers share the partitions", _LIMIT_SECONDS)
         began = time.monotonic()
         while time.monotonic() < began + _CALM_SECONDS:
             now = time.monotonic()
@@ -128,15 +128,6 @@ class Crew:
                 began = now  # a partition does not move yet
             time.sleep(_TICK_SECONDS)
         return began
-
-    def _is_shared(self) -> bool:
-        """A worker may have none: Faust leaves two of three workers their two partitions each."""
-        answers = [worker.counts().get("partitions") for worker in self.workers]
-        owned = sorted(number for each in answers for number in each or ())
-        return None not in answers and owned == list(range(PARTITIONS))
-
-    def _any_with_partitions(self) -> int:
-        return self.rng.choice([number for number, worker in enumerate(self.workers) if worker.partitions()])
 
     def _measured(self, fault: Callable[[], None]) -> float:
         since = time.monotonic()
@@ -148,7 +139,7 @@ class Crew:
         """Kill a worker (SIGKILL), and start it again at once."""
 
         def fault() -> None:
-            number = self._any_with_partitions()
+            number = self.rng.randrange(len(self.workers))
             self.workers[number].kill()
             self.workers[number] = self._start(self.workers[number].port)
 
@@ -156,7 +147,7 @@ class Crew:
 
     def killed_for_good(self) -> float:
         """Kill a worker (SIGKILL). After it was measured, a worker takes its place."""
-        gone = self.workers.pop(self._any_with_partitions())
+        gone = self.workers.pop(self.rng.randrange(len(self.workers)))
         seconds = self._measured(gone.kill)
         self.workers.append(self._start(gone.port))
         self.calm()
