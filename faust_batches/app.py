@@ -26,6 +26,7 @@ from .flow import Flow
 from .lease import Lease
 from .outage import Outage
 from .producer import LeaseProducer, acknowledged
+from .quotas import Quotas
 from .recovery import Tables
 from .refusals import name_topic
 from .table import Table
@@ -114,6 +115,7 @@ class App(faust.App):
         #: What a person must know or mend.
         self.troubles = Troubles()
         self.kafka_outage = Outage("Kafka", troubles=self.troubles)
+        self.quotas = Quotas(self.troubles)
         #: The disk that all tables share.
         self.disk_outage = Outage("RocksDB", "can't write", "writes again")
         super().__init__(*args, **{**SETTINGS, **kwargs})

@@ -99,6 +99,7 @@ class CommittedThread(driver.AIOKafkaConsumerThread):
         bear(self._ensure_consumer(), self.consumer.standstills.stops)  # type: ignore[attr-defined]
         notice_cuts(coordinator._client, self.app.conf.broker_session_timeout)
         pace_refreshes(coordinator._client)
+        self._application.quotas.heed(coordinator._client)
         coordinator._push_error_to_user = self._stay_out
         if coordinator._group_instance_id is not None:
             assignor: Any = self._assignor

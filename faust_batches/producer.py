@@ -60,6 +60,7 @@ class LeaseProducer(driver.Producer):
         notice_cuts(client, self._lease.timeout)
         pace_refreshes(client)
         client.send = self._guarded(client)
+        self.app.quotas.heed(client)  # type: ignore[attr-defined]  # before the lease is looked at: it may take long
         if hasattr(signal, "SIGCONT") and threading.current_thread() is threading.main_thread():
             # A process that was frozen recalls before its event loop writes the rest of a request.
             signal.signal(signal.SIGCONT, lambda *_: self.recall_without_lease())

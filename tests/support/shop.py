@@ -488,7 +488,11 @@ class Shop:
 
     def read(self, kind: str) -> list[Any]:
         """All records of a topic that are not of an aborted transaction, by partition and offset."""
-        return _run(self._read(self.topic(kind)))
+        return self.read_from(self.topic(kind))
+
+    def read_from(self, topic: str) -> list[Any]:
+        """All records of a topic by its full name."""
+        return _run(self._read(topic))
 
     def sell_in_transaction(self, *events: Json, commit: bool) -> None:
         """Send purchases with a transactional producer, and commit or abort."""

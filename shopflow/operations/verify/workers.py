@@ -16,6 +16,7 @@ from faust.assignor.client_assignment import ClientMetadata
 
 from faust_batches import Trouble
 from faust_batches.losses import REMOVED
+from faust_batches.quotas import THROTTLED
 from shopflow.errors import Unavailable
 from shopflow.kafka.group import group_of
 from shopflow.kafka.security import Bootstrap
@@ -137,7 +138,7 @@ async def troubles(
             texts |= {(trouble.kind, trouble.subject): trouble.text for trouble in answer.troubles}
     if texts:
         harmless = all(
-            kind in {SLOW, *HARMLESS} or (kind == REMOVED and subject.startswith(f"{counted}["))
+            kind in {SLOW, THROTTLED, *HARMLESS} or (kind == REMOVED and subject.startswith(f"{counted}["))
             for kind, subject in texts
         )
         return Check("troubles", harmless, "; ".join(texts.values()))

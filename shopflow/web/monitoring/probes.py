@@ -9,6 +9,7 @@ from typing import Any
 from faust_batches import App, Outage
 from faust_batches.membership import CLIENT_ENDED, NOT_IN_GROUP
 from faust_batches.outage import REFUSED
+from faust_batches.quotas import THROTTLED
 from shopflow.errors import Refusal
 from shopflow.kafka.lag import LOOK_SECONDS, Lags
 from shopflow.kafka.offsets import Partition
@@ -138,7 +139,7 @@ class Health:
 
     def _excused(self) -> bool:
         away = self._mongodb.seconds is not None or self._app.kafka_outage.seconds is not None
-        slow = any(trouble.kind == SLOW for trouble in self._app.troubles.present)
+        slow = any(trouble.kind in {SLOW, THROTTLED} for trouble in self._app.troubles.present)
         refused = self._mongodb.refuses or self._app.kafka_outage.refuses
         return away or refused or slow or not self._app.serving or not self._app.lease.valid
 
