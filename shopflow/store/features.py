@@ -23,8 +23,9 @@ from .types import PRODUCTS, PURCHASES, SALES, TIME, Document, PartitionSales
 LOWEST = "5.0"
 #: How long all trials may take at a start.
 _TRIAL_SECONDS = 3.0
-#: No document has it: all ids are texts.
-_NOBODY: Document = {"nobody": True}
+#: No document has it: all ids are texts. It is a plain value, which is looked up in the index. For a document,
+#: SecantusDB would read the whole collection, and hold up all writes meanwhile.
+_NOBODY = -1
 _AT = datetime(2026, 1, 1, tzinfo=timezone.utc)
 _SUMS: Document = {"units": {"$sum": "$quantity"}, "revenue": {"$sum": "$value"}}
 #: What `readWrite` grants and is needed.

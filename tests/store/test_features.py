@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from time import monotonic
+from typing import Any
 
 import pytest
 from pymongo.database import Database
@@ -39,6 +41,19 @@ def test_a_server_that_knows_all_is_left_as_it_was(store: MongoStore, run: Run, 
     assert run(store.lacking()) == ""
     run(store.check_features())
     assert {name: list(database[name].find()) for name in database.list_collection_names()} == before
+
+
+def test_a_large_collection_is_not_read(store: MongoStore, run: Run, database: Database[Document]) -> None:
+    """SecantusDB lets all writes wait while it reads a collection: at each start and every minute that was a second."""
+    database["purchases"].insert_many([{"_id": f"b-{number}", "quantity": 1} for number in range(20_000)])
+
+    def seconds(work: Callable[[], Any]) -> float:
+        began = monotonic()
+        work()
+        return monotonic() - began
+
+    whole = min(seconds(lambda: list(database["purchases"].find({"quantity": 2}))) for _ in range(3))
+    assert min(seconds(lambda: run(store.lacking())) for _ in range(3)) < whole / 2
 
 
 @pytest.mark.parametrize(
