@@ -90,8 +90,8 @@ async def run(rig: Rig, arguments: argparse.Namespace) -> list[Measured]:
     """Measure all rounds."""
     found: list[Measured] = []
     for name in arguments.loads:
-        load, all_contenders = LOADS[name]
-        contenders = [each for each in all_contenders if not arguments.only or each.name in arguments.only]
+        load = LOADS[name][0]
+        contenders = chosen(name, arguments)
         if not found and contenders:
             await measure(rig, contenders[0], load, arguments.purchases // 2, "not counted")
         for number in range(arguments.rounds):
@@ -100,6 +100,11 @@ async def run(rig: Rig, arguments: argparse.Namespace) -> list[Measured]:
                     found.append(measured)
                     write(found, arguments.out)
     return found
+
+
+def chosen(load: str, arguments: argparse.Namespace) -> list[Contender]:
+    """The contenders of a load that are wanted."""
+    return [each for each in LOADS[load][1] if not arguments.only or each.name in arguments.only]
 
 
 async def measure(rig: Rig, contender: Contender, load: Load, purchases: int, what: str) -> Measured | None:
@@ -132,7 +137,7 @@ def main() -> None:
         "--out", type=Path, default=Path("benchmark.json"), help="the figures; beside it the plot, as .svg"
     )
     arguments = parser.parse_args()
-    if not arguments.only or "benthos" in arguments.only:
+    if any(each.name == "benthos" for load in arguments.loads for each in chosen(load, arguments)):
         benthos.build()
     with (
         tempfile.TemporaryDirectory(prefix="shopflow-bench-") as folder,
