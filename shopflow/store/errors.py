@@ -65,6 +65,9 @@ _REFUSALS = {
     121: "remove the collection's validator, or change it, with db.runCommand({collMod: NAME, validator: {}})",
 }
 
+#: The errors of pymongo's own lock.
+_BROKEN_LOCK = {"Lock is not acquired", "cannot wait on un-acquired lock", "cannot notify on un-acquired lock"}
+
 
 @contextmanager
 def translated() -> Iterator[None]:
@@ -78,7 +81,7 @@ def translated() -> Iterator[None]:
         raise failure(code, reason(error)) from error
     except RuntimeError as error:
         # pymongo 4's lock fails when requests that wait for a server are cancelled or run out of time.
-        if str(error) != "Lock is not acquired":
+        if str(error) not in _BROKEN_LOCK:
             raise
         raise Unavailable("MongoDB", "no server was found in time") from error
 

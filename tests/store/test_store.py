@@ -15,6 +15,7 @@ import pytest
 from bson.datetime_ms import DatetimeMS
 from hypothesis import given
 from hypothesis import strategies as st
+from pymongo._asyncio_lock import Condition, Lock
 from pymongo.errors import AutoReconnect, ExecutionTimeout, OperationFailure
 
 from faust_batches import Outage
@@ -477,9 +478,14 @@ def test_an_error_of_the_program_is_not_taken_for_an_outage() -> None:
 
 
 def test_a_fault_of_the_drivers_lock_is_an_outage() -> None:
-    """pymongo raises it now and then in an outage, instead of an error of its own."""
-    with pytest.raises(Unavailable, match="no server was found in time"), translated():
-        raise RuntimeError("Lock is not acquired")
+    """pymongo raises these now and then in an outage, instead of an error of its own: its lock is not held then."""
+
+    async def wait() -> None:
+        await Condition().wait()
+
+    for fault in (lambda: Lock().release(), lambda: asyncio.run(wait()), lambda: Condition().notify()):
+        with pytest.raises(Unavailable, match="no server was found in time"), translated():
+            fault()
 
 
 def test_documents_of_another_program_are_read() -> None:
