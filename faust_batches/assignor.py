@@ -77,7 +77,7 @@ def share_evenly(shares: Collection[CopartitionedAssignment], partitions: int) -
     for place, share in enumerate(sorted(shares, key=lambda share: -len(share.actives))):
         kept = smallest + 1 if place < larger else smallest
         share.actives -= set(sorted(share.actives)[kept:])
-    for partition in sorted(set(range(partitions)) - _owned(shares)):
+    for partition in sorted(set(range(partitions)).difference(*(share.actives for share in shares))):
         able = [share for share in shares if has_room(share)]
         owner = min(able, key=lambda share: (partition not in share.standbys, len(share.actives)))
         owner.standbys.discard(partition)
@@ -92,7 +92,3 @@ def _leave_one_owner(shares: Iterable[CopartitionedAssignment], partitions: int)
             if partition >= partitions or owners[partition] > 1:
                 share.actives.remove(partition)
                 owners[partition] -= 1
-
-
-def _owned(shares: Iterable[CopartitionedAssignment]) -> set[int]:
-    return set().union(*(share.actives for share in shares))

@@ -50,14 +50,15 @@ class Quotas:
         client.send = heeding
 
     def _heard(self, seconds: float) -> None:
+        now, long = monotonic(), seconds >= _TOLD_SECONDS
         with self._lock:
-            if seconds >= _TOLD_SECONDS:
-                self._until = max(self._until or 0.0, monotonic() + seconds)
-            elif self._until is None or monotonic() - self._until < _OVER_SECONDS:
+            if long:
+                self._until = max(self._until or 0.0, now + seconds)
+            elif self._until is None or now - self._until < _OVER_SECONDS:
                 return
             else:
                 self._until = None
-        if seconds < _TOLD_SECONDS:
+        if not long:
             self._troubles.end(THROTTLED, "Kafka")
             return
         text = (
